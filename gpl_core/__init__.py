@@ -1,0 +1,1 @@
+"""The domain of Generative Pseudo-Labeling: importable without a cluster."""

@@ -1,0 +1,57 @@
+"""One root exception and a few typed subclasses, each with the process exit code it stands for.
+
+| code | meaning |
+|---|---|
+| 0 | done, or a recorded no-op |
+| 1 | unexpected failure |
+| 2 | usage or configuration |
+| 3 | contract, gate or quarantine breach |
+| 4 | an input table or artifact is missing |
+"""
+
+from __future__ import annotations
+
+
+class GplError(Exception):
+    """Root of every error that this project raises on purpose; `exit_code` is what its process exits with."""
+
+    exit_code = 1
+
+
+class UsageError(GplError):
+    """Wrong arguments or configuration."""
+
+    exit_code = 2
+
+
+class ContractError(GplError):
+    """Data or schema that breaks a table's contract."""
+
+    exit_code = 3
+
+
+class GateError(ContractError):
+    """A quality gate refused to publish."""
+
+
+class QuarantineError(ContractError):
+    """More rows were quarantined than the configuration allows."""
+
+
+class LineageError(ContractError):
+    """Two inputs were made by different versions of the same artifact."""
+
+
+class ConflictError(ContractError):
+    """Another run wrote the same slice at the same time."""
+
+
+class MissingInputError(GplError):
+    """An input table, slice or artifact that the step needs does not exist."""
+
+    exit_code = 4
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The process exit code for `error`: its own for a GplError, else 1."""
+    return error.exit_code if isinstance(error, GplError) else 1

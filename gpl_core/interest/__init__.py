@@ -1,0 +1,1 @@
+"""The interest model: SID vocabulary, language model, shared-prefix beam search."""

@@ -1,0 +1,1 @@
+"""Similarity, confidence factors and calibrators."""

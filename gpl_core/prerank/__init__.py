@@ -1,0 +1,1 @@
+"""The reference pre-ranker: model, dual-label loss, metrics."""

@@ -1,0 +1,1 @@
+"""Semantic IDs: encoders, tokeniser, catalogue, health."""

@@ -1,0 +1,1 @@
+"""DeepSpeed entry points, one thin module per worker."""

@@ -1,0 +1,1 @@
+"""Table contracts: one YAML file per table."""

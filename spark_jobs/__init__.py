@@ -1,0 +1,1 @@
+"""Spark entry points, one thin module per job."""
