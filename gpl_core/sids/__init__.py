@@ -1,1 +1,1 @@
-"""Semantic IDs: encoders, tokeniser, catalogue, health."""
+"""Semantic IDs: frozen encoders, residual quantisers, the catalogue of issued SIDs and its prefix trie."""

@@ -1,0 +1,129 @@
+"""Which item carries which SID: the catalogue of one sid_version, both ways. One SID may hold several items.
+
+Legend for shapes: N items, L levels, S distinct SIDs (the trie's leaves), d embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gpl_core.errors import ContractError
+from gpl_core.sids.trie import Trie, checked_sids
+
+_SUM_ROWS = 65_536  # embeddings gathered at a time: bounds memory when the embeddings are a memory-mapped file
+
+
+class Catalogue:
+    """Items and SIDs of one sid_version, held as arrays: trie, items of a leaf (CSR), leaf of an item."""
+
+    def __init__(self, item_index: np.ndarray, sids: np.ndarray, codes: int) -> None:
+        """``item_index`` int [N], each once; ``sids`` int [N x L]; ``codes`` = C. Raises ContractError on bad input."""
+        index = np.asarray(item_index)
+        rows = checked_sids(sids, codes)
+        if index.shape != (len(rows),) or not np.issubdtype(index.dtype, np.integer):
+            raise ContractError(
+                f"item_index: {index.dtype} of shape {index.shape}, expected integers [{len(rows)}], one per SID row."
+            )
+        if len(index) and index.min() < 0:
+            raise ContractError(f"item_index: {index.min()}, expected >= 0; drop padding (-1) first.")
+        order = np.argsort(index, kind="stable")
+        self.item_index: np.ndarray = index[order].astype(np.int64)
+        """int64 [N], ascending; the other per-item arrays follow this order."""
+        repeated = self.item_index[1:][self.item_index[1:] == self.item_index[:-1]]
+        if len(repeated):
+            raise ContractError(
+                f"item_index: {repeated[0]} occurs more than once, expected one SID per item; "
+                "read one sid_version and only rows in force (retired_at = 0)."
+            )
+        self.codes = codes
+        self.trie = Trie.build(rows, codes)
+        self.leaf: np.ndarray = self.trie.leaf_of(rows[order])
+        """int64 [N]: the leaf of each item."""
+        by_leaf = np.argsort(self.leaf, kind="stable")
+        self.leaf_items: np.ndarray = self.item_index[by_leaf]
+        """int64 [N]: items grouped by leaf, ascending item_index within a leaf."""
+        counts = np.bincount(self.leaf, minlength=self.trie.size)
+        self.leaf_offsets: np.ndarray = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        """int64 [S + 1]: items of leaf a are leaf_items[leaf_offsets[a]:leaf_offsets[a + 1]]."""
+        self._row = np.full(int(self.item_index[-1]) + 1 if len(index) else 0, -1, dtype=np.int64)
+        self._row[self.item_index] = np.arange(len(index))
+        self._leaf_sids = self.trie.sids()
+
+    def __len__(self) -> int:
+        return len(self.item_index)
+
+    @property
+    def levels(self) -> int:
+        """L, the number of codes in a SID."""
+        return self.trie.levels
+
+    def leaf_of_item(self, item_index: np.ndarray) -> np.ndarray:
+        """The leaf of each item, int64, any shape; -1 for an item without a SID (and for padding -1)."""
+        index = np.asarray(item_index, dtype=np.int64)
+        out = np.full(index.shape, -1, dtype=np.int64)
+        known = (index >= 0) & (index < len(self._row))
+        row = self._row[index[known]]
+        out[known] = np.where(row >= 0, self.leaf[row] if len(self.leaf) else -1, -1)
+        return out
+
+    def sids_of(self, item_index: np.ndarray) -> np.ndarray:
+        """The SID of each item, int32 [... x L]; all -1 for an item without a SID."""
+        leaf = self.leaf_of_item(item_index)
+        out = np.full((*leaf.shape, self.levels), -1, dtype=np.int32)
+        out[leaf >= 0] = self._leaf_sids[leaf[leaf >= 0]]
+        return out
+
+    def items_of_leaf(self, leaf: int) -> np.ndarray:
+        """The items of one leaf, int64 [k >= 1], ascending."""
+        return self.leaf_items[self.leaf_offsets[leaf] : self.leaf_offsets[leaf + 1]]
+
+    def items_of(self, sid: np.ndarray) -> np.ndarray:
+        """The items that carry ``sid`` (int [L]), int64 [k], ascending; empty where there are none."""
+        leaf = int(self.trie.leaf_of(np.asarray(sid)[None])[0])
+        return self.items_of_leaf(leaf) if leaf >= 0 else np.empty(0, dtype=np.int64)
+
+    def anchor_embeddings(self, embeddings: np.ndarray, leaves: np.ndarray | None = None) -> np.ndarray:
+        """g(a): the unit-normalised mean of e(j) over the items of each leaf, float32 [S x d] (formula: ours).
+
+        ``embeddings`` [>= max item_index + 1 x d] is indexed by item_index (a memory map will do);
+        ``leaves`` int [M] limits the work to some leaves and gives [M x d] in their order.
+        Items of one SID that cancel out leave no direction: the item of the lowest index stands for them.
+        """
+        if len(self) and len(embeddings) <= self.item_index[-1]:
+            raise ContractError(
+                f"embeddings: {len(embeddings)} rows, expected more than item_index {self.item_index[-1]}; "
+                "read the item_embeddings of the encoder_version this sid_version was made from."
+            )
+        chosen = np.arange(self.trie.size) if leaves is None else np.asarray(leaves, dtype=np.int64)
+        if len(chosen) and (chosen.min() < 0 or chosen.max() >= self.trie.size):
+            raise ContractError(
+                f"leaves: outside [0, {self.trie.size}); drop SIDs that are not in the catalogue first."
+            )
+        out = np.zeros((len(chosen), embeddings.shape[1]), dtype=np.float32)
+        for start, stop in self._chunks(chosen):
+            part = chosen[start:stop]
+            counts = self.leaf_offsets[part + 1] - self.leaf_offsets[part]
+            firsts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+            within = np.arange(counts.sum()) - np.repeat(firsts, counts)
+            vectors = np.asarray(
+                embeddings[self.leaf_items[np.repeat(self.leaf_offsets[part], counts) + within]], dtype=np.float64
+            )
+            mean = np.add.reduceat(vectors, firsts, axis=0) / counts[:, None]
+            norm = np.linalg.norm(mean, axis=1)
+            flat = norm < 1e-6
+            mean[flat] = vectors[firsts[flat]]
+            norm[flat] = np.linalg.norm(mean[flat], axis=1)
+            out[start:stop] = mean / norm[:, None]
+        return out
+
+    def _chunks(self, leaves: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Ranges of ``leaves`` that hold about _SUM_ROWS items each, at least one leaf."""
+        ends = np.cumsum(self.leaf_offsets[leaves + 1] - self.leaf_offsets[leaves])
+        start = 0
+        while start < len(leaves):
+            done = ends[start - 1] if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, done + _SUM_ROWS, side="right")))
+            yield start, stop
+            start = stop

@@ -1,0 +1,146 @@
+"""The catalogue's prefix trie as flat arrays (CSR), so that a search can gather children on any device.
+
+Legend for shapes: S SIDs given, L levels, C codes per level, n_l nodes at depth l (n_0 = 1, the root).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from gpl_core.errors import ContractError
+
+
+@dataclass(frozen=True, eq=False)
+class Trie:
+    """A prefix trie over distinct SIDs; nodes of one depth are numbered in lexicographic order of their prefix.
+
+    The leaf numbered ``i`` is therefore the i-th distinct SID in lexicographic order.
+    Memory is 4 bytes of token and 8 bytes of offset per node: at most 12 * L bytes per SID, less where prefixes are shared.
+    """
+
+    codes: int
+    """C: every token is in [0, C)."""
+    offsets: tuple[np.ndarray, ...]
+    """L arrays; ``offsets[l]`` int64 [n_l + 1]: children of node n (depth l) are offsets[l][n]:offsets[l][n+1]."""
+    tokens: tuple[np.ndarray, ...]
+    """L arrays; ``tokens[l]`` int32 [n_(l+1)]: the code of each node of depth l+1, ascending within a parent."""
+
+    @property
+    def levels(self) -> int:
+        """L, the number of codes in a SID."""
+        return len(self.tokens)
+
+    @property
+    def size(self) -> int:
+        """The number of distinct SIDs, which is the number of leaves."""
+        return len(self.tokens[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the arrays (the lookup keys, made on first use, not counted)."""
+        return sum(a.nbytes for a in (*self.offsets, *self.tokens))
+
+    @classmethod
+    def build(cls, sids: np.ndarray, codes: int) -> Trie:
+        """The trie of ``sids`` (int [S x L], any order, duplicates allowed); S = 0 gives a root without children.
+
+        Raises ContractError on a wrong shape or type, or on a code outside [0, codes).
+        """
+        rows = checked_sids(sids, codes)
+        levels = rows.shape[1]
+        offsets: list[np.ndarray] = []
+        tokens: list[np.ndarray] = []
+        if codes**levels < 2**62:
+            key = np.zeros(len(rows), dtype=np.int64)
+            for level in range(levels):
+                key *= codes
+                key += rows[:, level]
+            key.sort()
+            key = key[_first_of_run(key)]
+            # From the leaves up: a node starts where its prefix differs from its left neighbour's.
+            for _ in range(levels):
+                parent = key // codes
+                tokens.append((key - parent * codes).astype(np.int32))
+                starts = _first_of_run(parent)
+                offsets.append(np.append(np.flatnonzero(starts), len(key)).astype(np.int64))
+                key = parent[starts]
+            tokens.reverse()
+            offsets.reverse()
+        else:  # the packed key would overflow int64
+            rows = rows[np.lexsort(rows.T[::-1])]
+            new = np.zeros(len(rows), dtype=bool)
+            new[:1] = True
+            parents = np.zeros(len(rows), dtype=np.int64)
+            node_count = 1
+            for level in range(levels):
+                column = rows[:, level]
+                new[1:] |= column[1:] != column[:-1]
+                tokens.append(column[new].astype(np.int32))
+                counts = np.bincount(parents[new], minlength=node_count)
+                offsets.append(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+                parents = np.cumsum(new) - 1
+                node_count = len(tokens[-1])
+        if not len(rows):  # a catalogue without items is a root with no children
+            offsets = [np.zeros(2 if level == 0 else 1, dtype=np.int64) for level in range(levels)]
+        return cls(codes, tuple(offsets), tuple(tokens))
+
+    def sids(self) -> np.ndarray:
+        """All distinct SIDs in leaf order, int32 [size x L]."""
+        out = np.empty((self.size, self.levels), dtype=np.int32)
+        node = np.arange(self.size)
+        for level in range(self.levels - 1, -1, -1):
+            out[:, level] = self.tokens[level][node]
+            node = self._parents[level][node]
+        return out
+
+    def leaf_of(self, sids: np.ndarray) -> np.ndarray:
+        """The leaf ordinal of each SID, int64 [S]; -1 where the catalogue has no such SID (codes outside [0, C) too)."""
+        rows = np.asarray(sids)
+        if rows.ndim != 2 or rows.shape[1] != self.levels:
+            raise ContractError(
+                f"sids: shape {rows.shape}, expected [S x {self.levels}]; pass whole SIDs of this trie."
+            )
+        node = np.zeros(len(rows), dtype=np.int64)
+        found = ((rows >= 0) & (rows < self.codes)).all(axis=1)
+        for level, keys in enumerate(self._edge_keys):
+            if not len(keys):
+                return np.full(len(rows), -1, dtype=np.int64)
+            wanted = node * self.codes + rows[:, level]
+            node = np.searchsorted(keys, wanted)
+            np.minimum(node, len(keys) - 1, out=node)
+            found &= keys[node] == wanted
+        return np.where(found, node, -1)
+
+    @cached_property
+    def _parents(self) -> tuple[np.ndarray, ...]:
+        return tuple(np.repeat(np.arange(len(o) - 1), np.diff(o)) for o in self.offsets)
+
+    @cached_property
+    def _edge_keys(self) -> tuple[np.ndarray, ...]:
+        # parent * C + code ascends with the node number, so one binary search per level finds a child.
+        return tuple(p * self.codes + t for p, t in zip(self._parents, self.tokens, strict=True))
+
+
+def checked_sids(sids: np.ndarray, codes: int) -> np.ndarray:
+    """``sids`` as an int array [S x L], after checking shape, type and range; raises ContractError."""
+    rows = np.asarray(sids)
+    if rows.ndim != 2 or rows.shape[1] < 1:
+        raise ContractError(f"sids: shape {rows.shape}, expected [S x L] with L >= 1; unflatten the column first.")
+    if not np.issubdtype(rows.dtype, np.integer):
+        raise ContractError(f"sids: type {rows.dtype}, expected integers; codes are counted, not measured.")
+    if len(rows) and (rows.min() < 0 or rows.max() >= codes):
+        row = int(np.flatnonzero(((rows < 0) | (rows >= codes)).any(axis=1))[0])
+        raise ContractError(
+            f"sids: row {row} is {rows[row].tolist()}, expected codes in [0, {codes}); "
+            "drop padding (-1) and check that codes and SIDs come from the same tokeniser."
+        )
+    return rows
+
+
+def _first_of_run(values: np.ndarray) -> np.ndarray:
+    first = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=first[1:])
+    return first
