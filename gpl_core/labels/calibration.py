@@ -1,0 +1,298 @@
+"""Calibrators: the map from an anchor similarity to a pseudo-label, as pure formulas (numpy and Spark SQL text).
+
+A pseudo-label is `y~ = calibrate(sim)` in [0, 1]. All formulas here are ours (METHOD.md, stage 1, step 5), after
+published parts: Platt 1999 (`platt`), isotonic regression by pool-adjacent-violators (Zadrozny & Elkan 2002).
+
+Every calibrator of one variable is *defined* as a piecewise linear map on one uniform grid of similarity, so that
+numpy and Spark evaluate the very same few float64 operations:
+
+    t = (clip(sim, -1, 1) + 1) * GRID_CELLS / 2,  j = min(floor(t), GRID_CELLS - 1),  f = t - j
+    label = (1 - f) * y[j] + f * y[j + 1]
+
+| kind | formula | parameters |
+|---|---|---|
+| quantile | the grid map | knots (GRID_CELLS + 1 values) |
+| isotonic | the grid map | knots |
+| platt | sigmoid(a * similarity + b) | weights (a,), intercept b |
+| logistic | sigmoid(w . x + b), x of `FEATURES` | features, weights, intercept, prior_rate, prior_strength |
+
+This module imports neither torch nor Spark: Spark's driver imports it for the text of the expressions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpl_core.errors import ContractError
+
+GRID_CELLS = 1024
+"""Cells of the similarity grid over [-1, 1]; a grid map has GRID_CELLS + 1 knots, one per cell edge."""
+
+GRID_KINDS = ("quantile", "isotonic")
+KINDS = (*GRID_KINDS, "platt", "logistic")
+
+FEATURES = ("similarity", "history_similarity", "item_click_logit", "user_click_logit", "log_popularity")
+"""Features a `logistic` calibrator may use; the last three come from pre-window counts (`feature_values`)."""
+
+COUNT_COLUMNS = ("item_impressions", "item_clicks", "user_impressions", "user_clicks", "item_positives")
+"""Pre-window counts behind the last three features, named as in tables item_stats / user_stats plus their owner."""
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """One row of a reliability diagram: pairs grouped by their label."""
+
+    rows: int
+    mean_label: float
+    click_rate: float
+
+
+@dataclass(frozen=True)
+class FittedOn:
+    """What a calibrator was fitted on.
+
+    source: "uniform" (uniformly exposed slice), "exposed" (exposed clicks, explicit flag), or "unlabelled"
+        (similarities alone). rows: pairs seen; clicks: clicked ones (0 when unlabelled). base_rate: the labels' mean
+        that the fit aimed at. ece: expected calibration error, sum_b n_b |mean label - click rate| / n; None where no
+        clicks were there to measure it.
+    """
+
+    source: str
+    rows: int
+    clicks: int
+    first_date: str
+    last_date: str
+    base_rate: float
+    reliability: tuple[ReliabilityBin, ...] = ()
+    ece: float | None = None
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """A fitted calibrator; see the module's table for which parameters each kind has.
+
+    prior_rate, prior_strength: the click rate that a count without impressions shrinks to, and the number of
+    impressions it is worth (`logistic` only).
+    """
+
+    kind: str
+    fitted_on: FittedOn
+    knots: tuple[float, ...] = ()
+    features: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    intercept: float = 0.0
+    prior_rate: float = 0.05
+    prior_strength: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ContractError(f"calibrator.kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
+        if self.kind in GRID_KINDS:
+            _check_knots(self.knots)
+            return
+        if self.kind == "platt" and self.features != ("similarity",):
+            raise ContractError(f"calibrator.features of kind platt is {self.features!r}; expected ('similarity',)")
+        unknown = [name for name in self.features if name not in FEATURES]
+        if unknown or not self.features or len(set(self.features)) != len(self.features):
+            raise ContractError(
+                f"calibrator.features is {list(self.features)}; expected distinct names out of {', '.join(FEATURES)}"
+            )
+        if len(self.weights) != len(self.features):
+            raise ContractError(
+                f"calibrator.weights has {len(self.weights)} values; expected one per feature ({len(self.features)})"
+            )
+        if not all(math.isfinite(value) for value in (*self.weights, self.intercept)):
+            raise ContractError("calibrator.weights or .intercept is not finite; fit again on more rows")
+        if not 0.0 < self.prior_rate < 1.0 or not self.prior_strength > 0.0:
+            raise ContractError(
+                f"calibrator.prior_rate {self.prior_rate!r} must lie in (0, 1) and "
+                f"prior_strength {self.prior_strength!r} above 0"
+            )
+
+    @property
+    def needs_counts(self) -> bool:
+        """True when the features need item_stats / user_stats beside the pair's scores."""
+        return any(name not in ("similarity", "history_similarity") for name in self.features)
+
+    @property
+    def content_only(self) -> bool:
+        """False for a calibrator that sees interaction counts: its labels are no longer content-only."""
+        return not self.needs_counts
+
+    def to_json(self) -> str:
+        """The calibrator as canonical JSON text (sorted keys): equal calibrators give equal text."""
+        return json.dumps(asdict(self), sort_keys=True, allow_nan=False, indent=1)
+
+    @property
+    def digest(self) -> str:
+        """First 12 hex digits of the SHA-256 of `to_json()`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    @classmethod
+    def from_json(cls, text: str) -> Calibrator:
+        """Reads `to_json()` text; raises ContractError naming the field that is missing, unknown or wrong."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ContractError(f"calibrator JSON cannot be read: {error}") from error
+        data = _checked_fields(cls, data, "calibrator")
+        fitted = _checked_fields(FittedOn, data["fitted_on"], "calibrator.fitted_on")
+        bins = (
+            _checked_fields(ReliabilityBin, row, "calibrator.fitted_on.reliability") for row in fitted["reliability"]
+        )
+        fitted["reliability"] = tuple(ReliabilityBin(**row) for row in bins)
+        data["fitted_on"] = FittedOn(**fitted)
+        for name in ("knots", "features", "weights"):
+            data[name] = tuple(data[name])
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names (or any SQL text) of the columns that `sql_expression` reads; the defaults are the tables' own names."""
+
+    similarity: str = "similarity"
+    history_similarity: str = "history_similarity"
+    item_impressions: str = "item_impressions"
+    item_clicks: str = "item_clicks"
+    user_impressions: str = "user_impressions"
+    user_clicks: str = "user_clicks"
+    item_positives: str = "item_positives"
+
+
+def grid_position(similarity: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], FloatArray]:
+    """(cell j in [0, GRID_CELLS), fraction f in [0, 1]) of similarities of any shape, clipped to [-1, 1]."""
+    position = (np.clip(np.asarray(similarity, dtype=np.float64), -1.0, 1.0) + 1.0) * (GRID_CELLS / 2)
+    cell = np.minimum(np.floor(position), GRID_CELLS - 1)
+    return cell.astype(np.int64), position - cell
+
+
+def feature_values(calibrator: Calibrator, columns: Mapping[str, npt.ArrayLike]) -> FloatArray:
+    """Feature matrix float64 [n x F] of a `platt` or `logistic` calibrator, in the order of its `features`.
+
+    columns: `similarity`, `history_similarity` and, where the features need them, `COUNT_COLUMNS`; each [n].
+    Shrunken click logit (ours): p = (clicks + strength * rate) / (impressions + strength), logit(p); a count that is
+    unknown is given as 0, and clicks beyond the impressions count as impressions too.
+    Log popularity: ln(1 + item_positives).
+    """
+    rate, strength = calibrator.prior_rate, calibrator.prior_strength
+
+    def column(name: str) -> FloatArray:
+        if name not in columns:
+            raise ContractError(f"calibrator feature needs column {name!r}; got {', '.join(sorted(columns))}")
+        return np.asarray(columns[name], dtype=np.float64)
+
+    def click_logit(owner: str) -> FloatArray:
+        clicks, impressions = column(f"{owner}_clicks"), column(f"{owner}_impressions")
+        return np.log((clicks + strength * rate) / (np.maximum(impressions - clicks, 0.0) + strength * (1.0 - rate)))
+
+    made = {
+        "similarity": lambda: column("similarity"),
+        "history_similarity": lambda: column("history_similarity"),
+        "item_click_logit": lambda: click_logit("item"),
+        "user_click_logit": lambda: click_logit("user"),
+        "log_popularity": lambda: np.log1p(column("item_positives")),
+    }
+    return np.stack([made[name]() for name in calibrator.features], axis=-1)
+
+
+def apply(calibrator: Calibrator, columns: Mapping[str, npt.ArrayLike]) -> FloatArray:
+    """Pseudo-labels float64 [n] in [0, 1] from the columns of `feature_values` (grid kinds: `similarity` alone)."""
+    if calibrator.kind in GRID_KINDS:
+        knots = np.asarray(calibrator.knots, dtype=np.float64)
+        cell, fraction = grid_position(columns["similarity"])
+        return (1.0 - fraction) * knots[cell] + fraction * knots[cell + 1]
+    logits = feature_values(calibrator, columns) @ np.asarray(calibrator.weights) + calibrator.intercept
+    return sigmoid(logits)
+
+
+def sigmoid(x: npt.ArrayLike) -> FloatArray:
+    """1 / (1 + exp(-x)) without overflow, any shape."""
+    x = np.asarray(x, dtype=np.float64)
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+def cell_sql(similarity: str) -> str:
+    """Spark SQL text of `grid_position`'s cell (int) of a similarity column: group by it to make histograms."""
+    return f"cast(least(floor({_position_sql(similarity)}), {GRID_CELLS - 1}) as int)"
+
+
+def fraction_sql(similarity: str) -> str:
+    """Spark SQL text of `grid_position`'s fraction (double); its mean per cell makes fits exact."""
+    return f"({_position_sql(similarity)} - {cell_sql(similarity)})"
+
+
+def sql_expression(calibrator: Calibrator, columns: Columns | None = None) -> str:
+    """Spark SQL text (double, in [0, 1]) of `apply`, for `F.expr`; agrees with it to 1e-6 (tested to 1e-12).
+
+    Counts that are null (no row in item_stats / user_stats) count as 0; a null score gives null.
+    """
+    columns = columns or Columns()
+    if calibrator.kind in GRID_KINDS:
+        knots = "array(" + ",".join(_double(value) for value in calibrator.knots) + ")"
+        cell, fraction = cell_sql(columns.similarity), fraction_sql(columns.similarity)
+        return f"((1.0D - {fraction}) * element_at({knots}, {cell} + 1) + {fraction} * element_at({knots}, {cell} + 2))"
+    terms = [_double(calibrator.intercept)]
+    for name, weight in zip(calibrator.features, calibrator.weights, strict=True):
+        terms.append(f"{_double(weight)} * {feature_sql(calibrator, name, columns)}")
+    # exp(-x) overflows to infinity for x < -709, and 1 / (1 + inf) is the 0 that is meant.
+    return f"(1.0D / (1.0D + exp(-({' + '.join(terms)}))))"
+
+
+def feature_sql(calibrator: Calibrator, name: str, columns: Columns | None = None) -> str:
+    """Spark SQL text (double) of one feature of `FEATURES`: the same formula as `feature_values`."""
+    columns = columns or Columns()
+    if name in ("similarity", "history_similarity"):
+        return f"cast({getattr(columns, name)} as double)"
+    if name == "log_popularity":
+        return f"ln(1.0D + {_count_sql(columns.item_positives)})"
+    if name not in FEATURES:
+        raise ContractError(f"calibrator feature {name!r} is unknown; expected one of {', '.join(FEATURES)}")
+    owner = name.split("_")[0]
+    clicks = _count_sql(getattr(columns, f"{owner}_clicks"))
+    impressions = _count_sql(getattr(columns, f"{owner}_impressions"))
+    positive = _double(calibrator.prior_strength * calibrator.prior_rate)
+    negative = _double(calibrator.prior_strength * (1.0 - calibrator.prior_rate))
+    return f"ln(({clicks} + {positive}) / (greatest({impressions} - {clicks}, 0.0D) + {negative}))"
+
+
+def _position_sql(similarity: str) -> str:
+    clipped = f"least(greatest(cast({similarity} as double), -1.0D), 1.0D)"
+    return f"(({clipped} + 1.0D) * {_double(GRID_CELLS / 2)})"
+
+
+def _count_sql(column: str) -> str:
+    return f"coalesce(cast({column} as double), 0.0D)"
+
+
+def _double(value: float) -> str:
+    # repr round-trips float64; the D suffix makes it a double literal (a bare 0.1 is a decimal in Spark SQL).
+    text = f"{float(value)!r}D"
+    return f"({text})" if text.startswith("-") else text
+
+
+def _check_knots(knots: tuple[float, ...]) -> None:
+    values = np.asarray(knots, dtype=np.float64)
+    if values.shape != (GRID_CELLS + 1,):
+        raise ContractError(f"calibrator.knots has {values.size} values; expected {GRID_CELLS + 1}")
+    if not np.isfinite(values).all() or values.min() < 0.0 or values.max() > 1.0:
+        raise ContractError("calibrator.knots holds a value that is not finite or outside [0, 1]; fit it again")
+
+
+def _checked_fields(kind: type, data: Any, where: str) -> dict[str, Any]:
+    names = {item.name for item in fields(kind)}
+    if not isinstance(data, dict) or set(data) != names:
+        found = sorted(data) if isinstance(data, dict) else type(data).__name__
+        raise ContractError(f"{where} has fields {found}; expected exactly {sorted(names)}")
+    return dict(data)

@@ -1,0 +1,170 @@
+"""Calibrators: the formulas' own invariants, JSON, and agreement of the numpy and the Spark SQL form."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpl_core.errors import ContractError
+from gpl_core.labels import calibration
+from gpl_core.labels.calibration import GRID_CELLS, Calibrator, Columns, FittedOn, ReliabilityBin
+from gpl_core.labels.confidence import Exponents, combined_weight, weight_sql
+
+FITTED = FittedOn("uniform", 1200, 60, "2026-01-01", "2026-01-03", 0.05, (ReliabilityBin(1200, 0.05, 0.05),), 0.0)
+KNOTS = tuple(np.linspace(0.01, 0.9, GRID_CELLS + 1).tolist())
+GRID = Calibrator("quantile", FITTED, knots=KNOTS)
+PLATT = Calibrator("platt", FITTED, features=("similarity",), weights=(3.0,), intercept=-2.0)
+LOGISTIC = Calibrator(
+    "logistic", FITTED, features=calibration.FEATURES, weights=(2.0, -1.0, 0.5, 0.25, -0.125), intercept=-1.0
+)
+
+
+@given(st.floats(-1.0, 1.0))
+def test_a_linear_grid_map_is_that_line(similarity: float) -> None:
+    label = calibration.apply(GRID, {"similarity": [similarity]})[0]
+    assert label == pytest.approx(0.01 + (similarity + 1) / 2 * 0.89, abs=1e-12)
+
+
+def test_grid_position_of_the_edges_and_beyond() -> None:
+    cell, fraction = calibration.grid_position([-1.0, 1.0, 1.5, -7.0, 0.0])
+    assert cell.tolist() == [0, GRID_CELLS - 1, GRID_CELLS - 1, 0, GRID_CELLS // 2]
+    assert fraction.tolist() == [0.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def test_platt_and_logistic_are_the_sigmoid_of_their_features() -> None:
+    columns = {
+        "similarity": [0.5],
+        "history_similarity": [0.25],
+        "item_impressions": [80],
+        "item_clicks": [7],
+        "user_impressions": [0],
+        "user_clicks": [0],
+        "item_positives": [9],
+    }
+    assert calibration.apply(PLATT, columns)[0] == pytest.approx(1 / (1 + np.exp(-(3 * 0.5 - 2))))
+    # The prior is worth 20 impressions at 5 %: item (7 + 1) / (80 + 20), user 1 / 20.
+    x = [0.5, 0.25, np.log(0.08 / 0.92), np.log(0.05 / 0.95), np.log(10)]
+    assert calibration.feature_values(LOGISTIC, columns)[0] == pytest.approx(x)
+    logit = np.dot(LOGISTIC.weights, x) - 1.0
+    assert calibration.apply(LOGISTIC, columns)[0] == pytest.approx(1 / (1 + np.exp(-logit)))
+    assert LOGISTIC.needs_counts
+    assert not PLATT.needs_counts
+
+
+@pytest.mark.parametrize("calibrator", [GRID, PLATT, LOGISTIC], ids=lambda c: c.kind)
+def test_json_round_trip(calibrator: Calibrator) -> None:
+    again = Calibrator.from_json(calibrator.to_json())
+    assert again == calibrator
+    assert again.digest == calibrator.digest
+
+
+def test_json_with_a_wrong_field_is_refused_by_name() -> None:
+    data = json.loads(PLATT.to_json())
+    data["slope"] = data.pop("weights")
+    with pytest.raises(ContractError, match="slope"):
+        Calibrator.from_json(json.dumps(data))
+    with pytest.raises(ContractError, match="cannot be read"):
+        Calibrator.from_json("{")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "cosine"}, "kind is 'cosine'"),
+        ({"kind": "isotonic", "knots": (0.1, 0.2)}, "2 values; expected 1025"),
+        ({"kind": "isotonic", "knots": (*KNOTS[:-1], 1.5)}, "outside"),
+        ({"kind": "isotonic", "knots": (*KNOTS[:-1], float("nan"))}, "not finite"),
+        ({"kind": "logistic", "features": ("price",), "weights": (1.0,)}, "price"),
+        ({"kind": "logistic", "features": ("similarity",), "weights": ()}, "0 values"),
+        ({"kind": "platt", "features": ("similarity",), "weights": (float("inf"),)}, "not finite"),
+        ({"kind": "platt", "features": ("log_popularity",), "weights": (1.0,)}, "platt"),
+    ],
+)
+def test_a_calibrator_that_could_give_a_wrong_label_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        Calibrator(**{"fitted_on": FITTED, **changes})
+
+
+@given(
+    st.tuples(*[st.floats(0, 1)] * 3),
+    st.tuples(*[st.sampled_from([0.0, 0.5, 1.0, 2.0])] * 3),
+)
+def test_combined_weight_is_the_weighted_geometric_mean(factors: tuple, exponents: tuple) -> None:
+    weight = combined_weight(*([value] for value in factors), Exponents(*exponents))[0]
+    total = sum(exponents)
+    expected = 1.0
+    if total:
+        expected = np.prod([value**power for value, power in zip(factors, exponents) if power]) ** (1 / total)
+    assert weight == pytest.approx(expected, abs=1e-9)
+    assert 0.0 <= weight <= 1.0
+
+
+def test_a_zero_exponent_switches_its_factor_off() -> None:
+    weight = combined_weight([0.0, 0.9], [0.5, 0.5], [0.5, 0.5], Exponents(coherence=0.0))
+    assert weight == pytest.approx([0.5, 0.5])
+    assert combined_weight([0.0], [0.0], [0.0], Exponents(0, 0, 0)).tolist() == [1.0]
+    assert weight_sql(Exponents(0, 0, 0)) == "1.0D"
+
+
+_SPARK = """
+import json, sys
+from pyspark.sql import SparkSession, functions as F
+spark = (SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+         .config("spark.sql.ansi.enabled", "true").config("spark.driver.host", "127.0.0.1").getOrCreate())
+task = json.loads(sys.stdin.read())
+rows = spark.createDataFrame([tuple(row) for row in task["rows"]], task["schema"])
+found = rows.select(*[F.expr(text).alias(f"x{i}") for i, text in enumerate(task["expressions"])]).collect()
+print("RESULT" + json.dumps([list(row) for row in found]))
+spark.stop()
+"""
+
+
+@pytest.mark.spark
+def test_spark_evaluates_the_same_formulas() -> None:
+    rng = np.random.default_rng(5)
+    n = 64
+    columns = {
+        "similarity": np.concatenate([[-1.0, 1.0, 1.0000001, 0.0], rng.uniform(-1, 1, n - 4)]).astype(np.float32),
+        "history_similarity": rng.uniform(-1, 1, n).astype(np.float32),
+        "item_impressions": rng.integers(0, 500, n),
+        "item_clicks": rng.integers(0, 50, n),
+        "user_impressions": rng.integers(0, 500, n),
+        "user_clicks": rng.integers(0, 50, n),
+        "item_positives": rng.integers(0, 500, n),
+        "coherence": np.concatenate([[0.0, 1.0], rng.uniform(0, 1, n - 2)]).astype(np.float32),
+    }
+    curved = Calibrator("isotonic", FITTED, knots=tuple(np.sort(rng.uniform(0, 1, GRID_CELLS + 1)).tolist()))
+    exponents = Exponents(2.0, 0.0, 0.5)
+    task = {
+        "schema": ", ".join(
+            f"{name} {'float' if values.dtype == np.float32 else 'bigint'}" for name, values in columns.items()
+        ),
+        "rows": [[values[i].item() for values in columns.values()] for i in range(n)],
+        "expressions": [
+            calibration.sql_expression(curved),
+            calibration.sql_expression(PLATT, Columns(similarity="`similarity`")),
+            calibration.sql_expression(LOGISTIC),
+            calibration.cell_sql("similarity"),
+            calibration.fraction_sql("similarity"),
+            weight_sql(exponents, consistency="0.5", llm_confidence="coherence"),
+        ],
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _SPARK], input=json.dumps(task), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = np.array(json.loads(done.stdout.split("RESULT")[1]), dtype=np.float64)
+    cell, fraction = calibration.grid_position(columns["similarity"])
+    expected = [
+        calibration.apply(curved, columns),
+        calibration.apply(PLATT, columns),
+        calibration.apply(LOGISTIC, columns),
+        cell,
+        fraction,
+        combined_weight(columns["coherence"], 0.5 * np.ones(n), columns["coherence"], exponents),
+    ]
+    np.testing.assert_allclose(found, np.stack(expected, axis=1), rtol=0, atol=1e-12)
