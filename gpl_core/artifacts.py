@@ -1,0 +1,190 @@
+"""Published artifacts: versioned bundles of safetensors and JSON, with a manifest written last.
+
+A bundle without a manifest does not exist. Date D uses the newest published version whose `trained_through` lies
+before D, so that a backfill never sees the future.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import date, datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from gpl_core.errors import ContractError, MissingInputError
+
+MANIFEST = "manifest.json"
+KINDS = ("tokenizer", "interest_model", "calibrator", "preranker")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle is and where it comes from.
+
+    Attributes:
+        version: `<trained_through>-<hash of the inputs>`: the same inputs give the same version.
+        trained_through: last date whose events the artifact has seen.
+        lineage: versions of the artifacts it was built on, e.g. `{"encoder_version": …}`.
+        files: file name -> sha256.
+        config_hash: hash of the configuration that shaped it.
+    """
+
+    kind: str
+    version: str
+    trained_through: date
+    lineage: Mapping[str, str]
+    fingerprint: str
+    config_hash: str
+    files: Mapping[str, str]
+    published: bool = True
+    created_at: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Manifest as JSON text."""
+        body = asdict(self)
+        body["trained_through"] = self.trained_through.isoformat()
+        return json.dumps(body, indent=2, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str, source: str) -> Manifest:
+        """Parse a manifest; ContractError names `source` when it is broken."""
+        try:
+            body = json.loads(text)
+            body["trained_through"] = date.fromisoformat(body["trained_through"])
+            return Manifest(**body)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ContractError(f"artifact manifest {source} is broken: {error}; delete the bundle or restore it") from None
+
+
+def artifact_version(trained_through: date, fingerprint: str) -> str:
+    """The version name of an artifact made from inputs with `fingerprint`."""
+    return f"{trained_through.isoformat()}-{fingerprint[:10]}"
+
+
+class ArtifactStore:
+    """Bundles under `<root>/artifacts/<kind>/<version>/`."""
+
+    def __init__(self, root: str):
+        self.root = f"{root.rstrip('/')}/artifacts"
+        self._fs, self._base = fsspec.core.url_to_fs(self.root)
+
+    def manifests(self, kind: str) -> list[Manifest]:
+        """Every complete bundle of `kind`, oldest first (by trained_through, then by creation)."""
+        folder = f"{self._base}/{kind}"
+        if not self._fs.exists(folder):
+            return []
+        found = []
+        for path in self._fs.glob(f"{folder}/*/{MANIFEST}"):
+            found.append(Manifest.from_json(self._fs.cat_file(path).decode(), path))
+        return sorted(found, key=lambda m: (m.trained_through, m.created_at, m.version))
+
+    def find(self, kind: str, version: str) -> Manifest | None:
+        """The manifest of one version, None when it does not exist."""
+        path = f"{self._base}/{kind}/{version}/{MANIFEST}"
+        if not self._fs.exists(path):
+            return None
+        return Manifest.from_json(self._fs.cat_file(path).decode(), path)
+
+    def in_force(self, kind: str, run_date: date) -> Manifest:
+        """The newest published version trained on nothing at or after `run_date`.
+
+        Raises:
+            MissingInputError: there is none; names the versions that exist.
+        """
+        manifest = self.in_force_or_none(kind, run_date)
+        if manifest is None:
+            known = [f"{m.version} (through {m.trained_through})" for m in self.manifests(kind)]
+            raise MissingInputError(
+                f"artifact {kind}: no published version was trained through a date before {run_date}; "
+                f"existing: {', '.join(known) or 'none'}. Run the step that trains it for {run_date}"
+            )
+        return manifest
+
+    def in_force_or_none(self, kind: str, run_date: date) -> Manifest | None:
+        """Like `in_force`, None instead of an error."""
+        usable = [m for m in self.manifests(kind) if m.published and m.trained_through < run_date]
+        return usable[-1] if usable else None
+
+    def publish(
+        self,
+        kind: str,
+        folder: Path,
+        *,
+        trained_through: date,
+        fingerprint: str,
+        config_hash: str,
+        lineage: Mapping[str, str],
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Copy the files of `folder` into the store and write the manifest last.
+
+        Publishing the same fingerprint again replaces an unfinished bundle and leaves a finished one alone.
+        """
+        version = artifact_version(trained_through, fingerprint)
+        existing = self.find(kind, version)
+        if existing is not None:
+            return existing
+        target = f"{self._base}/{kind}/{version}"
+        if self._fs.exists(target):  # left behind by a killed run: it has no manifest
+            self._fs.rm(target, recursive=True)
+        files = {}
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name = path.relative_to(folder).as_posix()
+            parent = f"{target}/{name}".rsplit("/", 1)[0]
+            self._fs.makedirs(parent, exist_ok=True)
+            self._fs.put_file(str(path), f"{target}/{name}")
+            files[name] = _sha256(path)
+        manifest = Manifest(
+            kind=kind,
+            version=version,
+            trained_through=trained_through,
+            lineage=dict(lineage),
+            fingerprint=fingerprint,
+            config_hash=config_hash,
+            files=files,
+            created_at=datetime.now(timezone.utc).isoformat(),
+            metrics=dict(metrics or {}),
+        )
+        self._fs.pipe_file(f"{target}/{MANIFEST}", manifest.to_json().encode())
+        return manifest
+
+    def fetch(self, manifest: Manifest) -> Path:
+        """A local folder with the bundle's files, their hashes checked.
+
+        Raises:
+            ContractError: a file is missing or differs from the manifest.
+        """
+        source = f"{self._base}/{manifest.kind}/{manifest.version}"
+        if "file" in self._fs.protocol:
+            local = Path(source)
+        else:
+            local = Path(tempfile.gettempdir()) / "gpl-artifacts" / manifest.kind / manifest.version
+            shutil.rmtree(local, ignore_errors=True)
+            local.mkdir(parents=True)
+            for name in manifest.files:
+                (local / name).parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(f"{source}/{name}", str(local / name))
+        for name, digest in manifest.files.items():
+            path = local / name
+            if not path.is_file() or _sha256(path) != digest:
+                raise ContractError(
+                    f"artifact {manifest.kind} {manifest.version}: file {name} is missing or differs from its "
+                    "manifest; restore the bundle or delete it and run its step again"
+                )
+        return local
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

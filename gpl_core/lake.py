@@ -1,0 +1,450 @@
+"""The lakehouse without a JVM: pinned snapshots, checked part files and atomic commits through delta-rs.
+
+Layout under `lakehouse.root`: `tables/<name>` (Delta), `artifacts/<kind>/<version>` (see `artifacts.py`),
+`reports/`, `work/` (checkpoints of running workers; never read by another step).
+
+Every commit of a step carries, as its `userMetadata`, a `SliceMark` in JSON: which step wrote which slice from inputs
+of which fingerprint. What is done or stale is read from there (see `pipeline.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timezone
+from functools import cached_property
+from hashlib import sha256
+from types import TracebackType
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake import Schema as DeltaSchema
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.transaction import AddAction
+
+from gpl_core.contracts import CONTRACT_NAME, CONTRACT_VERSION, Contract, load_contract
+from gpl_core.errors import ConflictError, ContractError, MissingInputError
+
+WHOLE = "*"  # slice name of tables without a dt partition
+
+
+@dataclass(frozen=True)
+class SliceMark:
+    """What a commit says about itself: `slices` maps a slice (an ISO date, or `*`) to its input fingerprint."""
+
+    step: str
+    slices: Mapping[str, str]
+    run_id: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text that goes into `userMetadata`."""
+        body = {"step": self.step, "slices": dict(self.slices), "run_id": self.run_id, "details": dict(self.details)}
+        return json.dumps({"gpl": body}, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str | None) -> SliceMark | None:
+        """Parse `userMetadata`; None when the commit is not one of ours."""
+        try:
+            body = json.loads(text or "")["gpl"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        return SliceMark(body["step"], body["slices"], body["run_id"], body.get("details", {}))
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One live data file of a snapshot."""
+
+    path: str
+    partition: Mapping[str, str]
+    rows: int
+    size: int
+    stats_min: Mapping[str, Any]
+
+
+class Snapshot:
+    """One version of one table, pinned: everything read through it belongs to that version."""
+
+    def __init__(self, uri: str, contract: Contract, version: int | None = None):
+        try:
+            self._table = DeltaTable(uri, version=version)
+        except TableNotFoundError:
+            raise MissingInputError(
+                f"table {contract.name}: there is no Delta table at {uri}; run the step '{contract.owner}' first"
+                if contract.owner != "platform"
+                else f"table {contract.name}: there is no Delta table at {uri}; it is the platform's input: "
+                "write it, or point lakehouse.tables at it"
+            ) from None
+        self.uri = uri
+        self.contract = contract
+        self.version: int = self._table.version()
+
+    @property
+    def properties(self) -> dict[str, str]:
+        return {k: v for k, v in self._table.metadata().configuration.items() if v is not None}
+
+    def check_contract(self) -> None:
+        """Refuse a table that another contract, or another version of it, made.
+
+        Raises:
+            ContractError: naming both versions, or the differing columns.
+        """
+        found = self.properties.get(CONTRACT_VERSION)
+        if found is not None and self.properties.get(CONTRACT_NAME) != self.contract.name:
+            raise ContractError(f"{self.uri}: holds table '{self.properties[CONTRACT_NAME]}', not {self.contract.name}")
+        if found is not None and int(found) != self.contract.version:
+            raise ContractError(
+                f"table {self.contract.name}: was written under contract version {found}, this code reads version "
+                f"{self.contract.version}; run `gpl migrate` or use the matching release"
+            )
+        names = {f.name: f for f in self._table.schema().fields}
+        missing = [c.name for c in self.contract.columns if c.name not in names and not c.nullable]
+        if missing:
+            raise ContractError(
+                f"table {self.contract.name} at {self.uri}: missing column(s) {', '.join(missing)}; "
+                f"it has {', '.join(names)}"
+            )
+
+    @cached_property
+    def files(self) -> tuple[DataFile, ...]:
+        """Live data files, ordered by path."""
+        rows = pa.table(self._table.get_add_actions(flatten=True)).to_pylist()
+        found = []
+        for row in rows:
+            partition = {k.removeprefix("partition."): str(v) for k, v in row.items() if k.startswith("partition.")}
+            minima = {k.removeprefix("min."): v for k, v in row.items() if k.startswith("min.") and v is not None}
+            records = row["num_records"] if row["num_records"] is not None else -1
+            found.append(DataFile(row["path"], partition, records, row["size_bytes"], minima))
+        return tuple(sorted(found, key=lambda f: f.path))
+
+    def select(
+        self,
+        *,
+        start: date | None = None,
+        end: date | None = None,
+        where: Mapping[str, str] | None = None,
+        before: tuple[str, datetime] | None = None,
+    ) -> tuple[DataFile, ...]:
+        """Files of the partitions `start <= dt <= end` with the partition values `where`.
+
+        `before=(column, time)` leaves out files whose smallest `column`, by the log's statistics, is not before `time`
+        (an int column is compared in microseconds); files without statistics stay in.
+        """
+        chosen = []
+        for f in self.files:
+            if start is not None and f.partition["dt"] < start.isoformat():
+                continue
+            if end is not None and f.partition["dt"] > end.isoformat():
+                continue
+            if any(f.partition.get(k) != v for k, v in (where or {}).items()):
+                continue
+            if before is not None and before[0] in f.stats_min and not _earlier(f.stats_min[before[0]], before[1]):
+                continue
+            chosen.append(f)
+        return tuple(chosen)
+
+    def slices(self) -> tuple[date, ...]:
+        """The dates that have at least one live file, ascending."""
+        return tuple(sorted({date.fromisoformat(f.partition["dt"]) for f in self.files}))
+
+    def uris(self, files: Iterable[DataFile]) -> list[str]:
+        """Absolute locations of `files`, as Petastorm and pyarrow take them."""
+        base = self.uri.rstrip("/")
+        return [f.path if "://" in f.path else f"{base}/{f.path}" for f in files]
+
+    @staticmethod
+    def digest(files: Iterable[DataFile]) -> str:
+        """Hash of the set of live files: equal digests mean the same rows."""
+        text = "\n".join(sorted(f.path for f in files))
+        return sha256(text.encode()).hexdigest()[:16]
+
+    @staticmethod
+    def rows(files: Iterable[DataFile]) -> int:
+        """Rows in `files` by the log's statistics."""
+        return sum(f.rows for f in files)
+
+    def marks(self) -> list[tuple[int, SliceMark]]:
+        """(version, mark) of this table's commits up to this version, newest first."""
+        found = []
+        for commit in self._table.history():
+            if commit["version"] > self.version:
+                continue
+            mark = SliceMark.from_json(commit.get("userMetadata"))
+            if mark is not None:
+                found.append((commit["version"], mark))
+        return found
+
+    def mark(self, slice_name: str, step: str | None = None) -> tuple[int, SliceMark] | None:
+        """The newest commit that wrote `slice_name`, by `step` when given; None when none did."""
+        for version, mark in self.marks():
+            if slice_name in mark.slices and step in (None, mark.step):
+                return version, mark
+        return None
+
+    def transaction_version(self, app_id: str) -> int:
+        """Last recorded version of the application transaction `app_id`, -1 when there is none."""
+        version = self._table.transaction_version(app_id)
+        return -1 if version is None else version
+
+    def read(self, files: Sequence[DataFile] | None = None, columns: list[str] | None = None) -> pa.Table:
+        """Read `files` (default: all) into memory, partition columns included. For bounded tables only."""
+        files = self.files if files is None else files
+        wanted = columns or list(self.contract.column_names)
+        schema = pa.schema([f for f in self.contract.arrow_schema() if f.name in wanted])
+        in_file = [c for c in wanted if c not in self.contract.partition_by]
+        parts = []
+        for f, uri in zip(files, self.uris(files), strict=True):
+            with fsspec.open(uri, "rb") as handle:
+                part = pq.ParquetFile(handle).read(columns=in_file)
+            arrays = [
+                part.column(n).cast(schema.field(n).type)
+                if n in in_file
+                else pa.array([f.partition[n]] * len(part)).cast(schema.field(n).type)
+                for n in schema.names
+            ]
+            parts.append(pa.table(arrays, schema=schema))
+        return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+def _earlier(value: Any, time: datetime) -> bool:
+    if isinstance(value, int):
+        return value < int(time.timestamp() * 1_000_000)
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)) < time
+    return True
+
+
+class Lake:
+    """All tables under one root; `overrides` maps a table to a location of its own (the platform's raw tables)."""
+
+    def __init__(self, root: str, overrides: Mapping[str, str] | None = None):
+        self.root = root.rstrip("/")
+        self.overrides = dict(overrides or {})
+
+    def uri(self, table: str) -> str:
+        """Location of `table`."""
+        return self.overrides.get(table, f"{self.root}/tables/{table}").rstrip("/")
+
+    def path(self, *parts: str) -> str:
+        """A location under the root that is not a table."""
+        return "/".join((self.root, *parts))
+
+    def exists(self, table: str) -> bool:
+        """Whether `table` is a Delta table."""
+        return DeltaTable.is_deltatable(self.uri(table))
+
+    def open(self, table: str, version: int | None = None, *, contract: Contract | None = None) -> Snapshot:
+        """Pin `table` (its newest version unless given) after comparing its contract.
+
+        Raises:
+            MissingInputError: no such table.
+            ContractError: it was made under another contract.
+        """
+        snapshot = Snapshot(self.uri(table), contract or load_contract(table), version)
+        snapshot.check_contract()
+        return snapshot
+
+    def create(self, contract: Contract, properties: Mapping[str, str] | None = None) -> Snapshot:
+        """Create the table of `contract` through delta-rs when it does not exist; open it."""
+        if not self.exists(contract.name):
+            DeltaTable.create(
+                self.uri(contract.name),
+                DeltaSchema.from_json(contract.spark_json()),
+                mode="ignore",
+                partition_by=list(contract.partition_by),
+                name=contract.name,
+                description=contract.description,
+                # CHECK constraints need writer version 3, which delta-rs does not raise by itself.
+                configuration={**contract.table_properties(), **(properties or {}), "delta.minWriterVersion": "3"},
+                raise_if_key_not_exists=False,
+            )
+        return self.open(contract.name, contract=contract)
+
+    def writer(
+        self, contract: Contract, partition: Mapping[str, str], *, dims: Mapping[str, int], **options: Any
+    ) -> PartWriter:
+        """A writer of part files for one partition; see `PartWriter`."""
+        return PartWriter(self.uri(contract.name), contract, partition, dims, **options)
+
+    def commit(
+        self,
+        contract: Contract,
+        parts: Sequence[Mapping[str, Any]],
+        *,
+        mark: SliceMark,
+        mode: str,
+        partition: Mapping[str, str] | None = None,
+        expected_version: int | None = None,
+    ) -> Commit:
+        """Commit part files written by `PartWriter` (of all ranks) in one transaction.
+
+        Args:
+            parts: `PartWriter.parts` of every rank.
+            mark: step, slices and fingerprints: kept in the commit's userMetadata and as application transaction.
+            mode: `"overwrite"` replaces exactly the partition `partition`; `"append"` adds.
+            partition: partition values that every part must have.
+            expected_version: refuse when another run has committed this transaction since.
+
+        Raises:
+            ContractError: a part lies outside `partition` (delta-rs itself would accept it).
+            ConflictError: another run wrote the same slice at the same time.
+        """
+        partition = dict(partition or {})
+        for part in parts:
+            strays = {k: v for k, v in partition.items() if part["partition"].get(k) != v}
+            if strays:
+                raise ContractError(f"table {contract.name}: part {part['path']} is not of the slice {partition}")
+        before = self.create(contract)
+        app_id = f"{mark.step}:{contract.name}:{','.join(sorted(mark.slices))}"
+        last = before.transaction_version(app_id)
+        if expected_version is not None and last != expected_version:
+            raise ConflictError(f"table {contract.name}: slice {sorted(mark.slices)} was written by another run meanwhile")
+        actions = [
+            AddAction(
+                part["path"], part["size"], dict(part["partition"]), part["modified"], True,
+                json.dumps({"numRecords": part["rows"]}),
+            )
+            for part in parts
+        ]  # fmt: skip
+        filters = [(k, "=", v) for k, v in partition.items()] if mode == "overwrite" and partition else None
+        table = before._table
+        try:
+            table.create_write_transaction(
+                actions,
+                mode,
+                table.schema(),
+                list(contract.partition_by) or None,
+                filters,
+                commit_properties=CommitProperties(
+                    custom_metadata={"userMetadata": mark.to_json()},
+                    app_transactions=[Transaction(app_id, last + 1)],
+                    max_commit_retries=0 if mode == "overwrite" else 15,
+                ),
+            )
+        except CommitFailedError as error:
+            raise ConflictError(
+                f"table {contract.name}: slice {sorted(mark.slices)} was written by another run at the same time "
+                f"({error}); nothing was changed, run the step again"
+            ) from error
+        after = self.open(contract.name, contract=contract)
+        return Commit(before.version, after.version, sum(p["rows"] for p in parts), sum(p["size"] for p in parts))
+
+    def append_rows(self, contract: Contract, rows: pa.Table) -> None:
+        """Append a few rows in a commit of their own (`job_runs`)."""
+        with self.writer(contract, {}, dims={}) as writer:
+            writer.write(rows)
+        self.commit(contract, writer.parts, mark=SliceMark(contract.name, {}, ""), mode="append")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A finished commit: table version before and after, rows and bytes it added."""
+
+    version_before: int
+    version_after: int
+    rows: int
+    size: int
+
+
+class PartWriter:
+    """Writes checked rows of one partition into Parquet part files; nothing is visible before `Lake.commit`.
+
+    Rows that break the contract are refused before a file is finished. Use as a context manager: leaving it on an
+    error removes the unfinished files.
+
+    Attributes:
+        parts: after closing, one JSON-able dict per file: path, partition, rows, size, modified.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        contract: Contract,
+        partition: Mapping[str, str],
+        dims: Mapping[str, int],
+        *,
+        rank: int = 0,
+        row_group_rows: int = 16_384,
+        file_rows: int = 1_000_000,
+    ):
+        if set(partition) != set(contract.partition_by):
+            raise ContractError(
+                f"table {contract.name} is partitioned by {contract.partition_by}, got values for {tuple(partition)}"
+            )
+        self.contract = contract
+        self.partition = dict(partition)
+        self.parts: list[dict[str, Any]] = []
+        self._uri = uri
+        self._dims = dims
+        self._rank = rank
+        self._row_group_rows = row_group_rows
+        self._file_rows = file_rows
+        self._schema = contract.arrow_schema(partitions=False)
+        self._fs, self._base = fsspec.core.url_to_fs(uri)
+        self._open: tuple[str, Any, pq.ParquetWriter] | None = None
+        self._rows = 0
+
+    def write(self, rows: pa.Table | pa.RecordBatch) -> None:
+        """Check and write `rows` (data columns, any order).
+
+        Raises:
+            ContractError: a row breaks the contract; names the column, how many rows, a value and the check.
+        """
+        if isinstance(rows, pa.RecordBatch):
+            rows = pa.Table.from_batches([rows])
+        violations = self.contract.check_batch(rows, self._dims)
+        if violations:
+            raise ContractError(f"table {self.contract.name}: " + "; ".join(map(str, violations)))
+        rows = rows.select(self._schema.names).cast(self._schema)
+        while len(rows):
+            head = rows.slice(0, self._file_rows - self._rows)
+            rows = rows.slice(len(head))
+            self._handle().write_table(head, row_group_size=self._row_group_rows)
+            self._rows += len(head)
+            if self._rows >= self._file_rows:
+                self._finish()
+
+    def _handle(self) -> pq.ParquetWriter:
+        if self._open is None:
+            folder = "/".join(f"{k}={v}" for k, v in self.partition.items())
+            name = f"part-{self._rank:05d}-{uuid.uuid4()}.parquet"
+            path = f"{folder}/{name}" if folder else name
+            self._fs.makedirs(f"{self._base}/{folder}", exist_ok=True)
+            sink = self._fs.open(f"{self._base}/{path}", "wb")
+            self._open = (path, sink, pq.ParquetWriter(sink, self._schema, compression="zstd"))
+        return self._open[2]
+
+    def _finish(self) -> None:
+        if self._open is None:
+            return
+        path, sink, writer = self._open
+        writer.close()
+        sink.close()
+        self._open = None
+        size = self._fs.size(f"{self._base}/{path}")
+        modified = int(datetime.now(timezone.utc).timestamp() * 1000)
+        self.parts.append(
+            {"path": path, "partition": self.partition, "rows": self._rows, "size": size, "modified": modified}
+        )
+        self._rows = 0
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._finish()
+            return
+        if self._open is not None:
+            self._open[1].close()
+            self._fs.rm(f"{self._base}/{self._open[0]}")
+        for part in self.parts:
+            self._fs.rm(f"{self._base}/{part['path']}")
