@@ -1,0 +1,154 @@
+"""Similarity of (user, item) pairs to the user's interest anchors, and the three confidence factors (torch).
+
+Max-pooled cosine and the idea of the three factors are the paper's (arXiv 2602.20995); the formulas below are ours
+(METHOD.md, stage 1, steps 4 and 6). With anchors a_1 .. a_K of one user, g(a) the unit anchor embedding, e(i) the unit
+item embedding, w_k = p_k / sum p over the user's anchors:
+
+    similarity(u, i)         = max_k <e(i), g(a_k)>, k* its argmax (the likelier anchor on a tie)
+    history_similarity(u, i) = max_{j in H_u} <e(i), e(j)>
+    coherence R_u            = || sum_k w_k g(a_k) ||           (mean resultant length: Mardia & Jupp 2000)
+    consistency h_u          = sum_k w_k max_{j in H_u} max(0, <g(a_k), e(j)>)
+    llm_confidence q_ui      = exp(log p_{k*} / L)              (geometric-mean token probability)
+
+Legend for shapes: U users of a block, K anchors, H history items, B candidates, N items, d width, L levels of a SID.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gpl_core.errors import ContractError
+
+
+class PairScores(NamedTuple):
+    """Scores of one block; entries where `valid` is False mean nothing (they are 0)."""
+
+    similarity: Tensor
+    """float32 [U x B] in [-1, 1]."""
+    history_similarity: Tensor
+    """float32 [U x B] in [-1, 1]; 0 for a user without a history item that has an embedding."""
+    anchor_rank: Tensor
+    """int64 [U x B]: k*, 0 for the likeliest anchor."""
+    llm_confidence: Tensor
+    """float32 [U x B] in [0, 1]."""
+    coherence: Tensor
+    """float32 [U] in [0, 1]; 0 without anchors."""
+    consistency: Tensor
+    """float32 [U] in [0, 1]; 0 without anchors or without history."""
+    valid: Tensor
+    """bool [U x B]: the candidate is no padding and has an embedding, and the user has an anchor."""
+
+
+def score_block(
+    anchors: Tensor,
+    anchor_mask: Tensor,
+    log_prob: Tensor,
+    history: Tensor,
+    candidates: Tensor,
+    item_vectors: Tensor,
+    has_vector: Tensor,
+    levels: int,
+) -> PairScores:
+    """Scores every candidate of every user in the block in one pass.
+
+    anchors: unit vectors g(a_k) [U x K x d], likeliest first; anchor_mask: bool [U x K], False where padded or where no
+    item carries the SID any more; log_prob: [U x K], natural log, ignored where masked. history, candidates: int64
+    [U x H] and [U x B] row numbers of item_vectors, -1 where padded. item_vectors: [N x d], float32 or a half type (the
+    products are then made from half-precision values, in the type of `anchors`); has_vector: bool [N]. One device.
+
+    Raises ContractError when shapes disagree, levels < 1, or an item number is beyond N.
+    """
+    _check(anchors, anchor_mask, log_prob, history, candidates, item_vectors, has_vector, levels)
+    kind = anchors.dtype
+    k = anchors.shape[1]
+
+    history_mask, history_rows = _present(history, has_vector)
+    candidate_mask, candidate_rows = _present(candidates, has_vector)
+    history_vectors = item_vectors[history_rows].to(kind)  # [U x H x d]
+    # Row 0 stands in for items without a vector, and may itself hold NaN: it must not leak through 0 * NaN.
+    history_vectors = history_vectors.masked_fill(~history_mask[..., None], 0)
+    anchors = anchors.masked_fill(~anchor_mask[..., None], 0)
+    probes = torch.cat([anchors, history_vectors], dim=1)  # one product for both maxima: candidates are gathered once
+    products = torch.bmm(item_vectors[candidate_rows].to(kind), probes.transpose(1, 2)).float()  # [U x B x (K + H)]
+
+    to_anchors = products[..., :k].masked_fill(~anchor_mask[:, None], -torch.inf)
+    to_history = products[..., k:].masked_fill(~history_mask[:, None], -torch.inf)
+    valid = candidate_mask & anchor_mask.any(dim=1)[:, None]
+    similarity, rank = to_anchors.max(dim=-1)
+
+    logs = log_prob.float().masked_fill(~anchor_mask, -torch.inf)
+    weight = torch.softmax(logs, dim=1).nan_to_num(0.0)  # all masked gives NaN rows
+    resultant = torch.einsum("uk,ukd->ud", weight.to(kind), anchors).float()
+    consistency = torch.zeros_like(weight[:, 0])
+    history_similarity = torch.zeros_like(similarity)
+    if history.shape[1]:
+        between = torch.bmm(anchors, history_vectors.transpose(1, 2)).float()  # masked entries are 0, as is max(0, .)
+        consistency = (weight * between.amax(dim=-1).clamp(min=0)).sum(dim=1)
+        some = history_mask.any(dim=1)[:, None]
+        history_similarity = torch.where(some, to_history.amax(dim=-1), 0.0)
+
+    def pairs(values: Tensor) -> Tensor:
+        return torch.where(valid, values, torch.zeros_like(values))
+
+    return PairScores(
+        similarity=pairs(similarity.clamp(-1, 1)),
+        history_similarity=pairs(history_similarity.clamp(-1, 1)),
+        anchor_rank=pairs(rank),
+        llm_confidence=pairs(torch.exp(logs.gather(1, rank) / levels).clamp(0, 1)),
+        coherence=resultant.norm(dim=1).clamp(0, 1),
+        consistency=consistency.clamp(0, 1),
+        valid=valid,
+    )
+
+
+def first_occurrence(candidates: Tensor) -> Tensor:
+    """bool [U x B]: False where the same item (or padding, -1) stands earlier in the row; padding is always False."""
+    order = torch.argsort(candidates, dim=1, stable=True)
+    ordered = candidates.gather(1, order)
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return torch.zeros_like(new).scatter(1, order, new) & (candidates >= 0)
+
+
+def _present(items: Tensor, has_vector: Tensor) -> tuple[Tensor, Tensor]:
+    """(mask of items that are there and have a vector, row numbers safe to gather), both in the shape of `items`."""
+    rows = items.clamp(min=0)
+    return (items >= 0) & has_vector[rows], rows
+
+
+def _check(
+    anchors: Tensor,
+    anchor_mask: Tensor,
+    log_prob: Tensor,
+    history: Tensor,
+    candidates: Tensor,
+    item_vectors: Tensor,
+    has_vector: Tensor,
+    levels: int,
+) -> None:
+    users, k, width = anchors.shape
+    expected = {
+        "anchor_mask": (anchor_mask, (users, k)),
+        "log_prob": (log_prob, (users, k)),
+        "history": (history, (users, history.shape[-1])),
+        "candidates": (candidates, (users, candidates.shape[-1])),
+        "item_vectors": (item_vectors, (len(item_vectors), width)),
+        "has_vector": (has_vector, (len(item_vectors),)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ContractError(f"score_block: {name} has shape {tuple(tensor.shape)}; expected {shape}")
+    if levels < 1 or k < 1 or len(item_vectors) < 1:
+        raise ContractError(
+            f"score_block: levels {levels}, anchors {k}, items {len(item_vectors)}; expected at least 1 each"
+        )
+    for name, items in (("history", history), ("candidates", candidates)):
+        largest = int(items.max()) if items.numel() else -1
+        if largest >= len(item_vectors):
+            raise ContractError(
+                f"score_block: {name} holds item_index {largest}; item_embeddings has {len(item_vectors)} rows: "
+                "read the embeddings at the version the requests were made from"
+            )
