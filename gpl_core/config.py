@@ -1,0 +1,363 @@
+"""Run configuration: frozen pydantic models, unknown keys refused, every error in one message.
+
+A configuration is a YAML file, or the name of a shipped one (`gpl_core/conf/*.yaml`), plus `--set section.key=value`
+overrides that pass the same checks. No secrets belong in it: engines take credentials from their environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import date, timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gpl_core.errors import UsageError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+_SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed"}
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Lakehouse(Section):
+    """Where the tables are."""
+
+    root: str = Field(description="A local path or s3://bucket/prefix; holds tables/, artifacts/, reports/, work/")
+    tables: dict[str, str] = Field(default={}, description="Locations of tables that live elsewhere, e.g. raw_items")
+
+    @model_validator(mode="after")
+    def _absolute(self) -> Lakehouse:
+        # Launchers may change the working directory: fix relative paths where the configuration is read.
+        object.__setattr__(self, "root", _absolute(self.root))
+        object.__setattr__(self, "tables", {k: _absolute(v) for k, v in self.tables.items()})
+        return self
+
+
+def _absolute(location: str) -> str:
+    return location if "://" in location else str(Path(location).absolute())
+
+
+class Run(Section):
+    """Which dates `gpl run` covers when no --run-date is given, and the seed of everything drawn by chance."""
+
+    start_date: date = Field(description="First run date")
+    end_date: date = Field(description="Last run date; the day after it is ingested too, for evaluation")
+    history_start: date | None = Field(default=None, description="First date of history to ingest in one go")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Run:
+        if self.end_date < self.start_date:
+            raise ValueError(f"end_date {self.end_date} lies before start_date {self.start_date}")
+        if self.history_start is not None and self.history_start > self.start_date:
+            raise ValueError(f"history_start {self.history_start} lies after start_date {self.start_date}")
+        return self
+
+
+class Launch(Section):
+    """How steps are started; everything here goes to the launchers unchanged."""
+
+    spark_submit: tuple[str, ...] = Field(default=(), description="Arguments of spark-submit, e.g. --master yarn")
+    deepspeed: tuple[str, ...] = Field(default=(), description="Arguments of deepspeed, e.g. --num_gpus 8")
+    env: dict[str, str] = Field(default={}, description="Environment variables of the launched processes")
+
+
+class Ingest(Section):
+    """Raw tables to clean ones."""
+
+    max_quarantine_share: Share = Field(default=0.05, description="Above it the step refuses (exit 3)")
+    text_max_chars: Positive = Field(default=2000, description="Clean text is cut there")
+    image_embedding_length: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="E: length of raw_items.image_embedding, 0 when unused"
+    )
+
+
+class EncoderPart(Section):
+    """One encoder of the fusion."""
+
+    name: Literal["precomputed", "minilm", "hf_text", "hf_clip", "hog_color"]
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    path: str = Field(default="", description="Local folder of the model, for hf_text and hf_clip")
+    options: dict[str, int | float | str] = {}
+
+
+class Encoder(Section):
+    """Frozen item encoders."""
+
+    parts: tuple[EncoderPart, ...] = Field(default=(EncoderPart(name="minilm"),), min_length=1)
+    batch_size: Positive = 64
+
+
+class TokenizerGates(Section):
+    """A tokeniser that misses one of these is not published."""
+
+    min_perplexity_share: Share = Field(default=0.3, description="Smallest perplexity / min(C, N) of any level")
+    max_dead_share: Share = Field(default=0.2, description="Largest share of unused codes of any level")
+    max_collision_share: Share = Field(default=0.5, description="Items that share a SID before repair")
+    min_reconstruction_cosine: float = Field(default=0.5, ge=-1, le=1)
+
+
+class Tokenizer(Section):
+    """Semantic IDs. METHOD: L = 3; C from the catalogue's size unless set."""
+
+    method: Literal["rqvae", "rq_kmeans"] = "rqvae"
+    levels: Positive = Field(default=3, description="L")
+    codes: Annotated[int, Field(ge=2)] | None = Field(default=None, description="C; from the catalogue's size if unset")
+    epochs: Positive = 400
+    batch_size: Positive = 1024
+    learning_rate: float = Field(default=2e-3, gt=0)
+    hidden: Positive = 512
+    latent: Positive = 32
+    warmup_epochs: int = Field(default=20, ge=0, description="Epochs of plain autoencoder before the k-means start")
+    commitment: float = Field(default=0.25, ge=0)
+    ema_decay: float = Field(default=0.95, gt=0, lt=1)
+    refresh_days: Positive = Field(default=7, description="A tokeniser older than this is trained anew")
+    gates: TokenizerGates = TokenizerGates()
+
+
+class Samples(Section):
+    """Exposed and unexposed pairs."""
+
+    unexposed_per_request: Positive = Field(default=20, description="n: at most this many unexposed candidates")
+    exposure_window_days: Positive = Field(default=1, description="A pair exposed within these days is not unexposed")
+    scored_exposed_share: Share = Field(default=0.1, description="Share of exposed pairs that is scored as control")
+
+
+class Sequences(Section):
+    """Per-user histories."""
+
+    max_length: Positive = Field(default=20, description="H: last positives kept")
+    history_days: Positive = Field(default=90, description="Positives older than this are forgotten")
+    stats_days: Positive = Field(default=90, description="Window of item_stats and user_stats")
+    snapshot_every: Positive = Field(default=7, description="Every so many days a slice holds all users")
+
+
+class TinyModel(Section):
+    """A small Qwen2-architecture model made from its configuration, for development without a checkpoint."""
+
+    hidden_size: Positive = 128
+    intermediate_size: Positive = 256
+    layers: Positive = 2
+    heads: Positive = 4
+    kv_heads: Positive = 2
+
+
+class Interest(Section):
+    """The language model over SID sequences."""
+
+    base_model: str = Field(default="", description="Local folder of a Qwen2 checkpoint; empty: make `tiny`")
+    tiny: TinyModel = TinyModel()
+    lora_rank: Positive = 64
+    lora_alpha: Positive = 128
+    lora_dropout: Share = 0.0
+    epochs: Positive = 8
+    learning_rate: float = Field(default=2e-3, gt=0)
+    warmup_share: Share = 0.05
+    tokens_per_batch: Positive = Field(default=4096, description="Token budget of a packed batch")
+    keep_target_share: Share = Field(default=0.85, description="Share of targets that down-sampling keeps")
+    valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
+    patience: Positive = 3
+    init: Literal["codebook", "mean"] = "codebook"
+    prompt: str = Field(default="", description="Text before the sequence")
+    refresh_days: Positive = Field(default=1, description="A model older than this is trained anew")
+    deepspeed: dict[str, Any] = Field(default={}, description="Merged over the DeepSpeed configuration we make")
+
+
+class Anchors(Section):
+    """Interest anchors."""
+
+    count: Positive = Field(default=20, description="K: anchors per user")
+    tokens_per_batch: Positive = Field(default=8192, description="Token budget of a search batch")
+
+
+class Calibrator(Section):
+    """Similarity to click probability."""
+
+    kind: Literal["quantile", "platt", "isotonic", "logistic"] = "quantile"
+    target_rate: float | Literal["uniform"] = Field(
+        default="uniform", description="Mean label of unexposed pairs; 'uniform': from the uniformly exposed slice"
+    )
+    family: Literal["logit_normal", "beta"] = "logit_normal"
+    spread: float = Field(default=1.0, gt=0, description="sigma of the logit-normal, or 1/concentration of the beta")
+    window_days: Positive = Field(default=14, description="Days before the run date that fitting looks at")
+    min_rows: Positive = Field(default=1000, description="Uniformly exposed rows that fitting needs")
+    allow_exposed: bool = Field(default=False, description="Fit on biased exposed clicks: re-imports exposure bias")
+
+    @model_validator(mode="after")
+    def _rate(self) -> Calibrator:
+        if isinstance(self.target_rate, float) and not 0 < self.target_rate < 1:
+            raise ValueError(f"target_rate {self.target_rate} must lie in (0, 1), or be 'uniform'")
+        return self
+
+
+class Weights(Section):
+    """Confidence: w = (R^a h^b q^c)^(1/(a+b+c))."""
+
+    coherence: float = Field(default=1.0, ge=0, description="a; 0 switches the factor off")
+    consistency: float = Field(default=1.0, ge=0, description="b; 0 switches the factor off")
+    llm_confidence: float = Field(default=1.0, ge=0, description="c; 0 switches the factor off")
+    scale: Literal["mean", "raw"] = Field(default="mean", description="mean: divide by the date's mean weight")
+
+    @model_validator(mode="after")
+    def _one(self) -> Weights:
+        if self.coherence + self.consistency + self.llm_confidence == 0:
+            raise ValueError("all three exponents are 0: at least one factor must count")
+        return self
+
+
+class Labels(Section):
+    """Scores, labels and weights."""
+
+    block_size: Positive = Field(default=128, description="B: candidates per row of score_requests")
+    users_per_batch: Positive = Field(default=256, description="Rows scored at a time")
+    calibrator: Calibrator = Calibrator()
+    weights: Weights = Weights()
+
+
+class Feed(Section):
+    """The pre-ranker's training feed."""
+
+    rows_per_file: Positive = 500_000
+    passthrough: dict[str, Literal["int", "long", "float", "double", "string", "boolean"]] = Field(
+        default={}, description="Extra columns of raw_impressions and raw_candidates that reach the feed"
+    )
+
+
+class Prerank(Section):
+    """The reference pre-ranker."""
+
+    train_days: Positive = Field(default=1, description="Feed slices up to the run date that it trains on")
+    dimension: Positive = 32
+    hidden: Positive = 64
+    user_buckets: Positive = 20_000
+    item_buckets: Positive = 20_000
+    batch_size: Positive = 512
+    steps: Positive = Field(default=400, description="Optimiser steps, the same for every variant")
+    learning_rate: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    lambda_: float = Field(default=2.0, ge=0, alias="lambda", description="Weight of the pseudo-label loss")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Config(Section):
+    """A whole run configuration."""
+
+    lakehouse: Lakehouse
+    run: Run
+    launch: Launch = Launch()
+    ingest: Ingest = Ingest()
+    encoder: Encoder = Encoder()
+    tokenizer: Tokenizer = Tokenizer()
+    samples: Samples = Samples()
+    sequences: Sequences = Sequences()
+    interest: Interest = Interest()
+    anchors: Anchors = Anchors()
+    labels: Labels = Labels()
+    feed: Feed = Feed()
+    prerank: Prerank = Prerank()
+
+    def hash_of(self, *sections: str) -> str:
+        """Hash of the named sections (`"labels.calibrator"` reaches inside): part of a step's fingerprint.
+
+        Keys that decide whether or how fast a step runs, but not what it computes, are left out.
+        """
+        body = {}
+        for name in sections:
+            value: Any = self
+            for part in name.split("."):
+                value = getattr(value, part)
+            body[name] = value.model_dump(mode="json", exclude=_SHAPELESS) if isinstance(value, BaseModel) else value
+        return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def dims(self, **known: int) -> dict[str, int]:
+        """Named array dimensions of the contracts; `known` adds those that only data tell (d, C)."""
+        return {
+            "H": self.sequences.max_length,
+            "L": self.tokenizer.levels,
+            "K": self.anchors.count,
+            "B": self.labels.block_size,
+            "E": max(1, self.ingest.image_embedding_length),
+            **known,
+        }
+
+
+def shipped_configs() -> tuple[str, ...]:
+    """Names of the shipped configurations."""
+    folder = resources.files("gpl_core.conf")
+    return tuple(sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")))
+
+
+def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
+    """Load a shipped configuration by name or a YAML file by path, apply `section.key=value` overrides, check it all.
+
+    Raises:
+        UsageError: names the file and lists every wrong key and value at once.
+    """
+    if source in shipped_configs():
+        text = (resources.files("gpl_core.conf") / f"{source}.yaml").read_text(encoding="utf-8")
+    elif Path(source).is_file():
+        text = Path(source).read_text(encoding="utf-8")
+    else:
+        raise UsageError(f"config '{source}': no such file, nor a shipped one ({', '.join(shipped_configs())})")
+    try:
+        body = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"config '{source}': not valid YAML: {error}") from None
+    if not isinstance(body, dict):
+        raise UsageError(f"config '{source}': expected a mapping of sections, found {type(body).__name__}")
+    problems = [p for o in overrides if (p := _override(body, o))]
+    try:
+        config = Config.model_validate(body)
+    except ValidationError as error:
+        problems += [_problem(e) for e in error.errors()]
+    if problems:
+        listing = "\n".join(f"  - {p}" for p in problems)
+        raise UsageError(f"config '{source}': {len(problems)} problem(s):\n{listing}")
+    return config
+
+
+def _override(body: dict[str, Any], text: str) -> str | None:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        return f"--set {text}: expected section.key=value"
+    *parents, last = key.strip().split(".")
+    target = body
+    for parent in parents:
+        nested = target.setdefault(parent, {})
+        if not isinstance(nested, dict):
+            return f"--set {text}: '{parent}' is a value, not a section"
+        target = nested
+    try:
+        target[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        return f"--set {text}: the value is not valid YAML: {error}"
+    return None
+
+
+def _problem(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key; remove it or correct its spelling"
+    if error["type"] == "missing":
+        return f"{where}: required, but not given"
+    return f"{where}: {error['msg']} (got {error['input']!r})"
+
+
+def date_range(start: date, end: date) -> list[date]:
+    """The dates start … end, both included."""
+    return [start + timedelta(days=i) for i in range((end - start).days + 1)]
