@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,9 @@ class Manifest:
             body["trained_through"] = date.fromisoformat(body["trained_through"])
             return Manifest(**body)
         except (ValueError, KeyError, TypeError) as error:
-            raise ContractError(f"artifact manifest {source} is broken: {error}; delete the bundle or restore it") from None
+            raise ContractError(
+                f"artifact manifest {source} is broken: {error}; delete the bundle or restore it"
+            ) from None
 
 
 def artifact_version(trained_through: date, fingerprint: str) -> str:
@@ -150,7 +152,7 @@ class ArtifactStore:
             fingerprint=fingerprint,
             config_hash=config_hash,
             files=files,
-            created_at=datetime.now(timezone.utc).isoformat(),
+            created_at=datetime.now(UTC).isoformat(),
             metrics=dict(metrics or {}),
         )
         self._fs.pipe_file(f"{target}/{MANIFEST}", manifest.to_json().encode())

@@ -13,7 +13,7 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from functools import cached_property
 from hashlib import sha256
 from types import TracebackType
@@ -216,7 +216,7 @@ def _earlier(value: Any, time: datetime) -> bool:
     if isinstance(value, int):
         return value < int(time.timestamp() * 1_000_000)
     if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)) < time
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)) < time
     return True
 
 
@@ -280,7 +280,7 @@ class Lake:
         mark: SliceMark,
         mode: str,
         partition: Mapping[str, str] | None = None,
-        expected_version: int | None = None,
+        app_id: str = "",
     ) -> Commit:
         """Commit part files written by `PartWriter` (of all ranks) in one transaction.
 
@@ -289,7 +289,7 @@ class Lake:
             mark: step, slices and fingerprints: kept in the commit's userMetadata and as application transaction.
             mode: `"overwrite"` replaces exactly the partition `partition`; `"append"` adds.
             partition: partition values that every part must have.
-            expected_version: refuse when another run has committed this transaction since.
+            app_id: application transaction to count up; made of step, table and slices when not given.
 
         Raises:
             ContractError: a part lies outside `partition` (delta-rs itself would accept it).
@@ -301,10 +301,8 @@ class Lake:
             if strays:
                 raise ContractError(f"table {contract.name}: part {part['path']} is not of the slice {partition}")
         before = self.create(contract)
-        app_id = f"{mark.step}:{contract.name}:{','.join(sorted(mark.slices))}"
+        app_id = app_id or f"{mark.step}:{contract.name}:{','.join(sorted(mark.slices))}"
         last = before.transaction_version(app_id)
-        if expected_version is not None and last != expected_version:
-            raise ConflictError(f"table {contract.name}: slice {sorted(mark.slices)} was written by another run meanwhile")
         actions = [
             AddAction(
                 part["path"], part["size"], dict(part["partition"]), part["modified"], True,
@@ -334,12 +332,6 @@ class Lake:
             ) from error
         after = self.open(contract.name, contract=contract)
         return Commit(before.version, after.version, sum(p["rows"] for p in parts), sum(p["size"] for p in parts))
-
-    def append_rows(self, contract: Contract, rows: pa.Table) -> None:
-        """Append a few rows in a commit of their own (`job_runs`)."""
-        with self.writer(contract, {}, dims={}) as writer:
-            writer.write(rows)
-        self.commit(contract, writer.parts, mark=SliceMark(contract.name, {}, ""), mode="append")
 
 
 @dataclass(frozen=True)
@@ -428,7 +420,7 @@ class PartWriter:
         sink.close()
         self._open = None
         size = self._fs.size(f"{self._base}/{path}")
-        modified = int(datetime.now(timezone.utc).timestamp() * 1000)
+        modified = int(datetime.now(UTC).timestamp() * 1000)
         self.parts.append(
             {"path": path, "partition": self.partition, "rows": self._rows, "size": size, "modified": modified}
         )

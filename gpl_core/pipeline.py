@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 
 from gpl_core.artifacts import ArtifactStore, Manifest
@@ -317,7 +317,9 @@ class Planner:
     def _hash(self, step: Step, inputs: Mapping[str, Mapping[str, str | int]], run_date: date | None = None) -> str:
         body = {
             "step": step.name,
-            "inputs": {k: v.get("digest", v["version"] if k.startswith("artifact:") else "") for k, v in inputs.items()},
+            "inputs": {
+                k: v.get("digest", v["version"] if k.startswith("artifact:") else "") for k, v in inputs.items()
+            },
             "config": self.config.hash_of(*step.sections),
             "contracts": {t: load_contract(t).version for t in step.writes + step.also_writes},
             "run_date": run_date.isoformat() if run_date else "",
@@ -356,7 +358,10 @@ class Planner:
         for kind, key in step.follows.items():
             current = self.artifacts.in_force(kind, run_date).version
             if manifest.lineage.get(key) != current:
-                return "stale", f"{step.publishes} {manifest.version} is of {key} {manifest.lineage.get(key)}, not {current}"
+                return (
+                    "stale",
+                    f"{step.publishes} {manifest.version} is of {key} {manifest.lineage.get(key)}, not {current}",
+                )
         age = (trained_through(step, run_date) - manifest.trained_through).days
         if age == 0 and step.refresh != "tokenizer.refresh_days" and manifest.fingerprint != fingerprint:
             return "stale", f"{step.publishes} {manifest.version} was made from other inputs"
@@ -402,4 +407,4 @@ def trained_through(step: Step, run_date: date) -> date:
 
 def start_of(day: date) -> datetime:
     """Midnight UTC at the start of `day`."""
-    return datetime.combine(day, time(), timezone.utc)
+    return datetime.combine(day, time(), UTC)

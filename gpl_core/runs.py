@@ -1,0 +1,317 @@
+"""One run of one step for one date: its arguments, identity, JSON line and `job_runs` row.
+
+Spark jobs and GPU workers share this life cycle: evaluate the state, return a recorded no-op when the tables say done,
+else run the body, then record what happened, failures too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any, NoReturn
+
+import pyarrow as pa
+
+from gpl_core import __version__
+from gpl_core.artifacts import ArtifactStore, Manifest
+from gpl_core.config import Config, date_range, load_config
+from gpl_core.contracts import Contract, load_contract
+from gpl_core.errors import GplError, MissingInputError, UsageError, exit_code_of
+from gpl_core.lake import WHOLE, Commit, Lake, SliceMark, Snapshot
+from gpl_core.pipeline import Planner, Read, StepState, find_step
+
+log = logging.getLogger("gpl")
+
+
+@dataclass(frozen=True)
+class StepArguments:
+    """The common arguments of every entry point, parsed."""
+
+    config: Config
+    dates: tuple[date, ...]
+    run_id: str
+    dry_run: bool = False
+    force: bool = False
+    bulk: bool = False
+    steps: tuple[str, ...] = ()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}\n{self.format_usage()}")
+
+
+def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several: bool = False) -> StepArguments:
+    """Parse the common arguments.
+
+    Args:
+        several: also take `--steps a,b,c` (spark_jobs/run.py).
+
+    Raises:
+        UsageError: unknown or contradictory arguments, or a configuration that does not hold.
+    """
+    parser = _Parser(prog=program, allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="a shipped configuration's name or a YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
+    parser.add_argument("--run-date", type=_date, help="logical date D; or --start-date and --end-date")
+    parser.add_argument("--start-date", type=_date)
+    parser.add_argument("--end-date", type=_date)
+    parser.add_argument("--run-id", default="", help="identity of this run; made when not given")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be read and written")
+    parser.add_argument("--force", action="store_true", help="run even where the tables say done")
+    parser.add_argument("--bulk", action="store_true", help="ingest: all dates in one commit per table")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    if several:
+        parser.add_argument("--steps", required=True, help="Spark steps, comma-separated, run in one session")
+    args = parser.parse_args(argv)
+    config = load_config(args.config, args.overrides)
+    if args.run_date and (args.start_date or args.end_date):
+        parser.error("give either --run-date or --start-date with --end-date")
+    if bool(args.start_date) != bool(args.end_date):
+        parser.error("--start-date and --end-date belong together")
+    if args.run_date:
+        dates = [args.run_date]
+    elif args.start_date:
+        if args.end_date < args.start_date:
+            parser.error(f"--end-date {args.end_date} lies before --start-date {args.start_date}")
+        dates = date_range(args.start_date, args.end_date)
+    else:
+        parser.error("--run-date, or --start-date and --end-date, is required: steps never assume today")
+    steps = tuple(find_step(s.strip()).name for s in args.steps.split(",")) if several else ()
+    return StepArguments(
+        config, tuple(dates), args.run_id or new_run_id(), args.dry_run, args.force, args.bulk, steps
+    )  # fmt: skip
+
+
+def _date(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a date; expected YYYY-MM-DD") from None
+
+
+def new_run_id() -> str:
+    """A fresh run identity: time and a few random digits."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+@dataclass
+class Counts:
+    """What a run reports: rows in = rows out + quarantined + dropped holds wherever rows_in is counted."""
+
+    rows_in: int = -1
+    rows_out: int = 0
+    rows_quarantined: int = 0
+    rows_dropped: int = 0
+    bytes_out: int = 0
+    outputs: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class StepContext:
+    """What a step's body works with: pinned inputs, artifacts in force, and where its report goes."""
+
+    def __init__(self, planner: Planner, step_name: str, run_date: date, state: StepState, run_id: str, *,
+                 force: bool = False, bulk_dates: tuple[date, ...] = ()):  # fmt: skip
+        self.step = find_step(step_name)
+        self.run_date = run_date
+        self.state = state
+        self.run_id = run_id
+        self.force = force
+        self.bulk_dates = bulk_dates or (run_date,)
+        self.bulk_fingerprints: dict[str, str] = {}
+        self.config: Config = planner.config
+        self.lake: Lake = planner.lake
+        self.artifacts: ArtifactStore = planner.artifacts
+        self.counts = Counts()
+        self._planner = planner
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the inputs; a forced run of an artifact gets a version of its own through `run_id`."""
+        return self.state.fingerprint
+
+    @property
+    def artifact_fingerprint(self) -> str:
+        """Fingerprint of the artifact this step publishes."""
+        if not self.force:
+            return self.state.artifact_fingerprint
+        import hashlib
+
+        return hashlib.sha256(f"{self.state.artifact_fingerprint}:{self.run_id}".encode()).hexdigest()[:24]
+
+    def snapshot(self, table: str) -> Snapshot:
+        """The input table at the version that the state pinned.
+
+        Raises:
+            MissingInputError: the step's optional input does not exist.
+        """
+        if table not in self.state.inputs:
+            raise MissingInputError(f"step {self.step.name}: table {table} does not exist at {self.lake.uri(table)}")
+        return self.lake.open(table, self.state.version(table))
+
+    def has(self, table: str) -> bool:
+        """Whether the (optional) input table exists."""
+        return table in self.state.inputs
+
+    def read(self, table: str) -> Read:
+        """How this step reads `table`."""
+        return next(r for r in self.step.reads if r.table == table)
+
+    def input_files(self, table: str) -> list[str]:
+        """Locations of the live files of `table` that the step's scope covers, at the pinned version."""
+        snapshot = self.snapshot(table)
+        return snapshot.uris(self._planner.files(snapshot, self.read(table), self.run_date))
+
+    def artifact(self, kind: str) -> Manifest:
+        """The artifact in force for the run date, as the state pinned it."""
+        version = str(self.state.inputs[f"artifact:{kind}"]["version"])
+        manifest = self.artifacts.find(kind, version)
+        if manifest is None:
+            raise MissingInputError(f"artifact {kind} {version} vanished while step {self.step.name} ran")
+        return manifest
+
+    def contract(self, table: str) -> Contract:
+        """The contract of `table`."""
+        return load_contract(table)
+
+    def mark(self, table: str, details: Mapping[str, Any] | None = None) -> SliceMark:
+        """The mark that a commit to `table` must carry."""
+        slices = {WHOLE: self.fingerprint}
+        if "dt" in load_contract(table).partition_by:
+            slices = self.bulk_fingerprints or {self.run_date.isoformat(): self.fingerprint}
+        return SliceMark(self.step.name, slices, self.run_id, dict(details or {}))
+
+    def committed(self, table: str, commit: Commit) -> None:
+        """Note a finished commit for the report."""
+        self.counts.outputs[table] = {
+            "before": commit.version_before, "after": commit.version_after, "rows": commit.rows
+        }  # fmt: skip
+        self.counts.rows_out += commit.rows
+        self.counts.bytes_out += commit.size
+
+
+Body = Callable[[StepContext], None]
+
+
+def run_step(planner: Planner, name: str, run_date: date, args: StepArguments, body: Body) -> str:
+    """Run one step for one date in this process; returns `done`, `noop` or `planned` (dry run).
+
+    Records a `job_runs` row and prints the JSON line whatever happens, and lets the error through.
+    """
+    step = find_step(name)
+    started, clock = datetime.now(UTC), time.monotonic()
+    state = StepState("blocked", "not evaluated")
+    context: StepContext | None = None
+    status, error = "failed", None
+    try:
+        state = planner.state(step, run_date)
+        if args.dry_run:
+            print_dry_run(name, run_date, state)
+            return "planned"
+        if state.status == "blocked":
+            raise MissingInputError(state.reason)
+        if state.status == "done" and not args.force:
+            status = "noop"
+            return status
+        context = StepContext(planner, name, run_date, state, args.run_id, force=args.force)
+        body(context)
+        status = "done"
+        return status
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        if not args.dry_run:
+            counts = context.counts if context else Counts()
+            record(planner.lake, name, run_date, args.run_id, state, status, counts, error, started, clock)
+
+
+def record(
+    lake: Lake,
+    step: str,
+    run_date: date,
+    run_id: str,
+    state: StepState,
+    status: str,
+    counts: Counts,
+    error: BaseException | None,
+    started: datetime,
+    clock: float,
+) -> None:
+    """Append the `job_runs` row and print it as one JSON line to stdout."""
+    row: dict[str, Any] = {
+        "run_id": run_id,
+        "step": step,
+        "run_date": run_date,
+        "attempt": 1,
+        "status": status,
+        "fingerprint": state.fingerprint,
+        "code_version": __version__,
+        "inputs": json.dumps(state.inputs, sort_keys=True),
+        "outputs": json.dumps(counts.outputs, sort_keys=True),
+        "rows_in": counts.rows_in,
+        "rows_out": counts.rows_out,
+        "rows_quarantined": counts.rows_quarantined,
+        "rows_dropped": counts.rows_dropped,
+        "bytes_out": counts.bytes_out,
+        "seconds": time.monotonic() - clock,
+        "details": json.dumps(counts.details, sort_keys=True, default=str),
+        "error_class": type(error).__name__ if error else "",
+        "error_message": str(error)[:4000] if error else "",
+        "started_at": started,
+    }
+    contract = load_contract("job_runs")
+    try:
+        app_id = f"job_runs:{step}:{run_date}"
+        snapshot = lake.create(contract)
+        row["attempt"] = snapshot.transaction_version(app_id) + 2
+        with lake.writer(contract, {}, dims={}) as writer:
+            writer.write(pa.Table.from_pylist([row], schema=contract.arrow_schema()))
+        lake.commit(contract, writer.parts, mark=SliceMark("job_runs", {}, run_id), mode="append", app_id=app_id)
+    except Exception as failure:  # the log must not hide the error of the step itself
+        log.error("job_runs: the row of %s %s could not be written: %s", step, run_date, failure)
+        if error is None:
+            raise
+    line = {**row, "inputs": state.inputs, "outputs": counts.outputs, "details": counts.details}
+    print(json.dumps(line, default=str, sort_keys=True), flush=True)
+
+
+def print_dry_run(step: str, run_date: date, state: StepState) -> None:
+    """Say on stdout what the step would read and write."""
+    found = find_step(step)
+    body = {
+        "step": step,
+        "run_date": run_date.isoformat(),
+        "state": state.status,
+        "reason": state.reason,
+        "would_read": state.inputs,
+        "would_write": [*found.writes, *found.also_writes],
+        "would_publish": found.publishes,
+    }
+    print(json.dumps(body, sort_keys=True), flush=True)
+
+
+def setup_logging() -> None:
+    """Human lines to stderr; stdout belongs to the JSON lines."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    for noisy in ("py4j", "fsspec", "matplotlib", "petastorm", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def exit_with(error: BaseException) -> int:
+    """Print what went wrong for people; returns the exit code."""
+    if isinstance(error, GplError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        log.exception("unexpected failure", exc_info=error)
+    return exit_code_of(error)
