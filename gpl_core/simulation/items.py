@@ -1,0 +1,156 @@
+"""The catalogue of a simulated marketplace: what items show (words, pictures) and what they are (content, quality)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from gpl_core.simulation.rng import stream, unit_rows
+from gpl_core.simulation.settings import SimulationSettings
+from gpl_core.simulation.topics import departments, topics
+
+LATENT = 24  # width of true content vectors
+
+
+@dataclass(frozen=True)
+class ItemWorld:
+    """All items that will ever be released, in order of release: at day `d` the first `released(d)` exist.
+
+    Shown by text and picture: topic, product, adjective, material, use, brand, model (all int32 [N]).
+    Hidden from both: quality [N] standard normal, and part of `content` [N x 24], the unit true content vector.
+    appeal [N]: relative probability that a shopper comes across the item at all (long-tailed, sums to 1).
+    """
+
+    topic: np.ndarray
+    product: np.ndarray
+    adjective: np.ndarray
+    material: np.ndarray
+    use: np.ndarray
+    brand: np.ndarray
+    model: np.ndarray
+    quality: np.ndarray
+    content: np.ndarray
+    appeal: np.ndarray
+    initial: int
+    per_day: int
+
+    @property
+    def size(self) -> int:
+        return len(self.topic)
+
+    def released(self, day: int) -> int:
+        """Number of items that exist on request day `day` (0 is the first; warm-up days are negative)."""
+        return self.initial + self.per_day * max(0, min(day + 1, (self.size - self.initial) // max(1, self.per_day)))
+
+    @cached_property
+    def by_topic(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Items grouped by topic, as CSR: offsets [T + 1], items [N] and the running sum of appeal over `items` [N]."""
+        order = np.lexsort((np.arange(self.size), self.topic))
+        offsets = np.searchsorted(self.topic[order], np.arange(len(topics()) + 1))
+        return offsets, order.astype(np.int64), np.cumsum(self.appeal[order])
+
+
+@dataclass(frozen=True)
+class Taste:
+    """The fixed directions of true content: what a department, topic and product are like (float64 [. x 24])."""
+
+    topic: np.ndarray  # [T x 24], the department's direction included
+    product: np.ndarray  # [T * 5 x 24]
+    related: np.ndarray  # int [T x 3]: topics that shoppers of a topic move on to
+
+
+def make_taste(seed: int) -> Taste:
+    """Draw the directions of true content and the graph of related topics.
+
+    They are random vectors, not functions of the words' meaning: an encoder that reads the words sees which items
+    share a topic, and nothing of how alike two topics truly are.
+    """
+    rng = stream(seed, "taste")
+    tree = topics()
+    scale = 1 / np.sqrt(LATENT)
+    department = rng.normal(0, scale, (len(departments()), LATENT))
+    own = rng.normal(0, scale, (len(tree), LATENT))
+    product = rng.normal(0, scale, (len(tree) * 5, LATENT))
+    of = np.array([t.department for t in tree])
+    siblings = [rng.choice(np.flatnonzero((of == of[t]) & (np.arange(len(tree)) != t))) for t in range(len(tree))]
+    strangers = [rng.choice(np.flatnonzero(of != of[t]), size=2, replace=False) for t in range(len(tree))]
+    related = np.column_stack([np.array(siblings), np.array(strangers)])
+    return Taste(topic=0.5 * department[of] + 0.8 * own, product=0.6 * product, related=related)
+
+
+def make_items(settings: SimulationSettings, taste: Taste) -> ItemWorld:
+    """Draw the catalogue: attributes, hidden quality, true content and long-tailed appeal.
+
+    appeal follows a Zipf law over a ranking by `rho * quality + sqrt(1 - rho^2) * noise`; items released later are
+    ranked among the whole catalogue, so some of them are good and none has a history.
+    """
+    rng, rules = stream(settings.seed, "items"), settings.rules
+    size = settings.items + settings.new_items_per_day * settings.days
+    tree = topics()
+    topic = rng.integers(0, len(tree), size)
+    product = rng.integers(0, 5, size)
+    adjective = rng.integers(0, 5, size)
+    material, use, brand = rng.integers(0, 4, size), rng.integers(0, 4, size), rng.integers(0, 3, size)
+    quality = rng.normal(size=size)
+    scale = 1 / np.sqrt(LATENT)
+    of = np.array([t.department for t in tree])[topic]
+    adjectives = rng.normal(0, scale, (len(departments()), 5, LATENT))
+    materials = rng.normal(0, scale, (len(departments()), 4, LATENT))
+    shown = taste.topic[topic] + taste.product[topic * 5 + product]
+    shown = shown + 0.35 * adjectives[of, adjective] + 0.35 * materials[of, material]
+    content = unit_rows(shown + rules.hidden_content * rng.normal(0, scale, (size, LATENT)))
+    rho = rules.quality_in_popularity
+    merit = rho * quality + np.sqrt(1 - rho**2) * rng.normal(size=size)
+    rank = np.empty(size)
+    rank[np.argsort(-merit, kind="stable")] = np.arange(1, size + 1)
+    # The shift keeps the head from swallowing the tail: with a bare Zipf law most items would never be clicked.
+    appeal = (rank + 0.01 * size) ** -rules.popularity_exponent
+    return ItemWorld(
+        topic=topic,
+        product=product,
+        adjective=adjective,
+        material=material,
+        use=use,
+        brand=brand,
+        model=rng.integers(10, 1000, size),
+        quality=quality,
+        content=content,
+        appeal=appeal / appeal.sum(),
+        initial=settings.items,
+        per_day=settings.new_items_per_day,
+    )
+
+
+@dataclass(frozen=True)
+class ItemText:
+    """What one item shows in words."""
+
+    title: str
+    description: str
+    category: str
+    brand: str
+
+
+def item_id(index: int) -> str:
+    """The platform's id of the item released as number `index`."""
+    return f"i{index:06d}"
+
+
+def item_texts(world: ItemWorld, start: int, stop: int, revised: bool = False) -> Iterator[ItemText]:
+    """Texts of the items `start` to `stop`; `revised` gives the wording after an update."""
+    tree, branches = topics(), departments()
+    for index in range(start, stop):
+        topic = tree[world.topic[index]]
+        branch = branches[topic.department]
+        product = topic.products[world.product[index]]
+        adjective, material = branch.adjectives[world.adjective[index]], branch.materials[world.material[index]]
+        use, brand = branch.uses[world.use[index]], branch.brands[world.brand[index]]
+        title = f"{brand} {adjective} {product}, {material}, model {world.model[index]}"
+        description = (
+            f"A {adjective} {product} from {brand}, made with {material}. "
+            f"Well suited to {use}. Part of our {topic.name} range in {branch.name.lower()}."
+        )
+        if revised:
+            title, description = f"{title} (new edition)", f"{description} Now in a new edition with a longer warranty."
+        yield ItemText(title, description, f"{branch.name} > {topic.name}", brand)

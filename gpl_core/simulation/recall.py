@@ -1,0 +1,291 @@
+"""The recommender's cascade as the platform runs it: what it can observe, recall channels, exposure.
+
+Nothing in this module takes true content, quality, interests or click probabilities: its inputs are titles,
+histories and counts, as a real platform's would be. That is what keeps the logged data honest.
+"""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from gpl_core.simulation.rng import unit_rows
+
+FEATURES = 32
+NEIGHBOURS = 40
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the platform knows of its N items.
+
+    features float32 [N x 32]: unit vectors from the titles' words. neighbours int64 [N x 40]: nearest by features,
+    best first. together int64 [N x 20]: most often in the same users' histories, best first, -1 padded.
+    positives int64 [N]: earlier positives per item.
+    """
+
+    features: np.ndarray
+    neighbours: np.ndarray
+    together: np.ndarray
+    positives: np.ndarray
+
+
+@lru_cache(maxsize=65536)
+def _word_vector(word: str) -> np.ndarray:
+    seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=seed)).normal(size=FEATURES).astype(np.float32)
+
+
+def text_features(titles: Iterable[str], count: int) -> np.ndarray:
+    """Unit float32 [count x 32]: random projection of the words, rare ones weighing more (log inverse frequency)."""
+    rows: list[list[str]] = [sorted(set(re.findall(r"[a-z]{3,}", title.lower()))) for title in titles]
+    frequency: dict[str, int] = {}
+    for words in rows:
+        for word in words:
+            frequency[word] = frequency.get(word, 0) + 1
+    out = np.zeros((count, FEATURES), np.float32)
+    for row, words in zip(out, rows):
+        for word in words:
+            row += np.float32(np.log(1 + count / frequency[word])) * _word_vector(word)
+    return unit_rows(out)
+
+
+def nearest(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """int64 [N x 40]: each item's nearest by features inside its group, best first; -1 where the group is smaller.
+
+    Groups beyond 4,096 items are cut into chunks of that size, so that the cost stays linear in N.
+    """
+    found = np.full((len(features), NEIGHBOURS), -1, np.int64)
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(groups[order]) != 0, True]) if len(order) else np.zeros(1, int)
+    for start, stop in itertools.pairwise(starts):
+        for low in range(start, stop, _BLOCK):
+            members = order[low : min(low + _BLOCK, stop)]
+            cosine = features[members] @ features[members].T
+            np.fill_diagonal(cosine, -np.inf)
+            width = min(NEIGHBOURS, len(members) - 1)
+            best = np.argsort(-cosine, axis=1, kind="stable")[:, :width]
+            found[members, :width] = members[best]
+    return found
+
+
+def bought_together(user: np.ndarray, item: np.ndarray, items: int, width: int = 20) -> np.ndarray:
+    """int64 [items x width]: items most often in the same histories (pairs at most 5 events apart), -1 padded."""
+    order = np.argsort(user, kind="stable")
+    user, item = user[order], item[order]
+    pairs = []
+    for gap in range(1, 6):
+        near = user[gap:] == user[:-gap]
+        left, right = item[gap:][near], item[:-gap][near]
+        pairs += [left * items + right, right * items + left]
+    keys, counts = np.unique(np.concatenate(pairs) if pairs else np.empty(0, np.int64), return_counts=True)
+    left, right = keys // items, keys % items
+    keep = left != right
+    left, right, counts = left[keep], right[keep], counts[keep]
+    order = np.lexsort((right, -counts, left))
+    left, right = left[order], right[order]
+    rank = np.arange(len(left)) - np.searchsorted(left, left)
+    out = np.full((items, width), -1, np.int64)
+    inside = rank < width
+    out[left[inside], rank[inside]] = right[inside]
+    return out
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """Candidates of R requests: item int64 [R x K], -1 padded at the end; channel hits as flat rows.
+
+    row, hit_item, hit_channel, hit_score [C]: one entry per (request, item, channel), sorted.
+    """
+
+    item: np.ndarray
+    row: np.ndarray
+    hit_item: np.ndarray
+    hit_channel: np.ndarray
+    hit_score: np.ndarray
+
+
+def recall(
+    history: np.ndarray,
+    observed: Observed,
+    released: int,
+    shares: dict[str, float],
+    count: int,
+    rng: np.random.Generator,
+) -> Recalled:
+    """Up to `count` distinct candidates for each of R requests.
+
+    history int64 [R x H] (-1 where empty, newest last). Every channel is imperfect: `content` follows title words of a
+    random recent positive, `collaborative` what others had beside it, `popular` counts, `random` nothing. A channel
+    that knows nothing of a user yields nothing and the random channel fills up. What the user already had is left out.
+    """
+    rows, channels = len(history), list(shares)
+    blocks, of = [], []
+    for index, name in enumerate(channels):
+        width = int(np.ceil(1.6 * shares[name] * count)) + 1
+        blocks.append(_draw(name, history, observed, released, width, rng))
+        of.append(np.full(width, index))
+    blocks.append(rng.integers(0, released, (rows, 3 * count)))  # fills what overlaps left empty
+    of.append(np.full(3 * count, channels.index("random")))
+    pool, channel = np.concatenate(blocks, axis=1), np.broadcast_to(np.concatenate(of), (rows, sum(map(len, of))))
+    priority = rng.random(pool.shape)
+    # Each channel's first picks come before any channel's surplus, and the filler last.
+    surplus = np.concatenate(
+        [np.arange(b.shape[1]) >= round(shares[c] * count) for b, c in zip(blocks[:-1], channels)]
+        + [np.full(3 * count, 2)]
+    )
+    priority = priority + surplus
+    pool = np.where((pool >= released) | _known(pool, history), -1, pool)
+
+    by_priority = np.argsort(priority, axis=1, kind="stable")
+    pool, channel = (np.take_along_axis(a, by_priority, axis=1) for a in (pool, channel))
+    by_item = np.argsort(pool, axis=1, kind="stable")
+    sorted_items = np.take_along_axis(pool, by_item, axis=1)
+    first = np.ones_like(sorted_items, bool)
+    first[:, 1:] = sorted_items[:, 1:] != sorted_items[:, :-1]
+    first &= sorted_items >= 0
+    is_first = np.zeros_like(first)
+    np.put_along_axis(is_first, by_item, first, axis=1)
+    chosen_first = is_first & (np.cumsum(is_first, axis=1) <= count)
+
+    item = np.full((rows, count), -1, np.int64)
+    r, c = np.nonzero(chosen_first)
+    item[r, np.cumsum(chosen_first, axis=1)[r, c] - 1] = pool[r, c]
+    # A hit counts for every channel that found the item, but the filler only for what no channel found.
+    filler = np.take_along_axis(np.broadcast_to(surplus == 2, pool.shape), by_priority, axis=1)
+    hit = _in_row(pool, item) & (~filler | chosen_first)
+    r, c = np.nonzero(hit)
+    key = np.unique((r * np.int64(observed.features.shape[0]) + pool[r, c]) * len(channels) + channel[r, c])
+    pair, hit_channel = key // len(channels), key % len(channels)
+    row, hit_item = pair // observed.features.shape[0], pair % observed.features.shape[0]
+    return Recalled(item, row, hit_item, hit_channel, _scores(channels, hit_channel, row, hit_item, history, observed))
+
+
+def _draw(
+    channel: str, history: np.ndarray, observed: Observed, released: int, width: int, rng: np.random.Generator
+) -> np.ndarray:
+    rows = len(history)
+    if channel == "random":
+        return rng.integers(0, released, (rows, width))
+    if channel == "popular":
+        cumulative = np.cumsum(observed.positives[:released] + 0.05)
+        return np.searchsorted(cumulative, rng.random((rows, width)) * cumulative[-1], side="right").clip(
+            0, released - 1
+        )
+    recent = history[:, -10:]
+    seed = recent[np.arange(rows)[:, None], rng.integers(0, recent.shape[1], (rows, width))]
+    table = observed.neighbours if channel == "content" else observed.together
+    rank = (table.shape[1] * rng.random((rows, width)) ** 1.5).astype(np.int64)
+    return np.where(seed >= 0, table[np.maximum(seed, 0), rank], -1)
+
+
+def _known(pool: np.ndarray, history: np.ndarray) -> np.ndarray:
+    known = np.zeros(pool.shape, bool)
+    for column in range(history.shape[1]):
+        known |= (pool == history[:, column : column + 1]) & (pool >= 0)
+    return known
+
+
+def _in_row(pool: np.ndarray, item: np.ndarray) -> np.ndarray:
+    inside = np.zeros(pool.shape, bool)
+    for column in range(item.shape[1]):
+        inside |= (pool == item[:, column : column + 1]) & (pool >= 0)
+    return inside
+
+
+def _scores(
+    channels: list[str],
+    channel: np.ndarray,
+    row: np.ndarray,
+    item: np.ndarray,
+    history: np.ndarray,
+    observed: Observed,
+) -> np.ndarray:
+    """The channel's own score: cosine to the recent history's mean, log positives, or NaN (random has none)."""
+    profile = history_profile(history, observed.features)
+    cosine = np.einsum("cd,cd->c", profile[row], observed.features[item]).astype(np.float64)
+    popularity = np.log1p(observed.positives[item])
+    name = np.array(channels)[channel]
+    return np.select([name == "content", name == "random"], [cosine, np.full(len(row), np.nan)], popularity)
+
+
+def history_profile(history: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Unit float32 [R x 32]: mean features of the last ten positives; zero without any."""
+    recent = history[:, -10:]
+    vectors = features[np.maximum(recent, 0)] * (recent >= 0)[..., None]
+    return unit_rows(vectors.sum(axis=1))
+
+
+def ranker_noise(seed: int, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """The logging ranker's error for (user [R], item [R x K]): standard-normal-like, the same whenever the pair recurs.
+
+    Sum of four uniform 16-bit parts of a hash (splitmix64) of the pair, centred and scaled.
+    """
+    with np.errstate(over="ignore"):
+        x = user.astype(np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15) + item.astype(np.uint64)
+        x = x + np.uint64(seed % 2**32) * np.uint64(0xD1B54A32D192ED03)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x = x ^ (x >> np.uint64(31))
+    parts = np.stack([(x >> np.uint64(16 * k)) & np.uint64(0xFFFF) for k in range(4)]).astype(np.float64) / 65536
+    return (parts.sum(axis=0) - 2.0) * np.sqrt(3.0)
+
+
+@dataclass(frozen=True)
+class LoggingPolicy:
+    """Weights of the ranker that decides exposure: popularity, observed similarity to history, its own error."""
+
+    popularity: float
+    history: float
+    noise: float
+    exposed: int
+    random_share: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """column int64 [R x E]: which candidates are shown, best position first, -1 padded; is_random bool [R]."""
+
+    column: np.ndarray
+    is_random: np.ndarray
+
+
+def expose(
+    policy: LoggingPolicy,
+    user: np.ndarray,
+    item: np.ndarray,
+    history: np.ndarray,
+    observed: Observed,
+    rng: np.random.Generator,
+) -> Exposed:
+    """Choose and order the exposed among the candidates `item` [R x K] of users [R].
+
+    A `random_share` of requests shows a uniform sample in uniform order; the others the ranker's best. The ranker sees
+    popularity counts and title words, standardised within the request, and errs persistently per pair.
+    """
+    valid = item >= 0
+    safe = np.maximum(item, 0)
+    cosine = np.einsum("rkd,rd->rk", observed.features[safe], history_profile(history, observed.features))
+    score = (
+        policy.popularity * _standardised(np.log1p(observed.positives[safe]), valid)
+        + policy.history * _standardised(cosine, valid)
+        + policy.noise * ranker_noise(policy.seed, user, safe)
+    )
+    is_random = rng.random(len(user)) < policy.random_share
+    score = np.where(is_random[:, None], rng.random(item.shape), score)
+    score = np.where(valid, score, -np.inf)
+    column = np.argsort(-score, axis=1, kind="stable")[:, : policy.exposed]
+    return Exposed(np.where(np.take_along_axis(valid, column, axis=1), column, -1), is_random)
+
+
+def _standardised(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    count = np.maximum(valid.sum(axis=1, keepdims=True), 1)
+    mean = np.where(valid, values, 0).sum(axis=1, keepdims=True) / count
+    spread = np.sqrt(np.where(valid, (values - mean) ** 2, 0).sum(axis=1, keepdims=True) / count)
+    return (values - mean) / np.maximum(spread, 1e-6)

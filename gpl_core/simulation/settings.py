@@ -1,0 +1,134 @@
+"""What a simulated marketplace looks like: sizes, dates and the honest defaults of its behaviour."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from datetime import date
+from typing import Literal
+
+from gpl_core.errors import UsageError
+
+World = Literal["plain", "popularity_bias", "fast_drift"]
+
+# Part of every fingerprint: raise it whenever the same settings would make other rows.
+GENERATOR_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How the made world behaves. The defaults are the honest ones: METHOD.md lists what would rig a comparison.
+
+    All strengths are in logits of the true click probability unless said otherwise.
+    """
+
+    taste_strength: float = 6.0  # weight of the user's affinity (0..1) in the true logit
+    quality_strength: float = 0.9  # weight of the item's hidden quality (standard normal): content shows nothing of it
+    user_bias: float = 0.4  # spread of how readily a user clicks at all
+    random_pair_rate: float = 0.035  # true click probability averaged over uniformly random (user, item) pairs
+    hidden_content: float = 0.6  # length of the part of an item's true content that texts and pictures do not show
+    position_decay: float = 0.15  # a result at position p (from 1) is looked at with probability p ** -position_decay
+    popularity_exponent: float = 0.8  # Zipf exponent of the items' appeal
+    quality_in_popularity: float = 0.4  # correlation of log appeal with hidden quality
+    policy_popularity: float = 0.6  # the logging policy's weight of log popularity (standardised)
+    policy_history: float = 1.0  # ... of observed similarity to the user's history (standardised)
+    policy_noise: float = 0.8  # ... of the ranker's persistent error per (user, item)
+    drift_per_day: float = 0.03  # probability that one of a user's interests is replaced overnight
+    drift_to_related: float = 0.6  # ... and that the new one is a topic related to the old
+    interests: int = 4  # interests a user holds at once
+
+
+_WORLDS: dict[str, Behaviour] = {
+    "plain": Behaviour(),
+    "popularity_bias": Behaviour(popularity_exponent=0.9, policy_popularity=1.2, policy_history=0.7),
+    "fast_drift": Behaviour(drift_per_day=0.15),
+}
+
+# Share of each recall channel in a request's candidates.
+CHANNELS = ("content", "collaborative", "popular", "random")
+_CHANNEL_SHARES = {
+    "plain": (0.40, 0.25, 0.15, 0.20),
+    "popularity_bias": (0.30, 0.20, 0.35, 0.15),
+    "fast_drift": (0.40, 0.25, 0.15, 0.20),
+}
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """Everything that decides the bytes of a simulated marketplace.
+
+    users, items: sizes; `items` counts those released before `start_date`, `new_items_per_day` come on top of it.
+    days: request days, the first one being `start_date`; warmup_days of organic behaviour precede it.
+    requests_per_user_day: mean of a Poisson number. exposed_per_request of the candidates are shown.
+    random_share: share of requests that show a uniform sample of their candidates in random order.
+    batch_users: users simulated at once; bounds memory, and is part of the seed's meaning.
+    """
+
+    users: int = 1500
+    items: int = 1200
+    days: int = 4
+    new_items_per_day: int = 10
+    updated_items_per_day: int = 2
+    candidates_per_request: int = 60
+    exposed_per_request: int = 10
+    requests_per_user_day: float = 1.0
+    random_share: float = 0.02
+    organic_per_user_day: float = 0.5
+    warmup_days: int = 25
+    seed: int = 7
+    world: World = "plain"
+    start_date: date = date(2026, 1, 1)
+    pictures: bool = True
+    picture_pixels: int = 32
+    batch_users: int = 1024
+    behaviour: Behaviour | None = None  # None: the world's
+
+    def __post_init__(self) -> None:
+        problems = []
+        for field in ("users", "items", "days", "candidates_per_request", "exposed_per_request", "batch_users"):
+            if getattr(self, field) < 1:
+                problems.append(f"{field}={getattr(self, field)!r}: expected at least 1")
+        for field in ("new_items_per_day", "updated_items_per_day", "warmup_days"):
+            if getattr(self, field) < 0:
+                problems.append(f"{field}={getattr(self, field)!r}: expected 0 or more")
+        if self.exposed_per_request > self.candidates_per_request:
+            problems.append(
+                f"exposed_per_request={self.exposed_per_request}: expected at most candidates_per_request="
+                f"{self.candidates_per_request}"
+            )
+        if self.candidates_per_request * 2 > self.items:
+            problems.append(
+                f"items={self.items}: expected at least twice candidates_per_request={self.candidates_per_request}, "
+                "else recall chooses nothing"
+            )
+        if not 0.0 <= self.random_share <= 1.0:
+            problems.append(f"random_share={self.random_share!r}: expected a share in [0, 1]")
+        if not 0.0 < self.requests_per_user_day <= 50.0:
+            problems.append(f"requests_per_user_day={self.requests_per_user_day!r}: expected a mean in (0, 50]")
+        if not 0.0 <= self.organic_per_user_day <= 50.0:
+            problems.append(f"organic_per_user_day={self.organic_per_user_day!r}: expected a mean in [0, 50]")
+        if not 16 <= self.picture_pixels <= 256:
+            problems.append(f"picture_pixels={self.picture_pixels!r}: expected 16 to 256")
+        if self.world not in _WORLDS:
+            problems.append(f"world={self.world!r}: expected one of {', '.join(_WORLDS)}")
+        if problems:
+            raise UsageError("the simulation cannot run with these settings: " + "; ".join(problems))
+
+    @property
+    def rules(self) -> Behaviour:
+        """The behaviour in force: the one given, else the world's."""
+        return self.behaviour or _WORLDS[self.world]
+
+    @property
+    def channel_shares(self) -> dict[str, float]:
+        """Share of the candidates that each recall channel fills."""
+        return dict(zip(CHANNELS, _CHANNEL_SHARES[self.world]))
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the bytes, generator version included."""
+        return fingerprint_of({**asdict(self), "behaviour": asdict(self.rules)})
+
+
+def fingerprint_of(values: dict[str, object]) -> str:
+    """A short stable hash of plain values (dates as ISO text) and of the generator's version."""
+    text = json.dumps({"generator": GENERATOR_VERSION, **values}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

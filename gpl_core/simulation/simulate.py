@@ -1,0 +1,316 @@
+"""`simulate`: a marketplace whose true click probabilities are known, written as the platform's raw tables.
+
+Users are made in batches of fixed size, each moved through all days before the next begins, so that memory does not
+grow with the number of users. Every random number comes from a stream named by (seed, purpose, day, batch).
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+
+from gpl_core.lake import Lake
+from gpl_core.simulation.items import ItemWorld, Taste, item_id, item_texts, make_items, make_taste
+from gpl_core.simulation.pictures import render
+from gpl_core.simulation.recall import LoggingPolicy, Observed, bought_together, expose, nearest, recall, text_features
+from gpl_core.simulation.rng import stream
+from gpl_core.simulation.settings import CHANNELS, SimulationSettings
+from gpl_core.simulation.tables import Outcome, RawTables, RowSink
+from gpl_core.simulation.topics import topics
+from gpl_core.simulation.users import (
+    Shoppers,
+    click_logits,
+    drift,
+    find_intercept,
+    make_shoppers,
+    organic,
+    sigmoid,
+    user_id,
+)
+
+TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions", "truth")
+_DAY = 86_400_000_000  # microseconds
+_PANEL_BATCHES = 8  # whose warm-up the platform's counts come from: bounds memory
+_CONVERSION = 0.08  # share of clicks that end in a purchase
+_KINDS = np.array(["click", "cart", "purchase"])
+
+
+def simulate(settings: SimulationSettings, lake: Lake, *, force: bool = False) -> Outcome:
+    """Write raw_items, raw_impressions, raw_candidates, raw_interactions and truth; same settings, same bytes.
+
+    Tables that were already made with these settings are left alone (`Outcome.unchanged`).
+
+    Raises:
+        ContractError: a table exists and was made with other settings (without `force`), or is not ours.
+    """
+    details = {**asdict(settings), "behaviour": asdict(settings.rules), "start_date": settings.start_date.isoformat()}
+    with RawTables(
+        lake,
+        TABLES,
+        step="simulate",
+        fingerprint=settings.fingerprint(),
+        provenance="simulated",
+        details=details,
+        force=force,
+    ) as tables:
+        if tables.pending:
+            generate(settings, tables)
+    return Outcome(settings.fingerprint(), tables.rows, tables.unchanged)
+
+
+def generate(settings: SimulationSettings, sink: RowSink) -> None:
+    """Make all rows of the simulated tables and hand them to `sink`, batch by batch."""
+    taste = make_taste(settings.seed)
+    world = make_items(settings, taste)
+    for rows in item_rows(settings, world):
+        sink.write("raw_items", None, rows)
+    observed = observe(settings, world, taste)
+    intercept = find_intercept(make_shoppers(settings, taste, 0), world, settings)
+    for batch in range(batches(settings)):
+        shoppers = make_shoppers(settings, taste, batch)
+        for day in range(-settings.warmup_days, settings.days):
+            _one_day(settings, sink, world, taste, observed, intercept, shoppers, day, batch)
+
+
+def batches(settings: SimulationSettings) -> int:
+    """Number of user batches."""
+    return -(-settings.users // settings.batch_users)
+
+
+def observe(settings: SimulationSettings, world: ItemWorld, taste: Taste) -> Observed:
+    """What the platform knows when the request days begin: words, and counts from the warm-up of a panel.
+
+    The panel is the first eight user batches: a sample, as platforms train on, and a bound on memory. New items have
+    no counts.
+    """
+    users, items = [], []
+    for batch in range(min(batches(settings), _PANEL_BATCHES)):
+        shoppers = make_shoppers(settings, taste, batch)
+        for day in range(-settings.warmup_days, 0):
+            user, item = _day_of_organic(settings, world, taste, shoppers, day, batch)
+            users.append(user + shoppers.first)
+            items.append(item)
+    user = np.concatenate(users) if users else np.empty(0, np.int64)
+    item = np.concatenate(items) if items else np.empty(0, np.int64)
+    titles = (f"{text.title} {text.category}" for text in item_texts(world, 0, world.size))
+    features = text_features(titles, world.size)
+    department = np.array([t.department for t in topics()])[world.topic]
+    return Observed(
+        features=features,
+        neighbours=nearest(features, department),
+        together=bought_together(user, item, world.size),
+        positives=np.bincount(item, minlength=world.size),
+    )
+
+
+def _day_of_organic(
+    settings: SimulationSettings, world: ItemWorld, taste: Taste, shoppers: Shoppers, day: int, batch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """One night's drift and one day's organic positives; moves `shoppers` on."""
+    drift(shoppers, settings.rules, taste, stream(settings.seed, "drift", day, batch))
+    user, item = organic(shoppers, world, taste, settings, day, stream(settings.seed, "organic", day, batch))
+    shoppers.remember(user, item)
+    return user, item
+
+
+def _one_day(
+    settings: SimulationSettings,
+    sink: RowSink,
+    world: ItemWorld,
+    taste: Taste,
+    observed: Observed,
+    intercept: float,
+    shoppers: Shoppers,
+    day: int,
+    batch: int,
+) -> None:
+    """One night's drift, then the day's requests, then what users did elsewhere that day."""
+    dt = settings.start_date + timedelta(days=day)
+    midnight = _microseconds(datetime(dt.year, dt.month, dt.day, tzinfo=UTC))
+    drift(shoppers, settings.rules, taste, stream(settings.seed, "drift", day, batch))
+    bought: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    if day >= 0:
+        bought = list(_requests(settings, sink, world, observed, intercept, shoppers, day, batch, midnight))
+    user, item = organic(shoppers, world, taste, settings, day, stream(settings.seed, "organic", day, batch))
+    rng = stream(settings.seed, "times", day, batch)
+    times = rng.integers(0, _DAY, len(user))
+    times = midnight + times[np.lexsort((times, user))]  # within a user, the order of events is the order of time
+    bought.append((user, item, times, _KINDS[rng.choice(3, len(user), p=[0.5, 0.2, 0.3])]))
+    user, item, times, kind = (np.concatenate(column) for column in zip(*bought))
+    shoppers.remember(bought[-1][0], bought[-1][1])
+    rows = {
+        "user_id": pa.array([user_id(shoppers.first + u) for u in user.tolist()], pa.string()),
+        "item_id": pa.array([item_id(i) for i in item.tolist()], pa.string()),
+        "event_time": _timestamps(times),
+        "kind": pa.array(kind.tolist(), pa.string()),
+    }
+    sink.write("raw_interactions", dt, pa.table(rows))
+
+
+def _requests(
+    settings: SimulationSettings,
+    sink: RowSink,
+    world: ItemWorld,
+    observed: Observed,
+    intercept: float,
+    shoppers: Shoppers,
+    day: int,
+    batch: int,
+    midnight: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Write the day's requests; yields the purchases (user, item, time, kind) that clicks ended in.
+
+    A user's requests of a day are worked off one after the other, so that a click is history for the next request.
+    """
+    rules, rng = settings.rules, stream(settings.seed, "requests", day, batch)
+    policy = LoggingPolicy(
+        popularity=rules.policy_popularity,
+        history=rules.policy_history,
+        noise=rules.policy_noise,
+        exposed=settings.exposed_per_request,
+        random_share=settings.random_share,
+        seed=settings.seed,
+    )
+    count = rng.poisson(np.minimum(settings.requests_per_user_day * shoppers.activity, 30.0))
+    owner = np.repeat(np.arange(shoppers.size), count)
+    slot = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+    times = (_DAY * rng.beta(3, 2, len(owner))).astype(np.int64)
+    times = midnight + times[np.lexsort((times, owner))]
+    dt = settings.start_date + timedelta(days=day)
+    for step in range(int(count.max(initial=0))):
+        chosen = np.flatnonzero(slot == step)
+        user, when = owner[chosen], times[chosen]
+        history = shoppers.history[user]
+        found = recall(
+            history, observed, world.released(day), settings.channel_shares, settings.candidates_per_request, rng
+        )
+        probability = sigmoid(click_logits(shoppers, user, found.item, world, rules) + intercept)
+        shown = expose(policy, user + shoppers.first, found.item, history, observed, rng)
+
+        r, position = np.nonzero(shown.column >= 0)
+        column = shown.column[r, position]
+        item = found.item[r, column]
+        looked_at = (position + 1.0) ** -rules.position_decay
+        clicked = rng.random(len(r)) < probability[r, column] * looked_at
+        exposed = np.zeros(found.item.shape, bool)
+        exposed[r, column] = True
+
+        request = pa.array([f"r{dt:%Y%m%d}-{shoppers.first + u:07d}-{step:02d}" for u in user.tolist()], pa.string())
+        who = pa.array([user_id(shoppers.first + u) for u in user.tolist()], pa.string())
+        at = _timestamps(when)
+        sink.write(
+            "raw_impressions",
+            dt,
+            pa.table(
+                {
+                    **_keys(request, who, at, r, item),
+                    "position": pa.array(position, pa.int32()),
+                    "clicked": pa.array(clicked.astype(np.int32)),
+                    "is_random": pa.array(shown.is_random[r]),
+                }
+            ),
+        )
+        sink.write(
+            "raw_candidates",
+            dt,
+            pa.table(
+                {
+                    **_keys(request, who, at, found.row, found.hit_item),
+                    "channel": pa.array(np.array(CHANNELS)[found.hit_channel].tolist(), pa.string()),
+                    "recall_score": pa.array(found.hit_score, pa.float64(), from_pandas=True),
+                }
+            ),
+        )
+        tr, tc = np.nonzero(found.item >= 0)
+        truth = _keys(request, who, at, tr, found.item[tr, tc])
+        del truth["event_time"]
+        truth["true_probability"] = pa.array(probability[tr, tc])
+        truth["is_exposed"] = pa.array(exposed[tr, tc])
+        sink.write("truth", dt, pa.table(truth))
+
+        order = np.lexsort((position, r))
+        order = order[clicked[order]]
+        shoppers.remember(user[r[order]], item[order])
+        converted = order[rng.random(len(order)) < _CONVERSION]
+        later = when[r[converted]] + rng.integers(60_000_000, 1_800_000_000, len(converted))
+        # A purchase belongs to the day of its click: the last ones are cut at midnight.
+        later = np.minimum(later, midnight + _DAY - 1 - np.arange(len(converted)))
+        yield user[r[converted]], item[converted], later, np.full(len(converted), "purchase")
+
+
+def _keys(request: pa.Array, who: pa.Array, at: pa.Array, row: np.ndarray, item: np.ndarray) -> dict[str, pa.Array]:
+    taken = pa.array(row, pa.int64())
+    return {
+        "request_id": request.take(taken),
+        "item_id": pa.array([item_id(i) for i in item.tolist()], pa.string()),
+        "user_id": who.take(taken),
+        "event_time": at.take(taken),
+    }
+
+
+def item_rows(settings: SimulationSettings, world: ItemWorld) -> Iterator[pa.Table]:
+    """raw_items in chunks: the initial catalogue, then per request day the new and the reworded items.
+
+    New items and new wordings of day D are dated to the last two hours of D - 1.
+    """
+    start = datetime.combine(settings.start_date, datetime.min.time(), UTC)
+    rng = stream(settings.seed, "item_times")
+    # Older than anything a user did in the warm-up.
+    first_event = _microseconds(start - timedelta(days=settings.warmup_days))
+    for low in range(0, world.initial, 4096):
+        numbers = np.arange(low, min(low + 4096, world.initial))
+        yield _item_table(settings, world, numbers, first_event - rng.integers(1, 365 * _DAY, len(numbers)), False)
+    for day in range(settings.days):
+        evening = _microseconds(start + timedelta(days=day))
+        new = np.arange(world.released(day - 1), world.released(day))
+        if len(new):
+            yield _item_table(settings, world, new, evening - rng.integers(1, _DAY // 12, len(new)), False)
+        if day:
+            wanted = min(settings.updated_items_per_day, world.initial)
+            reworded = np.sort(rng.choice(world.initial, wanted, replace=False))
+            yield _item_table(settings, world, reworded, evening - rng.integers(1, _DAY // 12, wanted), True)
+
+
+def _item_table(
+    settings: SimulationSettings, world: ItemWorld, numbers: np.ndarray, updated: np.ndarray, revised: bool
+) -> pa.Table:
+    texts = [next(item_texts(world, n, n + 1, revised)) for n in numbers.tolist()]
+    tree = topics()
+    pictures: list[bytes | None] = [None] * len(numbers)
+    if settings.pictures:
+        pictures = [
+            render(
+                tree[world.topic[n]].department,
+                int(world.topic[n]),
+                int(world.product[n]),
+                int(world.material[n]),
+                stream(settings.seed, "picture", 0, n),
+                settings.picture_pixels,
+            )
+            for n in numbers.tolist()
+        ]
+    size = len(numbers)
+    return pa.table(
+        {
+            "item_id": pa.array([item_id(n) for n in numbers.tolist()], pa.string()),
+            "updated_at": _timestamps(updated),
+            "title": pa.array([t.title for t in texts], pa.string()),
+            "description": pa.array([t.description for t in texts], pa.string()),
+            "category": pa.array([t.category for t in texts], pa.string()),
+            "brand": pa.array([t.brand for t in texts], pa.string()),
+            "image": pa.array(pictures, pa.binary()),
+            "image_uri": pa.nulls(size, pa.string()),
+            "image_embedding": pa.nulls(size, pa.list_(pa.field("element", pa.float32()))),
+            "withdrawn_at": pa.nulls(size, pa.timestamp("us", tz="UTC")),
+        }
+    )
+
+
+def _timestamps(microseconds: np.ndarray) -> pa.Array:
+    return pa.array(microseconds.astype(np.int64)).cast(pa.timestamp("us", tz="UTC"))
+
+
+def _microseconds(time: datetime) -> int:
+    return round(time.timestamp()) * 1_000_000
