@@ -18,7 +18,8 @@ class Trie:
     """A prefix trie over distinct SIDs; nodes of one depth are numbered in lexicographic order of their prefix.
 
     The leaf numbered ``i`` is therefore the i-th distinct SID in lexicographic order.
-    Memory is 4 bytes of token and 8 bytes of offset per node: at most 12 * L bytes per SID, less where prefixes are shared.
+    Memory is 4 bytes of token and 8 bytes of offset per node: at most 12 * L bytes per SID, less where prefixes are
+    shared.
     """
 
     codes: int
@@ -97,7 +98,8 @@ class Trie:
         return out
 
     def leaf_of(self, sids: np.ndarray) -> np.ndarray:
-        """The leaf ordinal of each SID, int64 [S]; -1 where the catalogue has no such SID (codes outside [0, C) too)."""
+        """The leaf ordinal of each SID, int64 [S]; -1 where the catalogue has no such SID (codes outside [0, C)
+        too)."""
         rows = np.asarray(sids)
         if rows.ndim != 2 or rows.shape[1] != self.levels:
             raise ContractError(

@@ -26,7 +26,8 @@ def test_trie_holds_exactly_the_given_sids(table):
     trie = Trie.build(sids, codes)
     expected = sorted({tuple(r) for r in sids.tolist()})
     assert [tuple(r) for r in trie.sids().tolist()] == expected
-    assert trie.size == len(expected) and trie.levels == sids.shape[1]
+    assert trie.size == len(expected)
+    assert trie.levels == sids.shape[1]
     # Walking the CSR arrays from the root finds every prefix's children, in order.
     prefixes = [()]
     for level in range(trie.levels):
@@ -107,7 +108,8 @@ def test_opposite_items_of_one_sid_still_have_a_direction():
 
 def test_an_empty_catalogue_answers_with_nothing():
     catalogue = Catalogue(np.empty(0, dtype=int), np.empty((0, 3), dtype=int), codes=8)
-    assert catalogue.trie.size == 0 and catalogue.leaf_of_item(np.array([0])).tolist() == [-1]
+    assert catalogue.trie.size == 0
+    assert catalogue.leaf_of_item(np.array([0])).tolist() == [-1]
     assert catalogue.anchor_embeddings(np.empty((0, 4), dtype=np.float32)).shape == (0, 4)
 
 

@@ -1,0 +1,162 @@
+"""Is a tokeniser fit to publish? Figures of code usage, collisions and reconstruction, and the gates on them.
+
+Legend for shapes: N items, L levels, C codes per level, d embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from gpl_core.errors import GateError
+
+
+@dataclass(frozen=True)
+class Health:
+    """Figures of one tokeniser on one catalogue; shares are in [0, 1]."""
+
+    items: int
+    codes: int
+    perplexity: tuple[float, ...]
+    """Per level, exp of the entropy of code use: how many codes are in use, evenly."""
+    used: tuple[int, ...]
+    """Per level, the number of codes that occur."""
+    reachable: tuple[int, ...]
+    """Per level, the most codes this catalogue could use: min(C, number of distinct embeddings)."""
+    collision_share: float
+    """Share of the items whose SID another item with another embedding carries too."""
+    reconstruction: float
+    """Mean cosine of an embedding and its SID's decoded vector."""
+
+    def as_dict(self) -> dict[str, object]:
+        """The figures as plain JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Thresholds a tokeniser must meet before it is published; each is a share in [0, 1]."""
+
+    min_perplexity_share: float = 0.3
+    """Least perplexity of every level over the reachable codes."""
+    max_dead_share: float = 0.2
+    """Most dead codes of every level over the reachable codes."""
+    max_collision_share: float = 0.5
+    min_reconstruction_cosine: float = 0.5
+
+
+def level_usage(codes: np.ndarray, size: int) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Perplexity and number of used codes per level of ``codes`` int [N x L] with C = ``size``."""
+    perplexity, used = [], []
+    for level in range(codes.shape[1]):
+        counts = np.bincount(codes[:, level], minlength=size)
+        share = counts[counts > 0] / max(1, len(codes))
+        perplexity.append(float(np.exp(-(share * np.log(share)).sum())))
+        used.append(int((counts > 0).sum()))
+    return tuple(perplexity), tuple(used)
+
+
+def collision_share(codes: np.ndarray, identity: np.ndarray | None = None) -> float:
+    """Share of items [N] whose SID is also carried by an item of another ``identity`` [N] (default: all differ)."""
+    if not len(codes):
+        return 0.0
+    _, sid = np.unique(codes, axis=0, return_inverse=True)
+    sid = sid.reshape(-1)
+    who = np.arange(len(codes)) if identity is None else np.asarray(identity)
+    pairs = np.unique(np.stack([sid, who]), axis=1)[0]
+    return float((np.bincount(pairs, minlength=sid.max() + 1)[sid] > 1).mean())
+
+
+def row_identity(embeddings: np.ndarray) -> np.ndarray:
+    """int64 [N]: equal for rows of ``embeddings`` [N x d] that are bit-identical."""
+    rows = np.ascontiguousarray(embeddings)
+    return np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))), return_inverse=True)[
+        1
+    ].reshape(-1)
+
+
+def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean cosine of the rows of ``a`` and ``b``, both [N x d]."""
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(((a * b).sum(axis=1) / np.maximum(lengths, 1e-12)).mean())
+
+
+def neighbour_recall(
+    embeddings: np.ndarray, decoded: np.ndarray, k: int = 10, queries: np.ndarray | None = None
+) -> np.ndarray:
+    """Per query item, the share of its k nearest by embedding that are among its k nearest by decoded vector; float
+    [Q].
+
+    Both [N x d], nearest by cosine, the item itself left out; ``queries`` int [Q] limits the work (default: all items).
+    Ties among decoded vectors (items of one SID) are broken by a fixed random order, so that table order earns nothing.
+    """
+    asked = np.arange(len(embeddings)) if queries is None else np.asarray(queries)
+    order = np.random.default_rng(0).permutation(len(embeddings))
+    unit = _unit(embeddings)[order]
+    unit_decoded = _unit(decoded)[order]
+    position = np.argsort(order)
+    width = min(k, len(embeddings) - 1)
+    out = np.zeros(len(asked))
+    for start in range(0, len(asked), 512):
+        own = position[asked[start : start + 512]]
+        near = _nearest(unit, own, width)
+        near_decoded = _nearest(unit_decoded, own, width)
+        out[start : start + len(own)] = [
+            len(np.intersect1d(a, b)) / max(1, width) for a, b in zip(near, near_decoded, strict=True)
+        ]
+    return out
+
+
+def check_gates(health: Health, gates: Gates) -> None:
+    """Raises GateError naming every figure out of bounds and what to change; the tokeniser in force then stays in
+    force."""
+    faults = []
+    for level, (perplexity, used, reachable) in enumerate(
+        zip(health.perplexity, health.used, health.reachable, strict=True), start=1
+    ):
+        if perplexity < gates.min_perplexity_share * reachable:
+            faults.append(
+                f"level {level}: perplexity {perplexity:.1f}, expected at least {gates.min_perplexity_share:g} of "
+                f"{reachable} codes "
+                "(train longer, revive dead codes longer, or lower tokenizer.codes)"
+            )
+        dead = 1 - used / reachable
+        if dead > gates.max_dead_share:
+            faults.append(
+                f"level {level}: {reachable - used} of {reachable} codes dead ({dead:.1%}), expected at most "
+                f"{gates.max_dead_share:.1%} "
+                "(more warm-up epochs, longer revival, or lower tokenizer.codes)"
+            )
+    if health.collision_share > gates.max_collision_share:
+        faults.append(
+            f"collisions: {health.collision_share:.1%} of the items share a SID, expected at most "
+            f"{gates.max_collision_share:.1%} "
+            "(raise tokenizer.codes or tokenizer.levels, or train longer)"
+        )
+    if not health.reconstruction >= gates.min_reconstruction_cosine:
+        faults.append(
+            f"reconstruction: mean cosine {health.reconstruction:.3f}, expected at least {gates.min_reconstruction_cosine:g} "
+            "(raise tokenizer.latent, tokenizer.codes or epochs; look at the encoder's vectors)"
+        )
+    if faults:
+        raise GateError("tokenizer: not published, the one in force stays. " + "; ".join(faults))
+
+
+def as_scalars(health: Health) -> Mapping[str, float]:
+    """The figures as named scalars, for TensorBoard and log lines."""
+    out = {"collision_share": health.collision_share, "reconstruction": health.reconstruction}
+    for level, (perplexity, used) in enumerate(zip(health.perplexity, health.used, strict=True), start=1):
+        out |= {f"perplexity_{level}": perplexity, f"used_{level}": float(used)}
+    return out
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def _nearest(unit: np.ndarray, own: np.ndarray, width: int) -> np.ndarray:
+    similarity = unit[own] @ unit.T
+    similarity[np.arange(len(own)), own] = -np.inf
+    return np.argsort(-similarity, axis=1, kind="stable")[:, :width]

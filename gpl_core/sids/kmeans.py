@@ -1,0 +1,50 @@
+"""Residual k-means: the start of an RQ-VAE's codebooks, and the plain baseline tokeniser.
+
+Legend for shapes: N rows, L levels, C codes, k width. The clustering is scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.cluster import KMeans, MiniBatchKMeans
+
+_EXACT_ROWS = 200_000  # beyond it mini-batches: Lloyd's step over all rows costs N * C * k
+
+
+def residual_kmeans(x: np.ndarray, levels: int, codes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codebooks [L x C x k] float32 fitted level by level on the residuals of ``x`` [N x k], and counts [L x C] of
+    rows.
+
+    With fewer distinct rows than codes, each distinct row gets a code and the others are rows with a little noise
+    (a tenth of the spread): real vectors that later items may come to use. Deterministic for a seed.
+    """
+    residual = np.ascontiguousarray(x, dtype=np.float32).copy()
+    books = np.empty((levels, codes, x.shape[1]), dtype=np.float32)
+    counts = np.zeros((levels, codes), dtype=np.float32)
+    for level in range(levels):
+        rng = np.random.default_rng([seed, level])
+        distinct = residual if len(residual) > 4 * codes else np.unique(residual, axis=0)
+        clusters = min(codes, len(distinct))
+        if clusters == len(distinct):
+            books[level, :clusters] = distinct
+        else:
+            kind = KMeans if len(residual) <= _EXACT_ROWS else MiniBatchKMeans
+            extra = {} if kind is KMeans else {"batch_size": max(8192, 4 * codes)}
+            fitted = kind(clusters, n_init=1, max_iter=50, random_state=int(rng.integers(2**31)), **extra).fit(residual)
+            books[level, :clusters] = fitted.cluster_centers_
+        spread = residual.std() + 1e-6
+        noise = rng.normal(scale=0.1 * spread, size=(codes - clusters, x.shape[1]))
+        books[level, clusters:] = distinct[rng.integers(len(distinct), size=codes - clusters)] + noise
+        chosen = nearest_rows(residual, books[level])
+        counts[level] = np.bincount(chosen, minlength=codes)
+        residual -= books[level][chosen]
+    return books, counts
+
+
+def nearest_rows(x: np.ndarray, codebook: np.ndarray, rows: int = 16_384) -> np.ndarray:
+    """The code of least squared distance for each row of ``x`` [N x k], int64 [N], ``rows`` at a time."""
+    half = np.square(codebook).sum(axis=1) / 2
+    out = np.empty(len(x), dtype=np.int64)
+    for start in range(0, len(x), rows):
+        out[start : start + rows] = np.argmax(x[start : start + rows] @ codebook.T - half, axis=1)
+    return out

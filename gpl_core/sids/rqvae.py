@@ -1,0 +1,362 @@
+"""Training of the residual-quantised VAE that turns item embeddings into SIDs (and of the RQ-k-means baseline).
+
+Legend for shapes: N items, d embedding width, k latent width, L levels, C codes per level, B rows of a batch.
+
+The recipe is the project's own (ours), measured on Amazon Industrial: autoencoder warm-up, residual k-means start on
+all items,
+EMA codebooks, revival of dead codes from items with a large residual, AdamW with a one-cycle learning rate.
+
+One rank and two give the same bits: a batch is always cut into the same shards, gradients and codebook statistics are
+summed
+over shards in the same order, and everything that is decided once (k-means, revival) is decided on rank 0 and
+broadcast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gpl_core.errors import ContractError
+from gpl_core.sids.checkpoint import load_checkpoint, save_checkpoint
+from gpl_core.sids.engine import LocalEngine, TrainEngine
+from gpl_core.sids.kmeans import residual_kmeans
+from gpl_core.sids.quantizer import Assignment, ResidualQuantizer, assign
+from gpl_core.sids.tokenizer import Tokenizer, checked_embeddings, mlp
+
+Progress = Callable[[int, Mapping[str, float]], None]
+"""Called on rank 0 after each epoch with the number of finished epochs and its figures."""
+
+_SHARDS = 2
+
+
+@dataclass(frozen=True)
+class RqVaeSettings:
+    """Everything that decides the trained tokeniser, together with the embeddings."""
+
+    levels: int = 3
+    codes: int = 256
+    hidden: tuple[int, ...] = (512,)
+    """Widths between d and k; the decoder mirrors them."""
+    latent: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    batch_size: int = 1024
+    epochs: int = 400
+    warmup_epochs: int = 20
+    """Epochs of a plain autoencoder before the k-means start; part of ``epochs``."""
+    ema_decay: float = 0.95
+    commitment: float = 0.25
+    revive_until: float = 0.8
+    """Share of the epochs during which dead codes are revived."""
+    dead_share: float = 0.25
+    """A code is dead when its EMA count is below this share of the mean count."""
+    relational: float = 0.0
+    """Weight of the KL between the batch's similarity distributions before and after quantisation (0: off)."""
+    relational_temperature: float = 0.1
+    sample_rows: int = 262_144
+    """Items used for the k-means start and for revival; all of them in a smaller catalogue."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("levels", 1), ("codes", 2), ("latent", 1), ("batch_size", 2), ("epochs", 1)):
+            if getattr(self, name) < least:
+                raise ContractError(f"tokenizer.{name}: {getattr(self, name)}, expected at least {least}.")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ContractError(
+                f"tokenizer.warmup_epochs: {self.warmup_epochs}, expected at least 0 and below epochs ({self.epochs})."
+            )
+
+
+def codes_for(items: int) -> int:
+    """C by catalogue size (ours): 256 up to 10^5 items, doubled for each factor of four, 8192 from about 10^8 on."""
+    doublings = math.ceil(math.log(max(items, 1) / 1e5, 4)) if items > 1e5 else 0
+    return 256 * 2 ** min(doublings, 5)
+
+
+def epochs_for(items: int, batch_size: int = 1024) -> int:
+    """Epochs by catalogue size (ours): about 1,600 steps, yet at least 20 epochs and at most 400."""
+    return min(400, max(20, 1600 // max(1, math.ceil(items / batch_size))))
+
+
+class RqVae(nn.Module):
+    """Encoder, residual quantiser and mirrored decoder."""
+
+    def __init__(self, dim: int, settings: RqVaeSettings) -> None:
+        super().__init__()
+        widths = (dim, *settings.hidden, settings.latent)
+        self.encoder = mlp(widths)
+        self.quantizer = ResidualQuantizer(settings.levels, settings.codes, settings.latent)
+        self.decoder = mlp(widths[::-1])
+        self._settings = settings
+
+    def forward(self, x: Tensor, quantize: bool) -> tuple[Tensor, Tensor, Assignment | None]:
+        """Loss (scalar), reconstruction loss (detached scalar) and, when ``quantize``, the assignment of ``x`` [B x
+        d]."""
+        latent = self.encoder(x)
+        if not quantize:
+            loss = functional.mse_loss(self.decoder(latent), x)
+            return loss, loss.detach(), None
+        quantized = self.quantizer(latent)
+        output = self.decoder(quantized.latent)
+        reconstruction = functional.mse_loss(output, x)
+        loss = reconstruction + self._settings.commitment * quantized.commitment
+        if self._settings.relational:
+            loss = loss + self._settings.relational * relational_loss(x, output, self._settings.relational_temperature)
+        return loss, reconstruction.detach(), quantized.assignment
+
+
+def relational_loss(x: Tensor, output: Tensor, temperature: float) -> Tensor:
+    """Mean KL(p || q) of each row's softmax over its cosine similarities to the other rows (ours): p by ``x``, q by
+    ``output``.
+
+    Both [B x d]; keeps neighbours neighbours after quantisation. 0 for fewer than three rows.
+    """
+    if len(x) < 3:
+        return output.sum() * 0.0
+    own = torch.eye(len(x), dtype=torch.bool, device=x.device)
+    unit, unit_out = functional.normalize(x, dim=1), functional.normalize(output, dim=1)
+    p = (unit @ unit.T / temperature).masked_fill(own, -1e9).log_softmax(dim=1)
+    q = (unit_out @ unit_out.T / temperature).masked_fill(own, -1e9).log_softmax(dim=1)
+    return functional.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+def one_cycle(step: int, total: int, peak: float, rise: float = 0.3) -> float:
+    """The one-cycle learning rate (Smith 2018; torch's OneCycleLR with cosine annealing) at ``step`` of ``total``."""
+    up = rise * total - 1
+    first, last = peak / 25, peak / 25 / 1e4
+    if step <= up:
+        return _cosine(first, peak, step / up)
+    return _cosine(peak, last, (step - up) / (total - 1 - up)) if total - 1 > up else peak
+
+
+def fit(
+    embeddings: np.ndarray,
+    settings: RqVaeSettings,
+    *,
+    progress: Progress | None = None,
+    checkpoint_dir: str | Path | None = None,
+    engine: TrainEngine | None = None,
+) -> Tokenizer:
+    """Trains an RQ-VAE on ``embeddings`` float32 [N x d] (a memory map will do) and returns the tokeniser, on every
+    rank.
+
+    With ``checkpoint_dir``, a killed run that is started again with the same input continues and gives the
+    undisturbed result.
+    ``engine`` runs forward, backward and the optimiser step (default: plain torch, one rank).
+    Raises ContractError for zero or NaN rows, for N = 0, and for fewer items than ranks.
+    """
+    checked_embeddings(embeddings)
+    engine = engine or LocalEngine()
+    if len(embeddings) < max(1, engine.world):
+        raise ContractError(
+            f"embeddings: {len(embeddings)} items for {engine.world} ranks, expected at least one each; use fewer "
+            f"ranks."
+        )
+    run = _Run(embeddings, settings, engine)
+    first_epoch = 0
+    if checkpoint_dir is not None:
+        first_epoch = load_checkpoint(checkpoint_dir, run.identity, run.model, run.optimizer)
+    for epoch in range(first_epoch, settings.epochs):
+        figures = run.epoch(epoch)
+        if engine.rank == 0:
+            if checkpoint_dir is not None and run.is_checkpoint(epoch + 1):
+                save_checkpoint(checkpoint_dir, run.identity, run.model, run.optimizer, epoch + 1)
+            if progress is not None:
+                progress(epoch + 1, figures)
+    model = run.model
+    return Tokenizer(
+        model.encoder, model.decoder, model.quantizer.codebooks, run.mean, run.scale,
+        {"method": "rqvae", "items": len(embeddings), "settings": dataclasses.asdict(settings)},
+    )  # fmt: skip
+
+
+def fit_rq_kmeans(embeddings: np.ndarray, settings: RqVaeSettings, *, pca: int | None = None) -> Tokenizer:
+    """The plain baseline: residual k-means on the embeddings [N x d], after PCA to ``pca`` dimensions if given.
+
+    Uses ``levels``, ``codes``, ``sample_rows`` and ``seed`` of the settings. Raises ContractError as ``fit`` does.
+    """
+    checked_embeddings(embeddings)
+    if not len(embeddings):
+        raise ContractError("embeddings: 0 items, expected at least one; run encode_items first.")
+    rows = _sample(embeddings, settings.sample_rows, settings.seed)
+    mean = rows.mean(axis=0)
+    width = embeddings.shape[1]
+    encoder, decoder = mlp((width,)), mlp((width,))
+    latent = rows - mean
+    if pca is not None:
+        axes = torch.as_tensor(np.linalg.svd(latent, full_matrices=False)[2][:pca].copy())
+        encoder, decoder = mlp((width, len(axes))), mlp((len(axes), width))
+        encoder.load_state_dict({"0.weight": axes, "0.bias": torch.zeros(len(axes))})
+        decoder.load_state_dict({"0.weight": axes.T.contiguous(), "0.bias": torch.zeros(width)})
+        latent = latent @ axes.numpy().T
+    books, _ = residual_kmeans(latent, settings.levels, settings.codes, settings.seed)
+    description = {
+        "method": "rq_kmeans",
+        "items": len(embeddings),
+        "pca": pca,
+        "settings": dataclasses.asdict(settings),
+    }
+    return Tokenizer(encoder, decoder, torch.as_tensor(books), torch.as_tensor(mean), 1.0, description)
+
+
+class _Run:
+    """The state of one training: model, optimiser, order of rows. Its epochs depend on nothing but their number."""
+
+    def __init__(self, embeddings: np.ndarray, settings: RqVaeSettings, engine: TrainEngine) -> None:
+        self.embeddings, self.settings, self.engine = embeddings, settings, engine
+        self.sample = _sample(embeddings, settings.sample_rows, settings.seed)
+        # Centred and scaled to unit variance per coordinate: layers and commitment weight then fit any encoder.
+        mean = self.sample.mean(axis=0)
+        self.scale = float(1.0 / max(self.sample.std(), 1e-6)) if len(self.sample) > 1 else 1.0
+        self.mean = torch.as_tensor(mean)
+        self.sample = (self.sample - mean) * np.float32(self.scale)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.model = RqVae(embeddings.shape[1], settings)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        batches = math.ceil(len(embeddings) / settings.batch_size)
+        self.sizes = np.diff(np.linspace(0, len(embeddings), batches + 1).astype(np.int64))
+        self.shards = _SHARDS if _SHARDS % engine.world == 0 else engine.world
+        engine.prepare(self.model, self.optimizer, self.shards // engine.world, settings.batch_size)
+        self.mean = self.mean.to(engine.device)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a checkpoint must agree with to be continued."""
+        facts: dict[str, object] = dataclasses.asdict(self.settings) | {"shape": list(self.embeddings.shape)}
+        facts["hidden"] = list(self.settings.hidden)
+        facts["sample_mean"] = [round(float(v), 6) for v in self.mean[:8]]
+        return facts
+
+    def is_checkpoint(self, done: int) -> bool:
+        """About forty checkpoints a run, and never one after the last epoch, which ends in the artifact."""
+        return done % max(1, self.settings.epochs // 40) == 0 and done < self.settings.epochs
+
+    def epoch(self, epoch: int) -> dict[str, float]:
+        """Runs one epoch over all rows; returns its figures (equal on all ranks)."""
+        settings, quantizer = self.settings, self.model.quantizer
+        quantize = epoch >= settings.warmup_epochs
+        if epoch == settings.warmup_epochs:
+            self._start_codebooks()
+        figures = torch.zeros(2, device=self.engine.device)
+        total = settings.epochs * len(self.sizes)
+        for number, batch in enumerate(self._batches(epoch)):
+            rate = one_cycle(epoch * len(self.sizes) + number, total, settings.learning_rate)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            statistics = None
+            for shard in range(self.engine.rank, self.shards, self.engine.world):
+                rows = np.sort(batch[shard :: self.shards])
+                if not len(rows):  # only in catalogues of fewer rows than shards, on one rank
+                    self.engine.step(self._nothing())
+                    continue
+                x = (torch.as_tensor(np.array(self.embeddings[rows])).to(self.engine.device) - self.mean) * self.scale
+                loss, reconstruction, found = self.engine.forward(x, quantize)
+                # Shard means weighted by shard size add up to the batch mean.
+                self.engine.step(loss * (len(rows) / len(batch)))
+                figures += torch.stack([reconstruction * len(rows), reconstruction.new_tensor(float(len(rows)))])
+                if found is not None:
+                    own = quantizer.statistics(found)
+                    statistics = own if statistics is None else statistics + own
+            if quantize:
+                if statistics is None:
+                    statistics = torch.zeros(*quantizer.counts.shape, settings.latent + 1, device=self.engine.device)
+                quantizer.ema_step(self.engine.sum(statistics), settings.ema_decay)
+        revived = 0
+        if quantize and epoch + 1 < settings.revive_until * settings.epochs:
+            revived = self._revive(epoch)
+        figures = self.engine.sum(figures)
+        counts = quantizer.counts / quantizer.counts.sum(dim=1, keepdim=True)
+        perplexity = torch.exp(-(counts * counts.clamp(min=1e-12).log()).sum(dim=1))
+        out = {"reconstruction": float(figures[0] / figures[1]), "revived": float(revived), "learning_rate": rate}
+        if quantize:
+            out |= {f"perplexity_{level + 1}": float(value) for level, value in enumerate(perplexity)}
+        return out
+
+    def _batches(self, epoch: int) -> Iterator[np.ndarray]:
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.embeddings))
+        yield from np.split(order, np.cumsum(self.sizes)[:-1])
+
+    def _nothing(self) -> Tensor:
+        return sum((p.sum() for p in self.model.parameters()), torch.zeros((), device=self.engine.device)) * 0.0
+
+    @torch.no_grad()
+    def _sample_latents(self) -> Tensor:
+        parts = [
+            self.model.encoder(torch.as_tensor(self.sample[start : start + 16_384]).to(self.engine.device))
+            for start in range(0, len(self.sample), 16_384)
+        ]
+        return torch.cat(parts)
+
+    def _start_codebooks(self) -> None:
+        settings, quantizer = self.settings, self.model.quantizer
+        if self.engine.rank == 0:
+            latents = self._sample_latents()
+            books, counts = residual_kmeans(latents.cpu().numpy(), settings.levels, settings.codes, settings.seed)
+            # In the EMA a code weighs what it would collect in one step; codes without rows weigh a dead code's share.
+            weights = counts * (self.sizes.mean() / len(self.sample))
+            weights = np.maximum(weights, settings.dead_share * self.sizes.mean() / settings.codes)
+            everything = torch.arange(settings.codes, device=latents.device)
+            for level in range(settings.levels):
+                vectors = torch.as_tensor(books[level], device=latents.device)
+                weight = torch.as_tensor(weights[level], dtype=torch.float32, device=latents.device)
+                quantizer.set_codes(level, everything, vectors, weight)
+        self._broadcast_codebooks()
+
+    def _revive(self, epoch: int) -> int:
+        """Moves dead codes onto rows drawn by their squared residual, level by level; the number moved on rank 0."""
+        settings, quantizer = self.settings, self.model.quantizer
+        floor = settings.dead_share * quantizer.counts.mean(dim=1, keepdim=True)
+        dead = quantizer.counts < floor
+        if not bool(dead.any()):
+            return 0
+        moved = 0
+        if self.engine.rank == 0:
+            rng = np.random.default_rng([settings.seed, epoch, 1])
+            latents = self._sample_latents()
+            for level in range(settings.levels):
+                codes = torch.nonzero(dead[level])[:, 0]
+                if not len(codes):
+                    continue
+                found = assign(latents, quantizer.codebooks[: level + 1])
+                after = found.residuals[:, level] - quantizer.codebooks[level][found.codes[:, level]]
+                far = after.square().sum(dim=1).double().cpu().numpy()
+                candidates = np.flatnonzero(far > 1e-10)
+                codes = codes[: len(candidates)]
+                if not len(codes):
+                    continue
+                share = far[candidates] / far[candidates].sum()
+                rows = rng.choice(candidates, size=len(codes), replace=False, p=share)
+                vectors = found.residuals[torch.as_tensor(rows, device=latents.device), level]
+                weight = quantizer.counts[level].mean().expand(len(codes))
+                quantizer.set_codes(level, codes, vectors, weight)
+                moved += len(codes)
+        self._broadcast_codebooks()
+        return moved
+
+    def _broadcast_codebooks(self) -> None:
+        for tensor in self.model.quantizer.buffers():
+            self.engine.broadcast(tensor)
+
+
+def _sample(embeddings: np.ndarray, rows: int, seed: int) -> np.ndarray:
+    """Up to ``rows`` rows, drawn without replacement, as float32 in memory."""
+    if len(embeddings) <= rows:
+        return np.array(embeddings, dtype=np.float32)
+    chosen = np.random.default_rng([seed, 2]).choice(len(embeddings), size=rows, replace=False)
+    return np.array(embeddings[np.sort(chosen)], dtype=np.float32)
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

@@ -1,0 +1,190 @@
+"""A trained tokeniser: frozen encoder, codebooks and decoder that turn embeddings into SIDs and back.
+
+Legend for shapes: N items, d embedding width, k latent width, L levels, C codes per level.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gpl_core.errors import ContractError, MissingInputError
+from gpl_core.sids.quantizer import assign
+
+_ROWS = 16_384  # rows on the device at a time
+_WEIGHTS, _DESCRIPTION = "tokenizer.safetensors", "tokenizer.json"
+
+
+class Encoded(NamedTuple):
+    """SIDs of a batch, and what collision repair needs."""
+
+    codes: np.ndarray
+    """int32 [N x L]"""
+    residual_norm: np.ndarray
+    """float32 [N]: length of what the L codes leave of the latent."""
+    last_residual: np.ndarray
+    """float32 [N x k]: what the last level was given to quantise."""
+
+
+def mlp(widths: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers of the given widths with GELU between them; one width alone is the identity."""
+    layers: list[nn.Module] = []
+    for left, right in itertools.pairwise(widths):
+        layers += [nn.Linear(left, right), nn.GELU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Tokenizer:
+    """Embeddings [N x d] to SIDs [N x L] and back. Immutable in use; made by ``fit`` or ``load_tokenizer``."""
+
+    def __init__(
+        self,
+        encoder: nn.Sequential,
+        decoder: nn.Sequential,
+        codebooks: Tensor,
+        mean: Tensor,
+        scale: float,
+        description: Mapping[str, object],
+    ) -> None:
+        """``codebooks`` [L x C x k]; input and output are (e - ``mean`` [d]) * ``scale``; ``description`` is for
+        readers."""
+        self.encoder, self.decoder = encoder.eval().requires_grad_(False), decoder.eval().requires_grad_(False)
+        self.codebooks = codebooks.detach()
+        self.mean, self.scale = mean.detach(), float(scale)
+        self.description = dict(description)
+
+    @property
+    def levels(self) -> int:
+        """L"""
+        return self.codebooks.shape[0]
+
+    @property
+    def codes(self) -> int:
+        """C"""
+        return self.codebooks.shape[1]
+
+    @property
+    def dim(self) -> int:
+        """d"""
+        return self.mean.shape[0]
+
+    def to(self, device: torch.device | str) -> Tokenizer:
+        """The same tokeniser with its tensors on ``device``."""
+        self.encoder.to(device)
+        self.decoder.to(device)
+        self.codebooks, self.mean = self.codebooks.to(device), self.mean.to(device)
+        return self
+
+    def encode(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """SIDs int32 [N x L] and residual norms float32 [N] of embeddings ``x`` [N x d]; see ``encode_full``."""
+        full = self.encode_full(x)
+        return full.codes, full.residual_norm
+
+    @torch.no_grad()
+    def encode_full(self, x: np.ndarray) -> Encoded:
+        """SIDs with residuals of ``x`` [N x d], always in float32. Raises ContractError for wrong width, zero or NaN
+        rows."""
+        checked_embeddings(x, self.dim)
+        codes = np.empty((len(x), self.levels), dtype=np.int32)
+        norms = np.empty(len(x), dtype=np.float32)
+        last = np.empty((len(x), self.codebooks.shape[2]), dtype=np.float32)
+        for start in range(0, len(x), _ROWS):
+            part = torch.as_tensor(np.array(x[start : start + _ROWS], dtype=np.float32), device=self.mean.device)
+            latent = self.encoder((part - self.mean) * self.scale)
+            found = assign(latent, self.codebooks)
+            stop = start + len(part)
+            codes[start:stop] = found.codes.cpu().numpy()
+            norms[start:stop] = torch.linalg.vector_norm(latent - found.quantized, dim=1).cpu().numpy()
+            last[start:stop] = found.residuals[:, -1].cpu().numpy()
+        return Encoded(codes, norms, last)
+
+    @torch.no_grad()
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The embedding each SID stands for, float32 [N x d], of ``codes`` int [N x L]. Not of unit length."""
+        rows = np.asarray(codes)
+        if (
+            rows.ndim != 2
+            or rows.shape[1] != self.levels
+            or (len(rows) and not 0 <= rows.min() <= rows.max() < self.codes)
+        ):
+            raise ContractError(
+                f"codes: {rows.dtype} of shape {rows.shape}, expected [N x {self.levels}] in [0, {self.codes}); "
+                "use the tokeniser that made these SIDs (sid_version)."
+            )
+        out = np.empty((len(rows), self.dim), dtype=np.float32)
+        for start in range(0, len(rows), _ROWS):
+            part = torch.as_tensor(rows[start : start + _ROWS].astype(np.int64), device=self.mean.device)
+            latent = torch.stack([book[code] for book, code in zip(self.codebooks, part.T, strict=True)]).sum(dim=0)
+            out[start : start + len(part)] = (self.decoder(latent) / self.scale + self.mean).cpu().numpy()
+        return out
+
+    def save(self, folder: str | Path) -> None:
+        """Writes weights (safetensors) and description (JSON) into ``folder``; the same bytes for the same
+        tokeniser."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        tensors = {"codebooks": self.codebooks, "mean": self.mean}
+        tensors |= {f"encoder.{name}": t for name, t in self.encoder.state_dict().items()}
+        tensors |= {f"decoder.{name}": t for name, t in self.decoder.state_dict().items()}
+        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, target / _WEIGHTS)
+        facts = {
+            "encoder": _widths(self.encoder, self.dim),
+            "decoder": _widths(self.decoder, self.codebooks.shape[2]),
+            "scale": self.scale,
+            "description": self.description,
+        }
+        (target / _DESCRIPTION).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokeniser that ``Tokenizer.save`` wrote; it gives identical SIDs. Raises MissingInputError, ContractError."""
+    source = Path(folder)
+    for name in (_WEIGHTS, _DESCRIPTION):
+        if not (source / name).is_file():
+            raise MissingInputError(
+                f"tokenizer: {source / name} does not exist; run train_tokenizer or check the path."
+            )
+    facts = json.loads((source / _DESCRIPTION).read_text())
+    tensors = load_file(source / _WEIGHTS)
+    parts = {}
+    for part in ("encoder", "decoder"):
+        parts[part] = mlp(tuple(facts[part]))
+        held = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
+        try:
+            parts[part].load_state_dict(held)
+        except RuntimeError as error:
+            raise ContractError(f"tokenizer: {source} describes another {part} than it holds: {error}") from error
+    return Tokenizer(
+        parts["encoder"], parts["decoder"], tensors["codebooks"], tensors["mean"], facts["scale"], facts["description"]
+    )
+
+
+def checked_embeddings(x: np.ndarray, dim: int | None = None, rows: int = 65_536) -> None:
+    """Raises ContractError unless ``x`` is float [N x d] with finite rows of nonzero length; looks at ``rows`` at a
+    time."""
+    if x.ndim != 2 or (dim is not None and x.shape[1] != dim):
+        expected = "[N x d]" if dim is None else f"[N x {dim}]"
+        raise ContractError(
+            f"embeddings: shape {x.shape}, expected {expected}; use the encoder_version this tokeniser was trained on."
+        )
+    for start in range(0, len(x), rows):
+        length = np.linalg.norm(np.asarray(x[start : start + rows], dtype=np.float32), axis=1)
+        bad = np.flatnonzero(~(np.isfinite(length) & (length > 1e-12)))
+        if len(bad):
+            what = "zero" if length[bad[0]] == 0 else "not finite or vanishing"
+            raise ContractError(
+                f"embeddings: row {start + bad[0]} is {what}, expected finite values and a direction; "
+                "such items belong in worker_rejects, encode them again."
+            )
+
+
+def _widths(layers: nn.Sequential, first: int) -> list[int]:
+    return [first, *(layer.out_features for layer in layers if isinstance(layer, nn.Linear))]
