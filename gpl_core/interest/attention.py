@@ -1,0 +1,178 @@
+"""Attention for packed sequences, without pad tokens in any linear layer.
+
+The model runs on one flat row of T tokens. Only inside the attention kernel are queries, keys and values laid out per
+sequence; what may attend to what is a *plan*, passed to the model as a keyword and called once per layer.
+
+Legend for shapes: T packed tokens, B sequences, n longest of them, U users, W beams, h heads, h_kv key/value heads,
+d_h width of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+ATTENTION = "gpl_packed"
+
+
+class AttentionPlan(Protocol):
+    """Says, layer by layer, which packed tokens see which."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Query [T x h x d_h], key and value [T x h_kv x d_h] -> [T x h x d_h]."""
+        ...
+
+
+def _planned_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, scaling: float, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """The hook that the model calls: [1 x h x T x d_h] in, [1 x T x h x d_h] out."""
+    plan: AttentionPlan = kwargs["plan"]
+    flat = [t[0].transpose(0, 1) for t in (query, key, value)]
+    return plan.attend(module.layer_idx, flat[0], flat[1], flat[2], scaling)[None], None
+
+
+AttentionInterface.register(ATTENTION, _planned_attention)
+
+
+@dataclass(frozen=True, eq=False)
+class Rectangle:
+    """Sequences of similar length, side by side: where the packed tokens go in a [B x n] grid."""
+
+    shape: tuple[int, int]
+    """B sequences, n places each."""
+    source: Tensor
+    """int64 [t]: the packed tokens of these sequences."""
+    place: Tensor
+    """int64 [t]: their places in the flattened grid."""
+
+
+class CausalPlan:
+    """Block-diagonal causal attention over packed sequences.
+
+    Sequences are grouped by length, so that a group's grid is at most 1/4 larger than its tokens; places behind a
+    sequence's end are never seen, because attention is causal, and cost attention only, never a linear layer.
+    """
+
+    def __init__(self, lengths: np.ndarray, device: torch.device | str = "cpu") -> None:
+        """``lengths`` int [B], each >= 1: packed one after another, T = sum."""
+        lengths = np.asarray(lengths, dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        order = np.argsort(lengths, kind="stable")
+        self.rectangles: list[Rectangle] = []
+        first = 0
+        while first < len(order):
+            shortest = lengths[order[first]]
+            last = int(np.searchsorted(lengths[order], shortest + max(shortest // 4, 4), side="right"))
+            rows = order[first:last]
+            width = int(lengths[rows].max())
+            within = _ranges(lengths[rows])
+            self.rectangles.append(
+                Rectangle(
+                    (len(rows), width),
+                    torch.from_numpy(np.repeat(starts[rows], lengths[rows]) + within).to(device),
+                    torch.from_numpy(np.repeat(np.arange(len(rows)) * width, lengths[rows]) + within).to(device),
+                )
+            )
+            first = last
+        # The groups' outputs, one after another, are a permutation of the packed tokens.
+        sources = [grid.source for grid in self.rectangles]
+        self._order = torch.argsort(torch.cat(sources)) if sources else torch.empty(0, dtype=torch.int64)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Shapes as in AttentionPlan; differentiable."""
+        parts = []
+        for grid in self.rectangles:
+            q, k, v = (_spread(t, grid) for t in (query, key, value))
+            seen = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+            parts.append(seen.transpose(1, 2).flatten(0, 1)[grid.place])
+        return torch.cat(parts)[self._order]
+
+
+class PrefixStore:
+    """Keys and values of U prompts with room for beam positions behind them; written in place, never copied.
+
+    The slot layout of a user is [prompt, padded to P | step 0: W_0 slots | step 1: W_1 slots | ...].
+    """
+
+    def __init__(
+        self, layers: int, users: int, prompt: int, beams: int, kv_heads: int, width: int, **kwargs: Any
+    ) -> None:
+        """P = ``prompt`` and ``beams`` slots per user; ``kwargs``: dtype and device. Zeros, so that no slot is NaN."""
+        shape = (layers, users, kv_heads, prompt + beams, width)
+        self.keys = torch.zeros(shape, **kwargs)
+        self.values = torch.zeros(shape, **kwargs)
+
+
+class PrefillPlan:
+    """Causal attention of U packed prompts, whose keys and values stay in a PrefixStore."""
+
+    def __init__(self, store: PrefixStore, lengths: np.ndarray, prompt: int) -> None:
+        """``lengths`` int [U], none above ``prompt`` (= P, the store's prompt places)."""
+        lengths = np.asarray(lengths, dtype=np.int64)
+        device = store.keys.device
+        self._store, self._prompt = store, prompt
+        self._user = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device)
+        self._place = torch.from_numpy(_ranges(lengths)).to(device)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Shapes as in AttentionPlan."""
+        keys, values = self._store.keys[layer], self._store.values[layer]
+        keys[self._user, :, self._place] = key
+        values[self._user, :, self._place] = value
+        spread = query.new_zeros(keys.shape[0], query.shape[1], self._prompt, query.shape[2])
+        spread[self._user, :, self._place] = query
+        seen = scaled_dot_product_attention(
+            spread,
+            keys[:, :, : self._prompt],
+            values[:, :, : self._prompt],
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=True,
+        )
+        return seen[self._user, :, self._place]
+
+
+class TreePlan:
+    """One decoding step: W beams per user, each seeing its user's prompt, its own ancestors and itself."""
+
+    def __init__(self, store: PrefixStore, visible: Tensor, first_slot: int) -> None:
+        """``visible`` bool [U x W x slots up to and with this step's]; this step's keys go to first_slot .. + W."""
+        self._store, self._first = store, first_slot
+        self._users, self._beams, self._slots = visible.shape
+        self._visible = visible[:, None]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Shapes as in AttentionPlan with T = U * W, user after user."""
+        here = slice(self._first, self._first + self._beams)
+        keys, values = self._store.keys[layer], self._store.values[layer]
+        keys[:, :, here] = key.view(self._users, self._beams, *key.shape[1:]).transpose(1, 2)
+        values[:, :, here] = value.view(self._users, self._beams, *value.shape[1:]).transpose(1, 2)
+        seen = scaled_dot_product_attention(
+            query.view(self._users, self._beams, *query.shape[1:]).transpose(1, 2),
+            keys[:, :, : self._slots],
+            values[:, :, : self._slots],
+            attn_mask=self._visible,
+            scale=scaling,
+            enable_gqa=True,
+        )
+        return seen.transpose(1, 2).flatten(0, 1)
+
+
+def _spread(packed: Tensor, grid: Rectangle) -> Tensor:
+    """[T x h x d_h] -> [B x h x n x d_h], zero where a sequence has ended."""
+    rows, width = grid.shape
+    out = packed.new_zeros(rows * width, *packed.shape[1:]).index_copy(0, grid.place, packed[grid.source])
+    return out.view(rows, width, *packed.shape[1:]).transpose(1, 2)
+
+
+def _ranges(lengths: np.ndarray) -> np.ndarray:
+    """0 .. length - 1 for each length, concatenated: int64 [sum]."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)

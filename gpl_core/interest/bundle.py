@@ -1,0 +1,90 @@
+"""What a trained interest model is on disk: its adapter and SID rows, not the base's weights.
+
+``adapter.safetensors`` (LoRA matrices and SID rows) and ``interest_model.json`` (settings, the base's fingerprint, the
+sid_version). The artifact store copies the folder and writes the artifact's manifest last.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from gpl_core.errors import ContractError, LineageError, MissingInputError
+from gpl_core.interest.checkpoint import base_fingerprint
+from gpl_core.interest.model import (
+    InterestModel,
+    ModelSettings,
+    adapter_state,
+    build_interest_model,
+    load_adapter_state,
+)
+
+WEIGHTS = "adapter.safetensors"
+DESCRIPTION = "interest_model.json"
+
+
+def save_bundle(
+    model: InterestModel, folder: str | Path, checkpoint: str | Path, *, sid_version: str, max_events: int
+) -> None:
+    """Write the bundle to ``folder`` (made if absent), the description last.
+
+    ``checkpoint``: the base it was trained on, known from now on by its fingerprint; ``max_events``: the longest
+    history it was trained on, which the search must not exceed.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(adapter_state(model), path / WEIGHTS)
+    body = {
+        "settings": model.settings.to_json(),
+        "base_fingerprint": base_fingerprint(checkpoint),
+        "sid_version": sid_version,
+        "max_events": max_events,
+    }
+    (path / DESCRIPTION).write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """The bundle's description; MissingInputError where absent, ContractError where broken."""
+    file = Path(folder) / DESCRIPTION
+    if not file.is_file():
+        raise MissingInputError(f"interest model: {file} is absent, the bundle is incomplete; publish it again.")
+    try:
+        body = json.loads(file.read_text())
+        body["settings"] = ModelSettings(**body["settings"])
+        return {key: body[key] for key in ("settings", "base_fingerprint", "sid_version", "max_events")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ContractError(f"interest model: {file} is broken ({error}); publish it again.") from None
+
+
+def load_bundle(
+    folder: str | Path, checkpoint: str | Path, *, sid_version: str, dtype: torch.dtype = torch.float32
+) -> InterestModel:
+    """The trained model, in eval mode, with the logits it had when it was saved.
+
+    Raises LineageError when it was trained for another ``sid_version`` or on another base than ``checkpoint``,
+    ContractError on a damaged file.
+    """
+    body = read_description(folder)
+    if body["sid_version"] != sid_version:
+        raise LineageError(
+            f"interest model: trained for sid_version {body['sid_version']}, asked to work on {sid_version}; "
+            "train a model for this sid_version, or use the one that was."
+        )
+    found = base_fingerprint(checkpoint)
+    if body["base_fingerprint"] != found:
+        raise LineageError(
+            f"interest model: trained on the base {body['base_fingerprint'][:16]}, the checkpoint at {checkpoint} is "
+            f"{found[:16]}; point interest.base_model at the base it was trained on."
+        )
+    try:
+        state = load_file(Path(folder) / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ContractError(f"interest model: {WEIGHTS} cannot be read ({error}); publish the bundle again.") from None
+    model = build_interest_model(checkpoint, body["settings"], dtype=dtype)
+    load_adapter_state(model, state)
+    return model.eval()

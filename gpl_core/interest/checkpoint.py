@@ -1,0 +1,107 @@
+"""Base checkpoints: ordinary Qwen2 folders (config, safetensors, tokenizer), read from a local path only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from gpl_core.errors import MissingInputError, UsageError
+
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TURN = "<|im_end|>"
+
+
+@dataclass(frozen=True)
+class TinySettings:
+    """Shape of a small Qwen2 model for the quickstart and tests; everything else as in Qwen2.5-0.5B."""
+
+    hidden: int = 128
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate: int = 256
+    max_positions: int = 1024
+    seed: int = 0
+
+
+def make_tiny_checkpoint(folder: str | Path, settings: TinySettings) -> None:
+    """Write a Qwen2-architecture checkpoint with random weights to ``folder``; same settings, same weights.
+
+    The tokenizer is byte-level BPE without merges: any prompt can be encoded, nothing is downloaded.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    core.decoder = decoders.ByteLevel()
+    # As in real base checkpoints, padding and end of text are one token: the code that separates them runs here too.
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, additional_special_tokens=[END_OF_TURN]
+    )
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden,
+        intermediate_size=settings.intermediate,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        max_position_embeddings=settings.max_positions,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = Qwen2ForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_base(folder: str | Path, dtype: torch.dtype, attention: str) -> tuple[Qwen2ForCausalLM, Any]:
+    """The model (safetensors only, no remote code, no network) and tokenizer of the checkpoint at ``folder``.
+
+    Raises MissingInputError where files are absent, UsageError on another architecture or sliding-window attention.
+    """
+    path = Path(folder)
+    config_file = path / "config.json"
+    if not config_file.is_file() or not any(path.glob("*.safetensors")):
+        raise MissingInputError(
+            f"checkpoint: {path} has no config.json or no *.safetensors, expected a Qwen2 checkpoint folder; "
+            "download it there first (pickled weights are not read)."
+        )
+    raw = json.loads(config_file.read_text())
+    if raw.get("model_type") != "qwen2":
+        raise UsageError(f"checkpoint: model_type {raw.get('model_type')!r} in {config_file}, expected 'qwen2'.")
+    if raw.get("use_sliding_window"):
+        raise UsageError(f"checkpoint: use_sliding_window in {config_file}; expected full attention in every layer.")
+    model = Qwen2ForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        attn_implementation=attention,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    return model, tokenizer
+
+
+def base_fingerprint(folder: str | Path) -> str:
+    """SHA-256 over the weights, config and tokenizer files of a checkpoint: what an adapter was trained on."""
+    digest = hashlib.sha256()
+    path = Path(folder)
+    for file in sorted([path / "config.json", path / "tokenizer.json", *path.glob("*.safetensors")]):
+        if not file.is_file():
+            raise MissingInputError(f"checkpoint: {file} is absent, expected a complete checkpoint folder.")
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

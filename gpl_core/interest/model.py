@@ -1,0 +1,212 @@
+"""The interest model: a frozen Qwen2 body with LoRA, and trained rows for the SID tokens.
+
+Legend for shapes: T packed tokens, L levels, C codes per level, D hidden width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from gpl_core.errors import ContractError, UsageError
+from gpl_core.interest.attention import ATTENTION, AttentionPlan
+from gpl_core.interest.checkpoint import load_base
+from gpl_core.interest.vocabulary import SidVocabulary, extend_tokenizer
+
+_ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What is put on top of a base checkpoint."""
+
+    levels: int
+    """L, as in the SIDs' tokenizer artifact."""
+    codes: int
+    """C, likewise."""
+    prompt: str = ""
+    """Text before every history, may be empty; masked from the loss."""
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    seed: int = 0
+    """Of LoRA's start and the codebooks' projection."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, for the bundle's manifest."""
+        return asdict(self)
+
+
+class InterestModel(nn.Module):
+    """Predicts a user's next SID from the SIDs of the history; made by `build_interest_model`.
+
+    The language model's own head (all the base's words) is never computed: a level's logits are hidden states times the
+    C output rows of that level. Input vectors of SID tokens are read from the trained rows directly, because PEFT's
+    forward would copy the whole embedding matrix in every step.
+    """
+
+    def __init__(self, body: PeftModel, tokenizer: Any, vocabulary: SidVocabulary, settings: ModelSettings) -> None:
+        super().__init__()
+        self.body = body
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        self.settings = settings
+
+    @property
+    def config(self) -> Any:
+        """The base's Qwen2Config."""
+        return self._base.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trained rows are."""
+        return self.input_rows.device
+
+    @property
+    def input_rows(self) -> nn.Parameter:
+        """The trained embedding rows of the SID tokens, [L * C x D], level after level."""
+        return self._backbone.embed_tokens.token_adapter.trainable_tokens_delta[_ADAPTER]
+
+    @property
+    def output_rows(self) -> Tensor:
+        """The rows that give the logits, [L * C x D]: the input rows themselves where the base ties them."""
+        if self.config.tie_word_embeddings:
+            return self.input_rows
+        return self._base.lm_head.token_adapter.trainable_tokens_delta[_ADAPTER]
+
+    def level_rows(self, level: int) -> Tensor:
+        """Output rows of the 0-based ``level``, [C x D]."""
+        codes = self.vocabulary.codes
+        return self.output_rows[level * codes : (level + 1) * codes]
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Input vectors of ``token_ids`` (int64 [T]), [T x D]."""
+        first, size = self.vocabulary.first_id, self.vocabulary.size
+        is_sid = (token_ids >= first) & (token_ids < first + size)
+        base = self._backbone.embed_tokens.token_adapter.get_base_layer()
+        words = nn.functional.embedding(torch.where(is_sid, 0, token_ids), base.weight.detach())
+        sids = nn.functional.embedding((token_ids - first).clamp(0, size - 1), self.input_rows)
+        return torch.where(is_sid[:, None], sids, words.to(sids.dtype))
+
+    def hidden(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
+        """Last hidden states [T x D] of packed ``token_ids`` and ``positions`` (int64 [T]) under ``plan``."""
+        out = self._backbone(
+            inputs_embeds=self.embed(token_ids)[None],
+            position_ids=positions[None],
+            attention_mask={"full_attention": None},  # the plan decides; HF must build no mask
+            use_cache=False,
+            plan=plan,
+        )
+        return out.last_hidden_state[0]
+
+    def merge(self) -> None:
+        """Fold LoRA into the linear layers for inference: same function up to rounding, fewer kernels."""
+        self.body.merge_adapter()
+
+    @property
+    def _backbone(self) -> Any:
+        return self._base.model
+
+    @property
+    def _base(self) -> Any:
+        return self.body.get_base_model()
+
+
+def build_interest_model(
+    checkpoint: str | Path,
+    settings: ModelSettings,
+    codebooks: np.ndarray | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> InterestModel:
+    """The untrained interest model on the base at ``checkpoint``; same arguments, same weights.
+
+    ``codebooks`` float [L x C x k]: where the new rows start from (see `initial_rows`); None: from the mean row.
+    """
+    base: Any
+    base, tokenizer = load_base(checkpoint, dtype, ATTENTION)
+    known = len(tokenizer)
+    vocabulary = extend_tokenizer(tokenizer, settings.levels, settings.codes, settings.prompt)
+    old_rows = base.get_input_embeddings().weight.detach()
+    last = vocabulary.first_id + vocabulary.size
+    if last > len(old_rows):
+        # mean_resizing would fit a covariance of the whole matrix for rows that are overwritten below.
+        base.resize_token_embeddings(max(last, len(tokenizer)), mean_resizing=False)
+    targets = {"embed_tokens": vocabulary.token_indices}
+    heads = [base.get_input_embeddings()]
+    if not base.config.tie_word_embeddings:
+        targets["lm_head"] = vocabulary.token_indices
+        heads.append(base.get_output_embeddings())
+    with torch.no_grad():
+        for head in heads:
+            head.weight[vocabulary.first_id : last] = initial_rows(
+                head.weight[: min(known, vocabulary.first_id)], vocabulary, codebooks, settings.seed
+            ).to(dtype)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules="all-linear",
+        trainable_token_indices=targets,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        body = get_peft_model(base, lora, adapter_name=_ADAPTER)
+    return InterestModel(body, tokenizer, vocabulary, settings)
+
+
+def initial_rows(existing: Tensor, vocabulary: SidVocabulary, codebooks: np.ndarray | None, seed: int) -> Tensor:
+    """First values of the SID rows, float32 [L * C x D] (choice: ours; the codebook start follows METHOD.md's study).
+
+    ``existing`` [V x D]: the base's rows. With ``codebooks`` [L x C x k]: each level's vectors, centred, through a
+    random projection fixed by ``seed``, scaled so that the rows lie as far from the base's mean row as its own rows do
+    on average. Without: the mean row plus a little noise, without which every code would have the same logit at first.
+    """
+    rows = existing.detach().float().cpu()
+    mean = rows.mean(0)
+    spread = (rows - mean).norm(dim=1).mean()
+    random = torch.Generator().manual_seed(seed)
+    if codebooks is None:
+        noise = torch.randn(vocabulary.size, rows.shape[1], generator=random)
+        return mean + noise * (0.1 * spread / rows.shape[1] ** 0.5)
+    vectors = torch.from_numpy(np.array(codebooks, dtype=np.float32))
+    if vectors.ndim != 3 or vectors.shape[:2] != (vocabulary.levels, vocabulary.codes):
+        raise UsageError(
+            f"codebooks: shape {tuple(vectors.shape)}, expected [{vocabulary.levels} x {vocabulary.codes} x k]; "
+            "pass the codebooks of the tokenizer artifact that made these SIDs."
+        )
+    if not torch.isfinite(vectors).all():
+        raise ContractError("codebooks: not finite; the tokenizer artifact is damaged, publish it again.")
+    parts = []
+    for level in vectors:
+        centred = level - level.mean(0)
+        # One projection per level: codes of different levels must not look alike.
+        projected = centred @ torch.randn(level.shape[1], rows.shape[1], generator=random)
+        parts.append(projected * (spread / projected.norm(dim=1).mean().clamp_min(1e-12)))
+    return mean + torch.cat(parts)
+
+
+def adapter_state(model: InterestModel) -> dict[str, Tensor]:
+    """What training changed: LoRA matrices and SID rows, by PEFT's names, on the CPU. No row of the base."""
+    state = get_peft_model_state_dict(model.body, adapter_name=_ADAPTER, save_embedding_layers=False)
+    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+
+
+def load_adapter_state(model: InterestModel, state: dict[str, Tensor]) -> None:
+    """Put `adapter_state` back into a model of the same settings; ContractError where the tensors do not fit."""
+    expected = {name: tuple(value.shape) for name, value in adapter_state(model).items()}
+    got = {name: tuple(value.shape) for name, value in state.items()}
+    if expected != got:
+        wrong = sorted(n for n in expected.keys() | got.keys() if expected.get(n) != got.get(n))
+        first = wrong[0]
+        raise ContractError(
+            f"adapter: {len(wrong)} tensors do not fit this base and settings, first {first}: shape {got.get(first)}, "
+            f"expected {expected.get(first)}; load it on the base it was trained on."
+        )
+    set_peft_model_state_dict(model.body, state, adapter_name=_ADAPTER)

@@ -1,0 +1,55 @@
+"""The training loss: one forward pass predicts every next SID, by the scoring rule of the search."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gpl_core.interest.attention import CausalPlan
+from gpl_core.interest.model import InterestModel
+from gpl_core.interest.packing import Pack
+from gpl_core.interest.scoring import DeviceTrie, code_log_probs
+
+
+class TargetScores(NamedTuple):
+    """Teacher-forced scores of one pack's targets; E' of its E targets are in the catalogue."""
+
+    log_prob: Tensor
+    """[E' x L]: log p of each code given the history and the codes before it."""
+    outside: int
+    """E - E': targets whose SID the catalogue does not hold (retired items): left out and counted."""
+
+
+def target_log_probs(model: InterestModel, trie: DeviceTrie, pack: Pack) -> TargetScores:
+    """log p of every target code of ``pack``; differentiable. The prompt predicts nothing."""
+    device = model.device
+    sids = torch.from_numpy(pack.target_sids).to(device)
+    nodes, found = trie.path(sids)
+    places = torch.from_numpy(pack.target_places).to(device)[found]
+    sids, nodes = sids[found], nodes[found]
+    hidden = model.hidden(
+        torch.from_numpy(pack.token_ids).to(device),
+        torch.from_numpy(pack.positions).to(device),
+        CausalPlan(pack.lengths, device),
+    )
+    scores = []
+    for level in range(trie.levels):
+        logits = level_logits(model, hidden[places[:, level]], level)
+        scores.append(code_log_probs(logits, trie.children(level, nodes[:, level]), sids[:, level]))
+    return TargetScores(torch.stack(scores, dim=1), len(pack.target_sids) - len(sids))
+
+
+def level_logits(model: InterestModel, hidden: Tensor, level: int) -> Tensor:
+    """Logits over the codes of ``level``: ``hidden`` [R x D] -> [R x C], never below float32.
+
+    In bf16 two codes of nearly equal score would tie; the head is small enough to be computed exactly.
+    """
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return hidden.to(dtype) @ model.level_rows(level).to(dtype).T
+
+
+def interest_loss(scores: TargetScores) -> Tensor:
+    """Mean negative log-likelihood per target SID, in nats; 0 (still differentiable) for a pack without targets."""
+    return -scores.log_prob.sum() / max(len(scores.log_prob), 1)

@@ -1,0 +1,151 @@
+"""Users' histories as packed token rows: a prompt and L tokens per event, user after user, no pad tokens.
+
+Legend for shapes: B users, T packed tokens, E target events, L levels, H events of a table row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpl_core.errors import ContractError, UsageError
+from gpl_core.interest.vocabulary import SidVocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """One user's sequence, oldest first, already without padding."""
+
+    sids: np.ndarray
+    """int [n x L], n >= 1."""
+    is_target: np.ndarray
+    """bool [n]: events to be predicted in training (down-sampling has been applied)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """Several users in one row of tokens, ready for the model."""
+
+    token_ids: np.ndarray
+    """int64 [T]."""
+    positions: np.ndarray
+    """int64 [T]: restart at 0 for every user."""
+    lengths: np.ndarray
+    """int64 [B]: tokens of each user."""
+    target_sids: np.ndarray
+    """int64 [E x L]."""
+    target_places: np.ndarray
+    """int64 [E x L]: the packed position whose hidden state predicts that code."""
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return len(self.token_ids)
+
+
+def unflatten(sid: np.ndarray, length: int, levels: int) -> np.ndarray:
+    """A table's ``sid`` (int [H * L], -1 padded at the end) as int [length x L]; ContractError if it is not that."""
+    flat = np.asarray(sid)
+    if flat.ndim != 1 or len(flat) % levels or not 0 <= length <= len(flat) // levels:
+        raise ContractError(
+            f"sid: {flat.shape} numbers for length {length}, expected H * {levels} with H >= length; "
+            "the table was written for another number of levels."
+        )
+    if (flat[: length * levels] < 0).any() or (flat[length * levels :] != -1).any():
+        raise ContractError(
+            f"sid: {flat.tolist()} with length {length}, expected codes first and -1 behind them; rebuild the table."
+        )
+    return flat.reshape(-1, levels)[:length]
+
+
+def most_events(vocabulary: SidVocabulary, wanted: int, context: int) -> int:
+    """``wanted`` events, after checking that prompt, events and one generated SID fit into ``context`` positions."""
+    need = len(vocabulary.prompt_ids) + (wanted + 1) * vocabulary.levels
+    if wanted < 1 or need > context:
+        room = (context - len(vocabulary.prompt_ids)) // vocabulary.levels - 1
+        raise UsageError(
+            f"max_events = {wanted}: needs {need} positions, the model has {context}; set it between 1 and {room}."
+        )
+    return wanted
+
+
+def prompt_tokens(vocabulary: SidVocabulary, sids: np.ndarray, max_events: int) -> np.ndarray:
+    """Token ids of the prompt and the newest ``max_events`` of ``sids`` (int [n x L]), int64 [p + min(n, max) * L]."""
+    return np.concatenate([vocabulary.prompt_ids, vocabulary.ids(sids[-max_events:]).ravel()]).astype(np.int64)
+
+
+def pack_targets(vocabulary: SidVocabulary, histories: Sequence[History], max_events: int) -> Pack:
+    """One training row of ``histories``: every target event is predicted from all events before it in one pass.
+
+    The first event of what is kept is context only (nothing precedes it), so it is never a target. The last token
+    predicts nothing and is left out.
+    """
+    levels, prompt = vocabulary.levels, len(vocabulary.prompt_ids)
+    rows, lengths, sids, places = [], [], [], []
+    start = 0
+    for history in histories:
+        kept = history.sids[-max_events:]
+        ids = prompt_tokens(vocabulary, kept, max_events)[:-1]
+        target = np.flatnonzero(history.is_target[-max_events:])
+        target = target[target > 0]
+        sids.append(kept[target])
+        # Code l of event e is predicted one place before its own: prompt + e * L + l - 1.
+        places.append(start + prompt + target[:, None] * levels + np.arange(levels) - 1)
+        rows.append(ids)
+        lengths.append(len(ids))
+        start += len(ids)
+    lengths_array = np.array(lengths, dtype=np.int64)
+    return Pack(
+        np.concatenate(rows),
+        _positions(lengths_array),
+        lengths_array,
+        np.concatenate(sids).astype(np.int64),
+        np.concatenate(places).astype(np.int64),
+    )
+
+
+def training_packs(
+    vocabulary: SidVocabulary, histories: Iterable[History], max_events: int, token_budget: int
+) -> Iterator[Pack]:
+    """Pack ``histories`` in their order, closing a pack before it would exceed ``token_budget`` tokens.
+
+    Users without a target are skipped: they teach nothing. A single user longer than the budget makes a pack alone.
+    """
+    waiting: list[History] = []
+    tokens = 0
+    for history in histories:
+        if not history.is_target[-max_events:][1:].any():
+            continue
+        size = len(vocabulary.prompt_ids) + min(len(history.sids), max_events) * vocabulary.levels - 1
+        if waiting and tokens + size > token_budget:
+            yield pack_targets(vocabulary, waiting, max_events)
+            waiting, tokens = [], 0
+        waiting.append(history)
+        tokens += size
+    if waiting:
+        yield pack_targets(vocabulary, waiting, max_events)
+
+
+def budget_batches(sizes: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Indices of users, grouped so that a group's ``sizes`` (tokens, int [B]) sum to at most ``token_budget``.
+
+    Longest first, so that neighbours are of similar length and the largest batch comes before any other: too little
+    memory shows at once. A user above the budget makes a group alone.
+    """
+    order = np.argsort(-np.asarray(sizes, dtype=np.int64), kind="stable")
+    batches, first, total = [], 0, 0
+    for place, user in enumerate(order):
+        if place > first and total + int(sizes[user]) > token_budget:
+            batches.append(order[first:place])
+            first, total = place, 0
+        total += int(sizes[user])
+    if len(order):
+        batches.append(order[first:])
+    return batches
+
+
+def _positions(lengths: np.ndarray) -> np.ndarray:
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)

@@ -1,0 +1,247 @@
+"""Shared-prefix beam search: K anchors per user for one prefill and L - 1 short steps.
+
+The K beams of a user are K extra positions of the *same* sequence under a tree mask: each sees the prompt and its own
+ancestors. No key or value is copied or reordered. Only a level's valid children are scored, so every beam is a SID of
+the catalogue. The beams are those of textbook beam search under the scoring rule of `scoring`.
+
+Legend for shapes: U users, W beams of a level, m most children of a node, L levels, K beams returned, D hidden width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpl_core.errors import ContractError, GplError, UsageError
+from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan
+from gpl_core.interest.model import InterestModel
+from gpl_core.interest.objective import level_logits
+from gpl_core.interest.packing import budget_batches, most_events, prompt_tokens
+from gpl_core.interest.scoring import DeviceTrie, child_log_probs
+
+PAD_LOG_PROB = -100.0
+"""log_prob of a slot without an anchor (its sid is -1): finite, because tables hold no infinities; exp gives 0."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How wide and in how large batches to search."""
+
+    beams: int
+    """K, anchors per user."""
+    max_events: int
+    """Newest events of a history that the model reads; as in training."""
+    token_budget: int = 16_384
+    """Positions computed per batch: prompts plus (L - 1) * K per user. Halved when memory runs out."""
+    widths: tuple[int, ...] | None = None
+    """Beams kept after each level, L numbers, the last >= K; None: K at every level (textbook beam search)."""
+
+    def level_widths(self, levels: int) -> tuple[int, ...]:
+        """Beams kept per level, after checks; UsageError where the setting does not fit."""
+        widths = self.widths or (self.beams,) * levels
+        if self.beams < 1 or self.token_budget < 1:
+            raise UsageError(f"beams = {self.beams}, token_budget = {self.token_budget}: expected both >= 1.")
+        if len(widths) != levels or min(widths) < 1 or widths[-1] < self.beams:
+            raise UsageError(f"widths = {widths}: expected {levels} numbers >= 1, the last >= beams = {self.beams}.")
+        return widths
+
+
+class Anchors(NamedTuple):
+    """The K most probable beams of U users, best first; equal probabilities are ordered by SID."""
+
+    sids: np.ndarray
+    """int32 [U x K x L]; -1 where there are fewer than K SIDs."""
+    log_prob: np.ndarray
+    """float32 [U x K] (float64 from a float64 model), descending; PAD_LOG_PROB where sids is -1."""
+
+
+class _Beams(NamedTuple):
+    """The beams of one level, in trie order, so that a tie falls to the smaller SID."""
+
+    score: Tensor
+    """[U x W], log p of the prefix; -inf for a slot without a beam."""
+    node: Tensor
+    """int64 [U x W]: node numbers at this depth."""
+    code: Tensor
+    """int64 [U x W]: the last code."""
+    parent: Tensor
+    """int64 [U x W]: the slot of the level before."""
+
+
+class BeamSearch:
+    """Searches anchors for any number of users; remembers a token budget that has been halved."""
+
+    def __init__(self, model: InterestModel, trie: DeviceTrie, settings: SearchSettings) -> None:
+        """UsageError where trie, model and settings do not fit each other. The model should be in eval mode."""
+        vocabulary = model.vocabulary
+        if (trie.levels, trie.codes) != (vocabulary.levels, vocabulary.codes):
+            raise UsageError(
+                f"trie: L = {trie.levels}, C = {trie.codes}, the model's vocabulary has L = {vocabulary.levels}, "
+                f"C = {vocabulary.codes}; load the model that was trained for this sid_version."
+            )
+        self.widths = settings.level_widths(trie.levels)
+        most_events(vocabulary, settings.max_events, model.config.max_position_embeddings)
+        self.model, self.trie, self.settings = model, trie, settings
+        self.token_budget = settings.token_budget
+
+    def search(self, histories: Sequence[np.ndarray]) -> Anchors:
+        """Anchors of every history (int [n x L], oldest first, n >= 1), in their order.
+
+        A user's result does not depend on the others beyond float rounding. ContractError on an empty history.
+        """
+        levels, beams = self.trie.levels, self.settings.beams
+        dtype = np.float64 if self.model.input_rows.dtype == torch.float64 else np.float32
+        sids = np.full((len(histories), beams, levels), -1, dtype=np.int32)
+        log_prob = np.full((len(histories), beams), PAD_LOG_PROB, dtype=dtype)
+        for users, found in self.batches(histories):
+            sids[users], log_prob[users] = found
+        return Anchors(sids, log_prob)
+
+    def batches(self, histories: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Anchors]]:
+        """The same batch by batch: (indices of users, their Anchors), longest histories first."""
+        for user, history in enumerate(histories):
+            if len(history) == 0:
+                raise ContractError(f"history {user}: empty, expected at least one event; leave such users out.")
+        prompts = [prompt_tokens(self.model.vocabulary, h, self.settings.max_events) for h in histories]
+        sizes = np.array([len(p) for p in prompts], dtype=np.int64) + sum(self.widths[:-1])
+        waiting = budget_batches(sizes, self.token_budget)[::-1]
+        while waiting:
+            users = waiting.pop()
+            if len(users) > 1 and sizes[users].sum() > self.token_budget:
+                # Cut before the budget was halved.
+                waiting.extend(users[part] for part in budget_batches(sizes[users], self.token_budget)[::-1])
+                continue
+            try:
+                found = self._search_batch([prompts[u] for u in users])
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._halve(int(sizes[users].sum()), len(users), error)
+                waiting.append(users)
+                continue
+            yield users, found
+
+    def _halve(self, tokens: int, users: int, error: BaseException) -> None:
+        if users == 1:
+            raise GplError(
+                f"search: out of memory on one user of {tokens} positions; lower beams or max_events, "
+                "or use a larger device."
+            ) from error
+        self.token_budget = max(1, min(self.token_budget, tokens) // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        _log.warning("search: out of memory at %d positions; token budget is now %d", tokens, self.token_budget)
+
+    @torch.inference_mode()
+    def _search_batch(self, prompts: Sequence[np.ndarray]) -> Anchors:
+        model, trie, widths = self.model, self.trie, self.widths
+        device, users = model.device, len(prompts)
+        lengths = np.array([len(p) for p in prompts], dtype=np.int64)
+        longest = int(lengths.max())
+        length = torch.from_numpy(lengths).to(device)
+        store = PrefixStore(
+            model.config.num_hidden_layers,
+            users,
+            longest,
+            sum(widths[:-1]),
+            model.config.num_key_value_heads,
+            getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads,
+            dtype=model.input_rows.dtype,
+            device=device,
+        )
+        positions = np.concatenate([np.arange(n) for n in lengths])
+        hidden = model.hidden(
+            torch.from_numpy(np.concatenate(prompts)).to(device),
+            torch.from_numpy(positions).to(device),
+            PrefillPlan(store, lengths, longest),
+        )[length.cumsum(0) - 1]
+        visible = torch.arange(longest, device=device) < length[:, None]
+        visible = visible[:, None].expand(users, 1, longest)
+
+        root = torch.zeros(users, 1, dtype=torch.int64, device=device)
+        beams = self._extend(0, hidden, _Beams(root.to(hidden.dtype), root, root, root))
+        trail = [beams]
+        first_slot = longest
+        for level in range(1, trie.levels):
+            width = widths[level - 1]
+            own = torch.eye(width, dtype=torch.bool, device=device).expand(users, width, width)
+            # A beam sees what its parent saw, and itself.
+            visible = torch.cat([visible.gather(1, _wide(beams.parent, visible)), own], dim=2)
+            ids = beams.code + model.vocabulary.first_id + (level - 1) * trie.codes
+            at = (length + level - 1)[:, None].expand(users, width)
+            hidden = model.hidden(ids.flatten(), at.flatten(), TreePlan(store, visible, first_slot))
+            first_slot += width
+            beams = self._extend(level, hidden, beams)
+            trail.append(beams)
+        return self._collect(trail)
+
+    def _extend(self, level: int, hidden: Tensor, beams: _Beams) -> _Beams:
+        """The best ``widths[level]`` children of ``beams``: ``hidden`` [U * W x D] are the beams' last states."""
+        users, width = beams.score.shape
+        children = self.trie.children(level, beams.node.flatten())
+        log_prob = child_log_probs(level_logits(self.model, hidden, level), children)
+        most = log_prob.shape[1]
+        score = beams.score[:, :, None].to(log_prob.dtype) + log_prob.view(users, width, most)
+        chosen, scores = _best_in_order(score.flatten(1), self.widths[level])
+        return _Beams(
+            scores,
+            children.node.view(users, -1).gather(1, chosen).masked_fill(scores == -torch.inf, 0),
+            children.code.view(users, -1).gather(1, chosen),
+            chosen // most,
+        )
+
+    def _collect(self, trail: list[_Beams]) -> Anchors:
+        """SIDs and scores of the last level's best K, read back through the parents."""
+        best = trail[-1].score.sort(dim=1, descending=True, stable=True)
+        slot = best.indices[:, : self.settings.beams]
+        score = best.values[:, : self.settings.beams]
+        codes = []
+        for beams in reversed(trail):
+            codes.append(beams.code.gather(1, slot))
+            slot = beams.parent.gather(1, slot)
+        sids = torch.stack(codes[::-1], dim=2)
+        missing = score == -torch.inf
+        return Anchors(
+            sids.masked_fill(missing[:, :, None], -1).to(torch.int32).cpu().numpy(),
+            score.masked_fill(missing, PAD_LOG_PROB).cpu().numpy(),
+        )
+
+
+def _best_in_order(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Places [U x count] of the ``count`` largest of ``score`` [U x n], in ascending place, and their scores.
+
+    Among equals at the cut the lower places win: torch.topk leaves open which, and may choose otherwise on another
+    device or batch. Where n < count or fewer are finite, the rest are place 0 with score -inf, at the end.
+    """
+    users, size = score.shape
+    top = score.topk(min(count, size), dim=1).values
+    cut = top[:, -1:]
+    above = score > cut
+    at_cut = score == cut
+    room = top.shape[1] - above.sum(1, keepdim=True)
+    taken = (above | (at_cut & (at_cut.cumsum(1) <= room))) & (score > -torch.inf)
+    # Taken places first, each in ascending order: a fixed-shape nonzero.
+    places = torch.arange(size, device=score.device).expand(users, size)
+    chosen = torch.where(taken, places, size).topk(top.shape[1], dim=1, largest=False, sorted=True).values
+    chosen = torch.nn.functional.pad(chosen, (0, count - chosen.shape[1]), value=size)
+    missing = chosen == size
+    chosen = chosen.masked_fill(missing, 0)
+    return chosen, score.gather(1, chosen).masked_fill(missing, -torch.inf)
+
+
+def _wide(index: Tensor, like: Tensor) -> Tensor:
+    """``index`` [U x W] repeated over the last axis of ``like`` [U x . x n], for gather."""
+    return index[:, :, None].expand(*index.shape, like.shape[2])
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,114 @@
+"""SID codes as new single tokens of a language model's tokenizer.
+
+The code c of level l is the token ``<|sid_{l}_{c}|>`` (levels counted from 1, as in c_1 .. c_L; codes from 0). The new
+ids are one contiguous block, level after level, so that (level, code) <-> token id is plain arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken
+
+from gpl_core.errors import ContractError, UsageError
+
+PAD_TOKEN = "<|sid_pad|>"
+
+
+@dataclass(frozen=True)
+class SidVocabulary:
+    """Where the SID codes sit in a tokenizer's vocabulary, and the prompt that precedes every history."""
+
+    levels: int
+    """L, the number of codes in a SID."""
+    codes: int
+    """C, the number of codes per level."""
+    first_id: int
+    """Token id of level 1, code 0; ids run to first_id + L * C."""
+    prompt_ids: tuple[int, ...]
+    """Token ids of the prompt, may be empty; never a training target."""
+    pad_id: int
+    """Never equal to eos_id: a loss mask made from pads must not hide real ends."""
+    eos_id: int
+
+    @property
+    def size(self) -> int:
+        """L * C, the number of SID tokens."""
+        return self.levels * self.codes
+
+    @property
+    def token_indices(self) -> list[int]:
+        """All SID token ids, ascending."""
+        return list(range(self.first_id, self.first_id + self.size))
+
+    def ids(self, sids: np.ndarray) -> np.ndarray:
+        """Token ids of ``sids`` (int [... x L]), int64 of the same shape; ContractError on a code outside [0, C)."""
+        rows = np.asarray(sids)
+        if rows.ndim < 1 or rows.shape[-1] != self.levels:
+            raise ContractError(f"sid: shape {rows.shape}, expected [... x {self.levels}]; unflatten the column first.")
+        if rows.size and (rows.min() < 0 or rows.max() >= self.codes):
+            bad = rows[(rows < 0) | (rows >= self.codes)].flat[0]
+            raise ContractError(
+                f"sid: code {bad}, expected [0, {self.codes}); drop padding (-1), and check that the sequences carry "
+                "the sid_version this model was made for."
+            )
+        return rows.astype(np.int64) + self.first_id + np.arange(self.levels) * self.codes
+
+    def tokens(self) -> list[str]:
+        """The text of every SID token, in id order."""
+        return [sid_token(level, code) for level in range(self.levels) for code in range(self.codes)]
+
+
+def sid_token(level: int, code: int) -> str:
+    """The token text of ``code`` at the 0-based ``level``."""
+    return f"<|sid_{level + 1}_{code}|>"
+
+
+def extend_tokenizer(tokenizer: Any, levels: int, codes: int, prompt: str = "") -> SidVocabulary:
+    """Add the L * C SID tokens to ``tokenizer`` (changed in place) and say where they are.
+
+    A tokenizer that already holds exactly these tokens is taken as it is. Base checkpoints use one token for padding
+    and end of text; then a padding token of its own is added. Raises UsageError when the tokens of an earlier, other
+    shape are in the way, or when a code is not one token in context.
+    """
+    if levels < 1 or codes < 1:
+        raise UsageError(
+            f"levels = {levels}, codes = {codes}: expected both >= 1; take them from the tokenizer artifact."
+        )
+    texts = [sid_token(level, code) for level in range(levels) for code in range(codes)]
+    # Not `special`: skip_special_tokens would drop them when a sequence is decoded for a report.
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in texts])
+    ids = np.array(tokenizer.convert_tokens_to_ids(texts))
+    if (np.diff(ids) != 1).any():
+        raise UsageError(
+            f"tokenizer: SID tokens for L = {levels}, C = {codes} are not one block of ids (another tokeniser's SIDs "
+            "were added before); start from the base checkpoint."
+        )
+    if tokenizer.eos_token_id is None:
+        raise UsageError("tokenizer: no eos_token, expected a causal language model's tokenizer; check the checkpoint.")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    vocabulary = SidVocabulary(
+        levels=levels,
+        codes=codes,
+        first_id=int(ids[0]),
+        prompt_ids=tuple(tokenizer.encode(prompt, add_special_tokens=False)),
+        pad_id=int(tokenizer.pad_token_id),
+        eos_id=int(tokenizer.eos_token_id),
+    )
+    check_single_tokens(tokenizer, vocabulary, prompt)
+    return vocabulary
+
+
+def check_single_tokens(tokenizer: Any, vocabulary: SidVocabulary, prompt: str) -> None:
+    """Raise UsageError unless every SID code is one token in context (after the prompt and between other codes).
+
+    Tokenised alone, a code may look right and still merge with its neighbours; hence one text with all of them.
+    """
+    text = prompt + "".join(vocabulary.tokens()) + " end"
+    got = tokenizer.encode(text, add_special_tokens=False)
+    start = len(vocabulary.prompt_ids)
+    if got[:start] != list(vocabulary.prompt_ids) or got[start : start + vocabulary.size] != vocabulary.token_indices:
+        raise UsageError("tokenizer: a SID code is not one token in context; use the checkpoint's own fast tokenizer.")

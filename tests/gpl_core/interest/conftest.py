@@ -1,0 +1,62 @@
+"""A tiny Qwen2 checkpoint made once per session, and small worlds of SIDs to search in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
+from gpl_core.interest.model import InterestModel, ModelSettings, build_interest_model
+from gpl_core.interest.scoring import DeviceTrie
+from gpl_core.sids.trie import Trie
+
+TINY = TinySettings(hidden=32, layers=2, heads=4, kv_heads=2, intermediate=48, max_positions=256)
+
+
+@dataclass(frozen=True)
+class World:
+    """A model, a catalogue's trie and some histories over it."""
+
+    model: InterestModel
+    trie: DeviceTrie
+    histories: list[np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen2 folder with random weights."""
+    folder = tmp_path_factory.mktemp("tiny_qwen2")
+    make_tiny_checkpoint(folder, TINY)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Path) -> InterestModel:
+    """L = 3, C = 8, in float64: the tests compare orders, and rounding must not decide them.
+
+    LoRA's B matrices and the SID rows are drawn at random, as if trained: an untrained B is 0 and would hide LoRA.
+    """
+    model = build_interest_model(checkpoint, ModelSettings(3, 8, prompt="Seen:", lora_rank=4), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_A" not in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * 0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def world(model: InterestModel) -> World:
+    """60 distinct SIDs out of 512, five users with 1 to 9 events."""
+    return make_world(model, np.random.default_rng(7), items=60)
+
+
+def make_world(model: InterestModel, rng: np.random.Generator, items: int, users: int = 5) -> World:
+    """A random catalogue of ``items`` items (SIDs may repeat) and ``users`` histories of 1 to 9 events."""
+    sids = rng.integers(0, model.vocabulary.codes, (items, model.vocabulary.levels))
+    histories = [sids[rng.integers(0, items, rng.integers(1, 10))] for _ in range(users)]
+    return World(model, DeviceTrie(Trie.build(sids, model.vocabulary.codes)), histories)

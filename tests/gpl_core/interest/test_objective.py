@@ -1,0 +1,191 @@
+"""Packing and loss: every next SID in one pass, the same numbers as one forward pass per target."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpl_core.errors import ContractError, UsageError
+from gpl_core.interest.objective import interest_loss, target_log_probs
+from gpl_core.interest.packing import (
+    History,
+    budget_batches,
+    most_events,
+    pack_targets,
+    training_packs,
+    unflatten,
+)
+from gpl_core.interest.targets import keep_probability
+from tests.gpl_core.interest.conftest import World
+from tests.gpl_core.interest.oracle import next_code_log_probs
+
+
+def all_targets(history: np.ndarray) -> History:
+    return History(history, np.ones(len(history), dtype=bool))
+
+
+def test_one_pass_equals_one_forward_pass_per_target(world: World) -> None:
+    """Each target's log p, from full histories recomputed one by one."""
+    pack = pack_targets(world.model.vocabulary, [all_targets(h) for h in world.histories], max_events=6)
+    with torch.no_grad():
+        scores = target_log_probs(world.model, world.trie, pack)
+    sids = world.trie.trie.sids()
+    expected = []
+    for history in world.histories:
+        kept = history[-6:]
+        for event in range(1, len(kept)):
+            target = tuple(map(int, kept[event]))
+            expected.append(
+                [next_code_log_probs(world.model, sids, kept[:event], target[:l])[target[l]] for l in range(3)]  # noqa: E741
+            )
+    assert scores.outside == 0
+    np.testing.assert_allclose(scores.log_prob, expected, atol=1e-9)
+
+
+def test_loss_does_not_depend_on_the_packing(world: World) -> None:
+    rows = [all_targets(h) for h in world.histories]
+    with torch.no_grad():
+        parts = [
+            target_log_probs(world.model, world.trie, p).log_prob
+            for p in training_packs(world.model.vocabulary, rows, 20, token_budget=20)
+        ]
+        whole = target_log_probs(world.model, world.trie, pack_targets(world.model.vocabulary, rows, 20)).log_prob
+    np.testing.assert_allclose(torch.cat(parts).sum(), whole.sum(), atol=1e-9)
+    assert len(parts) > 1
+
+
+def test_targets_outside_the_catalogue_are_counted_and_cost_nothing(world: World) -> None:
+    sids = world.trie.trie.sids()
+    absent = next(s for s in np.ndindex(8, 8, 8) if world.trie.trie.leaf_of(np.array([s]))[0] < 0)
+    history = np.array([sids[0], absent, sids[1]])
+    with torch.no_grad():
+        scores = target_log_probs(
+            world.model, world.trie, pack_targets(world.model.vocabulary, [all_targets(history)], 9)
+        )
+    assert scores.outside == 1
+    assert scores.log_prob.shape == (1, 3)
+    assert torch.isfinite(scores.log_prob).all()
+
+
+def test_only_chosen_events_are_targets_and_the_context_keeps_all(world: World) -> None:
+    history = next(h for h in world.histories if len(h) >= 4)[:4]
+    chosen = np.array([True, False, False, True])
+    vocabulary = world.model.vocabulary
+    with torch.no_grad():
+        some = target_log_probs(
+            world.model, world.trie, pack_targets(vocabulary, [History(history, chosen)], 9)
+        ).log_prob
+        every = target_log_probs(world.model, world.trie, pack_targets(vocabulary, [all_targets(history)], 9)).log_prob
+    np.testing.assert_allclose(some, every[-1:], atol=1e-12)
+
+
+def test_a_single_child_has_no_gradient_and_nothing_becomes_nan(world: World) -> None:
+    pack = pack_targets(world.model.vocabulary, [all_targets(h) for h in world.histories], 20)
+    loss = interest_loss(target_log_probs(world.model, world.trie, pack))
+    gradients = torch.autograd.grad(loss, [p for p in world.model.parameters() if p.requires_grad])
+    assert all(torch.isfinite(g).all() for g in gradients)
+
+
+def test_a_pack_without_targets_has_loss_zero(world: World) -> None:
+    pack = pack_targets(
+        world.model.vocabulary, [History(world.histories[0], np.zeros(len(world.histories[0]), bool))], 9
+    )
+    assert interest_loss(target_log_probs(world.model, world.trie, pack)).item() == 0
+
+
+# --- packing
+
+
+def test_a_pack_drawn(world: World) -> None:
+    """Prompt p p .. then events; truncated from the old end; the last token is left out.
+
+    user A: events a0 a1 a2, only the newest 2 kept      user B: one event, nothing to predict
+    """
+    vocabulary = world.model.vocabulary
+    a = np.array([[1, 2, 3], [4, 5, 6], [7, 0, 1]])
+    b = np.array([[2, 2, 2]])
+    pack = pack_targets(vocabulary, [all_targets(a), all_targets(b)], max_events=2)
+    p = len(vocabulary.prompt_ids)
+    kept = vocabulary.ids(a[1:]).ravel().tolist()
+    assert pack.token_ids.tolist() == [
+        *vocabulary.prompt_ids,
+        *kept[:-1],
+        *vocabulary.prompt_ids,
+        *vocabulary.ids(b[0])[:-1],
+    ]
+    assert pack.lengths.tolist() == [p + 5, p + 2]
+    assert pack.positions.tolist() == [*range(p + 5), *range(p + 2)]
+    assert pack.target_sids.tolist() == [[7, 0, 1]]
+    assert pack.target_places.tolist() == [[p + 2, p + 3, p + 4]]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 12), max_size=30),
+    budget=st.integers(1, 80),
+    max_events=st.integers(1, 8),
+)
+@settings(deadline=None, max_examples=50)
+def test_packs_hold_every_user_with_targets_once_within_the_budget(
+    model, lengths: list[int], budget: int, max_events: int
+) -> None:
+    rows = [all_targets(np.full((n, 3), i % 8)) for i, n in enumerate(lengths)]
+    packs = list(training_packs(model.vocabulary, rows, max_events, budget))
+    wanted = [min(n, max_events) for n in lengths if min(n, max_events) > 1]
+    prompt = len(model.vocabulary.prompt_ids)
+    assert [int(n) for p in packs for n in p.lengths] == [prompt + n * 3 - 1 for n in wanted]
+    assert all(p.tokens <= budget or len(p.lengths) == 1 for p in packs)
+    assert sum(len(p.target_sids) for p in packs) == sum(n - 1 for n in wanted)
+
+
+@given(sizes=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 120))
+def test_budget_batches_partition_the_users(sizes: list[int], budget: int) -> None:
+    batches = budget_batches(np.array(sizes, dtype=np.int64), budget)
+    assert sorted(int(u) for b in batches for u in b) == list(range(len(sizes)))
+    assert all(len(b) == 1 or sum(sizes[u] for u in b) <= budget for b in batches)
+
+
+def test_table_rows_are_checked() -> None:
+    np.testing.assert_array_equal(unflatten(np.array([1, 2, 3, 4, -1, -1]), 2, 2), [[1, 2], [3, 4]])
+    for sid, length in (([1, 2, 3], 1), ([1, 2, -1, -1], 2), ([1, 2, 3, 4], 1), ([1, 2], 2)):
+        with pytest.raises(ContractError, match="sid"):
+            unflatten(np.array(sid), length, 2)
+
+
+def test_histories_must_fit_the_model_s_context(model) -> None:
+    prompt = len(model.vocabulary.prompt_ids)
+    assert most_events(model.vocabulary, 10, prompt + 33) == 10
+    with pytest.raises(UsageError, match="between 1 and 9"):
+        most_events(model.vocabulary, 10, prompt + 32)
+
+
+# --- target down-sampling
+
+
+@given(
+    counts=st.lists(st.integers(0, 1000), min_size=1, max_size=40).filter(lambda c: sum(c) > 0),
+    share=st.floats(0.05, 1.0),
+)
+def test_the_wanted_share_of_targets_is_kept_and_popular_items_lose_most(counts: list[int], share: float) -> None:
+    f = np.array(counts) / sum(counts)
+    keep = keep_probability(np.array(counts), share)
+    assert math.isclose((f * keep).sum(), share, rel_tol=1e-9)
+    assert ((keep >= 0) & (keep <= 1)).all()
+    order = np.argsort(counts)
+    assert (np.diff(keep[order]) <= 1e-12).all()
+    # One tau for all: p_keep = min(1, sqrt(tau / f)).
+    cut = keep < 1 - 1e-12
+    if cut.any():
+        tau = (keep[cut] ** 2 * f[cut])[0]
+        np.testing.assert_allclose(keep[f > 0], np.minimum(1, np.sqrt(tau / f[f > 0])), rtol=1e-6)
+
+
+def test_bad_shares_and_counts_are_refused() -> None:
+    with pytest.raises(UsageError, match="target_share = 0"):
+        keep_probability(np.array([1]), 0)
+    with pytest.raises(ContractError, match="counts"):
+        keep_probability(np.array([-1.0]), 0.5)
