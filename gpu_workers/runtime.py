@@ -7,7 +7,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -73,6 +74,24 @@ class Ranks:
         dist.all_gather(buffers, padded)
         return [bytes(b[: int(n)].cpu().numpy()).decode() for b, n in zip(buffers, sizes, strict=True)]
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a block that holds no collective call; when it fails on one rank, it fails on all.
+
+        Without it a rank that fails alone leaves its peers waiting until the launcher ends them, and they never
+        record what happened. The failing rank keeps its error, the others raise PeerError with its exit code.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        code = int(self.max(exit_code_of(error) if error else 0))
+        if code:
+            error = error or PeerError(code)
+            error.agreed = True  # type: ignore[attr-defined]
+            raise error
+
     def max(self, value: float) -> float:
         """Largest `value` over the ranks."""
         return self._reduce(value, dist.ReduceOp.MAX)
@@ -121,27 +140,27 @@ WorkerBody = Callable[[StepContext, Ranks], None]
 def worker_main(name: str, body: WorkerBody, argv: Sequence[str] | None = None) -> None:
     """Entry point of a worker: parse, join the ranks, run every date, leave with the agreed exit code.
 
-    The launcher kills the peers of the first rank that exits, so ranks agree on the code before any of them leaves.
+    The launcher kills the peers of the first rank that exits, so work that may fail on one rank stands inside
+    `Ranks.together()`: then all ranks leave with one code, after rank 0 has recorded the failure.
     """
     setup_logging()
-    code = 0
     try:
         args = parse_arguments(name, argv)
     except GplError as error:
         sys.exit(exit_with(error))
     ranks = start_ranks()
+    code, together = 0, True
     try:
         for run_date in args.dates:
             _run_date(name, run_date, args, body, ranks)
     except Exception as error:
-        code = exit_with(error) if ranks.is_main or not isinstance(error, PeerError) else exit_code_of(error)
-        if isinstance(error, PeerError):
-            code = error.code
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+        code = error.code if isinstance(error, PeerError) else exit_with(error)
+        together = getattr(error, "agreed", False)
     sys.stdout.flush()
     sys.stderr.flush()
+    if together:  # else: leave at once, the launcher ends the peers that wait for us
+        dist.barrier()
+        dist.destroy_process_group()
     os._exit(code)  # reader threads of a failed feed must not keep the process alive
 
 
@@ -167,7 +186,8 @@ def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, 
                 print_dry_run(name, run_date, state)
             return
         if state.status == "blocked":
-            raise MissingInputError(state.reason)
+            with ranks.together():
+                raise MissingInputError(state.reason)
         if state.status == "done" and not args.force:
             status = "noop"
             return
@@ -177,32 +197,20 @@ def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, 
         status = "done"
     except BaseException as caught:
         error = caught
+        raise
     finally:
-        if not args.dry_run and status != "noop":
-            code = int(ranks.max(exit_code_of(error) if error is not None else 0))
-            if code and error is None:
-                error, status = PeerError(code), "failed"
         if ranks.is_main and not args.dry_run:
             counts = context.counts if context else Counts()
             record(planner.lake, name, run_date, args.run_id, state, status, counts, error, started, clock)
-    if error is not None:
-        raise error
 
 
 def _agreed_state(planner: Planner, name: str, run_date: date, ranks: Ranks) -> StepState:
     """Rank 0's view of the tables, on every rank: all of them read the same pinned versions."""
-    text, error = "", None
-    if ranks.is_main:
-        try:
+    text = ""
+    with ranks.together():
+        if ranks.is_main:
             text = planner.state(find_step(name), run_date).to_json()
-        except Exception as caught:  # told to the peers first, raised below
-            error = caught
-    text = ranks.broadcast_text(text)
-    if error is not None:
-        raise error
-    if not text:
-        raise PeerError(1)
-    return StepState.from_json(text)
+    return StepState.from_json(ranks.broadcast_text(text))
 
 
 def commit_parts(
@@ -218,21 +226,13 @@ def commit_parts(
 ) -> None:
     """Commit every rank's `parts` of `table` in one transaction by rank 0; all ranks return after it."""
     everyone = [part for text in ranks.gather_text(json.dumps(list(parts))) for part in json.loads(text)]
-    failure = ""
-    if ranks.is_main:
-        try:
+    with ranks.together():
+        if ranks.is_main:
             commit: Commit = context.lake.commit(
                 context.contract(table), everyone, mark=mark or context.mark(table, details), mode=mode,
                 partition=partition,
             )  # fmt: skip
             context.committed(table, commit)
-        except GplError as error:
-            failure = json.dumps([exit_code_of(error), str(error)])
-            raise
-        finally:
-            ranks.broadcast_text(failure)
-    elif told := ranks.broadcast_text(""):
-        raise PeerError(json.loads(told)[0])
 
 
 def work_folder(context: StepContext, *parts: str) -> str:
