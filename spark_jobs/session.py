@@ -1,0 +1,294 @@
+"""The Spark session, pinned reads, one atomic write per slice, and the life cycle of a Spark job."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from gpl_core.contracts import Contract, load_contract, schema_differences
+from gpl_core.errors import ConflictError, ContractError, UsageError
+from gpl_core.lake import Commit
+from gpl_core.pipeline import Planner
+from gpl_core.runs import StepArguments, StepContext, exit_with, parse_arguments, run_step, setup_logging
+
+# What this project relies on. Each is set only when the launcher left it open.
+_DEFAULTS = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.ansi.enabled": "true",
+    "spark.sql.adaptive.enabled": "true",
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.databricks.delta.replaceWhere.constraintCheck.enabled": "true",
+    "spark.ui.showConsoleProgress": "true",
+}
+# On one machine Delta's default of 50 log partitions, and 200 shuffle partitions, are most of the run time.
+_LOCAL_DEFAULTS = {
+    "spark.databricks.delta.snapshotPartitions": "2",
+    "spark.sql.shuffle.partitions": "4",
+    "spark.ui.enabled": "false",
+}
+
+
+def start_session(name: str) -> SparkSession:
+    """The Spark session: launcher settings stand, master and packages are never set here.
+
+    Raises:
+        UsageError: Delta's jars are not on the class path.
+    """
+    builder = SparkSession.builder.appName(f"gpl-{name}")
+    spark = None
+    given = _launcher_settings()
+    for key, value in _DEFAULTS.items():
+        if key not in given:
+            builder = builder.config(key, value)
+    if given.get("spark.master", "").startswith("local"):
+        for key, value in _LOCAL_DEFAULTS.items():
+            if key not in given:
+                builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    try:
+        spark._jvm.java.lang.Class.forName(
+            "io.delta.sql.DeltaSparkSessionExtension", False,
+            spark._jvm.java.lang.Thread.currentThread().getContextClassLoader(),
+        )  # fmt: skip
+    except Exception:
+        spark.stop()
+        raise UsageError(
+            "Delta's jars are not on the class path: start with "
+            "spark-submit --packages io.delta:delta-spark_4.0_2.13:4.2.0, or --jars with delta-spark and delta-storage"
+        ) from None
+    return spark
+
+
+def _launcher_settings() -> dict[str, str]:
+    """What spark-submit (or an existing session) has set."""
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        return dict(active.sparkContext.getConf().getAll())
+    from pyspark import SparkConf
+
+    # SparkConf reads the launcher's properties only once a JVM runs; under spark-submit PySpark has started it.
+    if "PYSPARK_GATEWAY_PORT" in os.environ:
+        from pyspark import SparkContext
+
+        SparkContext._ensure_initialized()
+    return dict(SparkConf().getAll())
+
+
+def spark_schema(contract: Contract) -> StructType:
+    """The contract's schema as Spark's StructType."""
+    return StructType.fromJson(json.loads(contract.spark_json()))
+
+
+class SparkStep:
+    """A step's context on the Spark side: reads pinned versions, writes one slice per table and date."""
+
+    def __init__(self, spark: SparkSession, context: StepContext):
+        self.spark = spark
+        self.context = context
+        self.config = context.config
+        self.run_date = context.run_date
+
+    def read(self, table: str, contract: Contract | None = None) -> DataFrame:
+        """The whole input table at its pinned version, after its contract was compared."""
+        snapshot = self.context.snapshot(table)
+        frame = self.spark.read.format("delta").option("versionAsOf", snapshot.version).load(snapshot.uri)
+        return self._checked(frame, contract or load_contract(table))
+
+    def read_dates(self, table: str, start: date, end: date, contract: Contract | None = None) -> DataFrame:
+        """The partitions `start <= dt <= end` of an input table at its pinned version."""
+        frame = self.read(table, contract)
+        return frame.where(F.col("dt").between(F.lit(start), F.lit(end)))
+
+    def read_slice(self, table: str, contract: Contract | None = None) -> DataFrame:
+        """The run date's partition of an input table at its pinned version."""
+        return self.read_dates(table, self.run_date, self.run_date, contract)
+
+    def _checked(self, frame: DataFrame, contract: Contract) -> DataFrame:
+        problems = _drift(contract, frame.schema)
+        if problems:
+            raise ContractError(
+                f"table {contract.name}: its schema drifted from contract version {contract.version}:\n  "
+                + "\n  ".join(problems)
+            )
+        return frame
+
+    def write_slice(
+        self,
+        table: str,
+        frame: DataFrame,
+        *,
+        contract: Contract | None = None,
+        details: Mapping[str, Any] | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Commit:
+        """Replace the run date's slice of `table` (all dates of a bulk run) by `frame` in one commit.
+
+        `frame` must have exactly the contract's columns, in any order; rows of other dates are refused by Delta.
+        Rows are counted from the commit's own metrics.
+        """
+        contract = contract or load_contract(table)
+        dates = self.context.bulk_dates
+        condition = f"dt >= DATE '{dates[0].isoformat()}' AND dt <= DATE '{dates[-1].isoformat()}'"
+        return self._write(contract, frame, "overwrite", {"replaceWhere": condition, **(options or {})}, details)
+
+    def append(self, table: str, frame: DataFrame, details: Mapping[str, Any] | None = None) -> Commit:
+        """Append `frame` to `table` in one commit."""
+        return self._write(load_contract(table), frame, "append", {}, details)
+
+    def create_table(self, contract: Contract) -> None:
+        """Create the table of `contract` with its comments and constraints when it does not exist."""
+        uri = self.context.lake.uri(contract.name)
+        if not self.context.lake.exists(contract.name):
+            self.spark.sql(contract.ddl(spark_path(uri)))
+        self.context.lake.open(contract.name, contract=contract)
+
+    def _write(
+        self, contract: Contract, frame: DataFrame, mode: str, options: Mapping[str, str],
+        details: Mapping[str, Any] | None,
+    ) -> Commit:  # fmt: skip
+        self.create_table(contract)
+        before = self.context.lake.open(contract.name, contract=contract)
+        mark = self.context.mark(contract.name, details)
+        app_id = f"{mark.step}:{contract.name}:{min(mark.slices)}:{max(mark.slices)}"
+        version = before.transaction_version(app_id) + 1
+        wanted = spark_schema(contract)
+        missing = [f.name for f in wanted if f.name not in frame.columns]
+        if missing or len(frame.columns) != len(wanted):
+            extra = [c for c in frame.columns if c not in wanted.names]
+            raise ContractError(f"table {contract.name}: the frame lacks {missing} and has the unknown columns {extra}")
+        writer = (
+            frame.select(*[F.col(f.name).cast(f.dataType).alias(f.name) for f in wanted])
+            .write.format("delta")
+            .mode(mode)
+            .option("txnAppId", app_id)
+            .option("txnVersion", version)
+            .option("userMetadata", mark.to_json())
+        )
+        for key, value in options.items():
+            writer = writer.option(key, value)
+        try:
+            writer.save(spark_path(before.uri))
+        except Exception as error:
+            if "Concurrent" in type(error).__name__ or "DELTA_CONCURRENT" in str(error):
+                raise ConflictError(
+                    f"table {contract.name}: slice {sorted(mark.slices)} was written by another run at the same "
+                    "time; nothing was changed, run the step again"
+                ) from error
+            raise
+        after = self.context.lake.open(contract.name, contract=contract)
+        found = next(((v, m) for v, m in after.marks() if m == mark and v > before.version), None)
+        if found is None:
+            raise ConflictError(
+                f"table {contract.name}: another run committed {app_id} with transaction {version} first; "
+                "run the step again"
+            )
+        written = self.context.lake.open(contract.name, found[0], contract=contract)
+        rows, size = added(written, before)
+        commit = Commit(before.version, found[0], rows, size)
+        self.context.committed(contract.name, commit)
+        return commit
+
+
+def added(after: Any, before: Any) -> tuple[int, int]:
+    """Rows and bytes of the files that are live in `after` and were not in `before`."""
+    known = {f.path for f in before.files}
+    fresh = [f for f in after.files if f.path not in known]
+    return sum(f.rows for f in fresh), sum(f.size for f in fresh)
+
+
+def spark_path(uri: str) -> str:
+    """`uri` as Spark's file systems name it."""
+    return "s3a://" + uri.removeprefix("s3://") if uri.startswith("s3://") else uri
+
+
+def _drift(contract: Contract, found: StructType) -> list[str]:
+    """Column-by-column differences between a contract and a table, additive columns at the end allowed."""
+    from pyspark.sql.pandas.types import to_arrow_schema
+
+    wanted = contract.arrow_schema()
+    have = to_arrow_schema(found)
+    problems = []
+    for problem in schema_differences(wanted, have):
+        name = problem.split("'")[1]
+        if "not in the contract" in problem:
+            continue
+        nullable = contract.column(name).nullable
+        if "is missing" in problem and nullable:
+            continue
+        if _same_for_spark(spark_schema(contract)[name].dataType, found, name):
+            continue
+        problems.append(problem)
+    return problems
+
+
+def _same_for_spark(wanted: Any, found: StructType, name: str) -> bool:
+    return name in found.names and found[name].dataType.simpleString() == wanted.simpleString()
+
+
+Job = Callable[[SparkStep], None]
+
+
+def job_main(name: str, job: Job, argv: Sequence[str] | None = None) -> None:
+    """Entry point of one Spark job; leaves the process with its exit code."""
+    run_jobs(name, {name: job}, lambda: parse_arguments(f"{name}.py", argv))
+
+
+def run_jobs(program: str, jobs: Mapping[str, Job], parse: Callable[[], StepArguments]) -> None:
+    """Run `jobs` in order over the dates, in one session; leaves the process with the exit code."""
+    setup_logging()
+    spark = None
+    code = 0
+    try:
+        args = parse()
+        spark = None if args.dry_run else start_session(program)
+        for name, job in jobs.items():
+            if args.bulk:
+                _run_bulk(spark, name, job, args)
+                continue
+            for run_date in args.dates:
+                # A new planner per step and date: it sees what the step before has written.
+                run_step(
+                    Planner(args.config), name, run_date, args, lambda context, job=job: job(SparkStep(spark, context))
+                )
+    except Exception as error:
+        code = exit_with(error)
+    finally:
+        if spark is not None:
+            spark.stop()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _run_bulk(spark: SparkSession | None, name: str, job: Job, args: StepArguments) -> None:
+    """All dates of `args` in one commit per table, each slice with a fingerprint of its own."""
+    planner = Planner(args.config)
+    from gpl_core.pipeline import find_step
+
+    step = find_step(name)
+    if any(read.scope not in ("slice", "as_of") for read in step.reads):
+        raise UsageError(f"--bulk: step {name} builds a date on the ones before it; run it date by date")
+    states = {d: planner.state(step, d) for d in args.dates}
+    if all(s.status == "done" for s in states.values()) and not args.force:
+        run_step(planner, name, args.dates[-1], args, lambda context: None)
+        return
+
+    def body(context: StepContext) -> None:
+        assert spark is not None
+        context.bulk_dates = args.dates
+        context.bulk_fingerprints = {d.isoformat(): s.fingerprint for d, s in states.items()}
+        job(SparkStep(spark, context))
+
+    last = next(d for d in reversed(args.dates) if states[d].status != "done" or args.force)
+    run_step(planner, name, last, args, body)
