@@ -137,7 +137,8 @@ def check_gates(health: Health, gates: Gates) -> None:
         )
     if not health.reconstruction >= gates.min_reconstruction_cosine:
         faults.append(
-            f"reconstruction: mean cosine {health.reconstruction:.3f}, expected at least {gates.min_reconstruction_cosine:g} "
+            f"reconstruction: mean cosine {health.reconstruction:.3f}, expected at least "
+            f"{gates.min_reconstruction_cosine:g} "
             "(raise tokenizer.latent, tokenizer.codes or epochs; look at the encoder's vectors)"
         )
     if faults:

@@ -1,0 +1,248 @@
+"""Frozen item encoders: what an item's content is, what an encoder promises, and the fusion of several.
+
+Legend for shapes: N items, d width of the fused vector, d_p width of part p.
+
+An encoder's version is a hash of its weights (file contents), its preprocessing and its configuration. Nothing here
+trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from gpl_core.errors import MissingInputError, UsageError
+
+
+@dataclass(frozen=True)
+class ItemContent:
+    """One item as encoders see it; what is absent is empty or None."""
+
+    item_index: int
+    text: str = ""
+    image: bytes | None = None
+    image_uri: str | None = None
+    embedding: np.ndarray | None = None
+    """The platform's own vector, float [d_p]."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of N items."""
+
+    vectors: np.ndarray
+    """float32 [N x d], unit rows; rows of rejected items are zero."""
+    rejected: Mapping[int, str]
+    """Position in the batch -> why this item has no vector."""
+    missing: Mapping[str, int]
+    """Part name -> encoded items that lack this modality (their part is zero)."""
+
+
+class Encoder(Protocol):
+    """A frozen map from content to unit vectors; an item's vector does not depend on its batch mates (to 1e-5)."""
+
+    @property
+    def dim(self) -> int:
+        """d"""
+
+    @property
+    def version(self) -> str:
+        """12 hex digits: equal versions give equal vectors."""
+
+    def encode(self, items: Sequence[ItemContent]) -> Encoded:
+        """Encodes ``items``; content that cannot be used is reported, never raised."""
+
+
+@dataclass(frozen=True)
+class PartVectors:
+    """What one part made of N items. An item is in ``rejected``, or has a vector, or lacks the modality (zero row)."""
+
+    vectors: np.ndarray
+    """float32 [N x d_p], unit or zero rows."""
+    rejected: Mapping[int, str] = field(default_factory=dict)
+
+
+class PartEncoder(Protocol):
+    """One modality of a fusion."""
+
+    name: str
+    dim: int
+    lacking: str
+    """Why an item without this modality cannot be encoded by this part alone."""
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """All that decides its vectors, as JSON types: weights hash, preprocessing, options."""
+
+    def encode(self, items: Sequence[ItemContent]) -> PartVectors:
+        """Encodes ``items``."""
+
+
+@dataclass(frozen=True)
+class EncoderPart:
+    """Configuration of one part."""
+
+    name: str
+    weight: float = 1.0
+    path: str | None = None
+    options: Mapping[str, int | float | str] = field(default_factory=dict)
+
+
+class FusionEncoder:
+    """Weighted concatenation of unit parts, renormalised (ours). A missing modality is a zero part and is counted.
+
+    An item is rejected when a part rejects its content (broken picture, NaN) or when all parts are missing. Parts run
+    in
+    threads of their own, so that pictures are decoded while the text model works.
+    """
+
+    def __init__(self, parts: Sequence[PartEncoder], weights: Sequence[float]) -> None:
+        """``weights`` > 0, one per part. A single part of weight 1 is the part itself."""
+        self._parts, self._weights = tuple(parts), tuple(float(w) for w in weights)
+        self.dim = sum(p.dim for p in self._parts)
+        identity = {"fusion": 1, "weights": self._weights, "parts": [{p.name: dict(p.identity)} for p in self._parts]}
+        self.version = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+    def encode(self, items: Sequence[ItemContent]) -> Encoded:
+        """See Encoder."""
+        out = np.zeros((len(items), self.dim), dtype=np.float32)
+        rejected: dict[int, str] = {}
+        present = np.zeros((len(self._parts), len(items)), dtype=bool)
+        if len(self._parts) == 1:
+            results = [self._parts[0].encode(items)]
+        else:
+            with ThreadPoolExecutor(len(self._parts)) as pool:
+                results = list(pool.map(lambda part: part.encode(items), self._parts))
+        start = 0
+        for number, (part, weight, result) in enumerate(zip(self._parts, self._weights, results, strict=True)):
+            length = np.linalg.norm(result.vectors, axis=1)
+            for position in np.flatnonzero(~np.isfinite(length)):
+                rejected.setdefault(int(position), f"{part.name}: the vector is not finite")
+            for position, reason in result.rejected.items():
+                rejected.setdefault(position, f"{part.name}: {reason}")
+            present[number] = np.isfinite(length) & (length > 0.5)  # a part is unit or zero
+            out[:, start : start + part.dim] = weight * np.where(present[number][:, None], result.vectors, 0.0)
+            start += part.dim
+        for position in np.flatnonzero(~present.any(axis=0)):
+            rejected.setdefault(int(position), " and ".join(p.lacking for p in self._parts))
+        kept = np.ones(len(items), dtype=bool)
+        kept[list(rejected)] = False
+        out[~kept] = 0.0
+        out[kept] /= np.linalg.norm(out[kept], axis=1, keepdims=True)
+        missing = {p.name: int((~present[n] & kept).sum()) for n, p in enumerate(self._parts)}
+        return Encoded(out, dict(sorted(rejected.items())), missing)
+
+
+class PrecomputedEncoder:
+    """The platform's own embedding column, normalised. A zero vector, or one entry alone, means that there is none."""
+
+    name = "precomputed"
+    lacking = "no precomputed embedding"
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """See PartEncoder."""
+        return {"dim": self.dim}
+
+    def encode(self, items: Sequence[ItemContent]) -> PartVectors:
+        """See PartEncoder."""
+        out = np.zeros((len(items), self.dim), dtype=np.float32)
+        rejected = {}
+        for position, item in enumerate(items):
+            if item.embedding is None:
+                continue
+            vector = np.asarray(item.embedding, dtype=np.float64).reshape(-1)
+            if not np.isfinite(vector).all():
+                rejected[position] = "the precomputed embedding holds NaN or infinity"
+            elif not vector.any():
+                continue
+            elif len(vector) != self.dim:
+                rejected[position] = f"the precomputed embedding has {len(vector)} entries, expected {self.dim}"
+            else:
+                out[position] = vector / np.linalg.norm(vector)
+        return PartVectors(out, rejected)
+
+
+def build_encoder(parts: Sequence[EncoderPart], *, batch_size: int = 64, device: str = "cpu") -> Encoder:
+    """The encoder that ``parts`` describe; models are loaded from local files only.
+
+    Raises UsageError for an unknown part or a missing option, MissingInputError where a model's files are absent.
+    """
+    if not parts:
+        raise UsageError("encoder.parts: empty, expected at least one of " + ", ".join(PART_NAMES) + ".")
+    return FusionEncoder([_build_part(p, batch_size, device) for p in parts], [p.weight for p in parts])
+
+
+PART_NAMES = ("precomputed", "minilm", "hf_text", "hf_clip", "hog_color")
+
+
+def _build_part(part: EncoderPart, batch_size: int, device: str) -> PartEncoder:
+    # Imported here: a precomputed column needs neither transformers nor scikit-image.
+    if not part.weight > 0:
+        raise UsageError(
+            f"encoder.parts.{part.name}.weight: {part.weight}, expected above 0; leave the part out instead."
+        )
+    if part.name == "precomputed":
+        if "dim" not in part.options:
+            raise UsageError("encoder.parts.precomputed.options.dim: missing, expected the column's length, e.g. 768.")
+        return PrecomputedEncoder(int(part.options["dim"]))
+    if part.name == "hog_color":
+        from gpl_core.sids.pictures import HogColorEncoder
+
+        return HogColorEncoder(**_known(part, {"size": int, "max_bytes": int, "max_pixels": int}))
+    if part.name in ("minilm", "hf_text"):
+        from gpl_core.sids.text_models import TextEncoder, minilm_folder
+
+        options = _known(part, {"max_tokens": int, "pooling": str})
+        folder = minilm_folder() if part.name == "minilm" else _folder(part)
+        if part.name == "minilm":
+            options = {"max_tokens": 256, "pooling": "mean"} | options
+        return TextEncoder(part.name, folder, batch_size=batch_size, device=device, **options)
+    if part.name == "hf_clip":
+        from gpl_core.sids.text_models import ClipEncoder
+
+        known = {"text_weight": float, "image_weight": float, "max_bytes": int, "max_pixels": int}
+        return ClipEncoder(_folder(part), batch_size=batch_size, device=device, **_known(part, known))
+    raise UsageError(f"encoder.parts: '{part.name}', expected one of {', '.join(PART_NAMES)}.")
+
+
+def _known(part: EncoderPart, known: Mapping[str, type]) -> dict:
+    unknown = sorted(set(part.options) - set(known))
+    if unknown:
+        raise UsageError(
+            f"encoder.parts.{part.name}.options: unknown {', '.join(unknown)}, expected any of {', '.join(known)}."
+        )
+    return {name: known[name](value) for name, value in part.options.items()}
+
+
+def _folder(part: EncoderPart) -> Path:
+    if not part.path:
+        raise UsageError(f"encoder.parts.{part.name}.path: missing, expected the local folder of the model.")
+    folder = Path(part.path)
+    if not folder.is_dir():
+        raise MissingInputError(
+            f"encoder.parts.{part.name}.path: {folder} is no folder; download the model there first."
+        )
+    return folder
+
+
+def hash_files(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
+    """sha256 of every file of ``folder`` that matches a pattern: file name -> hex digest."""
+    out = {}
+    for path in sorted({p for pattern in patterns for p in folder.glob(pattern)}):
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        out[path.name] = digest.hexdigest()
+    return out

