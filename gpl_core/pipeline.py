@@ -175,7 +175,15 @@ STEPS: tuple[Step, ...] = (
     ),
 )  # fmt: skip
 
-_BY_NAME = {step.name: step for step in STEPS}
+# Beside the graph: judges a simulated marketplace. No step of the graph reads what it reads or writes.
+JUDGE = Step(
+    "evaluate_truth", "deepspeed",
+    reads=(Read("truth", "slice"), Read("item_embeddings", "lookup"), Read("items", "lookup"),
+           Read("item_sids", "lookup")),
+    uses=("preranker",), writes=("truth_metrics",),
+)  # fmt: skip
+
+_BY_NAME = {step.name: step for step in (*STEPS, JUDGE)}
 
 
 def find_step(name: str) -> Step:
@@ -273,7 +281,7 @@ class Planner:
             inputs[read.table] = {"version": snapshot.version}
             if read.scope != "lookup":
                 inputs[read.table]["digest"] = Snapshot.digest(self.files(snapshot, read, run_date))
-            if read.scope == "slice" and load_contract(read.table).owner not in ("platform",):
+            if read.scope == "slice" and load_contract(read.table).owner in _BY_NAME:
                 self._require_slice(step, snapshot, run_date)
         for kind in step.uses:
             inputs[f"artifact:{kind}"] = {"version": self.artifacts.in_force(kind, run_date).version}

@@ -1,0 +1,273 @@
+"""The `gpl` command: makes raw tables, plans, runs and shows. Imports neither torch nor pyspark."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from gpl_core.config import Config, date_range, load_config
+from gpl_core.contracts import data_dictionary
+from gpl_core.errors import GplError, UsageError, exit_code_of
+from gpl_core.launch import (
+    Launch,
+    Source,
+    command,
+    environment,
+    pending,
+    plan,
+    shell,
+    with_free_port,
+)
+from gpl_core.pipeline import JUDGE, STEPS, Planner
+from gpl_core.runs import new_run_id
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}\n{self.format_usage()}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (see `errors.py`)."""
+    parser = _Parser(prog="gpl", description="Generative Pseudo-Labeling for pre-ranking", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    def add(name: str, text: str, *, dates: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.add_argument("--config", required=True, help="a shipped configuration's name or a YAML file")
+        sub.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
+        if dates:
+            sub.add_argument("--run-date", type=_date)
+            sub.add_argument("--start-date", type=_date)
+            sub.add_argument("--end-date", type=_date)
+        return sub
+
+    sub = add("simulate", "write the raw tables of a simulated marketplace with known click probabilities")
+    for name, kind in (("users", int), ("items", int), ("days", int), ("candidates", int), ("exposed", int)):
+        sub.add_argument(f"--{name}", type=kind)
+    sub.add_argument("--seed", type=int)
+    sub.add_argument("--world", choices=("plain", "popularity_bias", "fast_drift"))
+    sub.add_argument("--force", action="store_true", help="replace raw tables made under other settings")
+    sub = add("import-reviews", "write raw tables from real purchases; requests and exposure are simulated")
+    sub.add_argument("--items", required=True, help="items.jsonl.gz")
+    sub.add_argument("--sequences", required=True, help="sequences.jsonl.gz")
+    sub.add_argument("--seed", type=int)
+    sub.add_argument("--force", action="store_true", help="replace raw tables made from other input")
+    for name, text in (("plan", "print the launcher commands"), ("run", "run the graph, skipping what is done")):
+        sub = add(name, text, dates=True)
+        sub.add_argument("--from", dest="first", metavar="STEP", help="begin with this step")
+        sub.add_argument("--only", action="append", default=[], metavar="STEP", help="only this step; repeatable")
+        sub.add_argument("--isolated", action="store_true", help="a launch of its own for every Spark step")
+        sub.add_argument("--force", action="store_true", help="run even what is done")
+        if name == "run":
+            sub.add_argument("--verbose", action="store_true", help="show the steps' own output")
+    add("status", "done, absent or stale per run date and step, by what the tables say", dates=True)
+    add("judge", "simulation only: pre-ranker variants against the true click probabilities", dates=True)
+    add("summary", "rows per table, coverage and evaluation of the run dates", dates=True)
+    sub = commands.add_parser("tables", help="print the data dictionary as Markdown")
+
+    try:
+        args = parser.parse_args(argv)
+        if args.command == "tables":
+            print(data_dictionary())
+            return 0
+        config = load_config(args.config, args.overrides)
+        return int(_COMMANDS[args.command](args, config))
+    except GplError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return exit_code_of(error)
+
+
+def _date(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a date; expected YYYY-MM-DD") from None
+
+
+def _dates(args: argparse.Namespace, config: Config) -> tuple[date, ...]:
+    if args.run_date and (args.start_date or args.end_date):
+        raise UsageError("give either --run-date or --start-date with --end-date")
+    if args.run_date:
+        return (args.run_date,)
+    if bool(args.start_date) != bool(args.end_date):
+        raise UsageError("--start-date and --end-date belong together")
+    start, end = args.start_date or config.run.start_date, args.end_date or config.run.end_date
+    if end < start:
+        raise UsageError(f"--end-date {end} lies before --start-date {start}")
+    return tuple(date_range(start, end))
+
+
+def _source(args: argparse.Namespace) -> Source:
+    name = args.config
+    return Source(str(Path(name).absolute()) if Path(name).is_file() else name, tuple(args.overrides))
+
+
+# ---- plan and run ----------------------------------------------------------------------------------------------
+
+
+def _plan(args: argparse.Namespace, config: Config) -> int:
+    launches = plan(Planner(config), _dates(args, config), first=args.first, only=args.only, isolated=args.isolated)
+    for launch in launches:
+        print(f"# {launch.label}")
+        print(shell(command(launch, launch.dates, _source(args), config, force=args.force), environment(config)))
+    return 0
+
+
+def _run(args: argparse.Namespace, config: Config) -> int:
+    dates = _dates(args, config)
+    launches = plan(Planner(config), dates, first=args.first, only=args.only, isolated=args.isolated)
+    return _start(launches, args, config, force=args.force, verbose=args.verbose)
+
+
+def _judge(args: argparse.Namespace, config: Config) -> int:
+    after = tuple(d for d in (*_dates(args, config),))[-1:]
+    following = tuple(date.fromordinal(d.toordinal() + 1) for d in after)
+    return _start([Launch((JUDGE,), following)], args, config)
+
+
+def _start(
+    launches: Sequence[Launch], args: argparse.Namespace, config: Config, *, force: bool = False, verbose: bool = False
+) -> int:
+    console = Console(highlight=False)
+    run_id = new_run_id()
+    folder = Path(config.lakehouse.root) if "://" not in config.lakehouse.root else Path.cwd()
+    started = skipped = 0
+    for launch in launches:
+        todo = pending(Planner(config), launch, force)
+        if not todo:
+            skipped += 1
+            console.print(f"[dim]done already   {launch.label}: {_span(launch.dates)}[/dim]")
+            continue
+        arguments = command(launch, todo, _source(args), config, run_id=run_id, force=force)
+        console.print(f"[dim]$ {shell(arguments, environment(config))}[/dim]", soft_wrap=True)
+        started += 1
+        log = folder / "logs" / run_id / f"{started:02d}-{launch.steps[0].name}.log"
+        clock = time.monotonic()
+        code, lines = _launch(with_free_port(arguments), config, log, verbose)
+        seconds = time.monotonic() - clock
+        for line in lines:
+            _progress(console, line)
+        if code:
+            console.print(f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {launch.label}; log: {log}")
+            if not verbose:
+                print(_tail(log), file=sys.stderr)
+            return code
+        console.print(f"[green]finished[/green] {launch.label}: {_span(todo)} in {seconds:.0f} s")
+    if not started:
+        console.print(f"nothing to do: all {skipped} launches are done by what the tables say")
+    return 0
+
+
+def _launch(arguments: Sequence[str], config: Config, log: Path, verbose: bool) -> tuple[int, list[dict[str, Any]]]:
+    """Run one command; its output goes to `log` (and the terminal when verbose). Returns exit code and JSON lines."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    env = {**os.environ, **environment(config)}
+    with (
+        log.open("w", encoding="utf-8") as sink,
+        subprocess.Popen(
+            arguments, env=env, stdout=subprocess.PIPE, stderr=None if verbose else sink, text=True,
+            start_new_session=True,
+        ) as process,
+    ):  # fmt: skip
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                sink.write(line)
+                sink.flush()
+                if verbose:
+                    print(line, end="")
+                if line.startswith('{"') and '"run_date"' in line:
+                    lines.append(json.loads(line))
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)  # launchers start children of their own
+            raise
+    return process.returncode, lines
+
+
+def _progress(console: Console, line: dict[str, Any]) -> None:
+    parts = [f"  {line['step']} {line['run_date']}: {line['status']}"]
+    if line["status"] == "done":
+        parts.append(f"{line['rows_out']:,} rows")
+        parts += [f"{line['rows_quarantined']:,} quarantined"] if line["rows_quarantined"] else []
+        parts.append(f"{line['seconds']:.1f} s")
+    if line["status"] == "failed":
+        parts.append(f"{line['error_class']}")
+    console.print(", ".join(parts))
+
+
+def _span(dates: Sequence[date]) -> str:
+    return str(dates[0]) if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+
+
+def _tail(log: Path, lines: int = 40) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in text if line.startswith("error:")]
+    return "\n".join(errors or text[-lines:])
+
+
+def _status(args: argparse.Namespace, config: Config) -> int:
+    planner = Planner(config)
+    table = Table("run date", "step", "state", "why / versions")
+    colours = {"done": "green", "stale": "yellow", "absent": "cyan", "blocked": "dim"}
+    for run_date in _dates(args, config):
+        for step in STEPS:
+            state = planner.state(step, run_date)
+            table.add_row(
+                run_date.isoformat(), step.name, f"[{colours[state.status]}]{state.status}[/]", state.reason
+            )  # fmt: skip
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    return 0
+
+
+# ---- raw tables ------------------------------------------------------------------------------------------------
+
+
+def _simulate(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.simulation.commands import run_simulate
+
+    given = {
+        "users": args.users, "items": args.items, "days": args.days, "candidates_per_request": args.candidates,
+        "exposed_per_request": args.exposed, "seed": args.seed, "world": args.world,
+    }  # fmt: skip
+    return run_simulate(config, {k: v for k, v in given.items() if v is not None}, force=args.force)
+
+
+def _import_reviews(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.simulation.commands import run_import
+
+    return run_import(config, args.items, args.sequences, seed=args.seed, force=args.force)
+
+
+def _summary(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.summary import print_summary
+
+    print_summary(config, _dates(args, config))
+    return 0
+
+
+_COMMANDS = {
+    "simulate": _simulate,
+    "import-reviews": _import_reviews,
+    "plan": _plan,
+    "run": _run,
+    "status": _status,
+    "judge": _judge,
+    "summary": _summary,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

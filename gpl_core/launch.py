@@ -1,0 +1,156 @@
+"""What `gpl plan` prints and `gpl run` starts: launcher commands made from the graph and the configuration."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+from gpl_core.config import Config, date_range
+from gpl_core.errors import UsageError
+from gpl_core.pipeline import JUDGE, STEPS, Planner, Step
+
+DELTA_PACKAGE = "io.delta:delta-spark_4.0_2.13:4.2.0"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process to start: a worker, or several Spark steps in one session."""
+
+    steps: tuple[Step, ...]
+    dates: tuple[date, ...]
+    bulk: bool = False
+
+    @property
+    def label(self) -> str:
+        """What the progress line calls it."""
+        return ", ".join(s.name for s in self.steps) + (" (history)" if self.bulk else "")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the configuration came from: repeated in every command."""
+
+    config: str
+    overrides: tuple[str, ...] = ()
+
+    def arguments(self) -> list[str]:
+        """The command-line form."""
+        return ["--config", self.config, *[a for o in self.overrides for a in ("--set", o)]]
+
+
+def plan(
+    planner: Planner,
+    dates: Sequence[date],
+    *,
+    first: str | None = None,
+    only: Sequence[str] = (),
+    isolated: bool = False,
+) -> list[Launch]:
+    """The launches that cover `dates`, in order; Spark steps that follow each other share one unless `isolated`.
+
+    History is ingested in one go before the first date, and the day after the last one too when its raw slice exists:
+    evaluation of D needs D + 1.
+
+    Raises:
+        UsageError: an unknown step in `first` or `only`.
+    """
+    names = [s.name for s in STEPS]
+    for name in [*only, *([first] if first else [])]:
+        if name not in names and name != JUDGE.name:
+            raise UsageError(f"no step '{name}'; the steps are {', '.join(names)}")
+    chosen = [s for s in STEPS if not only or s.name in only]
+    if first:
+        chosen = [s for s in chosen if names.index(s.name) >= names.index(first)]
+    launches: list[Launch] = []
+    for step in chosen:
+        if step.name == "ingest":
+            history = planner.config.run.history_start
+            if history is not None and history < dates[0] and planner.config.run.start_date == dates[0]:
+                launches.append(Launch((step,), tuple(date_range(history, dates[0] - timedelta(days=1))), bulk=True))
+            launches.append(Launch((step,), (*dates, *_day_after(planner, dates[-1]))))
+        elif (
+            step.launcher == "spark" and launches and not isolated
+            and launches[-1].steps[-1].launcher == "spark" and launches[-1].dates == tuple(dates)
+        ):  # fmt: skip
+            launches[-1] = Launch((*launches[-1].steps, step), tuple(dates))
+        else:
+            launches.append(Launch((step,), tuple(dates)))
+    return launches
+
+
+def _day_after(planner: Planner, last: date) -> tuple[date, ...]:
+    following = last + timedelta(days=1)
+    snapshot = planner.snapshot("raw_impressions")
+    return (following,) if snapshot is not None and following in snapshot.slices() else ()
+
+
+def pending(planner: Planner, launch: Launch, force: bool = False) -> tuple[date, ...]:
+    """The dates of `launch` for which at least one of its steps is not done."""
+    if force:
+        return launch.dates
+    return tuple(d for d in launch.dates if any(planner.state(s, d).status != "done" for s in launch.steps))
+
+
+def command(
+    launch: Launch, dates: Sequence[date], source: Source, config: Config, *, run_id: str = "", force: bool = False
+) -> list[str]:
+    """The launcher command of `launch` for `dates`, as an argument list."""
+    arguments = source.arguments()
+    if len(dates) == 1:
+        arguments += ["--run-date", dates[0].isoformat()]
+    else:
+        arguments += ["--start-date", dates[0].isoformat(), "--end-date", dates[-1].isoformat()]
+    arguments += ["--run-id", run_id] if run_id else []
+    arguments += ["--force"] if force else []
+    arguments += ["--bulk"] if launch.bulk else []
+    if launch.steps[0].launcher == "spark":
+        given = list(config.launch.spark_submit)
+        jars = [] if {"--packages", "--jars"} & set(given) else ["--packages", DELTA_PACKAGE]
+        if len(launch.steps) == 1:
+            script, names = launch.steps[0].script, []
+        else:
+            script, names = "spark_jobs/run.py", ["--steps", ",".join(s.name for s in launch.steps)]
+        return [tool("spark-submit"), *given, *jars, script_path(script), *names, *arguments]
+    return [tool("deepspeed"), *config.launch.deepspeed, script_path(launch.steps[0].script), *arguments]
+
+
+def shell(arguments: Sequence[str], env: Mapping[str, str]) -> str:
+    """One line that a shell runs, its environment variables first."""
+    return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in sorted(env.items())), shlex.join(arguments)])
+
+
+def environment(config: Config) -> dict[str, str]:
+    """Environment of the launched processes beyond ours: this Python for Spark's driver, then the configuration's."""
+    return {"PYSPARK_PYTHON": sys.executable, **config.launch.env}
+
+
+def with_free_port(arguments: Sequence[str]) -> list[str]:
+    """A local deepspeed command with a free rendezvous port, so that two runs on one machine do not meet."""
+    if Path(arguments[0]).name != "deepspeed" or {"--master_port", "--hostfile"} & set(arguments):
+        return list(arguments)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [arguments[0], "--master_port", str(port), *arguments[1:]]
+
+
+def tool(name: str) -> str:
+    """A launcher of this environment: the one beside the running Python when it is there."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else name
+
+
+def script_path(script: str) -> str:
+    """Absolute path of an entry point, in the source tree or in the installed package."""
+    package, _, name = script.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(f"package {package} is not installed; pip install the gpl-prerank wheel")
+    return os.path.join(next(iter(spec.submodule_search_locations)), name)
