@@ -1,0 +1,92 @@
+"""Inputs of the towers: hashed ids, and a bounded table of what each user liked before the run date.
+
+Legend for shapes: n rows, d width of the item embedding, H history items.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+
+class TowerBatch(NamedTuple):
+    """Model inputs of n (user, item) pairs."""
+
+    user_bucket: Tensor
+    """int64 [n], `user_buckets` of the user id."""
+    profile: Tensor
+    """float32 [n x d], `UserProfiles.of` the bucket; 0 for a user without history."""
+    item_bucket: Tensor
+    """int64 [n], `item_buckets` of the item index."""
+    content: Tensor
+    """float32 [n x d], unit item embedding e(i); 0 where it is missing."""
+    sid: Tensor
+    """int64 [n x L]; -1 for an item without a semantic ID."""
+    pair: Tensor
+    """float32 [n x F], passthrough features of the pair; F may be 0."""
+
+
+def user_buckets(user_ids: Iterable[str], buckets: int) -> npt.NDArray[np.int64]:
+    """CRC-32 of each user id (UTF-8) modulo `buckets`, int64 [n]: any language can repeat it at serving time."""
+    return np.fromiter((zlib.crc32(user.encode()) % buckets for user in user_ids), dtype=np.int64)
+
+
+def item_buckets(item_index: npt.ArrayLike, buckets: int) -> npt.NDArray[np.int64]:
+    """item_index modulo `buckets`, int64 [n]: item numbers are dense, so no two items meet until buckets run out."""
+    return np.asarray(item_index, dtype=np.int64) % buckets
+
+
+class UserProfiles:
+    """Mean embedding of the items in a user's history, one row per hashed user bucket: memory [buckets x d], bounded.
+
+    Users that share a bucket share its mean. Add a date's sequences with `add`, then `close_slice`; a later date
+    replaces the buckets it speaks about, as its rows hold those users' whole history.
+    """
+
+    def __init__(self, buckets: int, width: int) -> None:
+        self.table: npt.NDArray[np.float32] = np.zeros((buckets, width), dtype=np.float32)
+        self._sum = np.zeros((buckets, width), dtype=np.float64)
+        self._rows = np.zeros(buckets, dtype=np.int64)
+
+    def add(
+        self,
+        user_ids: Iterable[str],
+        history: npt.NDArray[np.integer],
+        vectors: npt.NDArray[np.floating],
+        has_vector: npt.NDArray[np.bool_],
+    ) -> None:
+        """Adds sequences of one date: history int [n x H] (-1 padded), vectors [N x d] with has_vector bool [N]."""
+        known = (history >= 0) & (history < len(vectors))
+        known &= has_vector[np.where(known, history, 0)]
+        gathered = np.asarray(vectors[np.where(known, history, 0)], dtype=np.float64)
+        gathered[~known] = 0.0
+        mean = gathered.sum(axis=1) / np.maximum(known.sum(axis=1), 1)[:, None]
+        bucket = user_buckets(user_ids, len(self.table))
+        np.add.at(self._sum, bucket, mean)
+        np.add.at(self._rows, bucket, 1)
+
+    def close_slice(
+        self, sums: npt.NDArray[np.float64] | None = None, rows: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        """Ends a date; `sums` [buckets x d] and `rows` [buckets] are those of all ranks where there are several."""
+        sums, rows = (self._sum, self._rows) if sums is None or rows is None else (sums, rows)
+        touched = rows > 0
+        mean = sums[touched] / rows[touched, None]
+        norm = np.linalg.norm(mean, axis=1, keepdims=True)
+        self.table[touched] = mean / np.where(norm > 0, norm, 1.0)
+        self._sum[:] = 0.0
+        self._rows[:] = 0
+
+    @property
+    def open_slice(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """(sums [buckets x d], rows [buckets]) added since the last `close_slice`: what ranks add up."""
+        return self._sum, self._rows
+
+    def of(self, bucket: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Profiles [n x d] of the buckets [n], unit norm, or 0 where none is known."""
+        return self.table[bucket]

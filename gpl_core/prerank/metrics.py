@@ -1,0 +1,196 @@
+"""Ranking metrics that say when they are undefined, and how large the ranked sets were (numpy).
+
+An undefined figure (one class only, no list with a positive) is None with the reason beside it, never 0.5 or 0.
+Ties never help: AUC counts them half, lists break them by a key that knows nothing of labels or input order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gpl_core.errors import ContractError
+
+FloatArray = npt.NDArray[np.float64]
+_NORMAL_95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure.
+
+    value: None when undefined, `note` then says why. low, high: ends of a 95 % interval, None where none is given.
+    rows: pairs behind it. candidate_set_size: mean length of the ranked lists, None for figures without lists.
+    """
+
+    metric: str
+    value: float | None
+    rows: int
+    note: str = ""
+    low: float | None = None
+    high: float | None = None
+    candidate_set_size: float | None = None
+
+
+def auc(scores: npt.ArrayLike, labels: npt.ArrayLike, metric: str = "auc") -> Figure:
+    """Area under the ROC curve; scores [n] finite, labels [n] in [0, 1].
+
+    Soft labels give the *expected* AUC: a pair counts p as a positive and 1 - p as a negative, never against itself.
+    For 0/1 labels the interval is DeLong's (1988), which takes rows as independent.
+    """
+    s, p = _checked(scores, labels)
+    rows = len(s)
+    if rows == 0:
+        return Figure(metric, None, 0, "no rows")
+    negative_below, positive_below = _mass_below(s, 1.0 - p), _mass_below(s, p)
+    pairs = p.sum() * (1.0 - p).sum() - float(p @ (1.0 - p))
+    if pairs <= 1e-12:
+        kind = "click" if p.sum() < 0.5 else "non-click"
+        return Figure(metric, None, rows, f"one class only: no {kind} among {rows} rows")
+    value = float((p @ negative_below - 0.5 * (p @ (1.0 - p))) / pairs)
+    hard = bool(np.isin(p, (0.0, 1.0)).all())
+    positives, negatives = int(p.sum()), int(rows - p.sum())
+    if not hard or positives < 2 or negatives < 2:
+        return Figure(metric, value, rows)
+    above = negative_below[p == 1.0] / negatives
+    below = 1.0 - positive_below[p == 0.0] / positives
+    error = _NORMAL_95 * float(np.sqrt(above.var(ddof=1) / positives + below.var(ddof=1) / negatives))
+    return Figure(metric, value, rows, low=max(0.0, value - error), high=min(1.0, value + error))
+
+
+def gauc(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: npt.ArrayLike) -> Figure:
+    """Per-user AUC, averaged with the user's rows (impressions) as weight (Zhu et al. 2017, "GAUC").
+
+    groups [n]: the user of each row, any sortable type. Users with one class only are left out and counted in the
+    note. labels may be soft, see `auc`. The interval takes users as independent.
+    """
+    s, p = _checked(scores, labels)
+    found = per_group_auc(s, p, groups)
+    kept = ~np.isnan(found.value)
+    left_out = int((~kept).sum())
+    note = f"{left_out} of {len(kept)} users have one class only" if left_out else ""
+    if not kept.any():
+        return Figure("gauc", None, len(s), note or "no rows")
+    value, weight = found.value[kept], found.rows[kept] / found.rows[kept].sum()
+    mean = float(weight @ value)
+    rows = int(found.rows[kept].sum())
+    if len(value) < 2:
+        return Figure("gauc", mean, rows, note)
+    error = _NORMAL_95 * float(np.sqrt((weight**2) @ (value - mean) ** 2 * len(value) / (len(value) - 1)))
+    return Figure("gauc", mean, rows, note, max(0.0, mean - error), min(1.0, mean + error))
+
+
+@dataclass(frozen=True)
+class GroupAuc:
+    """value: AUC per group [G], NaN where undefined; rows: rows per group [G]; both in the groups' sorted order."""
+
+    value: FloatArray
+    rows: npt.NDArray[np.int64]
+
+
+def per_group_auc(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: npt.ArrayLike) -> GroupAuc:
+    """AUC inside each group, all groups in one sort; soft labels as in `auc`."""
+    s, p = _checked(scores, labels)
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    count = int(group.max()) + 1 if len(group) else 0
+    rows = np.bincount(group, minlength=count)
+    negative_below = _mass_below(s, 1.0 - p, group)
+    self_pairs = np.bincount(group, weights=p * (1.0 - p), minlength=count)
+    positive, negative = (np.bincount(group, weights=w, minlength=count) for w in (p, 1.0 - p))
+    pairs = positive * negative - self_pairs
+    wins = np.bincount(group, weights=p * negative_below, minlength=count) - 0.5 * self_pairs
+    defined = pairs > 1e-12
+    return GroupAuc(np.where(defined, wins / np.where(defined, pairs, 1.0), np.nan), rows)
+
+
+def hit_rate(
+    scores: npt.ArrayLike, labels: npt.ArrayLike, lists: npt.ArrayLike, tie_key: npt.ArrayLike, k: int = 10
+) -> Figure:
+    """HR@k: share of lists with a positive that show one among their k highest scores; labels 0/1.
+
+    lists [n]: the request of each row; tie_key int [n]: breaks equal scores (an item hash, say), must not know labels.
+    """
+    hit, _, figure = _per_list(scores, labels, lists, tie_key, k, f"hr@{k}")
+    return figure if hit is None else _mean(figure, hit)
+
+
+def ndcg(
+    scores: npt.ArrayLike, labels: npt.ArrayLike, lists: npt.ArrayLike, tie_key: npt.ArrayLike, k: int = 10
+) -> Figure:
+    """NDCG@k, gain 1 / log2(1 + rank) of each positive, over lists that have a positive; arguments as `hit_rate`."""
+    _, gain, figure = _per_list(scores, labels, lists, tie_key, k, f"ndcg@{k}")
+    return figure if gain is None else _mean(figure, gain)
+
+
+def _per_list(
+    scores: npt.ArrayLike, labels: npt.ArrayLike, lists: npt.ArrayLike, tie_key: npt.ArrayLike, k: int, metric: str
+) -> tuple[FloatArray | None, FloatArray | None, Figure]:
+    s, y = _checked(scores, labels)
+    if not np.isin(y, (0.0, 1.0)).all():
+        raise ContractError(f"{metric}: labels must be 0 or 1; soft labels have an expected AUC only")
+    _, group = np.unique(np.asarray(lists), return_inverse=True)
+    count = int(group.max()) + 1 if len(group) else 0
+    sizes = np.bincount(group, minlength=count)
+    positives = np.bincount(group, weights=y, minlength=count)
+    kept = positives > 0
+    if not kept.any():
+        return None, None, Figure(metric, None, len(s), f"none of {count} lists has a positive")
+    order = np.lexsort((np.asarray(tie_key), -s, group))
+    start = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    rank = np.arange(len(s)) - np.repeat(start, sizes)  # 0 for the best of its list
+    sorted_group, sorted_y = group[order], y[order]
+    shown = (rank < k) * sorted_y
+    hits = np.bincount(sorted_group, weights=shown, minlength=count)
+    gains = np.bincount(sorted_group, weights=shown / np.log2(rank + 2.0), minlength=count)
+    ideal = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))
+    best = ideal[np.minimum(positives[kept].astype(int), k) - 1]
+    note = f"{int((~kept).sum())} of {count} lists have no positive" if not kept.all() else ""
+    figure = Figure(metric, None, int(sizes[kept].sum()), note, candidate_set_size=float(sizes[kept].mean()))
+    return (hits[kept] > 0).astype(np.float64), gains[kept] / best, figure
+
+
+def _mean(figure: Figure, values: FloatArray) -> Figure:
+    mean = float(values.mean())
+    error = _NORMAL_95 * float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return Figure(
+        figure.metric,
+        mean,
+        figure.rows,
+        figure.note,
+        None if error is None else max(0.0, mean - error),
+        None if error is None else min(1.0, mean + error),
+        figure.candidate_set_size,
+    )
+
+
+def _mass_below(scores: FloatArray, mass: FloatArray, group: npt.NDArray[np.int64] | None = None) -> FloatArray:
+    """For each row: the mass at lower scores plus half the mass at equal ones (its own included), inside its group."""
+    if len(scores) == 0:
+        return np.zeros(0)
+    group = np.zeros(len(scores), dtype=np.int64) if group is None else group
+    order = np.lexsort((scores, group))
+    s, g, m = scores[order], group[order], mass[order]
+    before = np.concatenate([[0.0], np.cumsum(m)])
+    new_group = np.concatenate([[True], g[1:] != g[:-1]])
+    new_run = new_group | np.concatenate([[True], s[1:] != s[:-1]])
+    starts = np.flatnonzero(new_run)
+    run = np.cumsum(new_run) - 1
+    ends = np.append(starts[1:], len(s))
+    group_start = np.flatnonzero(new_group)[np.cumsum(new_group) - 1]
+    below = before[starts][run] - before[group_start] + 0.5 * (before[ends] - before[starts])[run]
+    out = np.empty_like(below)
+    out[order] = below
+    return out
+
+
+def _checked(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+    s, p = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if s.shape != p.shape or s.ndim != 1:
+        raise ContractError(f"metrics: scores {s.shape} and labels {p.shape}; expected two vectors of one length")
+    if not np.isfinite(s).all():
+        raise ContractError(f"metrics: {int((~np.isfinite(s)).sum())} of {len(s)} scores are not finite")
+    if len(p) and (not np.isfinite(p).all() or p.min() < 0.0 or p.max() > 1.0):
+        raise ContractError("metrics: a label is outside [0, 1] or not finite")
+    return s, p

@@ -1,0 +1,136 @@
+"""The reference pre-ranker: two towers whose outputs meet in one dot product (torch).
+
+The architecture is ours, of standard parts (two-tower retrieval: Yi et al., RecSys 2019). The item side can be computed
+once per item, the user side once per request, so that a candidate costs one dot product online.
+
+Legend for shapes: n pairs, m dimension of the towers, d width of the item embedding, L levels of the semantic ID.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gpl_core.errors import UsageError
+from gpl_core.prerank.features import TowerBatch
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Sizes of the model.
+
+    user_buckets, item_buckets: rows of the hashed id embeddings. dimension: m, width of embeddings and tower outputs.
+    hidden: width of each tower's one hidden layer. content_width: d. levels, codes: L and C of the semantic IDs
+    (codes 0 leaves them out). pair_features: names of the passthrough features, a linear term beside the dot product.
+    prior_rate: click rate the untrained model answers with.
+    """
+
+    user_buckets: int
+    item_buckets: int
+    dimension: int
+    hidden: int
+    content_width: int
+    levels: int
+    codes: int
+    pair_features: tuple[str, ...] = ()
+    prior_rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("user_buckets", "item_buckets", "dimension", "hidden", "content_width"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"prerank {name} is {getattr(self, name)}; expected at least 1")
+        if not 0.0 < self.prior_rate < 1.0:
+            raise UsageError(f"prerank prior_rate is {self.prior_rate}; expected a rate strictly between 0 and 1")
+
+    def to_dict(self) -> dict[str, object]:
+        """The configuration as JSON-able values."""
+        return asdict(self)
+
+
+class UserTower(nn.Module):
+    """u = W p + MLP([id; W p]): a user's vector [n x m] from the hashed id and the profile p."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.id = nn.Embedding(config.user_buckets, config.dimension)
+        self.project = nn.Linear(config.content_width, config.dimension, bias=False)
+        self.hidden = nn.Linear(2 * config.dimension, config.hidden)
+        self.out = nn.Linear(config.hidden, config.dimension)
+
+    def forward(self, bucket: Tensor, profile: Tensor) -> Tensor:
+        """bucket int64 [n], profile [n x d] -> [n x m]."""
+        taste = self.project(profile)
+        return taste + self.out(torch.relu(self.hidden(torch.cat([self.id(bucket), taste], dim=1))))
+
+
+class ItemTower(nn.Module):
+    """v = [W e + MLP([id; W e; s]), bias]: an item's vector [n x (m + 1)]; s sums one embedding per SID level."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.codes = config.codes
+        self.id = nn.Embedding(config.item_buckets, config.dimension)
+        # One row per level and code, and row 0 for "no semantic ID": it stays 0.
+        self.sid = nn.Embedding(config.levels * config.codes + 1, config.dimension, padding_idx=0)
+        self.project = nn.Linear(config.content_width, config.dimension, bias=False)
+        self.hidden = nn.Linear(3 * config.dimension, config.hidden)
+        self.out = nn.Linear(config.hidden, config.dimension + 1)
+
+    def forward(self, bucket: Tensor, content: Tensor, sid: Tensor) -> Tensor:
+        """bucket int64 [n], content [n x d], sid int64 [n x L] (-1: none) -> [n x (m + 1)], the last column a bias."""
+        look = self.project(content)
+        level = torch.arange(sid.shape[1], device=sid.device) * self.codes + 1
+        rows = torch.where((sid >= 0) & (self.codes > 0), sid + level, torch.zeros_like(sid))
+        side = torch.cat([self.id(bucket), look, self.sid(rows).sum(dim=1)], dim=1)
+        out = self.out(torch.relu(self.hidden(side)))
+        return torch.cat([look + out[:, :-1], out[:, -1:]], dim=1)
+
+
+class TwoTower(nn.Module):
+    """logit = <u, v> / sqrt(m) + item bias + w . pair features; click probability = sigmoid(logit)."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.user = UserTower(config)
+        self.item = ItemTower(config)
+        self.pair = nn.Linear(max(1, len(config.pair_features)), 1, bias=False)
+
+    def forward(self, batch: TowerBatch) -> Tensor:
+        """Logits [n]."""
+        user = self.user(batch.user_bucket, batch.profile)
+        item = self.item(batch.item_bucket, batch.content, batch.sid)
+        logits = (user * item[:, :-1]).sum(dim=1) / math.sqrt(self.config.dimension) + item[:, -1]
+        if self.config.pair_features:
+            logits = logits + self.pair(batch.pair).squeeze(1)
+        return logits
+
+
+def build_model(config: TowerConfig, seed: int) -> TwoTower:
+    """A TwoTower with deterministic initial weights: equal (config, seed) give equal weights on every machine rank.
+
+    Both projections start as the same random matrix, so that before any training <u, v> already grows with the cosine
+    of profile and content: every variant, exposed-only included, starts from content. Hidden outputs start small.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = TwoTower(config)
+    shared = torch.randn(config.dimension, config.content_width, generator=generator) / math.sqrt(config.dimension)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if name.endswith("project.weight"):
+                parameter.copy_(shared)
+            elif name.startswith("pair") or name.endswith("bias"):
+                parameter.zero_()
+            elif name.endswith("id.weight"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+            else:
+                bound = 1.0 / math.sqrt(parameter.shape[1])
+                parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+        model.item.sid.weight[0].zero_()
+        model.user.out.weight.mul_(0.1)
+        model.item.out.weight.mul_(0.1)
+        model.item.out.bias[-1] = math.log(config.prior_rate / (1 - config.prior_rate))
+    return model

@@ -1,0 +1,68 @@
+"""Scores candidates from an exported bundle with numpy alone: the whole online cost of the pre-ranker."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from gpl_core.errors import ContractError
+from gpl_core.prerank.features import user_buckets
+
+Float32 = npt.NDArray[np.float32]
+
+
+class ServedModel:
+    """One variant of a bundle written by `gpl_core.prerank.export`."""
+
+    def __init__(self, folder: Path, variant: str) -> None:
+        about = json.loads((folder / "serving.json").read_text(encoding="utf-8"))
+        if about.get("format") != "gpl-preranker-1":
+            raise ContractError(
+                f"{folder}: serving.json has format {about.get('format')!r}; expected 'gpl-preranker-1'"
+            )
+        if variant not in about["variants"]:
+            raise ContractError(f"{folder}: no variant {variant!r}; the bundle holds {', '.join(about['variants'])}")
+        self.buckets = int(about["model"]["user_buckets"])
+        self.dimension = int(about["model"]["dimension"])
+        self.pair_features = tuple(about["model"]["pair_features"])
+        self._profiles: Float32 = load_file(folder / "profiles.safetensors")["table"]
+        self._tower: dict[str, Float32] = load_file(folder / variant / "user_tower.safetensors")
+        self.items: Float32 = load_file(folder / variant / "items.safetensors")["vectors"]
+        """float32 [N x (m + 1)], row = item_index; the last column is the item's bias."""
+
+    def users(self, user_ids: list[str]) -> Float32:
+        """User vectors float32 [n x m]."""
+        bucket = user_buckets(user_ids, self.buckets)
+        tower = self._tower
+        taste = self._profiles[bucket] @ tower["project.weight"].T
+        side = np.concatenate([tower["id.weight"][bucket], taste], axis=1)
+        hidden = np.maximum(side @ tower["hidden.weight"].T + tower["hidden.bias"], 0.0)
+        return np.asarray(taste + hidden @ tower["out.weight"].T + tower["out.bias"], dtype=np.float32)
+
+    def score(self, user: Float32, candidates: npt.NDArray[np.integer], pair: Float32 | None = None) -> Float32:
+        """Logits [B] of item_index candidates [B] for one user vector [m]; pair: passthrough features [B x F]."""
+        vectors = self.items[candidates]
+        logits = vectors[:, :-1] @ user / math.sqrt(self.dimension) + vectors[:, -1]
+        if self.pair_features:
+            if pair is None or pair.shape[1] != len(self.pair_features):
+                raise ContractError(f"scoring needs the pair features {', '.join(self.pair_features)}")
+            logits = logits + pair @ self._tower["pair.weight"][0]
+        return np.asarray(logits, dtype=np.float32)
+
+    def score_pairs(
+        self, user_ids: list[str], item_index: npt.NDArray[np.integer], pair: Float32 | None = None
+    ) -> Float32:
+        """Logits [n] of n (user, item) pairs."""
+        names, row = np.unique(np.asarray(user_ids, dtype=object).astype(str), return_inverse=True)
+        users, vectors = self.users(names.tolist())[row], self.items[item_index]
+        logits = np.einsum("nm,nm->n", users, vectors[:, :-1]) / math.sqrt(self.dimension) + vectors[:, -1]
+        if self.pair_features:
+            if pair is None or pair.shape[1] != len(self.pair_features):
+                raise ContractError(f"scoring needs the pair features {', '.join(self.pair_features)}")
+            logits = logits + pair @ self._tower["pair.weight"][0]
+        return np.asarray(logits, dtype=np.float32)
