@@ -166,6 +166,40 @@ def recall(
     return Recalled(item, row, hit_item, hit_channel, _scores(channels, hit_channel, row, hit_item, history, observed))
 
 
+def add_candidates(
+    found: Recalled,
+    item: np.ndarray,
+    channel: np.ndarray,
+    channels: list[str],
+    history: np.ndarray,
+    observed: Observed,
+) -> Recalled:
+    """`found` with `item` [R] (-1: none) among the candidates, as if `channel` [R] had found it.
+
+    A candidate that recall had already found keeps its own channels; else the last candidate makes room.
+    """
+    missing = (item >= 0) & ~(found.item == item[:, None]).any(axis=1)
+    last = np.maximum((found.item >= 0).sum(axis=1) - (found.item[:, -1] >= 0), 0)
+    rows = np.flatnonzero(missing)
+    items = found.item.copy()
+    evicted = items[rows, last[rows]]
+    items[rows, last[rows]] = item[rows]
+    evicted_of = np.full(len(items), -1)
+    evicted_of[rows] = evicted
+    kept = found.hit_item != evicted_of[found.row]
+    size = np.int64(len(observed.features))
+    key = np.concatenate(
+        [
+            (found.row[kept] * size + found.hit_item[kept]) * len(channels) + found.hit_channel[kept],
+            (rows * size + item[rows]) * len(channels) + channel[rows],
+        ]
+    )
+    key.sort()
+    pair, hit_channel = key // len(channels), key % len(channels)
+    row, hit_item = pair // size, pair % size
+    return Recalled(items, row, hit_item, hit_channel, _scores(channels, hit_channel, row, hit_item, history, observed))
+
+
 def _draw(
     channel: str, history: np.ndarray, observed: Observed, released: int, width: int, rng: np.random.Generator
 ) -> np.ndarray:

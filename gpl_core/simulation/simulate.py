@@ -5,8 +5,8 @@ grow with the number of users. Every random number comes from a stream named by 
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,16 @@ from gpl_core.simulation.items import ItemWorld, Taste, item_id, item_texts, mak
 from gpl_core.simulation.pictures import render
 from gpl_core.simulation.recall import LoggingPolicy, Observed, bought_together, expose, nearest, recall, text_features
 from gpl_core.simulation.rng import stream
-from gpl_core.simulation.settings import CHANNELS, SimulationSettings
+from gpl_core.simulation.rows import (
+    DAY,
+    Requests,
+    examination,
+    midnight,
+    shown_pairs,
+    timestamps,
+    write_requests,
+)
+from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.tables import Outcome, RawTables, RowSink
 from gpl_core.simulation.topics import topics
 from gpl_core.simulation.users import (
@@ -31,10 +40,21 @@ from gpl_core.simulation.users import (
 )
 
 TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions", "truth")
-_DAY = 86_400_000_000  # microseconds
 _PANEL_BATCHES = 8  # whose warm-up the platform's counts come from: bounds memory
 _CONVERSION = 0.08  # share of clicks that end in a purchase
 _KINDS = np.array(["click", "cart", "purchase"])
+
+
+@dataclass(frozen=True)
+class Market:
+    """What does not change from batch to batch: the settings, the made world and what the platform knows of it."""
+
+    settings: SimulationSettings
+    world: ItemWorld
+    taste: Taste
+    observed: Observed
+    intercept: float  # of the true click logits
+    item_ids: pa.Array
 
 
 def simulate(settings: SimulationSettings, lake: Lake, *, force: bool = False) -> Outcome:
@@ -66,12 +86,18 @@ def generate(settings: SimulationSettings, sink: RowSink) -> None:
     world = make_items(settings, taste)
     for rows in item_rows(settings, world):
         sink.write("raw_items", None, rows)
-    observed = observe(settings, world, taste)
-    intercept = find_intercept(make_shoppers(settings, taste, 0), world, settings)
+    market = Market(
+        settings=settings,
+        world=world,
+        taste=taste,
+        observed=observe(settings, world, taste),
+        intercept=find_intercept(make_shoppers(settings, taste, 0), world, settings),
+        item_ids=pa.array([item_id(i) for i in range(world.size)], pa.string()),
+    )
     for batch in range(batches(settings)):
         shoppers = make_shoppers(settings, taste, batch)
         for day in range(-settings.warmup_days, settings.days):
-            _one_day(settings, sink, world, taste, observed, intercept, shoppers, day, batch)
+            _one_day(market, sink, shoppers, day, batch)
 
 
 def batches(settings: SimulationSettings) -> int:
@@ -115,56 +141,42 @@ def _day_of_organic(
     return user, item
 
 
-def _one_day(
-    settings: SimulationSettings,
-    sink: RowSink,
-    world: ItemWorld,
-    taste: Taste,
-    observed: Observed,
-    intercept: float,
-    shoppers: Shoppers,
-    day: int,
-    batch: int,
-) -> None:
+def _one_day(market: Market, sink: RowSink, shoppers: Shoppers, day: int, batch: int) -> None:
     """One night's drift, then the day's requests, then what users did elsewhere that day."""
+    settings, world, taste = market.settings, market.world, market.taste
     dt = settings.start_date + timedelta(days=day)
-    midnight = _microseconds(datetime(dt.year, dt.month, dt.day, tzinfo=UTC))
+    start = midnight(dt)
     drift(shoppers, settings.rules, taste, stream(settings.seed, "drift", day, batch))
     bought: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     if day >= 0:
-        bought = list(_requests(settings, sink, world, observed, intercept, shoppers, day, batch, midnight))
+        bought = list(_requests(market, sink, shoppers, day, batch))
     user, item = organic(shoppers, world, taste, settings, day, stream(settings.seed, "organic", day, batch))
     rng = stream(settings.seed, "times", day, batch)
-    times = rng.integers(0, _DAY, len(user))
-    times = midnight + times[np.lexsort((times, user))]  # within a user, the order of events is the order of time
+    times = rng.integers(0, DAY, len(user))
+    times = start + times[np.lexsort((times, user))]  # within a user, the order of events is the order of time
     bought.append((user, item, times, _KINDS[rng.choice(3, len(user), p=[0.5, 0.2, 0.3])]))
     user, item, times, kind = (np.concatenate(column) for column in zip(*bought))
     shoppers.remember(bought[-1][0], bought[-1][1])
     rows = {
         "user_id": pa.array([user_id(shoppers.first + u) for u in user.tolist()], pa.string()),
-        "item_id": pa.array([item_id(i) for i in item.tolist()], pa.string()),
-        "event_time": _timestamps(times),
+        "item_id": market.item_ids.take(pa.array(item)),
+        "event_time": timestamps(times),
         "kind": pa.array(kind.tolist(), pa.string()),
     }
     sink.write("raw_interactions", dt, pa.table(rows))
 
 
 def _requests(
-    settings: SimulationSettings,
-    sink: RowSink,
-    world: ItemWorld,
-    observed: Observed,
-    intercept: float,
-    shoppers: Shoppers,
-    day: int,
-    batch: int,
-    midnight: int,
+    market: Market, sink: RowSink, shoppers: Shoppers, day: int, batch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Write the day's requests; yields the purchases (user, item, time, kind) that clicks ended in.
 
     A user's requests of a day are worked off one after the other, so that a click is history for the next request.
     """
+    settings, world, observed = market.settings, market.world, market.observed
     rules, rng = settings.rules, stream(settings.seed, "requests", day, batch)
+    dt = settings.start_date + timedelta(days=day)
+    start = midnight(dt)
     policy = LoggingPolicy(
         popularity=rules.policy_popularity,
         history=rules.policy_history,
@@ -176,9 +188,8 @@ def _requests(
     count = rng.poisson(np.minimum(settings.requests_per_user_day * shoppers.activity, 30.0))
     owner = np.repeat(np.arange(shoppers.size), count)
     slot = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
-    times = (_DAY * rng.beta(3, 2, len(owner))).astype(np.int64)
-    times = midnight + times[np.lexsort((times, owner))]
-    dt = settings.start_date + timedelta(days=day)
+    times = (DAY * rng.beta(3, 2, len(owner))).astype(np.int64)
+    times = start + times[np.lexsort((times, owner))]
     for step in range(int(count.max(initial=0))):
         chosen = np.flatnonzero(slot == step)
         user, when = owner[chosen], times[chosen]
@@ -186,68 +197,37 @@ def _requests(
         found = recall(
             history, observed, world.released(day), settings.channel_shares, settings.candidates_per_request, rng
         )
-        probability = sigmoid(click_logits(shoppers, user, found.item, world, rules) + intercept)
+        probability = sigmoid(click_logits(shoppers, user, found.item, world, rules) + market.intercept)
         shown = expose(policy, user + shoppers.first, found.item, history, observed, rng)
 
-        r, position = np.nonzero(shown.column >= 0)
-        column = shown.column[r, position]
-        item = found.item[r, column]
-        looked_at = (position + 1.0) ** -rules.position_decay
-        clicked = rng.random(len(r)) < probability[r, column] * looked_at
+        pairs = shown_pairs(found, shown)
+        looked_at = examination(pairs.position, rules.position_decay)
+        clicked = rng.random(len(pairs.row)) < probability[pairs.row, pairs.column] * looked_at
+        requests = Requests(
+            dt,
+            pa.array([f"r{dt:%Y%m%d}-{shoppers.first + u:07d}-{step:02d}" for u in user.tolist()], pa.string()),
+            pa.array([user_id(shoppers.first + u) for u in user.tolist()], pa.string()),
+            when,
+        )
+        write_requests(sink, requests, market.item_ids, found, pairs, shown.is_random, clicked)
         exposed = np.zeros(found.item.shape, bool)
-        exposed[r, column] = True
-
-        request = pa.array([f"r{dt:%Y%m%d}-{shoppers.first + u:07d}-{step:02d}" for u in user.tolist()], pa.string())
-        who = pa.array([user_id(shoppers.first + u) for u in user.tolist()], pa.string())
-        at = _timestamps(when)
-        sink.write(
-            "raw_impressions",
-            dt,
-            pa.table(
-                {
-                    **_keys(request, who, at, r, item),
-                    "position": pa.array(position, pa.int32()),
-                    "clicked": pa.array(clicked.astype(np.int32)),
-                    "is_random": pa.array(shown.is_random[r]),
-                }
-            ),
-        )
-        sink.write(
-            "raw_candidates",
-            dt,
-            pa.table(
-                {
-                    **_keys(request, who, at, found.row, found.hit_item),
-                    "channel": pa.array(np.array(CHANNELS)[found.hit_channel].tolist(), pa.string()),
-                    "recall_score": pa.array(found.hit_score, pa.float64(), from_pandas=True),
-                }
-            ),
-        )
-        tr, tc = np.nonzero(found.item >= 0)
-        truth = _keys(request, who, at, tr, found.item[tr, tc])
-        del truth["event_time"]
-        truth["true_probability"] = pa.array(probability[tr, tc])
-        truth["is_exposed"] = pa.array(exposed[tr, tc])
+        exposed[pairs.row, pairs.column] = True
+        r, c = np.nonzero(found.item >= 0)
+        truth = {
+            **requests.keys(r, found.item[r, c], market.item_ids, time=False),
+            "true_probability": pa.array(probability[r, c]),
+            "is_exposed": pa.array(exposed[r, c]),
+        }
         sink.write("truth", dt, pa.table(truth))
 
-        order = np.lexsort((position, r))
-        order = order[clicked[order]]
-        shoppers.remember(user[r[order]], item[order])
-        converted = order[rng.random(len(order)) < _CONVERSION]
-        later = when[r[converted]] + rng.integers(60_000_000, 1_800_000_000, len(converted))
+        hit = np.flatnonzero(clicked)  # by request, then position: the order in which a user goes down the list
+        shoppers.remember(user[pairs.row[hit]], pairs.item[hit])
+        hit = hit[rng.random(len(hit)) < _CONVERSION]
+        buyer = pairs.row[hit]
+        later = when[buyer] + rng.integers(60_000_000, 1_800_000_000, len(hit))
         # A purchase belongs to the day of its click: the last ones are cut at midnight.
-        later = np.minimum(later, midnight + _DAY - 1 - np.arange(len(converted)))
-        yield user[r[converted]], item[converted], later, np.full(len(converted), "purchase")
-
-
-def _keys(request: pa.Array, who: pa.Array, at: pa.Array, row: np.ndarray, item: np.ndarray) -> dict[str, pa.Array]:
-    taken = pa.array(row, pa.int64())
-    return {
-        "request_id": request.take(taken),
-        "item_id": pa.array([item_id(i) for i in item.tolist()], pa.string()),
-        "user_id": who.take(taken),
-        "event_time": at.take(taken),
-    }
+        later = np.minimum(later, start + DAY - 1 - np.arange(len(hit)))
+        yield user[buyer], pairs.item[hit], later, np.full(len(hit), "purchase")
 
 
 def item_rows(settings: SimulationSettings, world: ItemWorld) -> Iterator[pa.Table]:
@@ -255,22 +235,21 @@ def item_rows(settings: SimulationSettings, world: ItemWorld) -> Iterator[pa.Tab
 
     New items and new wordings of day D are dated to the last two hours of D - 1.
     """
-    start = datetime.combine(settings.start_date, datetime.min.time(), UTC)
     rng = stream(settings.seed, "item_times")
     # Older than anything a user did in the warm-up.
-    first_event = _microseconds(start - timedelta(days=settings.warmup_days))
+    first_event = midnight(settings.start_date - timedelta(days=settings.warmup_days))
     for low in range(0, world.initial, 4096):
         numbers = np.arange(low, min(low + 4096, world.initial))
-        yield _item_table(settings, world, numbers, first_event - rng.integers(1, 365 * _DAY, len(numbers)), False)
+        yield _item_table(settings, world, numbers, first_event - rng.integers(1, 365 * DAY, len(numbers)), False)
     for day in range(settings.days):
-        evening = _microseconds(start + timedelta(days=day))
+        evening = midnight(settings.start_date + timedelta(days=day))
         new = np.arange(world.released(day - 1), world.released(day))
         if len(new):
-            yield _item_table(settings, world, new, evening - rng.integers(1, _DAY // 12, len(new)), False)
+            yield _item_table(settings, world, new, evening - rng.integers(1, DAY // 12, len(new)), False)
         if day:
             wanted = min(settings.updated_items_per_day, world.initial)
             reworded = np.sort(rng.choice(world.initial, wanted, replace=False))
-            yield _item_table(settings, world, reworded, evening - rng.integers(1, _DAY // 12, wanted), True)
+            yield _item_table(settings, world, reworded, evening - rng.integers(1, DAY // 12, wanted), True)
 
 
 def _item_table(
@@ -295,7 +274,7 @@ def _item_table(
     return pa.table(
         {
             "item_id": pa.array([item_id(n) for n in numbers.tolist()], pa.string()),
-            "updated_at": _timestamps(updated),
+            "updated_at": timestamps(updated),
             "title": pa.array([t.title for t in texts], pa.string()),
             "description": pa.array([t.description for t in texts], pa.string()),
             "category": pa.array([t.category for t in texts], pa.string()),
@@ -306,11 +285,3 @@ def _item_table(
             "withdrawn_at": pa.nulls(size, pa.timestamp("us", tz="UTC")),
         }
     )
-
-
-def _timestamps(microseconds: np.ndarray) -> pa.Array:
-    return pa.array(microseconds.astype(np.int64)).cast(pa.timestamp("us", tz="UTC"))
-
-
-def _microseconds(time: datetime) -> int:
-    return round(time.timestamp()) * 1_000_000

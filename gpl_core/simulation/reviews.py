@@ -1,0 +1,369 @@
+"""`import_reviews`: real purchases as raw tables, with simulated requests, recall, exposure and clicks around them.
+
+What is real: users, items, texts, which items a user took, their order, and the split. What is made: every time, and
+all of raw_impressions and raw_candidates. Tables and figures made from them are called semi-synthetic. True click
+probabilities are not known here, so there is no truth table.
+
+Dates, with S = `start_date`:
+
+| events | dates | role |
+|---|---|---|
+| train | [S - 31, S - 10) | history |
+| valid | [S - 10, S) | history |
+| test | [S, S + 4) | S, S + 1, S + 2 are feed days; S + 3 is for evaluation |
+
+A user's k-th of n test events (k from 0) falls at S + 4 (k + h) / n days, where h in [0, 1) is a hash of the user:
+order is kept, the first parts of each user's test events lie in the feed days and the rest on the evaluation day, and
+single events spread evenly over the four.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from gpl_core.errors import UsageError
+from gpl_core.lake import Lake
+from gpl_core.simulation.recall import (
+    LoggingPolicy,
+    Observed,
+    Recalled,
+    add_candidates,
+    bought_together,
+    expose,
+    nearest,
+    recall,
+    text_features,
+)
+from gpl_core.simulation.review_files import SPLITS, Reviews, read_reviews
+from gpl_core.simulation.rng import stream
+from gpl_core.simulation.rows import (
+    DAY,
+    Requests,
+    examination,
+    midnight,
+    shown_pairs,
+    timestamps,
+    write_requests,
+)
+from gpl_core.simulation.settings import CHANNELS, fingerprint_of
+from gpl_core.simulation.tables import Outcome, RawTables, RowSink
+from gpl_core.simulation.users import HISTORY
+
+TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions")
+PROVENANCE = (
+    "semi-synthetic (real purchases and texts; synthetic times; simulated requests, recall, exposure and clicks)"
+)
+_TWENTY_MINUTES = 20 * 60_000_000
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """Everything but the files that decides the bytes of an import.
+
+    start_date: first feed day. train_days, valid_days: widths of the history windows before it. feed_days and
+    evaluation_days: how many days the test events are spread over. Every test event has a request shortly before it;
+    on top come requests without a purchase, `requests_per_user_day` per user on average (a Poisson number).
+    bought_rate: probability that the item a user really took next is clicked when looked at; other_rates: the same
+    for every other candidate, by recall channel (the best one where several found it).
+    """
+
+    start_date: date = date(2026, 1, 1)
+    train_days: int = 21
+    valid_days: int = 10
+    feed_days: int = 3
+    evaluation_days: int = 1
+    candidates_per_request: int = 60
+    exposed_per_request: int = 10
+    requests_per_user_day: float = 0.3
+    random_share: float = 0.02
+    bought_rate: float = 0.8
+    other_rates: tuple[tuple[str, float], ...] = (
+        ("content", 0.05),
+        ("collaborative", 0.05),
+        ("popular", 0.03),
+        ("random", 0.01),
+    )
+    channel_shares: tuple[tuple[str, float], ...] = (
+        ("content", 0.40),
+        ("collaborative", 0.25),
+        ("popular", 0.15),
+        ("random", 0.20),
+    )
+    position_decay: float = 0.15
+    batch_requests: int = 1024
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        problems = []
+        for field in ("train_days", "valid_days", "feed_days", "evaluation_days", "exposed_per_request"):
+            if getattr(self, field) < 1:
+                problems.append(f"{field}={getattr(self, field)!r}: expected at least 1")
+        if self.exposed_per_request > self.candidates_per_request:
+            problems.append(
+                f"exposed_per_request={self.exposed_per_request}: expected at most candidates_per_request="
+                f"{self.candidates_per_request}"
+            )
+        for field in ("random_share", "bought_rate"):
+            if not 0.0 <= getattr(self, field) <= 1.0:
+                problems.append(f"{field}={getattr(self, field)!r}: expected a value in [0, 1]")
+        if not 0.0 <= self.requests_per_user_day <= 50.0:
+            problems.append(f"requests_per_user_day={self.requests_per_user_day!r}: expected a mean in [0, 50]")
+        for field in ("other_rates", "channel_shares"):
+            if tuple(name for name, _ in getattr(self, field)) != CHANNELS:
+                problems.append(
+                    f"{field}={getattr(self, field)!r}: expected one value for each of {', '.join(CHANNELS)}"
+                )
+        if problems:
+            raise UsageError("the import cannot run with these settings: " + "; ".join(problems))
+
+    @property
+    def request_days(self) -> int:
+        """Days with requests: feed days, then evaluation days."""
+        return self.feed_days + self.evaluation_days
+
+
+@dataclass(frozen=True)
+class Events:
+    """All E real events, by user and in their order: user, item, split (0 train, 1 valid, 2 test), time in us UTC."""
+
+    user: np.ndarray
+    item: np.ndarray
+    split: np.ndarray
+    time: np.ndarray
+
+
+def import_reviews(
+    items_path: str | Path,
+    sequences_path: str | Path,
+    lake: Lake,
+    settings: ImportSettings | None = None,
+    *,
+    force: bool = False,
+) -> Outcome:
+    """Write raw_items, raw_interactions, raw_impressions and raw_candidates from a review data set.
+
+    The same files and settings give the same bytes; tables that were already made from them are left alone. With
+    `force` over a simulated marketplace, the truth table that is there is emptied: it would describe other requests.
+
+    Raises:
+        MissingInputError: a file is absent.
+        ContractError: a line of the input is bad (file, line, field); or a table exists and was made otherwise
+            (without `force`), or is not ours. Nothing is written.
+    """
+    settings = settings or ImportSettings()
+    reviews = read_reviews(items_path, sequences_path)
+    if settings.candidates_per_request * 2 > len(reviews.items):
+        raise UsageError(
+            f"candidates_per_request={settings.candidates_per_request}: expected at most half of the "
+            f"{len(reviews.items)} items, else recall chooses nothing"
+        )
+    fingerprint = fingerprint_of({**asdict(settings), "input": reviews.digest})
+    names = (*TABLES, "truth") if lake.exists("truth") else TABLES
+    with RawTables(
+        lake,
+        names,
+        step="import_reviews",
+        fingerprint=fingerprint,
+        provenance=PROVENANCE,
+        details={**asdict(settings), "start_date": settings.start_date.isoformat(), "input": reviews.digest},
+        force=force,
+    ) as tables:
+        if tables.pending:
+            generate(reviews, settings, tables)
+    return Outcome(fingerprint, tables.rows, tables.unchanged)
+
+
+def generate(reviews: Reviews, settings: ImportSettings, sink: RowSink) -> None:
+    """Make all rows and hand them to `sink`. Holds the input in memory, requests in batches."""
+    events = place_events(reviews, settings)
+    sink.write("raw_items", None, _item_rows(reviews, settings))
+    _write_interactions(reviews, settings, events, sink)
+    observed = observe(reviews, events)
+    for day in range(settings.request_days):
+        user, time, bought = day_of_requests(reviews, settings, events, day)
+        for low in range(0, len(user), settings.batch_requests):
+            part = slice(low, low + settings.batch_requests)
+            _write_requests(reviews, settings, sink, events, observed, day, low, user[part], time[part], bought[part])
+
+
+def place_events(reviews: Reviews, settings: ImportSettings) -> Events:
+    """Give every real event its synthetic time: strictly increasing within a user, each split in its window."""
+    start = midnight(settings.start_date)
+    rng = stream(settings.seed, "event_times")
+    split = [np.array([SPLITS.index(s) for s in u.splits], np.int64) for u in reviews.users]
+    times = []
+    windows = (
+        (start - (settings.valid_days + settings.train_days) * DAY, start - settings.valid_days * DAY),
+        (start - settings.valid_days * DAY, start),
+    )
+    for reviewer, splits in zip(reviews.users, split):
+        parts = [_distinct(rng, *windows[s], int((splits == s).sum())) for s in (0, 1)]
+        count = int((splits == 2).sum())
+        width = settings.request_days * DAY
+        offset = _unit_hash(settings.seed, reviewer.user_id)
+        parts.append(start + ((np.arange(count) + offset) / max(count, 1) * width).astype(np.int64))
+        times.append(np.concatenate(parts))
+    user = np.repeat(np.arange(len(reviews.users)), [len(u.items) for u in reviews.users])
+    item = np.array([i for u in reviews.users for i in u.items], np.int64)
+    return Events(user, item, np.concatenate(split), np.concatenate(times))
+
+
+def observe(reviews: Reviews, events: Events) -> Observed:
+    """What the platform knows when the feed days begin: title words, and counts of train and valid events."""
+    past = events.split < 2
+    size = len(reviews.items)
+    features = text_features((item.title for item in reviews.items), size)
+    return Observed(
+        features=features,
+        neighbours=nearest(features, np.zeros(size, np.int64)),
+        together=bought_together(events.user[past], events.item[past], size),
+        positives=np.bincount(events.item[past], minlength=size),
+    )
+
+
+def day_of_requests(
+    reviews: Reviews, settings: ImportSettings, events: Events, day: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The requests of request day `day` by time: user [R], time [R], item really taken next [R] (-1: none).
+
+    A request with a purchase lies up to twenty minutes before it, on the same day and after the user's event before.
+    """
+    start = midnight(settings.start_date + timedelta(days=day))
+    rng = stream(settings.seed, "requests", day)
+    here = np.flatnonzero((events.time >= start) & (events.time < start + DAY))
+    previous = np.where(
+        (here > 0) & (events.user[here - 1] == events.user[here]), events.time[here - 1], np.iinfo(np.int64).min // 2
+    )
+    room = np.minimum(events.time[here] - np.maximum(previous + 1, start), _TWENTY_MINUTES)
+    before = (rng.random(len(here)) * np.maximum(room, 0)).astype(np.int64)
+    count = rng.poisson(settings.requests_per_user_day, len(reviews.users))
+    idle = np.repeat(np.arange(len(reviews.users)), count)
+    user = np.concatenate([events.user[here], idle])
+    time = np.concatenate([events.time[here] - before, start + (DAY * rng.beta(3, 2, len(idle))).astype(np.int64)])
+    bought = np.concatenate([events.item[here], np.full(len(idle), -1)])
+    order = np.lexsort((bought, user, time))
+    return user[order], time[order], bought[order]
+
+
+def histories(events: Events, user: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """int64 [R x 50]: real positives of `user` before `time`, newest last, -1 padded on the left."""
+    # Events are sorted by (user, time), so each request's history is a run that ends where its time would be inserted.
+    first = np.searchsorted(events.user, user)
+    last = np.array(
+        [
+            f + np.searchsorted(events.time[f:e], t)
+            for f, e, t in zip(first, np.searchsorted(events.user, user, "right"), time)
+        ],
+        np.int64,
+    )
+    at = last[:, None] - HISTORY + np.arange(HISTORY)
+    return np.where(at >= first[:, None], events.item[np.maximum(at, 0)], -1)
+
+
+def _write_requests(
+    reviews: Reviews,
+    settings: ImportSettings,
+    sink: RowSink,
+    events: Events,
+    observed: Observed,
+    day: int,
+    first: int,
+    user: np.ndarray,
+    time: np.ndarray,
+    bought: np.ndarray,
+) -> None:
+    rng = stream(settings.seed, "exposure", day, first)
+    dt = settings.start_date + timedelta(days=day)
+    history = histories(events, user, time)
+    shares = dict(settings.channel_shares)
+    found = recall(history, observed, len(reviews.items), shares, settings.candidates_per_request, rng)
+    # The channel of an item that was put in says nothing of why: it is drawn by the channels' shares.
+    channel = rng.choice(len(CHANNELS), len(user), p=np.array(list(shares.values())) / sum(shares.values()))
+    found = add_candidates(found, bought, channel, list(CHANNELS), history, observed)
+    policy = LoggingPolicy(0.6, 1.0, 0.8, settings.exposed_per_request, settings.random_share, settings.seed)
+    shown = expose(policy, user, found.item, history, observed, rng)
+    pairs = shown_pairs(found, shown)
+    rate = _click_rates(settings, found, len(reviews.items))[pairs.row, pairs.column]
+    rate = np.where(pairs.item == bought[pairs.row], settings.bought_rate, rate)
+    clicked = rng.random(len(rate)) < rate * examination(pairs.position, settings.position_decay)
+    requests = Requests(
+        dt,
+        pa.array([f"r{dt:%Y%m%d}-{first + n:07d}" for n in range(len(user))], pa.string()),
+        pa.array([reviews.users[u].user_id for u in user.tolist()], pa.string()),
+        time,
+    )
+    write_requests(sink, requests, _item_ids(reviews), found, pairs, shown.is_random, clicked)
+
+
+def _click_rates(settings: ImportSettings, found: Recalled, items: int) -> np.ndarray:
+    """[R x K]: the best rate among the channels that found each candidate."""
+    rates = np.array([rate for _, rate in settings.other_rates])
+    key = found.row * np.int64(items) + found.hit_item
+    order = np.lexsort((-rates[found.hit_channel], key))
+    first = np.r_[True, np.diff(key[order]) != 0] if len(key) else np.empty(0, bool)
+    known, best = key[order][first], rates[found.hit_channel][order][first]
+    wanted = np.arange(len(found.item))[:, None] * np.int64(items) + found.item
+    at = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
+    return np.where(found.item >= 0, best[at], 0.0)
+
+
+def _item_rows(reviews: Reviews, settings: ImportSettings) -> pa.Table:
+    """raw_items: known from a day before the first event on; an empty text is null."""
+    size = len(reviews.items)
+    since = midnight(settings.start_date - timedelta(days=settings.train_days + settings.valid_days + 1))
+
+    def texts(name: str) -> pa.Array:
+        return pa.array([getattr(item, name) or None for item in reviews.items], pa.string())
+
+    return pa.table(
+        {
+            "item_id": _item_ids(reviews),
+            "updated_at": timestamps(np.full(size, since)),
+            "title": texts("title"),
+            "description": texts("description"),
+            "category": texts("category"),
+            "brand": texts("brand"),
+            "image": pa.nulls(size, pa.binary()),
+            "image_uri": pa.nulls(size, pa.string()),
+            "image_embedding": pa.nulls(size, pa.list_(pa.field("element", pa.float32()))),
+            "withdrawn_at": pa.nulls(size, pa.timestamp("us", tz="UTC")),
+        }
+    )
+
+
+def _write_interactions(reviews: Reviews, settings: ImportSettings, events: Events, sink: RowSink) -> None:
+    item_ids = _item_ids(reviews)
+    user_ids = pa.array([u.user_id for u in reviews.users], pa.string())
+    start = midnight(settings.start_date)
+    day = (events.time - start) // DAY
+    order = np.lexsort((events.user, events.time))
+    for wanted in np.unique(day).tolist():
+        at = order[day[order] == wanted]
+        rows = {
+            "user_id": user_ids.take(pa.array(events.user[at])),
+            "item_id": item_ids.take(pa.array(events.item[at])),
+            "event_time": timestamps(events.time[at]),
+            "kind": pa.array(["purchase"] * len(at), pa.string()),
+        }
+        sink.write("raw_interactions", settings.start_date + timedelta(days=wanted), pa.table(rows))
+
+
+def _item_ids(reviews: Reviews) -> pa.Array:
+    return pa.array([item.item_id for item in reviews.items], pa.string())
+
+
+def _distinct(rng: np.random.Generator, low: int, high: int, count: int) -> np.ndarray:
+    """`count` distinct whole numbers of [low, high), ascending."""
+    drawn = np.unique(rng.integers(low, high, count))
+    while len(drawn) < count:
+        drawn = np.unique(np.concatenate([drawn, rng.integers(low, high, count - len(drawn))]))
+    return drawn
+
+
+def _unit_hash(seed: int, text: str) -> float:
+    digest = hashlib.blake2b(f"{seed}|{text}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64

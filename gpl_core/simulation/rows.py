@@ -1,0 +1,90 @@
+"""From arrays of numbers to rows of the raw tables; shared by the simulation and the import."""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+import numpy as np
+import pyarrow as pa
+
+from gpl_core.simulation.recall import Exposed, Recalled
+from gpl_core.simulation.settings import CHANNELS
+from gpl_core.simulation.tables import RowSink
+
+DAY = 86_400_000_000  # microseconds
+
+
+@dataclass(frozen=True)
+class Requests:
+    """R requests of one day: request and user ids (string arrays [R]), time int64 [R] in microseconds UTC."""
+
+    dt: date
+    request: pa.Array
+    user: pa.Array
+    time: np.ndarray
+
+    def keys(self, row: np.ndarray, item: np.ndarray, item_ids: pa.Array, *, time: bool = True) -> dict[str, pa.Array]:
+        """The key columns of rows that belong to requests `row` and item numbers `item`."""
+        taken = pa.array(row, pa.int64())
+        columns = {
+            "request_id": self.request.take(taken),
+            "item_id": item_ids.take(pa.array(item, pa.int64())),
+            "user_id": self.user.take(taken),
+        }
+        return {**columns, "event_time": timestamps(self.time).take(taken)} if time else columns
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Exposed (request, item) pairs [E]: request row, candidate column, item number, position (from 0)."""
+
+    row: np.ndarray
+    column: np.ndarray
+    item: np.ndarray
+    position: np.ndarray
+
+
+def shown_pairs(found: Recalled, exposed: Exposed) -> Shown:
+    """The exposed pairs, by request and position."""
+    row, position = np.nonzero(exposed.column >= 0)
+    column = exposed.column[row, position]
+    return Shown(row, column, found.item[row, column], position)
+
+
+def examination(position: np.ndarray, decay: float) -> np.ndarray:
+    """Probability that a result at `position` (from 0) is looked at: (position + 1) ** -decay."""
+    return (position + 1.0) ** -decay
+
+
+def write_requests(
+    sink: RowSink,
+    requests: Requests,
+    item_ids: pa.Array,
+    found: Recalled,
+    shown: Shown,
+    is_random: np.ndarray,
+    clicked: np.ndarray,
+) -> None:
+    """Hand the impressions (`clicked` [E] beside `shown`) and candidates of `requests` to `sink`."""
+    impressions = {
+        **requests.keys(shown.row, shown.item, item_ids),
+        "position": pa.array(shown.position, pa.int32()),
+        "clicked": pa.array(clicked.astype(np.int32)),
+        "is_random": pa.array(is_random[shown.row]),
+    }
+    sink.write("raw_impressions", requests.dt, pa.table(impressions))
+    candidates = {
+        **requests.keys(found.row, found.hit_item, item_ids),
+        "channel": pa.array(CHANNELS, pa.string()).take(pa.array(found.hit_channel, pa.int64())),
+        "recall_score": pa.array(found.hit_score, pa.float64(), from_pandas=True),
+    }
+    sink.write("raw_candidates", requests.dt, pa.table(candidates))
+
+
+def timestamps(microseconds: np.ndarray) -> pa.Array:
+    """Microseconds since 1970 -> UTC timestamps."""
+    return pa.array(microseconds.astype(np.int64)).cast(pa.timestamp("us", tz="UTC"))
+
+
+def midnight(day: date) -> int:
+    """Start of `day` in UTC, in microseconds since 1970."""
+    return round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1_000_000
