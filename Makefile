@@ -1,0 +1,48 @@
+# Two commands for everybody: `make quickstart` and `make test`. Both make .venv first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+CONFIG ?= quickstart
+DELTA := io.delta:delta-spark_4.0_2.13:4.2.0
+
+.PHONY: quickstart test setup lint dist bench clean
+
+quickstart: setup
+	$(BIN)/gpl simulate --config $(CONFIG)
+	$(BIN)/gpl run --config $(CONFIG)
+	$(BIN)/gpl judge --config $(CONFIG)
+	$(BIN)/gpl summary --config $(CONFIG)
+
+test: setup
+	$(BIN)/python -m pytest
+
+setup: .venv/ready
+
+# Made again when a version or the package's metadata changes.
+.venv/ready: constraints.txt setup.cfg pyproject.toml
+	@$(PYTHON) gpl_core/prerequisites.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet -c constraints.txt uv
+	@echo "installing into .venv (about 5 GB, mostly torch) …"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[spark,gpu,dev]'
+	@echo "resolving Delta's jars …"
+	@$(BIN)/spark-submit --master 'local[1]' --packages $(DELTA) spark_jobs/check_delta.py 2>.venv/jars.log \
+		|| { cat .venv/jars.log >&2; echo "Delta's jars could not be resolved from Maven Central" >&2; exit 2; }
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The wheel for pip, and the zip for spark-submit --py-files (executors cannot import from a wheel).
+dist: setup
+	rm -rf dist build
+	$(BIN)/python -m build --wheel --outdir dist
+	$(BIN)/python -m zipfile -c dist/gpl.zip gpl_core/ schemas/ spark_jobs/
+
+bench: setup
+	@set -e; for b in tests/bench/bench_*.py; do $(BIN)/python -m tests.bench.$$(basename $$b .py) --quick; done
+
+clean:
+	rm -rf .venv build dist lakehouse *.egg-info
