@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
 from gpl_core.contracts import CONTRACT_NAME, CONTRACT_VERSION, Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
@@ -303,7 +303,7 @@ class Lake:
         before = self.create(contract)
         app_id = app_id or f"{mark.step}:{contract.name}:{','.join(sorted(mark.slices))}"
         last = before.transaction_version(app_id)
-        actions = [
+        actions: list[AddAction | RemoveAction] = [
             AddAction(
                 part["path"], part["size"], dict(part["partition"]), part["modified"], True,
                 json.dumps({"numRecords": part["rows"]}),

@@ -6,13 +6,14 @@ import subprocess
 import sys
 
 
-def problems():
+def problems() -> list[str]:
     """What is missing, one line each, saying what to install."""
     found = []
     if sys.version_info[:2] != (3, 11):
+        here = ".".join(map(str, sys.version_info[:2]))
         found.append(
-            "Python 3.11 is needed (pyarrow 14 and Petastorm stop there), this is %d.%d: install python3.11 and run "
-            "make PYTHON=/path/to/python3.11" % sys.version_info[:2]
+            f"Python 3.11 is needed (pyarrow 14 and Petastorm stop there), this is {here}: install python3.11 and run "
+            "make PYTHON=/path/to/python3.11"
         )
     try:
         import ensurepip  # noqa: F401

@@ -48,10 +48,10 @@ def run_import(config: Config, items: str, sequences: str, *, seed: int | None =
     """Write the raw tables from a review data set."""
     first, days, history = request_dates(config)
     valid_days = history // 3
+    given: dict[str, Any] = {} if seed is None else {"seed": seed}
     settings = ImportSettings(
-        start_date=first, train_days=history - valid_days, valid_days=valid_days, feed_days=days - 1,
-        **({} if seed is None else {"seed": seed}),
-    )  # fmt: skip
+        start_date=first, train_days=history - valid_days, valid_days=valid_days, feed_days=days - 1, **given
+    )
     _say(import_reviews(items, sequences, _lake(config), settings, force=force), config, "semi-synthetic")
     return 0
 
