@@ -25,7 +25,7 @@ setup: .venv/ready
 	@echo "installing into .venv (about 5 GB, mostly torch) …"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[spark,gpu,dev]'
 	@echo "resolving Delta's jars …"
-	@$(BIN)/spark-submit --master 'local[1]' --packages $(DELTA) spark_jobs/check_delta.py 2>.venv/jars.log \
+	@PYSPARK_PYTHON=$(CURDIR)/$(BIN)/python $(BIN)/spark-submit --master 'local[1]' --packages $(DELTA) spark_jobs/check_delta.py 2>.venv/jars.log \
 		|| { cat .venv/jars.log >&2; echo "Delta's jars could not be resolved from Maven Central" >&2; exit 2; }
 	@touch $@
 
