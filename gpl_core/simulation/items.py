@@ -10,7 +10,7 @@ from gpl_core.simulation.rng import stream, unit_rows
 from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.topics import departments, topics
 
-LATENT = 24  # width of true content vectors
+LATENT = 48  # D, the width of true content vectors
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class ItemWorld:
     """All items that will ever be released, in order of release: at day `d` the first `released(d)` exist.
 
     Shown by text and picture: topic, product, adjective, material, use, brand, model (all int32 [N]).
-    Hidden from both: quality [N] standard normal, and part of `content` [N x 24], the unit true content vector.
+    Hidden from both: quality [N] standard normal, and part of `content` [N x D], the unit true content vector.
     appeal [N]: relative probability that a shopper comes across the item at all (long-tailed, sums to 1).
     """
 
@@ -53,10 +53,10 @@ class ItemWorld:
 
 @dataclass(frozen=True)
 class Taste:
-    """The fixed directions of true content: what a department, topic and product are like (float64 [. x 24])."""
+    """The fixed directions of true content: what a department, topic and product are like (float64 [. x D])."""
 
-    topic: np.ndarray  # [T x 24], the department's direction included
-    product: np.ndarray  # [T * 5 x 24]
+    topic: np.ndarray  # [T x D], the department's direction included
+    product: np.ndarray  # [T * 5 x D]
     related: np.ndarray  # int [T x 3]: topics that shoppers of a topic move on to
 
 

@@ -21,26 +21,26 @@ class Behaviour:
     All strengths are in logits of the true click probability unless said otherwise.
     """
 
-    taste_strength: float = 6.0  # weight of the user's affinity (0..1) in the true logit
-    quality_strength: float = 0.9  # weight of the item's hidden quality (standard normal): content shows nothing of it
-    user_bias: float = 0.4  # spread of how readily a user clicks at all
+    taste_strength: float = 7.0  # weight of the user's affinity (0..1) in the true logit
+    quality_strength: float = 0.7  # weight of the item's hidden quality (standard normal): content shows nothing of it
+    user_bias: float = 0.3  # spread of how readily a user clicks at all
     random_pair_rate: float = 0.035  # true click probability averaged over uniformly random (user, item) pairs
-    hidden_content: float = 0.6  # length of the part of an item's true content that texts and pictures do not show
+    hidden_content: float = 0.5  # length of the part of an item's true content that texts and pictures do not show
     position_decay: float = 0.15  # a result at position p (from 1) is looked at with probability p ** -position_decay
     popularity_exponent: float = 0.8  # Zipf exponent of the items' appeal
     quality_in_popularity: float = 0.4  # correlation of log appeal with hidden quality
     policy_popularity: float = 0.6  # the logging policy's weight of log popularity (standardised)
     policy_history: float = 1.0  # ... of observed similarity to the user's history (standardised)
     policy_noise: float = 0.8  # ... of the ranker's persistent error per (user, item)
-    drift_per_day: float = 0.03  # probability that one of a user's interests is replaced overnight
+    drift_per_day: float = 0.015  # probability that one of a user's interests is replaced overnight
     drift_to_related: float = 0.6  # ... and that the new one is a topic related to the old
-    interests: int = 4  # interests a user holds at once
+    interests: int = 3  # interests a user holds at once
 
 
 _WORLDS: dict[str, Behaviour] = {
     "plain": Behaviour(),
     "popularity_bias": Behaviour(popularity_exponent=0.9, policy_popularity=1.2, policy_history=0.7),
-    "fast_drift": Behaviour(drift_per_day=0.15),
+    "fast_drift": Behaviour(drift_per_day=0.08),
 }
 
 # Share of each recall channel in a request's candidates.

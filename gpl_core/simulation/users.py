@@ -16,7 +16,7 @@ _SHARPNESS = 6.0  # of the soft maximum over interests
 class Shoppers:
     """The state of one batch of B users; it moves on day by day.
 
-    topic int [B x M], wish float32 [B x M x 24] (unit true content that each interest wants), share [B x M] (rows sum
+    topic int [B x M], wish float32 [B x M x D] (unit true content that each interest wants), share [B x M] (rows sum
     to 1), bias [B], activity [B] (mean 1), current int [B] (interest of the last organic event), history int64
     [B x 50] (item numbers, -1 padded on the left, newest last).
     """
