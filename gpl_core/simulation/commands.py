@@ -1,69 +1,86 @@
-"""`gpl simulate` and `gpl import-reviews`: dates from the run configuration, the rest from the command line."""
+"""`gpl simulate` and `gpl import-reviews`: dates and places from the run's configuration, sizes from the options."""
 
-from __future__ import annotations
-
+import sys
 from collections.abc import Mapping
-from datetime import date, timedelta
+from dataclasses import replace
 from typing import Any
 
 from gpl_core.config import Config
 from gpl_core.errors import UsageError
 from gpl_core.lake import Lake
-from gpl_core.simulation.reviews import ImportSettings, import_reviews
+from gpl_core.simulation.reviews import PROVENANCE, ImportSettings, import_reviews
 from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.simulate import simulate
 from gpl_core.simulation.tables import Outcome
 
-# Requests begin this many days before the first run date: what is estimated from uniformly exposed pairs (the
-# calibrator's target rate) needs some before the first label window.
-LEAD_DAYS = 2
-
-
-def request_dates(config: Config) -> tuple[date, int, int]:
-    """First request day, number of request days (evaluation day included), days of history before them.
-
-    Raises:
-        UsageError: the configuration leaves no day of history.
-    """
-    first = config.run.start_date - timedelta(days=LEAD_DAYS)
-    last = config.run.end_date + timedelta(days=1)
-    history = config.run.history_start
-    if history is None or history >= first:
-        raise UsageError(
-            f"run.history_start is {history}: expected a date before {first}, the first day of requests "
-            f"({LEAD_DAYS} days before run.start_date)"
-        )
-    return first, (last - first).days + 1, (first - history).days
-
 
 def run_simulate(config: Config, given: Mapping[str, Any], *, force: bool = False) -> int:
-    """Write the simulated raw tables; `given` are SimulationSettings fields from the command line."""
-    first, days, warmup = request_dates(config)
-    settings = SimulationSettings(**{"start_date": first, "days": days, "warmup_days": warmup, **given})
-    _say(simulate(settings, _lake(config), force=force), config, "simulated")
+    """Simulate the marketplace for the run's dates and the day after (evaluation); returns the exit code.
+
+    given: fields of `SimulationSettings` that the command line sets; they win over what the configuration implies.
+    """
+    settings = simulation_settings(config, given)
+    outcome = simulate(settings, _lake(config), force=force)
+    _tell(f"simulated marketplace, world '{settings.world}', seed {settings.seed}", outcome, config)
     return 0
 
 
-def run_import(config: Config, items: str, sequences: str, *, seed: int | None = None, force: bool = False) -> int:
-    """Write the raw tables from a review data set."""
-    first, days, history = request_dates(config)
-    valid_days = history // 3
-    given: dict[str, Any] = {} if seed is None else {"seed": seed}
+def run_import(
+    config: Config, items_path: str, sequences_path: str, *, seed: int | None = None, force: bool = False
+) -> int:
+    """Import a review data set for the run's dates and the day after (evaluation); returns the exit code."""
+    outcome = import_reviews(items_path, sequences_path, _lake(config), import_settings(config, seed), force=force)
+    _tell(PROVENANCE, outcome, config)
+    return 0
+
+
+def simulation_settings(config: Config, given: Mapping[str, Any]) -> SimulationSettings:
+    """The settings of `gpl simulate` under `config`: request days from run.start_date to the day after run.end_date,
+    warm-up from run.history_start."""
+    run = config.run
+    implied: dict[str, Any] = {
+        "start_date": run.start_date,
+        "days": (run.end_date - run.start_date).days + 2,
+        "seed": run.seed,
+    }
+    if run.history_start is not None:
+        implied["warmup_days"] = (run.start_date - run.history_start).days
+    return SimulationSettings(**{**implied, **given})
+
+
+def import_settings(config: Config, seed: int | None = None) -> ImportSettings:
+    """The settings of `gpl import-reviews` under `config`: feed days are the run's dates, the day after evaluates.
+
+    Raises:
+        UsageError: run.history_start leaves no day for the training split.
+    """
+    run = config.run
     settings = ImportSettings(
-        start_date=first, train_days=history - valid_days, valid_days=valid_days, feed_days=days - 1, **given
+        start_date=run.start_date,
+        feed_days=(run.end_date - run.start_date).days + 1,
+        seed=run.seed if seed is None else seed,
     )
-    _say(import_reviews(items, sequences, _lake(config), settings, force=force), config, "semi-synthetic")
-    return 0
+    if run.history_start is None:
+        return settings
+    history = (run.start_date - run.history_start).days
+    if history <= settings.valid_days:
+        raise UsageError(
+            f"run.history_start={run.history_start}: expected more than {settings.valid_days} days before "
+            f"run.start_date={run.start_date}; the valid split takes the last {settings.valid_days}"
+        )
+    return replace(settings, train_days=history - settings.valid_days)
 
 
 def _lake(config: Config) -> Lake:
     return Lake(config.lakehouse.root, config.lakehouse.tables)
 
 
-def _say(outcome: Outcome, config: Config, kind: str) -> None:
+def _tell(what: str, outcome: Outcome, config: Config) -> None:
     if outcome.did_nothing:
-        print(f"raw tables are there already, made with the same settings ({outcome.fingerprint}): nothing to do")
+        print(f"{what}: already there under {config.lakehouse.root}, nothing to do", file=sys.stderr)
         return
+    print(f"{what} -> {config.lakehouse.root}", file=sys.stderr)
     for table, rows in outcome.rows.items():
-        print(f"{table}: {rows:,} {kind} rows")
-    print(f"in {config.lakehouse.root}/tables")
+        print(f"  {table:<18}{rows:>12,} rows", file=sys.stderr)
+    for table in outcome.unchanged:
+        print(f"  {table:<18}{'unchanged':>17}", file=sys.stderr)
