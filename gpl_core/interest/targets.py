@@ -11,8 +11,8 @@ def keep_probability(counts: np.ndarray, share: float) -> np.ndarray:
     """p_keep(i) = min(1, sqrt(tau / f_i)), float64 [N] (word2vec's rule, Mikolov 2013; the choice of tau is ours).
 
     ``counts`` [N]: positives of each item in the window, f_i = counts_i / sum. tau is such that ``share``
-    (0 < share <= 1) of all targets is kept on average. An item without positives has p_keep 1. The trainer keeps a target when its
-    keep_u < p_keep(item), so a re-run keeps the same ones.
+    (0 < share <= 1) of all targets is kept on average. An item without positives has p_keep 1. The trainer keeps a
+    target when its keep_u < p_keep(item), so a re-run keeps the same ones.
     """
     number = np.asarray(counts, dtype=np.float64)
     if not 0 < share <= 1:

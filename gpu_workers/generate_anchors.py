@@ -1,0 +1,270 @@
+"""Generate interest anchors for the users that the cache lacks: anchor_requests of a date -> interest_anchors.
+
+deepspeed --num_gpus 8 gpu_workers/generate_anchors.py --config production --run-date 2026-01-02
+
+The requests are cut into units of work. A finished unit's part files are noted in a journal beside the run's other
+scratch files; a killed run, started again, keeps them and computes the rest. All parts become visible in one commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+
+from gpl_core.errors import ContractError, LineageError
+from gpl_core.interest.bundle import load_bundle, read_description
+from gpl_core.interest.packing import unflatten
+from gpl_core.interest.scoring import DeviceTrie
+from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
+from gpl_core.lake import DataFile, SliceMark, Snapshot
+from gpu_workers.feed import assign_files, read_batches, rebatch
+from gpu_workers.interest_inputs import base_checkpoint, local_folder, read_catalogue, user_hash
+from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
+
+STEP = "generate_anchors"
+UNIT_ROWS = 65_536
+"""Requests per unit of work: what a kill loses at most, and the rows of a part file."""
+_SEARCH_ROWS = 4_096  # requests searched at a time: enough to fill batches of similar length
+_COLUMNS = ("user_id", "sid", "length", "sequence_hash", "sid_version", "model_version")
+
+
+@dataclass
+class Tally:
+    """What became of this rank's requests."""
+
+    requests: int = 0
+    cached: int = 0
+    rejected: int = 0
+    generated: int = 0
+    resumed: int = 0
+    """Of the generated: computed by an earlier, killed run."""
+
+
+def run(context: StepContext, ranks: Ranks) -> None:
+    """Setup, units of work, one commit."""
+    config = context.config
+    tokenizer, model = context.artifact("tokenizer"), context.artifact("interest_model")
+    tally = Tally()
+    parts: list[Mapping[str, Any]] = []
+    rejects: list[dict[str, str]] = []
+    with ranks.together():
+        # Checked before the base is loaded: an unfitting model is refused in a second, not after reading gigabytes.
+        bundle = context.artifacts.fetch(model)
+        facts = read_description(bundle)
+        loaded = load_bundle(bundle, base_checkpoint(config), sid_version=tokenizer.version)
+        loaded.merge()
+        on_gpu = ranks.device.type == "cuda"
+        loaded = loaded.to(ranks.device, torch.bfloat16 if on_gpu else torch.float32)
+        catalogue = read_catalogue(context, tokenizer.version, facts["settings"].codes)
+        search = BeamSearch(
+            loaded,
+            DeviceTrie(catalogue.trie, ranks.device),
+            SearchSettings(config.anchors.count, int(facts["max_events"]), config.anchors.tokens_per_batch),
+        )
+        snapshot = context.snapshot("anchor_requests")
+        files = snapshot.select(start=context.run_date, end=context.run_date)
+        share = assign_files(files, ranks.size)[ranks.rank]
+        cached = cached_keys(context, model.version)
+        journal = Journal(local_folder(config, STEP, context.fingerprint[:16]), context.lake.uri("interest_anchors"))
+        partition = {"model_version": model.version, "dt": context.run_date.isoformat()}
+        with tqdm(
+            total=share.rows, unit="user", desc=f"anchors, rank {ranks.rank}", position=ranks.rank, mininterval=1.0
+        ) as bar:
+            for unit, rows in units(snapshot, share.files):
+                done = journal.find(unit)
+                if done is None:
+                    done = _work(context, search, rows, cached, tokenizer.version, model.version, partition, bar, ranks)
+                    journal.add(unit, done)
+                else:
+                    tally.resumed += done["generated"]
+                    bar.update(done["requests"])
+                parts += done["parts"]
+                rejects += done["rejects"]
+                for name in ("requests", "cached", "rejected", "generated"):
+                    setattr(tally, name, getattr(tally, name) + done[name])
+    totals = {name: int(ranks.sum(value)) for name, value in vars(tally).items()}
+    context.counts.rows_in = totals["requests"]
+    context.counts.rows_dropped = totals["cached"] + totals["rejected"]
+    context.counts.details.update(totals)
+    _commit_rejects(context, ranks, rejects)
+    commit_parts(context, ranks, "interest_anchors", parts, mode="append", partition=partition, details=totals)
+    if ranks.is_main:
+        log.info("interest_anchors: %s", ", ".join(f"{value} {name}" for name, value in totals.items()))
+
+
+def units(snapshot: Snapshot, files: tuple[DataFile, ...]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """The requests of ``files`` in units of UNIT_ROWS; a unit's name says which rows it holds, whoever reads them."""
+    for file in files:
+        batches = read_batches(snapshot, [file], _COLUMNS)
+        for number, rows in enumerate(rebatch(batches, UNIT_ROWS)):
+            yield f"{file.path}#{number}x{UNIT_ROWS}", rows
+
+
+def cached_keys(context: StepContext, model_version: str) -> np.ndarray:
+    """Sorted hashes (uint64) of the (user_id, sequence_hash) that the cache holds for ``model_version``.
+
+    The requests are what the cache lacked when they were written; this finds what has been added since.
+    """
+    if not context.has("interest_anchors"):
+        return np.empty(0, dtype=np.uint64)
+    snapshot = context.snapshot("interest_anchors")
+    files = snapshot.select(where={"model_version": model_version})
+    found = [
+        key_hash(batch["user_id"], batch["sequence_hash"])
+        for batch in read_batches(snapshot, files, ["user_id", "sequence_hash"])
+    ]
+    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.uint64)
+
+
+def key_hash(user_ids: np.ndarray, sequence_hashes: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of each cache key, uint64."""
+    return user_hash(np.array([f"{u}\x00{s}" for u, s in zip(user_ids, sequence_hashes, strict=True)], dtype=object))
+
+
+class Journal:
+    """Finished units of work on disk, one small JSON file each, written aside and renamed."""
+
+    def __init__(self, folder: Path, table_uri: str) -> None:
+        self._folder = folder
+        self._fs, self._base = fsspec.core.url_to_fs(table_uri)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def find(self, unit: str) -> dict[str, Any] | None:
+        """What `add` noted for ``unit``; None where nothing was, or where a part file has been removed since."""
+        file = self._file(unit)
+        if not file.is_file():
+            return None
+        done = json.loads(file.read_text())
+        if not all(self._fs.exists(f"{self._base}/{part['path']}") for part in done["parts"]):
+            return None
+        return done
+
+    def add(self, unit: str, done: Mapping[str, Any]) -> None:
+        """Note a finished unit."""
+        file = self._file(unit)
+        aside = file.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps(done))
+        os.replace(aside, file)
+
+    def _file(self, unit: str) -> Path:
+        return self._folder / f"{user_hash(np.array([unit]))[0]:016x}.json"
+
+
+def _work(
+    context: StepContext,
+    search: BeamSearch,
+    rows: dict[str, np.ndarray],
+    cached: np.ndarray,
+    sid_version: str,
+    model_version: str,
+    partition: Mapping[str, str],
+    bar: tqdm,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """Search one unit's users and write their rows; returns what the journal notes."""
+    _check_versions(rows, sid_version, model_version)
+    vocabulary = search.model.vocabulary
+    todo = np.flatnonzero(~np.isin(key_hash(rows["user_id"], rows["sequence_hash"]), cached))
+    bar.update(len(rows["user_id"]) - len(todo))
+    histories: list[np.ndarray] = []
+    users: list[int] = []
+    rejects = []
+    for row in todo:
+        try:
+            history = unflatten(rows["sid"][row], int(rows["length"][row]), vocabulary.levels)
+            if not len(history):
+                raise ContractError("sid: no event")
+            vocabulary.ids(history)
+        except ContractError as error:
+            rejects.append(
+                {"key": f"user_id={rows['user_id'][row]}", "reason": "unusable sequence", "detail": str(error)[:500]}
+            )
+            continue
+        histories.append(history)
+        users.append(int(row))
+    writer = context.lake.writer(
+        context.contract("interest_anchors"),
+        partition,
+        dims={"K": context.config.anchors.count, "L": vocabulary.levels},
+        rank=ranks.rank,
+    )
+    with writer:
+        for start in range(0, len(users), _SEARCH_ROWS):
+            part = users[start : start + _SEARCH_ROWS]
+            anchors = search.search(histories[start : start + _SEARCH_ROWS])
+            writer.write(anchor_rows(rows["user_id"][part], rows["sequence_hash"][part], anchors, sid_version))
+            bar.update(len(part))
+    bar.update(len(rejects))
+    return {
+        "parts": writer.parts,
+        "rejects": rejects,
+        "requests": len(rows["user_id"]),
+        "cached": len(rows["user_id"]) - len(todo),
+        "rejected": len(rejects),
+        "generated": len(users),
+    }
+
+
+def anchor_rows(user_ids: np.ndarray, sequence_hashes: np.ndarray, anchors: Anchors, sid_version: str) -> pa.Table:
+    """Rows of interest_anchors, without its partition columns."""
+    users = len(user_ids)
+    return pa.table(
+        {
+            "user_id": pa.array(user_ids, pa.string()),
+            "sequence_hash": pa.array(sequence_hashes, pa.string()),
+            "anchor_sids": _lists(anchors.sids.reshape(users, -1), pa.int32()),
+            "log_prob": _lists(anchors.log_prob, pa.float32()),
+            "anchor_count": pa.array((anchors.sids[:, :, 0] >= 0).sum(axis=1), pa.int32()),
+            "sid_version": pa.array([sid_version] * users, pa.string()),
+        }
+    )
+
+
+def _lists(values: np.ndarray, kind: pa.DataType) -> pa.ListArray:
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel(), kind))
+
+
+def _check_versions(rows: dict[str, np.ndarray], sid_version: str, model_version: str) -> None:
+    for column, expected in (("sid_version", sid_version), ("model_version", model_version)):
+        others = sorted(set(rows[column]) - {expected})
+        if others:
+            raise LineageError(
+                f"table anchor_requests: {column} {others[0]}, the artifact in force is {expected}; "
+                "run anchor_requests for this date again"
+            )
+
+
+def _commit_rejects(context: StepContext, ranks: Ranks, rejects: list[dict[str, str]]) -> None:
+    """Replace this step's slice of worker_rejects; without rejects only where an earlier run left some."""
+    partition = {"dt": context.run_date.isoformat(), "step": STEP}
+    exists = context.lake.exists("worker_rejects")
+    if not ranks.sum(len(rejects)) and not (exists and _has_slice(context, partition)):
+        return
+    with ranks.together():
+        contract = context.contract("worker_rejects")
+        with context.lake.writer(contract, partition, dims={}, rank=ranks.rank) as writer:
+            if rejects:
+                writer.write(pa.Table.from_pylist(rejects, schema=contract.arrow_schema(partitions=False)))
+    mark: SliceMark = context.mark("worker_rejects")
+    commit_parts(
+        context, ranks, "worker_rejects", writer.parts, mode="overwrite", partition=partition, mark=mark
+    )  # fmt: skip
+
+
+def _has_slice(context: StepContext, partition: Mapping[str, str]) -> bool:
+    return bool(context.lake.open("worker_rejects").select(where=partition))
+
+
+if __name__ == "__main__":
+    worker_main(STEP, run)

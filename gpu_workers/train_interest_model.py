@@ -1,0 +1,347 @@
+"""Fine-tune the interest model on users' SID sequences and publish the best epoch.
+
+deepspeed --num_gpus 8 gpu_workers/train_interest_model.py --config production --run-date 2026-01-02
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from gpl_core.config import Interest
+from gpl_core.errors import GateError
+from gpl_core.interest.bundle import save_bundle
+from gpl_core.interest.model import InterestModel, ModelSettings, build_interest_model
+from gpl_core.interest.objective import target_log_probs
+from gpl_core.interest.packing import History, Pack, most_events, training_packs
+from gpl_core.interest.scoring import DeviceTrie
+from gpl_core.interest.search import BeamSearch, SearchSettings
+from gpl_core.interest.targets import keep_probability
+from gpl_core.sids.tokenizer import load_tokenizer
+from gpu_workers.feed import read_batches
+from gpu_workers.interest_inputs import (
+    HELD_OUT,
+    TRAIN,
+    LatestSequences,
+    base_checkpoint,
+    local_folder,
+    log_found,
+    read_catalogue,
+)
+from gpu_workers.runtime import Ranks, StepContext, log, seed_everything, worker_main
+
+STEP = "train_interest_model"
+_HIT_USERS = 1_000  # held-out users whose next SID is searched each epoch
+_HIT_AT = 10
+
+
+class TrainingObjective(torch.nn.Module):
+    """What DeepSpeed wraps: a pack of sequences to the sum of its targets' log p, in nats, and their number."""
+
+    def __init__(self, model: InterestModel, trie: DeviceTrie) -> None:
+        super().__init__()
+        self.model = model
+        self.trie = trie
+
+    def forward(self, pack: Pack) -> tuple[torch.Tensor, int]:
+        """(scalar, targets in the catalogue)."""
+        scores = target_log_probs(self.model, self.trie, pack)
+        return scores.log_prob.sum(), len(scores.log_prob)
+
+
+@dataclass
+class Progress:
+    """Where a training run stands; saved with every checkpoint."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    best_epoch: int = -1
+    best_loss: float = math.inf
+    history: tuple[dict[str, float], ...] = ()
+
+
+def run(context: StepContext, ranks: Ranks) -> None:
+    """Setup, epochs, publish."""
+    config, settings = context.config, context.config.interest
+    seed = config.run.seed
+    seed_everything(seed)
+    tokenizer = context.artifact("tokenizer")
+    with ranks.together():
+        codebooks = load_tokenizer(context.artifacts.fetch(tokenizer)).codebooks.cpu().numpy()
+        levels, codes = codebooks.shape[:2]
+        catalogue = read_catalogue(context, tokenizer.version, codes)
+        snapshot = context.snapshot("user_sequences")
+        sequences = LatestSequences(
+            snapshot, snapshot.select(end=context.run_date), tokenizer.version, settings.valid_share
+        )
+        keep = keep_probability(_positives(context, int(catalogue.item_index.max()) + 1), settings.keep_target_share)
+        checkpoint = base_checkpoint(config)
+        model = build_interest_model(
+            checkpoint,
+            ModelSettings(
+                levels, codes, settings.prompt, settings.lora_rank, settings.lora_alpha, settings.lora_dropout, seed
+            ),
+            codebooks if settings.init == "codebook" else None,
+        ).to(ranks.device)
+        most_events(model.vocabulary, config.sequences.max_length, model.config.max_position_embeddings)
+    if ranks.is_main:
+        log_found(sequences.found)
+    trie = DeviceTrie(catalogue.trie, ranks.device)
+    run_ = _Run(context, ranks, TrainingObjective(model, trie), sequences, keep)
+    progress = run_.resume()
+    while progress.epoch < settings.epochs and not run_.is_over(progress):
+        progress = run_.epoch(progress)
+    found = sequences.found
+    context.counts.rows_in = found.train + found.held_out + found.superseded + found.other_sid_version
+    context.counts.rows_dropped = found.superseded + found.other_sid_version
+    with ranks.together():
+        if ranks.is_main:
+            if not math.isfinite(progress.best_loss):
+                raise GateError(
+                    f"interest model: held-out loss {progress.best_loss} after {progress.epoch} epochs, expected a "
+                    "finite one; lower interest.learning_rate"
+                )
+            best = progress.history[progress.best_epoch]
+            manifest = context.artifacts.publish(
+                "interest_model",
+                run_.folder / "best",
+                trained_through=context.run_date - timedelta(days=1),
+                fingerprint=context.artifact_fingerprint,
+                config_hash=config.hash_of(*context.step.sections),
+                lineage={**tokenizer.lineage, "sid_version": tokenizer.version},
+                metrics={**best, "epochs": progress.epoch, "best_epoch": progress.best_epoch, **asdict(found)},
+            )
+            context.counts.outputs["interest_model"] = {"version": manifest.version}
+            context.counts.details.update(best)
+            shutil.rmtree(run_.folder / "checkpoints", ignore_errors=True)
+
+
+class _Run:
+    """One training run under DeepSpeed: its engine, its folder, its epochs."""
+
+    def __init__(
+        self, context: StepContext, ranks: Ranks, objective: TrainingObjective, data: LatestSequences, keep: np.ndarray
+    ) -> None:
+        self.config, self.settings, self.ranks, self.data, self.keep = (
+            context.config, context.config.interest, ranks, data, keep,
+        )  # fmt: skip
+        self.seed = self.config.run.seed
+        self.sid_version = context.artifact("tokenizer").version
+        # A forced run starts afresh; ZeRO's optimizer shards fit one number of ranks only.
+        key = context.artifact_fingerprint[:16]
+        self.folder = local_folder(self.config, STEP, key, f"ranks-{ranks.size}")
+        self.objective = objective
+        self.max_events = self.config.sequences.max_length
+        # The budget is of an optimizer step over all ranks, so that ranks change the speed and not the training.
+        self.budget = max(1, self.settings.tokens_per_batch // ranks.size)
+        self.held_out = self._held_out()
+        vocabulary = objective.model.vocabulary
+        tokens = data.found.events * vocabulary.levels + data.found.train * len(vocabulary.prompt_ids)
+        steps = max(1, math.ceil(1.1 * tokens / self.settings.tokens_per_batch)) * self.settings.epochs
+        seed_everything(self.seed)
+        self.engine, *_ = deepspeed.initialize(
+            model=objective,
+            model_parameters=[p for p in objective.parameters() if p.requires_grad],
+            config=deepspeed_config(self.settings, ranks, steps, self.folder / "logs"),
+        )
+
+    def resume(self) -> Progress:
+        """The state of the last finished epoch, restored; a fresh one where there is none."""
+        path, state = self.engine.load_checkpoint(str(self.folder / "checkpoints"), load_module_strict=False)
+        if path is None:
+            return Progress()
+        progress = Progress(**json.loads(state["progress"]))
+        log.info("resumed after epoch %d from %s", progress.epoch, path)
+        return Progress(progress.epoch, progress.best_epoch, progress.best_loss, tuple(progress.history))
+
+    def is_over(self, progress: Progress) -> bool:
+        """Whether the held-out loss has not improved for `interest.patience` epochs."""
+        return progress.epoch - 1 - progress.best_epoch >= self.settings.patience and progress.epoch > 0
+
+    def epoch(self, progress: Progress) -> Progress:
+        """Train one epoch, judge it, keep it when it is the best so far, save a checkpoint."""
+        number = progress.epoch
+        seed_everything(self.seed + 7919 * (number + 1))  # dropout after a resume as without one
+        train_loss = self._train(number)
+        figures = {"epoch": number, "train_loss": train_loss, **self._judge()}
+        judged = figures["valid_loss"] if self.ranks.sum(len(self.held_out)) else train_loss
+        if self.ranks.is_main:
+            log.info(
+                "epoch %d: train loss %.4f, held-out loss %.4f, held-out HR@%d %.4f (of %d SIDs)",
+                number, train_loss, figures["valid_loss"], _HIT_AT, figures["valid_hr10"], self.objective.trie.size,
+            )  # fmt: skip
+            names = ("train_loss", "valid_loss", "valid_hr10")
+            self.engine.monitor.write_events([(f"Epoch/{n}", figures[n], number) for n in names])
+        best_epoch, best_loss = progress.best_epoch, progress.best_loss
+        if judged < best_loss:
+            best_epoch, best_loss = number, judged
+            with self.ranks.together():
+                if self.ranks.is_main:
+                    save_bundle(
+                        self.objective.model,
+                        self.folder / "best",
+                        base_checkpoint(self.config),
+                        sid_version=self.sid_version,
+                        max_events=self.max_events,
+                    )
+        after = Progress(number + 1, best_epoch, best_loss, (*progress.history, figures))
+        self._save(after)
+        return after
+
+    def _save(self, progress: Progress) -> None:
+        folder, tag = self.folder / "checkpoints", f"epoch-{progress.epoch}"
+        self.engine.save_checkpoint(
+            str(folder),
+            tag=tag,
+            client_state={"progress": json.dumps(asdict(progress))},
+            exclude_frozen_parameters=True,
+        )
+        if self.ranks.is_main:  # `latest` points to the new one by now
+            for old in folder.glob("epoch-*"):
+                if old.name != tag:
+                    shutil.rmtree(old)
+
+    def _train(self, epoch: int) -> float:
+        """One pass over all training users; returns the mean loss per target, in nats."""
+        self.engine.train()
+        share = self.data.shares(self.ranks.size, seed=self.seed, epoch=epoch)[self.ranks.rank]
+        histories = self.data.histories(
+            share, TRAIN, self.keep, self._levels, seed=self.seed, epoch=epoch * self.ranks.size + self.ranks.rank
+        )
+        packs = training_packs(self.objective.model.vocabulary, histories, self.max_events, self.budget)
+        total_loss = total_targets = 0.0
+        with tqdm(desc=f"epoch {epoch}", unit="target", disable=not self.ranks.is_main, mininterval=1.0) as bar:
+            for pack, targets in self._in_step(packs):
+                log_prob, mine = self.engine(pack)
+                # DeepSpeed averages gradients over ranks; the loss is the mean over the targets of all ranks.
+                loss = -log_prob * (self.ranks.size / targets)
+                self.engine.backward(loss)
+                self.engine.step()
+                total_loss -= float(log_prob.detach())
+                total_targets += mine
+                bar.update(int(targets))
+        return self.ranks.sum(total_loss) / max(1.0, self.ranks.sum(total_targets))
+
+    def _in_step(self, packs: Iterator[Pack]) -> Iterator[tuple[Pack, float]]:
+        """Packs with the number of targets of all ranks; ends when every rank has run out.
+
+        A rank that runs out early goes on with an emptied copy of its last pack, which adds nothing: no rank waits for
+        ever and nothing is dropped.
+        """
+        idle: Pack | None = None
+        while True:
+            with self.ranks.together():
+                pack = next(packs, None)
+            targets = self.ranks.sum(len(pack.target_sids) if pack else 0)
+            if not targets:
+                return
+            if pack is None:
+                pack = idle or _empty_pack(self.objective.model)
+            idle = _without_targets(pack)
+            yield pack, targets
+
+    @torch.no_grad()
+    def _judge(self) -> dict[str, float]:
+        """Held-out loss per target over all held-out events, and HR@10 of the last one, over SIDs."""
+        self.engine.eval()
+        log_prob = targets = 0.0
+        for pack in training_packs(self.objective.model.vocabulary, self.held_out, self.max_events, self.budget):
+            found, number = self.objective(pack)
+            log_prob, targets = log_prob + float(found), targets + number
+        users = [h.sids for h in self.held_out if len(h.sids) > 1][: -(-_HIT_USERS // self.ranks.size)]
+        search = BeamSearch(
+            self.objective.model,
+            self.objective.trie,
+            SearchSettings(_HIT_AT, self.max_events, token_budget=max(self.budget, 4096)),
+        )
+        anchors = search.search([sids[:-1] for sids in users])
+        hits = sum((found == sids[-1]).all(axis=1).any() for found, sids in zip(anchors.sids, users, strict=True))
+        return {
+            "valid_loss": -self.ranks.sum(log_prob) / max(1.0, self.ranks.sum(targets)),
+            "valid_hr10": self.ranks.sum(int(hits)) / max(1.0, self.ranks.sum(len(users))),
+        }
+
+    def _held_out(self) -> Sequence[History]:
+        with self.ranks.together():
+            share = self.data.shares(self.ranks.size, seed=self.seed, epoch=0)[self.ranks.rank]
+            return list(self.data.histories(share, HELD_OUT, self.keep, self._levels, seed=self.seed, epoch=0))
+
+    @property
+    def _levels(self) -> int:
+        return self.objective.trie.levels
+
+
+def deepspeed_config(settings: Interest, ranks: Ranks, steps: int, logs: Path) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run of about ``steps`` steps; `interest.deepspeed` is merged over it."""
+    on_gpu = ranks.device.type == "cuda"
+    made = {
+        "train_batch_size": ranks.size,
+        "train_micro_batch_size_per_gpu": 1,  # one pack
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": on_gpu},
+        "zero_optimization": {"stage": 2, "overlap_comm": on_gpu},
+        # DeepSpeed's own Adam kernels are compiled on first use; torch's needs no compiler.
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": settings.learning_rate, "weight_decay": 0.0, "torch_adam": True},
+        },
+        "scheduler": {
+            "type": "WarmupDecayLR",
+            "params": {
+                "total_num_steps": steps,
+                "warmup_num_steps": max(2, round(settings.warmup_share * steps)),
+                "warmup_min_lr": 0.0,
+                "warmup_max_lr": settings.learning_rate,
+                "warmup_type": "linear",
+            },
+        },
+        "tensorboard": {"enabled": True, "output_path": str(logs), "job_name": "tensorboard"},
+        "csv_monitor": {"enabled": True, "output_path": str(logs), "job_name": "csv"},
+        "steps_per_print": 2**31 - 1,
+    }
+    return _merged(made, settings.deepspeed)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    out = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merged(out[key], value) if both else value
+    return out
+
+
+def _positives(context: StepContext, items: int) -> np.ndarray:
+    """Positives per item_index in the window before the run date, float64 [items]."""
+    snapshot = context.snapshot("item_stats")
+    counts = np.zeros(items)
+    files = snapshot.select(start=context.run_date, end=context.run_date)
+    for batch in read_batches(snapshot, files, ["item_index", "positives"]):
+        known = batch["item_index"] < items
+        counts[batch["item_index"][known]] = batch["positives"][known]
+    return counts
+
+
+def _without_targets(pack: Pack) -> Pack:
+    return Pack(pack.token_ids, pack.positions, pack.lengths, pack.target_sids[:0], pack.target_places[:0])
+
+
+def _empty_pack(model: InterestModel) -> Pack:
+    """One token and no target: what a rank without any file computes."""
+    nothing = np.empty((0, model.vocabulary.levels), dtype=np.int64)
+    one = np.ones(1, dtype=np.int64)
+    return Pack(one * model.vocabulary.first_id, one * 0, one, nothing, nothing)
+
+
+if __name__ == "__main__":
+    worker_main(STEP, run)
