@@ -1,0 +1,226 @@
+"""Worker: score_requests -> pair_scores: similarities and confidence factors, no calibration.
+
+deepspeed --num_accelerators 2 gpu_workers/score_candidates.py --config quickstart --run-date 2026-01-01
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from gpl_core.errors import LineageError
+from gpl_core.labels.scoring import first_occurrence, score_block
+from gpl_core.sids.catalogue import Catalogue
+from gpu_workers.embeddings import item_vectors
+from gpu_workers.feed import assign_files, read_batches, rebatch
+from gpu_workers.item_tables import ItemRows, end_of, sids_in_force
+from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
+
+COLUMNS = (
+    "user_id", "source", "anchor_sids", "log_prob", "history", "candidates", "sid_version", "model_version",
+)  # fmt: skip
+_TABLE_BYTES = 512 * 2**20  # anchor embeddings of all SIDs are made once when they fit, else per block
+_DEVICE_SHARE = 0.4  # item vectors live on the device when they take less of its memory, else are gathered per block
+
+Rejects = dict[str, tuple[str, str]]  # key -> (reason, detail)
+
+
+class Lookup(NamedTuple):
+    """What a block is scored against."""
+
+    items: ItemRows
+    on_device: torch.Tensor | None
+    """float32 [n x d], all item vectors, when they fit."""
+    catalogue: Catalogue
+    """SIDs by row of `items`."""
+    anchors: np.ndarray | None
+    """float32 [S x d], g(a) of every SID, when they fit."""
+
+
+def main() -> None:
+    """Entry point."""
+    worker_main("score_candidates", body)
+
+
+def body(context: StepContext, ranks: Ranks) -> None:
+    """Score one run date's requests and commit its slices of worker_rejects and pair_scores."""
+    with ranks.together():
+        versions = _versions(context)
+        encoder_version = context.artifact("tokenizer").lineage["encoder_version"]
+        requests = context.snapshot("score_requests")
+        files = requests.select(start=context.run_date, end=context.run_date)
+        share = assign_files(files, ranks.size)[ranks.rank]
+        partition = {"dt": context.run_date.isoformat()}
+        writer = context.lake.writer(
+            context.contract("pair_scores"), partition, dims=context.config.dims(), rank=ranks.rank
+        )
+        rejects: Rejects = {}
+        pairs_in = 0
+    embeddings = context.snapshot("item_embeddings")
+    with item_vectors(embeddings, encoder_version, ranks, before=end_of(context.run_date)) as items, ranks.together():
+        index, sids = sids_in_force(context.snapshot("item_sids"), versions[0])
+        lookup = make_lookup(ItemRows.of(items), index, sids, ranks.device)
+        with writer:
+            stream = read_batches(requests, share.files, COLUMNS)
+            for batch in rebatch(stream, context.config.labels.users_per_batch):
+                _check_lineage(batch, *versions)
+                pairs_in += int((batch["candidates"] >= 0).sum())
+                writer.write(score(batch, lookup, ranks.device, rejects))
+    _commit_rejects(context, ranks, rejects)
+    commit_parts(context, ranks, "pair_scores", writer.parts, mode="overwrite", partition=partition)
+    written = int(ranks.sum(sum(part["rows"] for part in writer.parts)))
+    context.counts.rows_in = int(ranks.sum(pairs_in))
+    context.counts.rows_out = written
+    context.counts.rows_dropped = context.counts.rows_in - written
+    if ranks.is_main:
+        log.info("score_candidates %s: %d of %d pairs scored", context.run_date, written, context.counts.rows_in)
+
+
+def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, rejects: Rejects) -> pa.Table:
+    """Rows of pair_scores (without dt) of one block of score_requests; what cannot be scored goes to `rejects`.
+
+    Candidates that stand twice in a row are scored once. Anchors whose SID no item carries any more are left out.
+    """
+    users, k = batch["log_prob"].shape
+    levels = lookup.catalogue.levels
+    leaf = lookup.catalogue.trie.leaf_of(batch["anchor_sids"].reshape(users * k, levels))
+    mask = (leaf >= 0).reshape(users, k) & np.isfinite(batch["log_prob"])
+    anchors = _anchor_vectors(lookup, leaf).reshape(users, k, -1)
+    candidates = batch["candidates"].astype(np.int64)
+    rows = lookup.items.rows(candidates)
+    _note_rejects(batch, candidates, rows, mask, rejects)
+    vectors, history, rows = _gathered(lookup, lookup.items.rows(batch["history"].astype(np.int64)), rows)
+    found = score_block(
+        torch.from_numpy(anchors).to(device),
+        torch.from_numpy(mask).to(device),
+        torch.from_numpy(batch["log_prob"].astype(np.float32)).to(device),
+        torch.from_numpy(history).to(device),
+        torch.from_numpy(rows).to(device),
+        vectors.to(device),
+        torch.ones(len(vectors), dtype=torch.bool, device=device),
+        levels,
+    )
+    kept = (found.valid.cpu() & first_occurrence(torch.from_numpy(candidates))).numpy()
+    row, _ = np.nonzero(kept)
+
+    def pair(values: torch.Tensor) -> np.ndarray:
+        return values.cpu().numpy()[kept].astype(np.float64)
+
+    return pa.table(
+        {
+            "user_id": pa.array(batch["user_id"][row], pa.string()),
+            "item_index": pa.array(candidates[kept].astype(np.int32)),
+            "source": pa.array(batch["source"][row], pa.string()),
+            "similarity": pair(found.similarity),
+            "history_similarity": pair(found.history_similarity),
+            "anchor_rank": pa.array(found.anchor_rank.cpu().numpy()[kept].astype(np.int32)),
+            "coherence": found.coherence.cpu().numpy()[row].astype(np.float64),
+            "consistency": found.consistency.cpu().numpy()[row].astype(np.float64),
+            "llm_confidence": pair(found.llm_confidence),
+            "model_version": pa.array(batch["model_version"][row], pa.string()),
+            "sid_version": pa.array(batch["sid_version"][row], pa.string()),
+        }
+    )
+
+
+def make_lookup(items: ItemRows, item_index: np.ndarray, sids: np.ndarray, device: torch.device) -> Lookup:
+    """Lookup over items and SIDs [n x L]; an item without a usable vector takes no part in anchor embeddings."""
+    rows = items.rows(item_index)
+    catalogue = Catalogue(rows[rows >= 0], sids[rows >= 0], int(sids.max()) + 1)
+    fits = catalogue.trie.size * items.vectors.shape[1] * 4 <= _TABLE_BYTES
+    on_device = None
+    if device.type == "cpu":
+        on_device = _as_tensor(items.vectors)
+    elif items.vectors.nbytes < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[1]:
+        on_device = _as_tensor(items.vectors).to(device)
+    return Lookup(items, on_device, catalogue, catalogue.anchor_embeddings(items.vectors) if fits else None)
+
+
+def _versions(context: StepContext) -> tuple[str, str]:
+    """(sid_version, model_version) in force, after checking that the model speaks these SIDs."""
+    tokenizer, model = context.artifact("tokenizer"), context.artifact("interest_model")
+    if model.lineage.get("sid_version") != tokenizer.version:
+        raise LineageError(
+            f"interest_model {model.version} was trained on sid_version {model.lineage.get('sid_version')}, the "
+            f"tokenizer in force is {tokenizer.version}; run train_interest_model for {context.run_date}"
+        )
+    return tokenizer.version, model.version
+
+
+def _check_lineage(batch: dict[str, np.ndarray], sid_version: str, model_version: str) -> None:
+    for column, expected in (("sid_version", sid_version), ("model_version", model_version)):
+        strange = batch[column] != expected
+        if strange.any():
+            raise LineageError(
+                f"score_requests: {int(strange.sum())} row(s) carry {column} {batch[column][strange][0]}, in force is "
+                f"{expected}; run score_requests again for this date"
+            )
+
+
+def _anchor_vectors(lookup: Lookup, leaf: np.ndarray) -> np.ndarray:
+    """g(a) float32 [n x d] of leaves [n]; 0 where the leaf is -1."""
+    known = leaf >= 0
+    out = np.zeros((len(leaf), lookup.items.vectors.shape[1]), dtype=np.float32)
+    if lookup.anchors is not None:
+        out[known] = lookup.anchors[leaf[known]]
+        return out
+    wanted, inverse = np.unique(leaf[known], return_inverse=True)
+    out[known] = lookup.catalogue.anchor_embeddings(lookup.items.vectors, wanted)[inverse]
+    return out
+
+
+def _gathered(
+    lookup: Lookup, history: np.ndarray, candidates: np.ndarray
+) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """(vectors [M x d], history, candidates): all vectors when they are on the device, else those of this block."""
+    if lookup.on_device is not None:
+        return lookup.on_device, history, candidates
+    used = np.unique(np.concatenate([[0], history[history >= 0], candidates[candidates >= 0]]))
+
+    def renumbered(rows: np.ndarray) -> np.ndarray:
+        return np.where(rows >= 0, np.searchsorted(used, rows), -1)
+
+    return torch.from_numpy(np.asarray(lookup.items.vectors[used])), renumbered(history), renumbered(candidates)
+
+
+def _note_rejects(
+    batch: dict[str, np.ndarray], candidates: np.ndarray, rows: np.ndarray, mask: np.ndarray, rejects: Rejects
+) -> None:
+    for row in np.flatnonzero(~mask.any(axis=1)):
+        key = f"user_id={batch['user_id'][row]}"
+        rejects[key] = ("no usable anchor", "no item in the catalogue carries any of the user's anchor SIDs")
+    for item in np.unique(candidates[(candidates >= 0) & (rows < 0)]).tolist():
+        rejects[f"item_index={item}"] = ("candidate without embedding", "no finite embedding up to the run date")
+
+
+def _commit_rejects(context: StepContext, ranks: Ranks, rejects: Rejects) -> None:
+    """One row per key over all ranks; an empty slice is committed too, so that a re-run clears old rows."""
+    merged: Rejects = {}
+    for text in ranks.gather_text(json.dumps(rejects)):
+        merged |= {key: (reason, detail) for key, (reason, detail) in json.loads(text).items()}
+    partition = {"dt": context.run_date.isoformat(), "step": context.step.name}
+    contract = context.contract("worker_rejects")
+    with ranks.together(), context.lake.writer(contract, partition, dims={}, rank=ranks.rank) as writer:
+        if ranks.is_main and merged:
+            keys = sorted(merged)
+            writer.write(
+                pa.table({"key": keys, "reason": [merged[k][0] for k in keys], "detail": [merged[k][1] for k in keys]})
+            )
+    commit_parts(context, ranks, "worker_rejects", writer.parts, mode="overwrite", partition=partition)
+    context.counts.details["rejects"] = len(merged)
+
+
+def _as_tensor(vectors: np.ndarray) -> torch.Tensor:
+    with warnings.catch_warnings():
+        # torch warns that a read-only map must not be written to: nothing here writes to it.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(vectors)
+
+
+if __name__ == "__main__":
+    main()

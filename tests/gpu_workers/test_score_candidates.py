@@ -1,0 +1,125 @@
+"""score_candidates: pair_scores equal the formulas, what cannot be scored is named, wrong lineage is refused."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpl_core.errors import LineageError
+from gpu_workers import score_candidates
+from tests.gpu_workers.labels_lake import DAY, LabelsLake
+
+ROWS = [
+    {"user_id": "a", "anchors": [(0, 0.5), (3, 0.25)], "history": [1, 2], "candidates": [4, 5, 4, 8]},
+    {"user_id": "a", "anchors": [(0, 0.5), (3, 0.25)], "history": [1, 2], "candidates": [0, 9], "source": "uniform"},
+    {"user_id": "b", "anchors": [(6, 0.1)], "history": [3], "candidates": [6, 7, 1], "source": "exposed"},
+    {"user_id": "c", "anchors": [((2, 1, 0), 0.3)], "history": [3], "candidates": [1, 2]},
+    {"user_id": "d", "anchors": [((2, 1, 0), 0.3), (2, 0.2)], "history": [8], "candidates": [1, 2]},
+]
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> LabelsLake:
+    return LabelsLake(tmp_path / "lake")
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def test_rows_equal_the_formulas(lake: LabelsLake) -> None:
+    lake.write_requests(ROWS)
+    context = lake.run("score_candidates", score_candidates.body)
+    found = {(row["user_id"], row["item_index"], row["source"]): row for row in lake.read("pair_scores")}
+    # 8 has no embedding and 9 none before the day's end; c's only anchor is item 8's SID; 4 stands twice.
+    assert set(found) == {
+        ("a", 4, "unexposed"), ("a", 5, "unexposed"), ("a", 0, "uniform"),
+        ("b", 6, "exposed"), ("b", 7, "exposed"), ("b", 1, "exposed"),
+        ("d", 1, "unexposed"), ("d", 2, "unexposed"),
+    }  # fmt: skip
+    e = lake.vectors.astype(float)
+    shared = _unit((e[6] + e[7]) / 2)  # one SID, two items
+    row = found["b", 1, "exposed"]
+    assert row["similarity"] == pytest.approx(e[1] @ shared, abs=1e-6)
+    assert row["history_similarity"] == pytest.approx(e[1] @ e[3], abs=1e-6)
+    assert (row["anchor_rank"], row["coherence"]) == (0, pytest.approx(1.0, abs=1e-6))
+    assert row["consistency"] == pytest.approx(max(0.0, shared @ e[3]), abs=1e-6)
+    assert row["llm_confidence"] == pytest.approx(0.1 ** (1 / 3), abs=1e-6)
+    row, cosines = found["a", 5, "unexposed"], (e[5] @ e[0], e[5] @ e[3])
+    assert row["similarity"] == pytest.approx(max(cosines), abs=1e-6)
+    assert row["anchor_rank"] == int(np.argmax(cosines))
+    assert row["llm_confidence"] == pytest.approx((0.5, 0.25)[int(np.argmax(cosines))] ** (1 / 3), abs=1e-6)
+    assert row["coherence"] == pytest.approx(np.linalg.norm(2 / 3 * e[0] + 1 / 3 * e[3]), abs=1e-6)
+    consistency = sum(w * max(0.0, a @ e[1], a @ e[2]) for w, a in ((2 / 3, e[0]), (1 / 3, e[3])))
+    assert row["consistency"] == pytest.approx(consistency, abs=1e-6)
+    assert found["d", 1, "unexposed"]["anchor_rank"] == 1  # its first anchor has no item with an embedding
+    assert found["d", 1, "unexposed"]["consistency"] == 0.0  # nor has its history
+    assert {row["model_version"] for row in found.values()} == {lake.model}
+    rejects = {row["key"]: row["reason"] for row in lake.read("worker_rejects")}
+    assert rejects == {
+        "item_index=8": "candidate without embedding",
+        "item_index=9": "candidate without embedding",
+        "user_id=c": "no usable anchor",
+    }
+    assert context.counts.rows_in == 13
+    assert context.counts.rows_in == context.counts.rows_out + context.counts.rows_dropped
+
+
+def test_a_block_gathered_from_disk_scores_alike(lake: LabelsLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake.write_requests(ROWS)
+    lake.run("score_candidates", score_candidates.body)
+    whole = lake.read("pair_scores")
+    monkeypatch.setattr(score_candidates, "_TABLE_BYTES", 0)
+    monkeypatch.setattr(score_candidates, "_as_tensor", lambda vectors: None)
+    lake.run("score_candidates", score_candidates.body, "labels.users_per_batch=2")
+    for one, other in zip(whole, lake.read("pair_scores"), strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert other[name] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value)
+
+
+def test_an_empty_day_commits_empty_slices(lake: LabelsLake) -> None:
+    lake.write_requests([])
+    context = lake.run("score_candidates", score_candidates.body)
+    assert lake.read("pair_scores") == []
+    assert lake.lake.open("pair_scores").mark(DAY.isoformat()) is not None
+    assert context.counts.rows_in == 0
+
+
+@pytest.mark.parametrize("column", ["sid_version", "model_version"])
+def test_requests_of_another_version_are_refused(lake: LabelsLake, column: str) -> None:
+    lake.write_requests(ROWS, **{column: "another"})
+    with pytest.raises(LineageError, match=rf"{column} another, in force is"):
+        lake.run("score_candidates", score_candidates.body)
+    assert not lake.lake.exists("pair_scores")
+
+
+def test_a_model_of_other_sids_is_refused(lake: LabelsLake) -> None:
+    lake.write_requests(ROWS)
+    lake.publish("tokenizer", "u" * 24, {"encoder_version": "encoder-1"})
+    with pytest.raises(LineageError, match="was trained on sid_version"):
+        lake.run("score_candidates", score_candidates.body)
+
+
+@pytest.mark.deepspeed
+def test_two_ranks_write_one_ranks_table(lake: LabelsLake) -> None:
+    rows = [{**row, "user_id": f"{row['user_id']}{n}"} for n in range(9) for row in ROWS]
+    lake.write_requests(rows, files=3)
+    lake.run("score_candidates", score_candidates.body)
+    alone = lake.read("pair_scores"), lake.read("worker_rejects")
+    lake.launch("score_candidates", ranks=2)
+    assert {f.path.split("-")[-6] for f in lake.lake.open("pair_scores").files} == {"00000", "00001"}
+
+    def key(row: dict) -> tuple:
+        return row.get("user_id", ""), row.get("item_index", 0), row.get("source", ""), row.get("key", "")
+
+    for one, other in zip(alone, (lake.read("pair_scores"), lake.read("worker_rejects")), strict=True):
+        one, other = sorted(one, key=key), sorted(other, key=key)
+        assert len(one) == len(other) > 0
+        for left, right in zip(one, other):
+            for name, value in left.items():
+                same = (
+                    math.isclose(value, right[name], abs_tol=1e-6) if isinstance(value, float) else value == right[name]
+                )
+                assert same, (name, left, right)
