@@ -37,9 +37,14 @@ _SCALARS: dict[str, tuple[str, str, pa.DataType]] = {
     "timestamp": ("timestamp", "TIMESTAMP", pa.timestamp("us", tz="UTC")),
     "binary": ("binary", "BINARY", pa.binary()),
 }
-_TOP_KEYS = {"name", "version", "description", "owner", "grain", "primary_key", "partition_by", "consumers",
-             "enforced", "properties", "columns"}  # fmt: skip
-_COLUMN_KEYS = {"name", "type", "nullable", "comment", "unit", "min", "max", "allowed", "length"}
+_TOP_KEYS: dict[str, type | tuple[type, ...]] = {
+    "name": str, "version": int, "description": str, "owner": str, "grain": str, "primary_key": list,
+    "partition_by": list, "consumers": list, "columns": list, "enforced": bool, "properties": dict,
+}  # fmt: skip
+_COLUMN_KEYS: dict[str, type | tuple[type, ...]] = {
+    "name": str, "type": str, "nullable": bool, "comment": str, "unit": str, "min": (int, float), "max": (int, float),
+    "allowed": list, "length": str,
+}  # fmt: skip
 _CONSUMERS = {"analyst", "trainer", "gpu_worker"}
 
 
@@ -242,8 +247,8 @@ def _check_column(
         expected = column.expected_length(dims)
         if expected is not None:
             note(f"array length = {expected} ({column.length})", pc.not_equal(lengths, expected))
-        elif column.length and len(values):
-            first = lengths[0]
+        elif column.length and len(known := lengths.drop_null()):
+            first = known[0]
             note(f"one array length ({column.length}), here {first.as_py()}", pc.not_equal(lengths, first))
         flat = values.flatten()
         if flat.null_count and not nullable:
@@ -257,7 +262,8 @@ def _check_column(
         note("finite", pc.invert(pc.is_finite(values)))
     if column.allowed:
         allowed = pa.array(column.allowed if kind == pa.string() else [int(v) for v in column.allowed]).cast(kind)
-        note(f"one of {', '.join(column.allowed)}", pc.invert(pc.is_in(values, allowed)))
+        # is_in calls a null a value that is not allowed; a CHECK constraint lets it pass, and so do we
+        note(f"one of {', '.join(column.allowed)}", pc.and_(pc.is_valid(values), pc.invert(pc.is_in(values, allowed))))
     if column.low is not None:
         note(f">= {column.low}", pc.less(values, column.low))
     if column.high is not None:
@@ -294,8 +300,9 @@ def parse_type(text: str) -> Parsed:
     if match := re.fullmatch(r"array<(.*)>", text):
         return ("array", parse_type(match.group(1)))
     if match := re.fullmatch(r"struct<(.*)>", text):
-        parts = [part.split(":", 1) for part in _split_top(match.group(1))]
-        return ("struct", tuple((name.strip(), parse_type(kind)) for name, kind in parts))
+        parts = [part.partition(":") for part in _split_top(match.group(1))]
+        if all(name.strip() for name, _, _ in parts):
+            return ("struct", tuple((name.strip(), parse_type(kind)) for name, _, kind in parts))
     raise ContractError(f"unknown type '{text}'; known: {', '.join(_SCALARS)}, array<…>, struct<name:type,…>")
 
 
@@ -373,20 +380,30 @@ def parse_contract(text: str, source: str) -> Contract:
     Raises:
         ContractError: lists everything that is wrong with it, naming `source`.
     """
-    raw = yaml.safe_load(text)
-    problems = [f"unknown key '{k}'" for k in set(raw) - _TOP_KEYS]
-    problems += [f"missing key '{k}'" for k in _TOP_KEYS - {"enforced", "properties"} - set(raw)]
-    columns = []
-    for entry in raw.get("columns", []):
-        name = entry.get("name", "?")
-        problems += [f"column '{name}': unknown key '{k}'" for k in set(entry) - _COLUMN_KEYS]
-        problems += [f"column '{name}': missing key '{k}'" for k in ("type", "nullable", "comment") if k not in entry]
-        if problems:
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ContractError(f"contract {source}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ContractError(f"contract {source}: expected a mapping, found {type(raw).__name__}")
+    problems = _wrong_keys(raw, _TOP_KEYS, set(_TOP_KEYS) - {"enforced", "properties"})
+    entries = raw["columns"] if isinstance(raw.get("columns"), list) else []
+    columns, names = [], []
+    for entry in entries:
+        if not isinstance(entry, dict):
+            problems.append(f"column {entry!r}: expected a mapping")
             continue
-        try:
-            parse_type(entry["type"])
-        except ContractError as error:
-            problems.append(f"column '{name}': {error}")
+        name = str(entry.get("name", "?"))
+        names.append(name)
+        wrong = _wrong_keys(entry, _COLUMN_KEYS, {"name", "type", "nullable", "comment"})
+        if isinstance(entry.get("type"), str):
+            try:
+                parse_type(entry["type"])
+            except ContractError as error:
+                wrong.append(str(error))
+        problems += [f"column '{name}': {w}" for w in wrong]
+        if wrong:
+            continue
         columns.append(
             Column(
                 name=name,
@@ -400,11 +417,10 @@ def parse_contract(text: str, source: str) -> Contract:
                 length=entry.get("length", ""),
             )
         )
-    names = [c.name for c in columns]
     problems += [f"column '{n}' is declared twice" for n in sorted({n for n in names if names.count(n) > 1})]
     for key in ("primary_key", "partition_by"):
-        problems += [f"{key} names the unknown column '{n}'" for n in raw.get(key, []) if columns and n not in names]
-    problems += [f"unknown consumer '{c}'" for c in raw.get("consumers", []) if c not in _CONSUMERS]
+        problems += [f"{key} names the unknown column '{n}'" for n in _listed(raw, key) if n not in names]
+    problems += [f"unknown consumer '{c}'" for c in _listed(raw, "consumers") if c not in _CONSUMERS]
     if problems:
         raise ContractError(f"contract {source}: " + "; ".join(problems))
     return Contract(
@@ -420,6 +436,21 @@ def parse_contract(text: str, source: str) -> Contract:
         enforced=raw.get("enforced", True),
         properties=tuple(sorted((k, str(v)) for k, v in raw.get("properties", {}).items())),
     )
+
+
+def _wrong_keys(raw: Mapping[str, Any], known: Mapping[str, type | tuple[type, ...]], required: set[str]) -> list[str]:
+    problems = [f"unknown key '{k}'" for k in raw if k not in known]
+    problems += [f"missing key '{k}'" for k in known if k in required and k not in raw]
+    for key, kind in known.items():
+        # bool is an int to Python, not to a contract
+        if key in raw and (not isinstance(raw[key], kind) or (isinstance(raw[key], bool) and kind is not bool)):
+            expected = kind.__name__ if isinstance(kind, type) else "number"
+            problems.append(f"key '{key}' is {raw[key]!r}, expected a value of type {expected}")
+    return problems
+
+
+def _listed(raw: Mapping[str, Any], key: str) -> list[Any]:
+    return raw[key] if isinstance(raw.get(key), list) else []
 
 
 def data_dictionary() -> str:
