@@ -1,0 +1,143 @@
+"""Helpers of the core's tests: legal rows of any contract, small configurations, tables with marks made by hand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from gpl_core.config import Config, load_config
+from gpl_core.contracts import Column, Contract, load_contract, parse_type
+from gpl_core.lake import Commit, Lake, SliceMark
+
+DIMS = {"H": 2, "L": 3, "K": 2, "B": 4, "E": 2, "d": 4}
+DAY = date(2026, 1, 3)
+ONE = timedelta(days=1)
+WORDS = ("", "a", "None", "ключ", "naïve ☕", 'it\'s "quoted"\n, ok', "0")
+
+
+def legal_value(column: Column, rng: random.Random, dims: Mapping[str, int] = DIMS) -> Any:
+    """A random value that the contract allows, null now and then where it may be."""
+    if column.nullable and rng.random() < 0.3:
+        return None
+    if column.allowed:
+        value = rng.choice(column.allowed)
+        return value if column.type == "string" else int(value)
+    length = column.expected_length(dims)
+    return _value(parse_type(column.type), column, rng, 3 if length is None else length)
+
+
+def _value(kind: Any, column: Column, rng: random.Random, length: int) -> Any:
+    if isinstance(kind, tuple):
+        if kind[0] == "array":
+            return [_value(kind[1], column, rng, 2) for _ in range(length)]
+        return {name: _value(k, column, rng, 2) for name, k in kind[1]}
+    low = 0 if column.low is None else column.low
+    high = low + 100 if column.high is None else column.high
+    match kind:
+        case "string":
+            return rng.choice(WORDS) + str(rng.randrange(99))
+        case "int":
+            return rng.randint(int(low), int(high))
+        case "long":
+            return rng.randint(int(low), int(high)) if column.high is not None else int(low) + rng.randrange(2**53)
+        case "float":
+            return float(pa.scalar(rng.uniform(low, high), pa.float32()).as_py())
+        case "double":
+            return rng.uniform(low, high)
+        case "boolean":
+            return rng.random() < 0.5
+        case "date":
+            return DAY + timedelta(days=rng.randrange(-400, 400))
+        case "timestamp":
+            return datetime(2026, 1, 3, tzinfo=UTC) + timedelta(microseconds=rng.randrange(-(10**15), 10**15))
+        case "binary":
+            return rng.randbytes(rng.randrange(5))
+    raise AssertionError(f"no value for {kind}")
+
+
+def legal_rows(
+    contract: Contract, count: int, *, seed: int = 0, partition: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """`count` legal rows; the partition columns hold `partition` (default: one value for all rows)."""
+    rng = random.Random(f"{contract.name}:{seed}")
+    given = dict(partition if partition is not None else default_partition(contract))
+    return [
+        {c.name: given[c.name] if c.name in given else legal_value(c, rng) for c in contract.columns}
+        for _ in range(count)
+    ]
+
+
+def default_partition(contract: Contract) -> dict[str, Any]:
+    """A value for each partition column: the test's date, or a word."""
+    return {n: DAY if contract.column(n).type == "date" else "v1" for n in contract.partition_by}
+
+
+def partition_text(partition: Mapping[str, Any]) -> dict[str, str]:
+    """Partition values as the log holds them."""
+    return {k: v.isoformat() if isinstance(v, date) else str(v) for k, v in partition.items()}
+
+
+def data_table(contract: Contract, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """`rows` as the data columns of `contract`."""
+    schema = contract.arrow_schema(partitions=False)
+    return pa.Table.from_pylist([{n: r[n] for n in schema.names} for r in rows], schema=schema)
+
+
+def small_config(root: Path, body: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Config:
+    """A configuration whose lakehouse lies under `root`; `body` holds further sections."""
+    return load_config(str(config_file(root, body)), overrides)
+
+
+def config_file(root: Path, body: Mapping[str, Any] | None = None) -> Path:
+    """The YAML file of `small_config`."""
+    text: dict[str, Any] = {
+        "lakehouse": {"root": str(root / "lake")},
+        "run": {"start_date": DAY.isoformat(), "end_date": (DAY + ONE).isoformat()},
+        "launch": {
+            "spark_submit": ["--master", "local[1]"],
+            "deepspeed": ["--num_accelerators", "1"],
+            "env": {"DS_ACCELERATOR": "cpu"},
+        },
+    }
+    for section, values in (body or {}).items():
+        text[section] = {**text.get(section, {}), **values}
+    path = root / "test.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(text), encoding="utf-8")
+    return path
+
+
+def put(
+    lake: Lake,
+    table: str,
+    rows: int | Sequence[Mapping[str, Any]],
+    *,
+    day: date = DAY,
+    partition: Mapping[str, Any] | None = None,
+    step: str | None = None,
+    fingerprint: str = "by-hand",
+    mode: str | None = None,
+    slice_name: str | None = None,
+    contract: Contract | None = None,
+    seed: int = 0,
+) -> Commit:
+    """Commit `rows` (or so many legal ones) to one partition of `table`, marked as `step` would mark it."""
+    contract = contract or load_contract(table)
+    dated = {"dt": day} if "dt" in contract.partition_by else {}
+    values = {**default_partition(contract), **dated, **(partition or {})}
+    body = legal_rows(contract, rows, seed=seed, partition=values) if isinstance(rows, int) else rows
+    texts = partition_text(values)
+    with lake.writer(contract, texts, dims=DIMS) as writer:
+        writer.write(data_table(contract, body))
+    name = slice_name or (day.isoformat() if "dt" in contract.partition_by else "*")
+    mark = SliceMark(step or contract.owner, {name: fingerprint}, "by-hand")
+    chosen = mode or ("overwrite" if contract.partition_by else "append")
+    return lake.commit(
+        contract, writer.parts, mark=mark, mode=chosen, partition=texts if chosen == "overwrite" else None
+    )
