@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from gpl_core.errors import GateError
+from gpl_core.sids.repair import duplicates
+from gpl_core.sids.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,24 @@ def neighbour_recall(
             len(np.intersect1d(a, b)) / max(1, width) for a, b in zip(near, near_decoded, strict=True)
         ]
     return out
+
+
+def measure(tokenizer: Tokenizer, embeddings: np.ndarray, rows: int = 65_536) -> Health:
+    """Health of ``tokenizer`` on a catalogue [N x d] (a memory map will do); reads ``rows`` at a time."""
+    codes = np.empty((len(embeddings), tokenizer.levels), dtype=np.int32)
+    cosine = 0.0
+    for start in range(0, len(embeddings), rows):
+        part = np.asarray(embeddings[start : start + rows], dtype=np.float32)
+        codes[start : start + len(part)] = tokenizer.encode(part)[0]
+        cosine += mean_cosine(part, tokenizer.decode(codes[start : start + len(part)])) * len(part)
+    first = duplicates(codes, embeddings)
+    distinct = int((first == np.arange(len(first))).sum())
+    perplexity, used = level_usage(codes, tokenizer.codes)
+    reachable = tuple(min(tokenizer.codes, distinct) for _ in used)
+    return Health(
+        len(embeddings), tokenizer.codes, perplexity, used, reachable, collision_share(codes, first),
+        cosine / max(1, len(embeddings)),
+    )  # fmt: skip
 
 
 def check_gates(health: Health, gates: Gates) -> None:

@@ -12,12 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 SAME_EMBEDDING = 1e-4
 """Unit embeddings nearer than this (Euclidean) are one content: an encoder repeats itself to about 1e-5."""
+
+
+class Rows(Protocol):
+    """A matrix read by rows: an array, a memory map, or a view of some of its rows."""
+
+    def __getitem__(self, wanted: Any, /) -> Any:
+        """The rows ``wanted``."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Repair:
     """Items that share their SID with another content, because their prefix has no free code left."""
 
 
-def duplicates(codes: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+def duplicates(codes: np.ndarray, embeddings: Rows) -> np.ndarray:
     """The first row with the same content, int64 [N] (its own number where there is none before it).
 
     Compared are rows of one SID only: ``codes`` int [N x L] as the tokeniser gave them; equal embeddings get equal
@@ -52,7 +60,7 @@ def duplicates(codes: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
 
 
 def published_twins(
-    codes: np.ndarray, embeddings: np.ndarray, published: np.ndarray, published_embeddings: np.ndarray
+    codes: np.ndarray, embeddings: Rows, published: np.ndarray, published_embeddings: Rows
 ) -> np.ndarray:
     """The published row with the same content, int64 [N]; -1 where there is none.
 

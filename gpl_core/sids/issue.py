@@ -1,0 +1,129 @@
+"""Issuing SIDs: new items get codes from the frozen codebooks, published SIDs stay where they are.
+
+Legend for shapes: N items to issue, M published items, L levels, d embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpl_core.sids.health import level_usage
+from gpl_core.sids.repair import Rows, duplicates, published_twins, repair
+from gpl_core.sids.tokenizer import Encoded
+
+
+class RowView:
+    """Some rows of a matrix (a memory map, say), read only when they are asked for."""
+
+    def __init__(self, matrix: Rows, rows: np.ndarray) -> None:
+        """Row n of the view is ``matrix[rows[n]]``."""
+        self._matrix, self._rows = matrix, np.asarray(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, wanted: int | slice | np.ndarray) -> np.ndarray:
+        return self._matrix[self._rows[wanted]]
+
+
+@dataclass(frozen=True)
+class Issued:
+    """SIDs given to N items, and what it took."""
+
+    sids: np.ndarray
+    """int32 [N x L]"""
+    bucket_size: np.ndarray
+    """int64 [N]: items in force with this SID, these N included."""
+    moved: int
+    """Items that a repair moved off their nearest last code."""
+    shared: int
+    """Items that share their SID with another content."""
+    repeats: int
+    """Items with the content of a published or an earlier item, whose SID they share."""
+
+
+def issue(
+    encoded: Encoded,
+    embeddings: Rows,
+    last_codebook: np.ndarray,
+    published: np.ndarray,
+    published_embeddings: Rows,
+) -> Issued:
+    """SIDs for N items beside M published ones (in force), which keep theirs.
+
+    ``encoded`` and ``embeddings`` [N x d] are the new items', sorted by item_index; ``last_codebook`` [C x k] is the
+    tokeniser's; ``published`` int [M x L] and ``published_embeddings`` [M x d] are what is in force. An item with the
+    content
+    of a published one shares its SID; all others get a SID that nobody has, inside their prefix, where codes are left.
+    """
+    codes = encoded.codes
+    near = _same_prefix(codes, published)
+    twin = published_twins(codes, embeddings, published[near], RowView(published_embeddings, near))
+    first = duplicates(codes, embeddings)
+    twin = twin[first]  # a repeat of a twin is a twin
+    sids = codes.copy()
+    sids[twin >= 0] = published[near[twin[twin >= 0]]]
+    open_rows = np.flatnonzero(twin < 0)
+    number = np.full(len(codes), -1)
+    number[open_rows] = np.arange(len(open_rows))
+    result = repair(
+        codes[open_rows],
+        encoded.last_residual[open_rows],
+        last_codebook,
+        first=number[first[open_rows]],
+        taken=published[near],
+    )
+    sids[open_rows] = result.codes
+    repeats = int((twin >= 0).sum() + (first[open_rows] != open_rows).sum())
+    everything = np.concatenate([sids, published[near]]) if len(near) else sids
+    _, sid, counts = np.unique(everything, axis=0, return_inverse=True, return_counts=True)
+    return Issued(sids, counts[sid.reshape(-1)[: len(sids)]], result.moved, result.shared, repeats)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How unlike the published items the newly issued ones are."""
+
+    residual_ratio: float
+    """Mean residual norm of new over published items; 1 is alike."""
+    perplexity_ratio: float
+    """Least over levels: perplexity of the new items over that of as many published ones."""
+
+    def message(self, warn: float = 1.25, renew: float = 1.6) -> str:
+        """What to do about it; empty when the new items look like the published ones."""
+        figures = (
+            f"new items leave {self.residual_ratio:.2f} times the residual of published ones, and use "
+            f"{self.perplexity_ratio:.2f} times as many codes"
+        )
+        if self.residual_ratio >= renew:
+            return f"{figures}: train a new tokenizer version"
+        if self.residual_ratio >= warn or self.perplexity_ratio < 0.5:
+            return f"{figures}: the catalogue drifts away from the tokenizer"
+        return ""
+
+
+def drift(
+    new_sids: np.ndarray, new_norms: np.ndarray, sids: np.ndarray, norms: np.ndarray, codes: int, seed: int = 0
+) -> Drift | None:
+    """Compares new items (int [N x L], residual norms [N]) with published ones ([M x L], [M]); None where either is
+    absent."""
+    if not len(new_sids) or not len(sids):
+        return None
+    like = np.random.default_rng(seed).choice(len(sids), size=min(len(new_sids), len(sids)), replace=False)
+    fresh, known = level_usage(new_sids[: len(like)], codes)[0], level_usage(sids[like], codes)[0]
+    floor = 1e-9
+    return Drift(
+        float(new_norms.mean() / max(norms.mean(), floor)), min(a / b for a, b in zip(fresh, known, strict=True))
+    )
+
+
+def _same_prefix(codes: np.ndarray, published: np.ndarray) -> np.ndarray:
+    """Rows of ``published`` whose prefix occurs in ``codes``, ascending."""
+    if not len(codes) or not len(published):
+        return np.empty(0, dtype=np.int64)
+    both = np.concatenate([codes[:, :-1], published[:, :-1]])
+    _, prefix = np.unique(both, axis=0, return_inverse=True)
+    prefix = prefix.reshape(-1)
+    return np.flatnonzero(np.isin(prefix[len(codes) :], prefix[: len(codes)]))

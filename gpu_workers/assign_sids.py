@@ -1,0 +1,264 @@
+"""Give every item without a SID one, from the tokeniser in force: item_embeddings -> item_sids, worker_rejects.
+
+    deepspeed --num_accelerators 1 gpu_workers/assign_sids.py --config quickstart --run-date 2026-01-02
+
+Published rows never change but for being retired: a changed item keeps its SID unless its embedding moved further than
+REISSUE_DISTANCE; then the row is retired and the item gets a new one (issue + 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+from gpl_core.contracts import Contract
+from gpl_core.errors import LineageError
+from gpl_core.lake import PartWriter, Snapshot
+from gpl_core.sids.issue import RowView, drift, issue
+from gpl_core.sids.tokenizer import Encoded, Tokenizer, load_tokenizer
+from gpu_workers.embeddings import ItemVectors, digests, encoder_version_of, item_vectors
+from gpu_workers.feed import read_batches
+from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
+
+REISSUE_DISTANCE = 0.3
+"""Cosine distance between the old and the new embedding beyond which a changed item gets a new SID."""
+
+_ROWS = 65_536
+_COLUMNS = ["item_index", "issue", "sid", "residual_norm", "bucket_size", "content_hash", "retired_at"]
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Rows of one sid_version in force, by ascending item_index, and the last issue of every item that ever had one."""
+
+    item_index: np.ndarray
+    sids: np.ndarray
+    norms: np.ndarray
+    content: np.ndarray
+    last_issue: dict[int, int]
+
+
+def run(context: StepContext, ranks: Ranks) -> None:
+    """Encode what is new on all ranks; rank 0 repairs collisions and writes."""
+    with ranks.together():
+        manifest = context.artifact("tokenizer")
+        snapshot = context.snapshot("item_embeddings")
+        encoder_version = encoder_version_of(snapshot)
+        if manifest.lineage["encoder_version"] != encoder_version:
+            raise LineageError(
+                f"tokenizer {manifest.version} was trained on encoder_version {manifest.lineage['encoder_version']}, "
+                f"item_embeddings@{snapshot.version} is of {encoder_version}; run train_tokenizer for this encoder"
+            )
+        tokenizer = load_tokenizer(context.artifacts.fetch(manifest)).to(ranks.device)
+        contract = context.contract("item_sids")
+        table = context.lake.create(contract) if ranks.is_main else None
+    partition = {"sid_version": manifest.version}
+    with item_vectors(snapshot, encoder_version, ranks) as items:
+        with ranks.together():
+            table = table or context.lake.open("item_sids")
+            published = _published(table, partition, tokenizer.levels)
+            bad = _bad_rows(items.vectors)
+            fresh, moved = _to_issue(items, published, snapshot, encoder_version)
+            rows = np.setdiff1d(np.union1d(fresh, moved), bad)
+        encoded = _encode(tokenizer, items.vectors, rows, ranks)
+        writer = context.lake.writer(contract, partition, dims={"L": tokenizer.levels})
+        rejects = context.lake.writer(
+            context.contract("worker_rejects"), {"dt": context.run_date.isoformat(), "step": context.step.name}, dims={}
+        )
+        retired = np.intersect1d(items.item_index[moved], items.item_index[rows])
+        with ranks.together():
+            if ranks.is_main:
+                _issue_and_write(context, tokenizer, items, published, rows, encoded, writer, table, partition, retired)
+                _write_rejects(context, rejects, items.item_index[bad])
+    commit_parts(context, ranks, "worker_rejects", rejects.parts, mode="overwrite", partition=rejects.partition)
+    # Retiring rewrites the rows of this version; otherwise rows are only added.
+    commit_parts(
+        context, ranks, "item_sids", writer.parts, mode="overwrite" if len(retired) else "append",
+        partition=partition, details={"sid_version": manifest.version, "encoder_version": encoder_version},
+    )  # fmt: skip
+
+
+def _published(table: Snapshot, partition: dict[str, str], levels: int) -> _Published:
+    held: list[dict[str, np.ndarray]] = []
+    last_issue: dict[int, int] = {}
+    for batch in _rows_of(
+        table, partition, ["item_index", "issue", "sid", "residual_norm", "content_hash", "retired_at"]
+    ):
+        again = batch["issue"] > 0  # items that were reissued are few: all others have issue 0
+        for item, number in zip(batch["item_index"][again], batch["issue"][again], strict=True):
+            last_issue[int(item)] = max(last_issue.get(int(item), 0), int(number))
+        force = batch["retired_at"] == 0
+        held.append({name: batch[name][force] for name in ("item_index", "sid", "residual_norm")})
+        held[-1]["content"] = digests(batch["content_hash"][force])
+    if not held:
+        empty = np.empty(0)
+        return _Published(
+            empty.astype(np.int64), np.empty((0, levels), np.int32), empty, empty.astype(np.uint64), last_issue
+        )
+    whole = {name: np.concatenate([part[name] for part in held]) for name in held[0]}
+    order = np.argsort(whole["item_index"], kind="stable")
+    return _Published(
+        whole["item_index"][order].astype(np.int64),
+        whole["sid"][order].astype(np.int32),
+        whole["residual_norm"][order],
+        whole["content"][order],
+        last_issue,
+    )
+
+
+def _rows_of(table: Snapshot, partition: dict[str, str], columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    return read_batches(table, table.select(where=partition), columns)
+
+
+def _bad_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows [N x d] that have no direction: zero, NaN or infinite."""
+    bad = []
+    for start in range(0, len(vectors), _ROWS):
+        length = np.linalg.norm(vectors[start : start + _ROWS], axis=1)
+        bad.append(start + np.flatnonzero(~(np.isfinite(length) & (length > 1e-6))))
+    return np.concatenate(bad) if bad else np.empty(0, dtype=np.int64)
+
+
+def _to_issue(
+    items: ItemVectors, published: _Published, snapshot: Snapshot, encoder_version: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ``items`` without a SID, and rows whose content changed and moved beyond REISSUE_DISTANCE."""
+    place = np.searchsorted(published.item_index, items.item_index)
+    place = np.minimum(place, max(0, len(published.item_index) - 1))
+    has = np.zeros(len(items.item_index), dtype=bool)
+    if len(published.item_index):
+        has = published.item_index[place] == items.item_index
+    changed = np.flatnonzero(has)
+    changed = changed[published.content[place[changed]] != items.content[changed]]
+    moved = []
+    if len(changed):
+        wanted, old = items.item_index[changed], published.content[place[changed]]
+        files = snapshot.select(where={"encoder_version": encoder_version})
+        for batch in read_batches(snapshot, files, ["item_index", "content_hash", "embedding"]):
+            at = np.minimum(np.searchsorted(wanted, batch["item_index"]), len(wanted) - 1)
+            hit = np.flatnonzero((wanted[at] == batch["item_index"]) & (old[at] == digests(batch["content_hash"])))
+            before, after = batch["embedding"][hit], items.vectors[changed[at[hit]]]
+            cosine = (before * after).sum(1) / (np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1))
+            moved.append(changed[at[hit[1.0 - cosine > REISSUE_DISTANCE]]])
+    return np.flatnonzero(~has), np.unique(np.concatenate(moved)) if moved else np.empty(0, dtype=np.int64)
+
+
+def _encode(tokenizer: Tokenizer, vectors: np.ndarray, rows: np.ndarray, ranks: Ranks) -> Encoded:
+    """Each rank encodes every size-th chunk; rank 0 holds all results [N], the others only their own."""
+    width = tokenizer.codebooks.shape[2]
+    out = Encoded(
+        np.zeros((len(rows), tokenizer.levels), np.int32),
+        np.zeros(len(rows), np.float32),
+        np.zeros((len(rows), width), np.float32),
+    )
+    step = _ROWS // 4
+    for base in range(0, len(rows), step * ranks.size):
+        with ranks.together():
+            own = slice(base + ranks.rank * step, min(len(rows), base + (ranks.rank + 1) * step))
+            if own.start < len(rows):
+                part = tokenizer.encode_full(np.asarray(vectors[rows[own]]))
+                for whole, piece in zip(out, part, strict=True):
+                    whole[own] = piece
+        for other in range(1, ranks.size):
+            theirs = slice(base + other * step, min(len(rows), base + (other + 1) * step))
+            if theirs.start < len(rows):
+                for whole in out:
+                    _send(whole, theirs, other, ranks)
+    return out
+
+
+def _send(whole: np.ndarray, rows: slice, source: int, ranks: Ranks) -> None:
+    tensor = torch.as_tensor(whole[rows]).to(ranks.device)
+    dist.broadcast(tensor, source)
+    whole[rows] = tensor.cpu().numpy()
+
+
+def _issue_and_write(
+    context: StepContext,
+    tokenizer: Tokenizer,
+    items: ItemVectors,
+    published: _Published,
+    rows: np.ndarray,
+    encoded: Encoded,
+    writer: PartWriter,
+    table: Snapshot,
+    partition: dict[str, str],
+    retired: np.ndarray,
+) -> None:
+    force = ~np.isin(published.item_index, retired)
+    place = np.searchsorted(items.item_index, published.item_index[force])
+    place = np.minimum(place, len(items.item_index) - 1)  # an item without an embedding any more has no twins
+    issued = issue(
+        encoded,
+        RowView(items.vectors, rows),
+        tokenizer.codebooks[-1].cpu().numpy(),
+        published.sids[force],
+        RowView(items.vectors, place),
+    )
+    index = items.item_index[rows]
+    again = set(retired.tolist())
+    number = [published.last_issue.get(int(i), 0) + 1 if int(i) in again else 0 for i in index]
+    with writer:
+        if len(retired):
+            now = int(datetime.now(UTC).timestamp() * 1_000_000)
+            for batch in _rows_of(table, partition, _COLUMNS):
+                gone = np.isin(batch["item_index"], retired) & (batch["retired_at"] == 0)
+                writer.write(_table(writer.contract, {**batch, "retired_at": np.where(gone, now, batch["retired_at"])}))
+        for start in range(0, len(rows), _ROWS):
+            part = slice(start, start + _ROWS)
+            columns = {
+                "item_index": index[part],
+                "issue": np.array(number[part]),
+                "sid": issued.sids[part],
+                "residual_norm": encoded.residual_norm[part],
+                "bucket_size": issued.bucket_size[part],
+                "content_hash": items.content_hash[rows[part]],
+                "retired_at": np.zeros(len(index[part]), dtype=np.int64),
+            }
+            writer.write(_table(writer.contract, columns))
+    shift = drift(issued.sids, encoded.residual_norm, published.sids, published.norms, tokenizer.codes)
+    context.counts.rows_in = len(items.item_index)
+    context.counts.details = {
+        **partition, "issued": len(rows), "reissued": len(retired), "kept": int(force.sum()), "moved": issued.moved,
+        "shared": issued.shared, "repeats": issued.repeats,
+        "drift": {"residual": shift.residual_ratio, "perplexity": shift.perplexity_ratio} if shift else {},
+    }  # fmt: skip
+    log.info("assign_sids: %s", context.counts.details)
+    if shift is not None and shift.message():
+        log.warning("assign_sids: %s", shift.message())
+
+
+def _write_rejects(context: StepContext, rejects: PartWriter, items: np.ndarray) -> None:
+    context.lake.create(rejects.contract)
+    rows = [
+        {"key": f"item_index={int(i)}", "reason": "the embedding is zero or not finite", "detail": ""} for i in items
+    ]
+    with rejects:
+        if rows:
+            rejects.write(pa.Table.from_pylist(rows))
+
+
+def _table(contract: Contract, columns: dict[str, Any]) -> pa.Table:
+    arrays = {}
+    for field in contract.arrow_schema(partitions=False):
+        values = columns[field.name]
+        if pa.types.is_list(field.type):
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1).astype(np.int32))
+            offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * values.shape[1])
+            arrays[field.name] = pa.ListArray.from_arrays(offsets, flat)
+        elif field.type == pa.string():
+            arrays[field.name] = pa.array([str(v) for v in values], pa.string())
+        else:
+            arrays[field.name] = pa.array(np.asarray(values)).cast(field.type)
+    return pa.table(arrays)
+
+
+if __name__ == "__main__":
+    worker_main("assign_sids", run)

@@ -1,0 +1,151 @@
+"""Encode new and changed items with the frozen encoders: items -> item_embeddings, worker_rejects.
+
+    deepspeed --num_accelerators 1 gpu_workers/encode_items.py --config quickstart --run-date 2026-01-02
+
+An item whose newest content has been encoded under this encoder_version is left alone: its row stays byte-identical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from gpl_core.config import Config
+from gpl_core.lake import DataFile, Snapshot
+from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
+from gpu_workers.embeddings import NewestContent, digests, newest_content
+from gpu_workers.feed import assign_files, read_batches
+from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
+
+_COLUMNS = ["item_index", "text", "image", "image_uri", "image_embedding", "content_hash", "updated_at"]
+_ITEMS = 2048  # encoded at a time: what is held in memory, pictures included
+
+
+def encoder_parts(config: Config) -> list[EncoderPart]:
+    """The configured parts as the library takes them; the width of a precomputed column comes from ``ingest``."""
+    parts = []
+    for part in config.encoder.parts:
+        options = dict(part.options)
+        if part.name == "precomputed" and config.ingest.image_embedding_length:
+            options.setdefault("dim", config.ingest.image_embedding_length)
+        parts.append(EncoderPart(part.name, part.weight, part.path or None, options))
+    return parts
+
+
+def run(context: StepContext, ranks: Ranks) -> None:
+    """Encode this rank's share of the items that are new or changed, and commit once."""
+    with ranks.together():
+        encoder = build_encoder(
+            encoder_parts(context.config), batch_size=context.config.encoder.batch_size, device=str(ranks.device)
+        )
+        contract = context.contract("item_embeddings")
+        known = _known(context, encoder.version)
+        writer = context.lake.writer(
+            contract, {"encoder_version": encoder.version}, dims={"d": encoder.dim}, rank=ranks.rank
+        )
+        items = context.snapshot("items")
+        read = encoded = 0
+        rejects: list[dict[str, str]] = []
+        missing: dict[str, int] = {}
+        context.lake.create(contract)
+        with writer:
+            for batch in _pending(items, ranks, known):
+                read += batch.pop("seen")
+                if not len(batch["item_index"]):
+                    continue
+                result = encoder.encode(_contents(batch))
+                kept = np.array([n not in result.rejected for n in range(len(batch["item_index"]))])
+                writer.write(_rows(batch, result.vectors, kept))
+                encoded += int(kept.sum())
+                for position, reason in result.rejected.items():
+                    item = int(batch["item_index"][position])
+                    found = str(batch["content_hash"][position])
+                    rejects.append({"key": f"item_index={item}", "reason": reason, "detail": f"content_hash={found}"})
+                for name, count in result.missing.items():
+                    missing[name] = missing.get(name, 0) + count
+                if ranks.is_main:
+                    log.info("encode_items: rank 0 read %d items, encoded %d, left out %d", read, encoded, len(rejects))
+        day = context.run_date.isoformat()
+        reject_contract = context.contract("worker_rejects")
+        context.lake.create(reject_contract)
+        reject_writer = context.lake.writer(
+            reject_contract, {"dt": day, "step": context.step.name}, dims={}, rank=ranks.rank
+        )
+        with reject_writer:
+            if rejects:
+                reject_writer.write(pa.Table.from_pylist(rejects))
+    commit_parts(
+        context, ranks, "worker_rejects", reject_writer.parts, mode="overwrite",
+        partition={"dt": day, "step": context.step.name},
+    )  # fmt: skip
+    totals = {"encoded": int(ranks.sum(encoded)), "rejected": int(ranks.sum(len(rejects)))}
+    parts = {f"without_{p.name}": int(ranks.sum(missing.get(p.name, 0))) for p in context.config.encoder.parts}
+    context.counts.rows_in = int(ranks.sum(read))
+    context.counts.rows_dropped = context.counts.rows_in - totals["encoded"]
+    context.counts.details = {"encoder_version": encoder.version, "dim": encoder.dim, **totals, **parts}
+    details = {"encoder_version": encoder.version, "dim": encoder.dim}
+    commit_parts(context, ranks, "item_embeddings", writer.parts, mode="append", details=details)
+
+
+def _known(context: StepContext, encoder_version: str) -> NewestContent:
+    if not context.lake.exists("item_embeddings"):
+        return NewestContent()
+    snapshot = context.lake.open("item_embeddings")
+    return newest_content(snapshot, snapshot.select(where={"encoder_version": encoder_version}))
+
+
+def _pending(items: Snapshot, ranks: Ranks, known: NewestContent) -> Iterator[dict]:
+    """This rank's items that have to be encoded, at most _ITEMS at a time, with the rows ``seen`` since the last
+    batch."""
+    files, of_rank = _share(items.files, ranks)
+    for group in read_batches(items, files, _COLUMNS, queue_size=2):
+        index = group["item_index"].astype(np.int64)
+        mine = np.ones(len(index), dtype=bool) if of_rank is None else index % ranks.size == of_rank
+        wanted = np.flatnonzero(mine & ~known.holds(index, digests(group["content_hash"])))
+        yield {"seen": int(mine.sum()), "item_index": index[:0]}
+        for start in range(0, len(wanted), _ITEMS):
+            chosen = wanted[start : start + _ITEMS]
+            yield {"seen": 0} | {name: values[chosen] for name, values in group.items()}
+
+
+def _share(files: tuple[DataFile, ...], ranks: Ranks) -> tuple[tuple[DataFile, ...], int | None]:
+    """Whole files per rank where that is even enough; else all files, of which a rank takes every size-th item."""
+    if ranks.size == 1:
+        return files, None
+    shares = assign_files(files, ranks.size)
+    if max(s.rows for s in shares) <= 1.25 * sum(s.rows for s in shares) / ranks.size:
+        return shares[ranks.rank].files, None
+    return files, ranks.rank
+
+
+def _contents(batch: Mapping[str, np.ndarray]) -> list[ItemContent]:
+    return [
+        ItemContent(int(index), str(text), bytes(image) or None, str(uri) or None, vector)
+        for index, text, image, uri, vector in zip(
+            batch["item_index"],
+            batch["text"],
+            batch["image"],
+            batch["image_uri"],
+            batch["image_embedding"],
+            strict=True,
+        )
+    ]
+
+
+def _rows(batch: Mapping[str, np.ndarray], vectors: np.ndarray, kept: np.ndarray) -> pa.Table:
+    flat = pa.array(np.ascontiguousarray(vectors[kept]).reshape(-1))
+    offsets = pa.array(np.arange(int(kept.sum()) + 1, dtype=np.int32) * vectors.shape[1])
+    return pa.table(
+        {
+            "item_index": pa.array(batch["item_index"][kept].astype(np.int32)),
+            "content_hash": pa.array([str(h) for h in batch["content_hash"][kept]], pa.string()),
+            "embedding": pa.ListArray.from_arrays(offsets, flat),
+            "updated_at": pa.array(batch["updated_at"][kept].astype(np.int64)),
+        }
+    )
+
+
+if __name__ == "__main__":
+    worker_main("encode_items", run)

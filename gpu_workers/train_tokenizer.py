@@ -1,0 +1,166 @@
+"""Train the tokeniser on item content and publish it when it is healthy: item_embeddings -> artifact tokenizer.
+
+    deepspeed --num_accelerators 1 gpu_workers/train_tokenizer.py --config quickstart --run-date 2026-01-02
+
+It sees the newest content of each item from before the run date. Curves go to work/train_tokenizer/*/tensorboard.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gpl_core.config import Config
+from gpl_core.pipeline import start_of, trained_through
+from gpl_core.sids.health import Gates, as_scalars, check_gates, measure
+from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit, fit_rq_kmeans
+from gpl_core.sids.tokenizer import Tokenizer
+from gpu_workers.embeddings import encoder_version_of, item_vectors
+from gpu_workers.runtime import Ranks, StepContext, log, seed_everything, work_folder, worker_main
+
+
+class DeepSpeedEngine:
+    """The training engine of ``fit`` on DeepSpeed: its launcher, data parallelism, gradient sums and monitors."""
+
+    def __init__(self, ranks: Ranks, tensorboard: Path) -> None:
+        self.rank, self.world, self.device = ranks.rank, ranks.size, ranks.device
+        self._tensorboard = tensorboard
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: int, batch_size: int) -> None:
+        """See TrainEngine."""
+        config = {
+            "train_micro_batch_size_per_gpu": max(1, batch_size // (parts * self.world)),
+            "gradient_accumulation_steps": parts,
+            "zero_optimization": {"stage": 0},  # the model is small; codebooks are buffers, summed by the loop
+            "steps_per_print": 1_000_000,
+            "tensorboard": {"enabled": True, "output_path": str(self._tensorboard.parent), "job_name": "tensorboard"},
+        }
+        model.to(self.device)
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        # DeepSpeed takes the mean over ranks and accumulation steps; the loop wants the sum.
+        self._parts = parts * self.world
+
+    def forward(self, *inputs: Any) -> Any:
+        """See TrainEngine."""
+        return self._engine(*inputs)
+
+    def step(self, loss: Tensor) -> None:
+        """See TrainEngine."""
+        self._engine.backward(loss * self._parts)
+        self._engine.step()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """See TrainEngine."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """See TrainEngine."""
+        if self.world > 1:
+            dist.broadcast(tensor, 0)
+
+    def scalars(self, figures: Mapping[str, float], step: int) -> None:
+        """Writes figures to TensorBoard through DeepSpeed's monitor."""
+        self._engine.monitor.write_events([(f"tokenizer/{name}", value, step) for name, value in figures.items()])
+
+
+def settings_of(config: Config, items: int) -> RqVaeSettings:
+    """The configured settings for a catalogue of ``items``: C and the number of epochs follow its size."""
+    own = config.tokenizer
+    epochs = min(own.epochs, epochs_for(items, own.batch_size))
+    return RqVaeSettings(
+        levels=own.levels,
+        codes=own.codes or codes_for(items),
+        hidden=(own.hidden,),
+        latent=own.latent,
+        learning_rate=own.learning_rate,
+        batch_size=own.batch_size,
+        epochs=epochs,
+        warmup_epochs=min(own.warmup_epochs, epochs // 5),
+        ema_decay=own.ema_decay,
+        commitment=own.commitment,
+        seed=config.run.seed,
+    )
+
+
+def gates_of(config: Config) -> Gates:
+    """The configured gates."""
+    return Gates(**config.tokenizer.gates.model_dump())
+
+
+def run(context: StepContext, ranks: Ranks) -> None:
+    """Train, look at the result, publish or refuse."""
+    seed_everything(context.config.run.seed)
+    with ranks.together():
+        snapshot = context.snapshot("item_embeddings")
+        encoder_version = encoder_version_of(snapshot)
+        folder = _local(work_folder(context))
+    limit = int(start_of(context.run_date).timestamp() * 1_000_000)
+    with item_vectors(snapshot, encoder_version, ranks, before=limit) as items:
+        settings = settings_of(context.config, len(items.vectors))
+        log.info("train_tokenizer: %d items, C = %d, %d epochs", len(items.vectors), settings.codes, settings.epochs)
+        tokenizer = _train(context, ranks, settings, items.vectors, folder)
+        with ranks.together():
+            if ranks.is_main:
+                health = measure(tokenizer, items.vectors)
+                context.counts.rows_in = len(items.vectors)
+                context.counts.details = {"encoder_version": encoder_version, **health.as_dict()}
+                log.info("train_tokenizer: %s", dict(as_scalars(health)))
+                check_gates(health, gates_of(context.config))
+                _publish(context, tokenizer, encoder_version, health.as_dict())
+                shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+
+
+def _train(context: StepContext, ranks: Ranks, settings: RqVaeSettings, vectors: Any, folder: Path) -> Tokenizer:
+    if context.config.tokenizer.method == "rq_kmeans":
+        tokenizers = []
+        with ranks.together():
+            tokenizers.append(fit_rq_kmeans(vectors, settings))
+        return tokenizers[0]
+    engine = DeepSpeedEngine(ranks, folder / "tensorboard")
+
+    def progress(done: int, figures: Mapping[str, float]) -> None:
+        engine.scalars(figures, done)
+        if done % max(1, settings.epochs // 10) == 0:
+            shown = " ".join(f"{name}={value:.4g}" for name, value in figures.items())
+            log.info("train_tokenizer: epoch %d of %d %s", done, settings.epochs, shown)
+
+    return fit(vectors, settings, progress=progress, checkpoint_dir=folder / "checkpoint", engine=engine)
+
+
+def _publish(context: StepContext, tokenizer: Tokenizer, encoder_version: str, metrics: Mapping[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save(scratch)
+        manifest = context.artifacts.publish(
+            "tokenizer",
+            Path(scratch),
+            trained_through=trained_through(context.step, context.run_date),
+            fingerprint=context.artifact_fingerprint,
+            config_hash=context.config.hash_of(*context.step.sections),
+            lineage={"encoder_version": encoder_version},
+            metrics=metrics,
+        )
+    context.counts.rows_out = 1
+    context.counts.outputs["artifact:tokenizer"] = {"version": manifest.version}
+    log.info("train_tokenizer: published %s", manifest.version)
+
+
+def _local(location: str) -> Path:
+    """Checkpoints and curves lie on a local disk: under the lakehouse where that is local, else among temporary
+    files."""
+    if "://" in location:
+        return Path(tempfile.gettempdir()) / "gpl-work" / location.rsplit("/", 1)[1]
+    return Path(location)
+
+
+if __name__ == "__main__":
+    worker_main("train_tokenizer", run)
