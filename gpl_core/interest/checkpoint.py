@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from gpl_core.errors import MissingInputError, UsageError
 
@@ -60,6 +61,7 @@ def make_tiny_checkpoint(folder: str | Path, settings: TinySettings) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = Qwen2ForCausalLM(config)
+    disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -81,6 +83,7 @@ def load_base(folder: str | Path, dtype: torch.dtype, attention: str) -> tuple[Q
         raise UsageError(f"checkpoint: model_type {raw.get('model_type')!r} in {config_file}, expected 'qwen2'.")
     if raw.get("use_sliding_window"):
         raise UsageError(f"checkpoint: use_sliding_window in {config_file}; expected full attention in every layer.")
+    disable_progress_bar()  # one bar per shard on every rank
     model = Qwen2ForCausalLM.from_pretrained(
         path,
         dtype=dtype,

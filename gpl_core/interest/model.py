@@ -5,6 +5,7 @@ Legend for shapes: T packed tokens, L levels, C codes per level, D hidden width.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,9 @@ def build_interest_model(
         target_modules="all-linear",
         trainable_token_indices=targets,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT still asks transformers by a name that v6 will drop.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         torch.manual_seed(settings.seed)
         body = get_peft_model(base, lora, adapter_name=_ADAPTER)
     return InterestModel(body, tokenizer, vocabulary, settings)

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpl_core.errors import ContractError, GplError, UsageError
+from gpl_core.interest.attention import ATTENTION
 from gpl_core.interest.model import InterestModel
 from gpl_core.interest.objective import target_log_probs
 from gpl_core.interest.packing import History, pack_targets
@@ -87,6 +88,37 @@ def test_teacher_forced_log_probs_agree_in_float32(world: World) -> None:
 
 def one_target(history: np.ndarray, sid: object) -> History:
     return History(np.concatenate([history, np.array([sid])]), np.arange(len(history) + 1) == len(history))
+
+
+def test_equals_hugging_face_generate_with_the_trie_constraint(world: World) -> None:
+    """The library's own beam search, constrained to the trie and renormalised over what the constraint allows."""
+    model, vocabulary = world.model, world.model.vocabulary
+    sids = {tuple(map(int, s)) for s in world.trie.trie.sids()}
+    anchors = search(world, 6)
+    plain = model.body.get_base_model()
+    plain.set_attn_implementation("sdpa")
+    try:
+        for user, history in enumerate(world.histories):
+            prompt = [*vocabulary.prompt_ids, *vocabulary.ids(history).ravel().tolist()]
+
+            def allowed(_: int, ids: torch.Tensor, start: int = len(prompt)) -> list[int]:
+                prefix = tuple(int(i) - vocabulary.first_id - n * vocabulary.codes for n, i in enumerate(ids[start:]))
+                level = len(prefix)
+                codes = sorted({s[level] for s in sids if s[:level] == prefix})
+                return [vocabulary.first_id + level * vocabulary.codes + c for c in codes]
+
+            out = plain.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+                num_beams=6, num_return_sequences=6, max_new_tokens=3, length_penalty=0.0, do_sample=False,
+                renormalize_logits=True, prefix_allowed_tokens_fn=allowed, pad_token_id=vocabulary.pad_id,
+                eos_token_id=None, return_dict_in_generate=True, output_scores=True,
+            )  # fmt: skip
+            tokens = out.sequences[:, len(prompt) :].numpy() - vocabulary.first_id - np.arange(3) * vocabulary.codes
+            np.testing.assert_array_equal(tokens, anchors.sids[user])
+            np.testing.assert_allclose(out.sequences_scores, anchors.log_prob[user], atol=1e-6)
+    finally:
+        plain.set_attn_implementation(ATTENTION)
 
 
 @slow_but_few
