@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from gpl_core.config import Config
@@ -12,6 +13,9 @@ from gpl_core.simulation.reviews import PROVENANCE, ImportSettings, import_revie
 from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.simulate import simulate
 from gpl_core.simulation.tables import Outcome
+
+# Requests begin this long before the first run date: calibrators and statistics of a date see earlier days only.
+LEAD_DAYS = 2
 
 
 def run_simulate(config: Config, given: Mapping[str, Any], *, force: bool = False) -> int:
@@ -35,21 +39,32 @@ def run_import(
 
 
 def simulation_settings(config: Config, given: Mapping[str, Any]) -> SimulationSettings:
-    """The settings of `gpl simulate` under `config`: request days from run.start_date to the day after run.end_date,
-    warm-up from run.history_start."""
+    """The settings of `gpl simulate` under `config`: request days from two days before run.start_date to the day after
+    run.end_date, warm-up from run.history_start.
+
+    Raises:
+        UsageError: run.history_start lies after the first request day.
+    """
     run = config.run
+    first = run.start_date - timedelta(days=LEAD_DAYS)
     implied: dict[str, Any] = {
-        "start_date": run.start_date,
-        "days": (run.end_date - run.start_date).days + 2,
+        "start_date": first,
+        "days": (run.end_date - first).days + 2,
         "seed": run.seed,
     }
     if run.history_start is not None:
-        implied["warmup_days"] = (run.start_date - run.history_start).days
+        implied["warmup_days"] = (first - run.history_start).days
+        if implied["warmup_days"] < 0:
+            raise UsageError(
+                f"run.history_start={run.history_start}: expected {first} or earlier, the first day with requests"
+            )
     return SimulationSettings(**{**implied, **given})
 
 
 def import_settings(config: Config, seed: int | None = None) -> ImportSettings:
     """The settings of `gpl import-reviews` under `config`: feed days are the run's dates, the day after evaluates.
+
+    Requests begin two days before the first run date, around the last events of the valid split.
 
     Raises:
         UsageError: run.history_start leaves no day for the training split.
@@ -57,6 +72,7 @@ def import_settings(config: Config, seed: int | None = None) -> ImportSettings:
     run = config.run
     settings = ImportSettings(
         start_date=run.start_date,
+        lead_days=LEAD_DAYS,
         feed_days=(run.end_date - run.start_date).days + 1,
         seed=run.seed if seed is None else seed,
     )

@@ -9,7 +9,7 @@ Dates, with S = `start_date`:
 | events | dates | role |
 |---|---|---|
 | train | [S - 31, S - 10) | history |
-| valid | [S - 10, S) | history |
+| valid | [S - 10, S) | history; requests begin on S - 2, so that a calibrator has something to be fitted on |
 | test | [S, S + 4) | S, S + 1, S + 2 are feed days; S + 3 is for evaluation |
 
 A user's k-th of n test events (k from 0) falls at S + 4 (k + h) / n days, where h in [0, 1) is a hash of the user:
@@ -64,9 +64,10 @@ _TWENTY_MINUTES = 20 * 60_000_000
 class ImportSettings:
     """Everything but the files that decides the bytes of an import.
 
-    start_date: first feed day. train_days, valid_days: widths of the history windows before it. feed_days and
-    evaluation_days: how many days the test events are spread over. Every test event has a request shortly before it;
-    on top come requests without a purchase, `requests_per_user_day` per user on average (a Poisson number).
+    start_date: first feed day. train_days, valid_days: widths of the history windows before it, of whose end the last
+    lead_days have requests. feed_days and evaluation_days: how many days the test events are spread over. Every real
+    event of a day with requests has one shortly before it; on top come requests without a purchase,
+    `requests_per_user_day` per user on average (a Poisson number).
     bought_rate: probability that the item a user really took next is clicked when looked at; other_rates: the same
     for every other candidate, by recall channel (the best one where several found it).
     """
@@ -74,6 +75,7 @@ class ImportSettings:
     start_date: date = date(2026, 1, 1)
     train_days: int = 21
     valid_days: int = 10
+    lead_days: int = 2
     feed_days: int = 3
     evaluation_days: int = 1
     candidates_per_request: int = 60
@@ -102,6 +104,8 @@ class ImportSettings:
         for field in ("train_days", "valid_days", "feed_days", "evaluation_days", "exposed_per_request"):
             if getattr(self, field) < 1:
                 problems.append(f"{field}={getattr(self, field)!r}: expected at least 1")
+        if not 0 <= self.lead_days <= self.valid_days:
+            problems.append(f"lead_days={self.lead_days!r}: expected 0 to valid_days={self.valid_days}")
         if self.exposed_per_request > self.candidates_per_request:
             problems.append(
                 f"exposed_per_request={self.exposed_per_request}: expected at most candidates_per_request="
@@ -121,8 +125,8 @@ class ImportSettings:
             raise UsageError("the import cannot run with these settings: " + "; ".join(problems))
 
     @property
-    def request_days(self) -> int:
-        """Days with requests: feed days, then evaluation days."""
+    def test_days(self) -> int:
+        """Days that hold the test split: feed days, then evaluation days."""
         return self.feed_days + self.evaluation_days
 
 
@@ -182,8 +186,8 @@ def generate(reviews: Reviews, settings: ImportSettings, sink: RowSink) -> None:
     events = place_events(reviews, settings)
     sink.write("raw_items", None, _item_rows(reviews, settings))
     _write_interactions(reviews, settings, events, sink)
-    observed = observe(reviews, events)
-    for day in range(settings.request_days):
+    observed = observe(reviews, settings, events)
+    for day in range(-settings.lead_days, settings.test_days):
         user, time, bought = day_of_requests(reviews, settings, events, day)
         for low in range(0, len(user), settings.batch_requests):
             part = slice(low, low + settings.batch_requests)
@@ -203,7 +207,7 @@ def place_events(reviews: Reviews, settings: ImportSettings) -> Events:
     for reviewer, splits in zip(reviews.users, split):
         parts = [_distinct(rng, *windows[s], int((splits == s).sum())) for s in (0, 1)]
         count = int((splits == 2).sum())
-        width = settings.request_days * DAY
+        width = settings.test_days * DAY
         offset = _unit_hash(settings.seed, reviewer.user_id)
         parts.append(start + ((np.arange(count) + offset) / max(count, 1) * width).astype(np.int64))
         times.append(np.concatenate(parts))
@@ -212,9 +216,9 @@ def place_events(reviews: Reviews, settings: ImportSettings) -> Events:
     return Events(user, item, np.concatenate(split), np.concatenate(times))
 
 
-def observe(reviews: Reviews, events: Events) -> Observed:
-    """What the platform knows when the feed days begin: title words, and counts of train and valid events."""
-    past = events.split < 2
+def observe(reviews: Reviews, settings: ImportSettings, events: Events) -> Observed:
+    """What the platform knows when requests begin: title words, and counts of the events before."""
+    past = events.time < midnight(settings.start_date - timedelta(days=settings.lead_days))
     size = len(reviews.items)
     features = text_features((item.title for item in reviews.items), size)
     return Observed(
@@ -228,9 +232,9 @@ def observe(reviews: Reviews, events: Events) -> Observed:
 def day_of_requests(
     reviews: Reviews, settings: ImportSettings, events: Events, day: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The requests of request day `day` by time: user [R], time [R], item really taken next [R] (-1: none).
+    """The requests of day `day` (0 is the first feed day) by time: user, time, item taken next, each [R].
 
-    A request with a purchase lies up to twenty minutes before it, on the same day and after the user's event before.
+    An item of -1 stands for a request without a purchase. One with a purchase lies up to twenty minutes before it, on the same day and after the user's event before.
     """
     start = midnight(settings.start_date + timedelta(days=day))
     rng = stream(settings.seed, "requests", day)
