@@ -69,8 +69,9 @@ def nearest(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
             cosine = features[members] @ features[members].T
             np.fill_diagonal(cosine, -np.inf)
             width = min(NEIGHBOURS, len(members) - 1)
-            best = np.argsort(-cosine, axis=1, kind="stable")[:, :width]
-            found[members, :width] = members[best]
+            best = np.argpartition(-cosine, width, axis=1)[:, :width] if width else np.empty((len(members), 0), int)
+            order_of = np.argsort(-np.take_along_axis(cosine, best, axis=1), axis=1, kind="stable")
+            found[members, :width] = members[np.take_along_axis(best, order_of, axis=1)]
     return found
 
 

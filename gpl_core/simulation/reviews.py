@@ -234,7 +234,8 @@ def day_of_requests(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The requests of day `day` (0 is the first feed day) by time: user, time, item taken next, each [R].
 
-    An item of -1 stands for a request without a purchase. One with a purchase lies up to twenty minutes before it, on the same day and after the user's event before.
+    An item of -1 stands for a request without a purchase. One with a purchase lies up to twenty minutes before it, on
+    the same day and after the user's event before.
     """
     start = midnight(settings.start_date + timedelta(days=day))
     rng = stream(settings.seed, "requests", day)

@@ -5,6 +5,7 @@ is data only; what an item is truly like, and what a user truly wants, is drawn 
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 # department: adjectives; materials; uses; brands
 _DEPARTMENTS = """
@@ -159,6 +160,7 @@ def _words(cell: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in cell.split(","))
 
 
+@cache
 def departments() -> tuple[Department, ...]:
     """The twelve departments, in a fixed order."""
     lines = _DEPARTMENTS.strip().splitlines()
@@ -166,6 +168,7 @@ def departments() -> tuple[Department, ...]:
     return tuple(Department(name.rstrip(":"), *(_words(cell) for cell in cells)) for name, *cells in blocks)
 
 
+@cache
 def topics() -> tuple[Topic, ...]:
     """The sixty topics (five per department), in a fixed order: department by department."""
     position = {department.name: index for index, department in enumerate(departments())}
