@@ -1,6 +1,10 @@
 """The tables of `simulate`: keys, contracts, dates, and the same bytes from the same seed."""
 
 import hashlib
+import io
+import os
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from PIL import Image
 
 from gpl_core.contracts import load_contract
 from gpl_core.errors import ContractError, UsageError
@@ -195,3 +200,27 @@ def test_settings_that_cannot_work_are_refused_all_at_once() -> None:
         SimulationSettings(users=0, random_share=1.5, exposed_per_request=100)
     for field in ("users=0", "random_share=1.5", "exposed_per_request=100"):
         assert field in str(caught.value)
+
+
+def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
+    """Python's string hashes change from process to process; the tables must not."""
+    program = (
+        "import sys; from datetime import date; from gpl_core.lake import Lake; "
+        "from gpl_core.simulation.settings import SimulationSettings as S; "
+        "from gpl_core.simulation.simulate import simulate; "
+        "simulate(S(users=20, items=100, days=1, warmup_days=3, candidates_per_request=30), Lake(sys.argv[1]))"
+    )
+    for name, hash_seed in {"a": "1", "b": "2"}.items():
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], env=environment, check=True)
+    assert _contents(tmp_path / "a") == _contents(tmp_path / "b")
+
+
+def test_pictures_show_the_department_by_colour() -> None:
+    """The nearest picture by mean colour and layout belongs to the same department far more often than by chance."""
+    rows = small().table("raw_items").to_pandas().drop_duplicates("item_id")
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(p)), float).reshape(-1) for p in rows.image])
+    department = rows.category.str.split(" > ").str[0].to_numpy()
+    distance = ((pixels[:, None, ::16] - pixels[None, :, ::16]) ** 2).sum(-1)
+    np.fill_diagonal(distance, np.inf)
+    assert (department[distance.argmin(1)] == department).mean() > 0.5  # chance is 1 in 12
