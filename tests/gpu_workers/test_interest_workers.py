@@ -1,0 +1,370 @@
+"""The interest model's two workers on real Delta tables: what they publish, skip, refuse and survive.
+
+Most tests call a worker's body in this process, as one rank; the launcher, two ranks and kill -9 have a test each.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gpl_core.artifacts import ArtifactStore, Manifest
+from gpl_core.contracts import load_contract
+from gpl_core.errors import LineageError, MissingInputError
+from gpl_core.interest.bundle import load_bundle
+from gpl_core.interest.scoring import DeviceTrie
+from gpl_core.interest.search import BeamSearch, SearchSettings
+from gpl_core.pipeline import Planner, find_step
+from gpl_core.runs import StepContext
+from gpl_core.sids.trie import Trie
+from gpu_workers import generate_anchors, train_interest_model
+from gpu_workers.interest_inputs import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
+from gpu_workers.runtime import Ranks, start_ranks
+from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, LEVELS, InterestLake, User
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    """This process as the only rank."""
+    before = dict(os.environ)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    yield start_ranks()
+    torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, ranks: Ranks) -> InterestLake:
+    """A lakehouse whose interest model has been trained; tests add their own requests, each for a date of its own."""
+    lake = InterestLake(tmp_path_factory.mktemp("trained"))
+    users = lake.users(120)
+    lake.write_sequences(users)
+    lake.write_stats(users)
+    call(lake, train_interest_model, ranks)
+    lake.lake.create(load_contract("interest_anchors"))
+    return lake
+
+
+def call(lake: InterestLake, worker, ranks: Ranks, *overrides: str, day: date = DAY) -> StepContext:
+    """Run a worker's body as the entry point does, without a process of its own."""
+    planner = Planner(lake.config(*overrides))
+    state = planner.state(find_step(worker.STEP), day)
+    if state.status == "blocked":
+        raise MissingInputError(state.reason)
+    context = StepContext(planner, worker.STEP, day, state, "test-run")
+    worker.run(context, ranks)
+    return context
+
+
+def state_of(lake: InterestLake, step: str, day: date = DAY) -> str:
+    return Planner(lake.config()).state(find_step(step), day).status
+
+
+def model_of(lake: InterestLake) -> Manifest:
+    return ArtifactStore(str(lake.root)).manifests("interest_model")[-1]
+
+
+def weights_of(lake: InterestLake) -> dict[str, torch.Tensor]:
+    return load_file(ArtifactStore(str(lake.root)).fetch(model_of(lake)) / "adapter.safetensors")
+
+
+def anchors_of(lake: InterestLake, day: date) -> dict[str, dict]:
+    snapshot = lake.lake.open("interest_anchors")
+    rows = snapshot.read(snapshot.select(start=day, end=day)).to_pylist()
+    assert len({r["user_id"] for r in rows}) == len(rows)
+    return {r["user_id"]: r for r in rows}
+
+
+# --- training
+
+
+def test_a_model_is_published_with_its_lineage_and_nothing_of_the_day_itself(trained: InterestLake) -> None:
+    manifest = model_of(trained)
+    assert manifest.lineage["sid_version"] == trained.version
+    assert manifest.lineage["encoder_version"] == "encoder-1"
+    assert manifest.trained_through == DAY - timedelta(days=1)
+    assert sorted(manifest.files) == ["adapter.safetensors", "interest_model.json"]
+    assert manifest.metrics["train"] + manifest.metrics["held_out"] == 120
+    assert manifest.metrics["held_out"] > 5
+    assert state_of(trained, "train_interest_model") == "done"
+
+
+def test_loss_falls_and_the_monitors_are_written(trained: InterestLake) -> None:
+    logs = [p for p in trained.root.rglob("*") if "logs" in p.parts]
+    csv = next(p for p in logs if p.name.endswith("valid_loss.csv"))
+    losses = [float(line.split(",")[1]) for line in csv.read_text().splitlines()[1:]]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    assert any(p.name.startswith("events.out.tfevents") for p in logs)
+
+
+def test_the_same_inputs_train_the_same_weights(tmp_path: Path, trained: InterestLake, ranks: Ranks) -> None:
+    again = InterestLake(tmp_path)
+    users = again.users(120)
+    again.write_sequences(users)
+    again.write_stats(users)
+    call(again, train_interest_model, ranks)
+    mine, first = weights_of(again), weights_of(trained)
+    assert all(torch.equal(mine[name], first[name]) for name in first)
+
+
+@pytest.mark.deepspeed
+def test_kill_9_between_epochs_then_again_gives_the_weights_of_an_undisturbed_run(
+    tmp_path: Path, trained: InterestLake, ranks: Ranks
+) -> None:
+    lake = InterestLake(tmp_path)
+    users = lake.users(120)
+    lake.write_sequences(users)
+    lake.write_stats(users)
+    command = [sys.executable, "gpu_workers/train_interest_model.py", "--run-date", DAY.isoformat(), *lake.arguments()]
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        until = time.monotonic() + 240
+        while not list(tmp_path.rglob("checkpoints/latest")) and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        stderr = process.stderr.read().decode()
+    assert list(tmp_path.rglob("checkpoints/latest")), stderr[-3000:]
+    assert not ArtifactStore(str(tmp_path)).manifests("interest_model"), "it had finished before the kill"
+    call(lake, train_interest_model, ranks)
+    mine, undisturbed = weights_of(lake), weights_of(trained)
+    assert all(torch.equal(mine[name], undisturbed[name]) for name in undisturbed)
+
+
+def test_a_user_s_latest_row_counts_and_held_out_users_are_never_trained_on(tmp_path: Path) -> None:
+    """u1 and u2 on an older day, u1 again on the newer one, u3 of another tokenizer.
+
+    dt = 1st: u1 (0, 1)   u2 (8, 9)
+    dt = 2nd: u1 (0, 1, 2)   u3 (16, 17; other)
+    """
+    lake = InterestLake(tmp_path)
+    lake.write_sequences([User("u1", [0, 1]), User("u2", [8, 9])], DAY - timedelta(days=1))
+    lake.write_sequences([User("u1", [0, 1, 2]), User("u3", [16, 17], sid_version="other")])
+    snapshot = lake.lake.open("user_sequences")
+    keep = np.ones(len(lake.sids))
+
+    def read(share: float, use: int, through: date = DAY) -> list[list[list[int]]]:
+        found = LatestSequences(snapshot, snapshot.select(end=through), lake.version, share)
+        whole = found.shares(1, seed=0, epoch=0)[0]
+        return sorted(h.sids.tolist() for h in found.histories(whole, use, keep, LEVELS, seed=0, epoch=0))
+
+    latest = sorted([lake.sids[[0, 1, 2]].tolist(), lake.sids[[8, 9]].tolist()])
+    assert read(0, TRAIN) == latest
+    assert read(1, HELD_OUT) == latest
+    assert read(1, TRAIN) == read(0, HELD_OUT) == []
+    assert read(0, TRAIN, DAY - timedelta(days=1)) == sorted([lake.sids[[0, 1]].tolist(), lake.sids[[8, 9]].tolist()])
+    found = LatestSequences(snapshot, snapshot.files, lake.version, 0).found
+    assert (found.train, found.superseded, found.other_sid_version, found.events) == (2, 1, 1, 5)
+
+
+def test_latest_rows_do_not_depend_on_the_number_of_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = InterestLake(tmp_path)
+    for back in (2, 1, 0):
+        lake.write_sequences(lake.users(30, seed=back)[: 30 - 5 * back], DAY - timedelta(days=back))
+    snapshot = lake.lake.open("user_sequences")
+    once = LatestSequences(snapshot, snapshot.files, lake.version, 0.3)
+    monkeypatch.setattr("gpu_workers.interest_inputs._KEYS_AT_A_TIME", 7)
+    often = LatestSequences(snapshot, snapshot.files, lake.version, 0.3)
+    assert often.found == once.found
+    assert all((often._use[path] == once._use[path]).all() for path in once._use)
+    assert once.found.train + once.found.held_out == 30
+
+
+def test_down_sampling_drops_targets_by_keep_u_and_keeps_the_context(tmp_path: Path) -> None:
+    lake = InterestLake(tmp_path)
+    lake.write_sequences([User("u", [0, 1, 2, 3])])  # keep_u: 0, .7, .4, .1
+    snapshot = lake.lake.open("user_sequences")
+    data = LatestSequences(snapshot, snapshot.files, lake.version, 0)
+    share = data.shares(1, seed=0, epoch=0)[0]
+    (history,) = data.histories(share, TRAIN, np.full(len(lake.sids), 0.5), LEVELS, seed=0, epoch=0)
+    assert history.is_target.tolist() == [True, False, True, True]
+    assert len(history.sids) == 4
+
+
+def test_sequences_of_another_tokenizer_are_refused_naming_both(tmp_path: Path, ranks: Ranks) -> None:
+    lake = InterestLake(tmp_path)
+    users = [replace(u, sid_version="sid-old") for u in lake.users(5)]
+    lake.write_sequences(users)
+    lake.write_stats(users)
+    with pytest.raises(LineageError, match=f"sid-old.*{lake.version}"):
+        call(lake, train_interest_model, ranks)
+    assert not ArtifactStore(str(tmp_path)).manifests("interest_model")
+
+
+@pytest.mark.deepspeed
+def test_two_ranks_under_the_launcher_learn_what_one_learns(tmp_path: Path, trained: InterestLake) -> None:
+    """Two files of different length: the shorter rank must neither hang nor drop a target.
+
+    Stated tolerance: held-out loss within 3 % of one rank's; the batches differ, the updates are as large and as many.
+    """
+    lake = InterestLake(tmp_path)
+    users = lake.users(120)
+    lake.write_sequences(users[:30], DAY - timedelta(days=1))
+    lake.write_sequences(users[30:])
+    lake.write_stats(users)
+    launch(lake, "train_interest_model", ranks=2)
+    one, two = model_of(trained).metrics, model_of(lake).metrics
+    assert two["train"] == one["train"]
+    assert abs(two["valid_loss"] / one["valid_loss"] - 1) < 0.03
+    # The cache is the same, too, whoever generates it.
+    model = model_of(lake)
+    lake.write_requests(users[:9], model.version, DAY)
+    launch(lake, "generate_anchors", ranks=2)
+    found = anchors_of(lake, DAY)
+    expected = search_directly(lake, users[:9], model)
+    assert {u: r["anchor_sids"] for u, r in found.items()} == expected
+
+
+def launch(lake: InterestLake, worker: str, ranks: int) -> None:
+    command = [
+        str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks),
+        "--master_port", str(29900 + os.getpid() % 90), f"gpu_workers/{worker}.py", "--run-date", DAY.isoformat(),
+        *lake.arguments(),
+    ]  # fmt: skip
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        env.pop(name, None)
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+# --- the cache
+
+
+def search_directly(lake: InterestLake, users: list[User], model: Manifest) -> dict[str, list[int]]:
+    """Anchors from the library, without the worker."""
+    folder = ArtifactStore(str(lake.root)).fetch(model)
+    loaded = load_bundle(folder, base_checkpoint(lake.config()), sid_version=lake.version)
+    search = BeamSearch(loaded, DeviceTrie(Trie.build(lake.sids, CODES)), SearchSettings(5, LENGTH))
+    found = search.search([lake.sids[list(u.items)] for u in users])
+    return {u.user_id: s.ravel().tolist() for u, s in zip(users, found.sids, strict=True)}
+
+
+def test_anchors_are_those_of_the_search(trained: InterestLake, ranks: Ranks) -> None:
+    day, users, model = DAY + timedelta(days=1), trained.users(20, seed=3), model_of(trained)
+    trained.write_requests(users, model.version, day)
+    context = call(trained, generate_anchors, ranks, day=day)
+    rows = anchors_of(trained, day)
+    assert {u: r["anchor_sids"] for u, r in rows.items()} == search_directly(trained, users, model)
+    for row in rows.values():
+        assert row["model_version"] == model.version
+        assert row["sid_version"] == trained.version
+        assert row["anchor_count"] == 5
+        assert row["log_prob"] == sorted(row["log_prob"], reverse=True)
+    assert context.counts.rows_in == context.counts.rows_out == 20
+    assert state_of(trained, "generate_anchors", day) == "done"
+
+
+def test_keys_that_the_cache_holds_are_not_generated_again(
+    trained: InterestLake, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve users cached; then the same twelve and one whose sequence has changed: one is searched."""
+    first, second = DAY + timedelta(days=2), DAY + timedelta(days=3)
+    users, model = trained.users(12, seed=4), model_of(trained)
+    trained.write_requests(users, model.version, first)
+    call(trained, generate_anchors, ranks, day=first)
+    changed = User(users[0].user_id, [*users[0].items[1:], 95])
+    trained.write_requests([changed, *users[1:]], model.version, second)
+    searched: list[int] = []
+    search = BeamSearch.search
+
+    def counted(self: BeamSearch, histories):
+        searched.append(len(histories))
+        return search(self, histories)
+
+    monkeypatch.setattr(BeamSearch, "search", counted)
+    context = call(trained, generate_anchors, ranks, day=second)
+    assert searched == [1]
+    assert list(anchors_of(trained, second)) == [changed.user_id]
+    assert context.counts.rows_in == context.counts.rows_out + context.counts.rows_dropped == 12
+
+
+def test_finished_units_survive_a_crash_and_are_not_computed_again(
+    trained: InterestLake, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Units of 5 users; the first attempt dies in the third unit, the second computes the last two only."""
+    day, users, model = DAY + timedelta(days=4), trained.users(20, seed=5), model_of(trained)
+    trained.write_requests(users, model.version, day)
+    monkeypatch.setattr(generate_anchors, "UNIT_ROWS", 5)
+    search = BeamSearch.search
+    calls: list[int] = []
+
+    def dying(self: BeamSearch, histories):
+        calls.append(len(histories))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return search(self, histories)
+
+    monkeypatch.setattr(BeamSearch, "search", dying)
+    with pytest.raises(KeyboardInterrupt):
+        call(trained, generate_anchors, ranks, day=day)
+    snapshot = trained.lake.open("interest_anchors")
+    assert not snapshot.select(start=day, end=day), "nothing may be visible before the commit"
+    context = call(trained, generate_anchors, ranks, day=day)
+    assert calls == [5, 5, 5, 5, 5]
+    assert context.counts.details["resumed"] == 10
+    assert {u: r["anchor_sids"] for u, r in anchors_of(trained, day).items()} == search_directly(trained, users, model)
+
+
+def test_a_part_file_that_vanished_is_made_again(
+    trained: InterestLake, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day, users, model = DAY + timedelta(days=5), trained.users(4, seed=6), model_of(trained)
+    trained.write_requests(users, model.version, day)
+
+    def no_commit(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_anchors, "commit_parts", no_commit)
+        with pytest.raises(KeyboardInterrupt):
+            call(trained, generate_anchors, ranks, day=day)
+    (orphan,) = (trained.root / "tables/interest_anchors").rglob(f"dt={day}/*.parquet")
+    orphan.unlink()
+    call(trained, generate_anchors, ranks, day=day)
+    assert set(anchors_of(trained, day)) == {u.user_id for u in users}
+
+
+def test_requests_of_other_versions_are_refused_naming_both(trained: InterestLake, ranks: Ranks) -> None:
+    day, model = DAY + timedelta(days=6), model_of(trained)
+    trained.write_requests([User("a", [1, 2], sid_version="sid-old")], model.version, day)
+    with pytest.raises(LineageError, match=f"sid_version sid-old.*{trained.version}"):
+        call(trained, generate_anchors, ranks, day=day)
+    trained.write_requests([User("a", [1, 2])], "model-old", day)
+    with pytest.raises(LineageError, match=f"model_version model-old.*{model.version}"):
+        call(trained, generate_anchors, ranks, day=day)
+    assert not anchors_of(trained, day)
+
+
+def test_unusable_sequences_are_rejected_by_name_and_the_rest_goes_on(
+    trained: InterestLake, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A code beyond C, as a damaged table would hold."""
+    day, model = DAY + timedelta(days=7), model_of(trained)
+    sids = trained.sids.copy()
+    monkeypatch.setattr(trained, "sids", np.where(np.arange(len(sids))[:, None] == 50, 99, sids))
+    trained.write_requests([User("good", [1, 2]), User("bad", [3, 50])], model.version, day)
+    context = call(trained, generate_anchors, ranks, day=day)
+    assert list(anchors_of(trained, day)) == ["good"]
+    rejects = trained.lake.open("worker_rejects").read().to_pylist()
+    assert [(r["key"], r["reason"], r["step"]) for r in rejects if r["dt"] == day] == [
+        ("user_id=bad", "unusable sequence", "generate_anchors")
+    ]
+    assert "code 99" in rejects[0]["detail"]
+    assert (context.counts.rows_in, context.counts.rows_dropped) == (2, 1)
