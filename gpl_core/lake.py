@@ -10,6 +10,7 @@ of which fingerprint. What is done or stale is read from there (see `pipeline.py
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ from gpl_core.contracts import CONTRACT_NAME, CONTRACT_VERSION, Contract, load_c
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
 
 WHOLE = "*"  # slice name of tables without a dt partition
+_COMMIT_TRIES = 15
+_COMMIT_FILE = re.compile(r"/(\d{20})\.json$")
+_PARTITION_VALUE = re.compile("[A-Za-z0-9_=-]+")
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,9 @@ class SliceMark:
         """Parse `userMetadata`; None when the commit is not one of ours."""
         try:
             body = json.loads(text or "")["gpl"]
+            return SliceMark(body["step"], body["slices"], body["run_id"], body.get("details", {}))
         except (ValueError, KeyError, TypeError):
             return None
-        return SliceMark(body["step"], body["slices"], body["run_id"], body.get("details", {}))
 
 
 @dataclass(frozen=True)
@@ -170,14 +174,21 @@ class Snapshot:
         return sum(f.rows for f in files)
 
     def marks(self) -> list[tuple[int, SliceMark]]:
-        """(version, mark) of this table's commits up to this version, newest first."""
+        """(version, mark) of this table's commits up to this version, newest first.
+
+        Read from the log itself: delta-rs' `history` lists every commit there is and numbers them downwards from the
+        version it has loaded, so that a pinned table, or one that another run commits to, gets the wrong ones.
+        """
+        fs, log = fsspec.core.url_to_fs(f"{self.uri}/_delta_log")
+        commits = {int(m[1]): p for p in fs.ls(log, detail=False, refresh=True) if (m := _COMMIT_FILE.search(p))}
         found = []
-        for commit in self._table.history():
-            if commit["version"] > self.version:
-                continue
-            mark = SliceMark.from_json(commit.get("userMetadata"))
-            if mark is not None:
-                found.append((commit["version"], mark))
+        for version in sorted((v for v in commits if v <= self.version), reverse=True):
+            for line in fs.cat_file(commits[version]).splitlines():
+                if not line.lstrip().startswith(b'{"commitInfo"'):
+                    continue
+                mark = SliceMark.from_json(json.loads(line)["commitInfo"].get("userMetadata"))
+                if mark is not None:
+                    found.append((version, mark))
         return found
 
     def mark(self, slice_name: str, step: str | None = None) -> tuple[int, SliceMark] | None:
@@ -202,14 +213,17 @@ class Snapshot:
         for f, uri in zip(files, self.uris(files), strict=True):
             with fsspec.open(uri, "rb") as handle:
                 part = pq.ParquetFile(handle).read(columns=in_file)
-            arrays = [
-                part.column(n).cast(schema.field(n).type)
-                if n in in_file
-                else pa.array([f.partition[n]] * len(part)).cast(schema.field(n).type)
-                for n in schema.names
-            ]
+            arrays = [_column_of(part, f, schema.field(n)) for n in schema.names]
             parts.append(pa.table(arrays, schema=schema))
         return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+def _column_of(part: pa.Table, file: DataFile, wanted: pa.Field) -> pa.Array | pa.ChunkedArray:
+    if wanted.name in part.column_names:
+        return part.column(wanted.name).cast(wanted.type)
+    if wanted.name in file.partition:
+        return pa.array([file.partition[wanted.name]] * len(part)).cast(wanted.type)
+    return pa.nulls(len(part), wanted.type)  # a nullable column that was added after this file was written
 
 
 def _earlier(value: Any, time: datetime) -> bool:
@@ -287,19 +301,25 @@ class Lake:
         Args:
             parts: `PartWriter.parts` of every rank.
             mark: step, slices and fingerprints: kept in the commit's userMetadata and as application transaction.
-            mode: `"overwrite"` replaces exactly the partition `partition`; `"append"` adds.
+            mode: `"overwrite"` replaces exactly the partition `partition`, or without one the whole table, which the
+                mark must then name (`*`); `"append"` adds.
             partition: partition values that every part must have.
             app_id: application transaction to count up; made of step, table and slices when not given.
 
         Raises:
             ContractError: a part lies outside `partition` (delta-rs itself would accept it).
-            ConflictError: another run wrote the same slice at the same time.
+            ConflictError: another run wrote the same slice (for an append: the same `app_id`) at the same time.
         """
         partition = dict(partition or {})
         for part in parts:
             strays = {k: v for k, v in partition.items() if part["partition"].get(k) != v}
             if strays:
                 raise ContractError(f"table {contract.name}: part {part['path']} is not of the slice {partition}")
+        if mode == "overwrite" and not partition and contract.partition_by and WHOLE not in mark.slices:
+            raise ContractError(
+                f"table {contract.name}: overwriting without a partition replaces the whole table, but the mark names "
+                f"only {sorted(mark.slices)}; give the partition, or mark the slice '{WHOLE}'"
+            )
         before = self.create(contract)
         app_id = app_id or f"{mark.step}:{contract.name}:{','.join(sorted(mark.slices))}"
         last = before.transaction_version(app_id)
@@ -311,25 +331,36 @@ class Lake:
             for part in parts
         ]  # fmt: skip
         filters = [(k, "=", v) for k, v in partition.items()] if mode == "overwrite" and partition else None
-        table = before._table
-        try:
-            table.create_write_transaction(
-                actions,
-                mode,
-                table.schema(),
-                list(contract.partition_by) or None,
-                filters,
-                commit_properties=CommitProperties(
-                    custom_metadata={"userMetadata": mark.to_json()},
-                    app_transactions=[Transaction(app_id, last + 1)],
-                    max_commit_retries=0 if mode == "overwrite" else 15,
-                ),
-            )
-        except CommitFailedError as error:
-            raise ConflictError(
-                f"table {contract.name}: slice {sorted(mark.slices)} was written by another run at the same time "
-                f"({error}); nothing was changed, run the step again"
-            ) from error
+        for attempt in range(_COMMIT_TRIES):
+            table = before._table
+            try:
+                table.create_write_transaction(
+                    actions,
+                    mode,
+                    table.schema(),
+                    list(contract.partition_by) or None,
+                    filters,
+                    commit_properties=CommitProperties(
+                        custom_metadata={"userMetadata": mark.to_json()},
+                        app_transactions=[Transaction(app_id, last + 1)],
+                        max_commit_retries=0 if mode == "overwrite" else 15,
+                    ),
+                )
+                break
+            except CommitFailedError as error:
+                # To delta-rs any commit that removed a file is a conflict, of another slice too. It is one only when
+                # our slice moved; else the same parts are offered again on top of the newer version.
+                now = self.open(contract.name, contract=contract)
+                moved = now.transaction_version(app_id) != last
+                if mode == "overwrite":
+                    live = [Snapshot.digest(s.select(where=partition)) for s in (before, now)]
+                    moved = moved or live[0] != live[1]
+                if moved or attempt + 1 == _COMMIT_TRIES:
+                    raise ConflictError(
+                        f"table {contract.name}: slice {sorted(mark.slices)} was written by another run at the same "
+                        f"time ({error}); nothing was changed, run the step again"
+                    ) from error
+                before = now
         after = self.open(contract.name, contract=contract)
         return Commit(before.version, after.version, sum(p["rows"] for p in parts), sum(p["size"] for p in parts))
 
@@ -369,6 +400,12 @@ class PartWriter:
             raise ContractError(
                 f"table {contract.name} is partitioned by {contract.partition_by}, got values for {tuple(partition)}"
             )
+        for column, value in partition.items():
+            if not _PARTITION_VALUE.fullmatch(value):
+                raise ContractError(
+                    f"table {contract.name}: partition {column}='{value}' holds characters that readers of paths do "
+                    "not agree about; use letters, digits, '_', '=' and '-'"
+                )
         self.contract = contract
         self.partition = dict(partition)
         self.parts: list[dict[str, Any]] = []
@@ -436,6 +473,7 @@ class PartWriter:
             self._finish()
             return
         if self._open is not None:
+            self._open[2].close()  # first: its destructor would write a footer to the closed file
             self._open[1].close()
             self._fs.rm(f"{self._base}/{self._open[0]}")
         for part in self.parts:
