@@ -31,6 +31,7 @@ class Read:
     Scopes, for run date D: `slice` dt = D · `next` dt = D + 1 · `before` the `days` dates before D · `through` every
     slice up to D · `window` the `days` dates up to D · `as_of` files with something before D + 1 by `column` ·
     `whole` all of it · `lookup` read by key, never a reason to run again.
+    A table may be read in two scopes: either change makes the step stale.
     """
 
     table: str
@@ -38,6 +39,7 @@ class Read:
     days: str = ""  # configuration key that holds the number of days
     column: str = ""
     optional: bool = False
+    when: tuple[str, tuple[str, ...]] = ("", ())  # configuration key and the values for which this is read at all
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,15 @@ class Step:
         """Its entry point, relative to the project root."""
         return f"{'spark_jobs' if self.launcher == 'spark' else 'gpu_workers'}/{self.name}.py"
 
+
+FITTED_ON_CLICKS = ("labels.calibrator.kind", ("platt", "isotonic", "logistic"))
+COUNTS = ("labels.calibrator.kind", ("logistic",))
+# Why an unexposed pair has no label: looked up, never a reason to build the feed again.
+FOR_REASONS = ("user_sequences", "score_requests", "worker_rejects")
+FOR_REPORT = (
+    "impressions", "candidates", "interactions", "exposed_samples", "unexposed_samples", "user_sequences",
+    "anchor_requests", "interest_anchors", "score_requests", "pair_scores", "item_stats", "item_sids", "items", "job_runs",
+)  # fmt: skip
 
 STEPS: tuple[Step, ...] = (
     Step(
@@ -144,7 +155,9 @@ STEPS: tuple[Step, ...] = (
     Step(
         "fit_calibrator", "spark",
         reads=(Read("pair_scores", "slice"),
-               Read("impressions", "before", days="labels.calibrator.window_days", optional=True)),
+               Read("pair_scores", "before", days="labels.calibrator.window_days", when=FITTED_ON_CLICKS),
+               Read("impressions", "before", days="labels.calibrator.window_days", optional=True),
+               Read("item_stats", "lookup", when=COUNTS), Read("user_stats", "lookup", when=COUNTS)),
         uses=("interest_model",), publishes="calibrator", sections=("labels.calibrator",),
         follows={"interest_model": "model_version"},
     ),
@@ -157,7 +170,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "training_feed", "spark",
         reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"), Read("pseudo_labels", "slice"),
-               Read("item_sids", "lookup")),
+               Read("item_sids", "lookup"), *(Read(t, "lookup", optional=True) for t in FOR_REASONS)),
         uses=("tokenizer",), writes=("training_feed",), sections=("feed",),
     ),
     Step(
@@ -170,7 +183,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "report", "spark",
         reads=(Read("training_feed", "slice"), Read("pseudo_labels", "slice"), Read("quarantine", "slice"),
-               Read("evaluations", "slice")),
+               Read("evaluations", "slice"), *(Read(t, "lookup", optional=True) for t in FOR_REPORT)),
         uses=("calibrator",),
     ),
 )  # fmt: skip
@@ -269,6 +282,8 @@ class Planner:
         for read in step.reads:
             if read.scope == "next" and not with_next:
                 continue
+            if read.when[0] and self._value(read.when[0]) not in read.when[1]:
+                continue
             snapshot = self.snapshot(read.table)
             if snapshot is None:
                 if read.optional:
@@ -278,9 +293,10 @@ class Planner:
                     f"step {step.name} needs table {read.table}, which does not exist at {self.lake.uri(read.table)}; "
                     + ("it is the platform's input" if owner == "platform" else f"run the step {owner} first")
                 )
-            inputs[read.table] = {"version": snapshot.version}
+            entry = inputs.setdefault(read.table, {"version": snapshot.version})
             if read.scope != "lookup":
-                inputs[read.table]["digest"] = Snapshot.digest(self.files(snapshot, read, run_date))
+                digest = Snapshot.digest(self.files(snapshot, read, run_date))
+                entry["digest"] = f"{entry['digest']}+{digest}" if "digest" in entry else digest
             if read.scope == "slice" and load_contract(read.table).owner in _BY_NAME:
                 self._require_slice(step, snapshot, run_date)
         for kind in step.uses:
@@ -316,10 +332,14 @@ class Planner:
         return timedelta(days=int(self._setting(read.days)))
 
     def _setting(self, key: str) -> int:
+        value = self._value(key)
+        assert isinstance(value, int)
+        return value
+
+    def _value(self, key: str) -> object:
         value: object = self.config
         for part in key.split("."):
             value = getattr(value, part)
-        assert isinstance(value, int)
         return value
 
     def _hash(self, step: Step, inputs: Mapping[str, Mapping[str, str | int]], run_date: date | None = None) -> str:
