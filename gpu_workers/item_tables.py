@@ -49,6 +49,11 @@ class ItemRows:
         row = np.where(known, self.row_of[np.where(known, item_index, 0)], -1)
         return np.where((row >= 0) & self.finite[row], row, -1)
 
+    def content(self, item_index: np.ndarray) -> np.ndarray:
+        """Embeddings float32 [... x d]; 0 where there is none."""
+        row = self.rows(item_index)
+        return np.where(row[..., None] >= 0, self.vectors[np.maximum(row, 0)], np.float32(0))
+
 
 def sids_in_force(snapshot: Snapshot, sid_version: str) -> tuple[np.ndarray, np.ndarray]:
     """(item_index int64 [n], sids int32 [n x L]) with retired_at = 0 under `sid_version`.
@@ -67,3 +72,11 @@ def sids_in_force(snapshot: Snapshot, sid_version: str) -> tuple[np.ndarray, np.
             f"table item_sids@{snapshot.version}: no SID in force of sid_version {sid_version}; run assign_sids first"
         )
     return np.concatenate(index), np.concatenate(sids)
+
+
+def sid_table(item_index: np.ndarray, sids: np.ndarray, items: int) -> np.ndarray:
+    """SIDs int32 [items x L] by item_index, -1 where an item has none."""
+    out = np.full((items, sids.shape[1]), -1, dtype=np.int32)
+    known = item_index < items
+    out[item_index[known]] = sids[known]
+    return out

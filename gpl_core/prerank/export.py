@@ -8,44 +8,43 @@ Nothing of this project is needed to serve: see `serving.py` for a reader in pla
 
 Files of a bundle: `serving.json`; `profiles.safetensors` (`table` [user_buckets x d]); per variant
 `<variant>/items.safetensors` (`vectors` [N x (m + 1)], row = item_index), `<variant>/user_tower.safetensors`
-(`id.weight`, `project.weight`, `hidden.weight`, `hidden.bias`, `out.weight`, `out.bias`, `pair.weight`).
+(`id.weight`, `project.weight`, `hidden.weight`, `hidden.bias`, `out.weight`, `out.bias`, `pair.weight`);
+`<variant>/item_tower.safetensors`: with it `load_variant` restores the whole model, to embed items that came later.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from gpl_core.errors import ContractError
 from gpl_core.prerank.features import item_buckets
-from gpl_core.prerank.model import TwoTower
+from gpl_core.prerank.model import TowerConfig, TwoTower
+
+ContentOf = Callable[[npt.NDArray[np.integer]], npt.NDArray[np.float32]]
+"""item_index [n] -> embeddings float32 [n x d], 0 for an item without one."""
 
 FORMAT = "gpl-preranker-1"
 _ROWS = 65_536  # items computed at a time: bounds memory whatever the catalogue
 
 
-def item_vectors(
-    model: TwoTower, content: npt.NDArray[np.floating], has_vector: npt.NDArray[np.bool_], sids: npt.NDArray[np.integer]
-) -> torch.Tensor:
-    """Vectors [N x (m + 1)] of all items, float32 on the CPU.
-
-    content: [N x d] by item_index (a memory map will do), has_vector: bool [N]; sids: int [N x L], -1 where none.
-    """
+def item_vectors(model: TwoTower, sids: npt.NDArray[np.integer], content: ContentOf) -> torch.Tensor:
+    """Vectors [N x (m + 1)] of all items, float32 on the CPU; sids: int [N x L] by item_index, -1 where none."""
     device = next(model.parameters()).device
-    out = torch.empty(len(content), model.config.dimension + 1)
+    out = torch.empty(len(sids), model.config.dimension + 1)
     model.eval()
     with torch.no_grad():
-        for start, stop in _ranges(len(content)):
-            vectors = np.where(has_vector[start:stop, None], content[start:stop], 0.0).astype(np.float32)
-            bucket = item_buckets(np.arange(start, stop), model.config.item_buckets)
+        for start, stop in _ranges(len(sids)):
+            index = np.arange(start, stop)
             out[start:stop] = model.item(
-                torch.from_numpy(bucket).to(device),
-                torch.from_numpy(vectors).to(device),
+                torch.from_numpy(item_buckets(index, model.config.item_buckets)).to(device),
+                torch.from_numpy(content(index)).to(device),
                 torch.from_numpy(np.asarray(sids[start:stop], dtype=np.int64)).to(device),
             ).cpu()
     return out
@@ -55,30 +54,53 @@ def export_bundle(
     folder: Path,
     variants: Mapping[str, TwoTower],
     profiles: npt.NDArray[np.float32],
-    content: npt.NDArray[np.floating],
-    has_vector: npt.NDArray[np.bool_],
     sids: npt.NDArray[np.integer],
+    content: ContentOf,
     about: Mapping[str, object],
 ) -> None:
-    """Writes the bundle of the module's docstring into `folder`; `about`: JSON-able lineage and training facts."""
+    """Writes the bundle of the module's docstring into `folder`.
+
+    profiles: [user_buckets x d]; sids, content: as `item_vectors`; about: JSON-able lineage and training facts.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"table": torch.from_numpy(profiles)}, str(folder / "profiles.safetensors"))
     for name, model in variants.items():
         (folder / name).mkdir(exist_ok=True)
-        save_file({"vectors": item_vectors(model, content, has_vector, sids)}, str(folder / name / "items.safetensors"))
-        tower = {key: value.detach().cpu().contiguous() for key, value in model.user.state_dict().items()}
-        tower["pair.weight"] = model.pair.weight.detach().cpu().contiguous()
-        save_file(tower, str(folder / name / "user_tower.safetensors"))
+        save_file({"vectors": item_vectors(model, sids, content)}, str(folder / name / "items.safetensors"))
+        save_file({**_weights(model.user), "pair.weight": _weights(model.pair)["weight"]}, _path(folder, name, "user"))
+        save_file(_weights(model.item), _path(folder, name, "item"))
     first = next(iter(variants.values()))
     description = {
         "format": FORMAT,
         "variants": sorted(variants),
         "user_hash": "crc32(utf-8 user id) mod user_buckets",
         "model": first.config.to_dict(),
-        "items": len(content),
+        "items": len(sids),
         **about,
     }
     (folder / "serving.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_variant(folder: Path, name: str) -> TwoTower:
+    """The model of one variant of a bundle, with the very weights that were exported."""
+    about = json.loads((folder / "serving.json").read_text(encoding="utf-8"))
+    if name not in about["variants"]:
+        raise ContractError(f"{folder}: no variant {name!r}; the bundle holds {', '.join(about['variants'])}")
+    sizes = {**about["model"], "pair_features": tuple(about["model"]["pair_features"])}
+    model = TwoTower(TowerConfig(**sizes))
+    tower = load_file(_path(folder, name, "user"))
+    model.pair.load_state_dict({"weight": tower.pop("pair.weight")})
+    model.user.load_state_dict(tower)
+    model.item.load_state_dict(load_file(_path(folder, name, "item")))
+    return model.eval()
+
+
+def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+
+
+def _path(folder: Path, name: str, side: str) -> str:
+    return str(folder / name / f"{side}_tower.safetensors")
 
 
 def _ranges(rows: int) -> Iterator[tuple[int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,16 @@ class ServedModel:
         self._tower: dict[str, Float32] = load_file(folder / variant / "user_tower.safetensors")
         self.items: Float32 = load_file(folder / variant / "items.safetensors")["vectors"]
         """float32 [N x (m + 1)], row = item_index; the last column is the item's bias."""
+
+    @staticmethod
+    def describe(folder: Path) -> dict[str, Any]:
+        """`serving.json` of a bundle: variants, sizes, lineage. Raises ContractError for another format."""
+        about: dict[str, Any] = json.loads((folder / "serving.json").read_text(encoding="utf-8"))
+        if about.get("format") != "gpl-preranker-1":
+            raise ContractError(
+                f"{folder}: serving.json has format {about.get('format')!r}; expected 'gpl-preranker-1'"
+            )
+        return about
 
     def users(self, user_ids: list[str]) -> Float32:
         """User vectors float32 [n x m]."""

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 
 from gpl_core.errors import ContractError, UsageError
-from gpl_core.prerank.export import export_bundle
+from gpl_core.prerank.export import export_bundle, load_variant
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
 from gpl_core.prerank.loss import dual_label_loss
 from gpl_core.prerank.model import TowerConfig, TwoTower, build_model
@@ -43,14 +43,19 @@ def _world(seed: int = 0, items: int = 30) -> tuple[np.ndarray, np.ndarray, np.n
     return content, has_vector, sids, profiles
 
 
+def _content(world):
+    content, has_vector, _, _ = world
+    return lambda index: np.where(has_vector[index, None], content[index], 0).astype(np.float32)
+
+
 def _batch(users: list[str], items: np.ndarray, world, pair: np.ndarray) -> TowerBatch:
-    content, has_vector, sids, profiles = world
+    _, _, sids, profiles = world
     bucket = user_buckets(users, CONFIG.user_buckets)
     return TowerBatch(
         torch.from_numpy(bucket),
         torch.from_numpy(profiles.of(bucket)),
         torch.from_numpy(item_buckets(items, CONFIG.item_buckets)),
-        torch.from_numpy(np.where(has_vector[items, None], content[items], 0).astype(np.float32)),
+        torch.from_numpy(_content(world)(items)),
         torch.from_numpy(sids[items]),
         torch.from_numpy(pair.astype(np.float32)),
     )
@@ -133,16 +138,18 @@ def test_profiles_are_unit_means_and_a_later_date_replaces_a_bucket() -> None:
 
 def test_export_is_served_alike_by_the_reader_and_by_a_few_lines_without_this_project(tmp_path) -> None:
     world = _world()
-    content, has_vector, sids, profiles = world
+    _, _, sids, profiles = world
     model = build_model(CONFIG, 4)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
         model.item.sid.weight[0].zero_()
-    export_bundle(tmp_path, {"gpl": model}, profiles.table, content, has_vector, sids, {"run_date": "2026-01-04"})
+    export_bundle(tmp_path, {"gpl": model}, profiles.table, sids, _content(world), {"run_date": "2026-01-04"})
     items, pair = np.array([3, 5, 29, 0]), np.array([[0.1], [0.0], [-2.0], [1.0]], dtype=np.float32)
     expected = model(_batch(USERS, items, world, pair)).detach().numpy()
 
+    loaded = load_variant(tmp_path, "gpl")
+    assert torch.equal(loaded(_batch(USERS, items, world, pair)), torch.from_numpy(expected))
     served = ServedModel(tmp_path, "gpl")
     assert served.score_pairs(USERS, items, pair) == pytest.approx(expected, abs=1e-5)
     for n, user in enumerate(served.users(USERS)):
@@ -167,9 +174,11 @@ def test_export_is_served_alike_by_the_reader_and_by_a_few_lines_without_this_pr
 
 def test_serving_refuses_what_it_does_not_know(tmp_path) -> None:
     world = _world()
-    export_bundle(tmp_path, {"gpl": build_model(CONFIG, 0)}, world[3].table, world[0], world[1], world[2], {})
+    export_bundle(tmp_path, {"gpl": build_model(CONFIG, 0)}, world[3].table, world[2], _content(world), {})
     with pytest.raises(ContractError, match="no variant 'exposed_only'"):
         ServedModel(tmp_path, "exposed_only")
+    with pytest.raises(ContractError, match="no variant 'exposed_only'"):
+        load_variant(tmp_path, "exposed_only")
     with pytest.raises(ContractError, match="pair features bid"):
         ServedModel(tmp_path, "gpl").score_pairs(["u1"], np.array([1]))
     (tmp_path / "serving.json").write_text('{"format": "other"}')

@@ -1,0 +1,142 @@
+"""Judge of a simulated marketplace: pre-ranker variants against the true click probabilities -> truth_metrics.
+
+deepspeed --num_accelerators 1 gpu_workers/evaluate_truth.py --config quickstart --run-date 2026-01-04
+
+Not a step of the graph: nothing reads what it writes. The run date is a day after the pre-ranker was trained; all of its
+recalled pairs are judged, exposed or not, by expected AUC: a pair counts p as a click and 1 - p as none. `bayes` scores
+each pair by its true probability: what no model can beat in expectation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from gpl_core.artifacts import Manifest
+from gpl_core.errors import MissingInputError
+from gpl_core.prerank import metrics
+from gpl_core.prerank.serving import ServedModel
+from gpu_workers.embeddings import digests
+from gpu_workers.feed import read_batches, rebatch
+from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
+
+BAYES = "bayes"
+_TRUTH_COLUMNS = ("item_id", "user_id", "true_probability", "is_exposed")
+
+
+def main() -> None:
+    """Entry point."""
+    worker_main("evaluate_truth", body)
+
+
+def body(context: StepContext, ranks: Ranks) -> None:
+    """Judge every variant of the pre-ranker in force; one rank does it, a bundle needs numpy alone."""
+    rows: list[dict[str, Any]] = []
+    with ranks.together():
+        manifest = context.artifact("preranker")
+        if ranks.is_main:
+            rows = judge(context, manifest)
+    partition = {"dt": context.run_date.isoformat()}
+    contract = context.contract("truth_metrics")
+    with ranks.together(), context.lake.writer(contract, partition, dims={}, rank=ranks.rank) as writer:
+        if rows:
+            writer.write(pa.Table.from_pylist(rows, schema=contract.arrow_schema(partitions=False)))
+    commit_parts(context, ranks, "truth_metrics", writer.parts, mode="overwrite", partition=partition)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Recalled pairs of one day with a known item; users as 64-bit digests."""
+
+    user: np.ndarray
+    probability: np.ndarray
+    is_exposed: np.ndarray
+    scores: dict[tuple[str, int], np.ndarray]
+    """(model, seed) -> scores [n]."""
+    left_out: int
+    """Pairs whose item the bundle does not hold."""
+
+
+def judge(context: StepContext, manifest: Manifest) -> list[dict[str, Any]]:
+    """Rows of truth_metrics; logs each figure."""
+    folder = context.artifacts.fetch(manifest)
+    about = ServedModel.describe(folder)
+    models = {}
+    for name in about["variants"]:
+        variant, _, seed = name.rpartition("-seed")
+        models[variant, int(seed)] = ServedModel(folder, name)
+    found = _score(context, models)
+    seeds = sorted({seed for _, seed in models})
+    context.counts.rows_in = len(found.user) + found.left_out
+    context.counts.rows_dropped = found.left_out
+    rows = []
+    for part, chosen in {"exposed": found.is_exposed, "unexposed": ~found.is_exposed}.items():
+        p = found.probability[chosen]
+        for (model, seed), scores in {**found.scores, **{(BAYES, s): found.probability for s in seeds}}.items():
+            s = scores[chosen]
+            for figure in (metrics.auc(s, p), metrics.gauc(s, p, found.user[chosen])):
+                rows.append(
+                    {
+                        "model": model, "seed": seed, "slice": part, "metric": figure.metric, "value": figure.value,
+                        "rows": figure.rows, "note": figure.note, "preranker_version": manifest.version,
+                    }
+                )  # fmt: skip
+                text = figure.note if figure.value is None else f"{figure.value:.4f}"
+                log.info("evaluate_truth: %s seed %d, %s, expected %s: %s", model, seed, part, figure.metric, text)
+    return rows
+
+
+def _score(context: StepContext, models: dict[tuple[str, int], ServedModel]) -> Judged:
+    index_of = _item_numbers(context)
+    truth = context.snapshot("truth")
+    files = truth.select(start=context.run_date, end=context.run_date)
+    items = min(len(model.items) for model in models.values())
+    users, probabilities, exposed = [], [], []
+    scores: dict[tuple[str, int], list[np.ndarray]] = {key: [] for key in models}
+    left_out = 0
+    for batch in rebatch(read_batches(truth, files, _TRUTH_COLUMNS), 65_536):
+        index = index_of(batch["item_id"])
+        known = (index >= 0) & (index < items)  # an item that came after the training day has no vector yet
+        left_out += int((~known).sum())
+        users.append(digests(batch["user_id"][known]))
+        probabilities.append(batch["true_probability"][known])
+        exposed.append(batch["is_exposed"][known].astype(bool))
+        for key, model in models.items():
+            scores[key].append(model.score_pairs(batch["user_id"][known].tolist(), index[known]))
+    if not users:
+        raise MissingInputError(f"table truth@{truth.version}: no rows of {context.run_date}; run gpl simulate for it")
+    return Judged(
+        np.concatenate(users),
+        np.concatenate(probabilities),
+        np.concatenate(exposed),
+        {key: np.concatenate(held) for key, held in scores.items()},
+        left_out,
+    )
+
+
+def _item_numbers(context: StepContext) -> Any:
+    """A function item_id [n] -> item_index [n], -1 where unknown; 16 bytes per item."""
+    keys, numbers = [], []
+    items = context.snapshot("items")
+    for batch in read_batches(items, items.files, ["item_id", "item_index"]):
+        keys.append(digests(batch["item_id"]))
+        numbers.append(batch["item_index"].astype(np.int64))
+    if not keys:
+        raise MissingInputError(f"table items@{items.version}: no rows; run ingest first")
+    key, number = np.concatenate(keys), np.concatenate(numbers)
+    order = np.argsort(key)
+    key, number = key[order], number[order]
+
+    def index_of(item_ids: np.ndarray) -> np.ndarray:
+        wanted = digests(item_ids)
+        at = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
+        return np.where(key[at] == wanted, number[at], -1)
+
+    return index_of
+
+
+if __name__ == "__main__":
+    main()

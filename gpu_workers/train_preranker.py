@@ -1,0 +1,316 @@
+"""Worker: training_feed -> artifact preranker and table evaluations: the reference consumer of the feed.
+
+deepspeed --num_accelerators 2 gpu_workers/train_preranker.py --config quickstart --run-date 2026-01-03
+
+Two variants train side by side on the same batches, from the same initial weights, for the same number of steps:
+`exposed_only` (lambda = 0) and `gpl`. The day after the run date judges both, when its impressions are there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+from gpl_core.artifacts import Manifest, artifact_version
+from gpl_core.config import Prerank
+from gpl_core.errors import MissingInputError
+from gpl_core.prerank import metrics
+from gpl_core.prerank.export import export_bundle, load_variant
+from gpl_core.prerank.loss import RowMass, dual_label_loss, row_mass
+from gpl_core.prerank.metrics import Figure
+from gpl_core.prerank.model import TowerConfig, TwoTower, build_model
+from gpu_workers.embeddings import item_vectors
+from gpu_workers.item_tables import ItemRows, end_of, sid_table, sids_in_force
+from gpu_workers.prerank_inputs import (
+    FeedFacts,
+    Impressions,
+    TowerInputs,
+    feed_batches,
+    load_profiles,
+    score_impressions,
+)
+from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, seed_everything, worker_main
+
+EXPOSED_ONLY, GPL = "exposed_only", "gpl"
+TAIL_SHARE = 0.8  # tail items: all but the most exposed fifth of the items
+
+
+def main() -> None:
+    """Entry point."""
+    worker_main("train_preranker", body)
+
+
+def body(context: StepContext, ranks: Ranks) -> None:
+    """Train and publish unless this very artifact exists, then evaluate on the day after."""
+    seed_everything(context.config.run.seed)
+    with ranks.together():
+        tokenizer = context.artifact("tokenizer")
+        embeddings = context.snapshot("item_embeddings")
+    encoder_version = tokenizer.lineage["encoder_version"]
+    with item_vectors(embeddings, encoder_version, ranks, before=end_of(context.run_date)) as vectors:
+        with ranks.together():
+            items = ItemRows.of(vectors)
+            index, sids = sids_in_force(context.snapshot("item_sids"), tokenizer.version)
+        profiles = load_profiles(context, ranks, items)
+        table = sid_table(index, sids, len(items.row_of))
+        inputs = TowerInputs(items, table, profiles, context.config.prerank, ranks.device)
+        version = artifact_version(context.run_date, context.artifact_fingerprint)
+        manifest = context.artifacts.find("preranker", version)
+        if manifest is None:
+            manifest = _train_and_publish(context, ranks, inputs, tokenizer, int(sids.max()) + 1)
+        elif ranks.is_main:
+            log.info("train_preranker: %s exists, only the evaluation is made", manifest.version)
+        rows: list[dict[str, Any]] = []
+        with ranks.together():
+            if ranks.is_main:  # the model is light: one rank scores a day's impressions in one pass
+                rows = _evaluate(context, inputs, manifest)
+    _commit(context, ranks, rows)
+
+
+def variants_of(settings: Prerank) -> dict[str, float]:
+    """Variant -> lambda."""
+    return {EXPOSED_ONLY: 0.0, GPL: settings.lambda_}
+
+
+def bundle_name(variant: str, seed: int) -> str:
+    """Name of one trained model in the bundle."""
+    return f"{variant}-seed{seed}"
+
+
+def _train_and_publish(
+    context: StepContext, ranks: Ranks, inputs: TowerInputs, tokenizer: Manifest, codes: int
+) -> Manifest:
+    settings = context.config.prerank
+    facts = FeedFacts(np.zeros(len(inputs.sids), dtype=np.int64))
+    models: dict[str, TwoTower] = {}
+    losses: dict[str, float] = {}
+    for number, seed in enumerate(settings.seeds):
+        trained, seen = _train(context, ranks, inputs, tokenizer.version, codes, seed)
+        facts = seen if number == 0 else facts
+        for name, (model, loss) in trained.items():
+            models[bundle_name(name, seed)] = model
+            losses[bundle_name(name, seed)] = loss
+    text = ""
+    with ranks.together():
+        if ranks.is_main:
+            text = _publish(context, inputs, tokenizer, models, losses, facts).version
+    version = ranks.broadcast_text(text)
+    manifest = context.artifacts.find("preranker", version)
+    assert manifest is not None  # rank 0 has just published it
+    return manifest
+
+
+def _train(
+    context: StepContext, ranks: Ranks, inputs: TowerInputs, sid_version: str, codes: int, seed: int
+) -> tuple[dict[str, tuple[TwoTower, float]], FeedFacts]:
+    """Every variant's model and its mean loss over the last 100 steps, and what the first epoch saw."""
+    settings = context.config.prerank
+    feed = context.snapshot("training_feed")
+    files = feed.select(start=context.run_date - timedelta(days=settings.train_days - 1), end=context.run_date)
+    facts = FeedFacts(np.zeros(len(inputs.sids), dtype=np.int64))
+    engines: dict[str, Any] = {}
+    recent: dict[str, list[float]] = {name: [] for name in variants_of(settings)}
+    step, epoch = 0, 0
+    while step < settings.steps:
+        before = step
+        for batch in feed_batches(feed, files, settings.batch_size, seed=seed, epoch=epoch):
+            if epoch == 0:
+                facts.add(batch, sid_version, context.run_date)
+            if not engines:
+                engines = _engines(context, ranks, inputs, codes, seed, _prior(batch))
+            _step(batch, ranks, inputs, engines, variants_of(settings), recent)
+            step += 1
+            if ranks.is_main and step % 100 == 0:
+                means = ", ".join(f"{name} {np.mean(values[-100:]):.4f}" for name, values in recent.items())
+                log.info("train_preranker: step %d of %d, mean loss: %s", step, settings.steps, means)
+            if step >= settings.steps:
+                break
+        if step == before:
+            raise MissingInputError(
+                f"table training_feed@{feed.version}: no rows in the {settings.train_days} day(s) up to "
+                f"{context.run_date}; run training_feed, or check that the dates had requests"
+            )
+        epoch += 1
+    if not facts.exposed or not facts.unexposed:
+        log.warning("train_preranker: %d exposed and %d unexposed rows", facts.exposed, facts.unexposed)
+    return {
+        name: (engine.module, float(np.mean(recent[name][-100:]))) for name, engine in engines.items()
+    }, facts  # fmt: skip
+
+
+def _engines(
+    context: StepContext, ranks: Ranks, inputs: TowerInputs, codes: int, seed: int, prior: float
+) -> dict[str, Any]:
+    """One DeepSpeed engine per variant, all from the same initial weights."""
+    settings = context.config.prerank
+    sizes = TowerConfig(
+        user_buckets=settings.user_buckets,
+        item_buckets=settings.item_buckets,
+        dimension=settings.dimension,
+        hidden=settings.hidden,
+        content_width=inputs.items.vectors.shape[1],
+        levels=inputs.sids.shape[1],
+        codes=codes,
+        prior_rate=prior,
+    )
+    own = {
+        "train_micro_batch_size_per_gpu": max(1, settings.batch_size // ranks.size),
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": {"stage": 0},  # the model is small beside its batches
+        "steps_per_print": 1_000_000,
+    }
+    engines = {}
+    for name in variants_of(settings):
+        model = build_model(sizes, seed).to(ranks.device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        engines[name], *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(own))
+    return engines
+
+
+def _step(
+    batch: dict[str, np.ndarray],
+    ranks: Ranks,
+    inputs: TowerInputs,
+    engines: dict[str, Any],
+    lambdas: dict[str, float],
+    recent: dict[str, list[float]],
+) -> None:
+    mine = {name: values[ranks.rank :: ranks.size] for name, values in batch.items()}
+    tower = inputs.batch(mine["user_id"], mine["item_index"])
+    target, exposed, weight = (
+        torch.from_numpy(np.ascontiguousarray(mine[name])).to(ranks.device)
+        for name in ("target", "is_exposed", "sample_weight")
+    )
+    mass: RowMass | None = None
+    if ranks.size > 1:  # the means are over the whole batch, not over each rank's part of it
+        both = torch.stack(row_mass(exposed)) / ranks.size
+        dist.all_reduce(both)
+        mass = RowMass(*torch.unbind(both))
+    for name, engine in engines.items():
+        loss = dual_label_loss(engine(tower), target, exposed, weight, lambdas[name], mass=mass)
+        engine.backward(loss)
+        engine.step()
+        recent[name].append(loss.item())
+
+
+def _prior(batch: dict[str, np.ndarray]) -> float:
+    """Click rate of the first batch's exposed rows (all rows when none is exposed), kept off 0 and 1."""
+    rows = batch["is_exposed"] if batch["is_exposed"].any() else np.ones(len(batch["target"]), dtype=bool)
+    return float(np.clip(batch["target"][rows].mean(), 1e-3, 0.5))
+
+
+def _publish(
+    context: StepContext,
+    inputs: TowerInputs,
+    tokenizer: Manifest,
+    models: dict[str, TwoTower],
+    losses: dict[str, float],
+    facts: FeedFacts,
+) -> Manifest:
+    lineage = {
+        "sid_version": tokenizer.version,
+        "encoder_version": tokenizer.lineage["encoder_version"],
+        "model_version": ",".join(sorted(facts.model_versions)),
+        "calibrator_version": ",".join(sorted(facts.calibrator_versions)),
+    }
+    measured = {
+        "exposed_rows": facts.exposed,
+        "unexposed_rows": facts.unexposed,
+        "rows_of_other_sid_version": facts.other_sid_version,
+        "last_mean_loss": losses,
+    }
+    context.counts.details |= measured
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        about = {
+            "lineage": lineage,
+            "lambda": context.config.prerank.lambda_,
+            "trained_through": context.run_date.isoformat(),
+        }
+        export_bundle(folder, models, inputs.profiles.table, inputs.sids, inputs.items.content, about)
+        np.save(folder / "exposures.npy", facts.exposures)
+        manifest = context.artifacts.publish(
+            "preranker",
+            folder,
+            trained_through=context.run_date,
+            fingerprint=context.artifact_fingerprint,
+            config_hash=context.config.hash_of(*context.step.sections),
+            lineage=lineage,
+            metrics=measured,
+        )
+    log.info("train_preranker: published preranker %s", manifest.version)
+    return manifest
+
+
+def _evaluate(context: StepContext, inputs: TowerInputs, manifest: Manifest) -> list[dict[str, Any]]:
+    """Rows of `evaluations` from the impressions of the day after; none without them."""
+    day = context.run_date + timedelta(days=1)
+    if not context.has("impressions"):
+        return []
+    snapshot = context.snapshot("impressions")
+    files = snapshot.select(start=day, end=day)
+    if not files:
+        log.info("train_preranker: no impressions of %s yet, nothing to judge on", day)
+        return []
+    folder = context.artifacts.fetch(manifest)
+    settings = context.config.prerank
+    names = {bundle_name(v, s): (v, s) for v in variants_of(settings) for s in settings.seeds}
+    models = {name: load_variant(folder, name).to(inputs.device) for name in names}
+    found = score_impressions(snapshot, files, inputs, models, 8192)
+    exposures = np.load(folder / "exposures.npy", allow_pickle=False)
+    rows = []
+    for name, (variant, seed) in names.items():
+        for part, chosen in slices_of(found, exposures).items():
+            for figure in figures_of(found, found.scores[name], chosen):
+                rows.append(
+                    {
+                        "run_id": context.run_id, "model": variant, "seed": seed, "slice": part,
+                        "metric": figure.metric, "value": figure.value, "low": figure.low, "high": figure.high,
+                        "candidate_set_size": figure.candidate_set_size, "rows": figure.rows, "note": figure.note,
+                    }
+                )  # fmt: skip
+                if figure.metric in ("auc", "gauc") and figure.value is not None:
+                    log.info("train_preranker: %s %s %s = %.4f", name, part, figure.metric, figure.value)
+    return rows
+
+
+def slices_of(found: Impressions, exposures: np.ndarray) -> dict[str, np.ndarray]:
+    """Slice -> bool [n]. uniform: exploration traffic, unbiased; tail: items outside the most exposed fifth."""
+    seen = np.where(found.item_index < len(exposures), exposures[np.minimum(found.item_index, len(exposures) - 1)], 0)
+    order = np.argsort(-exposures, kind="stable")
+    head = np.zeros(len(exposures), dtype=bool)
+    head[order[: round((1 - TAIL_SHARE) * len(exposures))]] = True
+    is_head = (found.item_index < len(head)) & head[np.minimum(found.item_index, len(head) - 1)] & (seen > 0)
+    return {"exposed": ~found.is_random, "uniform": found.is_random, "tail": ~is_head}
+
+
+def figures_of(found: Impressions, scores: np.ndarray, chosen: np.ndarray) -> list[Figure]:
+    """AUC, GAUC, HR and NDCG of one variant on one slice."""
+    s, y = scores[chosen], found.clicked[chosen]
+    lists, keys = found.request[chosen], (found.item_index[chosen] * 2_654_435_761) % 2**32
+    return [
+        metrics.auc(s, y),
+        metrics.gauc(s, y, found.user[chosen]),
+        *(metric(s, y, lists, keys, k) for metric in (metrics.hit_rate, metrics.ndcg) for k in (3, 10)),
+    ]
+
+
+def _commit(context: StepContext, ranks: Ranks, rows: list[dict[str, Any]]) -> None:
+    partition = {"dt": context.run_date.isoformat()}
+    contract = context.contract("evaluations")
+    with ranks.together(), context.lake.writer(contract, partition, dims={}, rank=ranks.rank) as writer:
+        if rows:
+            writer.write(pa.Table.from_pylist(rows, schema=contract.arrow_schema(partitions=False)))
+    commit_parts(context, ranks, "evaluations", writer.parts, mode="overwrite", partition=partition)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""train_preranker: two fair variants from the feed, an artifact numpy can serve, figures that admit being undefined."""
+
+import socket
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gpl_core.errors import LineageError, MissingInputError
+from gpl_core.prerank.export import load_variant
+from gpl_core.prerank.serving import ServedModel
+from gpu_workers import train_preranker
+from gpu_workers.runtime import Ranks, start_ranks
+from tests.gpu_workers.labels_lake import DAY, SIDS, H, L, LabelsLake
+
+NEXT = DAY + timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> Iterator[Ranks]:
+    """A process group of one inside this process, as the launcher would describe it."""
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+        probe.close()
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+            patch.setenv(name, value)
+        patch.setenv("MASTER_PORT", port)
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        yield start_ranks()
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> LabelsLake:
+    return LabelsLake(tmp_path / "lake")
+
+
+def _user(number: int) -> str:
+    return f"user-{number:02d}"
+
+
+def _likes(user: int, item: int) -> float:
+    """Even users click even items."""
+    return 0.9 if user % 2 == item % 2 else 0.1
+
+
+def write_feed(lake: LabelsLake, day: date = DAY, rows: int = 240, unexposed: float = 0.6, **same: Any) -> None:
+    """A feed slice: odd-even tastes, exposed rows only of items 0-3, unexposed ones with the truth as pseudo-label."""
+    rng = np.random.default_rng(day.toordinal())
+    out = []
+    for number in range(rows):
+        user, exposed = int(rng.integers(20)), rng.random() >= unexposed
+        item = int(rng.integers(0, 4) if exposed else rng.integers(4, 8))
+        label = float(rng.random() < _likes(user, item)) if exposed else 0.0
+        pseudo = 0.0 if exposed else _likes(user, item)
+        out.append(
+            {
+                "request_id": f"r{number}", "item_id": f"i{item}", "user_id": _user(user), "item_index": item,
+                "is_exposed": exposed, "is_random": False, "has_label": exposed, "label": label, "pseudo_label": pseudo,
+                "target": label if exposed else pseudo, "sample_weight": 1.0, "sampling_probability": 1.0,
+                "coherence": 1.0, "consistency": 1.0, "llm_confidence": 1.0, "sid": SIDS[item].tolist(), "channel": "c",
+                "position": 0 if exposed else -1, "event_time": 0, "dt_copy": day.isoformat(),
+                "sid_version": lake.tokenizer, "model_version": "" if exposed else lake.model,
+                "calibrator_version": "" if exposed else "cal-1", "shuffle_key": number, **same,
+            }
+        )  # fmt: skip
+    lake.write("training_feed", {"dt": day.isoformat()}, out, files=2)
+
+
+def write_impressions(lake: LabelsLake, day: date = NEXT, requests: int = 60, clicked: int | None = None) -> None:
+    """Impressions of all items 0-9, a fifth of the requests uniformly exposed."""
+    rng = np.random.default_rng(5)
+    out = []
+    for number in range(requests):
+        user = int(rng.integers(20))
+        for position, item in enumerate(rng.permutation(10)[:5].tolist()):
+            click = int(rng.random() < _likes(user, item)) if clicked is None else clicked
+            out.append(
+                {
+                    "request_id": f"q{number}", "item_id": f"i{item}", "item_index": item, "user_id": _user(user),
+                    "event_time": datetime.combine(day, time(12), UTC), "position": position, "clicked": click,
+                    "is_random": number % 5 == 0,
+                }
+            )  # fmt: skip
+    lake.write("impressions", {"dt": day.isoformat()}, out)
+
+
+def write_sequences(lake: LabelsLake) -> None:
+    """user_sequences: everyone's history is one item."""
+    rows = [
+        {"user_id": _user(n), "sid": SIDS[n % 2].tolist() + [-1] * (H - 1) * L, "item_index": [n % 2] + [-1] * (H - 1),
+         "keep_u": [0.5] + [-1.0] * (H - 1), "length": 1, "last_event_time": 0, "sequence_hash": "s",
+         "sid_version": lake.tokenizer, "day": 0}
+        for n in range(20)
+    ]  # fmt: skip
+    lake.write("user_sequences", {"dt": DAY.isoformat()}, rows)
+
+
+def _figures(lake: LabelsLake) -> dict[tuple[str, str, str], dict[str, Any]]:
+    return {(row["model"], row["slice"], row["metric"]): row for row in lake.read("evaluations")}
+
+
+def _bundle(lake: LabelsLake) -> Path:
+    (manifest,) = lake.store.manifests("preranker")
+    return lake.store.fetch(manifest)
+
+
+def test_trains_both_variants_publishes_and_judges(lake: LabelsLake, one_rank: Ranks) -> None:
+    write_sequences(lake)
+    write_feed(lake)
+    write_feed(lake, DAY - timedelta(days=1), rows=100, sid_version="older")
+    write_impressions(lake)
+    overrides = ("prerank.steps=150", "prerank.learning_rate=0.02")
+    context = lake.run("train_preranker", train_preranker.body, *overrides, ranks=one_rank)
+    (manifest,) = lake.store.manifests("preranker")
+    assert manifest.trained_through == DAY
+    assert dict(manifest.lineage) == {
+        "sid_version": lake.tokenizer, "encoder_version": "encoder-1", "model_version": lake.model,
+        "calibrator_version": "cal-1",
+    }  # fmt: skip
+    assert context.counts.details["rows_of_other_sid_version"] == 100
+    assert context.counts.details["exposed_rows"] + context.counts.details["unexposed_rows"] == 340
+
+    figures = _figures(lake)
+    assert {key[1] for key in figures} == {"exposed", "uniform", "tail"}
+    assert {key[2] for key in figures} == {"auc", "gauc", "hr@3", "hr@10", "ndcg@3", "ndcg@10"}
+    # Half the impressions are of items that were never exposed: only the pseudo-labels speak about them.
+    assert figures["gpl", "tail", "auc"]["value"] > figures["exposed_only", "tail", "auc"]["value"] + 0.1
+    assert figures["gpl", "uniform", "gauc"]["value"] > 0.6
+    assert figures["gpl", "exposed", "hr@3"]["candidate_set_size"] == 5.0
+    assert figures["gpl", "exposed", "hr@10"]["value"] == 1.0  # five candidates: the size beside it says why
+
+    folder = _bundle(lake)
+    served = ServedModel(folder, "gpl-seed0")
+    model = load_variant(folder, "gpl-seed0")
+    assert len(served.items) == 8  # item 9 came after the day, 8 has no embedding
+    assert torch.isfinite(model.user.id.weight).all()
+    pairs = [(user, item) for user in range(20) for item in range(4, 8)]
+    scores = served.score_pairs([_user(user) for user, _ in pairs], np.array([item for _, item in pairs]))
+    liked = np.array([user % 2 == item % 2 for user, item in pairs])
+    assert scores[liked].mean() > scores[~liked].mean() + 0.3
+
+
+def test_lambda_zero_gives_the_exposed_only_weights_bit_for_bit(lake: LabelsLake, one_rank: Ranks) -> None:
+    write_feed(lake)
+    lake.run("train_preranker", train_preranker.body, "prerank.lambda=0", ranks=one_rank)
+    plain, gpl = (load_variant(_bundle(lake), f"{name}-seed0") for name in ("exposed_only", "gpl"))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), gpl.parameters(), strict=True))
+
+
+def test_weights_that_are_all_zero_give_the_exposed_only_weights_bit_for_bit(lake, one_rank) -> None:
+    write_feed(lake, sample_weight=0.0)
+    lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+    plain, gpl = (load_variant(_bundle(lake), f"{name}-seed0") for name in ("exposed_only", "gpl"))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), gpl.parameters(), strict=True))
+
+
+def test_late_impressions_are_judged_without_training_again(lake: LabelsLake, one_rank: Ranks) -> None:
+    write_feed(lake)
+    first = lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+    assert lake.read("evaluations") == []
+    write_impressions(lake)
+    second = lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+    assert len(lake.store.manifests("preranker")) == 1
+    assert first.artifact_fingerprint == second.artifact_fingerprint
+    assert first.fingerprint != second.fingerprint
+    assert len(_figures(lake)) == 2 * 3 * 6
+
+
+def test_one_class_is_absent_with_the_reason(lake: LabelsLake, one_rank: Ranks) -> None:
+    write_feed(lake)
+    write_impressions(lake, clicked=0)
+    lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+    for (_, _, metric), row in _figures(lake).items():
+        assert row["value"] is None
+        assert "one class" in row["note"] if "auc" in metric else "has a positive" in row["note"]
+
+
+@pytest.mark.parametrize("unexposed", [0.0, 1.0])
+def test_a_date_with_rows_of_one_kind_trains(lake: LabelsLake, one_rank: Ranks, unexposed: float) -> None:
+    write_feed(lake, unexposed=unexposed)
+    lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+    plain, gpl = (load_variant(_bundle(lake), f"{name}-seed0") for name in ("exposed_only", "gpl"))
+    same = all(torch.equal(a, b) for a, b in zip(plain.parameters(), gpl.parameters(), strict=True))
+    assert same == (unexposed == 0.0)
+
+
+def test_an_empty_feed_and_wrong_sids_are_refused(lake: LabelsLake, one_rank: Ranks) -> None:
+    lake.write("training_feed", {"dt": DAY.isoformat()}, [])
+    with pytest.raises(MissingInputError, match="no rows in the 2 day"):
+        lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+    write_feed(lake, sid_version="another")
+    with pytest.raises(LineageError, match=r"sid_version another, in force is"):
+        lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+    assert lake.store.manifests("preranker") == []
+
+
+@pytest.mark.deepspeed
+def test_two_ranks_train_one_ranks_model(lake: LabelsLake, tmp_path: Path, one_rank: Ranks) -> None:
+    other = LabelsLake(tmp_path / "other")
+    for house in (lake, other):
+        write_sequences(house)
+        write_feed(house)
+        write_impressions(house)
+    lake.run("train_preranker", train_preranker.body, "prerank.batch_size=63", ranks=one_rank)
+    other.launch("train_preranker", "prerank.batch_size=63", ranks=2)
+    for name in ("exposed_only-seed0", "gpl-seed0"):
+        one, two = (load_variant(_bundle(house), name).state_dict() for house in (lake, other))
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, atol=2e-4, rtol=1e-3)
+    left, right = _figures(lake), _figures(other)
+    assert left.keys() == right.keys()
+    for key, row in left.items():
+        assert right[key]["value"] == pytest.approx(row["value"], abs=0.01), key
