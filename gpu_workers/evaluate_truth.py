@@ -2,9 +2,9 @@
 
 deepspeed --num_accelerators 1 gpu_workers/evaluate_truth.py --config quickstart --run-date 2026-01-04
 
-Not a step of the graph: nothing reads what it writes. The run date is a day after the pre-ranker was trained; all of its
-recalled pairs are judged, exposed or not, by expected AUC: a pair counts p as a click and 1 - p as none. `bayes` scores
-each pair by its true probability: what no model can beat in expectation.
+Not a step of the graph: nothing reads what it writes. The run date is a day after the pre-ranker was trained; all its
+recalled pairs are judged, exposed or not, by expected AUC: a pair counts p as a click and 1 - p as none. `bayes`
+scores each pair by its true probability: what no model can beat in expectation.
 """
 
 from __future__ import annotations
