@@ -173,6 +173,8 @@ def _start(
 
 def _launch(arguments: Sequence[str], config: Config, log: Path, verbose: bool) -> tuple[int, list[dict[str, Any]]]:
     """Run one command; its output goes to `log` (and the terminal when verbose). Returns exit code and JSON lines."""
+    # A scheduler that ends us must end the launcher too: SIGTERM becomes an exception, handled below.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     log.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     env = {**os.environ, **environment(config)}
