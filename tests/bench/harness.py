@@ -1,0 +1,116 @@
+"""The one form of a benchmark: measure ours and its yardstick in one run, print one table, write one JSON file.
+
+`{name, device, commit, when, command, figures: {key: {value, unit, goal, holds}}}` in
+`tests/bench/results/<name>.<device>.json`; a missed goal is written as missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a benchmark.
+
+    goal: text such as ">= 0.7", empty when there is none. holds: whether it was met, None without a goal.
+    """
+
+    value: float
+    unit: str
+    goal: str = ""
+    holds: bool | None = None
+
+
+def at_least(value: float, goal: float, unit: str) -> Figure:
+    """A figure whose goal is a lower bound."""
+    return Figure(value, unit, f">= {goal:g}", value >= goal)
+
+
+def at_most(value: float, goal: float, unit: str) -> Figure:
+    """A figure whose goal is an upper bound."""
+    return Figure(value, unit, f"<= {goal:g}", value <= goal)
+
+
+def is_quick(argv: Sequence[str] | None = None) -> bool:
+    """Whether `--quick` was given; other arguments are refused."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="the same comparison at a smaller size")
+    return bool(parser.parse_args(argv).quick)
+
+
+def interleaved(jobs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each job, run in turns so that a busy machine disturbs all alike; one unmeasured turn first."""
+    for job in jobs.values():
+        job()
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Median of the ratios of interleaved repeats."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def growth_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """Slope of log(seconds) over log(size): 1 is linear."""
+    import numpy as np
+
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def device_name() -> str:
+    """`cpu-<cores>core`, or the accelerator's name."""
+    import torch
+
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
+        return torch.cuda.get_device_name().lower().replace(" ", "-")
+    return f"cpu-{len(os.sched_getaffinity(0))}core"
+
+
+def report(name: str, figures: Mapping[str, Figure], quick: bool, title: str) -> Path:
+    """Prints the table and writes the JSON file; a quick run has a file of its own and never replaces a full one."""
+    device = device_name()
+    width = max(map(len, figures))
+    print(f"{title} ({device}{', quick' if quick else ''})")
+    for key, figure in figures.items():
+        verdict = {None: "", True: "holds", False: "MISSED"}[figure.holds]
+        print(f"  {key:<{width}}  {figure.value:>14,.4g} {figure.unit:<12} {figure.goal:<10} {verdict}")
+    body = {
+        "name": name,
+        "device": device,
+        "commit": _commit(),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": f"python -m tests.bench.bench_{name}{' --quick' if quick else ''}",
+        "python": sys.version.split()[0],
+        "load_at_end": os.getloadavg()[0],
+        "figures": {key: figure.__dict__ for key, figure in figures.items()},
+    }
+    path = RESULTS / f"{name}{'.quick' if quick else ''}.{device}.json"
+    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path}")
+    return path
+
+
+def _commit() -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=RESULTS
+    )
+    return found.stdout.strip() or "unknown"
