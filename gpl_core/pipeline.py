@@ -81,7 +81,8 @@ COUNTS = ("labels.calibrator.kind", ("logistic",))
 FOR_REASONS = ("user_sequences", "score_requests", "worker_rejects")
 FOR_REPORT = (
     "impressions", "candidates", "interactions", "exposed_samples", "unexposed_samples", "user_sequences",
-    "anchor_requests", "interest_anchors", "score_requests", "pair_scores", "item_stats", "item_sids", "items", "job_runs",
+    "anchor_requests", "interest_anchors", "score_requests", "pair_scores", "item_stats", "item_sids", "items",
+    "job_runs",
 )  # fmt: skip
 
 STEPS: tuple[Step, ...] = (

@@ -1,0 +1,293 @@
+"""Job: pair_scores (and earlier clicks on uniform traffic) -> artifact calibrator, a small JSON.
+
+Launch: spark-submit … spark_jobs/fit_calibrator.py --config CONFIG --run-date D
+
+`quantile` ranks the similarities of D's unexposed pairs and needs one number: the click rate of unexposed pairs, from
+the configuration or from uniformly exposed traffic before D. The other kinds are fitted with pyspark.ml on pairs of
+dates before D that were uniformly exposed and scored. Nothing that happened at or after D is read.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.regression import IsotonicRegression
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from gpl_core.config import Calibrator as Settings
+from gpl_core.errors import GateError, MissingInputError
+from gpl_core.labels.calibration import (
+    FEATURES,
+    GRID_CELLS,
+    Calibrator,
+    FittedOn,
+    cell_sql,
+    feature_sql,
+    fraction_sql,
+)
+from gpl_core.labels.fitting import check_fitting_rows, fit_quantile, grid_calibrator, grid_mean
+from gpl_core.pipeline import trained_through
+from spark_jobs.calibrators import CALIBRATOR_FILE, label_reliability, require_one_version, with_counts, with_label
+from spark_jobs.session import SparkStep, job_main
+
+log = logging.getLogger("gpl")
+
+REMEDY = "set labels.calibrator.kind=quantile and labels.calibrator.target_rate to the click rate of unexposed pairs"
+_L2 = 1e-3
+_PRIOR_STRENGTH = 20.0
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """How many rows of which source, and how many of them were clicked."""
+
+    source: str
+    rows: int
+    clicks: int
+
+    @property
+    def rate(self) -> float:
+        return self.clicks / self.rows
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Pairs per cell of the similarity grid, each array [GRID_CELLS].
+
+    Attributes:
+        rows: pairs in the cell.
+        fractions: their mean place inside the cell, in [0, 1]; 0.5 where the cell is empty.
+    """
+
+    rows: np.ndarray
+    fractions: np.ndarray
+
+
+# ---- DataFrame functions -----------------------------------------------------------------------------------------
+
+
+def similarity_cells(pairs: DataFrame) -> DataFrame:
+    """cell, rows, fraction: at most GRID_CELLS rows from any number of pairs."""
+    return pairs.groupBy(F.expr(cell_sql("similarity")).alias("cell")).agg(
+        F.count(F.lit(1)).alias("rows"), F.avg(F.expr(fraction_sql("similarity"))).alias("fraction")
+    )
+
+
+def labelled_pairs(scores: DataFrame, impressions: DataFrame, source: str) -> DataFrame:
+    """Scored pairs of `source` with the clicks of their own date: one row per impression of the pair.
+
+    `scores` and `impressions` hold the same dates; uniform pairs meet uniform impressions, exposed ones all others.
+    """
+    shown = impressions.where(F.col("is_random") == (source == "uniform"))
+    return scores.where(F.col("source") == source).join(
+        shown.select("user_id", "item_index", "dt", "clicked"), ["user_id", "item_index", "dt"]
+    )
+
+
+def fit_isotonic(labelled: DataFrame) -> np.ndarray:
+    """Knots [GRID_CELLS + 1] of the isotonic click rate over similarity.
+
+    pyspark.ml's IsotonicRegression collects its pools on the driver, so it is given the grid's cells, weighted by
+    their rows, and not the pairs.
+    """
+    cells = (
+        labelled.groupBy(F.expr(cell_sql("similarity")).alias("cell"))
+        .agg(
+            F.count(F.lit(1)).cast("double").alias("weight"),
+            F.avg(F.col("clicked").cast("double")).alias("label"),
+            F.avg(F.expr(fraction_sql("similarity"))).alias("fraction"),
+        )
+        .select("weight", "label", (F.col("cell") + F.col("fraction")).alias("features"))
+    )
+    model = IsotonicRegression(weightCol="weight").fit(cells)
+    return np.interp(np.arange(GRID_CELLS + 1.0), model.boundaries.toArray(), model.predictions.toArray())
+
+
+def fit_logistic(labelled: DataFrame, features: tuple[str, ...], prior_rate: float) -> tuple[tuple[float, ...], float]:
+    """(weights, intercept) of a ridge logistic regression over `features` (see `calibration.FEATURES`)."""
+    # Calibrator's own feature text: what is fitted is what is applied.
+    shape = Calibrator(
+        kind="logistic",
+        fitted_on=FittedOn("uniform", 0, 0, "", "", prior_rate),
+        features=features,
+        weights=(0.0,) * len(features),
+        prior_rate=prior_rate,
+        prior_strength=_PRIOR_STRENGTH,
+    )
+    columns = [F.expr(feature_sql(shape, name)).alias(name) for name in features]
+    made = labelled.select(*columns, F.col("clicked").cast("double").alias("label"))
+    assembled = VectorAssembler(inputCols=list(features), outputCol="features").transform(made)
+    model = LogisticRegression(regParam=_L2, tol=1e-9, maxIter=200, standardization=True).fit(assembled)
+    return tuple(float(w) for w in model.coefficients), float(model.intercept)
+
+
+# ---- orchestration -----------------------------------------------------------------------------------------------
+
+
+def count_clicks(shown: DataFrame, source: str) -> Clicks:
+    """Rows and clicked rows of `shown`."""
+    row = shown.agg(F.count(F.lit(1)).alias("rows"), F.coalesce(F.sum("clicked"), F.lit(0)).alias("clicks")).first()
+    return Clicks(source, row["rows"], row["clicks"])
+
+
+def collect_histogram(pairs: DataFrame) -> Histogram:
+    """The similarity histogram of `pairs` on the driver: GRID_CELLS numbers."""
+    rows, fractions = np.zeros(GRID_CELLS), np.full(GRID_CELLS, 0.5)
+    for row in similarity_cells(pairs).collect():
+        rows[row["cell"]], fractions[row["cell"]] = row["rows"], row["fraction"]
+    return Histogram(rows, fractions)
+
+
+def target_rate(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[float, dict[str, Any]]:
+    """The mean that labels of unexposed pairs must have, and where it comes from.
+
+    Raises:
+        GateError: it must come from uniform traffic, of which there is too little, or none was clicked.
+    """
+    if settings.target_rate != "uniform":
+        return float(settings.target_rate), {"target_rate_from": "configuration"}
+    found = Clicks("uniform", 0, 0)
+    if step.context.has("impressions"):
+        found = count_clicks(step.read_dates("impressions", first, last).where("is_random"), "uniform")
+    remedy = f"{REMEDY}; looked at {first} to {last}"
+    check_fitting_rows("uniform", found.rows, found.clicks, settings.min_rows, remedy=remedy)
+    return found.rate, {
+        "target_rate_from": "uniform", "uniform_rows": found.rows, "uniform_clicks": found.clicks
+    }  # fmt: skip
+
+
+def quantile(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[Calibrator, dict[str, Any]]:
+    """The `quantile` calibrator of the run date's distinct unexposed pairs, and what to say about it."""
+    rate, details = target_rate(step, settings, first, last)
+    day = step.run_date.isoformat()
+    histogram = collect_histogram(step.read_slice("pair_scores").where(F.col("source") == "unexposed"))
+    pairs = int(histogram.rows.sum())
+    if pairs:
+        knots = fit_quantile(histogram.rows, rate, settings.family, settings.spread, histogram.fractions)
+        base = grid_mean(knots, histogram.rows, histogram.fractions)
+    else:
+        # An empty day must not stop the graph: nothing will be labelled by this calibrator.
+        log.warning("fit_calibrator: %s has no scored unexposed pair; the calibrator is the constant %.4f", day, rate)
+        knots, base = np.full(GRID_CELLS + 1, rate), rate
+    fitted = FittedOn("unlabelled", pairs, 0, day, day, base)
+    return grid_calibrator("quantile", knots, fitted), {**details, "target_rate": rate}
+
+
+def fitted(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[Calibrator, dict[str, Any]]:
+    """A `platt`, `isotonic` or `logistic` calibrator from scored and labelled pairs of `first` to `last`.
+
+    Raises:
+        MissingInputError: no pair of these dates was scored.
+        GateError: too few labelled rows, or only one class among them.
+    """
+    labelled, clicks = labelled_rows(step, settings, first, last)
+    rate = clicks.rate
+    base = FittedOn(clicks.source, clicks.rows, clicks.clicks, first.isoformat(), last.isoformat(), rate)
+    details: dict[str, Any] = {"source": clicks.source, "rows": clicks.rows, "clicks": clicks.clicks}
+    if settings.kind == "isotonic":
+        calibrator = grid_calibrator("isotonic", fit_isotonic(labelled), base)
+    else:
+        features = ("similarity",) if settings.kind == "platt" else FEATURES
+        weights, intercept = fit_logistic(labelled, features, rate)
+        calibrator = Calibrator(
+            kind=settings.kind, fitted_on=base, features=features, weights=weights, intercept=intercept,
+            prior_rate=rate, prior_strength=_PRIOR_STRENGTH,
+        )  # fmt: skip
+        if weights[0] <= 0:
+            details["warning"] = f"clicks do not rise with similarity (weight {weights[0]:.4f}): the labels mean little"
+            log.warning("fit_calibrator: %s", details["warning"])
+    bins, error = label_reliability(with_label(labelled, calibrator), "pseudo_label")
+    labelled.unpersist()
+    return replace(calibrator, fitted_on=replace(base, reliability=bins, ece=error)), details
+
+
+def labelled_rows(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[DataFrame, Clicks]:
+    """Persisted labelled pairs of uniform traffic, or of exposed traffic where that was allowed, and their counts."""
+    scores = step.read_dates("pair_scores", first, last)
+    if not step.context.has("impressions") or scores.isEmpty():
+        raise MissingInputError(
+            f"step fit_calibrator: labels.calibrator.kind={settings.kind} is fitted on pairs scored from {first} to "
+            f"{last}, before {step.run_date}, and there are none; run score_candidates for earlier dates, or {REMEDY}"
+        )
+    shown = step.read_dates("impressions", first, last)
+    sources = ["uniform", *(["exposed"] if settings.allow_exposed else [])]
+    refusal: GateError | None = None
+    for source in sources:
+        labelled = labelled_pairs(scores, shown, source)
+        if settings.kind == "logistic":
+            stats = (step.read_dates(t, first, last) for t in ("item_stats", "user_stats"))
+            labelled = with_counts(labelled, *stats)
+        labelled = labelled.persist()
+        clicks = count_clicks(labelled, source)
+        try:
+            check_fitting_rows(
+                source, clicks.rows, clicks.clicks, settings.min_rows, settings.allow_exposed,
+                remedy=f"widen labels.calibrator.window_days ({settings.window_days}), or {REMEDY}",
+            )  # fmt: skip
+        except GateError as error:
+            labelled.unpersist()
+            refusal = error
+            continue
+        if source == "exposed":
+            log.warning("fit_calibrator: fitted on exposed clicks as allowed: exposure bias is in the labels")
+        return labelled, clicks
+    assert refusal is not None
+    raise refusal
+
+
+def run(step: SparkStep) -> None:
+    """Fit the configured kind for the run date and publish it."""
+    context, settings = step.context, step.config.labels.calibrator
+    model = context.artifact("interest_model")
+    through = trained_through(context.step, step.run_date)
+    first = step.run_date - timedelta(days=settings.window_days)
+    versions = step.read_slice("pair_scores").agg(F.min("model_version"), F.max("model_version")).first()
+    require_one_version(
+        list(versions), model.version, f"pair_scores dt={step.run_date}", "the interest_model in force",
+        f"run score_requests and score_candidates for {step.run_date} again",
+    )  # fmt: skip
+    make = quantile if settings.kind == "quantile" else fitted
+    calibrator, details = make(step, settings, first, through)
+    metrics: Mapping[str, Any] = {
+        **details,
+        "kind": calibrator.kind,
+        "base_rate": calibrator.fitted_on.base_rate,
+        "rows": calibrator.fitted_on.rows,
+        "dates": [calibrator.fitted_on.first_date, calibrator.fitted_on.last_date],
+        "ece": calibrator.fitted_on.ece,
+        "content_only": calibrator.content_only,
+    }
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / CALIBRATOR_FILE).write_text(calibrator.to_json(), encoding="utf-8")
+        manifest = context.artifacts.publish(
+            "calibrator",
+            Path(name),
+            trained_through=through,
+            fingerprint=context.artifact_fingerprint,
+            config_hash=context.config.hash_of(*context.step.sections),
+            lineage={"model_version": model.version, "sid_version": model.lineage["sid_version"]},
+            metrics=metrics,
+        )
+    context.counts.rows_in = calibrator.fitted_on.rows
+    context.counts.outputs["artifact:calibrator"] = {"version": manifest.version}
+    context.counts.details |= dict(metrics)
+    log.info("fit_calibrator: published %s calibrator %s", calibrator.kind, manifest.version)
+
+
+def main() -> None:
+    """Entry point."""
+    job_main("fit_calibrator", run)
+
+
+if __name__ == "__main__":
+    main()
