@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -333,14 +333,14 @@ def _positives(context: StepContext, items: int) -> np.ndarray:
 
 
 def _without_targets(pack: Pack) -> Pack:
-    return Pack(pack.token_ids, pack.positions, pack.lengths, pack.target_sids[:0], pack.target_places[:0])
+    return replace(pack, target_sids=pack.target_sids[:0], target_places=pack.target_places[:0])
 
 
 def _empty_pack(model: InterestModel) -> Pack:
     """One token and no target: what a rank without any file computes."""
     nothing = np.empty((0, model.vocabulary.levels), dtype=np.int64)
     one = np.ones(1, dtype=np.int64)
-    return Pack(one * model.vocabulary.first_id, one * 0, one, nothing, nothing)
+    return Pack(one * model.vocabulary.first_id, one * 0, one, nothing, nothing, one[:0], one[:0])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from gpl_core.interest.checkpoint import load_base
 from gpl_core.interest.vocabulary import SidVocabulary, extend_tokenizer
 
 _ADAPTER = "default"
+_CONTENT = "content.weight"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class ModelSettings:
     lora_dropout: float = 0.0
     seed: int = 0
     """Of LoRA's start and the codebooks' projection."""
+    content_width: int = 0
+    """d of the item vectors added at the input; 0: SIDs alone."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, for the bundle's manifest."""
@@ -58,6 +61,12 @@ class InterestModel(nn.Module):
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.settings = settings
+        self.content: nn.Linear | None = None
+        if settings.content_width:
+            # From 0: at first the vectors say nothing, and the base is not disturbed.
+            self.content = nn.Linear(settings.content_width, self.config.hidden_size, bias=False)
+            nn.init.zeros_(self.content.weight)
+            self.content.to(self.input_rows.dtype)
 
     @property
     def config(self) -> Any:
@@ -95,10 +104,19 @@ class InterestModel(nn.Module):
         sids = nn.functional.embedding((token_ids - first).clamp(0, size - 1), self.input_rows)
         return torch.where(is_sid[:, None], sids, words.to(sids.dtype))
 
-    def hidden(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
-        """Last hidden states [T x D] of packed ``token_ids`` and ``positions`` (int64 [T]) under ``plan``."""
+    def hidden(
+        self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, content: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Last hidden states [T x D] of packed ``token_ids`` and ``positions`` (int64 [T]) under ``plan``.
+
+        ``content``: (places int64 [M], vectors [M x d]), item vectors to be added, projected, at these places.
+        """
+        inputs = self.embed(token_ids)
+        if self.content is not None and content is not None and len(content[0]):
+            places, vectors = content
+            inputs = inputs.index_add(0, places, self.content(vectors.to(inputs.dtype)))
         out = self._backbone(
-            inputs_embeds=self.embed(token_ids)[None],
+            inputs_embeds=inputs[None],
             position_ids=positions[None],
             attention_mask={"full_attention": None},  # the plan decides; HF must build no mask
             use_cache=False,
@@ -196,8 +214,10 @@ def initial_rows(existing: Tensor, vocabulary: SidVocabulary, codebooks: np.ndar
 
 
 def adapter_state(model: InterestModel) -> dict[str, Tensor]:
-    """What training changed: LoRA matrices and SID rows, by PEFT's names, on the CPU. No row of the base."""
+    """What training changed: LoRA matrices, SID rows (by PEFT's names), content projection. No row of the base."""
     state = get_peft_model_state_dict(model.body, adapter_name=_ADAPTER, save_embedding_layers=False)
+    if model.content is not None:
+        state[_CONTENT] = model.content.weight
     return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
@@ -212,4 +232,8 @@ def load_adapter_state(model: InterestModel, state: dict[str, Tensor]) -> None:
             f"adapter: {len(wrong)} tensors do not fit this base and settings, first {first}: shape {got.get(first)}, "
             f"expected {expected.get(first)}; load it on the base it was trained on."
         )
-    set_peft_model_state_dict(model.body, state, adapter_name=_ADAPTER)
+    if model.content is not None:
+        with torch.no_grad():
+            model.content.weight.copy_(state[_CONTENT])
+    body = {name: value for name, value in state.items() if name != _CONTENT}
+    set_peft_model_state_dict(model.body, body, adapter_name=_ADAPTER)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gpl_core.interest.attention import CausalPlan
+from gpl_core.interest.content import ContentTable
 from gpl_core.interest.model import InterestModel
 from gpl_core.interest.packing import Pack
 from gpl_core.interest.scoring import DeviceTrie, code_log_probs
@@ -22,8 +24,13 @@ class TargetScores(NamedTuple):
     """E - E': targets whose SID the catalogue does not hold (retired items): left out and counted."""
 
 
-def target_log_probs(model: InterestModel, trie: DeviceTrie, pack: Pack) -> TargetScores:
-    """log p of every target code of ``pack``; differentiable. The prompt predicts nothing."""
+def target_log_probs(
+    model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None = None
+) -> TargetScores:
+    """log p of every target code of ``pack``; differentiable. The prompt predicts nothing.
+
+    ``content``: vectors for a model that reads them.
+    """
     device = model.device
     sids = torch.from_numpy(pack.target_sids).to(device)
     nodes, found = trie.path(sids)
@@ -33,12 +40,24 @@ def target_log_probs(model: InterestModel, trie: DeviceTrie, pack: Pack) -> Targ
         torch.from_numpy(pack.token_ids).to(device),
         torch.from_numpy(pack.positions).to(device),
         CausalPlan(pack.lengths, device),
+        content_of(content, pack.items, pack.item_places, device),
     )
     scores = []
     for level in range(trie.levels):
         logits = level_logits(model, hidden[places[:, level]], level)
         scores.append(code_log_probs(logits, trie.children(level, nodes[:, level]), sids[:, level]))
     return TargetScores(torch.stack(scores, dim=1), len(pack.target_sids) - len(sids))
+
+
+def content_of(
+    table: ContentTable | None, items: np.ndarray, places: np.ndarray, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """What `InterestModel.hidden` adds at its input: places int64 [m], vectors [m x d] of the items that have one."""
+    if table is None:
+        return None
+    rows = table.rows(items)
+    known = rows >= 0
+    return torch.from_numpy(places[known]).to(device), table.take(rows[known]).to(device)
 
 
 def level_logits(model: InterestModel, hidden: Tensor, level: int) -> Tensor:

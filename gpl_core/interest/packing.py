@@ -22,6 +22,8 @@ class History:
     """int [n x L], n >= 1."""
     is_target: np.ndarray
     """bool [n]: events to be predicted in training (down-sampling has been applied)."""
+    items: np.ndarray | None = None
+    """int [n]: the events' item_index, for content vectors; None where none are used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,10 @@ class Pack:
     """int64 [E x L]."""
     target_places: np.ndarray
     """int64 [E x L]: the packed position whose hidden state predicts that code."""
+    items: np.ndarray
+    """int64 [M]: item_index of the events in the context whose content may be added."""
+    item_places: np.ndarray
+    """int64 [M]: the packed position of such an event's last code."""
 
     @property
     def tokens(self) -> int:
@@ -76,6 +82,11 @@ def prompt_tokens(vocabulary: SidVocabulary, sids: np.ndarray, max_events: int) 
     return np.concatenate([vocabulary.prompt_ids, vocabulary.ids(sids[-max_events:]).ravel()]).astype(np.int64)
 
 
+def event_ends(vocabulary: SidVocabulary, events: int) -> np.ndarray:
+    """Positions of the last code of each of ``events`` events in a user's tokens, int64 [events]."""
+    return len(vocabulary.prompt_ids) + (np.arange(events) + 1) * vocabulary.levels - 1
+
+
 def pack_targets(vocabulary: SidVocabulary, histories: Sequence[History], max_events: int) -> Pack:
     """One training row of ``histories``: every target event is predicted from all events before it in one pass.
 
@@ -84,6 +95,8 @@ def pack_targets(vocabulary: SidVocabulary, histories: Sequence[History], max_ev
     """
     levels, prompt = vocabulary.levels, len(vocabulary.prompt_ids)
     rows, lengths, sids, places = [], [], [], []
+    items: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+    item_places: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     start = 0
     for history in histories:
         kept = history.sids[-max_events:]
@@ -93,6 +106,9 @@ def pack_targets(vocabulary: SidVocabulary, histories: Sequence[History], max_ev
         sids.append(kept[target])
         # Code l of event e is predicted one place before its own: prompt + e * L + l - 1.
         places.append(start + prompt + target[:, None] * levels + np.arange(levels) - 1)
+        if history.items is not None:  # the last event's last code is not part of the input
+            items.append(history.items[-max_events:][:-1])
+            item_places.append(start + event_ends(vocabulary, len(kept) - 1))
         rows.append(ids)
         lengths.append(len(ids))
         start += len(ids)
@@ -103,6 +119,8 @@ def pack_targets(vocabulary: SidVocabulary, histories: Sequence[History], max_ev
         lengths_array,
         np.concatenate(sids).astype(np.int64),
         np.concatenate(places).astype(np.int64),
+        np.concatenate(items).astype(np.int64),
+        np.concatenate(item_places).astype(np.int64),
     )
 
 

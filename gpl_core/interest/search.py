@@ -20,9 +20,10 @@ from torch import Tensor
 
 from gpl_core.errors import ContractError, GplError, UsageError
 from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan
+from gpl_core.interest.content import ContentTable
 from gpl_core.interest.model import InterestModel
-from gpl_core.interest.objective import level_logits
-from gpl_core.interest.packing import budget_batches, most_events, prompt_tokens
+from gpl_core.interest.objective import content_of, level_logits
+from gpl_core.interest.packing import budget_batches, event_ends, most_events, prompt_tokens
 from gpl_core.interest.scoring import DeviceTrie, child_log_probs
 
 PAD_LOG_PROB = -100.0
@@ -79,8 +80,13 @@ class _Beams(NamedTuple):
 class BeamSearch:
     """Searches anchors for any number of users; remembers a token budget that has been halved."""
 
-    def __init__(self, model: InterestModel, trie: DeviceTrie, settings: SearchSettings) -> None:
-        """UsageError where trie, model and settings do not fit each other. The model should be in eval mode."""
+    def __init__(
+        self, model: InterestModel, trie: DeviceTrie, settings: SearchSettings, content: ContentTable | None = None
+    ) -> None:
+        """UsageError where trie, model and settings do not fit each other. The model should be in eval mode.
+
+        ``content``: the item vectors, for a model that reads them.
+        """
         vocabulary = model.vocabulary
         if (trie.levels, trie.codes) != (vocabulary.levels, vocabulary.codes):
             raise UsageError(
@@ -89,28 +95,39 @@ class BeamSearch:
             )
         self.widths = settings.level_widths(trie.levels)
         most_events(vocabulary, settings.max_events, model.config.max_position_embeddings)
-        self.model, self.trie, self.settings = model, trie, settings
+        if (model.settings.content_width or 0) != (content.width if content else 0):
+            raise UsageError(
+                f"content: vectors of width {content.width if content else 0}, the model was trained on "
+                f"{model.settings.content_width}; pass the item embeddings of its encoder_version."
+            )
+        self.model, self.trie, self.settings, self.content = model, trie, settings, content
         self.token_budget = settings.token_budget
 
-    def search(self, histories: Sequence[np.ndarray]) -> Anchors:
+    def search(self, histories: Sequence[np.ndarray], items: Sequence[np.ndarray] | None = None) -> Anchors:
         """Anchors of every history (int [n x L], oldest first, n >= 1), in their order.
 
+        ``items``: the histories' item_index (int [n] each), for a model that reads content vectors.
         A user's result does not depend on the others beyond float rounding. ContractError on an empty history.
         """
         levels, beams = self.trie.levels, self.settings.beams
         dtype = np.float64 if self.model.input_rows.dtype == torch.float64 else np.float32
         sids = np.full((len(histories), beams, levels), -1, dtype=np.int32)
         log_prob = np.full((len(histories), beams), PAD_LOG_PROB, dtype=dtype)
-        for users, found in self.batches(histories):
+        for users, found in self.batches(histories, items):
             sids[users], log_prob[users] = found
         return Anchors(sids, log_prob)
 
-    def batches(self, histories: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Anchors]]:
+    def batches(
+        self, histories: Sequence[np.ndarray], items: Sequence[np.ndarray] | None = None
+    ) -> Iterator[tuple[np.ndarray, Anchors]]:
         """The same batch by batch: (indices of users, their Anchors), longest histories first."""
         for user, history in enumerate(histories):
             if len(history) == 0:
                 raise ContractError(f"history {user}: empty, expected at least one event; leave such users out.")
-        prompts = [prompt_tokens(self.model.vocabulary, h, self.settings.max_events) for h in histories]
+        if self.content is not None and items is None:
+            raise UsageError("search: this model reads content vectors; pass the histories' item_index too.")
+        most = self.settings.max_events
+        prompts = [prompt_tokens(self.model.vocabulary, h, most) for h in histories]
         sizes = np.array([len(p) for p in prompts], dtype=np.int64) + sum(self.widths[:-1])
         waiting = budget_batches(sizes, self.token_budget)[::-1]
         while waiting:
@@ -120,7 +137,9 @@ class BeamSearch:
                 waiting.extend(users[part] for part in budget_batches(sizes[users], self.token_budget)[::-1])
                 continue
             try:
-                found = self._search_batch([prompts[u] for u in users])
+                found = self._search_batch(
+                    [prompts[u] for u in users], [items[u][-most:] for u in users] if items is not None else None
+                )
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -141,7 +160,7 @@ class BeamSearch:
         _log.warning("search: out of memory at %d positions; token budget is now %d", tokens, self.token_budget)
 
     @torch.inference_mode()
-    def _search_batch(self, prompts: Sequence[np.ndarray]) -> Anchors:
+    def _search_batch(self, prompts: Sequence[np.ndarray], items: Sequence[np.ndarray] | None) -> Anchors:
         model, trie, widths = self.model, self.trie, self.widths
         device, users = model.device, len(prompts)
         lengths = np.array([len(p) for p in prompts], dtype=np.int64)
@@ -162,6 +181,7 @@ class BeamSearch:
             torch.from_numpy(np.concatenate(prompts)).to(device),
             torch.from_numpy(positions).to(device),
             PrefillPlan(store, lengths, longest),
+            self._content(lengths, items),
         )[length.cumsum(0) - 1]
         visible = torch.arange(longest, device=device) < length[:, None]
         visible = visible[:, None].expand(users, 1, longest)
@@ -182,6 +202,14 @@ class BeamSearch:
             beams = self._extend(level, hidden, beams)
             trail.append(beams)
         return self._collect(trail)
+
+    def _content(self, lengths: np.ndarray, items: Sequence[np.ndarray] | None) -> tuple[Tensor, Tensor] | None:
+        """Content of the prompts' events; beams have none: a half-finished SID is no item."""
+        if self.content is None or items is None:
+            return None
+        starts = np.cumsum(lengths) - lengths
+        places = [s + event_ends(self.model.vocabulary, len(i)) for s, i in zip(starts, items, strict=True)]
+        return content_of(self.content, np.concatenate(items), np.concatenate(places), self.model.device)
 
     def _extend(self, level: int, hidden: Tensor, beams: _Beams) -> _Beams:
         """The best ``widths[level]`` children of ``beams``: ``hidden`` [U * W x D] are the beams' last states."""
