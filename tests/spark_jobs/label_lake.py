@@ -39,7 +39,9 @@ class LabelLake(TinyLake):
         self.tokenizer = self.bundle("tokenizer", {}, "{}")
         self.model = self.bundle("interest_model", {"sid_version": self.tokenizer}, "{}")
 
-    def bundle(self, kind: str, lineage: dict[str, str], body: str, through: date = BEFORE, name: str = "x.json") -> str:
+    def bundle(
+        self, kind: str, lineage: dict[str, str], body: str, through: date = BEFORE, name: str = "x.json"
+    ) -> str:  # fmt: skip
         """Publish a bundle of one file; its version."""
         folder = self.root / "made" / kind
         folder.mkdir(parents=True, exist_ok=True)

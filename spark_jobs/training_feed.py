@@ -1,0 +1,275 @@
+"""Job: exposed_samples ∪ unexposed_samples ⋈ pseudo_labels -> training_feed, and its manifest.
+
+Launch: spark-submit … spark_jobs/training_feed.py --config CONFIG --run-date D
+
+Exposed pairs carry their click and weight 1, unexposed pairs their pseudo-label and confidence. An unexposed pair
+without a label is left out and counted by reason; an exposed pair never gets a pseudo-label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from gpl_core.config import Config
+from gpl_core.errors import ContractError
+from gpl_core.lake import Snapshot
+from spark_jobs.calibrators import require_one_version
+from spark_jobs.columns import micros, passthrough_of, sids_in_force, with_passthrough
+from spark_jobs.manifests import ensure_manifest, schema_hash
+from spark_jobs.session import SparkStep, job_main
+
+PAIR = ["user_id", "item_index"]
+FACTORS = ("coherence", "consistency", "llm_confidence")
+NO_HISTORY, NO_ANCHORS, NO_EMBEDDING, OTHER = "no history", "no anchors", "no embedding", "other"
+
+
+@dataclass(frozen=True)
+class FeedFacts:
+    """What one pass over the date's pairs tells before anything is written.
+
+    Attributes:
+        exposed, labelled: rows that reach the feed.
+        left_out: unexposed rows without a label, by reason.
+        shown: unexposed rows whose user saw the item on this date: must be 0.
+        label_sum, pseudo_label_sum, weight_sum: over the feed's rows, of its float values.
+    """
+
+    exposed: int
+    random: int
+    labelled: int
+    left_out: dict[str, int]
+    shown: int
+    label_sum: float
+    pseudo_label_sum: float
+    weight_sum: float
+    model_versions: tuple[str | None, str | None]
+    sid_versions: tuple[str | None, str | None]
+    calibrator_versions: tuple[str | None, str | None]
+
+
+# ---- DataFrame functions -----------------------------------------------------------------------------------------
+
+
+def labels_of(pseudo_labels: DataFrame) -> DataFrame:
+    """The labels that the feed may use: those of unexposed pairs."""
+    return pseudo_labels.where(F.col("source") == "unexposed").select(
+        *PAIR, F.col("pseudo_label").cast("float").alias("pseudo_label"), F.col("weight").cast("float").alias("weight"),
+        *FACTORS, "model_version", "sid_version", "calibrator_version",
+    )  # fmt: skip
+
+
+def matched(unexposed: DataFrame, labels: DataFrame, exposed: DataFrame) -> DataFrame:
+    """Unexposed rows with their label, null where there is none, and whether the user saw the item all the same."""
+    shown = exposed.select(*PAIR).distinct().withColumn("shown", F.lit(True))
+    return unexposed.join(labels, PAIR, "left").join(shown, PAIR, "left")
+
+
+def unlabelled_reasons(
+    pairs: DataFrame, histories: DataFrame | None, asked: DataFrame | None, rejects: DataFrame | None
+) -> DataFrame:
+    """`pairs` (user_id, item_index, …) with the column `reason`: why the pair has no label.
+
+    Args:
+        histories: user_id of users with a usable history; None when it is not known.
+        asked: user_id of users whose unexposed candidates were sent to scoring.
+        rejects: key of what scoring had to leave out: user_id=… or item_index=….
+    """
+    user, item = F.col("user_id"), F.col("item_index").cast("string")
+    found = _flagged(pairs, histories, "user_id", user, "_history", unknown=True)
+    found = _flagged(found, asked, "user_id", user, "_asked", unknown=True)
+    found = _flagged(found, rejects, "key", F.concat(F.lit("user_id="), user), "_user_rejected", unknown=False)
+    found = _flagged(found, rejects, "key", F.concat(F.lit("item_index="), item), "_item_rejected", unknown=False)
+    return found.withColumn(
+        "reason",
+        F.when(~F.col("_asked") & ~F.col("_history"), NO_HISTORY)
+        .when(~F.col("_asked") | F.col("_user_rejected"), NO_ANCHORS)
+        .when(F.col("_item_rejected"), NO_EMBEDDING)
+        .otherwise(OTHER),
+    )
+
+
+def _flagged(
+    left: DataFrame, right: DataFrame | None, key: str, value: Column, name: str, *, unknown: bool
+) -> DataFrame:  # fmt: skip
+    """`left` with the boolean `name`: whether `value` is among the keys of `right`; `unknown` without `right`."""
+    if right is None:
+        return left.withColumn(name, F.lit(unknown))
+    keys = right.select(F.col(key).alias(f"{name}_key")).distinct()
+    joined = left.join(keys, value == F.col(f"{name}_key"), "left")
+    return joined.withColumn(name, F.col(f"{name}_key").isNotNull()).drop(f"{name}_key")
+
+
+def exposed_rows(exposed: DataFrame, config: Config) -> DataFrame:
+    """The feed's columns (without sid, versions and shuffle key) of exposed pairs."""
+    nothing = F.lit(0.0).cast("float")
+    return exposed.select(
+        "request_id", "item_id", *reversed(PAIR),
+        F.lit(True).alias("is_exposed"), "is_random", F.lit(True).alias("has_label"),
+        F.col("label").cast("float").alias("label"), nothing.alias("pseudo_label"),
+        F.col("label").cast("float").alias("target"), F.lit(1.0).cast("float").alias("sample_weight"),
+        F.lit(1.0).cast("float").alias("sampling_probability"), *[nothing.alias(f) for f in FACTORS],
+        F.lit("").alias("channel"), "position", micros("event_time").alias("event_time"),
+        F.lit("").alias("model_version"), F.lit("").alias("calibrator_version"), "dt",
+        *passthrough_of(exposed, config),
+    )  # fmt: skip
+
+
+def unexposed_rows(found: DataFrame, config: Config) -> DataFrame:
+    """The same columns of those rows of `matched` that have a label."""
+    nothing = F.lit(0.0).cast("float")
+    return found.where(F.col("pseudo_label").isNotNull()).select(
+        "request_id", "item_id", *reversed(PAIR),
+        F.lit(False).alias("is_exposed"), F.lit(False).alias("is_random"), F.lit(False).alias("has_label"),
+        nothing.alias("label"), "pseudo_label", F.col("pseudo_label").alias("target"),
+        F.col("weight").alias("sample_weight"),
+        F.col("sampling_probability").cast("float").alias("sampling_probability"),
+        *[F.col(f).cast("float").alias(f) for f in FACTORS],
+        "channel", F.lit(-1).alias("position"), micros("event_time").alias("event_time"),
+        "model_version", "calibrator_version", "dt",
+        *passthrough_of(found, config),
+    )  # fmt: skip
+
+
+def finish(rows: DataFrame, sids: DataFrame, sid_version: str, levels: int) -> DataFrame:
+    """`rows` with SIDs, -1 where an item has none, and the key that shuffles them."""
+    none = F.array_repeat(F.lit(-1), levels)
+    return (
+        rows.join(sids, "item_index", "left")
+        .withColumn("sid", F.coalesce("sid", none))
+        .withColumn("sid_version", F.lit(sid_version))
+        .withColumn("dt_copy", F.col("dt").cast("string"))
+        # Salted: samples were chosen by a hash of the same two columns.
+        .withColumn("shuffle_key", F.xxhash64("request_id", "item_id", F.lit("training_feed")))
+    )
+
+
+def shuffled(rows: DataFrame, count: int, rows_per_file: int) -> DataFrame:
+    """`rows` in files of about `rows_per_file`, equally large, each in the order of `shuffle_key`."""
+    files = max(1, -(-count // rows_per_file))
+    # dt first, although it is one value: Delta sorts by the partition column unless the rows already are.
+    return rows.repartition(files, "shuffle_key").sortWithinPartitions("dt", "shuffle_key", "request_id", "item_id")
+
+
+# ---- orchestration -----------------------------------------------------------------------------------------------
+
+
+def feed_facts(exposed: DataFrame, found: DataFrame, reasons: dict[str, DataFrame | None]) -> FeedFacts:
+    """Two bounded aggregations. Labelled rows fall into one group, the others keep their pair to look up why."""
+    shown = exposed.agg(
+        F.count(F.lit(1)).alias("rows"), F.count(F.when(F.col("is_random"), 1)).alias("random"),
+        F.coalesce(F.sum("label"), F.lit(0)).alias("labels"),
+    ).first()  # fmt: skip
+    without = F.col("pseudo_label").isNull()
+    versions = ("model_version", "sid_version", "calibrator_version")
+    groups = found.groupBy(*[F.when(without, F.col(c)).alias(c) for c in PAIR]).agg(
+        F.count(F.when(without, 1)).alias("missing"),
+        F.count(F.when(~without, 1)).alias("labelled"),
+        F.count("shown").alias("shown"),
+        F.sum(F.col("pseudo_label").cast("double")).alias("labels"),
+        F.sum(F.when(~without, F.col("weight").cast("double"))).alias("weights"),
+        *[F.min(v).alias(f"min_{v}") for v in versions],
+        *[F.max(v).alias(f"max_{v}") for v in versions],
+    )
+    told = unlabelled_reasons(groups, **reasons)
+    names = (NO_HISTORY, NO_ANCHORS, NO_EMBEDDING, OTHER)
+    row = told.agg(
+        *[F.coalesce(F.sum(F.when(F.col("reason") == n, F.col("missing"))), F.lit(0)).alias(n) for n in names],
+        *[F.coalesce(F.sum(c), F.lit(0)).alias(c) for c in ("labelled", "shown", "labels", "weights")],
+        *[F.min(f"min_{v}").alias(f"min_{v}") for v in versions],
+        *[F.max(f"max_{v}").alias(f"max_{v}") for v in versions],
+    ).first()
+    model, sid, calibrator = ((row[f"min_{v}"], row[f"max_{v}"]) for v in versions)
+    return FeedFacts(
+        exposed=shown["rows"], random=shown["random"], labelled=row["labelled"],
+        left_out={n: row[n] for n in names if row[n]}, shown=row["shown"], label_sum=float(shown["labels"]),
+        pseudo_label_sum=float(row["labels"]), weight_sum=float(row["weights"]) + shown["rows"],
+        model_versions=model, sid_versions=sid, calibrator_versions=calibrator,
+    )  # fmt: skip
+
+
+def reason_tables(step: SparkStep, sid_version: str) -> dict[str, DataFrame | None]:
+    """What `unlabelled_reasons` looks up, None where the table does not exist."""
+    histories = asked = rejects = None
+    if step.context.has("user_sequences"):
+        sequences = step.read("user_sequences").where(F.col("dt") <= F.lit(step.run_date))
+        latest = sequences.groupBy("user_id").agg(F.max_by(F.struct("length", "sid_version"), "dt").alias("row"))
+        histories = latest.where(f"row.length > 0 AND row.sid_version = '{sid_version}'")
+    if step.context.has("score_requests"):
+        asked = step.read_slice("score_requests").where(F.col("source") == "unexposed")
+    if step.context.has("worker_rejects"):
+        rejects = step.read_slice("worker_rejects").where(F.col("step") == "score_candidates")
+    return {"histories": histories, "asked": asked, "rejects": rejects}
+
+
+def check_facts(facts: FeedFacts, step: SparkStep, sid_version: str, rows_in: int) -> None:
+    """Refuse what must not reach a trainer, before anything is written.
+
+    Raises:
+        LineageError: labels of another tokeniser, or of more than one model or calibrator.
+        ContractError: an exposed pair among the unexposed ones, or a pair with two labels.
+    """
+    day = step.run_date
+    what, again = f"pseudo_labels dt={day}", f"run score_candidates, fit_calibrator and pseudo_labels for {day} again"
+    require_one_version(facts.sid_versions, sid_version, what, "the tokenizer in force", again)
+    for kind, found in (("model_version", facts.model_versions), ("calibrator_version", facts.calibrator_versions)):
+        require_one_version(found, found[0] or "", what, f"the {kind} of other rows of this date", again)
+    if facts.shown:
+        raise ContractError(
+            f"unexposed_samples dt={day}: {facts.shown} row(s) name a user and item in exposed_samples of the same "
+            f"date; run samples for {day} again"
+        )
+    total = facts.exposed + facts.labelled + sum(facts.left_out.values())
+    if total != rows_in:
+        raise ContractError(
+            f"training_feed dt={day}: {rows_in} rows came in, {total} would go out or be left out; a pair must occur "
+            f"once among the unexposed rows of pseudo_labels: run pseudo_labels for {day} again"
+        )
+
+
+def run(step: SparkStep) -> None:
+    """Build the run date's feed and its manifest."""
+    context, config, day = step.context, step.config, step.run_date
+    sid_version = context.artifact("tokenizer").version
+    exposed, unexposed = step.read_slice("exposed_samples"), step.read_slice("unexposed_samples")
+    found = matched(unexposed, labels_of(step.read_slice("pseudo_labels")), exposed)
+    facts = feed_facts(exposed, found, reason_tables(step, sid_version))
+    snapshots = [context.snapshot(t) for t in ("exposed_samples", "unexposed_samples")]
+    context.counts.rows_in = sum(Snapshot.rows(s.select(start=day, end=day)) for s in snapshots)
+    check_facts(facts, step, sid_version, context.counts.rows_in)
+
+    contract = with_passthrough("training_feed", config)
+    rows = exposed_rows(exposed, config).unionByName(unexposed_rows(found, config))
+    sids = sids_in_force(step.read("item_sids"), sid_version)
+    count = facts.exposed + facts.labelled
+    feed = shuffled(finish(rows, sids, sid_version, config.tokenizer.levels), count, config.feed.rows_per_file)
+    details = {
+        "rows": count, **_plain(facts), "schema_hash": schema_hash(contract), "contract_version": contract.version,
+        "versions": {
+            "sid_version": sid_version, "model_version": facts.model_versions[0] or "",
+            "calibrator_version": facts.calibrator_versions[0] or "",
+        },
+    }  # fmt: skip
+    commit = step.write_slice("training_feed", feed, contract=contract, details=details)
+    if commit.rows != count:
+        raise ContractError(f"training_feed dt={day}: {commit.rows} rows were written, {count} were expected")
+    context.counts.rows_dropped = sum(facts.left_out.values())
+    context.counts.details |= details
+    ensure_manifest(context.lake, day, contract)
+
+
+def _plain(facts: FeedFacts) -> dict[str, Any]:
+    names = ("exposed", "random", "labelled", "left_out", "label_sum", "pseudo_label_sum", "weight_sum")
+    return {k: v for k, v in asdict(facts).items() if k in names}
+
+
+def main() -> None:
+    """Entry point."""
+    job_main("training_feed", run)
+
+
+if __name__ == "__main__":
+    main()
