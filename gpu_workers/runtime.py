@@ -114,15 +114,16 @@ class Ranks:
 
 def start_ranks() -> Ranks:
     """Join the process group that the launcher describes (gloo on the CPU, NCCL on GPUs)."""
-    # DeepSpeed compiles an operator with the first `ninja` on PATH, and another version of ninja compiles it anew:
-    # always take the one of this environment, however we were started.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if "RANK" not in os.environ:  # started without a launcher: one rank by itself
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:
         torch.cuda.set_device(local)
+    # On the CPU DeepSpeed would compile a shared-memory all-reduce first: a minute on two cores, once more for every
+    # other version of `ninja` on PATH, and a lock file that a killed process leaves behind for all that follow.
+    # gloo alone does what our small models need.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if cuda else "gloo", timeout=timedelta(minutes=30), verbose=False
     )  # fmt: skip
