@@ -1,0 +1,117 @@
+"""Scoring against what memory allows: pairs per second of `score_block`.
+
+Yardsticks, on the same data in one run: (1) the floor: the two gathers and the one product that the formulas need,
+into preallocated buffers, nothing else; (2) a plain per-user numpy loop as one would first
+write it. Growth: 1x, 4x, 16x users in blocks. On a CPU: one thread and its CPU seconds, so that figures are per core
+and other work on the machine does not decide them.
+
+    python -m tests.bench.bench_score_candidates [--quick]
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from gpl_core.labels.scoring import score_block
+from tests.bench.harness import (
+    Figure,
+    at_least,
+    at_most,
+    device_name,
+    growth_exponent,
+    interleaved,
+    is_quick,
+    median_ratio,
+    report,
+)
+
+K, H, B, D, LEVELS = 20, 20, 128, 384, 3
+
+
+def make_block(users: int, items: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """A block as score_requests holds it: K anchors, H history items, B candidates per user."""
+    g = torch.Generator().manual_seed(seed)
+    vectors = torch.nn.functional.normalize(torch.randn(items, D, generator=g), dim=1)
+    anchors = torch.nn.functional.normalize(torch.randn(users, K, D, generator=g), dim=2)
+    return (
+        anchors,
+        torch.ones(users, K, dtype=torch.bool),
+        torch.log_softmax(torch.randn(users, K, generator=g), dim=1),
+        torch.randint(0, items, (users, H), generator=g),
+        torch.randint(0, items, (users, B), generator=g),
+        vectors,
+        torch.ones(items, dtype=torch.bool),
+    )
+
+
+def floor(block: tuple[torch.Tensor, ...], buffers: tuple[torch.Tensor, ...]) -> None:
+    """Gather candidates and history, one product with anchors and history: the bytes that cannot be avoided."""
+    anchors, _, _, history, candidates, vectors, _ = block
+    gathered, probes, products = buffers
+    torch.index_select(vectors, 0, candidates.reshape(-1), out=gathered.view(-1, D))
+    probes[:, :K] = anchors
+    probes[:, K:] = vectors[history]
+    torch.bmm(gathered, probes.transpose(1, 2), out=products)
+
+
+def naive(block: tuple[torch.Tensor, ...]) -> float:
+    """One user at a time in numpy float32, as one would first write it; returns a checksum."""
+    anchors, _, logs, history, candidates, vectors, _ = (x.numpy() for x in block)
+    total = 0.0
+    for u in range(len(anchors)):
+        weight = np.exp(logs[u])
+        weight = weight / weight.sum()
+        past = vectors[history[u]]
+        coherence = np.linalg.norm((weight[:, None] * anchors[u]).sum(axis=0))
+        consistency = sum(w * max(0.0, (past @ a).max()) for w, a in zip(weight, anchors[u]))
+        for item in candidates[u]:
+            e = vectors[item]
+            cosines = anchors[u] @ e
+            k = int(cosines.argmax())
+            total += float(cosines[k] + (past @ e).max() + np.exp(logs[u, k] / LEVELS) + coherence + consistency)
+    return total
+
+
+def main() -> None:
+    """Measure, print, write."""
+    quick = is_quick()
+    torch.set_num_threads(1)
+    users, items, repeats = (64, 20_000, 7) if quick else (256, 100_000, 15)
+    block = make_block(users, items)
+    buffers = (torch.empty(users, B, D), torch.empty(users, K + H, D), torch.empty(users, B, K + H))
+    found = score_block(*block, LEVELS)
+    checksum = naive(tuple(x[:4] if n < 5 else x for n, x in enumerate(block)))
+    per_user = found.coherence[:4, None] + found.consistency[:4, None]
+    ours = (found.similarity + found.history_similarity + found.llm_confidence)[:4] + per_user
+    assert abs(float(ours.sum()) - checksum) < 1e-2, "the yardstick computes something else"
+
+    seconds = interleaved(
+        {"ours": lambda: score_block(*block, LEVELS), "floor": lambda: floor(block, buffers)}, repeats
+    )
+    few = tuple(x[:8] if n < 5 else x for n, x in enumerate(block))
+    slow = interleaved({"naive": lambda: naive(few)}, 3, time.process_time)["naive"]
+    pairs = users * B
+    rate = pairs / statistics.median(seconds["ours"])
+    sizes, took = [1, 4, 16], []
+    for size in sizes:
+        start = time.process_time()
+        for _ in range(size):
+            score_block(*block, LEVELS)
+        took.append(time.process_time() - start)
+    figures = {
+        "pairs per second": Figure(rate, "pairs/s"),
+        "floor, pairs per second": Figure(pairs / statistics.median(seconds["floor"]), "pairs/s"),
+        "share of the floor's speed": at_least(median_ratio(seconds["floor"], seconds["ours"]), 0.7, "ratio"),
+        "speed over the naive loop": Figure(rate / (8 * B / statistics.median(slow)), "x"),
+        "growth exponent, 1x 4x 16x": at_most(growth_exponent(sizes, took), 1.05, "exponent"),
+        "gathered bytes per second": Figure(rate * D * 4, "B/s"),
+    }
+    report("score_candidates", figures, quick, f"score_block: K {K}, H {H}, B {B}, d {D}, on {device_name()}")
+
+
+if __name__ == "__main__":
+    main()
