@@ -16,9 +16,8 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from gpl_core.errors import ContractError, MissingInputError
+from gpl_core.storage import filesystem
 
 MANIFEST = "manifest.json"
 KINDS = ("tokenizer", "interest_model", "calibrator", "preranker")
@@ -76,7 +75,7 @@ class ArtifactStore:
 
     def __init__(self, root: str):
         self.root = f"{root.rstrip('/')}/artifacts"
-        self._fs, self._base = fsspec.core.url_to_fs(self.root)
+        self._fs, self._base = filesystem(self.root)
 
     def manifests(self, kind: str) -> list[Manifest]:
         """Every complete bundle of `kind`, oldest first (by trained_through, then by creation)."""

@@ -30,6 +30,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from gpl_core.contracts import CONTRACT_NAME, CONTRACT_VERSION, Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
+from gpl_core.storage import filesystem
 
 WHOLE = "*"  # slice name of tables without a dt partition
 _COMMIT_TRIES = 15
@@ -179,7 +180,7 @@ class Snapshot:
         Read from the log itself: delta-rs' `history` lists every commit there is and numbers them downwards from the
         version it has loaded, so that a pinned table, or one that another run commits to, gets the wrong ones.
         """
-        fs, log = fsspec.core.url_to_fs(f"{self.uri}/_delta_log")
+        fs, log = filesystem(f"{self.uri}/_delta_log")
         commits = {int(m[1]): p for p in fs.ls(log, detail=False, refresh=True) if (m := _COMMIT_FILE.search(p))}
         found = []
         for version in sorted((v for v in commits if v <= self.version), reverse=True):
@@ -415,7 +416,7 @@ class PartWriter:
         self._row_group_rows = row_group_rows
         self._file_rows = file_rows
         self._schema = contract.arrow_schema(partitions=False)
-        self._fs, self._base = fsspec.core.url_to_fs(uri)
+        self._fs, self._base = filesystem(uri)
         self._open: tuple[str, Any, pq.ParquetWriter] | None = None
         self._rows = 0
 

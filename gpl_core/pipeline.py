@@ -19,6 +19,7 @@ from gpl_core.config import Config
 from gpl_core.contracts import load_contract
 from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.lake import WHOLE, DataFile, Lake, Snapshot
+from gpl_core.storage import filesystem
 
 Scope = Literal["slice", "next", "before", "through", "window", "as_of", "whole", "lookup"]
 Status = Literal["done", "absent", "stale", "blocked"]
@@ -414,10 +415,8 @@ class Planner:
         return self.lake.path("reports", f"{run_date.isoformat()}.html")
 
     def _report_state(self, run_date: date, fingerprint: str) -> tuple[Status, str]:
-        import fsspec
-
         path = self.report_path(run_date)
-        fs, local = fsspec.core.url_to_fs(path)
+        fs, local = filesystem(path)
         if not fs.exists(local):
             return "absent", f"no report at {path}"
         head = fs.cat_file(local, start=0, end=2000).decode(errors="replace")
