@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from gpl_core.contracts import all_contracts
 from gpl_core.errors import UsageError
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` and `"5"` are not numbers
 
 
 _SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed"}
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, no unknown keys."""
+    """Base of every section: immutable, no unknown keys, no infinite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Lakehouse(Section):
@@ -37,6 +38,13 @@ class Lakehouse(Section):
 
     root: str = Field(description="A local path or s3://bucket/prefix; holds tables/, artifacts/, reports/, work/")
     tables: dict[str, str] = Field(default={}, description="Locations of tables that live elsewhere, e.g. raw_items")
+
+    @field_validator("tables")
+    @classmethod
+    def _known(cls, tables: dict[str, str]) -> dict[str, str]:
+        if unknown := sorted(set(tables) - set(all_contracts())):
+            raise ValueError(f"no such table: {', '.join(unknown)}; the tables are {', '.join(all_contracts())}")
+        return tables
 
     @model_validator(mode="after")
     def _absolute(self) -> Lakehouse:
@@ -251,7 +259,7 @@ class Prerank(Section):
     lambda_: float = Field(default=2.0, ge=0, alias="lambda", description="Weight of the pseudo-label loss")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
 
 class Config(Section):
