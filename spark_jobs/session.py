@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import Any
 
+from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from gpl_core.contracts import Contract, load_contract, schema_differences
+from gpl_core.contracts import Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, UsageError
 from gpl_core.lake import Commit
 from gpl_core.pipeline import Planner
@@ -27,6 +28,8 @@ _DEFAULTS = {
     "spark.sql.ansi.enabled": "true",
     "spark.sql.adaptive.enabled": "true",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    # Row groups small enough that every rank of a trainer gets some; Delta's writer ignores the per-write option.
+    "spark.hadoop.parquet.block.size": str(64 * 2**20),
     "spark.databricks.delta.replaceWhere.constraintCheck.enabled": "true",
     "spark.ui.showConsoleProgress": "true",
 }
@@ -101,9 +104,21 @@ class SparkStep:
 
     def read(self, table: str, contract: Contract | None = None) -> DataFrame:
         """The whole input table at its pinned version, after its contract was compared."""
+        return self._checked(self.read_unchecked(table), contract or load_contract(table))
+
+    def read_unchecked(self, table: str) -> DataFrame:
+        """The whole input table at its pinned version as it is: for platform tables, whose rows ingest checks."""
         snapshot = self.context.snapshot(table)
-        frame = self.spark.read.format("delta").option("versionAsOf", snapshot.version).load(snapshot.uri)
-        return self._checked(frame, contract or load_contract(table))
+        return self.read_version(table, snapshot.version)
+
+    def read_version(self, table: str, version: int) -> DataFrame:
+        """`table` at `version`, unchecked: for what this step has just written itself."""
+        uri = spark_path(self.context.lake.uri(table))
+        return self.spark.read.format("delta").option("versionAsOf", version).load(uri)
+
+    def empty(self, table: str) -> DataFrame:
+        """No rows in the schema of `table`: stands in for an optional input that does not exist."""
+        return self.spark.createDataFrame([], spark_schema(load_contract(table)))
 
     def read_dates(self, table: str, start: date, end: date, contract: Contract | None = None) -> DataFrame:
         """The partitions `start <= dt <= end` of an input table at its pinned version."""
@@ -115,7 +130,7 @@ class SparkStep:
         return self.read_dates(table, self.run_date, self.run_date, contract)
 
     def _checked(self, frame: DataFrame, contract: Contract) -> DataFrame:
-        problems = _drift(contract, frame.schema)
+        problems = schema_drift(contract, frame.schema)
         if problems:
             raise ContractError(
                 f"table {contract.name}: its schema drifted from contract version {contract.version}:\n  "
@@ -147,38 +162,76 @@ class SparkStep:
         return self._write(load_contract(table), frame, "append", {}, details)
 
     def create_table(self, contract: Contract) -> None:
-        """Create the table of `contract` with its comments and constraints when it does not exist."""
-        uri = self.context.lake.uri(contract.name)
+        """Create the table of `contract` with its comments and constraints, or add its new nullable columns."""
+        uri = spark_path(self.context.lake.uri(contract.name))
         if not self.context.lake.exists(contract.name):
-            self.spark.sql(contract.ddl(spark_path(uri)))
-        self.context.lake.open(contract.name, contract=contract)
+            self.spark.sql(contract.ddl(uri))
+            return
+        if contract.columns == load_contract(contract.name).columns:
+            return
+        have = DeltaTable.forPath(self.spark, uri).toDF().columns
+        new = [c for c in contract.columns if c.name not in have]
+        if new:  # passthrough columns; `open` has refused anything else
+            listing = ", ".join(f"{c.name} {c.type} COMMENT '{c.comment}'" for c in new)
+            self.spark.sql(f"ALTER TABLE delta.`{uri}` ADD COLUMNS ({listing})")
+
+    def merge(self, contract: Contract, execute: Callable[[DeltaTable], None]) -> Commit:
+        """Run `execute` (a Delta MERGE) on the table of `contract` as one marked commit."""
+        conf = self.spark.conf
+
+        def save(app_id: str, version: int, mark: str, uri: str) -> None:
+            # MERGE takes no writer options: the session's settings stand in for them, for this one command.
+            settings = {
+                "spark.databricks.delta.write.txnAppId": app_id,
+                "spark.databricks.delta.write.txnVersion": str(version),
+                "spark.databricks.delta.commitInfo.userMetadata": mark,
+            }
+            for key, value in settings.items():
+                conf.set(key, value)
+            try:
+                execute(DeltaTable.forPath(self.spark, uri))
+            finally:
+                for key in settings:
+                    conf.unset(key)
+
+        return self._commit(contract, save, None)
 
     def _write(
         self, contract: Contract, frame: DataFrame, mode: str, options: Mapping[str, str],
         details: Mapping[str, Any] | None,
     ) -> Commit:  # fmt: skip
-        self.create_table(contract)
-        before = self.context.lake.open(contract.name, contract=contract)
-        mark = self.context.mark(contract.name, details)
-        app_id = f"{mark.step}:{contract.name}:{min(mark.slices)}:{max(mark.slices)}"
-        version = before.transaction_version(app_id) + 1
         wanted = spark_schema(contract)
         missing = [f.name for f in wanted if f.name not in frame.columns]
         if missing or len(frame.columns) != len(wanted):
             extra = [c for c in frame.columns if c not in wanted.names]
             raise ContractError(f"table {contract.name}: the frame lacks {missing} and has the unknown columns {extra}")
-        writer = (
-            frame.select(*[F.col(f.name).cast(f.dataType).alias(f.name) for f in wanted])
-            .write.format("delta")
-            .mode(mode)
-            .option("txnAppId", app_id)
-            .option("txnVersion", version)
-            .option("userMetadata", mark.to_json())
-        )
-        for key, value in options.items():
-            writer = writer.option(key, value)
+
+        def save(app_id: str, version: int, mark: str, uri: str) -> None:
+            writer = (
+                frame.select(*[F.col(f.name).cast(f.dataType).alias(f.name) for f in wanted])
+                .write.format("delta")
+                .mode(mode)
+                .option("txnAppId", app_id)
+                .option("txnVersion", version)
+                .option("userMetadata", mark)
+            )
+            for key, value in options.items():
+                writer = writer.option(key, value)
+            writer.save(uri)
+
+        return self._commit(contract, save, details)
+
+    def _commit(
+        self, contract: Contract, save: Callable[[str, int, str, str], None], details: Mapping[str, Any] | None
+    ) -> Commit:
+        """One marked commit through `save(app_id, txn_version, mark, uri)`, and what it added by the table's log."""
+        self.create_table(contract)
+        before = self.context.lake.open(contract.name, contract=contract)
+        mark = self.context.mark(contract.name, details)
+        app_id = f"{mark.step}:{contract.name}:{min(mark.slices)}:{max(mark.slices)}"
+        version = before.transaction_version(app_id) + 1
         try:
-            writer.save(spark_path(before.uri))
+            save(app_id, version, mark.to_json(), spark_path(before.uri))
         except Exception as error:
             if "Concurrent" in type(error).__name__ or "DELTA_CONCURRENT" in str(error):
                 raise ConflictError(
@@ -187,15 +240,14 @@ class SparkStep:
                 ) from error
             raise
         after = self.context.lake.open(contract.name, contract=contract)
-        found = next(((v, m) for v, m in after.marks() if m == mark and v > before.version), None)
+        found = next((v for v, m in after.marks() if v > before.version and m == mark), None)
         if found is None:
             raise ConflictError(
                 f"table {contract.name}: another run committed {app_id} with transaction {version} first; "
                 "run the step again"
             )
-        written = self.context.lake.open(contract.name, found[0], contract=contract)
-        rows, size = added(written, before)
-        commit = Commit(before.version, found[0], rows, size)
+        rows, size = added(self.context.lake.open(contract.name, found, contract=contract), before)
+        commit = Commit(before.version, found, rows, size)
         self.context.committed(contract.name, commit)
         return commit
 
@@ -212,28 +264,19 @@ def spark_path(uri: str) -> str:
     return "s3a://" + uri.removeprefix("s3://") if uri.startswith("s3://") else uri
 
 
-def _drift(contract: Contract, found: StructType) -> list[str]:
-    """Column-by-column differences between a contract and a table, additive columns at the end allowed."""
-    from pyspark.sql.pandas.types import to_arrow_schema
-
-    wanted = contract.arrow_schema()
-    have = to_arrow_schema(found)
+def schema_drift(contract: Contract, found: StructType) -> list[str]:
+    """Column-by-column differences between a contract and a table; additive columns are no difference."""
     problems = []
-    for problem in schema_differences(wanted, have):
-        name = problem.split("'")[1]
-        if "not in the contract" in problem:
-            continue
-        nullable = contract.column(name).nullable
-        if "is missing" in problem and nullable:
-            continue
-        if _same_for_spark(spark_schema(contract)[name].dataType, found, name):
-            continue
-        problems.append(problem)
+    for wanted in spark_schema(contract):
+        if wanted.name not in found.names:
+            if not contract.column(wanted.name).nullable:
+                problems.append(f"column '{wanted.name}' ({wanted.dataType.simpleString()}) is missing")
+        elif found[wanted.name].dataType.simpleString() != wanted.dataType.simpleString():
+            problems.append(
+                f"column '{wanted.name}' is {found[wanted.name].dataType.simpleString()}, "
+                f"expected {wanted.dataType.simpleString()}"
+            )
     return problems
-
-
-def _same_for_spark(wanted: Any, found: StructType, name: str) -> bool:
-    return name in found.names and found[name].dataType.simpleString() == wanted.simpleString()
 
 
 Job = Callable[[SparkStep], None]
@@ -241,16 +284,19 @@ Job = Callable[[SparkStep], None]
 
 def job_main(name: str, job: Job, argv: Sequence[str] | None = None) -> None:
     """Entry point of one Spark job; leaves the process with its exit code."""
-    run_jobs(name, {name: job}, lambda: parse_arguments(f"{name}.py", argv))
+    run_jobs(name, lambda args: {name: job}, lambda: parse_arguments(f"{name}.py", argv))
 
 
-def run_jobs(program: str, jobs: Mapping[str, Job], parse: Callable[[], StepArguments]) -> None:
-    """Run `jobs` in order over the dates, in one session; leaves the process with the exit code."""
+def run_jobs(
+    program: str, choose: Callable[[StepArguments], Mapping[str, Job]], parse: Callable[[], StepArguments]
+) -> None:
+    """Run the chosen jobs in order over the dates, in one session; leaves the process with the exit code."""
     setup_logging()
     spark = None
     code = 0
     try:
         args = parse()
+        jobs = choose(args)
         spark = None if args.dry_run else start_session(program)
         for name, job in jobs.items():
             if args.bulk:

@@ -1,0 +1,48 @@
+"""Job: users of the date's pairs whose anchors the cache lacks -> anchor_requests.
+
+spark-submit … spark_jobs/anchor_requests.py --config CONFIG --run-date D
+"""
+
+from __future__ import annotations
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from spark_jobs.histories import cached_anchors, read_latest_sequences, read_scored_pairs, require_model_of
+from spark_jobs.session import SparkStep, job_main
+
+
+def missing_anchors(users: DataFrame, sequences: DataFrame, cache: DataFrame) -> DataFrame:
+    """Sequences of `users` for which `cache` has no row of the same (user_id, sequence_hash)."""
+    return sequences.join(users, "user_id", "left_semi").join(cache, ["user_id", "sequence_hash"], "left_anti")
+
+
+def run(step: SparkStep) -> None:
+    """Write the run date's slice; users without history are counted, not guessed."""
+    sid_version, model_version = require_model_of(step)
+    users = read_scored_pairs(step).select("user_id").distinct().persist()
+    sequences = read_latest_sequences(step)
+    requests = missing_anchors(users, sequences, cached_anchors(step, model_version)).select(
+        "user_id", "sid", "item_index", "length", "sequence_hash", F.lit(sid_version).alias("sid_version"),
+        F.lit(model_version).alias("model_version"), F.lit(step.run_date).alias("dt"),
+    )  # fmt: skip
+    parts = int(step.spark.conf.get("spark.sql.shuffle.partitions"))
+    commit = step.write_slice("anchor_requests", requests.repartition(parts, "user_id"))
+    total = users.count()
+    with_history = users.join(sequences, "user_id", "left_semi").count()
+    users.unpersist()
+    counts = step.context.counts
+    counts.rows_in, counts.rows_dropped = total, total - commit.rows
+    counts.details = {
+        "users": total, "without_history": total - with_history, "cached": with_history - commit.rows,
+        "model_version": model_version,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Entry point."""
+    job_main("anchor_requests", run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""Job: raw tables -> items, impressions, candidates, interactions, and quarantine for what breaks the contract.
+
+spark-submit --packages io.delta:delta-spark_4.0_2.13:4.2.0 spark_jobs/ingest.py --config quickstart --run-date 2026-01-03
+
+Rows in = rows out + quarantined + documented drops, per raw table, or the step fails:
+    impressions    every good row is written
+    candidates     channels of one (request, item) are folded into one row: the others are drops
+    interactions   raw ones and clicks, each event once: a click that both report is a drop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from pyspark.sql import DataFrame, Observation
+from pyspark.sql import functions as F
+
+from gpl_core.config import Config
+from gpl_core.contracts import Contract, load_contract
+from gpl_core.errors import ContractError, QuarantineError
+from gpl_core.lake import Commit
+from spark_jobs.catalogue import ItemChanges, checked_items, item_changes, latest_items
+from spark_jobs.checks import inside_slice, known_item, quarantine_rows, split, typed_rows, with_failures
+from spark_jobs.columns import passthrough_of, with_passthrough
+from spark_jobs.session import SparkStep, job_main
+
+_ROWS_PER_TASK = 4_000_000
+_EVENTS = ("raw_impressions", "raw_candidates", "raw_interactions")
+
+
+def checked_events(raw: DataFrame, contract: Contract, known: DataFrame) -> DataFrame:
+    """Events of a raw table, checked: types, nulls, ranges, time inside the slice, known item."""
+    frame, checks = typed_rows(raw, contract)
+    return with_failures(frame.join(known, "item_id", "left"), [*checks, inside_slice(), known_item()])
+
+
+def split_impressions(checked: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """(good, bad) impressions: of rows with one (request, item) the earliest stays, clicked before not clicked."""
+    return split(
+        checked, ["dt", "request_id", "item_id"], [F.col("event_time"), F.col("clicked").desc(), F.col("position")]
+    )
+
+
+def split_candidates(checked: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """(good, bad) candidates: of rows with one (request, item, channel) the earliest stays, then the best score."""
+    # One exchange by (dt, request, item) serves this window and the folding that follows.
+    return split(
+        checked.repartition("dt", "request_id", "item_id"),
+        ["dt", "request_id", "item_id", "channel"],
+        [F.col("event_time"), F.col("recall_score").desc_nulls_last(), F.col("user_id")],
+    )
+
+
+def split_interactions(checked: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """(good, bad) raw interactions: each event once."""
+    return split(checked, ["dt", "user_id", "item_id", "event_time", "kind"], [F.col("event_time")])
+
+
+def fold_channels(good: DataFrame, config: Config) -> DataFrame:
+    """One row per (request, item): all channels sorted, the first of them, the best score; `_rows` counts the folded."""
+    extra = [f for f in config.feed.passthrough if f in good.columns]
+    first = F.min_by(F.struct("user_id", "event_time", "item_index", *extra), F.struct("channel"))
+    folded = good.groupBy("dt", "request_id", "item_id").agg(
+        first.alias("_first"),
+        F.sort_array(F.collect_set("channel")).alias("channels"),
+        F.coalesce(F.max("recall_score"), F.lit(0.0)).alias("recall_score"),
+        F.count(F.lit(1)).alias("_rows"),
+    )
+    return folded.select(
+        "request_id", "item_id", "_first.*", "channels", F.element_at("channels", 1).alias("channel"),
+        "recall_score", "dt", "_rows",
+    )  # fmt: skip
+
+
+def positive_events(interactions: DataFrame, impressions: DataFrame) -> DataFrame:
+    """raw_interactions and clicked impressions, each event once; `_raw_rows` and `_clicks` count what was merged."""
+    key = ["dt", "user_id", "item_id", "event_time", "kind"]
+    raw = interactions.select(*key, "item_index", F.lit(1).alias("_raw"), F.lit(0).alias("_click"))
+    clicks = impressions.where(F.col("clicked") == 1).select(
+        "dt", "user_id", "item_id", "event_time", F.lit("click").alias("kind"), "item_index",
+        F.lit(0).alias("_raw"), F.lit(1).alias("_click"),
+    )  # fmt: skip
+    return (
+        raw.union(clicks)
+        .groupBy(*key)
+        .agg(F.max("item_index").alias("item_index"), F.sum("_raw").alias("_raw_rows"), F.sum("_click").alias("_clicks"))
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """Rows refused per raw table, and a line per reason for people."""
+
+    rows: dict[str, int]
+    reasons: dict[str, list[str]]
+
+
+def summarise_quarantine(slice_: DataFrame) -> Quarantined:
+    """Rows and reasons of a written quarantine slice; bounded by tables x checks."""
+    each = slice_.select("source_table", "occurrences", "row_json", F.posexplode("failed_checks").alias("at", "check"))
+    found = (
+        each.groupBy("source_table", F.col("check.name").alias("name"))
+        .agg(
+            F.sum("occurrences").alias("n"),
+            F.sum(F.when(F.col("at") == 0, F.col("occurrences")).otherwise(0)).alias("first"),
+            F.min(F.struct(F.col("check.message").alias("message"), F.substring("row_json", 1, 300).alias("row"))).alias("eg"),
+        )
+        .orderBy(F.desc("n"), "source_table", "name")
+        .collect()
+    )  # fmt: skip
+    rows: dict[str, int] = {}
+    reasons: dict[str, list[str]] = {}
+    for row in found:
+        rows[row["source_table"]] = rows.get(row["source_table"], 0) + row["first"]
+        text = f"{row['name']}: {row['n']} row(s), e.g. {row['eg']['message']} in {row['eg']['row']}"
+        reasons.setdefault(row["source_table"], []).append(text)
+    return Quarantined(rows, reasons)
+
+
+def run(step: SparkStep) -> None:
+    """One date, or all dates of a bulk run: quarantine first, then items, then the three event tables."""
+    dates, config = step.context.bulk_dates, step.config
+    rows_in = {t: _rows_in(step, t) for t in _EVENTS}
+    raw_items = checked_items(step.read_unchecked("raw_items"), dates[0], dates[-1], config)
+    latest, bad_items = latest_items(raw_items, config)
+    in_slice = F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))
+    rows_in["raw_items"] = raw_items.where(in_slice).count()
+    changes = item_changes(latest, _items(step))
+
+    checked = {t: checked_events(_raw(step, t), load_contract(t), changes.known) for t in _EVENTS if _raw(step, t)}
+    splitters = {
+        "raw_impressions": split_impressions,
+        "raw_candidates": split_candidates,
+        "raw_interactions": split_interactions,
+    }
+    good, bad = {}, {"raw_items": bad_items.where(in_slice)}
+    for table, frame in checked.items():
+        good[table], bad[table] = splitters[table](frame)
+    refused = _write_quarantine(step, bad)
+    _check_share(config, rows_in, refused)
+
+    commits = {"items": _write_items(step, changes)}
+    impressions = good["raw_impressions"].select(
+        *[F.col(c) for c in load_contract("impressions").column_names], *passthrough_of(good["raw_impressions"], config)
+    )
+    commits["impressions"] = step.write_slice(
+        "impressions", _spread(impressions, rows_in["raw_impressions"], len(dates)),
+        contract=with_passthrough("impressions", config),
+    )  # fmt: skip
+    written = step.read_version("impressions", commits["impressions"].version_after).where(in_slice)
+    folded = fold_channels(good["raw_candidates"], config)
+    folded = folded.select(
+        *load_contract("candidates").column_names, *passthrough_of(folded, config), "_rows"
+    )  # fmt: skip
+    commits["candidates"], seen = _observed(
+        step, "candidates", _spread(folded, rows_in["raw_candidates"], len(dates)), ["_rows"]
+    )
+    raw_events = good.get("raw_interactions")
+    if raw_events is None:
+        raw_events = step.empty("interactions")
+    events = positive_events(raw_events, written)
+    commits["interactions"], merged = _observed(
+        step, "interactions", _spread(events, rows_in["raw_interactions"], len(dates)), ["_raw_rows", "_clicks"]
+    )
+    _balance(step, rows_in, refused, changes, commits, seen["_rows"], merged)
+
+
+def _rows_in(step: SparkStep, table: str) -> int:
+    """Rows of the slice by the log's statistics, by counting where the log has none."""
+    if not step.context.has(table):
+        return 0
+    dates = step.context.bulk_dates
+    files = step.context.snapshot(table).select(start=dates[0], end=dates[-1])
+    if any(f.rows < 0 for f in files):
+        return step.read_unchecked(table).where(F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))).count()
+    return sum(f.rows for f in files)
+
+
+def _raw(step: SparkStep, table: str) -> DataFrame | None:
+    if not step.context.has(table):
+        return None
+    dates = step.context.bulk_dates
+    return step.read_unchecked(table).where(F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1])))
+
+
+def _items(step: SparkStep) -> DataFrame:
+    """Table items as it is now: ingest is its only writer, so it need not be an input."""
+    lake = step.context.lake
+    if not lake.exists("items"):
+        return step.empty("items")
+    return step.read_version("items", lake.open("items").version)
+
+
+def _spread(frame: DataFrame, rows: int, dates: int) -> DataFrame:
+    """Several dates in one commit: keep the rows of a date together, so that each gets few files."""
+    if dates == 1:
+        return frame
+    parts = max(1, -(-rows // dates // _ROWS_PER_TASK))
+    salt = F.pmod(F.xxhash64("user_id"), F.lit(parts))
+    return frame.repartition(dates * parts, "dt", salt)
+
+
+def _write_quarantine(step: SparkStep, bad: dict[str, DataFrame]) -> Quarantined:
+    frames = [quarantine_rows(frame, table, step.context.run_id) for table, frame in bad.items()]
+    commit = step.write_slice("quarantine", reduce(DataFrame.unionByName, frames).coalesce(1))
+    if not commit.rows:
+        return Quarantined({}, {})
+    dates = step.context.bulk_dates
+    written = step.read_version("quarantine", commit.version_after)
+    return summarise_quarantine(written.where(F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))))
+
+
+def _check_share(config: Config, rows_in: dict[str, int], refused: Quarantined) -> None:
+    limit = config.ingest.max_quarantine_share
+    broken = []
+    for table, rows in refused.rows.items():
+        share = rows / rows_in[table]
+        if share > limit:
+            top = "\n    ".join(refused.reasons[table][:3])
+            broken.append(f"{table}: {rows} of {rows_in[table]} rows ({share:.1%}) were refused:\n    {top}")
+    if broken:
+        raise QuarantineError(
+            f"more than {limit:.1%} (ingest.max_quarantine_share) of a raw table broke its contract; only table "
+            "quarantine was written. Repair the raw rows, or raise the threshold:\n  " + "\n  ".join(broken)
+        )
+
+
+def _write_items(step: SparkStep, changes: ItemChanges) -> Commit | None:
+    """Merge what changed into table items; no commit when nothing did."""
+    contract = load_contract("items")
+    step.create_table(contract)
+    if not changes.new + changes.updated:
+        return None
+    if not changes.updated:
+        return step.append("items", changes.rows)
+    columns = {c: f"new.{c}" for c in contract.column_names}
+    return step.merge(
+        contract,
+        lambda target: target.alias("old")
+        .merge(changes.rows.alias("new"), "old.item_id = new.item_id")
+        .whenMatchedUpdate(set={c: v for c, v in columns.items() if c not in ("item_id", "item_index")})
+        .whenNotMatchedInsert(values=columns)
+        .execute(),
+    )
+
+
+def _observed(
+    step: SparkStep, table: str, frame: DataFrame, sums: Sequence[str]
+) -> tuple[Commit, dict[str, int]]:  # fmt: skip
+    """Write a slice and return the sums of helper columns that are not written, counted by the writing tasks."""
+    seen = Observation(f"{table}_{step.context.run_id}")
+    frame = frame.observe(seen, *[F.coalesce(F.sum(c), F.lit(0)).alias(c) for c in sums]).drop(*sums)
+    commit = step.write_slice(table, frame, contract=with_passthrough(table, step.config) if table == "candidates" else None)
+    return commit, dict(seen.get)
+
+
+def _balance(
+    step: SparkStep, rows_in: dict[str, int], refused: Quarantined, changes: ItemChanges,
+    commits: dict[str, Commit | None], folded: int, merged: dict[str, int],
+) -> None:  # fmt: skip
+    out = {t: c.rows if c else 0 for t, c in commits.items()}
+    accounts = {
+        "raw_impressions": (out["impressions"], 0),
+        "raw_candidates": (out["candidates"], folded - out["candidates"]),
+        "raw_interactions": (merged["_raw_rows"], 0),
+    }
+    both = merged["_raw_rows"] + merged["_clicks"] - out["interactions"]
+    for table, (written, dropped) in accounts.items():
+        gone = rows_in[table] - written - dropped - refused.rows.get(table, 0)
+        if gone:
+            raise ContractError(
+                f"table {table}: {rows_in[table]} rows in, but {written} written, {refused.rows.get(table, 0)} "
+                f"quarantined and {dropped} folded: {gone} unaccounted for. This is a defect of ingest, report it"
+            )
+    counts = step.context.counts
+    counts.rows_in = sum(rows_in[t] for t in _EVENTS)
+    counts.rows_quarantined = sum(refused.rows.values())
+    counts.rows_dropped = folded - out["candidates"] + both
+    counts.details = {
+        "rows_in": rows_in,
+        "quarantined": refused.rows,
+        "reasons": refused.reasons,
+        "folded_channels": folded - out["candidates"],
+        "clicks": merged["_clicks"],
+        "clicks_reported_twice": both,
+        "items_new": changes.new,
+        "items_updated": changes.updated,
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    job_main("ingest", run)
+
+
+if __name__ == "__main__":
+    main()
+
