@@ -1,0 +1,330 @@
+"""Job: one self-contained HTML page per run date, from aggregates alone.
+
+Launch: spark-submit … spark_jobs/report.py --config CONFIG --run-date D
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from markupsafe import Markup
+from pyspark.sql import functions as F
+
+from gpl_core.artifacts import KINDS
+from gpl_core.labels.calibration import Calibrator
+from gpl_core.lake import Snapshot
+from gpl_core.pipeline import STEPS
+from gpl_core.summary import provenance
+from spark_jobs import report_data as data
+from spark_jobs import report_plots as plots
+from spark_jobs.calibrators import load_calibrator
+from spark_jobs.columns import sids_in_force, with_passthrough
+from spark_jobs.manifests import ensure_manifest
+from spark_jobs.report_page import Plot, Section, Table, render
+from spark_jobs.session import SparkStep, job_main
+from spark_jobs.whole_files import write_whole
+
+log = logging.getLogger("gpl")
+
+FUNNEL = (
+    ("impressions", "exposures accepted"),
+    ("candidates", "recalled pairs accepted"),
+    ("interactions", "positive events of the day"),
+    ("exposed_samples", "exposed pairs"),
+    ("unexposed_samples", "sampled unexposed pairs"),
+    ("anchor_requests", "users whose anchors were missing"),
+    ("score_requests", "blocks of candidates sent to scoring"),
+    ("pair_scores", "distinct pairs scored, all sources"),
+    ("pseudo_labels", "distinct pairs labelled, all sources"),
+    ("training_feed", "rows of the training feed"),
+)
+DRIFT = 0.2
+"""Population stability index of the labels above which a warning is printed (a customary bound)."""
+
+
+class Page:
+    """Collects the sections of one date's report."""
+
+    def __init__(self, step: SparkStep):
+        self.step = step
+        self.context = step.context
+        self.day = step.run_date
+        self.warnings: list[str] = []
+        self.manifest = self._manifest(self.day)
+        self.before = self._manifest(self.day - timedelta(days=1))
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    def _manifest(self, day: Any) -> dict[str, Any]:
+        """Details of the feed's slice of `day`; empty when it was not written."""
+        found = self.context.snapshot("training_feed").mark(day.isoformat(), "training_feed")
+        return dict(found[1].details) if found else {}
+
+    def rows(self, table: str, day: Any) -> int | None:
+        """Rows of one slice by the table's log; None when there is no such table or slice."""
+        if not self.context.has(table):
+            return None
+        snapshot = self.context.snapshot(table)
+        files = snapshot.select(start=day, end=day)
+        if not files and snapshot.mark(day.isoformat()) is None:
+            return None
+        return Snapshot.rows(files)
+
+    def slice(self, table: str) -> Any:
+        """The date's slice as a DataFrame, empty when the (optional) table does not exist."""
+        return self.step.read_slice(table) if self.context.has(table) else self.step.empty(table)
+
+    # ---- sections ----------------------------------------------------------------------------------------------
+
+    def funnel(self) -> Section:
+        yesterday = self.day - timedelta(days=1)
+        table = Table(
+            ("table", "what", "rows", "the day before"),
+            [(name, what, self.rows(name, self.day), self.rows(name, yesterday)) for name, what in FUNNEL],
+        )
+        left_out: dict[str, int] = self.manifest.get("left_out", {})
+        text = []
+        unexposed = self.manifest.get("labelled", 0) + sum(left_out.values())
+        if unexposed:
+            share = self.manifest["labelled"] / unexposed
+            text.append(
+                f"{self.manifest['labelled']:,} of {unexposed:,} unexposed rows have a pseudo-label ({share:.1%})."
+            )
+            earlier = self.before.get("labelled", 0) + sum(self.before.get("left_out", {}).values())
+            if earlier and share < 0.8 * self.before["labelled"] / earlier:
+                was = self.before["labelled"] / earlier
+                self.warnings.append(f"Only {share:.1%} of unexposed rows are labelled, {was:.1%} the day before.")
+        else:
+            text.append("There are no unexposed rows on this date: the feed holds exposed pairs only.")
+        reasons = Table(("left out of the feed because of", "rows"), sorted(left_out.items(), key=lambda r: -r[1]))
+        return Section("From rows to labels", text, [table, *([reasons] if left_out else [])])
+
+    def quarantine(self) -> Section:
+        found = data.quarantine_reasons(self.slice("quarantine"))
+        if not found:
+            return Section("Quarantine", ["No row of this date was refused."])
+        columns = ("source_table", "name", "rows", "distinct_rows", "example")
+        return Section("Quarantine", [], [Table(columns, [[r[c] for c in columns] for r in found])])
+
+    def labels(self, calibrator: Calibrator, found: data.Distributions) -> Section:
+        rows = [
+            (source, found.rows[source], *(found.means[(source, c)] for c in data.AXES))
+            for source in ("unexposed", "exposed", "uniform")
+            if source in found.rows
+        ]
+        fitted = calibrator.fitted_on
+        text = [
+            f"Calibrator of kind {calibrator.kind}, aimed at a mean label of {fitted.base_rate:.4g} "
+            f"({fitted.source}: {fitted.rows:,} rows, {fitted.first_date} to {fitted.last_date}).",
+        ]
+        if not calibrator.content_only:
+            text.append("It also sees click counts of items and users: these labels are not content-only.")
+        if fitted.source == "exposed":
+            self.warnings.append("The calibrator was fitted on exposed clicks: the labels repeat exposure bias.")
+        if "unexposed" not in found.rows:
+            return Section(
+                "Labels and weights",
+                [*text, "No unexposed pair was labelled."],
+                [Table(("source", "pairs", *data.AXES), rows)] if rows else [],
+            )
+        panels = [(c, found.histograms[("unexposed", c)], data.AXES[c]) for c in data.AXES]
+        svg = [
+            plots.histograms("labels", "Labels and weights of unexposed pairs", panels[:3]),
+            plots.histograms("factors", "Similarity and confidence factors of unexposed pairs", panels[3:]),
+            plots.heat_maps(
+                "heats", "Factors against each other",
+                [(x, y, found.heats[(x, y)], (*data.AXES[x], *data.AXES[y])) for x, y in data.HEATS],
+            ),
+        ]  # fmt: skip
+        captions = (
+            "Pseudo-label, scaled weight (those above 4 in the last cell) and raw weight of the unexposed pairs.",
+            "Similarity to the nearest anchor, and the three confidence factors.",
+            "Where the unexposed pairs lie; brighter cells hold more of them (logarithmic).",
+        )
+        return Section(
+            "Labels and weights", text, [Table(("source", "pairs", *data.AXES), rows)],
+            [Plot(Markup(s), c) for s, c in zip(svg, captions, strict=True)],
+        )  # fmt: skip
+
+    def drift(self, found: data.Distributions) -> None:
+        """Warn when the labels' distribution moved since the day before."""
+        labels = self.step.read("pseudo_labels").where(F.col("dt") == F.lit(self.day - timedelta(days=1)))
+        earlier = data.distributions(labels).histograms.get(("unexposed", "pseudo_label"))
+        now = found.histograms.get(("unexposed", "pseudo_label"))
+        if earlier is None or now is None:
+            return
+        index = data.stability_index(earlier, now)
+        if index > DRIFT:
+            self.warnings.append(
+                f"Labels moved since the day before: population stability index {index:.2f} (> {DRIFT})."
+            )
+
+    def calibration(self, sources: Sequence[str]) -> Section:
+        labels, shown = self.slice("pseudo_labels"), self.slice("impressions")
+        found = [c for s in sources if (c := data.calibration(labels, shown, s)).rows]
+        if not found:
+            return Section("Are the labels right?", ["No labelled pair of this date was exposed: nothing to judge by."])
+        text = [
+            f"{c.source}: {c.rows:,} scored impressions, {c.clicks:,} clicks, expected calibration error {c.error:.4f}."
+            for c in found
+        ]
+        if any(c.source == "uniform" for c in found):
+            text.append(data.weight_sentence(next(c for c in found if c.source == "uniform")))
+        else:
+            text.append(
+                "There is no uniformly exposed slice: exposed clicks are biased, read the curve with that in mind."
+            )
+        rows = [(c.source, b.rows, b.mean_label, b.click_rate) for c in found for b in c.bins]
+        curves = [(c.source, [b.mean_label for b in c.bins], [b.click_rate for b in c.bins]) for c in found]
+        drawn = [
+            Plot(
+                Markup(plots.reliability("reliability", "Reliability of the labels", curves)),
+                "Groups of about equal size by label. On the dotted line a label is the click rate.",
+            )
+        ]
+        judged = found[0].by_weight
+        if len(judged) > 1:
+            svg = plots.weight_error(
+                "weights", "Error by weight", [b.mean_weight for b in judged], [b.squared_error for b in judged],
+                [b.calibration_error for b in judged],
+            )  # fmt: skip
+            drawn.append(Plot(Markup(svg), f"Error of the label by raw weight, {found[0].source} pairs."))
+        return Section(
+            "Are the labels right?", text, [Table(("source", "rows", "mean label", "click rate"), rows)], drawn
+        )
+
+    def channels(self) -> Section:
+        columns = ("channel", "rows", "mean_label", "mean_weight", "mean_probability")
+        found = data.channels(self.slice("training_feed"))
+        return Section(
+            "Unexposed rows by recall channel",
+            [],
+            [Table(columns, [[r[c] for c in columns] for r in found])] if found else [],
+        )
+
+    def sids(self) -> Section:
+        title = "Semantic IDs"
+        version = self.manifest.get("versions", {}).get("sid_version", "")
+        found = (
+            data.sid_health(sids_in_force(self.step.read("item_sids"), version))
+            if self.context.has("item_sids")
+            else None
+        )
+        if found is None:
+            return Section(title, ["No item has a semantic ID."])
+        rows = [(i + 1, u, p) for i, (u, p) in enumerate(zip(found.used, found.perplexity, strict=True))]
+        text = [
+            f"{found.items:,} items have one under {version}, {found.distinct:,} distinct; "
+            f"{found.sharing / found.items:.1%} of the items share theirs."
+        ]
+        return Section(title, text, [Table(("level", "codes in use", "perplexity"), rows)])
+
+    def popularity(self) -> Section:
+        share = self.step.config.interest.keep_target_share
+        bands = data.popularity(self.slice("item_stats"), share)
+        title = "Popularity of positives"
+        if not bands:
+            return Section(title, ["No positive event lies in the window before this date."])
+        total, kept = sum(b.positives for b in bands), sum(b.kept for b in bands)
+        labels = [f"{b.low}" if b.low == b.high else f"{b.low}-{b.high}" for b in bands]
+        svg = plots.popularity(
+            "popularity", title, labels, [b.positives / total for b in bands], [b.kept / kept for b in bands]
+        )
+        rows = [(n, b.items, b.positives, 1 - b.kept / b.positives) for n, b in zip(labels, bands, strict=True)]
+        return Section(
+            title, [f"Down-sampling keeps {share:.0%} of the positives as targets; the context keeps all of them."],
+            [Table(("positives of the item", "items", "positives", "share removed"), rows)],
+            [Plot(Markup(svg), "Share of positives by how popular the item is, before and after down-sampling.")],
+        )  # fmt: skip
+
+    def evaluations(self) -> Section:
+        title = "Pre-ranker, judged on the day after"
+        snapshot = self.context.snapshot("evaluations")
+        # One row per variant, seed, slice and metric: small however large the feed is.
+        found = snapshot.read(snapshot.select(start=self.day, end=self.day)).to_pylist()
+        if not found:
+            return Section(title, ["Nothing was judged: the day after has no impressions yet."])
+        keys = ("slice", "metric", "model", "seed")
+        columns = (*keys, "value", "low", "high", "candidate_set_size", "rows", "note")
+        rows = sorted(([r[c] for c in columns] for r in found), key=lambda r: [str(v) for v in r[:4]])
+        text = ["low and high end a 95 % interval; HR and NDCG are read together with the candidate-set size."]
+        return Section(title, text, [Table(columns, rows)])
+
+    def versions(self) -> Section:
+        rows = []
+        for kind in KINDS:
+            # The pre-ranker of D has seen D: all others only what lies before it.
+            limit = self.day + timedelta(days=1) if kind == "preranker" else self.day
+            manifest = self.context.artifacts.in_force_or_none(kind, limit)
+            if manifest is not None:
+                on = ", ".join(f"{k} {v}" for k, v in sorted(manifest.lineage.items()))
+                rows.append((kind, manifest.version, manifest.trained_through.isoformat(), on))
+        inputs = [(k, v["version"]) for k, v in sorted(self.context.state.inputs.items()) if "digest" in v]
+        return Section(
+            "Versions and lineage", ["Each artifact names those it was built on."],
+            [
+                Table(("artifact", "version", "trained through", "built on"), rows),
+                Table(("table", "read at version"), inputs),
+            ],
+        )  # fmt: skip
+
+    def runs(self) -> Section:
+        steps = [s.name for s in STEPS if s.name != "report"]
+        found = data.step_runs(self.step.read("job_runs"), self.day, steps) if self.context.has("job_runs") else []
+        columns = (
+            "step",
+            "status",
+            "attempts",
+            "seconds",
+            "rows_in",
+            "rows_out",
+            "rows_quarantined",
+            "rows_dropped",
+            "bytes_out",
+        )
+        return Section("Runs", [], [Table(columns, [[r[c] for c in columns] for r in found])] if found else [])
+
+
+def build(step: SparkStep) -> str:
+    """The page of the run date."""
+    page = Page(step)
+    context = step.context
+    calibrator = load_calibrator(context.artifacts, context.artifact("calibrator"))
+    found = data.distributions(page.slice("pseudo_labels"))
+    page.drift(found)
+    judged = [s for s in ("uniform", "exposed") if s in found.rows]
+    sections = [
+        page.funnel(), page.quarantine(), page.labels(calibrator, found), page.calibration(judged), page.channels(),
+        page.sids(), page.popularity(), page.evaluations(), page.versions(), page.runs(),
+    ]  # fmt: skip
+    made_up = provenance(context.lake)
+    banners = [f"Every figure here is {made_up.split(' ')[0]}: the raw tables say '{made_up}'."] if made_up else []
+    context.counts.details |= {"warnings": page.warnings}
+    return render(
+        title=f"Pseudo-labels of {step.run_date}", fingerprint=context.fingerprint, run_id=context.run_id,
+        banners=[*banners, *page.warnings], sections=sections,
+    )  # fmt: skip
+
+
+def run(step: SparkStep) -> None:
+    """Write the report of the run date; also restores the feed's manifest if a killed run left none."""
+    context = step.context
+    ensure_manifest(context.lake, step.run_date, with_passthrough("training_feed", step.config))
+    path = context.lake.path("reports", f"{step.run_date.isoformat()}.html")
+    text = build(step)
+    write_whole(path, text.encode())
+    context.counts.outputs["report"] = {"path": path}
+    context.counts.bytes_out = len(text.encode())
+    log.info("report: %s", path)
+
+
+def main() -> None:
+    """Entry point."""
+    job_main("report", run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""Bounded aggregates for the report: every function here returns a few hundred rows however large the tables are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import numpy as np
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from gpl_core.labels.calibration import ReliabilityBin
+from spark_jobs.calibrators import label_reliability
+
+CELLS = 50
+HEAT_CELLS = 20
+_MANY = 50
+AXES: Mapping[str, tuple[float, float]] = {
+    "pseudo_label": (0.0, 1.0), "weight": (0.0, 4.0), "raw_weight": (0.0, 1.0), "similarity": (-1.0, 1.0),
+    "coherence": (0.0, 1.0), "consistency": (0.0, 1.0), "llm_confidence": (0.0, 1.0),
+}  # fmt: skip
+"""Column of pseudo_labels -> ends of its histogram; values beyond them count in the outer cells."""
+HEATS = (("coherence", "consistency"), ("llm_confidence", "similarity"))
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """Histograms of one date's labels.
+
+    Attributes:
+        histograms: (source, column) -> rows per cell [CELLS] over `AXES[column]`.
+        heats: (x, y) -> unexposed pairs per cell [HEAT_CELLS x HEAT_CELLS], y first.
+        rows, means: source -> pairs; (source, column) -> mean.
+    """
+
+    histograms: Mapping[tuple[str, str], np.ndarray]
+    heats: Mapping[tuple[str, str], np.ndarray]
+    rows: Mapping[str, int]
+    means: Mapping[tuple[str, str], float]
+
+
+def _cell(column: str, cells: int) -> Column:
+    low, high = AXES[column]
+    place = F.floor((F.col(column) - F.lit(low)) * F.lit(cells / (high - low)))
+    return F.least(F.greatest(place, F.lit(0)), F.lit(cells - 1)).cast("int")
+
+
+def distributions(labels: DataFrame) -> Distributions:
+    """Histograms, heat maps and means of pseudo_labels in one pass."""
+    marks = [F.struct(F.lit(c).alias("name"), _cell(c, CELLS).alias("cell"), F.col(c).alias("value")) for c in AXES]
+    marks += [
+        F.struct(
+            F.lit(f"{x}|{y}").alias("name"),
+            (_cell(y, HEAT_CELLS) * HEAT_CELLS + _cell(x, HEAT_CELLS)).alias("cell"),
+            F.lit(0.0).alias("value"),
+        )
+        for x, y in HEATS
+    ]
+    found = (
+        labels.select("source", F.explode(F.array(*marks)).alias("m"))
+        .groupBy("source", "m.name", "m.cell")
+        .agg(F.count(F.lit(1)).alias("rows"), F.sum("m.value").alias("total"))
+        .collect()
+    )
+    histograms: dict[tuple[str, str], np.ndarray] = {}
+    heats = {pair: np.zeros((HEAT_CELLS, HEAT_CELLS)) for pair in HEATS}
+    totals: dict[tuple[str, str], float] = {}
+    for row in found:
+        if "|" in row["name"]:
+            x, _, y = row["name"].partition("|")
+            if row["source"] == "unexposed":
+                heats[(x, y)][divmod(row["cell"], HEAT_CELLS)] += row["rows"]
+            continue
+        key = (row["source"], row["name"])
+        histograms.setdefault(key, np.zeros(CELLS))[row["cell"]] += row["rows"]
+        totals[key] = totals.get(key, 0.0) + row["total"]
+    rows = {source: int(h.sum()) for (source, name), h in histograms.items() if name == "pseudo_label"}
+    return Distributions(histograms, heats, rows, {k: v / rows[k[0]] for k, v in totals.items()})
+
+
+def stability_index(before: np.ndarray, after: np.ndarray) -> float:
+    """Population stability index of two histograms of equal cells, merged in tens; each gets half a row per group."""
+    groups = [np.add.reduceat(h, np.arange(0, len(h), 5)) + 0.5 for h in (before, after)]
+    p, q = (g / g.sum() for g in groups)
+    return float(((p - q) * np.log(p / q)).sum())
+
+
+@dataclass(frozen=True)
+class WeightBin:
+    """Pairs of about equal weight: mean weight, |mean label - click rate| and mean squared error of the label."""
+
+    rows: int
+    mean_weight: float
+    calibration_error: float
+    squared_error: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Labels of one source against that date's clicks."""
+
+    source: str
+    rows: int
+    clicks: int
+    bins: tuple[ReliabilityBin, ...]
+    error: float | None
+    by_weight: tuple[WeightBin, ...]
+
+
+def calibration(labels: DataFrame, impressions: DataFrame, source: str) -> Calibration:
+    """Reliability of `source` (uniform or exposed) against the date's own clicks: judged, never fitted."""
+    shown = impressions.where(F.col("is_random") == (source == "uniform")).select("user_id", "item_index", "clicked")
+    labelled = labels.where(F.col("source") == source).join(shown, ["user_id", "item_index"]).persist()
+    bins, error = label_reliability(labelled, "pseudo_label")
+    cell = F.least(F.floor(F.col("raw_weight") * 1000), F.lit(999))
+    gap = F.col("pseudo_label") - F.col("clicked")
+    rows = (
+        labelled.groupBy(cell.alias("cell"))
+        .agg(
+            F.count(F.lit(1)).alias("rows"), F.sum("raw_weight").alias("weights"),
+            F.sum("pseudo_label").alias("labels"), F.sum("clicked").alias("clicks"),
+            F.sum(gap * gap).alias("squares"),
+        )
+        .orderBy("cell")
+        .collect()
+    )  # fmt: skip
+    labelled.unpersist()
+    names = ("rows", "weights", "labels", "clicks", "squares")
+    cells = {name: np.array([float(r[name]) for r in rows]) for name in names}
+    return Calibration(
+        source, int(cells["rows"].sum()), int(cells["clicks"].sum()), bins, error, weight_bins(cells)
+    )  # fmt: skip
+
+
+def weight_bins(cells: Mapping[str, np.ndarray], bins: int = 10) -> tuple[WeightBin, ...]:
+    """Cells in weight order merged into at most `bins` groups of about equal rows."""
+    counts = cells["rows"]
+    if counts.sum() == 0:
+        return ()
+    group = np.minimum(((np.cumsum(counts) - counts / 2) * bins / counts.sum()).astype(int), bins - 1)
+    sums = {name: np.bincount(group, weights=values, minlength=bins) for name, values in cells.items()}
+    return tuple(
+        WeightBin(
+            int(n), float(sums["weights"][i] / n), float(abs(sums["labels"][i] - sums["clicks"][i]) / n),
+            float(sums["squares"][i] / n),
+        )
+        for i, n in enumerate(sums["rows"]) if n > 0
+    )  # fmt: skip
+
+
+def weight_sentence(found: Calibration, least_rows: int = 1000) -> str:
+    """Whether a higher weight goes with a smaller error on `found`, in one sentence."""
+    if found.rows < least_rows or len(found.by_weight) < 5:
+        return (
+            f"Whether weight predicts error cannot be said: {found.rows:,} {found.source} pairs with weights in "
+            f"{len(found.by_weight)} groups are too few (at least {least_rows:,} and 5)."
+        )
+    ranks = np.argsort(np.argsort([b.squared_error for b in found.by_weight])).astype(float)
+    rho = float(np.corrcoef(np.arange(len(ranks)), ranks)[0, 1])
+    fact = f"rank correlation of weight group and squared error {rho:+.2f} over {found.rows:,} {found.source} pairs"
+    if rho <= -0.6:
+        return f"Higher weights go with smaller errors ({fact})."
+    if rho >= 0.6:
+        return f"Higher weights go with larger errors ({fact}): do not trust the weights on this date."
+    return f"Weights do not predict the error ({fact})."
+
+
+def quarantine_reasons(quarantine: DataFrame) -> list[dict[str, Any]]:
+    """Rows refused by source table and failed check, most frequent first, with one example message each."""
+    checks = quarantine.select("source_table", "occurrences", F.explode("failed_checks").alias("check"))
+    rows = (
+        checks.groupBy("source_table", F.col("check.name").alias("name"))
+        .agg(
+            F.count(F.lit(1)).alias("distinct_rows"), F.sum("occurrences").alias("rows"),
+            F.min("check.message").alias("example"),
+        )
+        .orderBy(F.desc("rows"), "source_table", "name")
+        .limit(_MANY)
+        .collect()
+    )  # fmt: skip
+    return [row.asDict() for row in rows]
+
+
+def channels(feed: DataFrame) -> list[dict[str, Any]]:
+    """Labelled unexposed rows of the feed by recall channel, largest first."""
+    rows = (
+        feed.where(~F.col("is_exposed"))
+        .groupBy("channel")
+        .agg(
+            F.count(F.lit(1)).alias("rows"), F.avg("pseudo_label").alias("mean_label"),
+            F.avg("sample_weight").alias("mean_weight"), F.avg("sampling_probability").alias("mean_probability"),
+        )
+        .orderBy(F.desc("rows"), "channel")
+        .limit(_MANY)
+        .collect()
+    )  # fmt: skip
+    return [row.asDict() for row in rows]
+
+
+@dataclass(frozen=True)
+class SidHealth:
+    """Semantic IDs in force: items, distinct SIDs, items that share one; used codes and perplexity per level."""
+
+    items: int
+    distinct: int
+    sharing: int
+    used: tuple[int, ...]
+    perplexity: tuple[float, ...]
+
+
+def sid_health(sids: DataFrame) -> SidHealth | None:
+    """Health of the SIDs in force (item_index, sid); None when there are none."""
+    buckets = sids.groupBy("sid").agg(F.count(F.lit(1)).alias("n"))
+    row = buckets.agg(
+        F.sum("n").alias("items"), F.count(F.lit(1)).alias("distinct"),
+        F.sum(F.when(F.col("n") > 1, F.col("n"))).alias("sharing"),
+    ).first()  # fmt: skip
+    if not row["items"]:
+        return None
+    codes = (
+        sids.select(F.posexplode("sid").alias("level", "code"))
+        .groupBy("level", "code")
+        .agg(F.count(F.lit(1)).alias("n"))
+    )
+    share = F.col("n") / F.lit(float(row["items"]))
+    levels = (
+        codes.groupBy("level")
+        .agg(F.count(F.lit(1)).alias("used"), F.exp(-F.sum(share * F.log(share))).alias("perplexity"))
+        .orderBy("level")
+        .collect()
+    )
+    return SidHealth(
+        row["items"], row["distinct"], row["sharing"] or 0, tuple(r["used"] for r in levels),
+        tuple(r["perplexity"] for r in levels),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PopularityBand:
+    """Items with about equally many positives: the items, their positives, and how many down-sampling keeps."""
+
+    low: int
+    high: int
+    items: int
+    positives: int
+    kept: float
+
+
+def popularity(item_stats: DataFrame, keep_share: float) -> tuple[PopularityBand, ...]:
+    """Positives by popularity, bands doubling; `kept` by the word2vec rule at the tau that keeps `keep_share`.
+
+    tau is found on the bands' means here, on the items themselves in training: the two agree within a band's width.
+    """
+    band = F.floor(F.log2(F.col("positives").cast("double")) + F.lit(1e-9)).cast("int")
+    rows = (
+        item_stats.where("positives > 0")
+        .groupBy(band.alias("band"))
+        .agg(F.count(F.lit(1)).alias("items"), F.sum("positives").alias("positives"))
+        .orderBy("band")
+        .collect()
+    )
+    if not rows:
+        return ()
+    items, positives = (np.array([float(r[c]) for r in rows]) for c in ("items", "positives"))
+    share = positives / items / positives.sum()
+    low, high = 0.0, float(share.max())
+    for _ in range(60):
+        tau = (low + high) / 2
+        kept = positives * np.minimum(1.0, np.sqrt(tau / share))
+        low, high = (tau, high) if kept.sum() < keep_share * positives.sum() else (low, tau)
+    kept = positives * np.minimum(1.0, np.sqrt(high / share))
+    return tuple(
+        PopularityBand(2 ** r["band"], 2 ** (r["band"] + 1) - 1, r["items"], r["positives"], float(k))
+        for r, k in zip(rows, kept, strict=True)
+    )
+
+
+def step_runs(job_runs: DataFrame, run_date: date, steps: Sequence[str]) -> list[dict[str, Any]]:
+    """The last finished run of each step for the date, in the graph's order; the last failed one if none finished."""
+    columns = ("status", "seconds", "rows_in", "rows_out", "rows_quarantined", "rows_dropped", "bytes_out", "run_id")
+    last = F.max_by(F.struct(*columns), F.struct((F.col("status") == "done").cast("int"), "started_at"))
+    rows = (
+        job_runs.where((F.col("run_date") == F.lit(run_date)) & (F.col("status") != "noop"))
+        .groupBy("step")
+        .agg(last.alias("run"), F.count(F.lit(1)).alias("attempts"))
+        .limit(_MANY)
+        .collect()
+    )
+    found = {r["step"]: {"step": r["step"], "attempts": r["attempts"], **r["run"].asDict()} for r in rows}
+    return [found[s] for s in steps if s in found]

@@ -1,0 +1,117 @@
+"""The report's page: one HTML file without any request, every value escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+# The fingerprint comes first: the planner looks for it in the first 2,000 bytes.
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="gpl-fingerprint" content="{{ fingerprint }}">
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<title>{{ title }}</title>
+<link rel="icon" href="data:,">
+<style>
+:root { --ink: #1c2024; --soft: #5c6670; --line: #d5dae0; --ground: #fff; --warn: #8a4b00;
+  --warn-ground: #fff3df; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ec; --soft: #9aa5b0; --line: #3a424a; --ground: #15181b; --warn: #ffc97a;
+    --warn-ground: #3a2a10; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 62rem;
+  margin: 0 auto; padding: 1rem 1rem 4rem; }
+h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
+p, figcaption { max-width: 46rem; } .soft, figcaption, th { color: var(--soft); }
+.banner { background: var(--warn-ground); color: var(--warn); padding: .5rem .8rem; border-radius: .3rem;
+  margin: .5rem 0; }
+.scroll { overflow-x: auto; } figure { margin: .5rem 0; } svg { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 500; } td.n, th.n { text-align: right; } td { overflow-wrap: anywhere; }
+</style></head><body>
+<h1>{{ title }}</h1>
+{% for text in banners %}<div class="banner">{{ text }}</div>
+{% endfor -%}
+{% for section in sections %}
+<h2>{{ section.title }}</h2>
+{% for text in section.text %}<p>{{ text }}</p>
+{% endfor -%}
+{% for table in section.tables %}<div class="scroll"><table>
+{% set numeric = table.numeric %}
+<thead><tr>
+{%- for c in table.columns %}<th{% if loop.index0 in numeric %} class="n"{% endif %}>{{ c }}</th>{% endfor -%}
+</tr></thead>
+<tbody>
+{% for row in table.rows %}<tr>
+{%- for value in row %}<td{% if loop.index0 in numeric %} class="n"{% endif %}>{{ value|figure }}</td>{% endfor -%}
+</tr>
+{% endfor %}</tbody></table></div>
+{% endfor -%}
+{% for plot in section.plots %}<figure class="scroll">{{ plot.svg }}<figcaption>{{ plot.caption }}</figcaption></figure>
+{% endfor -%}
+{% endfor %}
+<p class="soft">Made by run {{ run_id }}. Only aggregates were read.</p>
+</body></html>
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page: numbers are formatted by kind, columns of numbers stand right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    @property
+    def numeric(self) -> set[int]:
+        """Columns that hold numbers only."""
+        return {
+            i for i in range(len(self.columns))
+            if any(isinstance(r[i], int | float) for r in self.rows)
+            and all(r[i] is None or isinstance(r[i], int | float) for r in self.rows)
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An SVG made by `report_plots` and what it shows."""
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page: sentences, then tables, then plots."""
+
+    title: str
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = field(default_factory=tuple)
+
+
+def figure(value: Any) -> str:
+    """A number as people read it: thousands apart, four significant digits; an absent one as a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def render(
+    *, title: str, fingerprint: str, run_id: str, banners: Sequence[str], sections: Sequence[Section]
+) -> str:  # fmt: skip
+    """The whole page."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["figure"] = figure
+    values: Mapping[str, Any] = {
+        "title": title, "fingerprint": fingerprint, "run_id": run_id, "banners": banners, "sections": sections
+    }  # fmt: skip
+    return environment.from_string(_PAGE).render(values)

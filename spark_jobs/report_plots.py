@@ -1,0 +1,102 @@
+"""Plots of the report as inline SVG: transparent, drawn in the page's own text colour, so they follow its theme."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Stands for the page's text colour: replaced by `currentColor` in the SVG.
+_INK = "#010203"
+_FIRST, _SECOND = "#2a78b5", "#c8641e"  # readable on white and on near-black
+_STYLE = {
+    "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.0, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.titlesize": 10.0,
+}  # fmt: skip
+
+
+def _svg(figure: Figure, name: str, title: str) -> str:
+    """The figure as SVG text for a page; `name` keeps the ids of several plots on one page apart."""
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        out = io.BytesIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Title": title})
+    text = out.getvalue().decode()
+    return text[text.index("<svg") :].replace(_INK, "currentColor")
+
+
+def _axes(columns: int, rows: int = 1, height: float = 2.4) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(3.4 * columns, height * rows), layout="constrained")
+    return figure, list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
+
+
+def histograms(name: str, title: str, panels: Sequence[tuple[str, np.ndarray, tuple[float, float]]]) -> str:
+    """One panel per (label, rows per cell, axis ends)."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(len(panels))
+        for ax, (label, counts, (low, high)) in zip(axes, panels):
+            edges = np.linspace(low, high, len(counts) + 1)
+            ax.stairs(counts, edges, fill=True, color=_FIRST)
+            ax.set_xlabel(label)
+        axes[0].set_ylabel("pairs")
+        return _svg(figure, name, title)
+
+
+def heat_maps(name: str, title: str, panels: Sequence[tuple[str, str, np.ndarray, Sequence[float]]]) -> str:
+    """One panel per (x label, y label, rows [y x x], extent): log colour, empty cells clear."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(len(panels), height=2.9)
+        for ax, (x, y, counts, extent) in zip(axes, panels):
+            values = np.ma.masked_equal(np.log10(np.maximum(counts, 1e-9)), -9.0)
+            ax.imshow(
+                values, origin="lower", aspect="auto", extent=tuple(extent), cmap="viridis", interpolation="nearest"
+            )
+            ax.set_xlabel(x)
+            ax.set_ylabel(y)
+        return _svg(figure, name, title)
+
+
+def reliability(name: str, title: str, curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> str:
+    """Click rate against mean label, one line per (label, x, y), and the diagonal of a calibrated label."""
+    with matplotlib.rc_context(_STYLE):
+        figure, (ax,) = _axes(1, height=3.0)
+        top = max([1e-3, *(max([*x, *y]) for _, x, y in curves if len(x))]) * 1.05
+        ax.plot([0, top], [0, top], color=_INK, linewidth=0.8, linestyle=":")
+        for (label, x, y), colour in zip(curves, (_FIRST, _SECOND)):
+            ax.plot(x, y, marker="o", markersize=3.5, color=colour, label=label)
+        ax.set_xlabel("mean label of the group")
+        ax.set_ylabel("click rate")
+        ax.legend(frameon=False)
+        return _svg(figure, name, title)
+
+
+def weight_error(
+    name: str, title: str, weights: Sequence[float], errors: Sequence[float], calibration: Sequence[float]
+) -> str:
+    """Error of the label against its weight, by groups of equal size."""
+    with matplotlib.rc_context(_STYLE):
+        figure, (left, right) = _axes(2)
+        for ax, values, label in ((left, errors, "mean squared error"), (right, calibration, "|label - click rate|")):
+            ax.plot(weights, values, marker="o", markersize=3.5, color=_FIRST)
+            ax.set_xlabel("mean weight of the group")
+            ax.set_ylabel(label)
+            ax.set_ylim(bottom=0)
+        return _svg(figure, name, title)
+
+
+def popularity(name: str, title: str, labels: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
+    """Share of positives per popularity band before and after down-sampling."""
+    with matplotlib.rc_context(_STYLE):
+        figure, (ax,) = _axes(1, height=2.6)
+        at = np.arange(len(labels))
+        ax.bar(at - 0.2, before, 0.4, color=_FIRST, label="all positives")
+        ax.bar(at + 0.2, after, 0.4, color=_SECOND, label="kept as targets")
+        ax.set_xticks(at, labels, rotation=45, ha="right")
+        ax.set_xlabel("positives of the item")
+        ax.set_ylabel("share of positives")
+        ax.legend(frameon=False)
+        return _svg(figure, name, title)

@@ -1,0 +1,115 @@
+"""The report's parts without Spark: figures, plots and the page."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from markupsafe import Markup
+
+from spark_jobs import report_plots
+from spark_jobs.report_data import Calibration, WeightBin, stability_index, weight_bins, weight_sentence
+from spark_jobs.report_page import Plot, Section, Table, figure, render
+
+
+def page(**changes) -> str:
+    values = {"title": "Day", "fingerprint": "f" * 24, "run_id": "r", "banners": [], "sections": []}
+    return render(**{**values, **changes})
+
+
+def test_every_value_is_escaped():
+    evil = '<script>alert("x")</script>'
+    text = page(
+        title=evil, banners=[evil],
+        sections=[Section(evil, [evil], [Table((evil,), [[evil]])], [Plot(Markup("<svg></svg>"), evil)])],
+    )  # fmt: skip
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") == 8
+
+
+def test_fingerprint_is_where_the_planner_looks():
+    assert 'name="gpl-fingerprint" content="' + "f" * 24 + '"' in page(title="t" * 5000)[:2000]
+
+
+def test_page_is_well_formed_and_asks_for_nothing():
+    class Checker(HTMLParser):
+        void = ("meta", "link", "path", "use", "rect", "image", "stop")
+
+        def __init__(self):
+            super().__init__()
+            self.open: list[str] = []
+
+        def handle_starttag(self, tag, attrs):
+            for name, value in attrs:
+                if name in ("src", "href", "xlink:href"):
+                    assert value.startswith(("#", "data:")), (tag, value)
+            if tag not in self.void:
+                self.open.append(tag)
+
+        def handle_endtag(self, tag):
+            if tag not in self.void:
+                assert self.open.pop() == tag
+
+    plot = report_plots.heat_maps("h", "t", [("x", "y", np.eye(4), (0, 1, 0, 1))])
+    checker = Checker()
+    table = Table(("a", "b"), [(1, None), (2, "x")])
+    checker.feed(page(sections=[Section("s", ["t"], [table], [Plot(Markup(plot), "c")])]))
+    assert checker.open == []
+
+
+def test_figures():
+    assert [figure(v) for v in (None, 1234567, 0.123456, 123456.7, "a", True, 0)] == [
+        "–", "1,234,567", "0.1235", "123,457", "a", "True", "0",
+    ]  # fmt: skip
+    assert Table(("a", "b", "c"), [(1, "x", None), (None, 2, None)]).numeric == {0}
+
+
+def test_plots_follow_the_page_and_repeat_byte_for_byte():
+    def draw() -> str:
+        return report_plots.histograms("one", "title", [("x", np.arange(50.0), (0.0, 1.0))])
+
+    text = draw()
+    assert text == draw()
+    assert "currentColor" in text
+    assert "#010203" not in text
+    assert not re.search(r"\d{4}-\d\d-\d\dT", text)
+    other = report_plots.histograms("two", "title", [("x", np.arange(50.0), (0.0, 1.0))])
+    ids = [set(re.findall(r' id="(m?p?[0-9a-f]{9,})"', t)) for t in (text, other)]
+    assert not ids[0] & ids[1]
+
+
+def test_stability_index():
+    flat, left = np.full(50, 20.0), np.concatenate([np.full(25, 40.0), np.zeros(25)])
+    assert stability_index(flat, flat) == 0.0
+    assert stability_index(flat, left) > 0.2
+    # by hand: of ten groups the first holds all 4 rows before, the last all after; each group gets half a row more
+    before, after = np.zeros(50), np.zeros(50)
+    before[0], after[49] = 4, 4
+    p, q = 4.5 / 9, 0.5 / 9
+    assert stability_index(before, after) == pytest.approx(2 * (p - q) * np.log(p / q))
+
+
+def test_weight_bins_keep_every_row():
+    rng = np.random.default_rng(0)
+    n = rng.integers(1, 50, 200).astype(float)
+    cells = {"rows": n, "weights": n * np.linspace(0, 1, 200), "labels": n * 0.2, "clicks": n * 0.1}
+    cells["squares"] = n * 0.05
+    bins = weight_bins(cells)
+    assert sum(b.rows for b in bins) == n.sum()
+    assert [b.mean_weight for b in bins] == sorted(b.mean_weight for b in bins)
+    assert all(b.calibration_error == pytest.approx(0.1) and b.squared_error == pytest.approx(0.05) for b in bins)
+    assert weight_bins({k: np.zeros(0) for k in cells}) == ()
+
+
+@pytest.mark.parametrize(
+    ("errors", "rows", "says"),
+    [
+        (range(10, 0, -1), 5000, "smaller errors"), (range(10), 5000, "larger errors"),
+        ((5, 1, 4, 2, 3, 5, 1, 4, 2, 3), 5000, "do not predict"), (range(10), 999, "cannot be said"),
+    ],
+)  # fmt: skip
+def test_what_the_weights_are_said_to_tell(errors, rows, says):
+    bins = tuple(WeightBin(rows // 10, i / 10, 0.1, float(e)) for i, e in enumerate(errors))
+    assert says in weight_sentence(Calibration("uniform", rows, 10, (), 0.1, bins))
