@@ -99,9 +99,10 @@ class FeedFacts:
 
 
 def load_profiles(context: StepContext, ranks: Ranks, items: ItemRows) -> UserProfiles:
-    """Profiles as of the run date from user_sequences: every user's slice since the last snapshot of all users.
+    """Profiles from user_sequences as of the first training day, of every slice since the last snapshot of all users.
 
-    Each rank reads its share of a date, ranks add up. Without the table all profiles are 0.
+    Later slices are not read: they hold the very clicks that the training rows are labelled with. Each rank reads its
+    share of a date, ranks add up. Without the table all profiles are 0.
     """
     profiles = UserProfiles(context.config.prerank.user_buckets, items.vectors.shape[1])
     text = ""
@@ -113,8 +114,9 @@ def load_profiles(context: StepContext, ranks: Ranks, items: ItemRows) -> UserPr
     if not text:
         return profiles
     snapshot = context.lake.open("user_sequences", int(text))
-    first = context.run_date - timedelta(days=context.config.sequences.snapshot_every - 1)
-    for day in [d for d in snapshot.slices() if first <= d <= context.run_date]:
+    last = context.run_date - timedelta(days=context.config.prerank.train_days - 1)
+    first = last - timedelta(days=context.config.sequences.snapshot_every - 1)
+    for day in [d for d in snapshot.slices() if first <= d <= last]:
         with ranks.together():
             share = assign_files(snapshot.select(start=day, end=day), ranks.size)[ranks.rank]
             for batch in read_batches(snapshot, share.files, ["user_id", "item_index"]):

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from gpl_core.errors import LineageError, MissingInputError
 from gpl_core.prerank.export import load_variant
+from gpl_core.prerank.features import user_buckets
 from gpl_core.prerank.serving import ServedModel
 from gpu_workers import train_preranker
 from gpu_workers.runtime import Ranks, start_ranks
@@ -90,15 +92,16 @@ def write_impressions(lake: LabelsLake, day: date = NEXT, requests: int = 60, cl
     lake.write("impressions", {"dt": day.isoformat()}, out)
 
 
-def write_sequences(lake: LabelsLake) -> None:
+def write_sequences(lake: LabelsLake, day: date = DAY, shift: int = 0) -> None:
     """user_sequences: everyone's history is one item."""
     rows = [
-        {"user_id": _user(n), "sid": SIDS[n % 2].tolist() + [-1] * (H - 1) * L, "item_index": [n % 2] + [-1] * (H - 1),
+        {"user_id": _user(n), "sid": SIDS[n % 2].tolist() + [-1] * (H - 1) * L,
+         "item_index": [n % 2 + shift] + [-1] * (H - 1),
          "keep_u": [0.5] + [-1.0] * (H - 1), "length": 1, "last_event_time": 0, "sequence_hash": "s",
          "sid_version": lake.tokenizer, "day": 0}
         for n in range(20)
     ]  # fmt: skip
-    lake.write("user_sequences", {"dt": DAY.isoformat()}, rows)
+    lake.write("user_sequences", {"dt": day.isoformat()}, rows)
 
 
 def _figures(lake: LabelsLake) -> dict[tuple[str, str, str], dict[str, Any]]:
@@ -111,7 +114,7 @@ def _bundle(lake: LabelsLake) -> Path:
 
 
 def test_trains_both_variants_publishes_and_judges(lake: LabelsLake, one_rank: Ranks) -> None:
-    write_sequences(lake)
+    write_sequences(lake, DAY - timedelta(days=1))
     write_feed(lake)
     write_feed(lake, DAY - timedelta(days=1), rows=100, sid_version="older")
     write_impressions(lake)
@@ -160,6 +163,17 @@ def test_weights_that_are_all_zero_give_the_exposed_only_weights_bit_for_bit(lak
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), gpl.parameters(), strict=True))
 
 
+def test_profiles_know_nothing_of_the_training_days_own_clicks(lake: LabelsLake, one_rank: Ranks) -> None:
+    """The feed holds DAY - 1 and DAY: histories written for DAY contain clicks that its rows are labelled with."""
+    write_feed(lake)
+    write_sequences(lake, DAY - timedelta(days=1))
+    write_sequences(lake, DAY, shift=4)
+    lake.run("train_preranker", train_preranker.body, "prerank.user_buckets=20000", ranks=one_rank)
+    table = load_file(_bundle(lake) / "profiles.safetensors")["table"]
+    used = table[user_buckets([_user(0)], len(table))[0]]
+    assert used == pytest.approx(lake.vectors[0], abs=1e-6)
+
+
 def test_late_impressions_are_judged_without_training_again(lake: LabelsLake, one_rank: Ranks) -> None:
     write_feed(lake)
     first = lake.run("train_preranker", train_preranker.body, ranks=one_rank)
@@ -204,7 +218,7 @@ def test_an_empty_feed_and_wrong_sids_are_refused(lake: LabelsLake, one_rank: Ra
 def test_two_ranks_train_one_ranks_model(lake: LabelsLake, tmp_path: Path, one_rank: Ranks) -> None:
     other = LabelsLake(tmp_path / "other")
     for house in (lake, other):
-        write_sequences(house)
+        write_sequences(house, DAY - timedelta(days=1))
         write_feed(house)
         write_impressions(house)
     lake.run("train_preranker", train_preranker.body, "prerank.batch_size=63", ranks=one_rank)
