@@ -1,0 +1,40 @@
+"""Fixtures of the whole test suite. The Spark session starts when the first test asks for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+DELTA_PACKAGE = "io.delta:delta-spark_4.0_2.13:4.2.0"
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """A local Spark with Delta, sized for tables of a few rows."""
+    pyspark_sql = pytest.importorskip("pyspark.sql")
+    from spark_jobs.session import start_session
+
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    session = (
+        pyspark_sql.SparkSession.builder.master("local[2]")
+        .config("spark.jars.packages", DELTA_PACKAGE)
+        .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
+        .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
+        .config("spark.driver.memory", "1g")
+        # A test JVM lives for a minute: the first compiler tier and the plain collector win on two cores.
+        .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss4m")
+        .config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
+        # Tables of ten rows: two tasks show that partitioning does not matter, more only cost time.
+        .config("spark.sql.shuffle.partitions", "2")
+        .config("spark.default.parallelism", "2")
+        .config("spark.databricks.delta.snapshotPartitions", "1")
+        # Delta's log cache and code generation cost more than they save here.
+        .config("spark.sql.codegen.wholeStage", "false")
+        .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
+        .getOrCreate()
+    )
+    yield start_session("tests")
+    session.stop()

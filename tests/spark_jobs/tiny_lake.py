@@ -1,0 +1,168 @@
+"""A lakehouse of a few hand-made rows: raw tables as a platform writes them, and steps run in the shared session."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from deltalake import write_deltalake
+from pyspark.sql import SparkSession
+
+from gpl_core.artifacts import Manifest
+from gpl_core.config import Config, load_config
+from gpl_core.contracts import load_contract
+from gpl_core.lake import Lake, SliceMark
+from gpl_core.pipeline import Planner, find_step
+from gpl_core.runs import StepArguments, StepContext, run_step
+from spark_jobs.session import SparkStep
+
+D = date(2026, 1, 10)
+SETTINGS = (
+    "run.start_date=2026-01-10", "run.end_date=2026-01-12", "run.history_start=null", "sequences.max_length=4",
+    "anchors.count=2", "labels.block_size=3", "samples.unexposed_per_request=4", "ingest.max_quarantine_share=1.0",
+)  # fmt: skip
+
+
+def day(offset: int) -> date:
+    """D + offset."""
+    return D + timedelta(days=offset)
+
+
+def at(offset: int, hour: float = 12.0) -> datetime:
+    """A time on D + offset."""
+    return datetime(D.year, D.month, D.day, tzinfo=UTC) + timedelta(days=offset, hours=hour)
+
+
+class TinyLake:
+    """The lakehouse at `root` with the quickstart's settings, made smaller."""
+
+    def __init__(self, root: Path, spark: SparkSession, *overrides: str):
+        self.root = root
+        self.spark = spark
+        self.lake = Lake(str(root))
+        self.overrides = overrides
+
+    def config(self, *overrides: str) -> Config:
+        """The configuration in use."""
+        return load_config("quickstart", [f"lakehouse.root={self.root}", *SETTINGS, *self.overrides, *overrides])
+
+    # ---- writing ----
+
+    def items(self, *rows: dict[str, Any]) -> None:
+        """Append rows to raw_items; `updated_at` defaults to the day before D."""
+        full = [{"updated_at": at(-1), "title": f"title of {r['item_id']}", **r} for r in rows]
+        self.raw("raw_items", full)
+
+    def impressions(self, *rows: tuple, dt: date = D) -> None:
+        """Rows (request, user, item, clicked[, hour[, is_random]]) of raw_impressions."""
+        full = []
+        for position, row in enumerate(rows):
+            request, user, item, clicked, hour, is_random = (*row, *(12.0, False)[len(row) - 4 :])
+            full.append({
+                "request_id": request, "item_id": item, "user_id": user, "event_time": at((dt - D).days, hour),
+                "position": position, "clicked": clicked, "is_random": is_random, "dt": dt,
+            })  # fmt: skip
+        self.raw("raw_impressions", full, dt)
+
+    def candidates(self, *rows: tuple, dt: date = D) -> None:
+        """Rows (request, user, item[, channel[, score[, hour]]]) of raw_candidates."""
+        full = []
+        for row in rows:
+            request, user, item, channel, score, hour = (*row, *("two_tower", 0.5, 12.0)[len(row) - 3 :])
+            full.append({
+                "request_id": request, "item_id": item, "user_id": user, "event_time": at((dt - D).days, hour),
+                "channel": channel, "recall_score": score, "dt": dt,
+            })  # fmt: skip
+        self.raw("raw_candidates", full, dt)
+
+    def interactions(self, *rows: tuple, dt: date = D) -> None:
+        """Rows (user, item, hour[, kind]) of raw_interactions."""
+        full = []
+        for row in rows:
+            user, item, hour, kind = (*row, *("purchase",)[len(row) - 3 :])
+            full.append({
+                "user_id": user, "item_id": item, "event_time": at((dt - D).days, hour), "kind": kind, "dt": dt,
+            })  # fmt: skip
+        self.raw("raw_interactions", full, dt)
+
+    def raw(self, table: str, rows: Sequence[dict[str, Any]], dt: date | None = None, schema: pa.Schema | None = None) -> None:
+        """Append to a raw table as a platform would: no contract, no checks, no properties."""
+        schema = schema or load_contract(table).arrow_schema()
+        schema = pa.schema([pa.field(f.name, f.type) for f in schema])
+        data = pa.Table.from_pylist(list(rows), schema=schema)
+        write_deltalake(
+            self.lake.uri(table), data, mode="append", partition_by=None if dt is None else ["dt"]
+        )  # fmt: skip
+
+    def replace_raw(self, table: str, dt: date, rows: Sequence[dict[str, Any]]) -> None:
+        """Replace one slice of a raw table."""
+        schema = pa.schema([pa.field(f.name, f.type) for f in load_contract(table).arrow_schema()])
+        data = pa.Table.from_pylist(list(rows), schema=schema)
+        write_deltalake(
+            self.lake.uri(table), data, mode="overwrite", partition_by=["dt"], predicate=f"dt = '{dt.isoformat()}'"
+        )
+
+    def table(self, name: str, rows: Sequence[dict[str, Any]], **partition: str) -> None:
+        """Replace one partition of a table that another step owns, marked as that step would."""
+        contract = load_contract(name)
+        self.lake.create(contract)
+        config = self.config()
+        with self.lake.writer(contract, partition, dims=config.dims()) as writer:
+            if rows:
+                writer.write(pa.Table.from_pylist(list(rows), schema=contract.arrow_schema(partitions=False)))
+        mark = SliceMark(contract.owner, {partition.get("dt", "*"): f"{len(rows)}"}, "test")
+        self.lake.commit(contract, writer.parts, mark=mark, mode="overwrite", partition=partition)
+
+    def artifact(self, kind: str, through: date, lineage: dict[str, str] | None = None, body: str = "{}") -> Manifest:
+        """Publish a bundle of one JSON file."""
+        folder = self.root / "made" / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{kind}.json").write_text(body)
+        return Planner(self.config()).artifacts.publish(
+            kind, folder, trained_through=through, fingerprint=f"{kind}{json.dumps(lineage)}".encode().hex()[:24],
+            config_hash="test", lineage=lineage or {},
+        )  # fmt: skip
+
+    # ---- running and reading ----
+
+    def run(
+        self, name: str, job: Callable[[SparkStep], None], on: date = D, *overrides: str, force: bool = False,
+        dates: tuple[date, ...] = (),
+    ) -> str:  # fmt: skip
+        """Run one step as its entry point does; returns done or noop."""
+        config = self.config(*overrides)
+        args = StepArguments(config, dates or (on,), "test-run", force=force)
+
+        def body(context: StepContext) -> None:
+            if dates:
+                planner = Planner(config)
+                context.bulk_dates = dates
+                context.bulk_fingerprints = {d.isoformat(): planner.state(find_step(name), d).fingerprint for d in dates}
+            self.context = context
+            job(SparkStep(self.spark, context))
+
+        return run_step(Planner(config), name, dates[-1] if dates else on, args, body)
+
+    def rows(self, table: str, *columns: str, dt: date | None = None) -> list[tuple]:
+        """Rows of a table, sorted, lists as tuples."""
+        snapshot = self.lake.open(table)
+        files = snapshot.files if dt is None else snapshot.select(start=dt, end=dt)
+        found = snapshot.read(files, list(columns) or None).to_pylist()
+        plain = [tuple(_plain(row[c]) for c in (columns or row)) for row in found]
+        return sorted(plain, key=repr)
+
+    def version(self, table: str) -> int:
+        """The table's version."""
+        return self.lake.open(table).version
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_plain(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _plain(v)) for k, v in value.items())
+    return value
