@@ -122,3 +122,49 @@ class LabelLake(TinyLake):
         found = self.lake.open(table).mark(dt.isoformat())
         assert found is not None
         return json.loads(json.dumps(dict(found[1].details)))
+
+
+class FeedLake(LabelLake):
+    """Samples, labels, SIDs and what tells why a label is missing."""
+
+    def exposed(self, *rows: tuple) -> None:
+        """(request, user, item_index, label[, is_random])."""
+        full = [
+            {"request_id": r[0], "item_id": f"i{r[2]}", "user_id": r[1], "item_index": r[2], "label": r[3],
+             "position": n, "is_random": r[4] if len(r) > 4 else False, "event_time": at(0)}
+            for n, r in enumerate(rows)
+        ]  # fmt: skip
+        self.table("exposed_samples", full, dt=D.isoformat())
+
+    def unexposed(self, *rows: tuple, channel: str = "popular") -> None:
+        """(request, user, item_index)."""
+        full = [
+            {"request_id": r[0], "item_id": f"i{r[2]}", "user_id": r[1], "item_index": r[2], "channel": channel,
+             "sampling_probability": 0.25, "event_time": at(0)}
+            for r in rows
+        ]  # fmt: skip
+        self.table("unexposed_samples", full, dt=D.isoformat())
+
+    def labels(self, *rows: tuple, **overrides: str) -> None:
+        """(user, item_index, pseudo_label, weight[, source])."""
+        full = [
+            {"user_id": r[0], "item_id": f"i{r[1]}", "item_index": r[1], "source": r[4] if len(r) > 4 else "unexposed",
+             "similarity": 0.5, "history_similarity": 0.5, "anchor_rank": 0, "coherence": 0.25, "consistency": 0.5,
+             "llm_confidence": 0.75, "pseudo_label": r[2], "raw_weight": 0.5, "weight": r[3],
+             "calibrator_version": "cal-1", "model_version": self.model, "sid_version": self.tokenizer, **overrides}
+            for r in rows
+        ]  # fmt: skip
+        self.table("pseudo_labels", full, dt=D.isoformat())
+
+    def sids(self, *rows: tuple) -> None:
+        """(item_index, issue, sid, retired_at)."""
+        full = [
+            {"item_index": r[0], "issue": r[1], "sid": list(r[2]), "residual_norm": 0.1, "bucket_size": 1,
+             "content_hash": "h", "retired_at": r[3]}
+            for r in rows
+        ]  # fmt: skip
+        self.table("item_sids", full, sid_version=self.tokenizer)
+
+    def feed(self, *columns: str) -> list[tuple]:
+        """Rows of the feed's slice."""
+        return self.rows("training_feed", *columns, dt=D)

@@ -1,0 +1,132 @@
+"""The report of a date, from tables that the jobs before it wrote."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gpl_core.contracts import load_contract
+from gpl_core.pipeline import Planner, find_step
+from spark_jobs import pseudo_labels, report, training_feed
+from spark_jobs.manifests import manifest_path
+from tests.spark_jobs.label_lake import FeedLake, score
+from tests.spark_jobs.tiny_lake import D, day
+
+pytestmark = pytest.mark.spark
+EVIL = "<script>alert('x')</script>"
+
+
+@pytest.fixture
+def lake(tmp_path, spark) -> FeedLake:
+    """Two users, exposed and uniform impressions, quarantined rows; channel and message try to be markup."""
+    made = FeedLake(tmp_path, spark)
+    made.lake.create(load_contract("raw_impressions"), {"gpl.provenance": "semi-synthetic (real purchases)"})
+    made.items_table("i0", "i1", "i2", "i3")
+    made.stats(items=[(0, 10, 2, 1), (1, 10, 4, 3), (2, 90, 30, 40)])
+    made.platt()
+    made.sids((0, 0, (1, 1, 1), 0), (1, 0, (1, 1, 1), 0), (2, 0, (2, 2, 2), 0))
+    made.table("evaluations", [
+        {"run_id": "r", "model": m, "seed": 0, "slice": "uniform", "metric": "auc", "value": v, "low": None,
+         "high": None, "candidate_set_size": None, "rows": 10, "note": "" if v else "one class only"}
+        for m, v in (("exposed_only", 0.61234), ("gpl", None))
+    ], dt=D.isoformat())  # fmt: skip
+    made.table("quarantine", [
+        {"source_table": "raw_impressions", "row_hash": h, "row_json": "{}", "occurrences": n, "run_id": "r",
+         "failed_checks": [{"name": "unknown_item", "message": EVIL, "columns": ["item_id"]}]}
+        for h, n in (("a", 3), ("b", 4))
+    ], dt=D.isoformat())  # fmt: skip
+    return made
+
+
+def fill(lake: FeedLake) -> None:
+    """Samples, scores and impressions of D."""
+    lake.exposed(("r1", "u1", 0, 1), ("r3", "u2", 0, 1, True))
+    lake.shown(("u1", 0, 1, False), ("u2", 0, 1, True))
+    lake.unexposed(("r1", "u1", 2), ("r1", "u1", 3), ("r3", "u2", 1), channel=EVIL)
+    lake.scores(
+        score("u1", 2, 0.5), score("u1", 3, 0.6), score("u1", 0, 0.2, source="exposed"),
+        score("u2", 0, 0.9, source="uniform"),
+    )  # fmt: skip
+
+
+def text_of(lake: FeedLake) -> str:
+    with open(Planner(lake.config()).report_path(D), encoding="utf-8") as handle:
+        return handle.read()
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of all tables on the page."""
+    return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", text, re.S)]
+
+
+def test_report_tells_what_the_tables_hold(lake):
+    fill(lake)
+    lake.run("pseudo_labels", pseudo_labels.run)
+    lake.run("training_feed", training_feed.run)
+    (lake.root / manifest_path(lake.lake, D)).unlink()
+    assert lake.run("report", report.run) == "done"
+    assert (lake.root / manifest_path(lake.lake, D)).exists()
+
+    text, rows = text_of(lake), cells(text_of(lake))
+    assert Planner(lake.config()).state(find_step("report"), D).status == "done"
+    assert lake.run("report", report.run) == "noop"
+    assert "<script" not in text
+    assert "Every figure here is semi-synthetic" in text
+    assert "2 of 3 unexposed rows have a pseudo-label (66.7%)" in text
+    assert ["unexposed_samples", "sampled unexposed pairs", "3", "–"] in rows
+    assert ["other", "1"] in rows
+    escaped = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
+    assert ["raw_impressions", "unknown_item", "7", "2", escaped] in rows
+    assert [r[1] for r in rows if r and r[0] == escaped] == ["2"]
+    assert "uniform: 1 scored impressions, 1 clicks" in text
+    assert "exposed: 1 scored impressions, 1 clicks" in text
+    assert "Whether weight predicts error cannot be said" in text
+    assert "3 items have one" in text
+    assert "66.7% of the items share theirs" in text
+    assert ["1", "2", "1.89"] in rows  # level 1: codes 1, 1, 2: exp(entropy of (2/3, 1/3)) = 1.890
+    assert ["32-63", "1", "40"] in [r[:3] for r in rows]
+    assert ["uniform", "auc", "gpl", "0", "–", "–", "–", "–", "10", "one class only"] in rows
+    assert ["training_feed", "done"] in [r[:2] for r in rows]
+    assert text.count("<svg") >= 5
+    assert len(text) < 3_000_000
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", text)
+
+
+def test_report_of_an_empty_day(lake):
+    """No exposed and no unexposed rows, no scores, no counts, and the optional tables missing."""
+    lake.exposed()
+    lake.unexposed()
+    lake.scores()
+    lake.stats()
+    lake.table("evaluations", [], dt=D.isoformat())
+    lake.table("quarantine", [], dt=D.isoformat())
+    lake.run("pseudo_labels", pseudo_labels.run)
+    lake.run("training_feed", training_feed.run)
+    assert lake.run("report", report.run) == "done"
+    text = text_of(lake)
+    for said in (
+        "There are no unexposed rows on this date", "No row of this date was refused", "No unexposed pair was labelled",
+        "nothing to judge by", "No positive event lies in the window", "Nothing was judged",
+    ):  # fmt: skip
+        assert said in text
+
+
+def test_warning_when_labels_move(lake):
+    fill(lake)
+    lake.table("pseudo_labels", _labels(lake, 0.05, 400), dt=day(-1).isoformat())
+    lake.table("pseudo_labels", _labels(lake, 0.8, 400), dt=D.isoformat())
+    lake.run("training_feed", training_feed.run, D)
+    lake.run("report", report.run)
+    assert "Labels moved since the day before" in text_of(lake)
+    assert lake.context.counts.details["warnings"]
+
+
+def _labels(lake: FeedLake, label: float, count: int) -> list[dict]:
+    return [
+        {"user_id": f"v{n}", "item_id": "i1", "item_index": 1, "source": "unexposed", "similarity": 0.5,
+         "history_similarity": 0.5, "anchor_rank": 0, "coherence": 0.25, "consistency": 0.5, "llm_confidence": 0.75,
+         "pseudo_label": label, "raw_weight": 0.5, "weight": 1.0, "calibrator_version": "c",
+         "model_version": lake.model, "sid_version": lake.tokenizer}
+        for n in range(count)
+    ]  # fmt: skip

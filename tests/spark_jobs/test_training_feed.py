@@ -1,0 +1,184 @@
+"""The training feed: which rows reach it, with which values, in which files, and what its manifest promises."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from gpl_core.errors import ContractError, LineageError
+from spark_jobs import training_feed
+from spark_jobs.manifests import ensure_manifest, manifest_path
+from tests.spark_jobs.label_lake import FeedLake
+from tests.spark_jobs.tiny_lake import D, at
+
+pytestmark = pytest.mark.spark
+
+
+@pytest.fixture
+def lake(tmp_path, spark) -> FeedLake:
+    """
+    | request | user | exposed                  | unexposed               | labels      |
+    |---------|------|--------------------------|-------------------------|-------------|
+    | r1      | u1   | 0 (clicked), 1           | 2, 3                    | 2, 3        |
+    | r2      | u1   | 1                        | 2 (again)               |             |
+    | r3      | u2   | 0 (clicked, uniform)     | 1, 2 (no embedding)     | 1           |
+    | r4      | u3   |                          | 1 (no history)          |             |
+    | r5      | u4   |                          | 1 (no anchors)          |             |
+    """
+    made = FeedLake(tmp_path, spark)
+    made.exposed(("r1", "u1", 0, 1), ("r1", "u1", 1, 0), ("r2", "u1", 1, 0), ("r3", "u2", 0, 1, True))
+    made.unexposed(
+        ("r1", "u1", 2), ("r1", "u1", 3), ("r2", "u1", 2), ("r3", "u2", 1), ("r3", "u2", 2), ("r4", "u3", 1),
+        ("r5", "u4", 1),
+    )  # fmt: skip
+    made.labels(
+        ("u1", 2, 0.25, 1.5), ("u1", 3, 0.75, 0.5), ("u2", 1, 0.5, 1.0), ("u1", 0, 0.9, 1.0, "exposed"),
+        ("u2", 0, 0.8, 1.0, "uniform"),
+    )  # fmt: skip
+    # item 1 was issued again, item 2's only SID is retired, item 3 has none
+    made.sids((0, 0, (1, 1, 1), 0), (1, 0, (2, 2, 2), 5), (1, 1, (2, 2, 3), 0), (2, 0, (3, 3, 3), 7))
+    history = {"sid": [0] * 12, "item_index": [0, -1, -1, -1], "keep_u": [0.5, -1.0, -1.0, -1.0], "last_event_time": 1,
+               "sequence_hash": "s", "day": 1, "sid_version": made.tokenizer}  # fmt: skip
+    made.table(
+        "user_sequences",
+        [{"user_id": u, "length": 1, **history} for u in ("u1", "u2", "u4")],
+        dt=(D - timedelta(days=3)).isoformat(),
+    )
+    request = {"source": "unexposed", "block": 0, "anchor_sids": [0] * 6, "log_prob": [-1.0] * 2,
+               "history": [0, -1, -1, -1], "candidates": [1, 2, -1], "sid_version": made.tokenizer,
+               "model_version": made.model}  # fmt: skip
+    made.table("score_requests", [{"user_id": u, **request} for u in ("u1", "u2")], dt=D.isoformat())
+    made.table(
+        "worker_rejects",
+        [{"key": "item_index=2", "reason": "candidate without embedding", "detail": ""}],
+        dt=D.isoformat(), step="score_candidates",
+    )  # fmt: skip
+    return made
+
+
+def test_rows_of_the_feed(lake):
+    assert lake.run("training_feed", training_feed.run) == "done"
+    columns = ("is_exposed", "is_random", "has_label", "label", "pseudo_label", "target", "sample_weight")
+    assert lake.feed("request_id", "item_index", *columns) == [
+        ("r1", 0, True, False, True, 1.0, 0.0, 1.0, 1.0),
+        ("r1", 1, True, False, True, 0.0, 0.0, 0.0, 1.0),
+        ("r1", 2, False, False, False, 0.0, 0.25, 0.25, 1.5),
+        ("r1", 3, False, False, False, 0.0, 0.75, 0.75, 0.5),
+        ("r2", 1, True, False, True, 0.0, 0.0, 0.0, 1.0),
+        ("r2", 2, False, False, False, 0.0, 0.25, 0.25, 1.5),
+        ("r3", 0, True, True, True, 1.0, 0.0, 1.0, 1.0),
+        ("r3", 1, False, False, False, 0.0, 0.5, 0.5, 1.0),
+    ]  # fmt: skip
+    assert set(lake.feed("item_index", "sid")) == {
+        (0, (1, 1, 1)), (1, (2, 2, 3)), (2, (-1, -1, -1)), (3, (-1, -1, -1)),
+    }  # fmt: skip
+    columns = ("coherence", "consistency", "llm_confidence", "sampling_probability", "channel")
+    assert set(lake.feed("is_exposed", *columns)) == {
+        (True, 0.0, 0.0, 0.0, 1.0, ""), (False, 0.25, 0.5, 0.75, 0.25, "popular"),
+    }  # fmt: skip
+    assert set(lake.feed("is_exposed", "model_version", "calibrator_version", "sid_version", "dt_copy")) == {
+        (True, "", "", lake.tokenizer, D.isoformat()), (False, lake.model, "cal-1", lake.tokenizer, D.isoformat()),
+    }  # fmt: skip
+    assert set(lake.feed("event_time")) == {(int(at(0).timestamp() * 1_000_000),)}
+    assert {p for e, p in lake.feed("is_exposed", "position") if not e} == {-1}
+
+    assert lake.context.counts.rows_in == 11
+    assert lake.context.counts.rows_dropped == 3
+    assert lake.mark_details("training_feed")["left_out"] == {"no history": 1, "no anchors": 1, "no embedding": 1}
+
+
+def test_manifest_is_what_a_reader_finds(lake):
+    lake.run("training_feed", training_feed.run)
+    path = manifest_path(lake.lake, D)
+    with open(path, encoding="utf-8") as handle:
+        text = handle.read()
+    manifest = json.loads(text)
+    found = lake.feed("label", "pseudo_label", "sample_weight")
+    assert manifest["rows"] == len(found) == sum(f["rows"] for f in manifest["files"])
+    assert (manifest["exposed"], manifest["random"], manifest["labelled"]) == (4, 1, 4)
+    sums = np.sum(found, axis=0)
+    assert [manifest[k] for k in ("label_sum", "pseudo_label_sum", "weight_sum")] == pytest.approx(sums.tolist())
+    assert manifest["versions"] == {
+        "sid_version": lake.tokenizer, "model_version": lake.model, "calibrator_version": "cal-1",
+    }  # fmt: skip
+    assert manifest["table_version"] == lake.version("training_feed")
+    # A run that was killed before the file was written: the table still tells it, word for word.
+    (lake.root / path).unlink()
+    ensure_manifest(lake.lake, D, lake.context.contract("training_feed"))
+    with open(path, encoding="utf-8") as handle:
+        assert handle.read() == text
+
+
+def test_rerun_is_a_noop_and_forced_rerun_gives_the_same_rows(lake):
+    lake.run("training_feed", training_feed.run)
+    before, version = lake.feed(), lake.version("training_feed")
+    assert lake.run("training_feed", training_feed.run) == "noop"
+    assert lake.version("training_feed") == version
+    lake.run("training_feed", training_feed.run, D, "feed.rows_per_file=2", force=True)
+    assert lake.feed() == before
+
+
+def test_even_files_in_the_order_of_the_shuffle_key(lake):
+    """3,000 unexposed rows in files of 700: five files, each sorted by shuffle_key, sizes within a fifth."""
+    users = [f"v{n}" for n in range(300)]
+    lake.unexposed(*[(f"q{u}", u, item) for u in users for item in range(10)])
+    lake.labels(*[(u, item, 0.5, 1.0) for u in users for item in range(10)])
+    lake.run("training_feed", training_feed.run, D, "feed.rows_per_file=700")
+    snapshot = lake.lake.open("training_feed")
+    files = snapshot.select(start=D, end=D)
+    assert len(files) == 5
+    assert sum(f.rows for f in files) == 3004
+    mean = 3004 / 5
+    for f, uri in zip(files, snapshot.uris(files)):
+        keys = pq.read_table(uri, columns=["shuffle_key"], partitioning=None).column(0).to_numpy()
+        assert (np.diff(keys) >= 0).all()
+        assert abs(f.rows - mean) < 0.2 * mean
+
+
+def test_exposed_pair_among_the_unexposed_is_refused(lake):
+    lake.unexposed(("r9", "u1", 0), ("r1", "u1", 2))
+    with pytest.raises(ContractError, match=r"1 row\(s\) name a user and item in exposed_samples"):
+        lake.run("training_feed", training_feed.run)
+    assert not lake.lake.exists("training_feed")
+
+
+def test_labels_of_another_tokeniser_are_refused(lake):
+    lake.labels(("u1", 2, 0.25, 1.5), sid_version="2025-01-01-old")
+    with pytest.raises(LineageError, match=rf"2025-01-01-old.*{lake.tokenizer}"):
+        lake.run("training_feed", training_feed.run)
+
+
+def test_pair_with_two_labels_is_refused(lake):
+    lake.labels(("u1", 2, 0.25, 1.5), ("u1", 2, 0.5, 1.5))
+    with pytest.raises(ContractError, match="11 rows came in, 13 would"):
+        lake.run("training_feed", training_feed.run)
+
+
+@pytest.mark.parametrize("what", ["no unexposed rows", "no exposed rows", "empty day"])
+def test_days_with_little(lake, what):
+    if what != "no exposed rows":
+        lake.unexposed()
+        lake.labels()
+    if what != "no unexposed rows":
+        lake.exposed()
+    assert lake.run("training_feed", training_feed.run) == "done"
+    assert {e for (e,) in lake.feed("is_exposed")} == {
+        "no unexposed rows": {True}, "no exposed rows": {False}, "empty day": set(),
+    }[what]  # fmt: skip
+    assert lake.mark_details("training_feed")["rows"] == len(lake.feed())
+    assert lake.run("training_feed", training_feed.run) == "noop"
+
+
+def test_without_the_tables_behind_reasons_nothing_is_claimed(tmp_path, spark):
+    made = FeedLake(tmp_path, spark)
+    made.exposed(("r1", "u1", 0, 1))
+    made.unexposed(("r1", "u1", 2), ("r1", "u1", 3))
+    made.labels(("u1", 2, 0.25, 1.5))
+    made.sids()
+    made.run("training_feed", training_feed.run)
+    assert made.mark_details("training_feed")["left_out"] == {"other": 1}
+    assert len(made.feed()) == 2
