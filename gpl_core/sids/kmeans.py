@@ -5,9 +5,13 @@ Legend for shapes: N rows, L levels, C codes, k width. The clustering is scikit-
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
 
+_DISTINCT_ROWS = 20_000  # beyond it a catalogue is taken to have more distinct rows than codes
 _EXACT_ROWS = 200_000  # beyond it mini-batches: Lloyd's step over all rows costs N * C * k
 
 
@@ -23,14 +27,19 @@ def residual_kmeans(x: np.ndarray, levels: int, codes: int, seed: int) -> tuple[
     counts = np.zeros((levels, codes), dtype=np.float32)
     for level in range(levels):
         rng = np.random.default_rng([seed, level])
-        distinct = residual if len(residual) > 4 * codes else np.unique(residual, axis=0)
+        distinct = residual if len(residual) > _DISTINCT_ROWS else np.unique(residual, axis=0)
         clusters = min(codes, len(distinct))
         if clusters == len(distinct):
             books[level, :clusters] = distinct
         else:
             kind = KMeans if len(residual) <= _EXACT_ROWS else MiniBatchKMeans
             extra = {} if kind is KMeans else {"batch_size": max(8192, 4 * codes)}
-            fitted = kind(clusters, n_init=1, max_iter=50, random_state=int(rng.integers(2**31)), **extra).fit(residual)
+            with warnings.catch_warnings():
+                # Nearly equal rows may share a cluster; the codes left over are found and revived later.
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                fitted = kind(clusters, n_init=1, max_iter=50, random_state=int(rng.integers(2**31)), **extra).fit(
+                    residual
+                )
             books[level, :clusters] = fitted.cluster_centers_
         spread = residual.std() + 1e-6
         noise = rng.normal(scale=0.1 * spread, size=(codes - clusters, x.shape[1]))

@@ -1,0 +1,261 @@
+"""The three SID workers on real Delta tables; in this process, and under the DeepSpeed launcher with two ranks."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from gpl_core.config import load_config
+from gpl_core.contracts import load_contract
+from gpl_core.errors import GateError
+from gpl_core.lake import WHOLE, Lake, SliceMark
+from gpl_core.pipeline import Planner, find_step
+from gpl_core.runs import Counts, StepContext
+from gpu_workers import assign_sids, encode_items, train_tokenizer
+from gpu_workers.runtime import Ranks
+
+ROOT = Path(__file__).parents[2]
+DAY = "2026-01-02"
+LENGTH = 12
+BODIES = {"encode_items": encode_items.run, "train_tokenizer": train_tokenizer.run, "assign_sids": assign_sids.run}
+
+
+def micros(text: str) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1_000_000)
+
+
+def item(index: int, vector, *, content: str = "a", day: str = "2026-01-01", **more):
+    return {
+        "item_id": f"i{index}", "item_index": index, "title": "", "description": "", "category": "", "brand": "",
+        "text": f"item {index}", "image": b"", "image_uri": "", "image_embedding": [float(v) for v in vector],
+        "content_hash": f"{content}{index}", "updated_at": micros(day), "withdrawn_at": -1, **more,
+    }  # fmt: skip
+
+
+@dataclass
+class House:
+    """One small lakehouse and the command that runs a worker on it."""
+
+    folder: Path
+    changes: dict = field(default_factory=dict)
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(str(self.folder / "lake"))
+
+    def write_items(self, rows) -> None:
+        contract = load_contract("items")
+        self.lake.create(contract)
+        with self.lake.writer(contract, {}, dims={}, row_group_rows=16) as writer:
+            writer.write(pa.Table.from_pylist(rows, schema=contract.arrow_schema(partitions=False)))
+        self.lake.commit(contract, writer.parts, mark=SliceMark("ingest", {WHOLE: "x"}, "r"), mode="overwrite")
+
+    def config_file(self) -> Path:
+        config = {
+            "lakehouse": {"root": str(self.folder / "lake")},
+            "run": {"start_date": "2026-01-01", "end_date": "2026-01-05"},
+            "encoder": {"parts": [{"name": "precomputed", "options": {"dim": LENGTH}}]},
+            "tokenizer": {
+                "codes": 16, "levels": 3, "epochs": 40, "warmup_epochs": 5, "batch_size": 64, "hidden": 32, "latent": 8,
+                "gates": {"min_perplexity_share": 0.2, "max_dead_share": 0.6, "max_collision_share": 1.0},
+            },
+        }  # fmt: skip
+        for key, value in self.changes.items():
+            section, name = key.split(".")
+            config[section] = {**config[section], name: value}
+        path = self.folder / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    def run(self, worker: str, day: str = DAY) -> Counts | None:
+        """Runs the worker's body in this process as its only rank; None when the tables say that it is done."""
+        planner = Planner(load_config(str(self.config_file())))
+        run_date = date.fromisoformat(day)
+        state = planner.state(find_step(worker), run_date)
+        if state.status == "done":
+            return None
+        assert state.status != "blocked", state.reason
+        context = StepContext(planner, worker, run_date, state, "run")
+        BODIES[worker](context, Ranks(0, 1, torch.device("cpu")))
+        return context.counts
+
+    def rows(self, table: str) -> list[dict]:
+        return self.lake.open(table).read().to_pylist()
+
+    def tokenizers(self) -> list[str]:
+        return sorted(p.parent.name for p in (self.folder / "lake" / "artifacts" / "tokenizer").glob("*/manifest.json"))
+
+
+def clustered(count: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(6, LENGTH))
+    return centres[rng.integers(6, size=count)] + 0.4 * rng.normal(size=(count, LENGTH))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank():
+    """What the launcher would say. DeepSpeed keeps its process group (of one) for the life of this process."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**alone, "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}.items():
+            patch.setenv(name, value)
+        # DeepSpeed builds its CPU op with the ninja it finds first: always this environment's, or it builds every time.
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        yield
+
+
+@pytest.fixture
+def house(tmp_path):
+    return House(tmp_path)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_items_become_embeddings_then_a_tokenizer_then_sids(house):
+    vectors = clustered(100)
+    vectors[7] = vectors[3]  # one content twice
+    rows = [item(n, v) for n, v in enumerate(vectors)]
+    for n in (5, 6):
+        rows[n]["image_embedding"] = [0.0] * LENGTH
+    house.write_items(rows)
+
+    report = house.run("encode_items")
+    assert report.rows_in == 100 == report.details["encoded"] + report.rows_dropped
+    embeddings = {r["item_index"]: r for r in house.rows("item_embeddings")}
+    assert sorted(embeddings) == [n for n in range(100) if n not in (5, 6)]
+    for n in (0, 99):
+        np.testing.assert_allclose(embeddings[n]["embedding"], vectors[n] / np.linalg.norm(vectors[n]), atol=1e-6)
+    rejects = {r["key"]: r["reason"] for r in house.rows("worker_rejects")}
+    assert rejects == {f"item_index={n}": "no precomputed embedding" for n in (5, 6)}
+
+    trained = house.run("train_tokenizer")
+    assert len(house.tokenizers()) == 1
+    assert trained.details["items"] == 98
+    manifest = json.loads(
+        (house.folder / "lake/artifacts/tokenizer" / house.tokenizers()[0] / "manifest.json").read_text()
+    )
+    assert manifest["lineage"] == {"encoder_version": embeddings[0]["encoder_version"]}
+    assert manifest["trained_through"] == "2026-01-01"
+    assert list((house.folder / "lake/work").glob("train_tokenizer/*/tensorboard/*tfevents*"))
+
+    house.run("assign_sids")
+    sids = {r["item_index"]: r for r in house.rows("item_sids")}
+    assert sorted(sids) == sorted(embeddings)
+    assert {r["sid_version"] for r in sids.values()} == set(house.tokenizers())
+    assert sids[3]["sid"] == sids[7]["sid"]
+    assert sids[3]["bucket_size"] == sids[7]["bucket_size"] == 2
+    assert all(len(r["sid"]) == 3 and max(r["sid"]) < 16 for r in sids.values())
+
+    # A second run of anything is a recorded no-op that writes nothing.
+    versions = [house.lake.open(t).version for t in ("item_embeddings", "item_sids", "worker_rejects")]
+    for worker in ("encode_items", "train_tokenizer", "assign_sids"):
+        assert house.run(worker) is None
+    assert versions == [house.lake.open(t).version for t in ("item_embeddings", "item_sids", "worker_rejects")]
+
+    # The next day: a new item, an item that changed a little, and one that became something else.
+    opposite = -vectors[20]
+    rows[10] = item(10, vectors[10] * 1.001, content="b", day="2026-01-02")
+    rows[20] = item(20, opposite, content="b", day="2026-01-02")
+    rows.append(item(100, vectors[30], day="2026-01-02"))  # a newcomer with item 30's content
+    rows.append(item(101, vectors[31] + 0.01, day="2026-01-02"))
+    house.write_items(rows)
+    before = {r["item_index"]: r for r in house.rows("item_sids")}
+    assert house.run("encode_items", "2026-01-03").details["encoded"] == 4
+    kept = [r for r in house.rows("item_embeddings") if r["content_hash"].startswith("a") and r["item_index"] < 100]
+    assert sorted(kept, key=lambda r: r["item_index"]) == [embeddings[n] for n in sorted(embeddings)]
+    report = house.run("assign_sids", "2026-01-03")
+    assert (report.details["issued"], report.details["reissued"]) == (3, 1)
+    after = house.rows("item_sids")
+    in_force = {r["item_index"]: r for r in after if r["retired_at"] == 0}
+    for n, row in before.items():
+        if n != 20:
+            assert in_force[n] == row  # published rows stay as they were
+    assert in_force[20]["issue"] == 1
+    (retired,) = [r for r in after if r["retired_at"]]
+    assert {**retired, "retired_at": 0} == before[20]
+    assert in_force[100]["sid"] == before[30]["sid"]
+    others = {tuple(r["sid"]) for n, r in in_force.items() if n not in (101,)}
+    assert tuple(in_force[101]["sid"]) not in others
+
+
+def launch(worker: str, house: House, ranks: int) -> None:
+    """The command of a scheduler: the DeepSpeed launcher and the worker's entry point."""
+    folder = Path(sys.executable).parent
+    command = [
+        str(folder / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(free_port()),
+        str(ROOT / "gpu_workers" / f"{worker}.py"), "--config", str(house.config_file()), "--run-date", DAY,
+    ]  # fmt: skip
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        env.pop(name, None)
+    done = subprocess.run(command, cwd=house.folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+
+
+@pytest.mark.deepspeed
+def test_two_launched_ranks_write_what_one_rank_writes(house, tmp_path):
+    rows = [item(n, v) for n, v in enumerate(clustered(90, seed=1))]
+    launched = House(tmp_path / "launched")
+    launched.folder.mkdir()
+    for one in (house, launched):
+        one.write_items(rows)
+    for worker in BODIES:
+        house.run(worker)
+        launch(worker, launched, ranks=2)
+    for table in ("item_embeddings", "item_sids"):
+        expected, found = (sorted(h.rows(table), key=lambda r: r["item_index"]) for h in (house, launched))
+        assert len(found) == 90
+        for a, b in zip(expected, found, strict=True):
+            assert b.pop("residual_norm", 0) == pytest.approx(a.pop("residual_norm", 0), abs=1e-5)
+            assert a == b
+    assert {r["step"] for r in launched.rows("job_runs")} == set(BODIES)
+
+
+def test_a_failed_gate_refuses_and_keeps_the_tokenizer_in_force(house):
+    house.write_items([item(n, v) for n, v in enumerate(clustered(60))])
+    house.run("encode_items")
+    house.run("train_tokenizer")
+    published = house.tokenizers()
+    house.changes["tokenizer.gates"] = {"min_reconstruction_cosine": 0.9999}
+    with pytest.raises(GateError, match="reconstruction: mean cosine"):
+        house.run("train_tokenizer", "2026-01-20")  # old enough to be trained anew
+    assert house.tokenizers() == published
+
+
+def test_the_tokenizer_sees_no_content_from_the_run_date_on(house):
+    vectors = clustered(60)
+    house.write_items([item(n, v, day="2026-01-02" if n >= 50 else "2026-01-01") for n, v in enumerate(vectors)])
+    house.run("encode_items")
+    assert house.run("train_tokenizer").details["items"] == 50
+
+
+def test_a_broken_picture_is_left_out_with_its_reason(house):
+    house.changes["encoder.parts"] = [{"name": "hog_color"}]
+    picture = io.BytesIO()
+    Image.new("RGB", (20, 10), "green").save(picture, "PNG")
+    house.write_items(
+        [item(0, [0.0], image=picture.getvalue()), item(1, [0.0], image=b"no picture"), item(2, [0.0])],
+    )
+    report = house.run("encode_items")
+    assert (report.details["encoded"], report.details["rejected"]) == (1, 2)
+    reasons = {r["key"]: r["reason"] for r in house.rows("worker_rejects")}
+    assert "cannot be decoded" in reasons["item_index=1"]
+    assert reasons["item_index=2"] == "no picture"
