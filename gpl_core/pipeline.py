@@ -247,7 +247,7 @@ class Planner:
         self.lake = Lake(config.lakehouse.root, config.lakehouse.tables)
         self.artifacts = ArtifactStore(config.lakehouse.root)
         self._snapshots: dict[str, Snapshot | None] = {}
-        self._marks: dict[str, dict[str, tuple[int, str]]] = {}
+        self._marks: dict[str, dict[str, list[tuple[int, str]]]] = {}
 
     def snapshot(self, table: str) -> Snapshot | None:
         """The pinned snapshot of `table`, None when it does not exist."""
@@ -345,10 +345,14 @@ class Planner:
         return value
 
     def _hash(self, step: Step, inputs: Mapping[str, Mapping[str, str | int]], run_date: date | None = None) -> str:
+        nothing = Snapshot.digest(())
         body = {
             "step": step.name,
+            # A look-up is never a reason to run again, nor is a table that comes to exist without rows in the scope.
             "inputs": {
-                k: v.get("digest", v["version"] if k.startswith("artifact:") else "") for k, v in inputs.items()
+                k: v["digest"] if "digest" in v else v["version"]
+                for k, v in inputs.items()
+                if k.startswith("artifact:") or v.get("digest", nothing) != nothing
             },
             "config": self.config.hash_of(*step.sections),
             "contracts": {t: load_contract(t).version for t in step.writes + step.also_writes},
@@ -358,25 +362,27 @@ class Planner:
 
     # ---- outputs -----------------------------------------------------------------------------------------------
 
-    def _table_marks(self, table: str) -> dict[str, tuple[int, str]]:
-        """slice -> (version, fingerprint) of its newest commit."""
+    def _table_marks(self, table: str) -> dict[str, list[tuple[int, str]]]:
+        """slice -> (version, fingerprint) of the commits that wrote it, newest first."""
         if table not in self._marks:
             snapshot = self.snapshot(table)
-            newest: dict[str, tuple[int, str]] = {}
+            found: dict[str, list[tuple[int, str]]] = {}
             for version, mark in snapshot.marks() if snapshot else ():
                 for name, fingerprint in mark.slices.items():
-                    newest.setdefault(name, (version, fingerprint))
-            self._marks[table] = newest
+                    found.setdefault(name, []).append((version, fingerprint))
+            self._marks[table] = found
         return self._marks[table]
 
     def _table_state(self, step: Step, run_date: date, fingerprint: str) -> tuple[Status, str]:
         for table in step.writes:
             dated = "dt" in load_contract(table).partition_by
             found = self._table_marks(table).get(run_date.isoformat() if dated else WHOLE)
-            if found is None:
+            if not found:
                 return "absent", f"{table} has no slice for {run_date}"
-            if found[1] != fingerprint:
-                return "stale", f"{table}@{found[0]} was made from other inputs or settings"
+            # Tables without dates only grow: what an older commit added for these inputs is still there, though a
+            # newer one (another date's tokenizer) came after it.
+            if fingerprint not in {f for _, f in (found[:1] if dated else found)}:
+                return "stale", f"{table}@{found[0][0]} was made from other inputs or settings"
         return "done", ", ".join(f"{t}@{s.version}" for t in step.writes if (s := self.snapshot(t)))
 
     def _artifact_state(self, step: Step, run_date: date, fingerprint: str) -> tuple[Status, str]:
