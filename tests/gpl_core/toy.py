@@ -1,0 +1,95 @@
+"""The whole graph over one-row tables: commits and publishes as real steps would, real marks, nothing computed.
+
+Lets a test change one thing and read from the tables which steps notice.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+
+from gpl_core.config import Config
+from gpl_core.contracts import load_contract
+from gpl_core.pipeline import STEPS, Planner, StepState, find_step, trained_through
+from tests.support import ONE, put
+
+RAW = ("raw_impressions", "raw_candidates", "raw_interactions")
+States = dict[tuple[str, date], str]
+
+
+class Toy:
+    """One lakehouse and one configuration; see the module."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.seed = 0
+
+    @property
+    def planner(self) -> Planner:
+        """A fresh view of the tables."""
+        return Planner(self.config)
+
+    def raw(self, days: Iterable[date]) -> None:
+        """The platform's tables for `days`."""
+        for day in days:
+            for table in RAW:
+                self.write(table, day)
+        self.write("raw_items", next(iter(days)))
+
+    def write(self, table: str, day: date, rows: int = 1, *, step: str | None = None, fingerprint: str = "x") -> None:
+        """Rewrite one slice of `table` (or add to a table without dates) with new rows."""
+        self.seed += 1
+        appended = table in ("item_embeddings", "item_sids") or not load_contract(table).partition_by
+        partition = {"model_version": "m"} if table == "interest_anchors" else {}
+        put(
+            self.planner.lake, table, rows, day=day, step=step, fingerprint=fingerprint, seed=self.seed,
+            partition=partition, mode="append" if appended else "overwrite",
+        )  # fmt: skip
+
+    def state(self, step: str, day: date) -> StepState:
+        return self.planner.state(find_step(step), day)
+
+    def states(self, days: Iterable[date], steps: Iterable[str] = tuple(s.name for s in STEPS)) -> States:
+        planner = self.planner
+        return {(s, d): planner.state(find_step(s), d).status for d in days for s in steps}
+
+    def not_done(self, days: Iterable[date]) -> States:
+        return {key: status for key, status in self.states(days).items() if status != "done"}
+
+    def run(self, name: str, day: date) -> None:
+        """Commit and publish what step `name` would for `day`."""
+        step, state = find_step(name), self.state(name, day)
+        assert state.status != "blocked", state.reason
+        for table in (*step.also_writes, *step.writes):
+            if table != "worker_rejects":
+                self.write(table, day, step=name, fingerprint=state.fingerprint)
+        if step.publishes:
+            self.publish(name, day, state)
+        if name == "report":
+            path = Path(self.planner.report_path(day))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f'<meta name="gpl-fingerprint" content="{state.fingerprint}">')
+
+    def publish(self, name: str, day: date, state: StepState) -> None:
+        """Publish the artifact of step `name` for `day`."""
+        step, store = find_step(name), self.planner.artifacts
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "weights.json").write_text(str(self.seed))
+            store.publish(
+                step.publishes, Path(folder), trained_through=trained_through(step, day),
+                fingerprint=state.artifact_fingerprint, config_hash=self.config.hash_of(*step.sections),
+                lineage={key: store.in_force(kind, day).version for kind, key in step.follows.items()},
+            )  # fmt: skip
+
+    def run_pending(self, days: Iterable[date]) -> list[tuple[str, date]]:
+        """Run step by step, each over all of `days`, as `gpl run` does; what was not done, in order."""
+        ran = []
+        for step in STEPS:
+            span = [*days, max(days) + ONE] if step.name == "ingest" else days
+            for day in span:
+                if self.state(step.name, day).status != "done":
+                    self.run(step.name, day)
+                    ran.append((step.name, day))
+        return ran
