@@ -29,6 +29,8 @@ class TinySettings:
     kv_heads: int = 2
     intermediate: int = 256
     max_positions: int = 1024
+    vocabulary: int = 0
+    """Embedding rows; 0: as many as the tokenizer has tokens. Real checkpoints have some to spare."""
     seed: int = 0
 
 
@@ -46,7 +48,7 @@ def make_tiny_checkpoint(folder: str | Path, settings: TinySettings) -> None:
         tokenizer_object=core, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, additional_special_tokens=[END_OF_TURN]
     )
     config = Qwen2Config(
-        vocab_size=len(tokenizer),
+        vocab_size=max(len(tokenizer), settings.vocabulary),
         hidden_size=settings.hidden,
         intermediate_size=settings.intermediate,
         num_hidden_layers=settings.layers,

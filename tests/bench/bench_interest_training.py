@@ -1,0 +1,155 @@
+"""Training the interest model: ours against Hugging Face's Trainer, same weights, same LoRA, same users.
+
+Qwen2.5-0.5B's shape and vocabulary (151,936 + SIDs; `--quick`: 2 of its 24 layers), L = 3, C = 256. Ours: packed
+sequences, no pad tokens, loss over the valid children of a prefix. The Trainer: batches padded to their longest user
+(grouped by length, its best setting), loss over the whole vocabulary, the SID rows trained through PEFT's own forward.
+Equal lengths (20 events each), and the lengths of the shared Industrial data where it is present (2 to 20 events).
+Each side runs in a process of its own, because peak memory is a process's; speed is tokens of real events per second.
+
+    python -m tests.bench.bench_interest_training [--quick]
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
+from gpl_core.interest.model import InterestModel, ModelSettings, build_interest_model
+from gpl_core.interest.objective import interest_loss, target_log_probs
+from gpl_core.interest.packing import History, training_packs
+from gpl_core.interest.scoring import DeviceTrie
+from gpl_core.sids.trie import Trie
+from tests.bench.harness import Figure, at_least, at_most, device_name, is_quick, report
+
+LEVELS, CODES, ITEMS, MOST_EVENTS = 3, 256, 4_000, 20
+SHARED = Path(os.environ.get("GPL_SHARED_DATA", "../shared/data")) / "amazon_industrial" / "sequences.jsonl.gz"
+
+
+def lengths_of(kind: str, users: int) -> np.ndarray:
+    """Events per user: all MOST_EVENTS, or as in the Industrial data (2 .. MOST_EVENTS)."""
+    if kind == "equal":
+        return np.full(users, MOST_EVENTS)
+    with gzip.open(SHARED, "rt") as lines:
+        real = np.array([len(json.loads(line)["events"]) for line in lines])
+    real = np.minimum(real[real > 1], MOST_EVENTS)
+    return np.random.default_rng(0).choice(real, users)
+
+
+def make_histories(kind: str, users: int) -> tuple[list[History], np.ndarray]:
+    """The same users for both sides, and the catalogue's SIDs."""
+    rng = np.random.default_rng(1)
+    sids = rng.integers(0, CODES, (ITEMS, LEVELS))
+    return [History(sids[rng.integers(0, ITEMS, n)], np.ones(n, dtype=bool)) for n in lengths_of(kind, users)], sids
+
+
+def train_ours(model: InterestModel, histories: list[History], sids: np.ndarray, budget: int) -> Callable[[], None]:
+    """One epoch over ``histories`` in packs of ``budget`` tokens."""
+    trie = DeviceTrie(Trie.build(sids, CODES), model.device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+
+    def epoch() -> None:
+        for pack in training_packs(model.vocabulary, histories, MOST_EVENTS, budget):
+            interest_loss(target_log_probs(model, trie, pack)).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return epoch
+
+
+def train_trainer(model: InterestModel, histories: list[History], sids: np.ndarray, budget: int) -> Callable[[], None]:
+    """The same epoch by the Trainer: as many real tokens a batch at equal lengths, padded, full vocabulary."""
+    from transformers import Trainer, TrainingArguments
+
+    vocabulary = model.vocabulary
+    body = model.body
+    body.get_base_model().set_attn_implementation("sdpa")
+    rows = [{"input_ids": vocabulary.ids(h.sids).ravel().tolist()} for h in histories]
+
+    def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in batch)
+        ids = torch.full((len(batch), longest), vocabulary.pad_id)
+        for line, row in enumerate(batch):
+            ids[line, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+        real = ids != vocabulary.pad_id
+        return {"input_ids": ids, "attention_mask": real.long(), "labels": ids.masked_fill(~real, -100)}
+
+    folder = tempfile.mkdtemp()
+    on_gpu = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=folder, num_train_epochs=1, per_device_train_batch_size=max(1, budget // (MOST_EVENTS * LEVELS)),
+        train_sampling_strategy="group_by_length", learning_rate=1e-4, report_to=[], save_strategy="no",
+        logging_strategy="no", disable_tqdm=True, use_cpu=not on_gpu, bf16=on_gpu, remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    return lambda: Trainer(model=body, args=arguments, train_dataset=rows, data_collator=collate).train()
+
+
+def measure(side: str, kind: str, layers: int, users: int, budget: int, answer: multiprocessing.Queue) -> None:
+    """One side in this process: seconds (CPU time of one thread, or wall clock on a GPU) and peak bytes."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    on_gpu = torch.cuda.is_available()
+    histories, sids = make_histories(kind, users)
+    with tempfile.TemporaryDirectory() as folder:
+        make_tiny_checkpoint(folder, TinySettings(896, layers, 14, 2, 4864, 4096, vocabulary=151_936))
+        model = build_interest_model(folder, ModelSettings(LEVELS, CODES)).train()
+    if on_gpu:
+        model = model.to("cuda", torch.bfloat16)
+    job = {"ours": train_ours, "trainer": train_trainer}[side](model, histories, sids, budget)
+    clock = time.perf_counter if on_gpu else time.process_time
+    start = clock()
+    job()
+    if on_gpu:
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    answer.put((clock() - start, peak, sum(len(h.sids) for h in histories) * LEVELS))
+
+
+def main() -> None:
+    """Measure, print, write."""
+    quick = is_quick()
+    layers, users, budget = (2, 64, 1_200) if quick else (24, 512, 4_800)
+    figures: dict[str, Figure] = {}
+    for kind, goal in (("equal", 1.4), ("Industrial", 2.5)):
+        if kind == "Industrial" and not SHARED.is_file():
+            print(f"left out: lengths of the Industrial data, {SHARED} is absent")
+            continue
+        found = {}
+        for side in ("ours", "trainer"):
+            context = multiprocessing.get_context("spawn")
+            answer = context.Queue()
+            process = context.Process(target=measure, args=(side, kind, layers, users, budget, answer))
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise SystemExit(f"{side} failed with exit code {process.exitcode}")
+            seconds, peak, tokens = answer.get()
+            found[side] = (tokens / seconds, peak)
+            figures[f"{kind} lengths: {side}, tokens per second"] = Figure(tokens / seconds, "tokens/s")
+            figures[f"{kind} lengths: {side}, peak memory"] = Figure(peak / 2**30, "GiB")
+        speed, memory = found["ours"][0] / found["trainer"][0], found["ours"][1] / found["trainer"][1]
+        figures[f"{kind} lengths: speed over the Trainer"] = at_least(speed, goal, "x")
+        figures[f"{kind} lengths: share of its memory"] = at_most(memory, 0.5, "ratio")
+    title = (
+        f"training at Qwen2.5-0.5B's shape, {layers} layers, {users} users, {budget} tokens a batch, {device_name()}"
+    )
+    report("interest_training", figures, quick, title)
+
+
+if __name__ == "__main__":
+    main()
