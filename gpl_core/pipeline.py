@@ -287,8 +287,13 @@ class Planner:
             if read.when[0] and self._value(read.when[0]) not in read.when[1]:
                 continue
             snapshot = self.snapshot(read.table)
+            owner_step = _BY_NAME.get(load_contract(read.table).owner)
+            # A cache may lack this date's rows only where its step had nothing to do; else its reader would silently
+            # find nothing.
+            idle_without = owner_step.idle_without if owner_step and not read.optional else ""
+            idle = bool(idle_without) and self._is_empty(idle_without, run_date)
             if snapshot is None:
-                if read.optional:
+                if read.optional or idle:
                     continue
                 owner = load_contract(read.table).owner
                 raise MissingInputError(
@@ -299,7 +304,7 @@ class Planner:
             if read.scope != "lookup":
                 digest = Snapshot.digest(self.files(snapshot, read, run_date))
                 entry["digest"] = f"{entry['digest']}+{digest}" if "digest" in entry else digest
-            if read.scope == "slice" and load_contract(read.table).owner in _BY_NAME:
+            if (read.scope == "slice" and owner_step is not None) or (idle_without and not idle):
                 self._require_slice(step, snapshot, run_date)
         for kind in step.uses:
             inputs[f"artifact:{kind}"] = {"version": self.artifacts.in_force(kind, run_date).version}

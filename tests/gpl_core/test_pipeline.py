@@ -342,6 +342,22 @@ def test_without_requests_there_are_no_anchors_to_generate(toy):
     assert "nothing to do" in state.reason
 
 
+def test_scores_wait_for_the_dates_anchors_unless_none_were_asked_for(toy):
+    """The cache is looked up by key: without this check its reader would find nothing and be done for ever."""
+    toy.write("score_requests", D3, step="score_requests")
+    for table in ("exposed_samples", "unexposed_samples", "user_sequences"):
+        toy.write(table, D3)
+    toy.write("anchor_requests", D3)
+    state = toy.state("score_requests", D3)
+    assert state.status == "blocked"
+    assert f"slice dt={D3} of interest_anchors" in state.reason
+    assert "generate_anchors" in state.reason
+    toy.write("anchor_requests", D3, rows=0)
+    assert toy.state("score_requests", D3).status == "stale"
+    shutil.rmtree(Path(toy.planner.lake.uri("interest_anchors")))
+    assert toy.state("score_requests", D3).status == "stale", "a first day on which nobody has a history"
+
+
 def test_a_report_is_done_when_it_carries_the_fingerprint(toy):
     path = Path(toy.planner.report_path(D1))
     path.write_text(path.read_text().replace("content=", "content=x"))
