@@ -24,7 +24,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` and `"5"` are not numbers
 
 
-_SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed"}
+_SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "largest_rate_change",
+              "on_rate_change"}  # fmt: skip
 
 
 class Section(BaseModel):
@@ -180,6 +181,8 @@ class Interest(Section):
     patience: Positive = 3
     init: Literal["codebook", "mean"] = "codebook"
     prompt: str = Field(default="", description="Text before the sequence")
+    content: bool = Field(default=True, description="Add the items' content vectors at the model's input")
+    walks: float = Field(default=1.0, ge=0, description="Synthetic walks between alike items per real user; 0: none")
     refresh_days: Positive = Field(default=1, description="A model older than this is trained anew")
     deepspeed: dict[str, Any] = Field(default={}, description="Merged over the DeepSpeed configuration we make")
 
@@ -203,6 +206,12 @@ class Calibrator(Section):
     window_days: Positive = Field(default=14, description="Days before the run date that fitting looks at")
     min_rows: Positive = Field(default=1000, description="Uniformly exposed rows that fitting needs")
     allow_exposed: bool = Field(default=False, description="Fit on biased exposed clicks: re-imports exposure bias")
+    largest_rate_change: float = Field(
+        default=3.0, gt=1, description="Factor by which the mean label may differ from the calibrator's before"
+    )
+    on_rate_change: Literal["warn", "refuse"] = Field(
+        default="warn", description="What happens beyond that factor; refuse: nothing is published (exit 3)"
+    )
 
     @model_validator(mode="after")
     def _rate(self) -> Calibrator:

@@ -24,6 +24,7 @@ from pyspark.ml.regression import IsotonicRegression
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from gpl_core.artifacts import Manifest
 from gpl_core.config import Calibrator as Settings
 from gpl_core.errors import GateError, MissingInputError
 from gpl_core.labels.calibration import (
@@ -35,7 +36,7 @@ from gpl_core.labels.calibration import (
     feature_sql,
     fraction_sql,
 )
-from gpl_core.labels.fitting import check_fitting_rows, fit_quantile, grid_calibrator, grid_mean
+from gpl_core.labels.fitting import base_rate_change, check_fitting_rows, fit_quantile, grid_calibrator, grid_mean
 from gpl_core.pipeline import trained_through
 from spark_jobs.calibrators import CALIBRATOR_FILE, label_reliability, require_one_version, with_counts, with_label
 from spark_jobs.session import SparkStep, job_main
@@ -245,6 +246,23 @@ def labelled_rows(step: SparkStep, settings: Settings, first: date, last: date) 
     raise refusal
 
 
+def check_rate(rate: float, before: Manifest | None, settings: Settings) -> dict[str, Any]:
+    """A warning, as a detail, when the mean label moved too far since the calibrator of the date before.
+
+    Raises:
+        GateError: it did, and labels.calibrator.on_rate_change is `refuse`.
+    """
+    if before is None or "base_rate" not in before.metrics:
+        return {}
+    sentence = base_rate_change(float(before.metrics["base_rate"]), rate, settings.largest_rate_change)
+    if sentence is None:
+        return {}
+    if settings.on_rate_change == "refuse":
+        raise GateError(f"{sentence} (the calibrator before: {before.version})")
+    log.warning("fit_calibrator: %s", sentence)
+    return {"rate_warning": sentence}
+
+
 def run(step: SparkStep) -> None:
     """Fit the configured kind for the run date and publish it."""
     context, settings = step.context, step.config.labels.calibrator
@@ -258,6 +276,8 @@ def run(step: SparkStep) -> None:
     )  # fmt: skip
     make = quantile if settings.kind == "quantile" else fitted
     calibrator, details = make(step, settings, first, through)
+    before = context.artifacts.in_force_or_none("calibrator", through)
+    details |= check_rate(calibrator.fitted_on.base_rate, before, settings)
     metrics: Mapping[str, Any] = {
         **details,
         "kind": calibrator.kind,

@@ -122,6 +122,8 @@ class Page:
         ]
         if not calibrator.content_only:
             text.append("It also sees click counts of items and users: these labels are not content-only.")
+        about = self.context.artifact("calibrator").metrics
+        self.warnings += [str(about[k]) for k in ("rate_warning", "warning") if k in about]
         if fitted.source == "exposed":
             self.warnings.append("The calibrator was fitted on exposed clicks: the labels repeat exposure bias.")
         if "unexposed" not in found.rows:

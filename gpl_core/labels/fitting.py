@@ -190,7 +190,9 @@ def resolve_target_rate(
         if not 0.0 < configured < 1.0:
             raise ContractError(f"calibration.target_rate is {configured!r}; expected a rate strictly between 0 and 1")
         return configured
-    check_fitting_rows("uniform", uniform_rows, uniform_clicks, minimum_rows, remedy="set calibration.target_rate")
+    check_fitting_rows(
+        "uniform", uniform_rows, uniform_clicks, minimum_rows, remedy="set labels.calibrator.target_rate"
+    )
     return uniform_clicks / uniform_rows
 
 
@@ -200,7 +202,7 @@ def check_fitting_rows(
     clicks: int,
     minimum_rows: int = 1000,
     allow_exposed: bool = False,
-    remedy: str = "use kind quantile with calibration.target_rate set",
+    remedy: str = "use kind quantile with labels.calibrator.target_rate set",
 ) -> None:
     """Raises GateError unless labelled rows may fit a calibrator: enough of them, both classes, and an honest source.
 
@@ -211,7 +213,7 @@ def check_fitting_rows(
     if source == "exposed" and not allow_exposed:
         raise GateError(
             "calibration on exposed clicks re-imports exposure bias; "
-            f"{remedy}, or set calibration.allow_exposed_clicks to say that you want it anyway"
+            f"{remedy}, or set labels.calibrator.allow_exposed to say that you want it anyway"
         )
     if rows < minimum_rows:
         raise GateError(
@@ -230,7 +232,7 @@ def base_rate_change(previous: float, current: float, largest_ratio: float) -> s
         return None
     return (
         f"calibration: base rate {current:.4f} against {previous:.4f} on the date before, a factor of {ratio:.2f}; "
-        f"at most {largest_ratio:.2f} is expected: check the day's impressions or raise calibration.largest_rate_change"
+        f"at most {largest_ratio:.2f} is expected: check the day's impressions or raise labels.calibrator.largest_rate_change"
     )
 
 

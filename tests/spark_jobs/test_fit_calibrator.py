@@ -103,6 +103,21 @@ def test_empty_day_gives_a_constant(lake):
     assert apply(fitted(lake)[0], {"similarity": [-1.0, 0.2, 1.0]}) == pytest.approx(0.3)
 
 
+def test_rate_that_jumps_is_told_or_refused(lake):
+    """Calibrators of D-1 and D: .05 and .3, a factor of 6."""
+    older = lake.bundle("tokenizer", {}, "{}", through=day(-3))
+    older = lake.bundle("interest_model", {"sid_version": older}, "{}", through=day(-3))
+    lake.scores(score("u1", 0, 0.5, model=older), dt=day(-1))
+    lake.run("fit_calibrator", fit_calibrator.run, day(-1), "labels.calibrator.target_rate=0.05")
+    with pytest.raises(GateError, match=r"base rate 0\.3000 against 0\.0500.*factor of 6\.00.*largest_rate_change"):
+        lake.run("fit_calibrator", fit_calibrator.run, D, "labels.calibrator.on_rate_change=refuse")
+    assert fitted(lake)[1].trained_through == day(-2)
+    lake.run("fit_calibrator", fit_calibrator.run, D)
+    assert "factor of 6.00" in fitted(lake)[1].metrics["rate_warning"]
+    # how large a change is allowed does not make a finished calibrator stale
+    assert lake.run("fit_calibrator", fit_calibrator.run, D, "labels.calibrator.largest_rate_change=9") == "noop"
+
+
 def planted(lake: LabelLake) -> dict[str, np.ndarray]:
     """400 scored and shown uniform pairs on D-2 and D-1; clicks follow similarity and the item's count."""
     rng = np.random.default_rng(1)

@@ -123,7 +123,7 @@ def test_reliability_of_perfect_labels_has_no_error() -> None:
         (lambda: fitting.fit_isotonic(np.ones(GRID_CELLS), np.zeros(GRID_CELLS)), "0 clicks in 1024 rows"),
         (lambda: fitting.resolve_target_rate(None, 312, 20), "312 rows; at least 1000"),
         (lambda: fitting.resolve_target_rate(None, 5000, 0), "0 clicks in the 5000 rows"),
-        (lambda: fitting.check_fitting_rows("exposed", 10_000, 500), "allow_exposed_clicks"),
+        (lambda: fitting.check_fitting_rows("exposed", 10_000, 500), "labels.calibrator.allow_exposed"),
         (lambda: fitting.fit_logistic([[1.0], [2.0]], [1, 1]), "only one class"),
     ],
 )
