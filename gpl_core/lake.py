@@ -296,6 +296,7 @@ class Lake:
         mode: str,
         partition: Mapping[str, str] | None = None,
         app_id: str = "",
+        last: int | None = None,
     ) -> Commit:
         """Commit part files written by `PartWriter` (of all ranks) in one transaction.
 
@@ -306,6 +307,7 @@ class Lake:
                 mark must then name (`*`); `"append"` adds.
             partition: partition values that every part must have.
             app_id: application transaction to count up; made of step, table and slices when not given.
+            last: the version of it that the caller has built on; read here when not given.
 
         Raises:
             ContractError: a part lies outside `partition` (delta-rs itself would accept it).
@@ -323,7 +325,7 @@ class Lake:
             )
         before = self.create(contract)
         app_id = app_id or f"{mark.step}:{contract.name}:{','.join(sorted(mark.slices))}"
-        last = before.transaction_version(app_id)
+        last = before.transaction_version(app_id) if last is None else last
         actions: list[AddAction | RemoveAction] = [
             AddAction(
                 part["path"], part["size"], dict(part["partition"]), part["modified"], True,
@@ -335,6 +337,8 @@ class Lake:
         for attempt in range(_COMMIT_TRIES):
             table = before._table
             try:
+                if before.transaction_version(app_id) != last:
+                    raise CommitFailedError(f"{app_id} is at {before.transaction_version(app_id)}, not {last}")
                 table.create_write_transaction(
                     actions,
                     mode,

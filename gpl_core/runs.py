@@ -23,11 +23,13 @@ from gpl_core import __version__
 from gpl_core.artifacts import ArtifactStore, Manifest
 from gpl_core.config import Config, date_range, load_config
 from gpl_core.contracts import Contract, load_contract
-from gpl_core.errors import GplError, MissingInputError, UsageError, exit_code_of
+from gpl_core.errors import ConflictError, GplError, MissingInputError, UsageError, exit_code_of
 from gpl_core.lake import WHOLE, Commit, Lake, SliceMark, Snapshot
 from gpl_core.pipeline import Planner, Read, StepState, find_step
 
 log = logging.getLogger("gpl")
+
+_RECORD_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -271,11 +273,18 @@ def record(
     contract = load_contract("job_runs")
     try:
         app_id = f"job_runs:{step}:{run_date}"
-        snapshot = lake.create(contract)
-        row["attempt"] = snapshot.transaction_version(app_id) + 2
-        with lake.writer(contract, {}, dims={}) as writer:
-            writer.write(pa.Table.from_pylist([row], schema=contract.arrow_schema()))
-        lake.commit(contract, writer.parts, mark=SliceMark("job_runs", {}, run_id), mode="append", app_id=app_id)
+        for remaining in reversed(range(_RECORD_TRIES)):
+            last = lake.create(contract).transaction_version(app_id)
+            row["attempt"] = last + 2
+            with lake.writer(contract, {}, dims={}) as writer:
+                writer.write(pa.Table.from_pylist([row], schema=contract.arrow_schema()))
+            mark = SliceMark("job_runs", {}, run_id)
+            try:
+                lake.commit(contract, writer.parts, mark=mark, mode="append", app_id=app_id, last=last)
+                break
+            except ConflictError:  # another run of this step and date took the number: take the next one
+                if not remaining:
+                    raise
     except Exception as failure:  # the log must not hide the error of the step itself
         log.error("job_runs: the row of %s %s could not be written: %s", step, run_date, failure)
         if error is None:
