@@ -192,12 +192,21 @@ def _launch(arguments: Sequence[str], config: Config, log: Path, verbose: bool) 
                 sink.flush()
                 if verbose:
                     print(line, end="")
-                if line.startswith('{"') and '"run_date"' in line:
-                    lines.append(json.loads(line))
+                if (report := _step_line(line)) is not None:
+                    lines.append(report)
         except BaseException:
             os.killpg(process.pid, signal.SIGTERM)  # launchers start children of their own
             raise
     return process.returncode, lines
+
+
+def _step_line(line: str) -> dict[str, Any] | None:
+    """The JSON line of a step (see `runs.record`), None for whatever else a launcher or library prints."""
+    try:
+        body = json.loads(line) if line.startswith("{") else None
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) and {"step", "run_date", "status", "seconds"} <= body.keys() else None
 
 
 def _progress(console: Console, line: dict[str, Any]) -> None:

@@ -63,7 +63,9 @@ def plan(
     """
     names = [s.name for s in STEPS]
     for name in [*only, *([first] if first else [])]:
-        if name not in names and name != JUDGE.name:
+        if name == JUDGE.name:
+            raise UsageError(f"{name} is not part of the graph: run it with `gpl judge`")
+        if name not in names:
             raise UsageError(f"no step '{name}'; the steps are {', '.join(names)}")
     chosen = [s for s in STEPS if not only or s.name in only]
     if first:
