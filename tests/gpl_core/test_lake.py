@@ -394,6 +394,16 @@ def test_the_application_transaction_counts_up_with_each_write_of_a_slice(lake):
     assert lake.open(TABLE).transaction_version(app_id) == 1
 
 
+def test_a_caller_that_built_on_an_older_transaction_is_told(lake):
+    put(lake, TABLE, 1)
+    mark = SliceMark("x", {"*": "f"}, "r")
+    commit = partial(lake.commit, CONTRACT, [], mark=mark, mode="append", app_id="a")
+    commit(last=-1)
+    with pytest.raises(ConflictError, match="a is at 0, not -1"):
+        commit(last=-1)
+    commit(last=0)
+
+
 # ---- part files ------------------------------------------------------------------------------------------------
 
 
