@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from gpl_core.errors import GateError
-from gpl_core.sids.repair import duplicates
+from gpl_core.sids.repair import duplicates, row_numbers
 from gpl_core.sids.tokenizer import Tokenizer
 
 
@@ -64,11 +64,11 @@ def collision_share(codes: np.ndarray, identity: np.ndarray | None = None) -> fl
     """Share of items [N] whose SID is also carried by an item of another ``identity`` [N] (default: all differ)."""
     if not len(codes):
         return 0.0
-    _, sid = np.unique(codes, axis=0, return_inverse=True)
-    sid = sid.reshape(-1)
+    sid = row_numbers(codes)
     who = np.arange(len(codes)) if identity is None else np.asarray(identity)
-    pairs = np.unique(np.stack([sid, who]), axis=1)[0]
-    return float((np.bincount(pairs, minlength=sid.max() + 1)[sid] > 1).mean())
+    # One number per (SID, content); the contents of a SID are then counted once each.
+    _, one = np.unique(row_numbers(np.stack([sid, who], axis=1)), return_index=True)
+    return float((np.bincount(sid[one])[sid] > 1).mean())
 
 
 def row_identity(embeddings: np.ndarray) -> np.ndarray:

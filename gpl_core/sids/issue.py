@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpl_core.sids.health import level_usage
-from gpl_core.sids.repair import Rows, duplicates, published_twins, repair
+from gpl_core.sids.repair import Rows, duplicates, published_twins, repair, row_numbers
 from gpl_core.sids.tokenizer import Encoded
 
 
@@ -78,8 +78,8 @@ def issue(
     sids[open_rows] = result.codes
     repeats = int((twin >= 0).sum() + (first[open_rows] != open_rows).sum())
     everything = np.concatenate([sids, published[near]]) if len(near) else sids
-    _, sid, counts = np.unique(everything, axis=0, return_inverse=True, return_counts=True)
-    return Issued(sids, counts[sid.reshape(-1)[: len(sids)]], result.moved, result.shared, repeats)
+    sid = row_numbers(everything)
+    return Issued(sids, np.bincount(sid)[sid[: len(sids)]], result.moved, result.shared, repeats)
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,5 @@ def _same_prefix(codes: np.ndarray, published: np.ndarray) -> np.ndarray:
     if not len(codes) or not len(published):
         return np.empty(0, dtype=np.int64)
     both = np.concatenate([codes[:, :-1], published[:, :-1]])
-    _, prefix = np.unique(both, axis=0, return_inverse=True)
-    prefix = prefix.reshape(-1)
+    prefix = row_numbers(both)
     return np.flatnonzero(np.isin(prefix[len(codes) :], prefix[: len(codes)]))

@@ -48,9 +48,10 @@ def duplicates(codes: np.ndarray, embeddings: Rows) -> np.ndarray:
     ``embeddings`` [N x d] may be a memory map: rows are read bucket by bucket.
     """
     first = np.arange(len(codes), dtype=np.int64)
-    for rows in _buckets(_keys(codes)):
-        if len(rows) == 1:
-            continue
+    key = row_numbers(codes)
+    crowded = np.flatnonzero((np.bincount(key) > 1)[key])
+    for bucket in _buckets(key[crowded]):
+        rows = crowded[bucket]
         rest, vectors = rows, np.asarray(embeddings[rows], dtype=np.float32)
         while len(rest):
             same = np.linalg.norm(vectors - vectors[0], axis=1) <= SAME_EMBEDDING
@@ -71,7 +72,7 @@ def published_twins(
     twin = np.full(len(codes), -1, dtype=np.int64)
     if not len(codes) or not len(published):
         return twin
-    both = _keys(np.concatenate([codes[:, :-1], published[:, :-1]]))
+    both = row_numbers(np.concatenate([codes[:, :-1], published[:, :-1]]))
     for rows in _buckets(both):
         new, old = rows[rows < len(codes)], rows[rows >= len(codes)] - len(codes)
         if not len(new) or not len(old):
@@ -115,7 +116,13 @@ def repair(
     fixed = np.empty((0, out.shape[1]), dtype=np.int32) if taken is None else np.asarray(taken, dtype=np.int32)
     shared_sid = np.zeros(len(out), dtype=bool)
     size = len(last_codebook)
-    for rows in _buckets(_keys(np.concatenate([out[heads, :-1], fixed[:, :-1]]))):
+    wished = np.concatenate([out[heads], fixed])
+    sid, prefix = row_numbers(wished), row_numbers(wished[:, :-1])
+    crowded = np.zeros(prefix.max(initial=0) + 1, dtype=bool)
+    crowded[prefix[(np.bincount(sid) > 1)[sid]]] = True
+    affected = np.flatnonzero(crowded[prefix])  # most prefixes have no collision: Python sees only the others
+    for bucket in _buckets(prefix[affected]):
+        rows = affected[bucket]
         new = heads[rows[rows < len(heads)]]
         free = np.ones(size, dtype=bool)
         free[fixed[rows[rows >= len(heads)] - len(heads), -1]] = False
@@ -170,8 +177,8 @@ def _squared_distances(x: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     return np.square(x64).sum(axis=1)[:, None] - 2.0 * x64 @ c64.T + np.square(c64).sum(axis=1)
 
 
-def _keys(codes: np.ndarray) -> np.ndarray:
-    """One int64 per row, equal for equal rows of ``codes`` int [N x m]; all zero for m = 0."""
+def row_numbers(codes: np.ndarray) -> np.ndarray:
+    """A number from 0 on for each distinct row of ``codes`` int [N x m], int64 [N]; all zero for m = 0."""
     rows = np.asarray(codes)
     key = np.zeros(len(rows), dtype=np.int64)
     for column in range(rows.shape[1]):

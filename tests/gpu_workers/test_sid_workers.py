@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 import yaml
 from PIL import Image
 
@@ -26,7 +25,7 @@ from gpl_core.lake import WHOLE, Lake, SliceMark
 from gpl_core.pipeline import Planner, find_step
 from gpl_core.runs import Counts, StepContext
 from gpu_workers import assign_sids, encode_items, train_tokenizer
-from gpu_workers.runtime import Ranks
+from gpu_workers.runtime import start_ranks
 
 ROOT = Path(__file__).parents[2]
 DAY = "2026-01-02"
@@ -90,7 +89,7 @@ class House:
             return None
         assert state.status != "blocked", state.reason
         context = StepContext(planner, worker, run_date, state, "run")
-        BODIES[worker](context, Ranks(0, 1, torch.device("cpu")))
+        BODIES[worker](context, start_ranks())
         return context.counts
 
     def rows(self, table: str) -> list[dict]:
@@ -113,8 +112,6 @@ def one_rank():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**alone, "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}.items():
             patch.setenv(name, value)
-        # DeepSpeed builds its CPU op with the ninja it finds first: always this environment's, or it builds every time.
-        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         yield
 
 

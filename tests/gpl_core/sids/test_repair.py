@@ -45,7 +45,7 @@ def test_one_crowded_prefix_is_repaired_at_the_least_cost(seed, contents, publis
 @given(st.integers(0, 2**31), st.sampled_from([0, 512]))
 def test_repair_leaves_no_collision_and_stays_in_the_prefix(seed, exact_limit):
     rng = np.random.default_rng(seed)
-    codebook = rng.normal(size=(8, 2))
+    codebook = rng.normal(size=(32, 2))  # room for all in one prefix
     codes = rng.integers(0, 3, size=(20, 3))  # nine prefixes with a little over two items each
     taken = np.unique(rng.integers(0, 3, size=(4, 3)), axis=0)
     result = repair(codes, rng.normal(size=(20, 2)), codebook, taken=taken, exact_limit=exact_limit)
