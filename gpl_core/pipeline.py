@@ -137,7 +137,7 @@ STEPS: tuple[Step, ...] = (
     ),
     Step(
         "generate_anchors", "deepspeed",
-        reads=(Read("anchor_requests", "slice"), Read("item_sids", "lookup"),
+        reads=(Read("anchor_requests", "slice"), Read("item_sids", "lookup"), Read("item_embeddings", "lookup"),
                Read("interest_anchors", "lookup", optional=True)),
         uses=("tokenizer", "interest_model"), writes=("interest_anchors",), also_writes=("worker_rejects",),
         sections=("anchors.count",), idle_without="anchor_requests",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,20 @@ from tqdm import tqdm
 
 from gpl_core.errors import ContractError, LineageError
 from gpl_core.interest.bundle import load_bundle, read_description
+from gpl_core.interest.content import ContentTable
 from gpl_core.interest.packing import unflatten
 from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.lake import DataFile, SliceMark, Snapshot
 from gpu_workers.feed import assign_files, read_batches, rebatch
-from gpu_workers.interest_inputs import base_checkpoint, local_folder, read_catalogue, user_hash
+from gpu_workers.interest_inputs import base_checkpoint, content_table, local_folder, read_catalogue, user_hash
 from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
 
 STEP = "generate_anchors"
 UNIT_ROWS = 65_536
 """Requests per unit of work: what a kill loses at most, and the rows of a part file."""
 _SEARCH_ROWS = 4_096  # requests searched at a time: enough to fill batches of similar length
-_COLUMNS = ("user_id", "sid", "length", "sequence_hash", "sid_version", "model_version")
+_COLUMNS = ("user_id", "sid", "item_index", "length", "sequence_hash", "sid_version", "model_version")
 
 
 @dataclass
@@ -52,15 +54,28 @@ class Tally:
 
 def run(context: StepContext, ranks: Ranks) -> None:
     """Setup, units of work, one commit."""
+    tokenizer, model = context.artifact("tokenizer"), context.artifact("interest_model")
+    with ranks.together():
+        bundle = context.artifacts.fetch(model)
+        facts = read_description(bundle)
+    reads_content = facts["settings"].content_width > 0
+    with (
+        content_table(context, tokenizer.lineage["encoder_version"], ranks)
+        if reads_content
+        else nullcontext() as content
+    ):
+        _generate(context, ranks, bundle, facts, content)
+
+
+def _generate(
+    context: StepContext, ranks: Ranks, bundle: Path, facts: Mapping[str, Any], content: ContentTable | None
+) -> None:
     config = context.config
     tokenizer, model = context.artifact("tokenizer"), context.artifact("interest_model")
     tally = Tally()
     parts: list[Mapping[str, Any]] = []
     rejects: list[dict[str, str]] = []
     with ranks.together():
-        # Checked before the base is loaded: an unfitting model is refused in a second, not after reading gigabytes.
-        bundle = context.artifacts.fetch(model)
-        facts = read_description(bundle)
         loaded = load_bundle(bundle, base_checkpoint(config), sid_version=tokenizer.version)
         loaded.merge()
         on_gpu = ranks.device.type == "cuda"
@@ -70,6 +85,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
             loaded,
             DeviceTrie(catalogue.trie, ranks.device),
             SearchSettings(config.anchors.count, int(facts["max_events"]), config.anchors.tokens_per_batch),
+            content,
         )
         snapshot = context.snapshot("anchor_requests")
         files = snapshot.select(start=context.run_date, end=context.run_date)
@@ -177,6 +193,7 @@ def _work(
     todo = np.flatnonzero(~np.isin(key_hash(rows["user_id"], rows["sequence_hash"]), cached))
     bar.update(len(rows["user_id"]) - len(todo))
     histories: list[np.ndarray] = []
+    items: list[np.ndarray] = []
     users: list[int] = []
     rejects = []
     for row in todo:
@@ -191,6 +208,7 @@ def _work(
             )
             continue
         histories.append(history)
+        items.append(rows["item_index"][row][: len(history)])
         users.append(int(row))
     writer = context.lake.writer(
         context.contract("interest_anchors"),
@@ -201,7 +219,8 @@ def _work(
     with writer:
         for start in range(0, len(users), _SEARCH_ROWS):
             part = users[start : start + _SEARCH_ROWS]
-            anchors = search.search(histories[start : start + _SEARCH_ROWS])
+            chosen = slice(start, start + _SEARCH_ROWS)
+            anchors = search.search(histories[chosen], items[chosen])
             writer.write(anchor_rows(rows["user_id"][part], rows["sequence_hash"][part], anchors, sid_version))
             bar.update(len(part))
     bar.update(len(rejects))

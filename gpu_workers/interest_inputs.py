@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -15,12 +16,14 @@ import numpy as np
 from gpl_core.config import Config
 from gpl_core.errors import LineageError, MissingInputError
 from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
+from gpl_core.interest.content import ContentTable
 from gpl_core.interest.packing import History, unflatten
 from gpl_core.lake import DataFile, Snapshot
 from gpl_core.sids.catalogue import Catalogue
+from gpu_workers.embeddings import item_vectors
 from gpu_workers.feed import FileShare, assign_files, read_batches
-from gpu_workers.item_tables import sids_in_force
-from gpu_workers.runtime import StepContext, log
+from gpu_workers.item_tables import ItemRows, end_of, sids_in_force
+from gpu_workers.runtime import Ranks, StepContext, log
 
 STALE, TRAIN, HELD_OUT = 0, 1, 2
 
@@ -33,6 +36,16 @@ def read_catalogue(context: StepContext, sid_version: str, codes: int) -> Catalo
     """Items and SIDs in force of ``sid_version``; MissingInputError when there are none."""
     items, sids = sids_in_force(context.snapshot("item_sids"), sid_version)
     return Catalogue(items, sids, codes)
+
+
+@contextmanager
+def content_table(context: StepContext, encoder_version: str, ranks: Ranks) -> Iterator[ContentTable]:
+    """Item vectors of ``encoder_version`` as of the run date, memory-mapped; a call of all ranks together."""
+    snapshot = context.snapshot("item_embeddings")
+    with item_vectors(snapshot, encoder_version, ranks, before=end_of(context.run_date)) as found:
+        rows = ItemRows.of(found)
+        index = np.arange(len(rows.row_of))
+        yield ContentTable(rows.vectors, rows.rows(index))
 
 
 def base_checkpoint(config: Config) -> Path:
@@ -139,6 +152,7 @@ class LatestSequences:
                         History(
                             unflatten(batch["sid"][row], length, levels),
                             (batch["keep_u"][row][:length] < chance) if use == TRAIN else np.ones(length, dtype=bool),
+                            items,
                         )
                     )
                 if len(held) >= _SHUFFLE_ROWS:

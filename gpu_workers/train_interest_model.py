@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,15 +20,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from gpl_core.artifacts import Manifest
 from gpl_core.config import Interest
 from gpl_core.errors import GateError
 from gpl_core.interest.bundle import save_bundle
+from gpl_core.interest.content import ContentTable, NeighbourGraph
 from gpl_core.interest.model import InterestModel, ModelSettings, build_interest_model
 from gpl_core.interest.objective import target_log_probs
 from gpl_core.interest.packing import History, Pack, most_events, training_packs
 from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.targets import keep_probability
+from gpl_core.sids.catalogue import Catalogue
 from gpl_core.sids.tokenizer import load_tokenizer
 from gpu_workers.feed import read_batches
 from gpu_workers.interest_inputs import (
@@ -35,6 +39,7 @@ from gpu_workers.interest_inputs import (
     TRAIN,
     LatestSequences,
     base_checkpoint,
+    content_table,
     local_folder,
     log_found,
     read_catalogue,
@@ -44,20 +49,48 @@ from gpu_workers.runtime import Ranks, StepContext, log, seed_everything, worker
 STEP = "train_interest_model"
 _HIT_USERS = 1_000  # held-out users whose next SID is searched each epoch
 _HIT_AT = 10
+_WALKS_AT_A_TIME = 4_096
 
 
 class TrainingObjective(torch.nn.Module):
     """What DeepSpeed wraps: a pack of sequences to the sum of its targets' log p, in nats, and their number."""
 
-    def __init__(self, model: InterestModel, trie: DeviceTrie) -> None:
+    def __init__(self, model: InterestModel, trie: DeviceTrie, content: ContentTable | None) -> None:
         super().__init__()
         self.model = model
         self.trie = trie
+        self.content = content
 
     def forward(self, pack: Pack) -> tuple[torch.Tensor, int]:
         """(scalar, targets in the catalogue)."""
-        scores = target_log_probs(self.model, self.trie, pack)
+        scores = target_log_probs(self.model, self.trie, pack, self.content)
         return scores.log_prob.sum(), len(scores.log_prob)
+
+
+@dataclass(frozen=True)
+class Walks:
+    """Synthetic users who walk between items of like content, mixed among the real ones."""
+
+    graph: NeighbourGraph
+    catalogue: Catalogue
+    per_user: float
+
+    def mixed(self, histories: Iterator[History], seed: Sequence[int]) -> Iterator[History]:
+        """Each of ``histories``, followed by ``per_user`` walks on average."""
+        due, turn = 0.0, 0
+        ready: list[History] = []
+        for history in histories:
+            yield history
+            due += self.per_user
+            while due >= 1:
+                if not ready:
+                    items = self.graph.walks(_WALKS_AT_A_TIME, seed=[*seed, turn])
+                    sids = self.catalogue.sids_of(items)
+                    all_of_it = np.ones(items.shape[1], dtype=bool)
+                    ready = [History(s, all_of_it, i) for s, i in zip(sids, items, strict=True)]
+                    turn += 1
+                yield ready.pop()
+                due -= 1
 
 
 @dataclass
@@ -73,10 +106,20 @@ class Progress:
 
 def run(context: StepContext, ranks: Ranks) -> None:
     """Setup, epochs, publish."""
-    config, settings = context.config, context.config.interest
-    seed = config.run.seed
-    seed_everything(seed)
+    settings = context.config.interest
+    seed_everything(context.config.run.seed)
     tokenizer = context.artifact("tokenizer")
+    uses_content = settings.content or settings.walks > 0
+    with (
+        content_table(context, tokenizer.lineage["encoder_version"], ranks)
+        if uses_content
+        else nullcontext() as content
+    ):
+        _train_and_publish(context, ranks, tokenizer, content)
+
+
+def _train_and_publish(context: StepContext, ranks: Ranks, tokenizer: Manifest, content: ContentTable | None) -> None:
+    config, settings = context.config, context.config.interest
     with ranks.together():
         codebooks = load_tokenizer(context.artifacts.fetch(tokenizer)).codebooks.cpu().numpy()
         levels, codes = codebooks.shape[:2]
@@ -90,7 +133,14 @@ def run(context: StepContext, ranks: Ranks) -> None:
         model = build_interest_model(
             checkpoint,
             ModelSettings(
-                levels, codes, settings.prompt, settings.lora_rank, settings.lora_alpha, settings.lora_dropout, seed
+                levels,
+                codes,
+                settings.prompt,
+                settings.lora_rank,
+                settings.lora_alpha,
+                settings.lora_dropout,
+                config.run.seed,
+                content.width if content and settings.content else 0,
             ),
             codebooks if settings.init == "codebook" else None,
         ).to(ranks.device)
@@ -98,7 +148,13 @@ def run(context: StepContext, ranks: Ranks) -> None:
     if ranks.is_main:
         log_found(sequences.found)
     trie = DeviceTrie(catalogue.trie, ranks.device)
-    run_ = _Run(context, ranks, TrainingObjective(model, trie), sequences, keep)
+    walks = None
+    if content and settings.walks:
+        with ranks.together():
+            graph = NeighbourGraph.build(content, catalogue.item_index, seed=config.run.seed, device=ranks.device)
+            walks = Walks(graph, catalogue, settings.walks)
+    objective = TrainingObjective(model, trie, content if settings.content else None)
+    run_ = _Run(context, ranks, objective, sequences, keep, walks)
     progress = run_.resume()
     while progress.epoch < settings.epochs and not run_.is_over(progress):
         progress = run_.epoch(progress)
@@ -131,11 +187,16 @@ class _Run:
     """One training run under DeepSpeed: its engine, its folder, its epochs."""
 
     def __init__(
-        self, context: StepContext, ranks: Ranks, objective: TrainingObjective, data: LatestSequences, keep: np.ndarray
+        self,
+        context: StepContext,
+        ranks: Ranks,
+        objective: TrainingObjective,
+        data: LatestSequences,
+        keep: np.ndarray,
+        walks: Walks | None,
     ) -> None:
-        self.config, self.settings, self.ranks, self.data, self.keep = (
-            context.config, context.config.interest, ranks, data, keep,
-        )  # fmt: skip
+        self.config, self.settings, self.ranks = context.config, context.config.interest, ranks
+        self.data, self.keep, self.walks = data, keep, walks
         self.seed = self.config.run.seed
         self.sid_version = context.artifact("tokenizer").version
         # A forced run starts afresh; ZeRO's optimizer shards fit one number of ranks only.
@@ -147,7 +208,9 @@ class _Run:
         self.budget = max(1, self.settings.tokens_per_batch // ranks.size)
         self.held_out = self._held_out()
         vocabulary = objective.model.vocabulary
-        tokens = data.found.events * vocabulary.levels + data.found.train * len(vocabulary.prompt_ids)
+        prompts = data.found.train * (1 + (walks.per_user if walks else 0))
+        events = data.found.events + (3 * walks.per_user * data.found.train if walks else 0)
+        tokens = events * vocabulary.levels + prompts * len(vocabulary.prompt_ids)
         steps = max(1, math.ceil(1.1 * tokens / self.settings.tokens_per_batch)) * self.settings.epochs
         seed_everything(self.seed)
         self.engine, *_ = deepspeed.initialize(
@@ -216,9 +279,10 @@ class _Run:
         """One pass over all training users; returns the mean loss per target, in nats."""
         self.engine.train()
         share = self.data.shares(self.ranks.size, seed=self.seed, epoch=epoch)[self.ranks.rank]
-        histories = self.data.histories(
-            share, TRAIN, self.keep, self._levels, seed=self.seed, epoch=epoch * self.ranks.size + self.ranks.rank
-        )
+        turn = epoch * self.ranks.size + self.ranks.rank
+        histories = self.data.histories(share, TRAIN, self.keep, self._levels, seed=self.seed, epoch=turn)
+        if self.walks:
+            histories = self.walks.mixed(histories, [self.seed, turn])
         packs = training_packs(self.objective.model.vocabulary, histories, self.max_events, self.budget)
         total_loss = total_targets = 0.0
         with tqdm(desc=f"epoch {epoch}", unit="target", disable=not self.ranks.is_main, mininterval=1.0) as bar:
@@ -259,14 +323,15 @@ class _Run:
         for pack in training_packs(self.objective.model.vocabulary, self.held_out, self.max_events, self.budget):
             found, number = self.objective(pack)
             log_prob, targets = log_prob + float(found), targets + number
-        users = [h.sids for h in self.held_out if len(h.sids) > 1][: -(-_HIT_USERS // self.ranks.size)]
+        users = [h for h in self.held_out if len(h.sids) > 1][: -(-_HIT_USERS // self.ranks.size)]
         search = BeamSearch(
             self.objective.model,
             self.objective.trie,
             SearchSettings(_HIT_AT, self.max_events, token_budget=max(self.budget, 4096)),
+            self.objective.content,
         )
-        anchors = search.search([sids[:-1] for sids in users])
-        hits = sum((found == sids[-1]).all(axis=1).any() for found, sids in zip(anchors.sids, users, strict=True))
+        anchors = search.search([h.sids[:-1] for h in users], [h.items[:-1] for h in users])
+        hits = sum((found == h.sids[-1]).all(axis=1).any() for found, h in zip(anchors.sids, users, strict=True))
         return {
             "valid_loss": -self.ranks.sum(log_prob) / max(1.0, self.ranks.sum(targets)),
             "valid_hr10": self.ranks.sum(int(hits)) / max(1.0, self.ranks.sum(len(users))),

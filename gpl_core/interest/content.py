@@ -5,6 +5,7 @@ Both are options (METHOD.md's study found a gain on little data). Legend: N item
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from gpl_core.errors import UsageError
 
-_BLOCK = 4_096  # start items compared at a time: bounds memory to this times the pool
+_BLOCK = 2_048  # items compared with all others at a time: bounds memory to this times the pool
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,43 +42,56 @@ class ContentTable:
         return torch.from_numpy(np.ascontiguousarray(self.vectors[rows], dtype=np.float32))
 
 
-def neighbour_walks(
-    table: ContentTable,
-    item_index: np.ndarray,
-    count: int,
-    *,
-    seed: int,
-    length: int = 3,
-    neighbours: int = 10,
-    pool: int = 100_000,
-    device: torch.device | str = "cpu",
-) -> np.ndarray:
-    """``count`` random walks over the content-neighbour graph, int64 [count x length] of item_index (ours; METHOD.md).
+@dataclass(frozen=True, eq=False)
+class NeighbourGraph:
+    """Each item's nearest items by content: what synthetic walks go along (ours; METHOD.md's study)."""
 
-    Each step goes to one of the ``neighbours`` items of highest cosine, never to the item itself. Walks stay within a
-    random ``pool`` of the items (all, where there are fewer), so that the cost does not grow with the catalogue.
-    UsageError where fewer than two items have a vector.
-    """
-    random = np.random.default_rng(seed)
-    usable = np.asarray(item_index)[table.rows(item_index) >= 0]
-    if len(usable) > pool:
-        usable = np.sort(random.choice(usable, pool, replace=False))
-    if len(usable) < 2:
-        raise UsageError(f"walks: {len(usable)} items have a content vector, expected at least 2; switch walks off.")
-    vectors = table.take(table.rows(usable)).to(device)
-    most = min(neighbours, len(usable) - 1)
-    walks = np.empty((count, length), dtype=np.int64)
-    walks[:, 0] = random.integers(0, len(usable), count)
-    for step in range(1, length):
-        here, place = np.unique(walks[:, step - 1], return_inverse=True)
-        near = np.concatenate([_nearest(vectors, here[i : i + _BLOCK], most) for i in range(0, len(here), _BLOCK)])
-        walks[:, step] = near[place, random.integers(0, most, count)]
-    return usable[walks]
+    items: np.ndarray
+    """int64 [n]: item_index of the graph's nodes."""
+    near: np.ndarray
+    """int32 [n x neighbours]: nodes of highest cosine, never the node itself."""
+
+    @classmethod
+    def build(
+        cls,
+        table: ContentTable,
+        item_index: np.ndarray,
+        *,
+        seed: int,
+        neighbours: int = 10,
+        pool: int = 50_000,
+        device: torch.device | str = "cpu",
+    ) -> NeighbourGraph:
+        """The graph over a random ``pool`` of the items (all, where there are fewer), so that its cost is bounded.
+
+        UsageError where fewer than two items have a vector.
+        """
+        usable = np.asarray(item_index)[table.rows(item_index) >= 0]
+        if len(usable) > pool:
+            usable = np.sort(np.random.default_rng(seed).choice(usable, pool, replace=False))
+        if len(usable) < 2:
+            raise UsageError(
+                f"walks: {len(usable)} items have a content vector, expected at least 2; switch walks off."
+            )
+        vectors = table.take(table.rows(usable)).to(device)
+        most = min(neighbours, len(usable) - 1)
+        near = [_nearest(vectors, start, most) for start in range(0, len(usable), _BLOCK)]
+        return cls(usable.astype(np.int64), np.concatenate(near))
+
+    def walks(self, count: int, *, seed: Sequence[int], length: int = 3) -> np.ndarray:
+        """``count`` random walks of ``length`` items, int64 [count x length] of item_index; same seed, same walks."""
+        random = np.random.default_rng(seed)
+        nodes = np.empty((count, length), dtype=np.int64)
+        nodes[:, 0] = random.integers(0, len(self.items), count)
+        for step in range(1, length):
+            nodes[:, step] = self.near[nodes[:, step - 1], random.integers(0, self.near.shape[1], count)]
+        return self.items[nodes]
 
 
-def _nearest(vectors: Tensor, rows: np.ndarray, count: int) -> np.ndarray:
-    """The ``count`` rows of highest cosine to each of ``rows``, itself left out: int64 [len(rows) x count]."""
-    index = torch.from_numpy(rows).to(vectors.device)
-    score = vectors[index] @ vectors.T
-    score[torch.arange(len(index), device=score.device), index] = -torch.inf
-    return score.topk(count, dim=1).indices.cpu().numpy()
+def _nearest(vectors: Tensor, start: int, count: int) -> np.ndarray:
+    """The ``count`` rows of highest cosine to each of _BLOCK rows from ``start`` on, itself left out: int32."""
+    block = vectors[start : start + _BLOCK]
+    score = block @ vectors.T
+    own = torch.arange(len(block), device=score.device)
+    score[own, start + own] = -torch.inf
+    return score.topk(count, dim=1).indices.cpu().numpy().astype(np.int32)

@@ -48,7 +48,7 @@ class InterestLake:
         centres = rng.normal(size=(topics, 24))
         items = np.repeat(centres, per_topic, axis=0) + 0.4 * rng.normal(size=(topics * per_topic, 24))
         items = (items / np.linalg.norm(items, axis=1, keepdims=True)).astype(np.float32)
-        self.per_topic, self.topics = per_topic, topics
+        self.per_topic, self.topics, self.vectors = per_topic, topics, items
         self.root = root
         self.lake = Lake(str(root))
         tokenizer = fit_rq_kmeans(items, RqVaeSettings(levels=LEVELS, codes=CODES))

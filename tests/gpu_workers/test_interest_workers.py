@@ -24,10 +24,13 @@ from gpl_core.artifacts import ArtifactStore, Manifest
 from gpl_core.contracts import load_contract
 from gpl_core.errors import LineageError, MissingInputError
 from gpl_core.interest.bundle import load_bundle
+from gpl_core.interest.content import ContentTable, NeighbourGraph
+from gpl_core.interest.packing import History
 from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.pipeline import Planner, find_step
 from gpl_core.runs import StepContext
+from gpl_core.sids.catalogue import Catalogue
 from gpl_core.sids.trie import Trie
 from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.interest_inputs import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
@@ -42,6 +45,8 @@ def ranks() -> Iterator[Ranks]:
     """This process as the only rank."""
     before = dict(os.environ)
     os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed compiles one operator with the first ninja it finds; another version of ninja compiles it again.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     yield start_ranks()
     torch.distributed.destroy_process_group()
     os.environ.clear()
@@ -196,6 +201,30 @@ def test_down_sampling_drops_targets_by_keep_u_and_keeps_the_context(tmp_path: P
     assert len(history.sids) == 4
 
 
+@pytest.mark.parametrize("without", ["interest.content=false", "interest.walks=0"])
+def test_each_ingredient_can_be_left_out(tmp_path: Path, ranks: Ranks, without: str) -> None:
+    lake = InterestLake(tmp_path)
+    users = lake.users(30)
+    lake.write_sequences(users)
+    lake.write_stats(users)
+    call(lake, train_interest_model, ranks, without, "interest.epochs=1")
+    assert ("content.weight" in weights_of(lake)) == (without != "interest.content=false")
+
+
+def test_walks_are_mixed_among_the_users_at_their_rate(tmp_path: Path) -> None:
+    lake = InterestLake(tmp_path)
+    catalogue = Catalogue(np.arange(len(lake.sids)), lake.sids, CODES)
+    content = ContentTable(lake.vectors, np.arange(len(lake.vectors)))
+    graph = NeighbourGraph.build(content, catalogue.item_index, seed=0)
+    real = [History(lake.sids[[n, n]], np.ones(2, dtype=bool), np.array([n, n])) for n in range(20)]
+    for rate in (0.25, 1.0, 1.5):
+        mixed = list(train_interest_model.Walks(graph, catalogue, rate).mixed(iter(real), [0, 1]))
+        walks = [h for h in mixed if len(h.items) == 3]
+        assert [h for h in mixed if len(h.items) == 2] == real
+        assert len(walks) == int(20 * rate)
+        assert all((lake.sids[h.items] == h.sids).all() and h.is_target.all() for h in walks)
+
+
 def test_sequences_of_another_tokenizer_are_refused_naming_both(tmp_path: Path, ranks: Ranks) -> None:
     lake = InterestLake(tmp_path)
     users = [replace(u, sid_version="sid-old") for u in lake.users(5)]
@@ -231,6 +260,7 @@ def test_two_ranks_under_the_launcher_learn_what_one_learns(tmp_path: Path, trai
 
 
 def launch(lake: InterestLake, worker: str, ranks: int) -> None:
+    """Start a worker under the DeepSpeed launcher, and end all its ranks when it takes too long."""
     command = [
         str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks),
         "--master_port", str(29900 + os.getpid() % 90), f"gpu_workers/{worker}.py", "--run-date", DAY.isoformat(),
@@ -239,9 +269,15 @@ def launch(lake: InterestLake, worker: str, ranks: int) -> None:
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
         env.pop(name, None)
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, output[-5000:]
 
 
 # --- the cache
@@ -251,8 +287,9 @@ def search_directly(lake: InterestLake, users: list[User], model: Manifest) -> d
     """Anchors from the library, without the worker."""
     folder = ArtifactStore(str(lake.root)).fetch(model)
     loaded = load_bundle(folder, base_checkpoint(lake.config()), sid_version=lake.version)
-    search = BeamSearch(loaded, DeviceTrie(Trie.build(lake.sids, CODES)), SearchSettings(5, LENGTH))
-    found = search.search([lake.sids[list(u.items)] for u in users])
+    content = ContentTable(lake.vectors, np.arange(len(lake.vectors)))
+    search = BeamSearch(loaded, DeviceTrie(Trie.build(lake.sids, CODES)), SearchSettings(5, LENGTH), content)
+    found = search.search([lake.sids[list(u.items)] for u in users], [np.array(u.items) for u in users])
     return {u.user_id: s.ravel().tolist() for u, s in zip(users, found.sids, strict=True)}
 
 
@@ -284,9 +321,9 @@ def test_keys_that_the_cache_holds_are_not_generated_again(
     searched: list[int] = []
     search = BeamSearch.search
 
-    def counted(self: BeamSearch, histories):
+    def counted(self: BeamSearch, histories, items):
         searched.append(len(histories))
-        return search(self, histories)
+        return search(self, histories, items)
 
     monkeypatch.setattr(BeamSearch, "search", counted)
     context = call(trained, generate_anchors, ranks, day=second)
@@ -305,11 +342,11 @@ def test_finished_units_survive_a_crash_and_are_not_computed_again(
     search = BeamSearch.search
     calls: list[int] = []
 
-    def dying(self: BeamSearch, histories):
+    def dying(self: BeamSearch, histories, items):
         calls.append(len(histories))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return search(self, histories)
+        return search(self, histories, items)
 
     monkeypatch.setattr(BeamSearch, "search", dying)
     with pytest.raises(KeyboardInterrupt):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpl_core.errors import UsageError
-from gpl_core.interest.content import ContentTable, neighbour_walks
+from gpl_core.interest.content import ContentTable, NeighbourGraph
 from gpl_core.interest.model import (
     InterestModel,
     ModelSettings,
@@ -118,21 +118,30 @@ def test_a_search_without_the_content_its_model_needs_is_refused(reader: Interes
 
 
 def test_walks_go_to_near_items_and_never_stay(table: ContentTable) -> None:
-    walks = neighbour_walks(table, np.arange(ITEMS), 400, seed=1, length=4, neighbours=3)
+    graph = NeighbourGraph.build(table, np.arange(ITEMS), seed=0, neighbours=3)
+    walks = graph.walks(400, seed=[1], length=4)
     assert walks.shape == (400, 4)
-    assert 7 not in walks
     assert set(walks[:, 0]) == set(range(ITEMS)) - {7}
+    assert 7 not in walks
     cosine = table.vectors @ table.vectors.T
     np.fill_diagonal(cosine, -np.inf)
     cosine[:, 7] = -np.inf
     for here, there in walks[:, [0, 1]].tolist() + walks[:, [2, 3]].tolist():
         assert here != there
         assert (cosine[here] > cosine[here, there]).sum() < 3
-    np.testing.assert_array_equal(walks, neighbour_walks(table, np.arange(ITEMS), 400, seed=1, length=4, neighbours=3))
+    np.testing.assert_array_equal(walks, graph.walks(400, seed=[1], length=4))
+    assert not np.array_equal(walks, graph.walks(400, seed=[2], length=4))
+
+
+def test_the_graph_does_not_depend_on_its_blocks(table: ContentTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = NeighbourGraph.build(table, np.arange(ITEMS), seed=0)
+    monkeypatch.setattr("gpl_core.interest.content._BLOCK", 7)
+    np.testing.assert_array_equal(NeighbourGraph.build(table, np.arange(ITEMS), seed=0).near, whole.near)
 
 
 def test_walks_stay_within_their_pool(table: ContentTable) -> None:
-    walks = neighbour_walks(table, np.arange(ITEMS), 200, seed=1, pool=6, neighbours=2)
-    assert len(np.unique(walks)) <= 6
+    graph = NeighbourGraph.build(table, np.arange(ITEMS), seed=0, pool=6, neighbours=2)
+    assert set(np.unique(graph.walks(200, seed=[0]))) <= set(graph.items)
+    assert len(graph.items) == 6
     with pytest.raises(UsageError, match="at least 2"):
-        neighbour_walks(table, np.array([3, 7]), 5, seed=0)
+        NeighbourGraph.build(table, np.array([3, 7]), seed=0)
