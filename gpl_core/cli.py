@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gpl_core.config import Config, date_range, load_config
@@ -152,7 +153,7 @@ def _start(
             console.print(f"[dim]done already   {launch.label}: {_span(launch.dates)}[/dim]")
             continue
         arguments = command(launch, todo, _source(args), config, run_id=run_id, force=force)
-        console.print(f"[dim]$ {shell(arguments, environment(config))}[/dim]", soft_wrap=True)
+        console.print(f"[dim]$ {escape(shell(arguments, environment(config)))}[/dim]", soft_wrap=True)
         started += 1
         log = folder / "logs" / run_id / f"{started:02d}-{launch.steps[0].name}.log"
         clock = time.monotonic()
@@ -161,7 +162,9 @@ def _start(
         for line in lines:
             _progress(console, line)
         if code:
-            console.print(f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {launch.label}; log: {log}")
+            console.print(
+                f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {launch.label}; log: {escape(str(log))}"
+            )
             if not verbose:
                 print(_tail(log), file=sys.stderr)
             return code
@@ -238,7 +241,7 @@ def _status(args: argparse.Namespace, config: Config) -> int:
         for step in STEPS:
             state = planner.state(step, run_date)
             table.add_row(
-                run_date.isoformat(), step.name, f"[{colours[state.status]}]{state.status}[/]", state.reason
+                run_date.isoformat(), step.name, f"[{colours[state.status]}]{state.status}[/]", escape(state.reason)
             )  # fmt: skip
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
     return 0
