@@ -1,0 +1,260 @@
+"""The `gpl` command: wrong words exit 2 by name, plans only print, runs pass exit codes on and skip what is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gpl_core import cli
+from gpl_core.cli import main
+from gpl_core.contracts import data_dictionary
+from gpl_core.pipeline import STEPS, Planner
+from tests.gpl_core.toy import Toy
+from tests.support import DAY, ONE, config_file, put, small_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path) -> str:
+    return str(config_file(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """Both run dates of `small_config` done in every step."""
+    root = tmp_path_factory.mktemp("finished")
+    toy = Toy(small_config(root))
+    days = [DAY + i * ONE for i in range(-1, 3)]
+    toy.raw(days)
+    toy.run("ingest", days[0])
+    toy.run_pending(days[1:3])
+    return root
+
+
+def tree(root: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in root.rglob("*")}
+
+
+# ---- words -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ([], "command"),
+        (["paln"], "paln"),
+        (["plan"], "--config"),
+        (["plan", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["plan", "--config", "CONFIG", "--run-date", "tomorrow"], "'tomorrow' is not a date"),
+        (["plan", "--config", "CONFIG", "--run-date", "2026-01-03", "--end-date", "2026-01-04"], "either --run-date"),
+        (["plan", "--config", "CONFIG", "--start-date", "2026-01-03"], "belong together"),
+        (["plan", "--config", "CONFIG", "--start-date", "2026-01-04", "--end-date", "2026-01-03"], "lies before"),
+        (["plan", "--config", "CONFIG", "--onyl", "samples"], "--onyl"),
+        (["plan", "--config", "CONFIG", "--only", "smaples"], "no step 'smaples'"),
+        (["plan", "--config", "CONFIG", "--from", "evaluate_truth"], "gpl judge"),
+        (["run", "--config", "CONFIG", "--set", "anchors.cuont=1", "--set", "x"], "2 problem(s)"),
+        (["status", "--config", "CONFIG", "--set", "run.seed=x"], "run.seed"),
+        (["simulate", "--config", "CONFIG", "--users", "many"], "--users"),
+        (["simulate", "--config", "CONFIG", "--world", "flat"], "flat"),
+        (["import-reviews", "--config", "CONFIG", "--items", "x"], "--sequences"),
+        (["tables", "--config", "CONFIG"], "--config"),
+    ],
+)
+def test_wrong_words_exit_2_and_are_named(config, given, named, capsys):
+    assert main([config if g == "CONFIG" else g for g in given]) == 2
+    said = capsys.readouterr()
+    assert named in said.err
+    assert said.err.startswith("error: ")
+    assert said.out == ""
+
+
+def test_the_command_line_imports_neither_torch_nor_spark():
+    code = (
+        "import sys; import gpl_core.cli, gpl_core.summary, gpl_core.simulation.commands; "
+        "print(sorted({m.split('.')[0] for m in sys.modules} & "
+        "{'torch', 'pyspark', 'transformers', 'peft', 'deepspeed', 'petastorm', 'delta'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_tables_prints_the_data_dictionary(capsys):
+    assert main(["tables"]) == 0
+    assert capsys.readouterr().out == data_dictionary() + "\n"
+
+
+# ---- plan ------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_prints_commands_that_begin_with_the_launcher_and_writes_nothing(config, tmp_path, capsys):
+    before = tree(tmp_path)
+    assert main(["plan", "--config", config, "--run-date", "2026-01-03", "--isolated"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    titles, commands = [x[2:] for x in lines if x.startswith("# ")], [x for x in lines if not x.startswith("# ")]
+    assert titles == [s.name for s in STEPS]
+    for step, line in zip(STEPS, commands, strict=True):
+        words = [w for w in shlex.split(line) if not re.match(r"[A-Z_]+=", w)]
+        assert Path(words[0]).name == {"spark": "spark-submit", "deepspeed": "deepspeed"}[step.launcher]
+        assert str(ROOT / step.script) in words
+        assert words[-2:] == ["--run-date", "2026-01-03"]
+    assert tree(tmp_path) == before
+
+
+def test_a_relative_configuration_is_printed_so_that_it_works_from_anywhere(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "--config", "test.yaml", "--only", "samples"]) == 0
+    assert f"--config {config} " in capsys.readouterr().out
+
+
+# ---- status ----------------------------------------------------------------------------------------------------
+
+
+def test_status_shows_every_step_of_every_date(finished, tmp_path, capsys):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    toy = Toy(small_config(tmp_path))
+    assert main(["status", "--config", str(tmp_path / "test.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"│ done ", said)) == 2 * len(STEPS)
+    toy.write("raw_candidates", DAY)
+    assert main(["status", "--config", str(tmp_path / "test.yaml")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "stale" in line]
+    assert len(lines) == 1
+    assert "2026-01-03" in lines[0]
+    assert "ingest" in lines[0]
+
+
+def test_status_without_tables_is_an_answer(config, capsys):
+    assert main(["status", "--config", config, "--run-date", "2026-01-03"]) == 0
+    assert capsys.readouterr().out.count("blocked") == len(STEPS)
+
+
+def test_a_table_of_another_contract_exits_3(config, tmp_path, capsys):
+    lake = Planner(small_config(tmp_path)).lake
+    put(lake, "pair_scores", 1)
+    shutil.move(lake.uri("pair_scores"), lake.uri("raw_impressions"))
+    assert main(["status", "--config", config]) == 3
+    assert "holds table 'pair_scores', not raw_impressions" in capsys.readouterr().err
+
+
+# ---- run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_nothing_to_do_starts_nothing_writes_nothing_and_says_so(finished, tmp_path, capsys, monkeypatch):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    config = str(config_file(tmp_path))
+    before = tree(tmp_path)
+    monkeypatch.setattr(cli, "_launch", lambda *given: pytest.fail(f"started {given[0]}"))
+    assert main(["run", "--config", config]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert tree(tmp_path) == before
+
+
+def stub(monkeypatch, code: str) -> list[list[str]]:
+    """Make every launch run `code` in Python instead; the real commands in order."""
+    commands: list[list[str]] = []
+    real = cli.command
+
+    def command(*given, **more):
+        commands.append(real(*given, **more))
+        return [sys.executable, "-c", code, *commands[-1][1:]]
+
+    monkeypatch.setattr(cli, "command", command)
+    return commands
+
+
+REPORT = {
+    "step": "samples", "run_date": "2026-01-03", "status": "done", "seconds": 1.5, "rows_out": 1234,
+    "rows_quarantined": 5,
+}  # fmt: skip
+
+
+def test_a_run_shows_each_steps_report_and_keeps_its_output(config, tmp_path, monkeypatch, capsys):
+    text = f"print({json.dumps(REPORT)!r}); print('{{noise'); print('[]'); import sys; print('a log', file=sys.stderr)"
+    commands = stub(monkeypatch, text)
+    assert main(["run", "--config", config, "--only", "samples", "--only", "encode_items"]) == 0
+    said = capsys.readouterr().out
+    assert [Path(c[0]).name for c in commands] == ["deepspeed", "spark-submit"]
+    assert "samples 2026-01-03: done, 1,234 rows, 5 quarantined, 1.5 s" in said
+    logs = sorted((tmp_path / "lake" / "logs").glob("*/*.log"))
+    assert [p.name for p in logs] == ["01-encode_items.log", "02-samples.log"]
+    assert "a log" in logs[0].read_text()
+    assert "{noise" in logs[0].read_text()
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 4])
+def test_a_failing_launch_ends_the_run_with_its_exit_code(config, monkeypatch, capsys, code):
+    text = f"import sys; print('error: table x: column y', file=sys.stderr); sys.exit({code})"
+    commands = stub(monkeypatch, text)
+    assert main(["run", "--config", config]) == code
+    said = capsys.readouterr()
+    assert len(commands) == 1, "nothing is started after a failure"
+    assert f"failed with exit code {code}" in said.out
+    assert "error: table x: column y" in said.err
+
+
+def test_words_in_brackets_are_shown_as_they_are(config, monkeypatch, capsys):
+    stub(monkeypatch, "pass")
+    given = ["--set", "launch.env={A: '[bold]x[/]'}", "--set", "launch.spark_submit=[a]"]
+    assert main(["run", "--config", config, "--only", "samples", *given]) == 0
+    said = capsys.readouterr().out
+    assert "launch.spark_submit=[a]" in said
+    assert "[bold]x[/]" in said
+
+
+def test_only_dates_that_are_not_done_are_started(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    toy = Toy(small_config(tmp_path))
+    toy.write("raw_candidates", DAY + ONE)
+    commands = stub(monkeypatch, "pass")
+    assert main(["run", "--config", str(tmp_path / "test.yaml")]) == 0
+    assert len(commands) == 1
+    assert Path(next(a for a in commands[0] if a.endswith(".py"))).name == "ingest.py"
+    assert commands[0][commands[0].index("--run-date") + 1] == "2026-01-04"
+    commands.clear()
+    assert main(["run", "--config", str(tmp_path / "test.yaml"), "--only", "samples", "--force"]) == 0
+    assert commands[0][-1] == "--force"
+
+
+ENDED = """
+import sys
+from gpl_core import cli
+child = "import os, signal, sys; print(os.getpid(), file=sys.stderr, flush=True); signal.pause()"
+cli.command = lambda *given, **more: [sys.executable, "-c", child]
+sys.exit(cli.main(["run", "--config", sys.argv[1], "--only", "samples", "--verbose"]))
+"""
+
+
+def test_ending_a_run_ends_what_it_started(config):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen([sys.executable, "-c", ENDED, config], env=env, text=True, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.PIPE)  # fmt: skip
+    child = psutil.Process(int(run.stderr.readline()))
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=30) == 128 + signal.SIGTERM
+    run.stderr.close()
+    _, alive = psutil.wait_procs([child], timeout=30)
+    assert not alive
+
+
+@pytest.mark.spark
+def test_without_raw_tables_the_real_run_exits_4_and_leaves_a_record(config, tmp_path, capsys):
+    assert main(["run", "--config", config, "--run-date", "2026-01-03"]) == 4
+    said = capsys.readouterr()
+    assert "failed with exit code 4" in said.out
+    assert re.search(r"error: .*raw_impressions.*platform's input", said.err)
+    (row,) = Planner(small_config(tmp_path)).lake.open("job_runs").read().to_pylist()
+    assert (row["step"], row["status"], row["error_class"], row["run_date"]) == (
+        "ingest", "failed", "MissingInputError", DAY,
+    )  # fmt: skip
+    assert f'"run_id": "{row["run_id"]}"' in next((tmp_path / "lake" / "logs").glob("*/*.log")).read_text()
