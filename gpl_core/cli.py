@@ -162,9 +162,8 @@ def _start(
         for line in lines:
             _progress(console, line)
         if code:
-            console.print(
-                f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {launch.label}; log: {escape(str(log))}"
-            )
+            where = f"{launch.label}; log: {escape(str(log))}"
+            console.print(f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {where}")
             if not verbose:
                 print(_tail(log), file=sys.stderr)
             return code
