@@ -41,7 +41,7 @@ def assign_files(files: Sequence[DataFile], ranks: int, *, seed: int = 0, epoch:
     for f in order:
         target = rows.index(min(rows))
         shares[target].append(f)
-        rows[target] += f.rows
+        rows[target] += max(f.rows, 0)
     for share in shares:
         random.Random(f"{seed}:{epoch}:order").shuffle(share)
     return [FileShare(tuple(s), r) for s, r in zip(shares, rows, strict=True)]
@@ -68,7 +68,7 @@ def read_batches(
         return
     uris = snapshot.uris(files)
     _check_footers(snapshot, uris, columns)
-    promised = Snapshot.rows(files)
+    promised = Snapshot.rows(files) if all(f.rows >= 0 for f in files) else -1  # -1: the log does not say
     seen = 0
     with warnings.catch_warnings():
         # Petastorm 0.12 uses pyarrow's old filesystem and dataset API: a screenful of FutureWarnings per reader.
