@@ -1,0 +1,265 @@
+"""The feed: every row exactly once over ranks and epochs, in an order that only (seed, epoch) decides, bounded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpl_core.contracts import load_contract
+from gpl_core.errors import ContractError
+from gpl_core.lake import DataFile, Lake, Snapshot
+from gpu_workers.feed import assign_files, read_batches, rebatch
+from tests.support import DAY, DIMS, ONE, data_table, legal_rows, partition_text, put
+
+TABLE = "training_feed"
+CONTRACT = load_contract(TABLE)
+COLUMNS = ["request_id", "item_index", "is_exposed", "label", "sid", "event_time"]
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory) -> Lake:
+    """Five files of 7, 7, 7, 7 and 3 rows in row groups of 3, 3 and 1 (or 3)."""
+    lake = Lake(str(tmp_path_factory.mktemp("lake")))
+    write(lake, 31)
+    return lake
+
+
+def write(lake: Lake, count: int, *, day=DAY, file_rows: int = 7, row_group_rows: int = 3) -> list[dict]:
+    from gpl_core.lake import SliceMark
+
+    rows = legal_rows(CONTRACT, count, partition={"dt": day})
+    for i, row in enumerate(rows):
+        row["request_id"] = f"r{i}"
+    partition = partition_text({"dt": day})
+    with lake.writer(CONTRACT, partition, dims=DIMS, file_rows=file_rows, row_group_rows=row_group_rows) as writer:
+        writer.write(data_table(CONTRACT, rows))
+    mark = SliceMark("training_feed", {day.isoformat(): "f"}, "r")
+    lake.commit(CONTRACT, writer.parts, mark=mark, mode="overwrite", partition=partition)
+    return rows
+
+
+def read(snapshot: Snapshot, files, columns=COLUMNS, **more) -> list[dict]:
+    """All rows of `files` as Python values."""
+    rows = []
+    for batch in read_batches(snapshot, files, columns, **more):
+        size = len(batch[columns[0]])
+        rows += [{c: batch[c][i].tolist() if hasattr(batch[c][i], "tolist") else batch[c][i] for c in columns}
+                 for i in range(size)]  # fmt: skip
+    return rows
+
+
+# ---- shares of ranks -------------------------------------------------------------------------------------------
+
+FILES = st.lists(st.integers(0, 50), max_size=20).map(
+    lambda sizes: [DataFile(f"f{i:03d}", {}, rows, 1, {}) for i, rows in enumerate(sizes)]
+)
+
+
+@given(FILES, st.integers(1, 6), st.integers(0, 3), st.integers(0, 3))
+def test_every_file_goes_to_exactly_one_rank_balanced_by_rows(files, ranks, seed, epoch):
+    shares = assign_files(files, ranks, seed=seed, epoch=epoch)
+    assert len(shares) == ranks
+    assert sorted(f.path for s in shares for f in s.files) == sorted(f.path for f in files)
+    assert all(s.rows == sum(f.rows for f in s.files) for s in shares)
+    largest = max((f.rows for f in files), default=0)
+    assert max(s.rows for s in shares) - min(s.rows for s in shares) <= largest
+    mean = sum(f.rows for f in files) / ranks
+    assert max(s.rows for s in shares) <= mean + largest * (1 - 1 / ranks) + 1e-9, "Graham's bound of list scheduling"
+
+
+@given(FILES, st.integers(1, 4), st.randoms())
+def test_shares_depend_on_seed_and_epoch_only_not_on_the_order_of_the_log(files, ranks, rng):
+    shuffled = rng.sample(files, len(files))
+    assert assign_files(files, ranks, seed=1, epoch=2) == assign_files(shuffled, ranks, seed=1, epoch=2)
+
+
+def test_files_change_hands_from_epoch_to_epoch():
+    files = [DataFile(f"f{i:03d}", {}, 10, 1, {}) for i in range(12)]
+    of_rank_0 = {tuple(sorted(f.path for f in assign_files(files, 3, epoch=e)[0].files)) for e in range(6)}
+    orders = {tuple(f.path for f in assign_files(files, 1, epoch=e)[0].files) for e in range(6)}
+    other_seed = assign_files(files, 3, seed=1)[0].files
+    assert len(of_rank_0) > 1
+    assert len(orders) > 1
+    assert other_seed != assign_files(files, 3, seed=0)[0].files
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_row_is_read_exactly_once_over_the_ranks(lake, ranks):
+    snapshot = lake.open(TABLE)
+    expected = snapshot.read(columns=COLUMNS).to_pylist()
+    shares = assign_files(snapshot.select(start=DAY, end=DAY), ranks, seed=4)
+    rows = [row for share in shares for row in read(snapshot, share.files, seed=9)]
+    assert sorted(rows, key=lambda r: r["request_id"]) == sorted(expected, key=lambda r: r["request_id"])
+
+
+def test_without_a_seed_rows_come_in_the_order_of_the_files(lake):
+    snapshot = lake.open(TABLE)
+    for files in (snapshot.files, snapshot.files[::-1], snapshot.files[1:3]):
+        assert read(snapshot, files) == snapshot.read(files, COLUMNS).to_pylist()
+
+
+def test_a_seed_shuffles_files_row_groups_and_rows_the_same_way_each_time(lake):
+    snapshot = lake.open(TABLE)
+    ordered = [r["request_id"] for r in read(snapshot, snapshot.files)]
+    first, again, other = ([r["request_id"] for r in read(snapshot, snapshot.files, seed=s)] for s in (5, 5, 6))
+    assert first == again
+    assert len({tuple(ordered), tuple(first), tuple(other)}) == 3
+    assert sorted(first) == sorted(ordered) == sorted(other)
+
+
+def test_a_batch_is_a_row_group_never_more(lake):
+    snapshot = lake.open(TABLE)
+    batches = list(read_batches(snapshot, snapshot.files, COLUMNS))
+    assert {len(b["label"]) for b in batches} == {1, 3}
+    for batch in batches:
+        size = len(batch["label"])
+        assert batch["sid"].shape == (size, DIMS["L"]), "array columns are [rows x length], of a single row too"
+        assert batch["sid"].dtype == np.int32
+        assert batch["label"].dtype == np.float32
+        assert batch["event_time"].dtype == np.int64
+        assert batch["is_exposed"].dtype == np.bool_
+
+
+def test_reading_stops_when_the_reader_stops(lake):
+    """A generator that is closed early leaves no reader thread behind."""
+    import threading
+
+    before = set(threading.enumerate())
+    batches = read_batches(lake.open(TABLE), lake.open(TABLE).files, COLUMNS, queue_size=1)
+    next(batches)
+    batches.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=10)
+    assert {t for t in threading.enumerate() if t.is_alive()} <= before
+
+
+def test_strings_and_floats_arrive_unchanged(lake):
+    snapshot = lake.open(TABLE)
+    (batch, *_) = read_batches(snapshot, snapshot.files[:1], ["user_id", "channel", "target"])
+    expected = snapshot.read(snapshot.files[:1], ["user_id", "channel", "target"]).slice(0, len(batch["target"]))
+    assert batch["user_id"].tolist() == expected.column("user_id").to_pylist()
+    assert batch["channel"].tolist() == expected.column("channel").to_pylist()
+    assert batch["target"].tolist() == expected.column("target").to_pylist()
+
+
+@pytest.mark.parametrize("table", ["anchor_requests", "score_requests", "item_embeddings", "items", "item_sids"])
+def test_every_table_that_workers_read_can_be_read(tmp_path, table):
+    """All columns, two files of which one holds a single row: strings, pictures, arrays."""
+    lake, contract = Lake(str(tmp_path)), load_contract(table)
+    put(lake, table, 3)
+    put(lake, table, 1, seed=2, mode="append")
+    snapshot = lake.open(table)
+    columns = [n for n in contract.column_names if n not in contract.partition_by]
+    assert read(snapshot, snapshot.files, columns) == snapshot.read(columns=columns).to_pylist()
+
+
+def test_slices_without_rows_are_nothing(tmp_path):
+    lake = Lake(str(tmp_path))
+    put(lake, TABLE, 0)
+    snapshot = lake.open(TABLE)
+    assert list(read_batches(snapshot, snapshot.files, COLUMNS)) == []
+    assert assign_files([], 2)[1].rows == 0
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------
+
+
+def planted(tmp_path: Path, change) -> tuple[Snapshot, list[DataFile]]:
+    """A slice whose second file is rewritten by `change(table)`, as by a writer that does not know the contract."""
+    lake = Lake(str(tmp_path))
+    write(lake, 14)
+    snapshot = lake.open(TABLE)
+    path = snapshot.uris(snapshot.files)[1]
+    pq.write_table(change(pq.ParquetFile(path).read()), path)
+    return snapshot, list(snapshot.files)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.drop_columns(["label"]), "'label' .* is missing"),
+        (lambda t: t.set_column(t.schema.get_field_index("label"), "label", t["label"].cast(pa.float64())),
+         "'label' is double, expected float"),
+        (lambda t: t.set_column(t.schema.get_field_index("sid"), "sid", pa.array([[1.0]] * len(t))), "'sid' is list"),
+    ],
+)  # fmt: skip
+def test_a_file_with_another_footer_is_refused_by_column_and_file(tmp_path, change, named):
+    snapshot, files = planted(tmp_path, change)
+    with pytest.raises(ContractError, match=named) as caught:
+        next(read_batches(snapshot, files, COLUMNS))
+    assert TABLE in str(caught.value)
+    assert files[1].path in str(caught.value)
+
+
+def test_fewer_rows_than_the_log_promises_are_an_error(tmp_path):
+    snapshot, files = planted(tmp_path, lambda table: table.slice(1))
+    with pytest.raises(ContractError, match="promises 14 rows, 13 were read"):
+        list(read_batches(snapshot, files, COLUMNS))
+
+
+def test_a_vacuumed_file_names_the_version(tmp_path):
+    lake = Lake(str(tmp_path))
+    write(lake, 14)
+    pinned = lake.open(TABLE)
+    write(lake, 7)
+    Path(pinned.uris(pinned.files)[0]).unlink()
+    with pytest.raises(ContractError, match=rf"training_feed: .*version {pinned.version} is gone.*vacuumed"):
+        list(read_batches(pinned, pinned.files, COLUMNS))
+    assert len(read(lake.open(TABLE), lake.open(TABLE).files)) == 7
+
+
+@pytest.mark.parametrize("column", ["dt", "price"])
+def test_a_column_that_is_not_in_the_files_is_refused(lake, column):
+    snapshot = lake.open(TABLE)
+    with pytest.raises(ContractError, match=rf"\['{column}'\] are not data columns"):
+        next(read_batches(snapshot, snapshot.files, ["label", column]))
+
+
+def test_files_without_statistics_are_read_without_a_promise(lake):
+    snapshot = lake.open(TABLE)
+    unknown = [replace(f, rows=-1) if i == 0 else f for i, f in enumerate(snapshot.files)]
+    assert read(snapshot, unknown) == snapshot.read(columns=COLUMNS).to_pylist()
+
+
+def test_passthrough_columns_are_read_through_the_wider_contract(tmp_path):
+    from gpl_core.contracts import Column
+
+    wider = CONTRACT.with_columns((Column("price", "double", False, "Price"),))
+    lake = Lake(str(tmp_path))
+    put(lake, TABLE, 3, contract=wider)
+    snapshot = lake.open(TABLE, contract=wider)
+    assert len(read(snapshot, snapshot.files, ["price"])) == 3
+
+
+def test_only_the_asked_slices_are_read(tmp_path):
+    lake = Lake(str(tmp_path))
+    for i in range(3):
+        write(lake, 2 + i, day=DAY + i * ONE)
+    snapshot = lake.open(TABLE)
+    assert len(read(snapshot, snapshot.select(start=DAY + ONE))) == 7
+
+
+# ---- batches of one size ---------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 7), max_size=6), st.integers(1, 5))
+def test_rebatch_keeps_every_row_in_order(sizes, rows):
+    numbers = iter(range(100))
+    batches = [{"a": np.array([next(numbers) for _ in range(size)], np.int64)} for size in sizes]
+    batches = [{**b, "b": np.stack([b["a"]] * 2, 1)} for b in batches]
+    cut = list(rebatch(iter(batches), rows))
+    assert [len(b["a"]) for b in cut[:-1]] == [rows] * (len(cut) - 1)
+    assert all(0 < len(b["a"]) <= rows for b in cut)
+    assert [int(x) for b in cut for x in b["a"]] == list(range(sum(sizes)))
+    assert all((b["b"] == b["a"][:, None]).all() for b in cut)
