@@ -30,9 +30,7 @@ def checked_items(raw: DataFrame, start: date, until: date, config: Config) -> D
     length = config.ingest.image_embedding_length
     frame, checks = typed_rows(raw, load_contract("raw_items"))
     frame = frame.where(F.col("updated_at").isNull() | (F.to_date("updated_at") <= F.lit(until)))
-    frame = frame.withColumn(
-        "dt", F.greatest(F.coalesce(F.to_date("updated_at"), F.lit(first)), F.lit(first))
-    )
+    frame = frame.withColumn("dt", F.greatest(F.coalesce(F.to_date("updated_at"), F.lit(first)), F.lit(first)))
     no_text = F.concat(clean("title"), clean("description"), clean("category")) == ""
     no_picture = (F.coalesce(F.length("image"), F.lit(0)) == 0) & (F.coalesce(F.trim("image_uri"), F.lit("")) == "")
     if length:
@@ -101,7 +99,10 @@ def item_changes(latest: DataFrame, items: DataFrame) -> ItemChanges:
         latest.join(old, "item_id", "left")
         .where(
             F.col("item_index").isNull()
-            | ((F.col("updated_at") > F.col("_at")) & ((F.col("content_hash") != F.col("_hash")) | (rest != F.col("_rest"))))
+            | (
+                (F.col("updated_at") > F.col("_at"))
+                & ((F.col("content_hash") != F.col("_hash")) | (rest != F.col("_rest")))
+            )
         )
         .drop("_at", "_hash", "_rest")
         .persist()
@@ -148,5 +149,3 @@ def number_ids(ids: DataFrame, count: int, first: int) -> DataFrame:
         total += sizes.get(part, 0)
     start = F.element_at(F.array(*[F.lit(o) for o in offsets]), F.col("_part") + 1)
     return placed.select("item_id", (start + F.col("_row")).cast("int").alias("item_index"))
-
-

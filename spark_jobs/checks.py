@@ -48,9 +48,7 @@ class Check:
 
 
 def _failure(name: str, message: Column, columns: Sequence[str]) -> Column:
-    return F.struct(
-        F.lit(name).alias("name"), message.alias("message"), F.array(*map(F.lit, columns)).alias("columns")
-    )
+    return F.struct(F.lit(name).alias("name"), message.alias("message"), F.array(*map(F.lit, columns)).alias("columns"))
 
 
 def with_failures(typed: DataFrame, checks: Sequence[Check]) -> DataFrame:

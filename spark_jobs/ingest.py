@@ -238,11 +238,13 @@ def _write_items(step: SparkStep, changes: ItemChanges) -> Commit | None:
     columns = {c: f"new.{c}" for c in contract.column_names}
     return step.merge(
         contract,
-        lambda target: target.alias("old")
-        .merge(changes.rows.alias("new"), "old.item_id = new.item_id")
-        .whenMatchedUpdate(set={c: v for c, v in columns.items() if c not in ("item_id", "item_index")})
-        .whenNotMatchedInsert(values=columns)
-        .execute(),
+        lambda target: (
+            target.alias("old")
+            .merge(changes.rows.alias("new"), "old.item_id = new.item_id")
+            .whenMatchedUpdate(set={c: v for c, v in columns.items() if c not in ("item_id", "item_index")})
+            .whenNotMatchedInsert(values=columns)
+            .execute()
+        ),
     )
 
 
@@ -252,7 +254,9 @@ def _observed(
     """Write a slice and return the sums of helper columns that are not written, counted by the writing tasks."""
     seen = Observation(f"{table}_{step.context.run_id}")
     frame = frame.observe(seen, *[F.coalesce(F.sum(c), F.lit(0)).alias(c) for c in sums]).drop(*sums)
-    commit = step.write_slice(table, frame, contract=with_passthrough(table, step.config) if table == "candidates" else None)
+    commit = step.write_slice(
+        table, frame, contract=with_passthrough(table, step.config) if table == "candidates" else None
+    )
     return commit, dict(seen.get)
 
 
@@ -297,4 +301,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-

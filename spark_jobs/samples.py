@@ -7,10 +7,13 @@ A pair that was exposed to the user within the exposure window, also later on D,
 
 from __future__ import annotations
 
-from pyspark.sql import DataFrame, Window
+from datetime import timedelta
+
+from pyspark.sql import DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
 from gpl_core.config import Config
+from gpl_core.errors import ContractError
 from spark_jobs.columns import passthrough_of, with_passthrough
 from spark_jobs.session import SparkStep, job_main
 
@@ -33,25 +36,29 @@ def never_exposed(candidates: DataFrame, shown: DataFrame) -> DataFrame:
 def sample_unexposed(candidates: DataFrame, per_request: int, seed: int) -> DataFrame:
     """At most `per_request` candidates of each request, chosen by hash and stratified by channel.
 
-    Strata get equal shares, what a small stratum leaves goes to the larger ones: ranks by hash within a channel are
-    dealt out channel by channel. Every row carries sampling_probability = taken / available of its stratum, so that
-    the sum of 1 / probability estimates (here: equals, per stratum) the population. The choice is a function of
-    (request, item, seed) alone: neither file layout nor partition number decides.
+    Every channel gets the same number, what a small one leaves goes to the larger ones. How many each gets follows
+    from the channels' sizes alone, never from the hash; so sampling_probability = taken / available of the stratum is
+    exact, and the sum of 1 / probability over a request is its number of candidates. A request with more channels
+    than `per_request` is one stratum: else some channel could never be drawn. Which rows are drawn is a function of
+    (request, item, seed): neither file layout nor partition number decides.
     """
-    chance = F.xxhash64(F.col("request_id"), F.col("item_id"), F.lit(seed))
-    in_stratum = Window.partitionBy("request_id", "channel").orderBy("_hash", "item_id")
-    stratum = Window.partitionBy("request_id", "channel")
-    # Round r deals the r-th candidate of every channel; ties of a round are broken by hash.
-    dealt = Window.partitionBy("request_id").orderBy("_round", "_hash", "item_id")
+    request = Window.partitionBy("request_id")
+    stratum = Window.partitionBy("request_id", "_stratum")
+    # Round r deals the r-th row of every stratum, large strata first: they are the ones that get the odd rows.
+    dealt = request.orderBy("_round", F.col("_available").desc(), "_stratum")
+    many = F.size(F.collect_set("channel").over(request)) > per_request
     return (
-        candidates.withColumn("_hash", chance)
-        .withColumn("_round", F.row_number().over(in_stratum))
-        .withColumn("_place", F.row_number().over(dealt))
+        # One exchange serves every window below.
+        candidates.repartition("request_id")
+        .withColumn("_hash", F.xxhash64(F.col("request_id"), F.col("item_id"), F.lit(seed)))
+        .withColumn("_stratum", F.when(many, F.lit("")).otherwise(F.col("channel")))
+        .withColumn("_round", F.row_number().over(stratum.orderBy("_hash", "item_id")))
         .withColumn("_available", F.count(F.lit(1)).over(stratum))
-        .withColumn("_taken", F.sum((F.col("_place") <= per_request).cast("int")).over(stratum))
+        .withColumn("_place", F.row_number().over(dealt))
+        .withColumn("_taken", F.count(F.when(F.col("_place") <= per_request, 1)).over(stratum))
         .where(F.col("_place") <= per_request)
         .withColumn("sampling_probability", F.col("_taken").cast("double") / F.col("_available"))
-        .drop("_hash", "_round", "_place", "_available", "_taken")
+        .drop("_hash", "_stratum", "_round", "_place", "_available", "_taken")
     )
 
 
@@ -66,8 +73,8 @@ def run(step: SparkStep) -> None:
 
     days = config.samples.exposure_window_days
     window = impressions.where(
-        F.col("dt").between(F.date_sub(F.lit(step.run_date), days - 1), F.lit(step.run_date))
-    )  # fmt: skip
+        F.col("dt").between(F.lit(step.run_date - timedelta(days=days - 1)), F.lit(step.run_date))
+    )
     candidates = step.read_slice("candidates", with_passthrough("candidates", config))
     chosen = sample_unexposed(
         never_exposed(candidates, window), config.samples.unexposed_per_request, config.run.seed
@@ -76,14 +83,23 @@ def run(step: SparkStep) -> None:
         "request_id", "item_id", "user_id", "item_index", "channel", "sampling_probability", "event_time", "dt",
         *passthrough_of(chosen, config),
     )  # fmt: skip
+    observed = Observation(f"samples_{step.run_date}_{context.run_id}")
+    rows = rows.observe(observed, F.coalesce(F.sum(1 / F.col("sampling_probability")), F.lit(0.0)).alias("population"))
     written = step.write_slice("unexposed_samples", rows, contract=with_passthrough("unexposed_samples", config))
     snapshot = context.snapshot("candidates")
     recalled = snapshot.rows(snapshot.select(start=step.run_date, end=step.run_date))
+    unexposed = round(observed.get["population"])
+    if not written.rows <= unexposed <= recalled:
+        raise ContractError(
+            f"table unexposed_samples: {written.rows} rows drawn stand for {unexposed} of {recalled} candidates, which "
+            "cannot be. This is a defect of samples, report it"
+        )
     counts = context.counts
     counts.rows_in = recalled + commit.rows
     counts.rows_dropped = recalled - written.rows
     counts.details = {
-        "exposed": commit.rows, "candidates": recalled, "unexposed_sampled": written.rows,
+        "exposed": commit.rows, "candidates": recalled, "candidates_exposed_in_window": recalled - unexposed,
+        "candidates_unexposed": unexposed, "not_drawn": unexposed - written.rows, "unexposed_sampled": written.rows,
     }  # fmt: skip
 
 

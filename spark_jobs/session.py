@@ -118,7 +118,9 @@ class SparkStep:
 
     def empty(self, table: str) -> DataFrame:
         """No rows in the schema of `table`: stands in for an optional input that does not exist."""
-        return self.spark.createDataFrame([], spark_schema(load_contract(table)))
+        # Not createDataFrame([]): that starts Python workers on the executors.
+        schema = spark_schema(load_contract(table))
+        return self.spark.range(0).select(*[F.lit(None).cast(f.dataType).alias(f.name) for f in schema])
 
     def read_dates(self, table: str, start: date, end: date, contract: Contract | None = None) -> DataFrame:
         """The partitions `start <= dt <= end` of an input table at its pinned version."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
+import pyarrow as pa
 import pytest
 
+from gpl_core.errors import ContractError, MissingInputError, QuarantineError
 from spark_jobs import ingest
-from tests.spark_jobs.tiny_lake import TinyLake
+from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
 
 pytestmark = pytest.mark.spark
 
@@ -67,3 +71,200 @@ def test_second_run_does_nothing_and_a_forced_one_gives_the_same_rows(lake):
     assert lake.run("ingest", ingest.run, force=True) == "done"
     assert {t: lake.rows(t) for t in tables} == {t: r for t, (_, r) in before.items()}
     assert lake.version("items") == before["items"][0]  # nothing changed there: no commit
+
+
+def test_every_bad_row_is_quarantined_with_its_reasons(lake):
+    good = lake.run("ingest", ingest.run) and {t: lake.rows(t) for t in ("impressions", "candidates", "interactions")}
+    lake.impressions(
+        (None, "u1", "a", 0),  # null key
+        ("r3", "", "a", 0),  # empty key
+        ("r3", "u1", "a", 2),  # clicked is neither 0 nor 1
+        ("r3", "u1", "nowhere", None, 30.0),  # three checks at once
+        ("r3", "u1", "nowhere", 1, 30.0),
+        ("r3", "u1", "b", 0, -0.5),  # the day before
+    )
+    # The position tells the rows of one key apart: a tie of everything else.
+    lake.impressions(("r2", "u2", "b", 0), ("r1", "u1", "a", 0, 13.0), ("r2", "u2", "b", 0), ("r2", "u2", "b", 0))
+    lake.candidates(("r2", "u2", "nowhere"), ("r2", "u2", "c"), ("r2", "u2", "c"), ("r2", "u2", "c", "two_tower", 0.1))
+    lake.candidates(("r2", "u2", "a", "popular", float("nan")), ("r2", "u2", "a", None))
+    lake.interactions(("u3", "c", 9.0), ("u3", "nowhere", 9.0), ("u4", "c", 25.0))
+    lake.items(
+        {"item_id": "empty", "title": " "}, {"item_id": None}, {"item_id": "picture", "title": "", "image": b"x"}
+    )
+
+    assert lake.run("ingest", ingest.run) == "done"
+    assert reasons(lake) == sorted([
+        ("raw_impressions", ("null_value",), 1),
+        ("raw_impressions", ("empty_value",), 1),
+        ("raw_impressions", ("out_of_range",), 1),
+        ("raw_impressions", ("null_value", "outside_slice", "unknown_item"), 1),
+        ("raw_impressions", ("outside_slice", "unknown_item"), 1),
+        ("raw_impressions", ("outside_slice",), 1),
+        ("raw_impressions", ("duplicate_key",), 1),  # r2 b at position 0: the original is at position 1
+        ("raw_impressions", ("duplicate_key",), 1),
+        ("raw_impressions", ("duplicate_key",), 1),
+        ("raw_impressions", ("duplicate_key",), 1),
+        ("raw_candidates", ("unknown_item",), 1),
+        ("raw_candidates", ("duplicate_key",), 2),  # identical rows: one stays, two are one row here
+        ("raw_candidates", ("duplicate_key",), 1),
+        ("raw_candidates", ("not_finite",), 1),
+        ("raw_candidates", ("null_value",), 1),
+        ("raw_interactions", ("duplicate_key",), 1),
+        ("raw_interactions", ("unknown_item",), 1),
+        ("raw_interactions", ("outside_slice",), 1),
+        ("raw_items", ("no_content",), 1),
+        ("raw_items", ("null_value",), 1),
+    ])  # fmt: skip
+    kept = {t: lake.rows(t) for t in good}
+    assert kept["candidates"] == good["candidates"]
+    assert kept["interactions"] == good["interactions"]
+    assert [r[:2] for r in kept["impressions"]] == [r[:2] for r in good["impressions"]]
+    assert [row[0] for row in lake.rows("items", "item_id")] == ["a", "b", "c", "picture"]
+    counts = lake.context.counts
+    written = sum(len(rows) for rows in kept.values())
+    assert (
+        counts.rows_in + 1 == written + counts.rows_quarantined - 2 + counts.rows_dropped
+    )  # 1 click is new, 2 are items
+    message = {json.loads(j)["item_id"]: c for j, c in lake.rows("quarantine", "row_json", "failed_checks")}["empty"]
+    assert dict(message[0])["columns"] == ("title", "description", "category", "image", "image_uri")
+
+
+def test_too_much_quarantine_stops_the_step_after_writing_it(lake):
+    lake.run("ingest", ingest.run)
+    versions = {t: lake.version(t) for t in ("items", "impressions", "candidates", "interactions")}
+    lake.impressions(("r3", "u1", "a", 7))
+    lake.items({"item_id": "new"})
+    with pytest.raises(QuarantineError, match=r"raw_impressions: 1 of 3 rows \(33.3%\)[^$]*clicked is 7"):
+        lake.run("ingest", ingest.run, D, "ingest.max_quarantine_share=0.1")
+    assert {t: lake.version(t) for t in versions} == versions
+    assert reasons(lake) == [("raw_impressions", ("out_of_range",), 1)]
+
+
+def test_items_are_updated_by_later_updates_only_and_keep_their_index(lake):
+    lake.run("ingest", ingest.run)
+    lake.items(
+        {"item_id": "b", "title": "newer", "updated_at": at(0, 3.0)},
+        {"item_id": "b", "title": "tomorrow's", "updated_at": at(1, 3.0)},
+        {"item_id": "a", "title": "older", "updated_at": at(-3)},
+        {"item_id": "0", "title": "first by name, fourth by arrival", "updated_at": at(0, 4.0)},
+    )
+    lake.run("ingest", ingest.run)
+    assert lake.rows("items", "item_id", "item_index", "title") == [
+        ("0", 3, "first by name, fourth by arrival"), ("a", 0, "title of a"), ("b", 1, "newer"), ("c", 2, "title of c"),
+    ]  # fmt: skip
+    hashes = dict(lake.rows("items", "item_id", "content_hash"))
+    lake.items({"item_id": "c", "title": "title of c", "brand": "acme", "withdrawn_at": at(0), "updated_at": at(0)})
+    lake.run("ingest", ingest.run)
+    assert dict(lake.rows("items", "item_id", "content_hash")) == hashes  # withdrawn, not another content
+    assert dict(lake.rows("items", "item_id", "withdrawn_at"))["c"] == at(0).timestamp() * 1e6
+
+
+def test_a_click_reported_twice_is_one_event(lake):
+    lake.interactions(("u1", "a", 12.0, "click"), ("u1", "a", 12.0, "cart"))
+    lake.run("ingest", ingest.run)
+    assert lake.rows("interactions", "user_id", "item_id", "kind") == [
+        ("u1", "a", "cart"), ("u1", "a", "click"), ("u3", "c", "purchase"),
+    ]  # fmt: skip
+    assert lake.context.counts.details["clicks_reported_twice"] == 1
+
+
+def test_an_empty_day_gives_empty_slices_and_is_done(lake):
+    assert lake.run("ingest", ingest.run, day(1)) == "done"
+    for table in ("impressions", "candidates", "interactions", "quarantine"):
+        assert lake.rows(table) == []
+    assert lake.run("ingest", ingest.run, day(1)) == "noop"
+
+
+def test_history_in_one_go_equals_day_by_day(lake, tmp_path, spark):
+    for offset in (-2, -1):
+        lake.impressions(("r1", "u1", "a", 1), ("r9", "u1", "b", offset + 2), dt=day(offset))
+        lake.candidates(("r1", "u1", "a"), ("r1", "u1", "zz"), dt=day(offset))
+    tables = ("impressions", "candidates", "interactions", "quarantine", "items")
+    lake.run("ingest", ingest.run, dates=(day(-2), day(-1), D))
+    at_once = {t: lake.rows(t) for t in tables}
+    assert all(lake.run("ingest", ingest.run, day(o)) == "noop" for o in (-2, -1, 0))
+    for offset in (-2, -1, 0):
+        lake.run("ingest", ingest.run, day(offset), force=True)
+    assert {t: lake.rows(t) for t in tables} == at_once
+
+
+def test_castable_types_are_mended_and_others_refused(tmp_path, spark):
+    lake = TinyLake(tmp_path, spark)
+    lake.items({"item_id": "7"})
+    texts = pa.schema([(n, pa.string()) for n in ("request_id", "event_time", "clicked", "is_random")])
+    texts = pa.schema(
+        [*texts, ("user_id", pa.int64()), ("item_id", pa.int64()), ("position", pa.float64()), ("dt", pa.date32())]
+    )
+    row = {"request_id": "r1", "event_time": "2026-01-10 12:00:00", "clicked": "1", "is_random": "true", "user_id": 5,
+           "item_id": 7, "position": 0.0, "dt": D}  # fmt: skip
+    bad = [{**row, "request_id": "r2", "clicked": "yes please"}, {**row, "request_id": "r3", "position": 0.5}]
+    lake.raw("raw_impressions", [row, *bad], D, schema=texts)
+    lake.candidates()
+    lake.run("ingest", ingest.run)
+    assert lake.rows("impressions", "request_id", "user_id", "item_id", "clicked", "is_random") == [
+        ("r1", "5", "7", 1, True)
+    ]
+    assert reasons(lake) == [("raw_impressions", ("wrong_type",), 1), ("raw_impressions", ("wrong_type",), 1)]
+
+    broken = pa.schema([*[f for f in texts if f.name != "clicked"], ("clicked", pa.list_(pa.int32()))])
+    other = TinyLake(tmp_path / "other", spark)
+    other.items({"item_id": "7"})
+    other.raw("raw_impressions", [{**row, "clicked": [1]}], D, schema=broken)
+    other.candidates()
+    with pytest.raises(ContractError, match=r"raw_impressions.*'clicked' is array<int>, expected int"):
+        other.run("ingest", ingest.run)
+    assert not other.lake.exists("impressions")
+    assert not other.lake.exists("quarantine")
+
+
+def test_missing_table_and_missing_column_are_refused_by_name(tmp_path, spark):
+    lake = TinyLake(tmp_path, spark)
+    lake.items({"item_id": "a"})
+    with pytest.raises(MissingInputError, match="raw_impressions"):
+        lake.run("ingest", ingest.run)
+    lake.raw("raw_impressions", [], D, schema=pa.schema([("request_id", pa.string()), ("dt", pa.date32())]))
+    lake.candidates()
+    with pytest.raises(ContractError, match=r"raw_impressions.*item_id"):
+        lake.run("ingest", ingest.run)
+
+
+def test_layout_and_partition_number_decide_nothing(tmp_path, spark):
+    """The same rows, appended one by one in reverse, with other shuffle partitions."""
+    rows = [
+        ("r1", "u1", "a", 0, 12.0),
+        ("r1", "u1", "a", 1, 12.0),
+        ("r1", "u2", "a", 0, 12.0),
+        ("r1", "u1", "b", 0, 9.0),
+    ]
+    found = []
+    for turn, parts in (("one", "2"), ("two", "5")):
+        lake = TinyLake(tmp_path / turn, spark)
+        lake.items({"item_id": "a"}, {"item_id": "b"})
+        lake.candidates()
+        for some in [rows] if turn == "one" else [[r] for r in reversed(rows)]:
+            lake.impressions(*some)
+        spark.conf.set("spark.sql.shuffle.partitions", parts)
+        try:
+            lake.run("ingest", ingest.run)
+        finally:
+            spark.conf.set("spark.sql.shuffle.partitions", "2")
+        found.append(
+            (lake.rows("impressions", "request_id", "item_id", "user_id", "clicked"), len(lake.rows("quarantine")))
+        )
+    assert found[0][0] == found[1][0] == [("r1", "a", "u1", 1), ("r1", "b", "u1", 0)]
+
+
+def test_extra_columns_pass_through_by_configuration(tmp_path, spark):
+    lake = TinyLake(tmp_path, spark, "feed.passthrough={price: double, note: string}")
+    lake.items({"item_id": "a"})
+    base = pa.schema([*[f for f in ingest.load_contract("raw_impressions").arrow_schema()], ("price", pa.float64())])
+    row = {"request_id": "r1", "item_id": "a", "user_id": "u1", "event_time": at(0), "position": 0, "clicked": 0,
+           "is_random": False, "dt": D}  # fmt: skip
+    lake.raw("raw_impressions", [{**row, "price": 2.5}, {**row, "request_id": "r2"}], D, schema=base)
+    lake.candidates(("r1", "u1", "a"))
+    lake.run("ingest", ingest.run)
+    frame = spark.read.format("delta").load(lake.lake.uri("impressions"))
+    assert sorted(map(tuple, frame.select("request_id", "price", "note").collect())) == [
+        ("r1", 2.5, ""),
+        ("r2", 0.0, ""),
+    ]

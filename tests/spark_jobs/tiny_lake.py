@@ -89,7 +89,9 @@ class TinyLake:
             })  # fmt: skip
         self.raw("raw_interactions", full, dt)
 
-    def raw(self, table: str, rows: Sequence[dict[str, Any]], dt: date | None = None, schema: pa.Schema | None = None) -> None:
+    def raw(
+        self, table: str, rows: Sequence[dict[str, Any]], dt: date | None = None, schema: pa.Schema | None = None
+    ) -> None:
         """Append to a raw table as a platform would: no contract, no checks, no properties."""
         schema = schema or load_contract(table).arrow_schema()
         schema = pa.schema([pa.field(f.name, f.type) for f in schema])
@@ -141,7 +143,9 @@ class TinyLake:
             if dates:
                 planner = Planner(config)
                 context.bulk_dates = dates
-                context.bulk_fingerprints = {d.isoformat(): planner.state(find_step(name), d).fingerprint for d in dates}
+                context.bulk_fingerprints = {
+                    d.isoformat(): planner.state(find_step(name), d).fingerprint for d in dates
+                }
             self.context = context
             job(SparkStep(self.spark, context))
 

@@ -1,0 +1,121 @@
+"""Exposed and unexposed samples: exclusion, stratified draws and their probabilities."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import pytest
+from pyspark.sql import functions as F
+
+from spark_jobs import ingest, samples
+from spark_jobs.samples import never_exposed, sample_unexposed
+from tests.spark_jobs.tiny_lake import D, TinyLake, day
+
+pytestmark = pytest.mark.spark
+
+
+@pytest.fixture
+def lake(tmp_path, spark) -> TinyLake:
+    """
+    u1 saw a yesterday and b today, at 20:00; its request r1 at 12:00 recalled a, b, c, d.
+    u2 saw everything that its request r2 recalled. u3 saw c, u1 did not.
+    """
+    made = TinyLake(tmp_path, spark, "samples.exposure_window_days=2")
+    made.items(*[{"item_id": i} for i in "abcd"])
+    made.impressions(("r0", "u1", "a", 1), dt=day(-1))
+    made.impressions(("r2", "u2", "a", 0), ("r2", "u2", "b", 1), ("r3", "u3", "c", 0), ("r4", "u1", "b", 0, 20.0))
+    made.candidates(
+        ("r1", "u1", "a"), ("r1", "u1", "b"), ("r1", "u1", "c"), ("r1", "u1", "d"), ("r2", "u2", "a"), ("r2", "u2", "b")
+    )
+    made.candidates(dt=day(-1))
+    made.interactions(dt=day(-1))
+    for d in (day(-1), D):
+        made.run("ingest", ingest.run, d)
+    return made
+
+
+def test_pairs_exposed_in_the_window_are_never_unexposed(lake):
+    assert lake.run("samples", samples.run) == "done"
+    assert lake.rows("unexposed_samples", "request_id", "user_id", "item_id", "sampling_probability") == [
+        ("r1", "u1", "c", 1.0), ("r1", "u1", "d", 1.0),
+    ]  # fmt: skip
+    assert lake.rows("exposed_samples", "request_id", "item_id", "label") == [
+        ("r2", "a", 0), ("r2", "b", 1), ("r3", "c", 0), ("r4", "b", 0),
+    ]  # fmt: skip
+    details = lake.context.counts.details
+    assert (details["candidates_exposed_in_window"], details["not_drawn"]) == (4, 0)
+
+    # A shorter window forgets what was seen yesterday: the setting is part of the fingerprint.
+    assert lake.run("samples", samples.run) == "noop"
+    assert lake.run("samples", samples.run, D, "samples.exposure_window_days=1") == "done"
+    assert {row[0] for row in lake.rows("unexposed_samples", "item_id")} == {"a", "c", "d"}
+
+
+def test_candidates_that_were_all_exposed_and_an_empty_day_give_empty_slices(lake):
+    lake.candidates(dt=day(1))
+    lake.impressions(dt=day(1))
+    lake.run("ingest", ingest.run, day(1))
+    assert lake.run("samples", samples.run, day(1)) == "done"
+    assert lake.rows("unexposed_samples", dt=day(1)) == lake.rows("exposed_samples", dt=day(1)) == []
+    assert lake.run("samples", samples.run, day(1)) == "noop"
+
+
+@pytest.fixture
+def candidates(spark):
+    """40 requests with 5 to 34 candidates in three channels, of very different sizes."""
+    return spark.range(0, 1000).selectExpr(
+        "concat('r', pmod(id * id, 40)) AS request_id",
+        "concat('i', id) AS item_id",
+        "element_at(array('a','a','a','a','b','b','c'), cast(pmod(xxhash64(id), 7) AS int) + 1) AS channel",
+    )
+
+
+def test_the_probabilities_are_exact(candidates):
+    """Oracle: count per request and channel what is there and what was taken."""
+    drawn = sample_unexposed(candidates, 8, seed=3).collect()
+    available = defaultdict(Counter)
+    for row in candidates.collect():
+        available[row.request_id][row.channel] += 1
+    taken = Counter((row.request_id, row.channel) for row in drawn)
+    for row in drawn:
+        expected = taken[row.request_id, row.channel] / available[row.request_id][row.channel]
+        assert row.sampling_probability == pytest.approx(expected)
+    weight = Counter()
+    for row in drawn:
+        weight[row.request_id] += 1 / row.sampling_probability
+    for request, sizes in available.items():
+        total = sum(sizes.values())
+        assert sum(taken[request, c] for c in sizes) == min(8, total)
+        assert all(taken[request, c] >= min(n, 8 // 3) for c, n in sizes.items())
+        assert weight[request] == pytest.approx(total)
+
+
+def test_more_channels_than_rows_to_draw_leave_no_channel_out(spark):
+    """With one row per request, each of three equal channels is drawn about a third of the time, and says so."""
+    frame = spark.range(0, 900).selectExpr(
+        "concat('r', cast(id / 3 AS int)) AS request_id", "concat('i', id) AS item_id", "concat('c', id % 3) AS channel"
+    )
+    drawn = sample_unexposed(frame, 1, seed=1).collect()
+    assert len(drawn) == 300
+    assert {row.sampling_probability for row in drawn} == {1 / 3}
+    # 100 expected, standard deviation 8.2
+    assert all(60 < n < 140 for n in Counter(row.channel for row in drawn).values())
+
+
+def test_the_draw_depends_on_the_seed_and_on_nothing_else(candidates):
+    def drawn(frame, seed):
+        return {(r.request_id, r.item_id) for r in sample_unexposed(frame, 5, seed).collect()}
+
+    first = drawn(candidates, 0)
+    assert drawn(candidates.repartition(7, F.rand(4)), 0) == first
+    assert drawn(candidates.orderBy(F.desc("item_id")).coalesce(1), 0) == first
+    assert drawn(candidates, 1) != first
+
+
+def test_exclusion_is_by_user_and_item(spark):
+    pairs = spark.createDataFrame(
+        [("u1", 1, "r1"), ("u1", 2, "r1"), ("u2", 1, "r2")], "user_id string, item_index int, r string"
+    )
+    shown = spark.createDataFrame([("u1", 1), ("u1", 1)], "user_id string, item_index int")
+    left = never_exposed(pairs, shown).select("user_id", "item_index").collect()
+    assert sorted(map(tuple, left)) == [("u1", 2), ("u2", 1)]
