@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils.logging import disable_progress_bar
@@ -35,10 +36,11 @@ class TinySettings:
 
 
 def make_tiny_checkpoint(folder: str | Path, settings: TinySettings) -> None:
-    """Write a Qwen2-architecture checkpoint with random weights to ``folder``; same settings, same weights.
+    """Write a Qwen2-architecture checkpoint with random weights to ``folder``; same settings, same bytes.
 
     The tokenizer is byte-level BPE without merges: any prompt can be encoded, nothing is downloaded.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -63,8 +65,11 @@ def make_tiny_checkpoint(folder: str | Path, settings: TinySettings) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = Qwen2ForCausalLM(config)
-    disable_progress_bar()
-    model.save_pretrained(folder)
+    # Not save_pretrained: on any rank but 0 of a process group it writes nothing, and every machine needs the files.
+    model.config.architectures = [type(model).__name__]
+    model.config.to_json_file(Path(folder) / "config.json")
+    weights = {name: value.contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(folder)
 
 
