@@ -1,0 +1,186 @@
+"""Next-item quality on Amazon Industrial: ours beside SASRec, SASRec with content, content neighbours and popularity.
+
+Candidate set: the whole catalogue (3,686 items). All train on the same rows: the events of train and valid that
+../shared/data holds, at most 20 a user; figures of others who trained on more rows are not comparable. Judged: every
+test event with a history (`--quick`: 1,500 of them, one seed, fewer epochs). SASRec's dropout and epochs are chosen on
+the valid split, trained on the train split. Ours: a two-layer Qwen2 of width 128 from random weights (no pre-trained
+language model is at hand): this shows the method's ingredients, not a language model's knowledge.
+
+    python -m tests.bench.bench_interest_quality [--quick]
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
+from gpl_core.interest.content import ContentTable, NeighbourGraph
+from gpl_core.interest.model import ModelSettings, build_interest_model
+from gpl_core.interest.objective import interest_loss, target_log_probs
+from gpl_core.interest.packing import History, training_packs
+from gpl_core.interest.scoring import DeviceTrie
+from gpl_core.interest.search import BeamSearch, SearchSettings
+from gpl_core.sids.catalogue import Catalogue
+from gpl_core.sids.repair import duplicates, repair
+from gpl_core.sids.rqvae import RqVaeSettings, fit, fit_rq_kmeans
+from tests.bench.harness import Figure, at_least, device_name, is_quick, report
+from tests.bench.quality.data import (
+    MOST_EVENTS,
+    RANKED,
+    SHARED,
+    Task,
+    content_neighbours,
+    content_vectors,
+    judge,
+    load_task,
+    popularity,
+)
+from tests.bench.quality.sasrec import SasRecSettings, train_sasrec
+
+
+@dataclass(frozen=True)
+class Ours:
+    """One variant of our model."""
+
+    codebook: bool = True
+    content: bool = True
+    walks: int = 1
+    epochs: int = 8
+    learning_rate: float = 2e-3
+    token_budget: int = 4_096
+    beams: int = 20
+
+
+@dataclass(frozen=True)
+class Items:
+    """The catalogue as the tokeniser left it."""
+
+    vectors: np.ndarray
+    catalogue: Catalogue
+    codebooks: np.ndarray
+
+
+def tokenise(vectors: np.ndarray, quick: bool) -> Items:
+    """SIDs with collisions repaired: an RQ-VAE (`--quick`: residual k-means)."""
+    settings = RqVaeSettings()
+    tokenizer = fit_rq_kmeans(vectors, settings) if quick else fit(vectors, settings)
+    found = tokenizer.encode_full(vectors)
+    books = tokenizer.codebooks.numpy()
+    sids = repair(found.codes, found.last_residual, books[-1], first=duplicates(found.codes, vectors)).codes
+    return Items(vectors, Catalogue(np.arange(len(vectors)), sids, settings.codes), books)
+
+
+def train_ours(task: Task, items: Items, variant: Ours, seed: int) -> np.ndarray:
+    """Train and rank: int64 [T x RANKED]; items that share a SID follow each other by training frequency."""
+    torch.manual_seed(seed)
+    table = ContentTable(items.vectors, np.arange(task.items)) if variant.content else None
+    settings = ModelSettings(
+        3, items.catalogue.codes, lora_rank=64, lora_alpha=128, seed=seed, content_width=table.width if table else 0
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        make_tiny_checkpoint(folder, TinySettings(seed=seed))
+        model = build_interest_model(folder, settings, items.codebooks if variant.codebook else None)
+    trie = DeviceTrie(items.catalogue.trie)
+    graph = NeighbourGraph.build(ContentTable(items.vectors, np.arange(task.items)), np.arange(task.items), seed=seed)
+    random = np.random.default_rng(seed)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, variant.learning_rate, weight_decay=0.0)
+
+    def rows(epoch: int) -> list[History]:
+        walks = graph.walks(variant.walks * len(task.train), seed=[seed, epoch])
+        both = [*task.train, *walks]
+        return [_history(items, both[n]) for n in random.permutation(len(both))]
+
+    packs = len(list(training_packs(model.vocabulary, rows(0), MOST_EVENTS, variant.token_budget)))
+    total, step = packs * variant.epochs, 0
+    for epoch in range(variant.epochs):
+        for pack in training_packs(model.vocabulary, rows(epoch), MOST_EVENTS, variant.token_budget):
+            step += 1
+            for group in optimizer.param_groups:
+                group["lr"] = variant.learning_rate * min(1.0, step / (0.05 * total)) * max(0.0, 1 - step / (total + 1))
+            optimizer.zero_grad()
+            interest_loss(target_log_probs(model, trie, pack, table)).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+    search = BeamSearch(model.eval(), trie, SearchSettings(variant.beams, MOST_EVENTS), table)
+    anchors = search.search([items.catalogue.sids_of(h) for h in task.histories], task.histories)
+    leaves = items.catalogue.trie.leaf_of(anchors.sids.reshape(-1, 3)).reshape(anchors.sids.shape[:2])
+    out = np.full((len(task.targets), RANKED), -1)
+    for line, row in enumerate(leaves):
+        ranked = [i for a in row for i in sorted(items.catalogue.items_of_leaf(a), key=lambda i: -task.counts[i])]
+        out[line, : len(ranked[:RANKED])] = ranked[:RANKED]
+    return out
+
+
+def tune_sasrec(vectors: np.ndarray | None, quick: bool) -> SasRecSettings:
+    """Dropout and epochs with the best HR@10 on the valid split."""
+    task = load_task("valid", 1_500)
+    options = [
+        SasRecSettings(dropout=dropout, epochs=epochs)
+        for dropout in ((0.4,) if quick else (0.2, 0.4, 0.6))
+        for epochs in ((10, 25) if quick else (15, 30, 60))
+    ]
+    return max(options, key=lambda s: judge(train_sasrec(task, s, vectors, 0), task)["HR@10"])
+
+
+def main() -> None:
+    """Measure, print, write."""
+    quick = is_quick()
+    if not SHARED.is_dir():
+        raise SystemExit(f"{SHARED} is absent: set GPL_SHARED_DATA to the folder of the shared data")
+    torch.set_num_threads(1 if quick else 2)
+    seeds = (0,) if quick else (0, 1, 2)
+    task = load_task("test", 1_500 if quick else None)
+    vectors = content_vectors()
+    items = tokenise(vectors, quick)
+    plain, with_content = tune_sasrec(None, quick), tune_sasrec(vectors, quick)
+    ours = Ours(epochs=5) if quick else Ours()
+    models: dict[str, Callable[[int], np.ndarray]] = {
+        "popularity": lambda _: popularity(task),
+        "content neighbours": lambda _: content_neighbours(task, vectors),
+        "SASRec": lambda seed: train_sasrec(task, plain, None, seed),
+        "SASRec + content": lambda seed: train_sasrec(task, with_content, vectors, seed),
+        "ours": lambda seed: train_ours(task, items, ours, seed),
+    }
+    for name, variant in {
+        "ours, mean start": replace(ours, codebook=False),
+        "ours, no content": replace(ours, content=False),
+        "ours, no walks": replace(ours, walks=0),
+    }.items():
+        models[name] = lambda seed, variant=variant: train_ours(task, items, variant, seed)
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, model in models.items():
+        for seed in seeds[:1] if name in ("popularity", "content neighbours") else seeds:
+            for metric, value in judge(model(seed), task).items():
+                found.setdefault(name, {}).setdefault(metric, []).append(value)
+        print(name, {m: round(statistics.mean(v), 4) for m, v in found[name].items()}, flush=True)
+    figures: dict[str, Figure] = {}
+    for name, metrics in found.items():
+        for metric, values in metrics.items():
+            mean = statistics.mean(values)
+            if name == "ours" and metric in ("HR@10", "NDCG@10"):
+                rival = statistics.mean(found["SASRec + content"][metric])
+                figures[f"{name}: {metric}"] = at_least(mean, round(rival, 4), "share")
+            else:
+                figures[f"{name}: {metric}"] = Figure(mean, "share")
+            if len(values) > 1:
+                figures[f"{name}: {metric}, spread over seeds"] = Figure(statistics.stdev(values), "share")
+    title = (
+        f"next item, {task.items} candidates, {len(task.targets)} test events, {len(seeds)} seed(s), {device_name()}; "
+        f"SASRec {plain}, with content {with_content}"
+    )
+    report("interest_quality", figures, quick, title)
+
+
+def _history(items: Items, row: np.ndarray) -> History:
+    return History(items.catalogue.sids_of(row), np.ones(len(row), dtype=bool), row)
+
+
+if __name__ == "__main__":
+    main()

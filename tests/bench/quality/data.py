@@ -1,0 +1,100 @@
+"""Amazon Industrial as next-item prediction, and how a ranking is judged."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
+
+SHARED = Path(os.environ.get("GPL_SHARED_DATA", "../shared/data")) / "amazon_industrial"
+MOST_EVENTS = 20
+RANKED = 10
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows to train on and events to predict, as item numbers; the candidate set is the whole catalogue."""
+
+    items: int
+    train: Sequence[np.ndarray]
+    """int [n >= 2] each: a user's events up to the split."""
+    histories: Sequence[np.ndarray]
+    """int [1 .. MOST_EVENTS] each: what precedes a target, events of the judged split included."""
+    targets: np.ndarray
+    """int64 [T]"""
+    counts: np.ndarray
+    """int64 [items]: occurrences in the training rows."""
+
+    @property
+    def is_tail(self) -> np.ndarray:
+        """bool [T]: targets among the 80 % of items least frequent in training."""
+        rank = np.empty(self.items, dtype=np.int64)
+        rank[np.argsort(-self.counts, kind="stable")] = np.arange(self.items)
+        return rank[self.targets] >= self.items // 5
+
+
+def load_task(judged: str, targets: int | None = None) -> Task:
+    """``judged``: valid (rows: train) or test (rows: train and valid). ``targets``: a random sample of that many."""
+    index = {json.loads(line)["item_id"]: n for n, line in enumerate(_lines("items"))}
+    train, histories, wanted = [], [], []
+    counts = np.zeros(len(index), dtype=np.int64)
+    known = {"train"} if judged == "valid" else {"train", "valid"}
+    for line in _lines("sequences"):
+        events = json.loads(line)["events"]
+        items = np.array([index[e["item_id"]] for e in events])
+        splits = [e["split"] for e in events]
+        rows = items[[s in known for s in splits]]
+        np.add.at(counts, rows, 1)
+        if len(rows) > 1:
+            train.append(rows[-MOST_EVENTS:])
+        for place, split in enumerate(splits):
+            if split == judged and place:
+                histories.append(items[max(0, place - MOST_EVENTS) : place])
+                wanted.append(items[place])
+    chosen = np.arange(len(wanted))
+    if targets is not None and targets < len(wanted):
+        chosen = np.sort(np.random.default_rng(0).choice(len(wanted), targets, replace=False))
+    return Task(len(index), train, [histories[n] for n in chosen], np.array(wanted)[chosen], counts)
+
+
+def content_vectors() -> np.ndarray:
+    """The frozen text encoder's unit vectors of all items, float32 [items x d]."""
+    rows = [json.loads(line) for line in _lines("items")]
+    contents = [ItemContent(n, f"{r['title']}. {r['brand']}. {r['description']}"[:500]) for n, r in enumerate(rows)]
+    return build_encoder([EncoderPart("minilm", options={"max_tokens": 96})]).encode(contents).vectors
+
+
+def judge(rankings: np.ndarray, task: Task) -> dict[str, float]:
+    """HR@3, HR@10, NDCG@10, and HR@10 on tail targets; ``rankings`` int [T x >= RANKED], -1 where nothing is."""
+    hit = rankings[:, :RANKED] == task.targets[:, None]
+    gain = (hit / np.log2(np.arange(2, RANKED + 2))).sum(axis=1)
+    tail = task.is_tail
+    return {
+        "HR@3": float(hit[:, :3].any(axis=1).mean()),
+        "HR@10": float(hit.any(axis=1).mean()),
+        "NDCG@10": float(gain.mean()),
+        "tail HR@10": float(hit[tail].any(axis=1).mean()),
+    }
+
+
+def popularity(task: Task) -> np.ndarray:
+    """The most frequent items, for everyone."""
+    return np.tile(np.argsort(-task.counts, kind="stable")[:RANKED], (len(task.targets), 1))
+
+
+def content_neighbours(task: Task, vectors: np.ndarray) -> np.ndarray:
+    """The items nearest to the last one by content, itself among them (people buy again)."""
+    last = np.array([h[-1] for h in task.histories])
+    return np.argsort(-(vectors[last] @ vectors.T), axis=1, kind="stable")[:, :RANKED]
+
+
+def _lines(name: str) -> list[str]:
+    with gzip.open(SHARED / f"{name}.jsonl.gz", "rt") as lines:
+        return list(lines)
