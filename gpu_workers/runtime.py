@@ -54,6 +54,8 @@ class Ranks:
         payload = text.encode() if self.is_main else b""
         size = torch.tensor([len(payload)], dtype=torch.int64, device=self.device)
         dist.broadcast(size, 0)
+        if not int(size):  # torch makes no buffer of nothing
+            return ""
         buffer = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
         if self.is_main:
             buffer.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
@@ -64,10 +66,12 @@ class Ranks:
         """Every rank's `text`, in rank order, on every rank."""
         if self.size == 1:
             return [text]
-        payload = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8).to(self.device)
+        data = text.encode()
+        # torch makes no buffer of nothing: at least one byte travels, its length says whether it counts
+        payload = torch.frombuffer(bytearray(data or b" "), dtype=torch.uint8).to(self.device)
         sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([len(payload)], dtype=torch.int64, device=self.device))
-        longest = int(max(int(s) for s in sizes))
+        dist.all_gather(sizes, torch.tensor([len(data)], dtype=torch.int64, device=self.device))
+        longest = max(1, *(int(s) for s in sizes))
         padded = torch.zeros(longest, dtype=torch.uint8, device=self.device)
         padded[: len(payload)] = payload
         buffers = [torch.zeros(longest, dtype=torch.uint8, device=self.device) for _ in range(self.size)]
@@ -88,7 +92,10 @@ class Ranks:
             error = caught
         code = int(self.max(exit_code_of(error) if error else 0))
         if code:
-            error = error or PeerError(code)
+            told = self.gather_text(f"{type(error).__name__}: {error}"[:2000] if error else "")
+            if error is None:
+                rank = next(r for r, text in enumerate(told) if text)
+                error = PeerError(code, f"rank {rank} failed with exit code {code}: {told[rank]}")
             error.agreed = True  # type: ignore[attr-defined]
             raise error
 
@@ -171,8 +178,8 @@ def worker_main(name: str, body: WorkerBody, argv: Sequence[str] | None = None) 
 class PeerError(GplError):
     """Another rank failed; this one stops with its code."""
 
-    def __init__(self, code: int):
-        super().__init__(f"another rank failed with exit code {code}")
+    def __init__(self, code: int, message: str):
+        super().__init__(message)
         self.code = code
 
 
