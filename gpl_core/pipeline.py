@@ -133,7 +133,7 @@ STEPS: tuple[Step, ...] = (
         reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"),
                Read("user_sequences", "through"), Read("interest_anchors", "lookup", optional=True)),
         uses=("tokenizer", "interest_model"), writes=("anchor_requests",),
-        sections=("samples.scored_exposed_share",),
+        sections=("samples.scored_exposed_share", "anchors.count", "run.seed"),
     ),
     Step(
         "generate_anchors", "deepspeed",
@@ -147,7 +147,7 @@ STEPS: tuple[Step, ...] = (
         reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"), Read("anchor_requests", "slice"),
                Read("user_sequences", "through"), Read("interest_anchors", "lookup")),
         uses=("tokenizer", "interest_model"), writes=("score_requests",),
-        sections=("samples.scored_exposed_share", "labels.block_size", "run.seed"),
+        sections=("samples.scored_exposed_share", "labels.block_size", "anchors.count", "run.seed"),
     ),
     Step(
         "score_candidates", "deepspeed",
