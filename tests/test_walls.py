@@ -1,0 +1,92 @@
+"""The walls between the rooms hold, and a bad import is refused, lazy or through another module too."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("gpl_core", "spark_jobs", "gpu_workers")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """The three packages and the tools' settings, to plant bad imports in."""
+    root = tmp_path_factory.mktemp("tree")
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, root / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", root)
+    return root
+
+
+def lint(root: Path) -> tuple[int, str]:
+    """Exit code and output of import-linter over the packages under `root`."""
+    tool = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([tool, "--no-cache"], cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout
+
+
+def test_the_walls_hold_as_the_code_stands(copy):
+    code, said = lint(copy)
+    assert code == 0, said
+    assert "0 broken" in said
+
+
+def test_bad_imports_are_refused_each_under_its_walls_name(copy):
+    """All planted at once: one report must name every one of them."""
+    planted = {
+        "spark_jobs/bad_direct.py": "def late():\n    import torch\n    return torch\n",
+        "spark_jobs/bad_through_core.py": "from gpl_core.sids import trie, tokenizer\n",
+        "gpu_workers/bad_spark.py": "def late():\n    from pyspark.sql import functions\n    return functions\n",
+        "gpl_core/bad_spark.py": "import pyspark\n",
+        "gpl_core/bad_room.py": "def late():\n    import gpu_workers.feed\n    return gpu_workers\n",
+        "gpl_core/labels/calibration.py": (copy / "gpl_core/labels/calibration.py").read_text() + "\nimport torch\n",
+        "spark_jobs/bad_cli.py": "import gpl_core.cli\n",
+    }
+    kept = {name: (copy / name).read_text() for name in planted if (copy / name).exists()}
+    for name, text in planted.items():
+        (copy / name).write_text(text)
+    try:
+        code, said = lint(copy)
+    finally:
+        for name in planted:
+            (copy / name).write_text(kept[name]) if name in kept else (copy / name).unlink()
+    assert code != 0
+    for part in (
+        "spark_jobs.bad_direct -> torch",
+        "spark_jobs.bad_through_core ->",
+        "gpu_workers.bad_spark -> pyspark",
+        "gpl_core.bad_spark -> pyspark",
+        "gpl_core.bad_room -> gpu_workers",
+        "gpl_core.labels.calibration -> torch",
+        "spark_jobs.bad_cli -> gpl_core.cli",
+    ):
+        assert part in said, f"'{part}' is not named:\n{said}"
+
+
+@pytest.mark.parametrize("room", ["gpl_core", "spark_jobs", "gpu_workers", "schemas"])
+def test_importing_a_package_runs_nothing(room):
+    """`__init__.py` files hold a docstring and at most the version: no import drags a room in."""
+    import ast
+
+    for path in (ROOT / room).rglob("__init__.py"):
+        body = ast.parse(path.read_text()).body
+        assert isinstance(body[0], ast.Expr), f"{path} says what its package is"
+        assert all(isinstance(node, ast.Assign) for node in body[1:]), f"{path} imports or runs something"
+
+
+def test_no_module_unpickles_or_trusts_remote_code():
+    """Lint catches pickle.load; these are the other doors."""
+    import re
+
+    doors = re.compile(r"import pickle|torch\.load\(|allow_pickle=True|trust_remote_code=True|\beval\(")
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                code = line.split("#")[0]
+                if doors.search(code) and not re.search(r"\.eval\(\)|model\.eval", code):
+                    pytest.fail(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
