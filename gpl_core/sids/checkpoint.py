@@ -32,17 +32,19 @@ def save_checkpoint(
     os.replace(partial, target / _NAME)
 
 
-def load_checkpoint(
-    folder: str | Path, identity: Mapping[str, object], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> int:
-    """Restores the state in place and returns the finished epochs; 0 when there is none, or it is another run's."""
+def finished_epochs(folder: str | Path, identity: Mapping[str, object]) -> int:
+    """Finished epochs of the checkpoint in ``folder``; 0 when there is none, or it is another run's."""
     path = Path(folder) / _NAME
     if not path.is_file():
         return 0
     with safe_open(path, framework="pt") as held:
         facts = held.metadata()
-        if facts["identity"] != _canonical(identity):
-            return 0
+    return int(facts["done"]) if facts["identity"] == _canonical(identity) else 0
+
+
+def load_checkpoint(folder: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restores the state in place from the checkpoint in ``folder``."""
+    with safe_open(Path(folder) / _NAME, framework="pt") as held:
         tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (safe_open is no mapping)
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     states: dict[int, dict[str, torch.Tensor]] = {}
@@ -51,7 +53,6 @@ def load_checkpoint(
             _, number, key = name.split(".", 2)
             states.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(facts["done"])
 
 
 def _canonical(identity: Mapping[str, object]) -> str:

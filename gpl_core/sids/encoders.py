@@ -99,8 +99,7 @@ class FusionEncoder:
     """Weighted concatenation of unit parts, renormalised (ours). A missing modality is a zero part and is counted.
 
     An item is rejected when a part rejects its content (broken picture, NaN) or when all parts are missing. Parts run
-    in
-    threads of their own, so that pictures are decoded while the text model works.
+    in threads of their own, so that pictures are decoded while the text model works.
     """
 
     def __init__(self, parts: Sequence[PartEncoder], weights: Sequence[float]) -> None:

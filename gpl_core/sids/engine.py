@@ -12,8 +12,7 @@ class TrainEngine(Protocol):
     """Forward, backward and optimiser steps of one model on all ranks.
 
     An optimiser step is made of ``parts`` calls of ``step`` on each rank; the applied gradient is the sum of the
-    gradients of
-    all parts on all ranks.
+    gradients of all parts on all ranks.
     """
 
     rank: int

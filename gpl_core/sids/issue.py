@@ -55,8 +55,8 @@ def issue(
 
     ``encoded`` and ``embeddings`` [N x d] are the new items', sorted by item_index; ``last_codebook`` [C x k] is the
     tokeniser's; ``published`` int [M x L] and ``published_embeddings`` [M x d] are what is in force. An item with the
-    content
-    of a published one shares its SID; all others get a SID that nobody has, inside their prefix, where codes are left.
+    content of a published one shares its SID; all others get a SID that nobody has, inside their prefix, where codes
+    are left.
     """
     codes = encoded.codes
     near = _same_prefix(codes, published)

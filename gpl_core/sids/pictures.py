@@ -76,8 +76,7 @@ class PictureReader:
 
 class HogColorEncoder:
     """Shape and colour of a picture: histogram of oriented gradients (Dalal & Triggs 2005), an HSV histogram and a
-    coarse
-    colour layout, each of unit length, concatenated and renormalised (the combination: ours)."""
+    coarse colour layout, each of unit length, concatenated and renormalised (the combination: ours)."""
 
     name = "hog_color"
     lacking = "no picture"

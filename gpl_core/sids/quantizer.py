@@ -3,8 +3,7 @@
 Legend for shapes: B rows, L levels, C codes per level, k latent width.
 
 Sources: residual quantisation (Lee 2022, RQ-VAE), straight-through gradient, commitment loss and EMA codebooks with
-Laplace
-smoothing (van den Oord 2017; Razavi 2019). tests/gpl_core/sids holds them against vector-quantize-pytorch.
+Laplace smoothing (van den Oord 2017; Razavi 2019). tests/gpl_core/sids holds them against vector-quantize-pytorch.
 """
 
 from __future__ import annotations

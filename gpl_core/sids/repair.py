@@ -2,8 +2,7 @@
 possible.
 
 Items with the same embedding share a SID on purpose; published SIDs are fixed and their codes are taken. The repair
-stays
-inside the item's own (c_1 .. c_(L-1)), so that a moved item keeps its meaning down to the last level.
+stays inside the item's own (c_1 .. c_(L-1)), so that a moved item keeps its meaning down to the last level.
 
 Legend for shapes: N items, M published items, L levels, C codes per level, k latent width, d embedding width.
 """
@@ -44,8 +43,7 @@ def duplicates(codes: np.ndarray, embeddings: Rows) -> np.ndarray:
     """The first row with the same content, int64 [N] (its own number where there is none before it).
 
     Compared are rows of one SID only: ``codes`` int [N x L] as the tokeniser gave them; equal embeddings get equal
-    codes.
-    ``embeddings`` [N x d] may be a memory map: rows are read bucket by bucket.
+    codes. ``embeddings`` [N x d] may be a memory map: rows are read bucket by bucket.
     """
     first = np.arange(len(codes), dtype=np.int64)
     key = row_numbers(codes)
@@ -66,8 +64,7 @@ def published_twins(
     """The published row with the same content, int64 [N]; -1 where there is none.
 
     Compared are rows of one prefix, for a published item may have been moved: ``codes`` int [N x L], ``published``
-    int [M x L],
-    and their embeddings [N x d] and [M x d].
+    int [M x L], and their embeddings [N x d] and [M x d].
     """
     twin = np.full(len(codes), -1, dtype=np.int64)
     if not len(codes) or not len(published):
@@ -97,16 +94,13 @@ def repair(
     """Gives every content a SID of its own, within its prefix, where codes are left.
 
     ``codes`` int [N x L] and ``last_residual`` float [N x k] are a tokeniser's, ``last_codebook`` [C x k] is its last
-    one;
-    ``first`` int [N] says which rows are the same content (see ``duplicates``; default: none); ``taken`` int [M x L]
-    are
-    published SIDs, which nobody else may have. Row order decides ties: callers sort by item_index.
+    one; ``first`` int [N] says which rows are the same content (see ``duplicates``; default: none); ``taken`` int [M
+    x L] are published SIDs, which nobody else may have. Row order decides ties: callers sort by item_index.
 
     Within a prefix with collisions the change is a minimum-cost assignment (Hungarian method, SciPy): the fewest
-    moved items,
-    and among those changes the least growth of squared distance to the code. In a prefix of more than ``exact_limit``
-    contents
-    the nearest item keeps a crowded code and the others take, nearest first, the nearest free code.
+    moved items, and among those changes the least growth of squared distance to the code. In a prefix where more
+    than ``exact_limit`` contents want crowded codes, the nearest one keeps a code and the others take, nearest first,
+    the nearest free code.
     """
     out = np.array(codes, dtype=np.int32)
     if not len(out):
@@ -116,6 +110,8 @@ def repair(
     fixed = np.empty((0, out.shape[1]), dtype=np.int32) if taken is None else np.asarray(taken, dtype=np.int32)
     shared_sid = np.zeros(len(out), dtype=bool)
     size = len(last_codebook)
+    book = np.asarray(last_codebook, dtype=np.float64)
+    book_square = np.square(book).sum(axis=1)
     wished = np.concatenate([out[heads], fixed])
     sid, prefix = row_numbers(wished), row_numbers(wished[:, :-1])
     crowded = np.zeros(prefix.max(initial=0) + 1, dtype=bool)
@@ -127,9 +123,14 @@ def repair(
         free = np.ones(size, dtype=bool)
         free[fixed[rows[rows >= len(heads)] - len(heads), -1]] = False
         own = out[new, -1].astype(np.int64)
-        if not len(new) or (free[own].all() and len(np.unique(own)) == len(own)):
+        contested = (np.bincount(own, minlength=size)[own] > 1) | ~free[own]
+        if not contested.any():
             continue
-        distance = _squared_distances(last_residual[new], last_codebook)
+        # Whoever has a code to itself keeps it: each move of such an item would be one move more than needed.
+        free[own[~contested]] = False
+        new, own = new[contested], own[contested]
+        residual = np.asarray(last_residual[new], dtype=np.float64)
+        distance = np.square(residual).sum(axis=1)[:, None] - 2.0 * residual @ book.T + book_square
         chosen = (_assign_exactly if len(new) <= exact_limit else _assign_greedily)(distance, own, free)
         out[new, -1] = chosen
         shared_sid[new] = (np.bincount(chosen, minlength=size) + ~free)[chosen] > 1
@@ -142,6 +143,10 @@ def _assign_exactly(distance: np.ndarray, own: np.ndarray, free: np.ndarray) -> 
     bool [C]."""
     n = len(own)
     columns = np.flatnonzero(free)
+    if len(columns) > n:
+        # The n nearest free codes and its own are enough for each content: the others can take n - 1 of them at most.
+        near = np.argpartition(distance[:, columns], n - 1, axis=1)[:, :n]
+        columns = np.unique(np.concatenate([columns[near].reshape(-1), own[free[own]]]))
     growth = distance - distance[np.arange(n), own][:, None]
     move = 1.0 + n * (np.abs(growth).max() + 1.0)  # one move costs more than any growth of all others
     cost = growth[:, columns] + move * (columns[None, :] != own[:, None])
@@ -170,11 +175,6 @@ def _assign_greedily(distance: np.ndarray, own: np.ndarray, free: np.ndarray) ->
         chosen[n] = np.where(free, distance[n], np.inf).argmin()
         free[chosen[n]] = False
     return chosen
-
-
-def _squared_distances(x: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    x64, c64 = np.asarray(x, dtype=np.float64), np.asarray(codebook, dtype=np.float64)
-    return np.square(x64).sum(axis=1)[:, None] - 2.0 * x64 @ c64.T + np.square(c64).sum(axis=1)
 
 
 def row_numbers(codes: np.ndarray) -> np.ndarray:

@@ -3,12 +3,11 @@
 Legend for shapes: N items, d embedding width, k latent width, L levels, C codes per level, B rows of a batch.
 
 The recipe is the project's own (ours), measured on Amazon Industrial: autoencoder warm-up, residual k-means start on
-all items,
-EMA codebooks, revival of dead codes from items with a large residual, AdamW with a one-cycle learning rate.
+all items, EMA codebooks, revival of dead codes from items with a large residual, AdamW with a one-cycle learning
+rate.
 
 One rank and two give the same bits: a batch is always cut into the same shards, gradients and codebook statistics are
-summed
-over shards in the same order, and everything that is decided once (k-means, revival) is decided on rank 0 and
+summed over shards in the same order, and everything that is decided once (k-means, revival) is decided on rank 0 and
 broadcast.
 """
 
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gpl_core.errors import ContractError
-from gpl_core.sids.checkpoint import load_checkpoint, save_checkpoint
+from gpl_core.sids.checkpoint import finished_epochs, load_checkpoint, save_checkpoint
 from gpl_core.sids.engine import LocalEngine, TrainEngine
 from gpl_core.sids.kmeans import residual_kmeans
 from gpl_core.sids.quantizer import Assignment, ResidualQuantizer, assign
@@ -150,8 +149,7 @@ def fit(
     rank.
 
     With ``checkpoint_dir``, a killed run that is started again with the same input continues and gives the
-    undisturbed result.
-    ``engine`` runs forward, backward and the optimiser step (default: plain torch, one rank).
+    undisturbed result. ``engine`` runs forward, backward and the optimiser step (default: plain torch, one rank).
     Raises ContractError for zero or NaN rows, for N = 0, and for fewer items than ranks.
     """
     checked_embeddings(embeddings)
@@ -162,9 +160,7 @@ def fit(
             f"ranks."
         )
     run = _Run(embeddings, settings, engine)
-    first_epoch = 0
-    if checkpoint_dir is not None:
-        first_epoch = load_checkpoint(checkpoint_dir, run.identity, run.model, run.optimizer)
+    first_epoch = run.resume(checkpoint_dir) if checkpoint_dir is not None else 0
     for epoch in range(first_epoch, settings.epochs):
         figures = run.epoch(epoch)
         if engine.rank == 0:
@@ -238,6 +234,18 @@ class _Run:
         facts["hidden"] = list(self.settings.hidden)
         facts["sample_mean"] = [round(float(v), 6) for v in self.mean[:8]]
         return facts
+
+    def resume(self, folder: str | Path) -> int:
+        """Restores a checkpoint that all ranks see alike; returns the finished epochs, 0 to begin anew."""
+        done = finished_epochs(folder, self.identity)
+        first = torch.tensor([float(done)], device=self.engine.device)
+        self.engine.broadcast(first)
+        # On machines without a shared disk only rank 0's has the file: then nobody may take it.
+        alike = self.engine.sum(torch.tensor([float(first.item() == done)], device=self.engine.device))
+        if not done or int(alike.item()) != self.engine.world:
+            return 0
+        load_checkpoint(folder, self.model, self.optimizer)
+        return done
 
     def is_checkpoint(self, done: int) -> bool:
         """About forty checkpoints a run, and never one after the last epoch, which ends in the artifact."""

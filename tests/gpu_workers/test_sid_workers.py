@@ -237,6 +237,40 @@ def test_a_failed_gate_refuses_and_keeps_the_tokenizer_in_force(house):
     assert house.tokenizers() == published
 
 
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_training_publishes_what_an_undisturbed_one_does(tmp_path, monkeypatch):
+    bytes_of = []
+    for name in ("undisturbed", "killed"):
+        house = House(tmp_path / name)
+        house.folder.mkdir()
+        house.write_items([item(n, v) for n, v in enumerate(clustered(60))])
+        house.run("encode_items")
+        if name == "killed":
+            with monkeypatch.context() as patch:
+                write, done = train_tokenizer.DeepSpeedEngine.scalars, []
+
+                def kill_at_17(engine, figures, step, write=write, done=done):
+                    write(engine, figures, step)
+                    done.append(step)
+                    if step == 17:
+                        raise Killed
+
+                patch.setattr(train_tokenizer.DeepSpeedEngine, "scalars", kill_at_17)
+                with pytest.raises(Killed):
+                    house.run("train_tokenizer")
+                assert house.tokenizers() == []
+                house.run("train_tokenizer")
+                assert done[17:] == list(range(18, 41))
+        else:
+            house.run("train_tokenizer")
+        bytes_of.append((house.folder / "lake/artifacts/tokenizer" / house.tokenizers()[0]).joinpath(
+            "tokenizer.safetensors").read_bytes())  # fmt: skip
+    assert bytes_of[0] == bytes_of[1]
+
+
 def test_the_tokenizer_sees_no_content_from_the_run_date_on(house):
     vectors = clustered(60)
     house.write_items([item(n, v, day="2026-01-02" if n >= 50 else "2026-01-01") for n, v in enumerate(vectors)])
