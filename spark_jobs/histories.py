@@ -14,12 +14,13 @@ from spark_jobs.columns import unit_hash
 from spark_jobs.session import SparkStep
 
 
-def newest_snapshot(snapshot: Snapshot, until: date) -> date | None:
-    """The last date up to `until` whose slice of user_sequences holds every user, by the commits' marks."""
+def newest_snapshot(snapshot: Snapshot, until: date, sid_version: str) -> date | None:
+    """The last date up to `until` whose slice holds every user's sequence of `sid_version`, by the commits' marks."""
     found: dict[str, bool] = {}
     for _, mark in snapshot.marks():
         for name in mark.slices:
-            found.setdefault(name, bool(mark.details.get("snapshot")))
+            whole = bool(mark.details.get("snapshot")) and mark.details.get("sid_version") == sid_version
+            found.setdefault(name, whole)
     dates = [date.fromisoformat(name) for name, whole in found.items() if whole]
     return max((d for d in dates if d <= until), default=None)
 
@@ -33,26 +34,27 @@ def latest_sequences(slices: DataFrame, sid_version: str, run_date: date, histor
     rows = F.struct("sid", "item_index", "length", "last_event_time", "sequence_hash", "sid_version")
     oldest = int(start_of(run_date - timedelta(days=history_days)).timestamp() * 1_000_000)
     return (
-        slices.where(F.col("dt") <= F.lit(run_date))
+        slices.where((F.col("dt") <= F.lit(run_date)) & (F.col("sid_version") == sid_version))
         .groupBy("user_id")
         .agg(F.max_by(rows, "dt").alias("row"))
         .select("user_id", "row.*")
-        .where((F.col("sid_version") == sid_version) & (F.col("last_event_time") >= oldest))
+        .where(F.col("last_event_time") >= oldest)
     )
 
 
 def read_latest_sequences(step: SparkStep) -> DataFrame:
     """`latest_sequences` of the run date, reading no slice before the newest snapshot."""
     snapshot = step.context.snapshot("user_sequences")
-    start = newest_snapshot(snapshot, step.run_date) or min(snapshot.slices(), default=step.run_date)
-    slices = step.read_dates("user_sequences", start, step.run_date)
     version = step.context.artifact("tokenizer").version
+    start = newest_snapshot(snapshot, step.run_date, version) or min(snapshot.slices(), default=step.run_date)
+    slices = step.read_dates("user_sequences", start, step.run_date)
     return latest_sequences(slices, version, step.run_date, step.config.sequences.history_days)
 
 
-def scored_pairs(unexposed: DataFrame, exposed: DataFrame, share: float) -> DataFrame:
+def scored_pairs(unexposed: DataFrame, exposed: DataFrame, share: float, seed: int) -> DataFrame:
     """Distinct (user_id, item_index, source): unexposed pairs, a hashed share of exposed ones, all uniform ones."""
-    chosen = exposed.where(~F.col("is_random")).where(unit_hash(F.col("request_id"), F.col("item_id")) < share)
+    chance = unit_hash(F.col("request_id"), F.col("item_id"), F.lit(seed))
+    chosen = exposed.where(~F.col("is_random") & (chance < share))
     parts = {"unexposed": unexposed, "exposed": chosen, "uniform": exposed.where("is_random")}
     frames = [f.select("user_id", "item_index", F.lit(s).alias("source")) for s, f in parts.items()]
     return frames[0].union(frames[1]).union(frames[2]).distinct()
@@ -62,16 +64,16 @@ def read_scored_pairs(step: SparkStep) -> DataFrame:
     """`scored_pairs` of the run date."""
     return scored_pairs(
         step.read_slice("unexposed_samples"), step.read_slice("exposed_samples"),
-        step.config.samples.scored_exposed_share,
+        step.config.samples.scored_exposed_share, step.config.run.seed,
     )  # fmt: skip
 
 
 def cached_anchors(step: SparkStep, model_version: str) -> DataFrame:
-    """The anchor cache of one model: one row per (user_id, sequence_hash)."""
+    """The anchor cache of one model: one row per (user_id, sequence_hash), of as many anchors as configured."""
     table = step.read("interest_anchors") if step.context.has("interest_anchors") else step.empty("interest_anchors")
     rows = F.struct("anchor_sids", "log_prob")
     return (
-        table.where(F.col("model_version") == model_version)
+        table.where((F.col("model_version") == model_version) & (F.size("log_prob") == step.config.anchors.count))
         .groupBy("user_id", "sequence_hash")
         .agg(F.max_by(rows, "dt").alias("row"))
         .select("user_id", "sequence_hash", "row.*")

@@ -8,13 +8,15 @@ A slice of user_sequences holds the users whose sequence may differ from their r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import Any
 
 from pyspark.sql import Column, DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
-from gpl_core.lake import Snapshot
+from gpl_core.lake import SliceMark, Snapshot
 from spark_jobs.columns import padded, sids_in_force, unit_hash
 from spark_jobs.session import SparkStep, job_main
 
@@ -27,20 +29,46 @@ class Base:
 
     day: date | None
     snapshot: bool  # the new slice holds all users
+    item_sids: int = -1  # version of item_sids that the base was made from
 
 
-def choose_base(table: Snapshot | None, run_date: date, sid_version: str, snapshot_every: int) -> Base:
-    """The newest slice before `run_date` of the same SIDs, unless the next snapshot is due."""
-    slices: dict[date, tuple[str, bool]] = {}
+def choose_base(
+    table: Snapshot | None, run_date: date, snapshot_every: int, made_from: Mapping[str, Any], events: Mapping[str, str]
+) -> Base:
+    """The newest slice before `run_date` that a new one may build on, unless the next snapshot is due.
+
+    Args:
+        made_from: what a slice's mark must say alike: sid_version and settings.
+        events: date -> digest of the interactions as they are now. A base that saw other rows of a date before it
+            (late or corrected data) cannot be built on: whose sequence that changed is not known.
+    """
+    marks: dict[date, SliceMark] = {}
     for _, mark in table.marks() if table else ():
         for name in mark.slices:
-            details = (str(mark.details.get("sid_version")), bool(mark.details.get("snapshot")))
-            slices.setdefault(date.fromisoformat(name), details)
-    usable = {d: whole for d, (version, whole) in slices.items() if d < run_date and version == sid_version}
-    snapshots = [d for d, whole in usable.items() if whole]
+            marks.setdefault(date.fromisoformat(name), mark)
+    alike = {d: m.details for d, m in marks.items() if all(m.details.get(k) == v for k, v in made_from.items())}
+    usable = {d: details for d, details in alike.items() if d < run_date}
+    snapshots = [d for d, details in usable.items() if details.get("snapshot")]
     if not snapshots or (run_date - max(snapshots)).days >= snapshot_every:
         return Base(None, snapshot=True)
-    return Base(max(usable), snapshot=False)
+    newest = max(usable)
+    saw = usable[newest].get("events", {})
+    if any(saw.get(d) != digest for d, digest in events.items() if d < newest.isoformat()):
+        return Base(None, snapshot=True)
+    return Base(newest, snapshot=False, item_sids=int(usable[newest].get("item_sids", -1)))
+
+
+def event_digests(table: Snapshot, start: date, end: date) -> dict[str, str]:
+    """ISO date -> short digest of the live files of that date; dates without rows too."""
+    days = [start + timedelta(days=i) for i in range((end - start).days + 1)]
+    return {d.isoformat(): Snapshot.digest(table.select(start=d, end=d))[:8] for d in days}
+
+
+def moved_items(now: DataFrame, then: DataFrame) -> DataFrame:
+    """item_index of the items whose semantic ID in force differs between two states of item_sids."""
+    key = ["item_index", "sid"]
+    new, gone = now.join(then, key, "left_anti"), then.join(now, key, "left_anti")
+    return new.select("item_index").union(gone.select("item_index")).distinct()
 
 
 def changed_users(interactions: DataFrame, base: date, run_date: date, history_days: int) -> DataFrame:
@@ -107,17 +135,23 @@ def run(step: SparkStep) -> None:
     context, config, day = step.context, step.config.sequences, step.run_date
     sid_version = context.artifact("tokenizer").version
     lake = context.lake
-    base = choose_base(
-        lake.open("user_sequences") if lake.exists("user_sequences") else None, day, sid_version, config.snapshot_every
-    )
-    yesterday = day - timedelta(days=1)
-    oldest = day - timedelta(days=config.history_days)
-    events = step.read_dates("interactions", oldest, yesterday)
+    yesterday, window = day - timedelta(days=1), timedelta(days=config.history_days)
+    digests = event_digests(context.snapshot("interactions"), day - window, yesterday)
+    made_from = {"sid_version": sid_version, "settings": step.config.hash_of("sequences", "run.seed")}
+    table = lake.open("user_sequences") if lake.exists("user_sequences") else None
+    base = choose_base(table, day, config.snapshot_every, made_from, digests)
+    sids_version = context.snapshot("item_sids").version
+    sids = sids_in_force(step.read("item_sids"), sid_version)
+    events = step.read_dates("interactions", day - window, yesterday)
     if base.day is not None:
         # What left the window since the base is read to find its users, not to enter their sequences.
-        seen = step.read_dates("interactions", base.day - timedelta(days=config.history_days), yesterday)
-        events = events.join(changed_users(seen, base.day, day, config.history_days), "user_id", "left_semi")
-    sids = sids_in_force(step.read("item_sids"), sid_version)
+        seen = step.read_dates("interactions", base.day - window, yesterday)
+        users = changed_users(seen, base.day, day, config.history_days)
+        if sids_version != base.item_sids:
+            then = sids_in_force(step.read_version("item_sids", base.item_sids), sid_version)
+            moved = events.join(moved_items(sids, then), "item_index", "left_semi")
+            users = users.union(moved.select("user_id")).distinct()
+        events = events.join(users, "user_id", "left_semi")
     observed = Observation(f"sequences_{day}_{context.run_id}")
     with_sid = (
         events.join(sids, "item_index", "left")
@@ -133,19 +167,20 @@ def run(step: SparkStep) -> None:
         seed=step.config.run.seed, run_date=day,
     )  # fmt: skip
     details = {
-        "snapshot": base.snapshot, "base": base.day.isoformat() if base.day else "", "sid_version": sid_version
+        **made_from, "snapshot": base.snapshot, "base": base.day.isoformat() if base.day else "",
+        "item_sids": sids_version,
     }  # fmt: skip
     # As many files as shuffle partitions, so that every rank of a trainer gets some.
     parts = int(step.spark.conf.get("spark.sql.shuffle.partitions"))
-    step.write_slice("user_sequences", rows.repartition(parts, "user_id"), details=details)
+    step.write_slice("user_sequences", rows.repartition(parts, "user_id"), details={**details, "events": digests})
     found = observed.get
     context.counts.rows_in = found["events"]
     context.counts.rows_dropped = found["without_sid"]
     context.counts.details = {**details, "events_without_sid": found["without_sid"]}
 
-    window = day - timedelta(days=config.stats_days)
-    liked = step.read_dates("interactions", window, yesterday)
-    shown = step.read_dates("impressions", window, yesterday)
+    # Positives are counted over the window that the sequences come from, exposures over a window of their own.
+    liked = step.read_dates("interactions", day - window, yesterday)
+    shown = step.read_dates("impressions", day - timedelta(days=config.stats_days), yesterday)
     items = count_stats(liked, shown, "item_index", day)
     # One row, broadcast: the sum over the window's positives.
     total = items.agg(F.greatest(F.sum("positives"), F.lit(1)).alias("_all"))
