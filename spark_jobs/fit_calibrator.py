@@ -63,24 +63,29 @@ class Clicks:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Pairs per cell of the similarity grid, each array [GRID_CELLS].
+    """The run date's scores: its unexposed pairs per cell of the similarity grid, each array [GRID_CELLS].
 
     Attributes:
         rows: pairs in the cell.
         fractions: their mean place inside the cell, in [0, 1]; 0.5 where the cell is empty.
+        model_versions: what scored the pairs of all sources.
     """
 
     rows: np.ndarray
     fractions: np.ndarray
+    model_versions: frozenset[str]
 
 
 # ---- DataFrame functions -----------------------------------------------------------------------------------------
 
 
 def similarity_cells(pairs: DataFrame) -> DataFrame:
-    """cell, rows, fraction: at most GRID_CELLS rows from any number of pairs."""
-    return pairs.groupBy(F.expr(cell_sql("similarity")).alias("cell")).agg(
-        F.count(F.lit(1)).alias("rows"), F.avg(F.expr(fraction_sql("similarity"))).alias("fraction")
+    """source, cell, rows, fraction, oldest, newest (model_version): at most GRID_CELLS rows per source."""
+    return pairs.groupBy("source", F.expr(cell_sql("similarity")).alias("cell")).agg(
+        F.count(F.lit(1)).alias("rows"),
+        F.avg(F.expr(fraction_sql("similarity"))).alias("fraction"),
+        F.min("model_version").alias("oldest"),
+        F.max("model_version").alias("newest"),
     )
 
 
@@ -142,11 +147,13 @@ def count_clicks(shown: DataFrame, source: str) -> Clicks:
 
 
 def collect_histogram(pairs: DataFrame) -> Histogram:
-    """The similarity histogram of `pairs` on the driver: GRID_CELLS numbers."""
-    rows, fractions = np.zeros(GRID_CELLS), np.full(GRID_CELLS, 0.5)
+    """The histogram of `pairs` on the driver: one bounded aggregation."""
+    rows, fractions, versions = np.zeros(GRID_CELLS), np.full(GRID_CELLS, 0.5), set()
     for row in similarity_cells(pairs).collect():
-        rows[row["cell"]], fractions[row["cell"]] = row["rows"], row["fraction"]
-    return Histogram(rows, fractions)
+        versions |= {row["oldest"], row["newest"]}
+        if row["source"] == "unexposed":
+            rows[row["cell"]], fractions[row["cell"]] = row["rows"], row["fraction"]
+    return Histogram(rows, fractions, frozenset(versions))
 
 
 def target_rate(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[float, dict[str, Any]]:
@@ -167,11 +174,12 @@ def target_rate(step: SparkStep, settings: Settings, first: date, last: date) ->
     }  # fmt: skip
 
 
-def quantile(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[Calibrator, dict[str, Any]]:
+def quantile(
+    step: SparkStep, settings: Settings, histogram: Histogram, first: date, last: date
+) -> tuple[Calibrator, dict[str, Any]]:
     """The `quantile` calibrator of the run date's distinct unexposed pairs, and what to say about it."""
     rate, details = target_rate(step, settings, first, last)
     day = step.run_date.isoformat()
-    histogram = collect_histogram(step.read_slice("pair_scores").where(F.col("source") == "unexposed"))
     pairs = int(histogram.rows.sum())
     if pairs:
         knots = fit_quantile(histogram.rows, rate, settings.family, settings.spread, histogram.fractions)
@@ -269,13 +277,15 @@ def run(step: SparkStep) -> None:
     model = context.artifact("interest_model")
     through = trained_through(context.step, step.run_date)
     first = step.run_date - timedelta(days=settings.window_days)
-    versions = step.read_slice("pair_scores").agg(F.min("model_version"), F.max("model_version")).first()
+    histogram = collect_histogram(step.read_slice("pair_scores"))
     require_one_version(
-        list(versions), model.version, f"pair_scores dt={step.run_date}", "the interest_model in force",
-        f"run score_requests and score_candidates for {step.run_date} again",
+        sorted(histogram.model_versions), model.version, f"pair_scores dt={step.run_date}",
+        "the interest_model in force", f"run score_requests and score_candidates for {step.run_date} again",
     )  # fmt: skip
-    make = quantile if settings.kind == "quantile" else fitted
-    calibrator, details = make(step, settings, first, through)
+    if settings.kind == "quantile":
+        calibrator, details = quantile(step, settings, histogram, first, through)
+    else:
+        calibrator, details = fitted(step, settings, first, through)
     before = context.artifacts.in_force_or_none("calibrator", through)
     details |= check_rate(calibrator.fitted_on.base_rate, before, settings)
     metrics: Mapping[str, Any] = {

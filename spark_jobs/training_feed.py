@@ -158,11 +158,11 @@ def shuffled(rows: DataFrame, count: int, rows_per_file: int) -> DataFrame:
 
 
 def feed_facts(exposed: DataFrame, found: DataFrame, reasons: dict[str, DataFrame | None]) -> FeedFacts:
-    """Two bounded aggregations. Labelled rows fall into one group, the others keep their pair to look up why."""
-    shown = exposed.agg(
-        F.count(F.lit(1)).alias("rows"), F.count(F.when(F.col("is_random"), 1)).alias("random"),
-        F.coalesce(F.sum("label"), F.lit(0)).alias("labels"),
-    ).first()  # fmt: skip
+    """One bounded aggregation. Labelled rows fall into one group, the others keep their pair to look up why."""
+    seen = exposed.agg(
+        F.count(F.lit(1)).alias("exposed"), F.count(F.when(F.col("is_random"), 1)).alias("random"),
+        F.coalesce(F.sum("label"), F.lit(0)).alias("clicks"),
+    )  # fmt: skip
     without = F.col("pseudo_label").isNull()
     versions = ("model_version", "sid_version", "calibrator_version")
     groups = found.groupBy(*[F.when(without, F.col(c)).alias(c) for c in PAIR]).agg(
@@ -176,17 +176,18 @@ def feed_facts(exposed: DataFrame, found: DataFrame, reasons: dict[str, DataFram
     )
     told = unlabelled_reasons(groups, **reasons)
     names = (NO_HISTORY, NO_ANCHORS, NO_EMBEDDING, OTHER)
-    row = told.agg(
+    total = told.agg(
         *[F.coalesce(F.sum(F.when(F.col("reason") == n, F.col("missing"))), F.lit(0)).alias(n) for n in names],
         *[F.coalesce(F.sum(c), F.lit(0)).alias(c) for c in ("labelled", "shown", "labels", "weights")],
         *[F.min(f"min_{v}").alias(f"min_{v}") for v in versions],
         *[F.max(f"max_{v}").alias(f"max_{v}") for v in versions],
-    ).first()
+    )
+    row = total.crossJoin(seen).first()  # one row beside one row
     model, sid, calibrator = ((row[f"min_{v}"], row[f"max_{v}"]) for v in versions)
     return FeedFacts(
-        exposed=shown["rows"], random=shown["random"], labelled=row["labelled"],
-        left_out={n: row[n] for n in names if row[n]}, shown=row["shown"], label_sum=float(shown["labels"]),
-        pseudo_label_sum=float(row["labels"]), weight_sum=float(row["weights"]) + shown["rows"],
+        exposed=row["exposed"], random=row["random"], labelled=row["labelled"],
+        left_out={n: row[n] for n in names if row[n]}, shown=row["shown"], label_sum=float(row["clicks"]),
+        pseudo_label_sum=float(row["labels"]), weight_sum=float(row["weights"]) + row["exposed"],
         model_versions=model, sid_versions=sid, calibrator_versions=calibrator,
     )  # fmt: skip
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import uuid
 
-import fsspec
+from gpl_core.storage import filesystem
 
 
 def write_whole(uri: str, data: bytes) -> None:
     """Write `data` to `uri` so that no reader ever sees part of it."""
-    fs, path = fsspec.core.url_to_fs(uri)
+    fs, path = filesystem(uri)
     if "file" not in fs.protocol:
         fs.pipe_file(path, data)  # an object store shows an object only when it is complete
         return
@@ -21,5 +21,5 @@ def write_whole(uri: str, data: bytes) -> None:
 
 def read_text(uri: str) -> str | None:
     """The file's text, None when it does not exist."""
-    fs, path = fsspec.core.url_to_fs(uri)
+    fs, path = filesystem(uri)
     return fs.cat_file(path).decode() if fs.exists(path) else None
