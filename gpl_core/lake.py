@@ -35,6 +35,7 @@ from gpl_core.storage import filesystem
 WHOLE = "*"  # slice name of tables without a dt partition
 _COMMIT_TRIES = 15
 _COMMIT_FILE = re.compile(r"/(\d{20})\.json$")
+_NOT_IN_THE_FILES = {"deletionVectors", "columnMapping", "typeWidening"}
 _PARTITION_VALUE = re.compile("[A-Za-z0-9_=-]+")
 
 
@@ -115,6 +116,22 @@ class Snapshot:
                 f"table {self.contract.name} at {self.uri}: missing column(s) {', '.join(missing)}; "
                 f"it has {', '.join(names)}"
             )
+        partitions = self._table.metadata().partition_columns
+        if not set(self.contract.partition_by) <= set(partitions):
+            divided = ", ".join(partitions) or "nothing"
+            raise ContractError(
+                f"table {self.contract.name} at {self.uri}: partitioned by {divided}, expected "
+                f"{', '.join(self.contract.partition_by)}; write it with that partition"
+            )
+
+    @property
+    def hidden_features(self) -> list[str]:
+        """Delta features of this table that a reader of plain Parquet files would not see: wrong rows or columns."""
+        protocol = self._table.protocol()
+        found = {f.removesuffix("-preview") for f in protocol.reader_features or ()} & _NOT_IN_THE_FILES
+        if self.properties.get("delta.columnMapping.mode", "none") != "none":
+            found.add("columnMapping")
+        return sorted(found)
 
     @cached_property
     def files(self) -> tuple[DataFile, ...]:
@@ -155,8 +172,8 @@ class Snapshot:
         return tuple(chosen)
 
     def slices(self) -> tuple[date, ...]:
-        """The dates that have at least one live file, ascending."""
-        return tuple(sorted({date.fromisoformat(f.partition["dt"]) for f in self.files}))
+        """The dates that have at least one live file, ascending; a platform's rows without a date belong to none."""
+        return tuple(sorted({date.fromisoformat(d) for f in self.files if (d := f.partition["dt"]) != "None"}))
 
     def uris(self, files: Iterable[DataFile]) -> list[str]:
         """Absolute locations of `files`, as Petastorm and pyarrow take them."""

@@ -60,12 +60,18 @@ def read_batches(
     Rows come in file order, or with row groups and rows shuffled by `seed`. Memory: `queue_size` row groups.
 
     Raises:
-        ContractError: a file's footer does not fit the contract, a file vanished (vacuumed), or fewer rows came
+        ContractError: the table uses deletion vectors, column mapping or type widening, a file's footer does not fit
+            the contract, a file vanished (vacuumed), or fewer rows came
             than the log promises.
     """
     files = [f for f in files if f.rows != 0]
     if not files:
         return
+    if hidden := snapshot.hidden_features:
+        raise ContractError(
+            f"table {snapshot.contract.name}: version {snapshot.version} uses {', '.join(hidden)}, which its Parquet "
+            "files alone do not show; drop the feature (ALTER TABLE … DROP FEATURE) before workers read it"
+        )
     uris = snapshot.uris(files)
     _check_footers(snapshot, uris, columns)
     promised = Snapshot.rows(files) if all(f.rows >= 0 for f in files) else -1  # -1: the log does not say

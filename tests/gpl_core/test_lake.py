@@ -233,6 +233,30 @@ def test_a_foreign_table_may_lack_columns_that_may_be_null(tmp_path):
     assert (row["item_id"], row["brand"], row["image_embedding"]) == ("a", None, None)
 
 
+def impressions(days: list[date | None]) -> pa.Table:
+    """Raw impressions as a platform's writer makes them, one row per day."""
+    contract = load_contract("raw_impressions")
+    rows = legal_rows(contract, len(days))
+    return pa.Table.from_pylist(
+        [{**r, "dt": d} for r, d in zip(rows, days, strict=True)], schema=contract.arrow_schema()
+    )
+
+
+def test_a_foreign_table_without_the_partition_is_refused_naming_both(tmp_path):
+    deltalake.write_deltalake(str(tmp_path / "mine"), impressions([DAY]))
+    with pytest.raises(ContractError, match=r"raw_impressions.*partitioned by nothing, expected dt"):
+        Lake(str(tmp_path), {"raw_impressions": str(tmp_path / "mine")}).open("raw_impressions")
+
+
+def test_rows_without_a_date_belong_to_no_slice(tmp_path):
+    """A platform's table may hold them; ours may not."""
+    deltalake.write_deltalake(str(tmp_path / "mine"), impressions([DAY, None]), partition_by=["dt"])
+    snapshot = Lake(str(tmp_path), {"raw_impressions": str(tmp_path / "mine")}).open("raw_impressions")
+    assert snapshot.slices() == (DAY,)
+    assert len(snapshot.select(start=DAY, end=DAY)) == 1
+    assert len(snapshot.files) == 2
+
+
 def test_a_missing_table_names_its_place_and_who_makes_it(lake):
     with pytest.raises(MissingInputError, match=rf"pair_scores.*{lake.root}.*score_candidates"):
         lake.open(TABLE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,6 +200,36 @@ def test_a_file_with_another_footer_is_refused_by_column_and_file(tmp_path, chan
         next(read_batches(snapshot, files, COLUMNS))
     assert TABLE in str(caught.value)
     assert files[1].path in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("feature", "properties"),
+    [
+        ("deletionVectors", {}),
+        ("typeWidening-preview", {}),
+        ("columnMapping", {"delta.columnMapping.mode": "name"}),
+    ],
+)
+def test_a_table_whose_files_do_not_tell_all_is_refused(tmp_path, feature, properties):
+    """Someone switched on a Delta feature that Petastorm cannot see: deleted rows would train."""
+    lake = Lake(str(tmp_path))
+    write(lake, 3)
+    log = Path(lake.uri(TABLE)) / "_delta_log"
+    (metadata,) = [json.loads(line)["metaData"] for line in (log / f"{0:020d}.json").read_text().splitlines()
+                   if "metaData" in line]  # fmt: skip
+    metadata["configuration"].update(properties)
+    if feature == "columnMapping":
+        schema = json.loads(metadata["schemaString"])
+        for number, field in enumerate(schema["fields"], 1):
+            field["metadata"] |= {"delta.columnMapping.id": number, "delta.columnMapping.physicalName": field["name"]}
+        metadata["schemaString"] = json.dumps(schema)
+    writers = [feature, "appendOnly", "invariants", "checkConstraints"]
+    protocol = {"minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": [feature], "writerFeatures": writers}
+    actions = [{"commitInfo": {"timestamp": 1, "operation": "X"}}, {"protocol": protocol}, {"metaData": metadata}]
+    (log / f"{2:020d}.json").write_text("\n".join(map(json.dumps, actions)))
+    snapshot = lake.open(TABLE)
+    with pytest.raises(ContractError, match=rf"training_feed: version 2 uses {feature.removesuffix('-preview')}"):
+        next(read_batches(snapshot, snapshot.files, COLUMNS))
 
 
 def test_fewer_rows_than_the_log_promises_are_an_error(tmp_path):
