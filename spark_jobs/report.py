@@ -11,7 +11,6 @@ from datetime import timedelta
 from typing import Any
 
 from markupsafe import Markup
-from pyspark.sql import functions as F
 
 from gpl_core.artifacts import KINDS
 from gpl_core.labels.calibration import Calibrator
@@ -151,11 +150,9 @@ class Page:
             [Plot(Markup(s), c) for s, c in zip(svg, captions, strict=True)],
         )  # fmt: skip
 
-    def drift(self, found: data.Distributions) -> None:
+    def drift(self, before: data.Distributions, found: data.Distributions) -> None:
         """Warn when the labels' distribution moved since the day before."""
-        labels = self.step.read("pseudo_labels").where(F.col("dt") == F.lit(self.day - timedelta(days=1)))
-        earlier = data.distributions(labels).histograms.get(("unexposed", "pseudo_label"))
-        now = found.histograms.get(("unexposed", "pseudo_label"))
+        earlier, now = (d.histograms.get(("unexposed", "pseudo_label")) for d in (before, found))
         if earlier is None or now is None:
             return
         index = data.stability_index(earlier, now)
@@ -164,9 +161,8 @@ class Page:
                 f"Labels moved since the day before: population stability index {index:.2f} (> {DRIFT})."
             )
 
-    def calibration(self, sources: Sequence[str]) -> Section:
-        labels, shown = self.slice("pseudo_labels"), self.slice("impressions")
-        found = [c for s in sources if (c := data.calibration(labels, shown, s)).rows]
+    def calibration(self) -> Section:
+        found = data.calibrations(self.slice("pseudo_labels"), self.slice("impressions"))
         if not found:
             return Section("Are the labels right?", ["No labelled pair of this date was exposed: nothing to judge by."])
         text = [
@@ -249,11 +245,9 @@ class Page:
         found = snapshot.read(snapshot.select(start=self.day, end=self.day)).to_pylist()
         if not found:
             return Section(title, ["Nothing was judged: the day after has no impressions yet."])
-        keys = ("slice", "metric", "model", "seed")
-        columns = (*keys, "value", "low", "high", "candidate_set_size", "rows", "note")
-        rows = sorted(([r[c] for c in columns] for r in found), key=lambda r: [str(v) for v in r[:4]])
-        text = ["low and high end a 95 % interval; HR and NDCG are read together with the candidate-set size."]
-        return Section(title, text, [Table(columns, rows)])
+        text = ["In brackets the 95 % interval, the mean over seeds where there are several; read HR and NDCG together "
+                "with the candidate-set size."]  # fmt: skip
+        return Section(title, text, [compare(found)])
 
     def versions(self) -> Section:
         rows = []
@@ -290,16 +284,45 @@ class Page:
         return Section("Runs", [], [Table(columns, [[r[c] for c in columns] for r in found])] if found else [])
 
 
+def compare(evaluations: Sequence[dict[str, Any]]) -> Table:
+    """One row per slice and metric, models side by side; an undefined figure shows its reason."""
+    models = sorted({r["model"] for r in evaluations})
+    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for row in evaluations:
+        groups.setdefault((row["slice"], row["metric"]), {}).setdefault(row["model"], []).append(row)
+    rows = []
+    for (part, metric), by_model in sorted(groups.items()):
+        one = next(iter(by_model.values()))[0]
+        cells = [_figures(by_model.get(m, [])) for m in models]
+        rows.append((part, metric, *cells, one["candidate_set_size"], one["rows"], one["note"]))
+    return Table(("slice", "metric", *models, "candidate-set size", "pairs", "note"), rows)
+
+
+def _figures(rows: Sequence[dict[str, Any]]) -> str:
+    known = [r for r in rows if r["value"] is not None]
+    if not known:
+        return f"absent: {rows[0]['note']}" if rows else "absent: not measured"
+
+    def mean(name: str) -> float | None:
+        values = [r[name] for r in known]
+        return None if None in values else sum(values) / len(values)
+
+    low, high = mean("low"), mean("high")
+    interval = "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
+    return f"{mean('value'):.4f}{interval}" + (f", {len(known)} seeds" if len(known) > 1 else "")
+
+
 def build(step: SparkStep) -> str:
     """The page of the run date."""
     page = Page(step)
     context = step.context
     calibrator = load_calibrator(context.artifacts, context.artifact("calibrator"))
-    found = data.distributions(page.slice("pseudo_labels"))
-    page.drift(found)
-    judged = [s for s in ("uniform", "exposed") if s in found.rows]
+    yesterday = step.run_date - timedelta(days=1)
+    by_date = data.distributions(step.read_dates("pseudo_labels", yesterday, step.run_date))
+    found, before = (by_date.get(d, data.Distributions({}, {}, {}, {})) for d in (step.run_date, yesterday))
+    page.drift(before, found)
     sections = [
-        page.funnel(), page.quarantine(), page.labels(calibrator, found), page.calibration(judged), page.channels(),
+        page.funnel(), page.quarantine(), page.labels(calibrator, found), page.calibration(), page.channels(),
         page.sids(), page.popularity(), page.evaluations(), page.versions(), page.runs(),
     ]  # fmt: skip
     made_up = provenance(context.lake)

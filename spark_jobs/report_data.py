@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -12,7 +12,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from gpl_core.labels.calibration import ReliabilityBin
-from spark_jobs.calibrators import label_reliability
+from spark_jobs.calibrators import LABEL_CELLS, group_reliability
 
 CELLS = 50
 HEAT_CELLS = 20
@@ -47,8 +47,8 @@ def _cell(column: str, cells: int) -> Column:
     return F.least(F.greatest(place, F.lit(0)), F.lit(cells - 1)).cast("int")
 
 
-def distributions(labels: DataFrame) -> Distributions:
-    """Histograms, heat maps and means of pseudo_labels in one pass."""
+def distributions(labels: DataFrame) -> dict[date, Distributions]:
+    """Histograms, heat maps and means of pseudo_labels by dt, in one pass."""
     marks = [F.struct(F.lit(c).alias("name"), _cell(c, CELLS).alias("cell"), F.col(c).alias("value")) for c in AXES]
     marks += [
         F.struct(
@@ -59,11 +59,15 @@ def distributions(labels: DataFrame) -> Distributions:
         for x, y in HEATS
     ]
     found = (
-        labels.select("source", F.explode(F.array(*marks)).alias("m"))
-        .groupBy("source", "m.name", "m.cell")
+        labels.select("dt", "source", F.explode(F.array(*marks)).alias("m"))
+        .groupBy("dt", "source", "m.name", "m.cell")
         .agg(F.count(F.lit(1)).alias("rows"), F.sum("m.value").alias("total"))
         .collect()
     )
+    return {day: _distributions([r for r in found if r["dt"] == day]) for day in {r["dt"] for r in found}}
+
+
+def _distributions(found: Sequence[Any]) -> Distributions:
     histograms: dict[tuple[str, str], np.ndarray] = {}
     heats = {pair: np.zeros((HEAT_CELLS, HEAT_CELLS)) for pair in HEATS}
     totals: dict[tuple[str, str], float] = {}
@@ -109,29 +113,48 @@ class Calibration:
     by_weight: tuple[WeightBin, ...]
 
 
-def calibration(labels: DataFrame, impressions: DataFrame, source: str) -> Calibration:
-    """Reliability of `source` (uniform or exposed) against the date's own clicks: judged, never fitted."""
-    shown = impressions.where(F.col("is_random") == (source == "uniform")).select("user_id", "item_index", "clicked")
-    labelled = labels.where(F.col("source") == source).join(shown, ["user_id", "item_index"]).persist()
-    bins, error = label_reliability(labelled, "pseudo_label")
-    cell = F.least(F.floor(F.col("raw_weight") * 1000), F.lit(999))
+def calibrations(labels: DataFrame, impressions: DataFrame) -> list[Calibration]:
+    """Reliability of uniform and exposed labels against the date's own clicks, in one pass: judged, never fitted.
+
+    Sources without a labelled impression are left out. Only cells of the label and of the weight reach the driver.
+    """
+    shown = impressions.select(
+        "user_id", "item_index", "clicked", F.when(F.col("is_random"), "uniform").otherwise("exposed").alias("source")
+    )
+    labelled = labels.where("source != 'unexposed'").join(shown, ["user_id", "item_index", "source"])
+    marks = [
+        F.struct(
+            F.lit(name).alias("name"), F.least(F.floor(F.col(name) * LABEL_CELLS), F.lit(LABEL_CELLS - 1)).alias("cell")
+        )
+        for name in ("pseudo_label", "raw_weight")
+    ]
     gap = F.col("pseudo_label") - F.col("clicked")
-    rows = (
-        labelled.groupBy(cell.alias("cell"))
+    found = (
+        labelled.withColumn("m", F.explode(F.array(*marks)))
+        .groupBy("source", "m.name", "m.cell")
         .agg(
             F.count(F.lit(1)).alias("rows"), F.sum("raw_weight").alias("weights"),
             F.sum("pseudo_label").alias("labels"), F.sum("clicked").alias("clicks"),
             F.sum(gap * gap).alias("squares"),
         )
-        .orderBy("cell")
+        .orderBy("source", "name", "cell")
         .collect()
     )  # fmt: skip
-    labelled.unpersist()
+    out = []
+    for source in ("uniform", "exposed"):
+        by_label = _sums(r for r in found if (r["source"], r["name"]) == (source, "pseudo_label"))
+        by_weight = _sums(r for r in found if (r["source"], r["name"]) == (source, "raw_weight"))
+        rows = int(by_label["rows"].sum())
+        if rows:
+            bins, error = group_reliability(by_label["rows"], by_label["labels"], by_label["clicks"], 10)
+            out.append(Calibration(source, rows, int(by_label["clicks"].sum()), bins, error, weight_bins(by_weight)))
+    return out
+
+
+def _sums(rows: Iterable[Any]) -> dict[str, np.ndarray]:
+    kept = list(rows)
     names = ("rows", "weights", "labels", "clicks", "squares")
-    cells = {name: np.array([float(r[name]) for r in rows]) for name in names}
-    return Calibration(
-        source, int(cells["rows"].sum()), int(cells["clicks"].sum()), bins, error, weight_bins(cells)
-    )  # fmt: skip
+    return {name: np.array([float(r[name]) for r in kept]) for name in names}
 
 
 def weight_bins(cells: Mapping[str, np.ndarray], bins: int = 10) -> tuple[WeightBin, ...]:

@@ -10,6 +10,7 @@ import pytest
 from markupsafe import Markup
 
 from spark_jobs import report_plots
+from spark_jobs.report import compare
 from spark_jobs.report_data import Calibration, WeightBin, stability_index, weight_bins, weight_sentence
 from spark_jobs.report_page import Plot, Section, Table, figure, render
 
@@ -113,3 +114,14 @@ def test_weight_bins_keep_every_row():
 def test_what_the_weights_are_said_to_tell(errors, rows, says):
     bins = tuple(WeightBin(rows // 10, i / 10, 0.1, float(e)) for i, e in enumerate(errors))
     assert says in weight_sentence(Calibration("uniform", rows, 10, (), 0.1, bins))
+
+
+def test_models_side_by_side():
+    row = {"slice": "tail", "metric": "auc", "low": 0.5, "high": 0.7, "candidate_set_size": 8.0, "rows": 9, "note": "n"}
+    found = [{**row, "model": "gpl", "value": v} for v in (0.61, 0.63)] + [{**row, "model": "base", "value": None}]
+    table = compare([*found, {**row, "slice": "uniform", "model": "gpl", "value": 0.5, "low": None}])
+    assert table.columns == ("slice", "metric", "base", "gpl", "candidate-set size", "pairs", "note")
+    assert table.rows == [
+        ("tail", "auc", "absent: n", "0.6200 [0.5000, 0.7000], 2 seeds", 8.0, 9, "n"),
+        ("uniform", "auc", "absent: not measured", "0.5000", 8.0, 9, "n"),
+    ]
