@@ -19,6 +19,8 @@ from scipy.optimize import linear_sum_assignment
 SAME_EMBEDDING = 1e-4
 """Unit embeddings nearer than this (Euclidean) are one content: an encoder repeats itself to about 1e-5."""
 
+_PAIRS = 8192
+
 
 class Rows(Protocol):
     """A matrix read by rows: an array, a memory map, or a view of some of its rows."""
@@ -47,7 +49,15 @@ def duplicates(codes: np.ndarray, embeddings: Rows) -> np.ndarray:
     """
     first = np.arange(len(codes), dtype=np.int64)
     key = row_numbers(codes)
-    crowded = np.flatnonzero((np.bincount(key) > 1)[key])
+    size = np.bincount(key)[key]
+    # Most crowded SIDs hold two items: those are compared many at a time.
+    pairs = np.flatnonzero(size == 2)
+    pairs = pairs[np.argsort(key[pairs], kind="stable")].reshape(-1, 2)
+    for start in range(0, len(pairs), _PAIRS):
+        one, other = pairs[start : start + _PAIRS].T
+        distance = np.linalg.norm(np.asarray(embeddings[one]) - np.asarray(embeddings[other]), axis=1)
+        first[other[distance <= SAME_EMBEDDING]] = one[distance <= SAME_EMBEDDING]
+    crowded = np.flatnonzero(size > 2)
     for bucket in _buckets(key[crowded]):
         rows = crowded[bucket]
         rest, vectors = rows, np.asarray(embeddings[rows], dtype=np.float32)

@@ -28,14 +28,15 @@ D, WIDTHS, LEVELS, CODES, BATCH = 384, (384, 512, 32), 3, 1024, 16_384
 
 
 def make_items(path: Path, count: int, seed: int = 0) -> np.ndarray:
-    """Unit vectors around 2,000 centres, [count x D], written and mapped as the worker does."""
+    """Unit vectors, 80 around each centre, [count x D]: a larger catalogue is a broader one. Mapped as the worker
+    does."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(2000, D)).astype(np.float32)
     out = np.lib.format.open_memmap(path, "w+", np.float32, (count, D))
-    for start in range(0, count, 50_000):
-        rows = out[start : start + 50_000]
+    for start in range(0, count, 10_000):
+        rows = out[start : start + 10_000]
+        centres = rng.standard_normal((len(rows) // 80, D), dtype=np.float32)
         noise = rng.standard_normal(rows.shape, dtype=np.float32)
-        rows[:] = centres[rng.integers(2000, size=len(rows))] + 0.1 * noise  # near relatives: they collide
+        rows[:] = centres[rng.integers(len(centres), size=len(rows))] + 0.1 * noise  # near relatives: they collide
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return np.load(path, mmap_mode="r")
 

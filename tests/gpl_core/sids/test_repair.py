@@ -91,6 +91,17 @@ def test_duplicates_share_one_sid_and_are_not_scattered():
     assert collision_share(codes, first) == 1
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), st.integers(1, 25))
+def test_duplicates_equal_a_loop_over_all_pairs(seed, count):
+    rng = np.random.default_rng(seed)
+    kinds = rng.normal(size=(5, 3)).astype(np.float32)
+    content = rng.integers(5, size=count)
+    codes = (kinds[:, :1] > 0).astype(int)[content] + np.array([[0, 1]])  # one content, one SID; some SIDs hold several
+    expected = [min(j for j in range(count) if content[j] == content[i]) for i in range(count)]
+    assert duplicates(codes, kinds[content]).tolist() == expected
+
+
 def test_a_newcomer_finds_its_published_twin_even_when_that_one_was_moved():
     new = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
     old = np.array([[0.0, 1.0], [1.0, 0.0]], dtype=np.float32)
