@@ -129,7 +129,8 @@ def units(snapshot: Snapshot, files: tuple[DataFile, ...]) -> Iterator[tuple[str
 def cached_keys(context: StepContext, model_version: str) -> np.ndarray:
     """Sorted hashes (uint64) of the (user_id, sequence_hash) that the cache holds for ``model_version``.
 
-    The requests are what the cache lacked when they were written; this finds what has been added since.
+    Rows of another number of anchors do not count: readers of the cache pass them over. The requests are what the cache
+    lacked when they were written; this finds what has been added since.
     """
     if not context.has("interest_anchors"):
         return np.empty(0, dtype=np.uint64)
@@ -137,7 +138,8 @@ def cached_keys(context: StepContext, model_version: str) -> np.ndarray:
     files = snapshot.select(where={"model_version": model_version})
     found = [
         key_hash(batch["user_id"], batch["sequence_hash"])
-        for batch in read_batches(snapshot, files, ["user_id", "sequence_hash"])
+        for batch in read_batches(snapshot, files, ["user_id", "sequence_hash", "log_prob"])
+        if batch["log_prob"].shape[1] == context.config.anchors.count
     ]
     return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.uint64)
 

@@ -1,6 +1,6 @@
 """Shared-prefix beam search against the floor of its own prefill and against Hugging Face `generate`.
 
-Same weights, same prompts, one run, L = 3, C = 256, Qwen2.5-0.5B's shape (`--quick`: 6 of its 24 layers).
+Same weights, same prompts, one run, L = 3, C = 256, Qwen2.5-0.5B's shape (`--quick`: 4 of its 24 layers, fewer points).
 
 Yardsticks: (1) the floor: one packed prefill of P + (L - 1) K positions a user, without any head, which is what beam
 search has to compute; (2) `generate` with `num_beams` and `prefix_allowed_tokens_fn` over a dictionary of prefixes,
@@ -94,7 +94,7 @@ class Bench:
 def make_bench(quick: bool) -> Bench:
     """Random weights at Qwen2.5-0.5B's shape; the cost does not depend on their values."""
     device = torch.device("cuda" if device_name()[:3] != "cpu" else "cpu")
-    shape = TinySettings(896, 6 if quick else 24, 14, 2, 4864, 4096, vocabulary=151_936)
+    shape = TinySettings(896, 4 if quick else 24, 14, 2, 4864, 4096, vocabulary=151_936)
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_checkpoint(folder, shape)
         model = build_interest_model(folder, ModelSettings(LEVELS, CODES)).eval()
@@ -111,7 +111,7 @@ def main() -> None:
     on_gpu = bench.device.type == "cuda"
     # One thread's CPU time, so that a machine shared with others gives the same figures; on a GPU the wall clock.
     clock = time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.process_time
-    users, repeats = (512, 10) if on_gpu else (4, 3)
+    users, repeats = (512, 10) if on_gpu else (2, 5) if quick else (4, 3)
     figures: dict[str, Figure] = {}
     for prompt, beams in ((150, 20), (30, 50)) if quick else GRID:
         jobs = {"ours": bench.ours(users, prompt, beams), "floor": bench.floor(users, prompt, beams)}
@@ -124,7 +124,7 @@ def main() -> None:
         figures[f"{name}: time over the floor"] = at_most(ratio, 1.3 if on_gpu else 1.15, "x")
         if (prompt, beams) == (150, 20):
             # `generate` would run out of time, not of memory, at larger batches: its cost per user rises with them.
-            batches = (8, 32, 128) if on_gpu else (1, 4)
+            batches = (8, 32, 128) if on_gpu else (1,) if quick else (1, 4)
             peer = {b: interleaved({"g": bench.generate(b, prompt, beams)}, 1, clock)["g"][0] / b for b in batches}
             best = min(peer, key=lambda b: peer[b])
             figures[f"{name}: generate, users per second"] = Figure(1 / peer[best], "users/s")

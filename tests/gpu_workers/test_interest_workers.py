@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, timedelta
@@ -128,25 +127,43 @@ def test_the_same_inputs_train_the_same_weights(tmp_path: Path, trained: Interes
     assert all(torch.equal(mine[name], first[name]) for name in first)
 
 
+KILLED_IN_THE_THIRD_EPOCH = """
+import os, pathlib, signal, sys
+from gpu_workers import train_interest_model as worker
+
+forward = worker.TrainingObjective.forward
+root = pathlib.Path(sys.argv[1])
+
+def deadly(self, pack):
+    if any(p.read_text() == "epoch-2" for p in root.rglob("checkpoints/latest")):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return forward(self, pack)
+
+worker.TrainingObjective.forward = deadly
+worker.worker_main(worker.STEP, worker.run, sys.argv[2:])
+"""
+
+
 @pytest.mark.deepspeed
-def test_kill_9_between_epochs_then_again_gives_the_weights_of_an_undisturbed_run(
-    tmp_path: Path, trained: InterestLake, ranks: Ranks
+def test_kill_9_in_an_epoch_then_again_gives_the_weights_of_an_undisturbed_run(
+    tmp_path: Path, trained: InterestLake, ranks: Ranks, caplog: pytest.LogCaptureFixture
 ) -> None:
     lake = InterestLake(tmp_path)
     users = lake.users(120)
     lake.write_sequences(users)
     lake.write_stats(users)
-    command = [sys.executable, "gpu_workers/train_interest_model.py", "--run-date", DAY.isoformat(), *lake.arguments()]
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        until = time.monotonic() + 240
-        while not list(tmp_path.rglob("checkpoints/latest")) and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        stderr = process.stderr.read().decode()
-    assert list(tmp_path.rglob("checkpoints/latest")), stderr[-3000:]
-    assert not ArtifactStore(str(tmp_path)).manifests("interest_model"), "it had finished before the kill"
-    call(lake, train_interest_model, ranks)
+    command = [
+        sys.executable, "-c", KILLED_IN_THE_THIRD_EPOCH, str(tmp_path), "--run-date", DAY.isoformat(),
+        *lake.arguments(),
+    ]  # fmt: skip
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    assert not ArtifactStore(str(tmp_path)).manifests("interest_model")
+    with caplog.at_level("INFO"):
+        call(lake, train_interest_model, ranks)
+    assert "resumed after epoch 2" in caplog.text
     mine, undisturbed = weights_of(lake), weights_of(trained)
     assert all(torch.equal(mine[name], undisturbed[name]) for name in undisturbed)
 
@@ -273,7 +290,7 @@ def launch(lake: InterestLake, worker: str, ranks: int) -> None:
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
         try:
-            output, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
@@ -330,6 +347,17 @@ def test_keys_that_the_cache_holds_are_not_generated_again(
     assert searched == [1]
     assert list(anchors_of(trained, second)) == [changed.user_id]
     assert context.counts.rows_in == context.counts.rows_out + context.counts.rows_dropped == 12
+
+
+def test_another_number_of_anchors_is_not_in_the_cache(trained: InterestLake, ranks: Ranks) -> None:
+    first, second = DAY + timedelta(days=8), DAY + timedelta(days=9)
+    users, model = trained.users(6, seed=8), model_of(trained)
+    for day, count in ((first, 5), (second, 3)):
+        trained.write_requests(users, model.version, day)
+        call(trained, generate_anchors, ranks, f"anchors.count={count}", day=day)
+    assert {len(r["log_prob"]) for r in anchors_of(trained, first).values()} == {5}
+    assert {len(r["log_prob"]) for r in anchors_of(trained, second).values()} == {3}
+    assert set(anchors_of(trained, second)) == {u.user_id for u in users}
 
 
 def test_finished_units_survive_a_crash_and_are_not_computed_again(
