@@ -55,6 +55,8 @@ class Step:
         publishes: artifact that it trains.
         sections: configuration sections that shape its result.
         follows: upstream artifact -> lineage key that must match for the published artifact to stay in force.
+        shaped_by: output -> the inputs that shape it, where that is not all of them: a re-run leaves an output alone
+            whose own inputs are the same, so that what is built on it does not turn stale.
         idle_without: an input slice; when it is empty there is nothing to do and nothing to commit.
     """
 
@@ -69,6 +71,7 @@ class Step:
     follows: Mapping[str, str] = field(default_factory=dict)
     refresh: str = ""  # configuration key: days after which the artifact is trained anew
     idle_without: str = ""
+    shaped_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def script(self) -> str:
@@ -93,6 +96,8 @@ STEPS: tuple[Step, ...] = (
                Read("raw_interactions", "slice", optional=True), Read("raw_items", "as_of", column="updated_at")),
         writes=("quarantine", "impressions", "candidates", "interactions"), also_writes=("items",),
         sections=("ingest", "feed.passthrough"),
+        shaped_by={"impressions": ("raw_impressions", "raw_items"), "candidates": ("raw_candidates", "raw_items"),
+                   "interactions": ("raw_interactions", "raw_impressions", "raw_items")},
     ),
     Step(
         "encode_items", "deepspeed",
@@ -216,6 +221,7 @@ class StepState:
         fingerprint: of the current inputs; empty when blocked.
         inputs: table -> {"version", "digest"} and artifact -> {"version"}.
         artifact_fingerprint: of what shapes the published artifact (without the day after).
+        table_fingerprints: of outputs that not all inputs shape (`Step.shaped_by`).
         reason: one line for people.
     """
 
@@ -224,6 +230,11 @@ class StepState:
     fingerprint: str = ""
     inputs: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
     artifact_fingerprint: str = ""
+    table_fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+    def fingerprint_of(self, table: str) -> str:
+        """What a commit to the output `table` carries: the step's fingerprint unless the table has one of its own."""
+        return self.table_fingerprints.get(table, self.fingerprint)
 
     def to_json(self) -> str:
         """As JSON text: what rank 0 sends to the other ranks."""
@@ -262,6 +273,10 @@ class Planner:
         except MissingInputError as error:
             return StepState("blocked", str(error))
         fingerprint = self._hash(step, inputs)
+        own_prints = {
+            table: self._hash(step, {k: v for k, v in inputs.items() if k in shaping})
+            for table, shaping in step.shaped_by.items()
+        }
         artifact_fingerprint = ""
         if step.publishes:
             own = self._inputs(step, run_date, with_next=False)
@@ -274,8 +289,8 @@ class Planner:
         elif step.idle_without and self._is_empty(step.idle_without, run_date):
             status, reason = "done", f"{step.idle_without} has no rows for {run_date}: nothing to do"
         else:
-            status, reason = self._table_state(step, run_date, fingerprint)
-        return StepState(status, reason, fingerprint, inputs, artifact_fingerprint)
+            status, reason = self._table_state(step, run_date, {t: own_prints.get(t, fingerprint) for t in step.writes})
+        return StepState(status, reason, fingerprint, inputs, artifact_fingerprint, own_prints)
 
     # ---- inputs ------------------------------------------------------------------------------------------------
 
@@ -378,8 +393,12 @@ class Planner:
             self._marks[table] = found
         return self._marks[table]
 
-    def _table_state(self, step: Step, run_date: date, fingerprint: str) -> tuple[Status, str]:
-        for table in step.writes:
+    def is_current(self, table: str, run_date: date, fingerprint: str) -> bool:
+        """Whether the newest commit to `table`'s slice of `run_date` carries `fingerprint`."""
+        return [f for _, f in self._table_marks(table).get(run_date.isoformat(), [])][:1] == [fingerprint]
+
+    def _table_state(self, step: Step, run_date: date, fingerprints: Mapping[str, str]) -> tuple[Status, str]:
+        for table, fingerprint in fingerprints.items():
             dated = "dt" in load_contract(table).partition_by
             found = self._table_marks(table).get(run_date.isoformat() if dated else WHOLE)
             if not found:

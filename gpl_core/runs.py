@@ -128,7 +128,7 @@ class StepContext:
         self.run_id = run_id
         self.force = force
         self.bulk_dates = bulk_dates or (run_date,)
-        self.bulk_fingerprints: dict[str, str] = {}
+        self.bulk_states: dict[date, StepState] = {}
         self.config: Config = planner.config
         self.lake: Lake = planner.lake
         self.artifacts: ArtifactStore = planner.artifacts
@@ -188,8 +188,16 @@ class StepContext:
         """The mark that a commit to `table` must carry."""
         slices = {WHOLE: self.fingerprint}
         if "dt" in load_contract(table).partition_by:
-            slices = self.bulk_fingerprints or {self.run_date.isoformat(): self.fingerprint}
+            slices = {d.isoformat(): s.fingerprint_of(table) for d, s in self._states().items()}
         return SliceMark(self.step.name, slices, self.run_id, dict(details or {}))
+
+    def _states(self) -> dict[date, StepState]:
+        return self.bulk_states or {self.run_date: self.state}
+
+    def is_current(self, table: str) -> bool:
+        """Whether the output `table` was made from just these inputs already, for every date of this run."""
+        states = self._states().items()
+        return not self.force and all(self._planner.is_current(table, d, s.fingerprint_of(table)) for d, s in states)
 
     def committed(self, table: str, commit: Commit) -> None:
         """Note a finished commit for the report."""

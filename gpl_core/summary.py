@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from datetime import date, timedelta
+from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -15,11 +18,12 @@ from gpl_core.lake import Lake, Snapshot
 from gpl_core.pipeline import Planner
 
 PROVENANCE = "gpl.provenance"
+SHOWN = ("auc", "gauc")  # the rest is in table evaluations and in the report
 
 
 def print_summary(config: Config, dates: Sequence[date], console: Console | None = None) -> None:
     """Print rows per table, coverage and evaluations of `dates`; figures from made-up data are named so."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     planner = Planner(config)
     kind = provenance(planner.lake)
     if kind:
@@ -62,11 +66,12 @@ def _rows_table(planner: Planner, dates: Sequence[date]) -> Table:
 
 def coverage(planner: Planner, dates: Sequence[date]) -> list[str]:
     """One line each: quarantined rows, users with anchors, share of unexposed pairs labelled."""
-    rows = {t: _slice_rows(planner, t, dates) or 0 for t in ("quarantine", "anchor_requests", "interest_anchors")}
-    lines = [
-        f"quarantined rows: {rows['quarantine']:,} distinct",
-        f"users with new anchors: {rows['interest_anchors']:,} of {rows['anchor_requests']:,} requests",
-    ]
+    lines = [f"quarantined rows: {_slice_rows(planner, 'quarantine', dates) or 0:,} distinct"]
+    for day in dates:
+        found = _details(planner, "score_requests", day)
+        if "users" in found:
+            served = found["users"] - found["users_without_anchors"]
+            lines.append(f"users with anchors, {day}: {served:,} of {found['users']:,} with pairs to score")
     unexposed = _slice_rows(planner, "unexposed_samples", dates)
     exposed = _slice_rows(planner, "exposed_samples", dates)
     feed = _slice_rows(planner, "training_feed", dates)
@@ -74,6 +79,16 @@ def coverage(planner: Planner, dates: Sequence[date]) -> list[str]:
         labelled = feed - exposed
         lines.append(f"unexposed pairs labelled: {labelled:,} of {unexposed:,} ({labelled / unexposed:.1%})")
     return lines
+
+
+def _details(planner: Planner, step: str, day: date) -> dict[str, Any]:
+    """What the newest finished run of `step` for `day` reported; empty when there is none."""
+    snapshot = planner.snapshot("job_runs")
+    if snapshot is None:
+        return {}
+    runs = snapshot.read(columns=["step", "run_date", "status", "started_at", "details"]).to_pylist()
+    mine = [r for r in runs if (r["step"], r["run_date"], r["status"]) == (step, day, "done")]
+    return json.loads(max(mine, key=lambda r: r["started_at"])["details"]) if mine else {}
 
 
 def _evaluation_table(planner: Planner, last: date) -> Table:
@@ -88,6 +103,8 @@ def _evaluation_table(planner: Planner, last: date) -> Table:
             continue
         rows: pa.Table = snapshot.read(snapshot.select(start=day, end=day))
         for row in rows.to_pylist():
+            if row["metric"] not in SHOWN:
+                continue
             models += [row["model"]] if row["model"] not in models else []
             label = row["slice"] + (" (simulated truth)" if name == "truth_metrics" else "")
             key = (label, row["metric"])
@@ -102,7 +119,7 @@ def _evaluation_table(planner: Planner, last: date) -> Table:
         cells = []
         for model in sorted(models):
             values = found[key].get(model)
-            absent = f"absent: {notes.get(key, {}).get(model, 'not measured')}"
-            cells.append(f"{sum(values) / len(values):.4f}" if values else absent)
+            note = notes.get(key, {}).get(model)
+            cells.append(f"{sum(values) / len(values):.4f}" if values else f"absent: {note}" if note else "-")
         table.add_row(*key, *cells)
     return table

@@ -20,7 +20,7 @@ def missing_anchors(users: DataFrame, sequences: DataFrame, cache: DataFrame) ->
 def run(step: SparkStep) -> None:
     """Write the run date's slice; users without history are counted, not guessed."""
     sid_version, model_version = require_model_of(step)
-    users = read_scored_pairs(step).select("user_id").distinct().persist()
+    users = read_scored_pairs(step).select("user_id").distinct()
     sequences = read_latest_sequences(step)
     requests = missing_anchors(users, sequences, cached_anchors(step, model_version)).select(
         "user_id", "sid", "item_index", "length", "sequence_hash", F.lit(sid_version).alias("sid_version"),
@@ -28,9 +28,9 @@ def run(step: SparkStep) -> None:
     )  # fmt: skip
     parts = int(step.spark.conf.get("spark.sql.shuffle.partitions"))
     commit = step.write_slice("anchor_requests", requests.repartition(parts, "user_id"))
-    total = users.count()
-    with_history = users.join(sequences, "user_id", "left_semi").count()
-    users.unpersist()
+    known = users.join(sequences.select("user_id", F.lit(1).alias("known")), "user_id", "left")
+    found = known.agg(F.count(F.lit(1)).alias("users"), F.count("known").alias("known")).first()
+    total, with_history = found["users"], found["known"]
     counts = step.context.counts
     counts.rows_in, counts.rows_dropped = total, total - commit.rows
     counts.details = {

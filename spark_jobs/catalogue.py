@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from gpl_core.config import Config
 from gpl_core.contracts import load_contract
-from spark_jobs.checks import Check, split, typed_rows, with_failures
+from spark_jobs.checks import Check, Checked, split, typed_rows
 
 _IDS_PER_TASK = 1_000_000
 _TEXT = ("title", "brand", "category", "description")
@@ -21,7 +21,7 @@ def clean(column: str) -> Column:
     return F.trim(F.regexp_replace(F.coalesce(F.col(column), F.lit("")), r"\s+", " "))
 
 
-def checked_items(raw: DataFrame, start: date, until: date, config: Config) -> DataFrame:
+def checked_items(raw: DataFrame, start: date, until: date, config: Config) -> Checked:
     """raw_items that became valid before the end of `until`, checked (see `checks`); dt is the day of the update.
 
     Updates older than the first configured day (or `start`) belong to that day, so that every bad row has one slice.
@@ -42,10 +42,10 @@ def checked_items(raw: DataFrame, start: date, until: date, config: Config) -> D
         checks.append(Check(F.size("image_embedding") != length, "wrong_length", message, ("image_embedding",)))
     message = F.lit("title, description, category and picture are all empty: nothing to encode")
     columns = ("title", "description", "category", "image", "image_uri")
-    return with_failures(frame, [*checks, Check(no_text & no_picture, "no_content", message, columns)])
+    return Checked.of(frame, [*checks, Check(no_text & no_picture, "no_content", message, columns)])
 
 
-def latest_items(checked: DataFrame, config: Config) -> tuple[DataFrame, DataFrame]:
+def latest_items(checked: Checked, config: Config) -> tuple[DataFrame, DataFrame]:
     """(latest good row per item without index, bad rows): two updates of one time are a duplicate key."""
     good, bad = split(checked, ["item_id", "updated_at"], ["title", "description", "category"])
     newest = Window.partitionBy("item_id").orderBy(F.col("updated_at").desc())

@@ -1,13 +1,14 @@
 """Row checks of raw tables: cast to the contract's types, name every check a row fails, find duplicate keys.
 
-A checked frame has the contract's typed columns, `_raw` (the row as it came, a struct) and `_failed` (an array of
-struct<name, message, columns>, empty when the row is good).
+A checked frame has the contract's typed columns and `_raw`, the row as it came (a struct). A bad row is told with
+`_failed`: an array of struct<name, message, columns>, one per check that it fails.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -28,7 +29,7 @@ from gpl_core.contracts import Contract
 from gpl_core.errors import ContractError
 from spark_jobs.session import spark_schema
 
-RAW, FAILED = "_raw", "_failed"
+RAW, BAD, HASH, FAILED = "_raw", "_bad", "_hash", "_failed"
 _IDS = ("request_id", "item_id", "user_id", "channel", "kind")
 
 
@@ -51,9 +52,21 @@ def _failure(name: str, message: Column, columns: Sequence[str]) -> Column:
     return F.struct(F.lit(name).alias("name"), message.alias("message"), F.array(*map(F.lit, columns)).alias("columns"))
 
 
-def with_failures(typed: DataFrame, checks: Sequence[Check]) -> DataFrame:
-    """`typed` with `_failed`. All checks at once: added one by one, each would copy the expressions before it."""
-    return typed.withColumn(FAILED, F.array_compact(F.array(*[c.failure for c in checks])))
+@dataclass(frozen=True)
+class Checked:
+    """Typed rows and their checks. `rows` has `_raw`, `_bad` (some check fails) and `_hash` (of the whole row).
+
+    Messages are made for the rows that go to quarantine only: good rows pay for the conditions, not for the words.
+    """
+
+    rows: DataFrame
+    checks: tuple[Check, ...]
+
+    @staticmethod
+    def of(typed: DataFrame, checks: Sequence[Check]) -> Checked:
+        """Evaluate `checks` on `typed`."""
+        bad = reduce(lambda a, b: a | b, [F.coalesce(c.bad, F.lit(False)) for c in checks])
+        return Checked(typed.withColumns({BAD: bad, HASH: F.xxhash64(RAW)}), tuple(checks))
 
 
 def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Check]]:
@@ -86,9 +99,8 @@ def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Chec
             lost = F.col(field.name).isNull() & source.isNotNull()
             checks.append(Check(lost, "wrong_type", message, (field.name,)))
         else:
-            problems.append(
-                f"column '{field.name}' is {have.simpleString()}, expected {field.dataType.simpleString()}: no cast mends it"
-            )
+            kinds = f"{have.simpleString()}, expected {field.dataType.simpleString()}"
+            problems.append(f"column '{field.name}' is {kinds}: no cast mends it")
         if not column.nullable:
             message = F.lit(f"{field.name} is null")
             checks.append(Check(source.isNull(), "null_value", message, (field.name,)))
@@ -159,21 +171,22 @@ def known_item() -> Check:
     return Check(unknown, "unknown_item", message, ("item_id",))
 
 
-def split(checked: DataFrame, key: Sequence[str], order: Sequence[str]) -> tuple[DataFrame, DataFrame]:
-    """(good rows, bad rows) of a checked frame; of rows with the same `key` the first by `order` stays.
+def split(checked: Checked, key: Sequence[str], order: Sequence[str | Column]) -> tuple[DataFrame, DataFrame]:
+    """(good rows, bad rows with `_failed`) of checked rows; of rows with the same `key` the first by `order` stays.
 
     Ties in `order` are broken by a hash of the whole row, so that neither file layout nor partition number decides.
     """
-    clean = checked.where(F.size(FAILED) == 0)
-    window = Window.partitionBy(*key).orderBy(*order, F.xxhash64(RAW))
-    ranked = clean.withColumn("_rank", F.row_number().over(window))
+    # Bad rows have a group of their own, so that a broken key column does not make one huge group.
+    apart = F.when(F.col(BAD), F.col(HASH))
+    window = Window.partitionBy(*key, apart).orderBy(*order, HASH)
+    ranked = checked.rows.withColumn("_rank", F.row_number().over(window))
+    good = ranked.where(~F.col(BAD) & (F.col("_rank") == 1)).drop(RAW, BAD, HASH, "_rank")
     names = [k for k in key if k != "dt"]
     text = F.concat_ws(", ", *[F.concat(F.lit(f"{k} = "), F.col(k).cast("string")) for k in names])
     twice = _failure("duplicate_key", F.concat(F.lit("another row has the key "), text), names)
-    doubled = ranked.where(F.col("_rank") > 1).drop("_rank").withColumn(FAILED, F.array(twice))
-    return ranked.where(F.col("_rank") == 1).drop("_rank", FAILED), checked.where(F.size(FAILED) > 0).union(
-        doubled.select(*checked.columns)
-    )
+    failed = F.array_compact(F.array(*[c.failure for c in checked.checks]))
+    bad = ranked.where(F.col(BAD) | (F.col("_rank") > 1))
+    return good, bad.select(RAW, "dt", F.when(F.col(BAD), failed).otherwise(F.array(twice)).alias(FAILED))
 
 
 def quarantine_rows(bad: DataFrame, source_table: str, run_id: str) -> DataFrame:

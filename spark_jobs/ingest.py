@@ -1,6 +1,6 @@
 """Job: raw tables -> items, impressions, candidates, interactions, and quarantine for what breaks the contract.
 
-spark-submit --packages io.delta:delta-spark_4.0_2.13:4.2.0 spark_jobs/ingest.py --config quickstart --run-date 2026-01-03
+    spark-submit … spark_jobs/ingest.py --config CONFIG --run-date D
 
 Rows in = rows out + quarantined + documented drops, per raw table, or the step fails:
     impressions    every good row is written
@@ -11,7 +11,7 @@ Rows in = rows out + quarantined + documented drops, per raw table, or the step 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from pyspark.sql import DataFrame, Observation
@@ -22,7 +22,7 @@ from gpl_core.contracts import Contract, load_contract
 from gpl_core.errors import ContractError, QuarantineError
 from gpl_core.lake import Commit
 from spark_jobs.catalogue import ItemChanges, checked_items, item_changes, latest_items
-from spark_jobs.checks import inside_slice, known_item, quarantine_rows, split, typed_rows, with_failures
+from spark_jobs.checks import Checked, inside_slice, known_item, quarantine_rows, split, typed_rows
 from spark_jobs.columns import passthrough_of, with_passthrough
 from spark_jobs.session import SparkStep, job_main
 
@@ -30,36 +30,36 @@ _ROWS_PER_TASK = 4_000_000
 _EVENTS = ("raw_impressions", "raw_candidates", "raw_interactions")
 
 
-def checked_events(raw: DataFrame, contract: Contract, known: DataFrame) -> DataFrame:
+def checked_events(raw: DataFrame, contract: Contract, known: DataFrame) -> Checked:
     """Events of a raw table, checked: types, nulls, ranges, time inside the slice, known item."""
     frame, checks = typed_rows(raw, contract)
-    return with_failures(frame.join(known, "item_id", "left"), [*checks, inside_slice(), known_item()])
+    return Checked.of(frame.join(known, "item_id", "left"), [*checks, inside_slice(), known_item()])
 
 
-def split_impressions(checked: DataFrame) -> tuple[DataFrame, DataFrame]:
+def split_impressions(checked: Checked) -> tuple[DataFrame, DataFrame]:
     """(good, bad) impressions: of rows with one (request, item) the earliest stays, clicked before not clicked."""
     return split(
         checked, ["dt", "request_id", "item_id"], [F.col("event_time"), F.col("clicked").desc(), F.col("position")]
     )
 
 
-def split_candidates(checked: DataFrame) -> tuple[DataFrame, DataFrame]:
+def split_candidates(checked: Checked) -> tuple[DataFrame, DataFrame]:
     """(good, bad) candidates: of rows with one (request, item, channel) the earliest stays, then the best score."""
     # One exchange by (dt, request, item) serves this window and the folding that follows.
     return split(
-        checked.repartition("dt", "request_id", "item_id"),
+        replace(checked, rows=checked.rows.repartition("dt", "request_id", "item_id")),
         ["dt", "request_id", "item_id", "channel"],
         [F.col("event_time"), F.col("recall_score").desc_nulls_last(), F.col("user_id")],
     )
 
 
-def split_interactions(checked: DataFrame) -> tuple[DataFrame, DataFrame]:
+def split_interactions(checked: Checked) -> tuple[DataFrame, DataFrame]:
     """(good, bad) raw interactions: each event once."""
     return split(checked, ["dt", "user_id", "item_id", "event_time", "kind"], [F.col("event_time")])
 
 
 def fold_channels(good: DataFrame, config: Config) -> DataFrame:
-    """One row per (request, item): all channels sorted, the first of them, the best score; `_rows` counts the folded."""
+    """One row per (request, item): its channels sorted, the first of them, the best score, `_rows` folded into it."""
     extra = [f for f in config.feed.passthrough if f in good.columns]
     first = F.min_by(F.struct("user_id", "event_time", "item_index", *extra), F.struct("channel"))
     folded = good.groupBy("dt", "request_id", "item_id").agg(
@@ -85,7 +85,11 @@ def positive_events(interactions: DataFrame, impressions: DataFrame) -> DataFram
     return (
         raw.union(clicks)
         .groupBy(*key)
-        .agg(F.max("item_index").alias("item_index"), F.sum("_raw").alias("_raw_rows"), F.sum("_click").alias("_clicks"))
+        .agg(
+            F.max("item_index").alias("item_index"),
+            F.sum("_raw").alias("_raw_rows"),
+            F.sum("_click").alias("_clicks"),
+        )
     )  # fmt: skip
 
 
@@ -100,12 +104,13 @@ class Quarantined:
 def summarise_quarantine(slice_: DataFrame) -> Quarantined:
     """Rows and reasons of a written quarantine slice; bounded by tables x checks."""
     each = slice_.select("source_table", "occurrences", "row_json", F.posexplode("failed_checks").alias("at", "check"))
+    example = F.struct(F.col("check.message").alias("message"), F.substring("row_json", 1, 300).alias("row"))
     found = (
         each.groupBy("source_table", F.col("check.name").alias("name"))
         .agg(
             F.sum("occurrences").alias("n"),
             F.sum(F.when(F.col("at") == 0, F.col("occurrences")).otherwise(0)).alias("first"),
-            F.min(F.struct(F.col("check.message").alias("message"), F.substring("row_json", 1, 300).alias("row"))).alias("eg"),
+            F.min(example).alias("eg"),
         )
         .orderBy(F.desc("n"), "source_table", "name")
         .collect()
@@ -122,48 +127,65 @@ def summarise_quarantine(slice_: DataFrame) -> Quarantined:
 def run(step: SparkStep) -> None:
     """One date, or all dates of a bulk run: quarantine first, then items, then the three event tables."""
     dates, config = step.context.bulk_dates, step.config
+    for table in (*_EVENTS, "raw_items"):
+        if step.context.has(table):  # refuse drift before anything is written
+            typed_rows(step.read_unchecked(table), load_contract(table))
     rows_in = {t: _rows_in(step, t) for t in _EVENTS}
     raw_items = checked_items(step.read_unchecked("raw_items"), dates[0], dates[-1], config)
     latest, bad_items = latest_items(raw_items, config)
     in_slice = F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))
-    rows_in["raw_items"] = raw_items.where(in_slice).count()
-    changes = item_changes(latest, _items(step))
+    rows_in["raw_items"] = raw_items.rows.where(in_slice).count()
+    # Ingest is the only writer of items, so its newest version need not be an input. It exists also when no item does.
+    step.create_table(load_contract("items"))
+    known_at = step.context.lake.open("items").version
+    changes = item_changes(latest, step.read_version("items", known_at))
 
-    checked = {t: checked_events(_raw(step, t), load_contract(t), changes.known) for t in _EVENTS if _raw(step, t)}
     splitters = {
         "raw_impressions": split_impressions,
         "raw_candidates": split_candidates,
         "raw_interactions": split_interactions,
     }
     good, bad = {}, {"raw_items": bad_items.where(in_slice)}
-    for table, frame in checked.items():
-        good[table], bad[table] = splitters[table](frame)
+    for table, split_rows in splitters.items():
+        if step.context.has(table):
+            raw = step.read_unchecked(table).where(in_slice)
+            good[table], bad[table] = split_rows(checked_events(raw, load_contract(table), changes.known))
     refused = _write_quarantine(step, bad)
     _check_share(config, rows_in, refused)
 
-    commits = {"items": _write_items(step, changes)}
-    impressions = good["raw_impressions"].select(
-        *[F.col(c) for c in load_contract("impressions").column_names], *passthrough_of(good["raw_impressions"], config)
-    )
-    commits["impressions"] = step.write_slice(
-        "impressions", _spread(impressions, rows_in["raw_impressions"], len(dates)),
-        contract=with_passthrough("impressions", config),
-    )  # fmt: skip
+    commits = {"items": _write_items(step, changes, known_at)}
+    # A table whose own raw slices are the same as last time is left alone (`Step.shaped_by`), and with it every step
+    # that reads it: late candidates do not make tomorrow's histories stale.
+    commits["impressions"] = _as_it_is(step, "impressions")
+    if commits["impressions"] is None:
+        impressions = good["raw_impressions"].select(
+            *load_contract("impressions").column_names, *passthrough_of(good["raw_impressions"], config)
+        )
+        commits["impressions"] = step.write_slice(
+            "impressions", _spread(impressions, rows_in["raw_impressions"], len(dates)),
+            contract=with_passthrough("impressions", config),
+        )  # fmt: skip
     written = step.read_version("impressions", commits["impressions"].version_after).where(in_slice)
-    folded = fold_channels(good["raw_candidates"], config)
-    folded = folded.select(
-        *load_contract("candidates").column_names, *passthrough_of(folded, config), "_rows"
-    )  # fmt: skip
-    commits["candidates"], seen = _observed(
-        step, "candidates", _spread(folded, rows_in["raw_candidates"], len(dates)), ["_rows"]
-    )
+    commits["candidates"] = _as_it_is(step, "candidates")
+    seen = {"_rows": rows_in["raw_candidates"] - refused.rows.get("raw_candidates", 0)}
+    if commits["candidates"] is None:
+        folded = fold_channels(good["raw_candidates"], config)
+        folded = folded.select(*load_contract("candidates").column_names, *passthrough_of(folded, config), "_rows")
+        commits["candidates"], seen = _observed(
+            step, "candidates", _spread(folded, rows_in["raw_candidates"], len(dates)), ["_rows"]
+        )
     raw_events = good.get("raw_interactions")
     if raw_events is None:
         raw_events = step.empty("interactions")
     events = positive_events(raw_events, written)
-    commits["interactions"], merged = _observed(
-        step, "interactions", _spread(events, rows_in["raw_interactions"], len(dates)), ["_raw_rows", "_clicks"]
-    )
+    commits["interactions"] = _as_it_is(step, "interactions")
+    merged = {"_raw_rows": rows_in["raw_interactions"] - refused.rows.get("raw_interactions", 0)}
+    if commits["interactions"] is not None:
+        merged["_clicks"] = max(0, commits["interactions"].rows - merged["_raw_rows"])
+    else:
+        commits["interactions"], merged = _observed(
+            step, "interactions", _spread(events, rows_in["raw_interactions"], len(dates)), ["_raw_rows", "_clicks"]
+        )
     _balance(step, rows_in, refused, changes, commits, seen["_rows"], merged)
 
 
@@ -176,21 +198,6 @@ def _rows_in(step: SparkStep, table: str) -> int:
     if any(f.rows < 0 for f in files):
         return step.read_unchecked(table).where(F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))).count()
     return sum(f.rows for f in files)
-
-
-def _raw(step: SparkStep, table: str) -> DataFrame | None:
-    if not step.context.has(table):
-        return None
-    dates = step.context.bulk_dates
-    return step.read_unchecked(table).where(F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1])))
-
-
-def _items(step: SparkStep) -> DataFrame:
-    """Table items as it is now: ingest is its only writer, so it need not be an input."""
-    lake = step.context.lake
-    if not lake.exists("items"):
-        return step.empty("items")
-    return step.read_version("items", lake.open("items").version)
 
 
 def _spread(frame: DataFrame, rows: int, dates: int) -> DataFrame:
@@ -227,14 +234,20 @@ def _check_share(config: Config, rows_in: dict[str, int], refused: Quarantined) 
         )
 
 
-def _write_items(step: SparkStep, changes: ItemChanges) -> Commit | None:
-    """Merge what changed into table items; no commit when nothing did."""
+def _as_it_is(step: SparkStep, table: str) -> Commit | None:
+    """The slice of `table` as an earlier run left it, when that run saw the same inputs; else None."""
+    if not step.context.is_current(table):
+        return None
+    dates, snapshot = step.context.bulk_dates, step.context.lake.open(table)
+    return Commit(snapshot.version, snapshot.version, snapshot.rows(snapshot.select(start=dates[0], end=dates[-1])), 0)
+
+
+def _write_items(step: SparkStep, changes: ItemChanges, since: int) -> Commit | None:
+    """Merge what changed since version `since` into table items; no commit when nothing did."""
     contract = load_contract("items")
-    step.create_table(contract)
     if not changes.new + changes.updated:
         return None
-    if not changes.updated:
-        return step.append("items", changes.rows)
+    # Never an append: two runs at once would both give out the next indices, and Delta lets blind appends pass.
     columns = {c: f"new.{c}" for c in contract.column_names}
     return step.merge(
         contract,
@@ -245,6 +258,7 @@ def _write_items(step: SparkStep, changes: ItemChanges) -> Commit | None:
             .whenNotMatchedInsert(values=columns)
             .execute()
         ),
+        since,
     )
 
 
@@ -289,6 +303,7 @@ def _balance(
         "folded_channels": folded - out["candidates"],
         "clicks": merged["_clicks"],
         "clicks_reported_twice": both,
+        "left_as_they_were": sorted(t for t, c in commits.items() if c and c.version_before == c.version_after),
         "items_new": changes.new,
         "items_updated": changes.updated,
     }

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
 from gpl_core.contracts import Contract
-from gpl_core.errors import MissingInputError
+from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.lake import Lake
 from spark_jobs.whole_files import read_text, write_whole
 
@@ -32,6 +33,43 @@ def schema_of(contract: Contract) -> list[dict[str, str]]:
 def schema_hash(contract: Contract) -> str:
     """Hash of `schema_of`: equal hashes mean that a reader needs no change."""
     return hashlib.sha256(json.dumps(schema_of(contract)).encode()).hexdigest()[:16]
+
+
+def incompatibilities(before: Sequence[Mapping[str, str]], contract: Contract) -> list[str]:
+    """What a trainer that reads the schema `before` would miss in `contract`: columns gone, or of another type.
+
+    New columns are no incompatibility: readers select by name.
+    """
+    now = {c["name"]: c["type"] for c in schema_of(contract)}
+    problems = []
+    for column in before:
+        name, kind = column["name"], column["type"]
+        if name not in now:
+            problems.append(f"column '{name}' ({kind}) is gone")
+        elif now[name] != kind:
+            problems.append(f"column '{name}' was {kind}, would be {now[name]}")
+    return problems
+
+
+def check_compatible(lake: Lake, contract: Contract) -> None:
+    """Refuse a feed that its last published slice's readers could not read.
+
+    A new version of the contract may change anything: it says so to every reader.
+
+    Raises:
+        ContractError: names each column, and what to do.
+    """
+    if not lake.exists(TABLE):
+        return
+    marks = [m.details for _, m in lake.open(TABLE).marks() if "schema" in m.details]
+    if not marks or marks[0]["contract_version"] != contract.version:
+        return
+    problems = incompatibilities(marks[0]["schema"], contract)
+    if problems:
+        raise ContractError(
+            f"table {TABLE}: its readers would break: {'; '.join(problems)}. Keep the columns in feed.passthrough, or "
+            "raise the contract's version"
+        )
 
 
 def build_manifest(lake: Lake, run_date: date, contract: Contract) -> dict[str, Any]:
@@ -54,7 +92,6 @@ def build_manifest(lake: Lake, run_date: date, contract: Contract) -> dict[str, 
         "fingerprint": mark.slices[run_date.isoformat()],
         "run_id": mark.run_id,
         **mark.details,
-        "schema": schema_of(contract),
         "files": [{"path": f.path, "rows": f.rows, "bytes": f.size} for f in files],
     }
 

@@ -5,9 +5,10 @@ spark-submit … spark_jobs/score_requests.py --config CONFIG --run-date D
 
 from __future__ import annotations
 
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
+from gpl_core.errors import ContractError
 from spark_jobs.columns import padded
 from spark_jobs.histories import cached_anchors, read_latest_sequences, read_scored_pairs, require_model_of
 from spark_jobs.session import SparkStep, job_main
@@ -32,7 +33,7 @@ def with_anchors(blocks: DataFrame, anchors: DataFrame) -> DataFrame:
 def run(step: SparkStep) -> None:
     """Write the run date's slice; users without anchors are left out and counted."""
     sid_version, model_version = require_model_of(step)
-    pairs = read_scored_pairs(step).persist()
+    pairs = read_scored_pairs(step)
     sequences = read_latest_sequences(step).select("user_id", "sequence_hash", F.col("item_index").alias("history"))
     anchors = sequences.join(cached_anchors(step, model_version), ["user_id", "sequence_hash"]).drop("sequence_hash")
     requests = with_anchors(candidate_blocks(pairs, step.config.labels.block_size), anchors).select(
@@ -40,18 +41,32 @@ def run(step: SparkStep) -> None:
         F.lit(sid_version).alias("sid_version"), F.lit(model_version).alias("model_version"),
         F.lit(step.run_date).alias("dt"),
     )  # fmt: skip
+    observed = Observation(f"score_requests_{step.run_date}_{step.context.run_id}")
+    wanted = F.size(F.filter("candidates", lambda c: c >= 0))
+    # As many files as shuffle partitions, so that every rank gets some.
     parts = int(step.spark.conf.get("spark.sql.shuffle.partitions"))
-    step.write_slice("score_requests", requests.repartition(parts, "user_id", "source", "block"))
-    total = pairs.count()
-    served = pairs.join(anchors, "user_id", "left_semi")
-    scored, users = served.count(), pairs.select("user_id").distinct().count()
-    with_anchor = served.select("user_id").distinct().count()
-    pairs.unpersist()
+    spread = requests.repartition(parts, "user_id", "source", "block")
+    counted = F.coalesce(F.sum(wanted), F.lit(0)).alias("scored")
+    step.write_slice("score_requests", spread.observe(observed, counted))
+    scored = observed.get["scored"]
+    users = pairs.groupBy("user_id").agg(F.count(F.lit(1)).alias("pairs"))
+    known = users.join(anchors.select("user_id", F.lit(1).alias("known")), "user_id", "left")
+    total = known.agg(
+        F.coalesce(F.sum("pairs"), F.lit(0)).alias("pairs"),
+        F.count(F.lit(1)).alias("users"),
+        F.count("known").alias("known"),
+        F.coalesce(F.sum(F.when(F.col("known").isNotNull(), F.col("pairs"))), F.lit(0)).alias("of_known"),
+    ).first()
+    if scored != total["of_known"]:
+        raise ContractError(
+            f"table score_requests: {scored} pairs in blocks, but users with anchors want {total['of_known']}. "
+            "This is a defect of score_requests, report it"
+        )
     counts = step.context.counts
-    counts.rows_in, counts.rows_dropped = total, total - scored
+    counts.rows_in, counts.rows_dropped = total["pairs"], total["pairs"] - scored
     counts.details = {
-        "pairs": total, "pairs_scored": scored, "users": users, "users_without_anchors": users - with_anchor,
-        "model_version": model_version,
+        "pairs": total["pairs"], "pairs_scored": scored, "users": total["users"],
+        "users_without_anchors": total["users"] - total["known"], "model_version": model_version,
     }  # fmt: skip
 
 

@@ -177,8 +177,12 @@ class SparkStep:
             listing = ", ".join(f"{c.name} {c.type} COMMENT '{c.comment}'" for c in new)
             self.spark.sql(f"ALTER TABLE delta.`{uri}` ADD COLUMNS ({listing})")
 
-    def merge(self, contract: Contract, execute: Callable[[DeltaTable], None]) -> Commit:
-        """Run `execute` (a Delta MERGE) on the table of `contract` as one marked commit."""
+    def merge(self, contract: Contract, execute: Callable[[DeltaTable], None], since: int) -> Commit:
+        """Run `execute` (a Delta MERGE) on the table of `contract` as one marked commit.
+
+        Raises:
+            ConflictError: this step has written the table after version `since`, from which the rows were made.
+        """
         conf = self.spark.conf
 
         def save(app_id: str, version: int, mark: str, uri: str) -> None:
@@ -196,7 +200,7 @@ class SparkStep:
                 for key in settings:
                     conf.unset(key)
 
-        return self._commit(contract, save, None)
+        return self._commit(contract, save, None, since)
 
     def _write(
         self, contract: Contract, frame: DataFrame, mode: str, options: Mapping[str, str],
@@ -224,11 +228,18 @@ class SparkStep:
         return self._commit(contract, save, details)
 
     def _commit(
-        self, contract: Contract, save: Callable[[str, int, str, str], None], details: Mapping[str, Any] | None
+        self,
+        contract: Contract,
+        save: Callable[[str, int, str, str], None],
+        details: Mapping[str, Any] | None,
+        since: int | None = None,
     ) -> Commit:
-        """One marked commit through `save(app_id, txn_version, mark, uri)`, and what it added by the table's log."""
+        """One marked commit through `save(app_id, txn_version, mark, uri)`, and what it added by the table's log.
+
+        Of two runs that count on from one table version, Delta skips the second one's transaction.
+        """
         self.create_table(contract)
-        before = self.context.lake.open(contract.name, contract=contract)
+        before = self.context.lake.open(contract.name, since, contract=contract)
         mark = self.context.mark(contract.name, details)
         app_id = f"{mark.step}:{contract.name}:{min(mark.slices)}:{max(mark.slices)}"
         version = before.transaction_version(app_id) + 1
@@ -307,7 +318,7 @@ def run_jobs(
             for run_date in args.dates:
                 # A new planner per step and date: it sees what the step before has written.
                 run_step(
-                    Planner(args.config), name, run_date, args, lambda context, job=job: job(SparkStep(spark, context))
+                    Planner(args.config), name, run_date, args, lambda context, job=job: _body(spark, context, job)
                 )
     except Exception as error:
         code = exit_with(error)
@@ -317,6 +328,13 @@ def run_jobs(
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _body(spark: SparkSession, context: StepContext, job: Job) -> None:
+    try:
+        job(SparkStep(spark, context))
+    finally:
+        spark.catalog.clearCache()  # the next step of the session needs the memory
 
 
 def _run_bulk(spark: SparkSession | None, name: str, job: Job, args: StepArguments) -> None:
@@ -335,8 +353,8 @@ def _run_bulk(spark: SparkSession | None, name: str, job: Job, args: StepArgumen
     def body(context: StepContext) -> None:
         assert spark is not None
         context.bulk_dates = args.dates
-        context.bulk_fingerprints = {d.isoformat(): s.fingerprint for d, s in states.items()}
-        job(SparkStep(spark, context))
+        context.bulk_states = states
+        _body(spark, context, job)
 
     last = next(d for d in reversed(args.dates) if states[d].status != "done" or args.force)
     run_step(planner, name, last, args, body)

@@ -19,7 +19,7 @@ from gpl_core.errors import ContractError
 from gpl_core.lake import Snapshot
 from spark_jobs.calibrators import require_one_version
 from spark_jobs.columns import micros, passthrough_of, sids_in_force, with_passthrough
-from spark_jobs.manifests import ensure_manifest, schema_hash
+from spark_jobs.manifests import check_compatible, ensure_manifest, schema_hash, schema_of
 from spark_jobs.session import SparkStep, job_main
 
 PAIR = ["user_id", "item_index"]
@@ -235,6 +235,8 @@ def run(step: SparkStep) -> None:
     """Build the run date's feed and its manifest."""
     context, config, day = step.context, step.config, step.run_date
     sid_version = context.artifact("tokenizer").version
+    contract = with_passthrough("training_feed", config)
+    check_compatible(context.lake, contract)
     exposed, unexposed = step.read_slice("exposed_samples"), step.read_slice("unexposed_samples")
     found = matched(unexposed, labels_of(step.read_slice("pseudo_labels")), exposed)
     facts = feed_facts(exposed, found, reason_tables(step, sid_version))
@@ -242,13 +244,13 @@ def run(step: SparkStep) -> None:
     context.counts.rows_in = sum(Snapshot.rows(s.select(start=day, end=day)) for s in snapshots)
     check_facts(facts, step, sid_version, context.counts.rows_in)
 
-    contract = with_passthrough("training_feed", config)
     rows = exposed_rows(exposed, config).unionByName(unexposed_rows(found, config))
     sids = sids_in_force(step.read("item_sids"), sid_version)
     count = facts.exposed + facts.labelled
     feed = shuffled(finish(rows, sids, sid_version, config.tokenizer.levels), count, config.feed.rows_per_file)
     details = {
-        "rows": count, **_plain(facts), "schema_hash": schema_hash(contract), "contract_version": contract.version,
+        "rows": count, **_plain(facts), "schema": schema_of(contract), "schema_hash": schema_hash(contract),
+        "contract_version": contract.version,
         "versions": {
             "sid_version": sid_version, "model_version": facts.model_versions[0] or "",
             "calibrator_version": facts.calibrator_versions[0] or "",

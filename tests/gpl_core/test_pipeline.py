@@ -162,7 +162,7 @@ def test_rewriting_one_dates_raw_slice_is_noticed_by_that_date_only(toy):
     assert toy.not_done([D0, D1, D2, D3]).keys() & {("ingest", d) for d in (D0, D1, D2, D3)} == {("ingest", D1)}
     assert toy.not_done(RUN) == {("ingest", D1): "stale"}
     before = toy.states([D2])
-    toy.write("candidates", D1, step="ingest", fingerprint=toy.state("ingest", D1).fingerprint)
+    toy.write("candidates", D1, step="ingest", fingerprint=toy.state("ingest", D1).fingerprint_of("candidates"))
     assert toy.state("samples", D1).status == "stale"
     assert toy.states([D2]) == before
 

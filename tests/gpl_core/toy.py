@@ -64,7 +64,7 @@ class Toy:
         assert state.status != "blocked", state.reason
         for table in (*step.also_writes, *step.writes):
             if table != "worker_rejects":
-                self.write(table, day, step=name, fingerprint=state.fingerprint)
+                self.write(table, day, step=name, fingerprint=state.fingerprint_of(table))
         if step.publishes:
             self.publish(name, day, state)
         if name == "report":

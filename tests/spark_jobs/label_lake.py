@@ -136,11 +136,11 @@ class FeedLake(LabelLake):
         ]  # fmt: skip
         self.table("exposed_samples", full, dt=D.isoformat())
 
-    def unexposed(self, *rows: tuple, channel: str = "popular") -> None:
+    def unexposed(self, *rows: tuple, channel: str = "popular", **features: float) -> None:
         """(request, user, item_index)."""
         full = [
             {"request_id": r[0], "item_id": f"i{r[2]}", "user_id": r[1], "item_index": r[2], "channel": channel,
-             "sampling_probability": 0.25, "event_time": at(0)}
+             "sampling_probability": 0.25, "event_time": at(0), **features}
             for r in rows
         ]  # fmt: skip
         self.table("unexposed_samples", full, dt=D.isoformat())

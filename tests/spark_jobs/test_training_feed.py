@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from gpl_core.errors import ContractError, LineageError
+from gpl_core.contracts import load_contract
+from gpl_core.errors import ContractError, LineageError, MissingInputError
 from spark_jobs import training_feed
-from spark_jobs.manifests import ensure_manifest, manifest_path
+from spark_jobs.columns import with_passthrough
+from spark_jobs.manifests import ensure_manifest, incompatibilities, manifest_path, schema_of
 from tests.spark_jobs.label_lake import FeedLake
-from tests.spark_jobs.tiny_lake import D, at
+from tests.spark_jobs.tiny_lake import D, at, day
 
 pytestmark = pytest.mark.spark
 
@@ -171,6 +173,40 @@ def test_days_with_little(lake, what):
     }[what]  # fmt: skip
     assert lake.mark_details("training_feed")["rows"] == len(lake.feed())
     assert lake.run("training_feed", training_feed.run) == "noop"
+
+
+def test_wrong_date_names_what_is_missing(lake):
+    with pytest.raises(MissingInputError, match=r"exposed_samples.*run samples for 2026-01-11"):
+        lake.run("training_feed", training_feed.run, day(1))
+
+
+def test_features_pass_through_and_their_loss_is_refused(tmp_path, spark):
+    """A feature that the platform gives for some rows only is 0 for the others; dropping it would break readers."""
+    setting = "feed.passthrough={price: float}"
+    made = FeedLake(tmp_path, spark, setting)
+    made.exposed(("r1", "u1", 0, 1))
+    made.unexposed(("r1", "u1", 2), price=2.5)
+    made.labels(("u1", 2, 0.25, 1.5))
+    made.sids()
+    made.run("training_feed", training_feed.run)
+    contract = with_passthrough("training_feed", made.config())
+    snapshot = made.lake.open("training_feed", contract=contract)
+    found = snapshot.read(columns=["item_index", "price"]).to_pylist()
+    assert sorted(tuple(r.values()) for r in found) == [(0, 0.0), (2, 2.5)]
+    made.overrides = made.overrides[:-1]
+    with pytest.raises(ContractError, match=r"column 'price' \(float\) is gone.*feed\.passthrough"):
+        made.run("training_feed", training_feed.run)
+
+
+def test_incompatibilities():
+    contract = load_contract("training_feed")
+    before = schema_of(contract)
+    assert incompatibilities(before, contract) == []
+    assert incompatibilities(before[:-1], contract) == []
+    changed = [*before[1:], {"name": "old", "type": "int"}, {"name": "label", "type": "double"}]
+    assert incompatibilities(changed, contract) == [
+        "column 'old' (int) is gone", "column 'label' was double, would be float",
+    ]  # fmt: skip
 
 
 def test_without_the_tables_behind_reasons_nothing_is_claimed(tmp_path, spark):

@@ -18,6 +18,7 @@ from gpl_core.contracts import load_contract
 from gpl_core.lake import Lake, SliceMark
 from gpl_core.pipeline import Planner, find_step
 from gpl_core.runs import StepArguments, StepContext, run_step
+from spark_jobs.columns import with_passthrough
 from spark_jobs.session import SparkStep
 
 D = date(2026, 1, 10)
@@ -110,9 +111,10 @@ class TinyLake:
 
     def table(self, name: str, rows: Sequence[dict[str, Any]], **partition: str) -> None:
         """Replace one partition of a table that another step owns, marked as that step would."""
-        contract = load_contract(name)
-        self.lake.create(contract)
         config = self.config()
+        passes = name in ("exposed_samples", "unexposed_samples")
+        contract = with_passthrough(name, config) if passes else load_contract(name)
+        self.lake.create(contract)
         with self.lake.writer(contract, partition, dims=config.dims()) as writer:
             if rows:
                 writer.write(pa.Table.from_pylist(list(rows), schema=contract.arrow_schema(partitions=False)))
@@ -143,9 +145,7 @@ class TinyLake:
             if dates:
                 planner = Planner(config)
                 context.bulk_dates = dates
-                context.bulk_fingerprints = {
-                    d.isoformat(): planner.state(find_step(name), d).fingerprint for d in dates
-                }
+                context.bulk_states = {d: planner.state(find_step(name), d) for d in dates}
             self.context = context
             job(SparkStep(self.spark, context))
 

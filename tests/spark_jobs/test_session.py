@@ -1,0 +1,95 @@
+"""One commit per slice: what a write replaces, refuses and leaves in the log."""
+
+from __future__ import annotations
+
+import pytest
+from pyspark.sql import functions as F
+
+from gpl_core.contracts import load_contract
+from gpl_core.errors import ConflictError, ContractError
+from gpl_core.pipeline import Planner, StepState
+from gpl_core.runs import StepContext
+from spark_jobs.session import SparkStep, schema_drift, spark_schema
+from tests.spark_jobs.tiny_lake import D, TinyLake, day
+
+pytestmark = pytest.mark.spark
+
+
+@pytest.fixture
+def lake(tmp_path, spark) -> TinyLake:
+    return TinyLake(tmp_path, spark)
+
+
+def step_of(lake: TinyLake, on=D, fingerprint: str = "f1") -> SparkStep:
+    """A run of `sequences` that may write user_stats."""
+    state = StepState("absent", "", fingerprint, {})
+    return SparkStep(lake.spark, StepContext(Planner(lake.config()), "sequences", on, state, "run-1"))
+
+
+def stats(lake: TinyLake, *users: str, on=D, clicks: int = 0):
+    rows = lake.spark.createDataFrame([(u,) for u in users], "user_id string")
+    return rows.select(
+        "user_id", F.lit(1).alias("impressions"), F.lit(clicks).alias("clicks"), F.lit(2).alias("positives"),
+        F.lit(on).alias("dt"),
+    )  # fmt: skip
+
+
+def test_a_slice_is_replaced_whole_and_no_other(lake):
+    first = step_of(lake).write_slice("user_stats", stats(lake, "a", "b"))
+    step_of(lake, day(1), "f2").write_slice("user_stats", stats(lake, "c", on=day(1)))
+    again = step_of(lake, D, "f3").write_slice("user_stats", stats(lake, "d"), details={"why": "late data"})
+    assert (first.rows, again.rows) == (2, 1)
+    assert lake.rows("user_stats", "user_id", "dt") == [("c", day(1)), ("d", D)]
+    version, mark = lake.lake.open("user_stats").mark(D.isoformat())
+    assert (version, mark.step, mark.slices, mark.details) == (
+        again.version_after, "sequences", {D.isoformat(): "f3"}, {"why": "late data"},
+    )  # fmt: skip
+
+    empty = step_of(lake, D, "f4").write_slice("user_stats", stats(lake, "x").limit(0))
+    assert empty.rows == 0
+    assert lake.rows("user_stats", "user_id") == [("c",)]
+    assert lake.lake.open("user_stats").mark(D.isoformat())[1].slices == {D.isoformat(): "f4"}
+
+
+def test_rows_that_break_the_contract_or_the_slice_leave_the_table_alone(lake):
+    step_of(lake).write_slice("user_stats", stats(lake, "a"))
+    before = lake.version("user_stats")
+    with pytest.raises(Exception, match=r"(?i)clicks_in_range|CHECK constraint"):
+        step_of(lake).write_slice("user_stats", stats(lake, "b", clicks=-1))
+    with pytest.raises(Exception, match=r"(?i)replaceWhere"):
+        step_of(lake).write_slice("user_stats", stats(lake, "b", on=day(3)))
+    with pytest.raises(ContractError, match=r"lacks.*positives.*unknown columns.*liked"):
+        step_of(lake).write_slice("user_stats", stats(lake, "b").withColumnRenamed("positives", "liked"))
+    assert lake.version("user_stats") == before
+    assert lake.rows("user_stats", "user_id") == [("a",)]
+
+
+def test_of_two_runs_at_once_one_wins_and_the_other_says_so(lake):
+    """The second run writes after the first has pinned its table and before the first commits."""
+    step_of(lake).write_slice("user_stats", stats(lake, "a"))
+    slow, fast = step_of(lake, D, "slow"), step_of(lake, D, "fast")
+    contract = load_contract("user_stats")
+
+    def save(app_id: str, version: int, mark: str, uri: str) -> None:
+        fast.write_slice("user_stats", stats(lake, "fast"))
+        columns = contract.column_names
+        rows = stats(lake, "slow").select(*[F.col(f.name).cast(f.dataType) for f in spark_schema(contract)])
+        writer = rows.select(*columns).write.format("delta").mode("overwrite").option("userMetadata", mark)
+        writer.option("txnAppId", app_id).option("txnVersion", version).option("replaceWhere", f"dt = DATE '{D}'").save(
+            uri
+        )
+
+    with pytest.raises(ConflictError, match="another run"):
+        slow._commit(contract, save, None)
+    assert lake.rows("user_stats", "user_id") == [("fast",)]
+
+
+def test_drift_names_every_column(spark):
+    found = spark.range(1).selectExpr(
+        "cast(id as string) AS user_id", "'1' AS impressions", "id AS clicks", "id AS extra"
+    )
+    assert schema_drift(load_contract("user_stats"), found.schema) == [
+        "column 'impressions' is string, expected bigint",
+        "column 'positives' (bigint) is missing",
+        "column 'dt' (date) is missing",
+    ]
