@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ def _generate(
     context.counts.details.update(totals)
     _commit_rejects(context, ranks, rejects)
     commit_parts(context, ranks, "interest_anchors", parts, mode="append", partition=partition, details=totals)
+    journal.remove()  # its parts belong to the table now: a forced run must not add them twice
     if ranks.is_main:
         log.info("interest_anchors: %s", ", ".join(f"{value} {name}" for name, value in totals.items()))
 
@@ -173,6 +175,10 @@ class Journal:
         aside = file.with_suffix(f".{os.getpid()}")
         aside.write_text(json.dumps(done))
         os.replace(aside, file)
+
+    def remove(self) -> None:
+        """Forget everything; ranks of one machine share the folder, any of them may be first."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _file(self, unit: str) -> Path:
         return self._folder / f"{user_hash(np.array([unit]))[0]:016x}.json"

@@ -101,8 +101,8 @@ class Found:
 class LatestSequences:
     """Every user's latest row of `user_sequences`, split into training and held-out users by a hash of the user.
 
-    One bit pair per row is kept, not one key per user: memory stays below about 100 MB plus a byte per row, because
-    the keys are looked at in as many passes as that takes.
+    A byte per row is kept, not a key per user: the keys are looked at in as many passes as it takes to hold no more
+    than 64 MB of them at a time.
     """
 
     def __init__(self, snapshot: Snapshot, files: Sequence[DataFile], sid_version: str, held_out_share: float):

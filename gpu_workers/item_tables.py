@@ -55,6 +55,13 @@ class ItemRows:
         return np.where(row[..., None] >= 0, self.vectors[np.maximum(row, 0)], np.float32(0))
 
 
+def sample_vectors(items: ItemRows, most: int = 20_000) -> np.ndarray:
+    """Usable vectors [<= most x d], evenly spaced over the rows: the same on every rank and machine."""
+    usable = np.flatnonzero(items.finite)
+    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, min(most, len(usable))).astype(np.int64))]
+    return np.asarray(items.vectors[chosen], dtype=np.float32)
+
+
 def sids_in_force(snapshot: Snapshot, sid_version: str) -> tuple[np.ndarray, np.ndarray]:
     """(item_index int64 [n], sids int32 [n x L]) with retired_at = 0 under `sid_version`.
 

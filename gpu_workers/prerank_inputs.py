@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -14,13 +14,14 @@ from gpl_core.config import Prerank
 from gpl_core.errors import LineageError
 from gpl_core.lake import DataFile, Snapshot
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
+from gpl_core.prerank.selection import held_out
 from gpu_workers.embeddings import digests
 from gpu_workers.feed import assign_files, read_batches, rebatch
 from gpu_workers.item_tables import ItemRows
 from gpu_workers.runtime import Ranks, StepContext
 
 FEED_COLUMNS = (
-    "user_id", "item_index", "is_exposed", "target", "sample_weight", "sid_version", "model_version",
+    "request_id", "user_id", "item_index", "is_exposed", "target", "sample_weight", "sid_version", "model_version",
     "calibrator_version", "dt_copy",
 )  # fmt: skip
 _IMPRESSION_COLUMNS = ("request_id", "user_id", "item_index", "clicked", "is_random")
@@ -126,6 +127,52 @@ def load_profiles(context: StepContext, ranks: Ranks, items: ItemRows) -> UserPr
             sums, rows = _added(sums, ranks), _added(rows, ranks)
         profiles.close_slice(sums, rows)
     return profiles
+
+
+class HeldOut:
+    """Exposed feed rows of the held-out requests, for early stopping; about `most` of them at most.
+
+    Every rank reads the whole feed, so all ranks hold the same rows and take the same decision without a word.
+    """
+
+    def __init__(self, inputs: TowerInputs, most: int = 20_000) -> None:
+        self._inputs, self._most = inputs, most
+        self._users: list[str] = []
+        self._items: list[np.ndarray] = []
+        self._clicks: list[np.ndarray] = []
+
+    def collect(self, batches: Iterable[dict[str, np.ndarray]]) -> None:
+        """Reads batches of the feed until enough rows are found or they end."""
+        for batch in batches:
+            chosen = held_out(batch["request_id"].tolist()) & batch["is_exposed"]
+            self._users += batch["user_id"][chosen].tolist()
+            self._items.append(batch["item_index"][chosen])
+            self._clicks.append(batch["target"][chosen])
+            if len(self._users) >= self._most:
+                return
+
+    @property
+    def clicks(self) -> np.ndarray:
+        """float32 [n]."""
+        return np.concatenate(self._clicks) if self._clicks else np.empty(0, np.float32)
+
+    def score(self, model: torch.nn.Module) -> np.ndarray:
+        """Logits float32 [n] of the collected rows."""
+        if not self._users:
+            return np.empty(0, np.float32)
+        items = np.concatenate(self._items)
+        with torch.no_grad():
+            parts = [
+                model(self._inputs.batch(self._users[s : s + 8192], items[s : s + 8192])).float().cpu().numpy()
+                for s in range(0, len(items), 8192)
+            ]
+        return np.concatenate(parts)
+
+
+def without_held_out(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The rows of `batch` to train on."""
+    out = held_out(batch["request_id"].tolist())
+    return {name: values[~out] for name, values in batch.items()}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 deepspeed --num_accelerators 2 gpu_workers/train_preranker.py --config quickstart --run-date 2026-01-03
 
 Two variants train side by side on the same batches, from the same initial weights, for the same number of steps:
-`exposed_only` (lambda = 0) and `gpl`. The day after the run date judges both, when its impressions are there.
+`exposed_only` (lambda = 0) and `gpl`. Each keeps its weights of the step with the best AUC on held-out exposed
+requests. The day after the run date judges both, when its impressions are there.
 """
 
 from __future__ import annotations
@@ -26,20 +27,24 @@ from gpl_core.prerank import metrics
 from gpl_core.prerank.export import export_bundle, load_variant
 from gpl_core.prerank.loss import RowMass, dual_label_loss, row_mass
 from gpl_core.prerank.metrics import Figure
-from gpl_core.prerank.model import TowerConfig, TwoTower, build_model
+from gpl_core.prerank.model import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
+from gpl_core.prerank.selection import BestWeights
 from gpu_workers.embeddings import item_vectors
-from gpu_workers.item_tables import ItemRows, end_of, sid_table, sids_in_force
+from gpu_workers.item_tables import ItemRows, end_of, sample_vectors, sid_table, sids_in_force
 from gpu_workers.prerank_inputs import (
     FeedFacts,
+    HeldOut,
     Impressions,
     TowerInputs,
     feed_batches,
     load_profiles,
     score_impressions,
+    without_held_out,
 )
 from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, seed_everything, worker_main
 
 EXPOSED_ONLY, GPL = "exposed_only", "gpl"
+LOOKS = 8  # times that held-out rows are looked at during training
 TAIL_SHARE = 0.8  # tail items: all but the most exposed fifth of the items
 
 
@@ -118,16 +123,26 @@ def _train(
     facts = FeedFacts(np.zeros(len(inputs.sids), dtype=np.int64))
     engines: dict[str, Any] = {}
     recent: dict[str, list[float]] = {name: [] for name in variants_of(settings)}
+    best = {name: BestWeights() for name in variants_of(settings)}
+    apart = HeldOut(inputs)
+    apart.collect(feed_batches(feed, files, 8192, seed=seed, epoch=0))
+    every = max(1, settings.steps // LOOKS)
     step, epoch = 0, 0
     while step < settings.steps:
         before = step
         for batch in feed_batches(feed, files, settings.batch_size, seed=seed, epoch=epoch):
             if epoch == 0:
                 facts.add(batch, sid_version, context.run_date)
+            batch = without_held_out(batch)
+            if not len(batch["target"]):
+                continue
             if not engines:
                 engines = _engines(context, ranks, inputs, codes, seed, _prior(batch))
             _step(batch, ranks, inputs, engines, variants_of(settings), recent)
             step += 1
+            if step % every == 0 or step == settings.steps:
+                for name, engine in engines.items():
+                    best[name].offer(step, engine.module, apart.score(engine.module), apart.clicks)
             if ranks.is_main and step % 100 == 0:
                 means = ", ".join(f"{name} {np.mean(values[-100:]):.4f}" for name, values in recent.items())
                 log.info("train_preranker: step %d of %d, mean loss: %s", step, settings.steps, means)
@@ -141,9 +156,13 @@ def _train(
         epoch += 1
     if not facts.exposed or not facts.unexposed:
         log.warning("train_preranker: %d exposed and %d unexposed rows", facts.exposed, facts.unexposed)
-    return {
-        name: (engine.module, float(np.mean(recent[name][-100:]))) for name, engine in engines.items()
-    }, facts  # fmt: skip
+    trained = {}
+    for name, engine in engines.items():
+        best[name].restore(engine.module)
+        if ranks.is_main:
+            log.info("train_preranker: %s keeps step %d, held-out AUC %s", name, best[name].step, best[name].value)
+        trained[name] = (engine.module, float(np.mean(recent[name][-100:])))
+    return trained, facts
 
 
 def _engines(
@@ -167,10 +186,12 @@ def _engines(
         "zero_optimization": {"stage": 0},  # the model is small beside its batches
         "steps_per_print": 1_000_000,
     }
+    basis = content_basis(torch.from_numpy(sample_vectors(inputs.items)), settings.dimension)
     engines = {}
     for name in variants_of(settings):
-        model = build_model(sizes, seed).to(ranks.device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        model = build_model(sizes, seed, basis).to(ranks.device)
+        groups = parameter_groups(model, settings.learning_rate)
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
         engines[name], *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(own))
     return engines
 

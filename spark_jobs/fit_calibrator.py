@@ -50,11 +50,12 @@ _PRIOR_STRENGTH = 20.0
 
 @dataclass(frozen=True)
 class Clicks:
-    """How many rows of which source, and how many of them were clicked."""
+    """How many rows of which source, how many of them were clicked, and which models scored them."""
 
     source: str
     rows: int
     clicks: int
+    model_versions: tuple[str, ...] = ()
 
     @property
     def rate(self) -> float:
@@ -142,8 +143,11 @@ def fit_logistic(labelled: DataFrame, features: tuple[str, ...], prior_rate: flo
 
 def count_clicks(shown: DataFrame, source: str) -> Clicks:
     """Rows and clicked rows of `shown`."""
-    row = shown.agg(F.count(F.lit(1)).alias("rows"), F.coalesce(F.sum("clicked"), F.lit(0)).alias("clicks")).first()
-    return Clicks(source, row["rows"], row["clicks"])
+    scored = F.collect_set("model_version") if "model_version" in shown.columns else F.array().cast("array<string>")
+    row = shown.agg(
+        F.count(F.lit(1)).alias("rows"), F.coalesce(F.sum("clicked"), F.lit(0)).alias("clicks"), scored.alias("scored")
+    ).first()  # fmt: skip
+    return Clicks(source, row["rows"], row["clicks"], tuple(sorted(row["scored"])))
 
 
 def collect_histogram(pairs: DataFrame) -> Histogram:
@@ -203,6 +207,8 @@ def fitted(step: SparkStep, settings: Settings, first: date, last: date) -> tupl
     rate = clicks.rate
     base = FittedOn(clicks.source, clicks.rows, clicks.clicks, first.isoformat(), last.isoformat(), rate)
     details: dict[str, Any] = {"source": clicks.source, "rows": clicks.rows, "clicks": clicks.clicks}
+    # Earlier dates were scored by the models of their time; their similarities are taken as comparable (ours).
+    details["scored_by"] = list(clicks.model_versions)
     if settings.kind == "isotonic":
         calibrator = grid_calibrator("isotonic", fit_isotonic(labelled), base)
     else:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from gpl_core.errors import UsageError
 from gpl_core.prerank.features import TowerBatch
 
+_START_GAIN = 2.0
+
 
 @dataclass(frozen=True)
 class TowerConfig:
@@ -109,15 +111,33 @@ class TwoTower(nn.Module):
         return logits
 
 
-def build_model(config: TowerConfig, seed: int) -> TwoTower:
-    """A TwoTower with deterministic initial weights: equal (config, seed) give equal weights on every machine rank.
+def content_basis(vectors: Tensor, dimension: int) -> Tensor:
+    """The first principal directions of item embeddings, float32 [m x d]: where both projections start.
 
-    Both projections start as the same random matrix, so that before any training <u, v> already grows with the cosine
-    of profile and content: every variant, exposed-only included, starts from content. Hidden outputs start small.
+    vectors: a sample [n x d] of the catalogue. Directions that the sample does not have (n or d below m) are 0.
+    """
+    centred = vectors.double() - vectors.double().mean(dim=0)
+    _, values, directions = torch.linalg.svd(centred, full_matrices=False)
+    basis = torch.zeros(dimension, vectors.shape[1])
+    there = min(dimension, int((values > 1e-9).sum()))
+    # The sign of a singular vector is arbitrary: its largest entry is made positive, so that runs agree.
+    largest = directions[:there].gather(1, directions[:there].abs().argmax(dim=1, keepdim=True))
+    basis[:there] = (directions[:there] * torch.sign(largest)).float()
+    return basis
+
+
+def build_model(config: TowerConfig, seed: int, basis: Tensor | None = None) -> TwoTower:
+    """A TwoTower with deterministic initial weights: equal (config, seed, basis) give equal weights on every rank.
+
+    Both projections start as the same matrix, so that before any training the logit already grows with the cosine of
+    profile and content: every variant, exposed-only included, starts from content. basis [m x d]: `content_basis`; a
+    random matrix without it. Hidden outputs and id embeddings start small.
     """
     generator = torch.Generator().manual_seed(seed)
     model = TwoTower(config)
-    shared = torch.randn(config.dimension, config.content_width, generator=generator) / math.sqrt(config.dimension)
+    random = torch.randn(config.dimension, config.content_width, generator=generator) / math.sqrt(config.content_width)
+    # <W p, W e> / sqrt(m) is then _START_GAIN times the cosine within the basis.
+    shared = (random if basis is None else basis) * math.sqrt(_START_GAIN * math.sqrt(config.dimension))
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if name.endswith("project.weight"):
@@ -125,7 +145,7 @@ def build_model(config: TowerConfig, seed: int) -> TwoTower:
             elif name.startswith("pair") or name.endswith("bias"):
                 parameter.zero_()
             elif name.endswith("id.weight"):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.01)
             else:
                 bound = 1.0 / math.sqrt(parameter.shape[1])
                 parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
@@ -134,3 +154,17 @@ def build_model(config: TowerConfig, seed: int) -> TwoTower:
         model.item.out.weight.mul_(0.1)
         model.item.out.bias[-1] = math.log(config.prior_rate / (1 - config.prior_rate))
     return model
+
+
+def parameter_groups(model: TwoTower, learning_rate: float) -> list[dict[str, object]]:
+    """Optimiser groups: embeddings of ids and codes learn at a tenth of the rate.
+
+    Adam moves a row at full rate whenever it occurs, so embeddings that see a handful of clicks memorise them: measured
+    on a simulated day, exposed-only training then falls below plain content within one epoch.
+    """
+    tables = {"user.id.weight", "item.id.weight", "item.sid.weight"}
+    named = list(model.named_parameters())
+    return [
+        {"params": [p for name, p in named if name not in tables], "lr": learning_rate},
+        {"params": [p for name, p in named if name in tables], "lr": learning_rate * 0.1},
+    ]

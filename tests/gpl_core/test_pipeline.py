@@ -167,6 +167,23 @@ def test_rewriting_one_dates_raw_slice_is_noticed_by_that_date_only(toy):
     assert toy.states([D2]) == before
 
 
+def test_a_rewritten_raw_slice_is_rebuilt_through_that_date_and_through_no_other(tmp_path):
+    """Late candidates of D1: everything made from them is made again, for D1 alone, and then all is done."""
+    one_day = {**SETTINGS, "prerank": {"train_days": 1}}
+    toy = Toy(small_config(tmp_path, one_day))
+    toy.raw([D0, D1, D2, D3])
+    toy.run("ingest", D0)
+    toy.run_pending(RUN)
+    toy.write("raw_candidates", D1)
+    ran = toy.run_pending(RUN)
+    assert {day for _, day in ran} == {D1}, ran
+    steps = [name for name, _ in ran]
+    assert steps[:2] == ["ingest", "samples"]
+    assert {"anchor_requests", "score_requests", "score_candidates", "pseudo_labels", "training_feed"} <= set(steps)
+    assert not {"encode_items", "sequences", "train_tokenizer"} & set(steps)
+    assert toy.run_pending(RUN) == []
+
+
 CHANGES = {
     # scope: table, slice that is rewritten -> exactly these turn stale
     "slice": ("candidates", D1, {("samples", D1)}),

@@ -228,7 +228,7 @@ def test_marks_name_the_slice_of_a_dated_table_and_all_of_another(ready):
     context = StepContext(Planner(ready), STEP, DAY, state, "run-1")
     assert context.mark("pair_scores") == SliceMark(STEP, {"2026-01-03": "fp"}, "run-1", {})
     assert context.mark("item_embeddings", {"a": 1}) == SliceMark(STEP, {"*": "fp"}, "run-1", {"a": 1})
-    context.bulk_fingerprints = {"2026-01-01": "x", "2026-01-02": "y"}
+    context.bulk_states = {d: StepState("absent", "", f) for d, f in ((date(2026, 1, 1), "x"), (date(2026, 1, 2), "y"))}
     assert context.mark("pair_scores").slices == {"2026-01-01": "x", "2026-01-02": "y"}
     assert context.mark("item_sids").slices == {"*": "fp"}
 

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -33,23 +32,16 @@ from gpl_core.sids.catalogue import Catalogue
 from gpl_core.sids.trie import Trie
 from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.interest_inputs import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
-from gpu_workers.runtime import Ranks, start_ranks
+from gpu_workers.runtime import Ranks
 from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, LEVELS, InterestLake, User
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
+def ranks(one_rank: Ranks) -> Ranks:
     """This process as the only rank."""
-    before = dict(os.environ)
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    # DeepSpeed compiles one operator with the first ninja it finds; another version of ninja compiles it again.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    yield start_ranks()
-    torch.distributed.destroy_process_group()
-    os.environ.clear()
-    os.environ.update(before)
+    return one_rank
 
 
 @pytest.fixture(scope="module")
@@ -403,6 +395,10 @@ def test_a_part_file_that_vanished_is_made_again(
     (orphan,) = (trained.root / "tables/interest_anchors").rglob(f"dt={day}/*.parquet")
     orphan.unlink()
     call(trained, generate_anchors, ranks, day=day)
+    assert set(anchors_of(trained, day)) == {u.user_id for u in users}
+    # Run by force once more: all is in the cache now, and no part is added a second time.
+    context = call(trained, generate_anchors, ranks, day=day)
+    assert context.counts.details["generated"] == context.counts.rows_out == 0
     assert set(anchors_of(trained, day)) == {u.user_id for u in users}
 
 

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+import deepspeed
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import yaml
+from deepspeed.utils import groups
 from PIL import Image
 
 from gpl_core.config import load_config
@@ -107,12 +110,16 @@ def clustered(count: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_rank():
-    """What the launcher would say. DeepSpeed keeps its process group (of one) for the life of this process."""
+    """What the launcher would say: DeepSpeed starts a process group of one inside this process."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**alone, "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}.items():
             patch.setenv(name, value)
-        yield
+        if not torch.distributed.is_initialized():
+            # Another module's group may have been destroyed behind DeepSpeed's back: it would go on using it.
+            groups._release_process_group_references()
+        yield start_ranks()
+        deepspeed.comm.destroy_process_group()
 
 
 @pytest.fixture
@@ -191,6 +198,19 @@ def test_items_become_embeddings_then_a_tokenizer_then_sids(house):
     assert in_force[100]["sid"] == before[30]["sid"]
     others = {tuple(r["sid"]) for n, r in in_force.items() if n not in (101,)}
     assert tuple(in_force[101]["sid"]) not in others
+
+    # Ingest rewrites its table without a change: nothing is encoded or issued again, and the rows stay what they are.
+    house.write_items(rows)
+    assert house.run("encode_items", "2026-01-03").details["encoded"] == 0
+    assert house.run("assign_sids", "2026-01-04") is None or house.rows("item_sids") == after
+
+    # An item whose content comes back is current again, though it was encoded before.
+    rows[10] = item(10, vectors[10], day="2026-01-04")
+    house.write_items(rows)
+    assert house.run("encode_items", "2026-01-05").details["encoded"] == 1
+    house.run("assign_sids", "2026-01-05")
+    key = lambda r: (r["item_index"], r["issue"])  # noqa: E731
+    assert sorted(house.rows("item_sids"), key=key) == sorted(after, key=key)
 
 
 def launch(worker: str, house: House, ranks: int) -> None:

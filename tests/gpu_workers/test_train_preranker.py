@@ -1,7 +1,5 @@
 """train_preranker: two fair variants from the feed, an artifact numpy can serve, figures that admit being undefined."""
 
-import socket
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,25 +14,10 @@ from gpl_core.prerank.export import load_variant
 from gpl_core.prerank.features import user_buckets
 from gpl_core.prerank.serving import ServedModel
 from gpu_workers import train_preranker
-from gpu_workers.runtime import Ranks, start_ranks
+from gpu_workers.runtime import Ranks
 from tests.gpu_workers.labels_lake import DAY, SIDS, H, L, LabelsLake
 
 NEXT = DAY + timedelta(days=1)
-
-
-@pytest.fixture(scope="module")
-def one_rank() -> Iterator[Ranks]:
-    """A process group of one inside this process, as the launcher would describe it."""
-    with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-        probe.close()
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
-            patch.setenv(name, value)
-        patch.setenv("MASTER_PORT", port)
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        yield start_ranks()
-        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture

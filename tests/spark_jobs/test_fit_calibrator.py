@@ -169,6 +169,7 @@ def test_kinds_fitted_on_clicks_agree_with_plain_numpy(lake):
             assert labels.mean() == pytest.approx(rows["clicked"].mean(), abs=1e-4)
         assert calibrator.content_only == (kind != "logistic")
         assert (calibrator.features == FEATURES) == (kind == "logistic")
+        assert manifest.metrics["scored_by"] == [lake.model]
         assert manifest.metrics["ece"] == calibrator.fitted_on.ece < 0.1
         assert sum(b.rows for b in calibrator.fitted_on.reliability) == 400
 

@@ -211,7 +211,7 @@ def test_castable_types_are_mended_and_others_refused(tmp_path, spark):
     other.items({"item_id": "7"})
     other.raw("raw_impressions", [{**row, "clicked": [1]}], D, schema=broken)
     other.candidates()
-    with pytest.raises(ContractError, match=r"raw_impressions.*'clicked' is array<int>, expected int"):
+    with pytest.raises(ContractError, match=r"(?s)raw_impressions.*'clicked' is array<int>, expected int"):
         other.run("ingest", ingest.run)
     assert not other.lake.exists("impressions")
     assert not other.lake.exists("quarantine")

@@ -93,3 +93,29 @@ def test_drift_names_every_column(spark):
         "column 'positives' (bigint) is missing",
         "column 'dt' (date) is missing",
     ]
+
+
+def test_a_merge_that_counts_on_from_an_old_version_is_refused(lake):
+    """Else two runs would both give the next item_index to items of their own."""
+    contract = load_contract("user_stats")
+    step_of(lake).create_table(contract)
+    since = lake.version("user_stats")
+
+    def merge(user: str) -> None:
+        rows = stats(lake, user).select(*[F.col(f.name).cast(f.dataType) for f in spark_schema(contract)])
+        columns = {c: f"new.{c}" for c in contract.column_names}
+        step_of(lake, D, user).merge(
+            contract,
+            lambda target: (
+                target.alias("old")
+                .merge(rows.alias("new"), "old.user_id = new.user_id")
+                .whenNotMatchedInsert(values=columns)
+                .execute()
+            ),
+            since,
+        )
+
+    merge("first")
+    with pytest.raises(ConflictError, match="another run"):
+        merge("second")
+    assert lake.rows("user_stats", "user_id") == [("first",)]

@@ -12,7 +12,7 @@ from gpl_core.errors import ContractError, UsageError
 from gpl_core.prerank.export import export_bundle, load_variant
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
 from gpl_core.prerank.loss import dual_label_loss
-from gpl_core.prerank.model import TowerConfig, TwoTower, build_model
+from gpl_core.prerank.model import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
 from gpl_core.prerank.serving import ServedModel
 
 CONFIG = TowerConfig(
@@ -76,6 +76,38 @@ def test_the_untrained_model_answers_the_prior_and_prefers_like_content() -> Non
     content, _, _, profiles = world
     cosines = content[[1, 20]] @ profiles.of(user_buckets(["u1"], CONFIG.user_buckets))[0]
     assert (own > strange) == (cosines[0] > cosines[1])
+
+
+def test_a_basis_starts_the_logit_at_the_cosine_inside_it() -> None:
+    world = _world()
+    content = torch.from_numpy(np.delete(world[0], 3, axis=0))
+    basis = content_basis(content, CONFIG.dimension)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(CONFIG.dimension), atol=1e-5, rtol=0)
+    model = build_model(CONFIG, 0, basis)
+    items = np.array([1, 20, 11])
+    batch = _batch(["u1"] * 3, items, world, np.zeros((3, 1)))
+    inside = (batch.profile @ basis.T * (batch.content @ basis.T)).sum(dim=1)
+    logits = model(batch)
+    assert (logits - 2.0 * inside - logits[0] + 2.0 * inside[0]).abs().max() < 0.1
+
+
+def test_a_basis_of_few_items_is_padded_with_zeros() -> None:
+    basis = content_basis(torch.randn(3, 12), 8)
+    assert torch.linalg.matrix_rank(basis) == 2  # three centred points span two directions
+    assert (basis[2:] == 0).all()
+    assert torch.isfinite(build_model(CONFIG, 0, basis).user.project.weight).all()
+
+
+def test_id_and_code_embeddings_learn_at_a_tenth_of_the_rate() -> None:
+    model = build_model(CONFIG, 0)
+    full, tenth = parameter_groups(model, 1e-2)
+    assert {id(p) for p in tenth["params"]} == {
+        id(model.user.id.weight),
+        id(model.item.id.weight),
+        id(model.item.sid.weight),
+    }
+    assert len(full["params"]) + len(tenth["params"]) == len(list(model.parameters()))
+    assert (full["lr"], tenth["lr"]) == (1e-2, 1e-3)
 
 
 def test_training_separates_two_kinds_of_items() -> None:
