@@ -1,0 +1,105 @@
+"""generate_anchors on real Delta tables: work grows with the *changed* users, and linearly with their number.
+
+Ours at 1x, 4x and 16x users (growth of time, peak memory of the process); then the same users again with nothing
+changed, where the worker's own look at the cache has to find them, and with 1 % changed, as anchor_requests leaves it.
+Yardstick: the search alone (no tables) on the same users. A tiny model, so that the worker's own cost shows.
+
+    python -m tests.bench.bench_anchor_worker [--quick]
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+
+from gpl_core.artifacts import ArtifactStore
+from gpl_core.interest.bundle import load_bundle
+from gpl_core.interest.content import ContentTable
+from gpl_core.interest.scoring import DeviceTrie
+from gpl_core.interest.search import BeamSearch, SearchSettings
+from gpl_core.pipeline import Planner, find_step
+from gpl_core.runs import StepContext
+from gpl_core.sids.trie import Trie
+from gpu_workers import generate_anchors, train_interest_model
+from gpu_workers.interest_inputs import base_checkpoint
+from gpu_workers.runtime import Ranks, start_ranks
+from tests.bench.harness import Figure, at_least, at_most, growth_exponent, is_quick, report
+from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, InterestLake, User
+
+
+def call(lake: InterestLake, worker, ranks: Ranks, day=DAY) -> float:
+    """Seconds of CPU time of a worker's body."""
+    planner = Planner(lake.config("interest.epochs=1"))
+    state = planner.state(find_step(worker.STEP), day)
+    start = time.process_time()
+    worker.run(StepContext(planner, worker.STEP, day, state, "bench"), ranks)
+    return time.process_time() - start
+
+
+def search_alone(lake: InterestLake, users: Sequence[User]) -> float:
+    """Seconds of the search, model loaded, without any table."""
+    store = ArtifactStore(str(lake.root))
+    folder = store.fetch(store.manifests("interest_model")[-1])
+    model = load_bundle(folder, base_checkpoint(lake.config()), sid_version=lake.version)
+    model.merge()
+    content = ContentTable(lake.vectors, np.arange(len(lake.vectors)))
+    search = BeamSearch(model, DeviceTrie(Trie.build(lake.sids, CODES)), SearchSettings(5, LENGTH, 8192), content)
+    histories, items = [lake.sids[list(u.items)] for u in users], [np.array(u.items) for u in users]
+    start = time.process_time()
+    for first in range(0, len(users), 4096):
+        search.search(histories[first : first + 4096], items[first : first + 4096])
+    return time.process_time() - start
+
+
+def main() -> None:
+    """Measure, print, write."""
+    quick = is_quick()
+    base = 500 if quick else 4_000
+    ranks = start_ranks()
+    figures: dict[str, Figure] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        lake = InterestLake(Path(folder))
+        few = lake.users(200)
+        lake.write_sequences(few)
+        lake.write_stats(few)
+        call(lake, train_interest_model, ranks)
+        version = ArtifactStore(folder).manifests("interest_model")[-1].version
+        lake.write_requests(few[:10], version, DAY)
+        fixed = call(lake, generate_anchors, ranks)  # loading, warm-up
+        sizes, seconds, peaks = [1, 4, 16], [], []
+        for turn, size in enumerate(sizes):
+            users = [User(f"{turn}-{u.user_id}", u.items) for u in lake.users(base * size, seed=turn)]
+            day = DAY + timedelta(days=1 + turn)
+            lake.write_requests(users, version, day)
+            seconds.append(call(lake, generate_anchors, ranks, day))
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+        alone = search_alone(lake, users)
+        same, changed = DAY + timedelta(days=5), DAY + timedelta(days=6)
+        lake.write_requests(users, version, same)
+        unchanged = call(lake, generate_anchors, ranks, same)
+        one_percent = [User(u.user_id, [*u.items[:-1], 95 - u.items[-1]]) for u in users[::100]]
+        lake.write_requests(one_percent, version, changed)
+        few_changed = call(lake, generate_anchors, ranks, changed)
+    count = base * sizes[-1]
+    work = seconds[-1] - fixed
+    figures["users per second, with tables"] = Figure(count / seconds[-1], "users/s")
+    figures["users per second, search alone"] = Figure(count / alone, "users/s")
+    figures["share of the search's speed"] = at_least(alone / work, 0.7, "ratio")
+    figures["growth exponent, 1x 4x 16x"] = at_most(growth_exponent(sizes, seconds), 1.1, "")
+    figures["peak memory, 16x over 1x"] = at_most(peaks[-1] / peaks[0], 1.25, "ratio")
+    figures["fixed cost (load, commit)"] = Figure(fixed, "s")
+    figures["nothing changed, worker's own check, share of the work"] = at_most(unchanged / seconds[-1], 0.2, "ratio")
+    figures["1 % changed, share of the work beyond the fixed cost"] = at_most(
+        max(0.0, few_changed - fixed) / work, 0.05, "ratio"
+    )
+    report("anchor_worker", figures, quick, f"generate_anchors, tiny model, K 5, up to {count} users, one rank")
+
+
+if __name__ == "__main__":
+    main()
