@@ -232,7 +232,8 @@ def base_rate_change(previous: float, current: float, largest_ratio: float) -> s
         return None
     return (
         f"calibration: base rate {current:.4f} against {previous:.4f} on the date before, a factor of {ratio:.2f}; "
-        f"at most {largest_ratio:.2f} is expected: check the day's impressions or raise labels.calibrator.largest_rate_change"
+        f"at most {largest_ratio:.2f} is expected: check the day's impressions, or raise "
+        "labels.calibrator.largest_rate_change"
     )
 
 

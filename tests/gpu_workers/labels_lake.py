@@ -144,7 +144,8 @@ class LabelsLake:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         command = [
-            str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(port),
+            str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks),
+            "--master_port", str(port),
             str(root / f"gpu_workers/{step}.py"), *self.arguments(*overrides), "--run-date", DAY.isoformat(), "--force",
         ]  # fmt: skip
         env = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
