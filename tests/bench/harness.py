@@ -91,11 +91,16 @@ def device_name() -> str:
 
 
 def report(name: str, figures: Mapping[str, Figure], quick: bool, title: str) -> Path:
-    """Prints the table and writes the JSON file; a quick run has a file of its own and never replaces a full one."""
+    """Prints the figures and writes the JSON file; a quick run has a file of its own and never replaces a full one.
+
+    Beyond 40 figures only those with a goal are printed.
+    """
     device = device_name()
     width = max(map(len, figures))
     print(f"{title} ({device}{', quick' if quick else ''})")
     for key, figure in figures.items():
+        if len(figures) > 40 and figure.holds is None:
+            continue
         verdict = {None: "", True: "holds", False: "MISSED"}[figure.holds]
         print(f"  {key:<{width}}  {figure.value:>14,.4g} {figure.unit:<12} {figure.goal:<10} {verdict}")
     body = {

@@ -1,0 +1,1 @@
+"""The proof by controls: a simulated marketplace in memory, label variants, and their judge."""
