@@ -12,13 +12,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-import deepspeed
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 import yaml
-from deepspeed.utils import groups
 from PIL import Image
 
 from gpl_core.config import load_config
@@ -33,6 +30,7 @@ from gpu_workers.runtime import start_ranks
 ROOT = Path(__file__).parents[2]
 DAY = "2026-01-02"
 LENGTH = 12
+pytestmark = pytest.mark.usefixtures("one_rank")
 BODIES = {"encode_items": encode_items.run, "train_tokenizer": train_tokenizer.run, "assign_sids": assign_sids.run}
 
 
@@ -106,20 +104,6 @@ def clustered(count: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(6, LENGTH))
     return centres[rng.integers(6, size=count)] + 0.4 * rng.normal(size=(count, LENGTH))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank():
-    """What the launcher would say: DeepSpeed starts a process group of one inside this process."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**alone, "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}.items():
-            patch.setenv(name, value)
-        if not torch.distributed.is_initialized():
-            # Another module's group may have been destroyed behind DeepSpeed's back: it would go on using it.
-            groups._release_process_group_references()
-        yield start_ranks()
-        deepspeed.comm.destroy_process_group()
 
 
 @pytest.fixture
