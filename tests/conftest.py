@@ -39,3 +39,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     )
     yield start_session("tests")
     session.stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long one first: with two processes the rest of the suite runs beside it."""
+    items.sort(key=lambda item: "pipeline" not in item.keywords)
