@@ -13,7 +13,7 @@ quickstart: setup
 	$(BIN)/gpl summary --config $(CONFIG)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 setup: .venv/ready
 
