@@ -126,6 +126,9 @@ def _train(context: StepContext, ranks: Ranks, settings: RqVaeSettings, vectors:
         with ranks.together():
             tokenizers.append(fit_rq_kmeans(vectors, settings))
         return tokenizers[0]
+    if ranks.device.type == "cpu":
+        # Layers this small gain nothing from more threads, and wait for each other where the cores are shared.
+        torch.set_num_threads(1)
     engine = DeepSpeedEngine(ranks, folder / "tensorboard")
 
     def progress(done: int, figures: Mapping[str, float]) -> None:
