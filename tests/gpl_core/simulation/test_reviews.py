@@ -300,12 +300,12 @@ def test_more_candidates_than_recall_can_choose_from_are_refused(tmp_path: Path)
 
 def test_dates_follow_the_shipped_configurations(tmp_path: Path) -> None:
     quickstart = simulation_settings(load_config("quickstart"), {"users": 10})
-    assert (quickstart.start_date, quickstart.days, quickstart.users) == (date(2026, 1, 1), 6, 10)
+    assert (quickstart.start_date, quickstart.days, quickstart.users) == (date(2026, 1, 1), 5, 10)
     assert quickstart.start_date - timedelta(days=quickstart.warmup_days) == load_config("quickstart").run.history_start
     amazon = import_settings(load_config("amazon"))
     assert amazon.start_date - timedelta(days=amazon.train_days + amazon.valid_days) == date(2025, 12, 2)
     assert (amazon.start_date, amazon.lead_days) == (load_config("amazon").run.start_date, 2)
-    assert (amazon.feed_days, amazon.evaluation_days) == (3, 1)
+    assert (amazon.feed_days, amazon.evaluation_days) == (2, 1)
     paths = write(tmp_path, made_reviews(items=200))
     config = load_config("amazon", [f"lakehouse.root={tmp_path / 'lake'}"])
     assert run_import(config, str(paths[0]), str(paths[1])) == 0
