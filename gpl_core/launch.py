@@ -21,16 +21,20 @@ DELTA_PACKAGE = "io.delta:delta-spark_4.0_2.13:4.2.0"
 
 @dataclass(frozen=True)
 class Launch:
-    """One process to start: a worker, or several Spark steps in one session."""
+    """One process to start: a worker, or several Spark steps in one session.
+
+    Attributes:
+        bulk_through: the dates up to this one are history, ingested in one commit per table.
+    """
 
     steps: tuple[Step, ...]
     dates: tuple[date, ...]
-    bulk: bool = False
+    bulk_through: date | None = None
 
     @property
     def label(self) -> str:
         """What the progress line calls it."""
-        return ", ".join(s.name for s in self.steps) + (" (history)" if self.bulk else "")
+        return ", ".join(s.name for s in self.steps)
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,13 @@ def plan(
     launches: list[Launch] = []
     for step in chosen:
         if step.name == "ingest":
-            history = planner.config.run.history_start
-            if history is not None and history < dates[0] and planner.config.run.start_date == dates[0]:
-                launches.append(Launch((step,), tuple(date_range(history, dates[0] - timedelta(days=1))), bulk=True))
-            launches.append(Launch((step,), (*dates, *_day_after(planner, dates[-1]))))
+            run, before = planner.config.run, dates[0] - timedelta(days=1)
+            history = []
+            if run.history_start is not None and run.history_start < dates[0] == run.start_date:
+                history = date_range(run.history_start, before)
+            launches.append(
+                Launch((step,), (*history, *dates, *_day_after(planner, dates[-1])), before if history else None)
+            )
         elif (
             step.launcher == "spark" and launches and not isolated
             and launches[-1].steps[-1].launcher == "spark" and launches[-1].dates == tuple(dates)
@@ -111,7 +118,8 @@ def command(
         arguments += ["--start-date", dates[0].isoformat(), "--end-date", dates[-1].isoformat()]
     arguments += ["--run-id", run_id] if run_id else []
     arguments += ["--force"] if force else []
-    arguments += ["--bulk"] if launch.bulk else []
+    if launch.bulk_through is not None and dates[0] <= launch.bulk_through:
+        arguments += ["--bulk-through", launch.bulk_through.isoformat()]
     if launch.steps[0].launcher == "spark":
         given = list(config.launch.spark_submit)
         jars = [] if {"--packages", "--jars"} & set(given) else ["--packages", DELTA_PACKAGE]

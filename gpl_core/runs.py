@@ -41,7 +41,7 @@ class StepArguments:
     run_id: str
     dry_run: bool = False
     force: bool = False
-    bulk: bool = False
+    bulk_through: date | None = None
     steps: tuple[str, ...] = ()
 
 
@@ -68,7 +68,11 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
     parser.add_argument("--run-id", default="", help="identity of this run; made when not given")
     parser.add_argument("--dry-run", action="store_true", help="print what would be read and written")
     parser.add_argument("--force", action="store_true", help="run even where the tables say done")
-    parser.add_argument("--bulk", action="store_true", help="ingest: all dates in one commit per table")
+    parser.add_argument(
+        "--bulk-through",
+        type=_date,
+        help="ingest: the dates up to this one in one commit per table, the rest one by one",
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     if several:
         parser.add_argument("--steps", required=True, help="Spark steps, comma-separated, run in one session")
@@ -88,7 +92,7 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
         parser.error("--run-date, or --start-date and --end-date, is required: steps never assume today")
     steps = tuple(find_step(s.strip()).name for s in args.steps.split(",")) if several else ()
     return StepArguments(
-        config, tuple(dates), args.run_id or new_run_id(), args.dry_run, args.force, args.bulk, steps
+        config, tuple(dates), args.run_id or new_run_id(), args.dry_run, args.force, args.bulk_through, steps
     )  # fmt: skip
 
 

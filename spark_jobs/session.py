@@ -312,10 +312,10 @@ def run_jobs(
         jobs = choose(args)
         spark = None if args.dry_run else start_session(program)
         for name, job in jobs.items():
-            if args.bulk:
-                _run_bulk(spark, name, job, args)
-                continue
-            for run_date in args.dates:
+            history = tuple(d for d in args.dates if args.bulk_through and d <= args.bulk_through)
+            if history:
+                _run_bulk(spark, name, job, args, history)
+            for run_date in args.dates[len(history) :]:
                 # A new planner per step and date: it sees what the step before has written.
                 run_step(
                     Planner(args.config), name, run_date, args, lambda context, job=job: _body(spark, context, job)
@@ -337,24 +337,24 @@ def _body(spark: SparkSession, context: StepContext, job: Job) -> None:
         spark.catalog.clearCache()  # the next step of the session needs the memory
 
 
-def _run_bulk(spark: SparkSession | None, name: str, job: Job, args: StepArguments) -> None:
-    """All dates of `args` in one commit per table, each slice with a fingerprint of its own."""
+def _run_bulk(spark: SparkSession | None, name: str, job: Job, args: StepArguments, dates: tuple[date, ...]) -> None:
+    """All of `dates` in one commit per table, each slice with a fingerprint of its own."""
     planner = Planner(args.config)
     from gpl_core.pipeline import find_step
 
     step = find_step(name)
     if any(read.scope not in ("slice", "as_of") for read in step.reads):
-        raise UsageError(f"--bulk: step {name} builds a date on the ones before it; run it date by date")
-    states = {d: planner.state(step, d) for d in args.dates}
+        raise UsageError(f"--bulk-through: step {name} builds a date on the ones before it; run it date by date")
+    states = {d: planner.state(step, d) for d in dates}
     if all(s.status == "done" for s in states.values()) and not args.force:
-        run_step(planner, name, args.dates[-1], args, lambda context: None)
+        run_step(planner, name, dates[-1], args, lambda context: None)
         return
 
     def body(context: StepContext) -> None:
         assert spark is not None
-        context.bulk_dates = args.dates
+        context.bulk_dates = dates
         context.bulk_states = states
         _body(spark, context, job)
 
-    last = next(d for d in reversed(args.dates) if states[d].status != "done" or args.force)
+    last = next(d for d in reversed(dates) if states[d].status != "done" or args.force)
     run_step(planner, name, last, args, body)

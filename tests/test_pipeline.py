@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -61,9 +61,9 @@ class House:
     output: str
 
     def gpl(self, *arguments: str) -> tuple[int, str]:
-        """Run a `gpl` command in this process (it launches the real ones); returns exit code and output."""
+        """Run a `gpl` command in this process (it launches the real ones); returns exit code and all it says."""
         out = io.StringIO()
-        with redirect_stdout(out):
+        with redirect_stdout(out), redirect_stderr(out):
             code = main([arguments[0], "--config", str(self.config_file), *arguments[1:]])
         return code, out.getvalue()
 

@@ -83,11 +83,13 @@ def test_an_unknown_step_is_refused(planner, given):
 
 def test_history_is_ingested_in_one_go_before_the_first_date(tmp_path):
     planner = Planner(small_config(tmp_path, {"run": {"history_start": (DAY - 3 * ONE).isoformat()}}))
-    bulk, daily, *rest = plan(planner, DATES)
-    assert (bulk.bulk, bulk.dates, bulk.label) == (True, tuple(DAY - i * ONE for i in (3, 2, 1)), "ingest (history)")
-    assert (daily.bulk, daily.dates) == (False, DATES)
-    assert not any(launch.bulk for launch in rest)
-    assert not any(launch.bulk for launch in plan(planner, DATES[1:])), "a later date has its history already"
+    first, *rest = plan(planner, DATES)
+    assert (first.label, first.bulk_through) == ("ingest", DAY - ONE)
+    assert first.dates == (*(DAY - i * ONE for i in (3, 2, 1)), *DATES)
+    assert not any(launch.bulk_through for launch in rest)
+    assert "--bulk-through" not in command(first, DATES, Source("quickstart"), planner.config), "history is done"
+    later = plan(planner, DATES[1:])
+    assert (later[0].dates, later[0].bulk_through) == (DATES[1:], None), "a later date has its history already"
 
 
 def test_the_day_after_is_ingested_when_it_is_there(planner):
@@ -127,7 +129,8 @@ def test_every_command_starts_with_its_launcher_and_its_arguments_parse(tmp_path
         at = next(i for i, a in enumerate(arguments) if a.endswith(".py"))
         assert Path(arguments[at]).is_file()
         parsed = parse_arguments("x", arguments[at + 1 :], several=len(launch.steps) > 1)
-        assert (parsed.dates, parsed.run_id, parsed.force, parsed.bulk) == (launch.dates, "r1", True, launch.bulk)
+        assert (parsed.dates, parsed.run_id, parsed.force) == (launch.dates, "r1", True)
+        assert parsed.bulk_through == launch.bulk_through
         assert (parsed.config.anchors.count, parsed.config.prerank.seeds) == (3, (1, 2))
         if len(launch.steps) > 1:
             assert parsed.steps == tuple(s.name for s in launch.steps)
@@ -154,7 +157,7 @@ def test_one_date_is_a_run_date_several_are_a_range(tmp_path):
     assert one[one.index("--run-date") + 1] == "2026-01-03"
     many = command(launch, DATES, Source("quickstart"), config)
     assert many[-4:] == ["--start-date", "2026-01-03", "--end-date", "2026-01-04"]
-    assert {"--force", "--bulk", "--run-id"} & {*one, *many} == set()
+    assert {"--force", "--bulk-through", "--run-id"} & {*one, *many} == set()
 
 
 def test_a_printed_command_is_one_that_a_shell_reads_back():

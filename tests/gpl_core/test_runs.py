@@ -102,7 +102,7 @@ def test_arguments_come_out_typed(tmp_path):
     )  # fmt: skip
     assert args.dates == (date(2026, 1, 3), date(2026, 1, 4), date(2026, 1, 5))
     assert (args.config.anchors.count, args.config.run.seed, args.run_id) == (3, 9, "abc")
-    assert (args.force, args.dry_run, args.bulk, args.steps) == (True, False, False, ())
+    assert (args.force, args.dry_run, args.bulk_through, args.steps) == (True, False, None, ())
 
 
 def test_several_steps_are_named_and_checked(tmp_path):

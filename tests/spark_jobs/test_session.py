@@ -56,7 +56,7 @@ def test_rows_that_break_the_contract_or_the_slice_leave_the_table_alone(lake):
     before = lake.version("user_stats")
     with pytest.raises(Exception, match=r"(?i)clicks_in_range|CHECK constraint"):
         step_of(lake).write_slice("user_stats", stats(lake, "b", clicks=-1))
-    with pytest.raises(Exception, match=r"(?i)replaceWhere"):
+    with pytest.raises(Exception, match=r"REPLACE_WHERE_MISMATCH"):
         step_of(lake).write_slice("user_stats", stats(lake, "b", on=day(3)))
     with pytest.raises(ContractError, match=r"lacks.*positives.*unknown columns.*liked"):
         step_of(lake).write_slice("user_stats", stats(lake, "b").withColumnRenamed("positives", "liked"))
