@@ -29,7 +29,12 @@ FIRST, LAST = date(2026, 1, 3), date(2026, 1, 4)
 SMALL = {
     "run": {"start_date": "2026-01-03", "end_date": "2026-01-04", "history_start": "2025-12-24"},
     "launch": {
-        "spark_submit": ["--master", "local[2]", "--driver-memory", "1g"],
+        "spark_submit": [
+            "--master", "local[2]", "--driver-memory", "1g",
+            # As in conftest: tables of a few rows, a JVM of half a minute.
+            "--driver-java-options", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss4m",
+            "--conf", "spark.sql.codegen.wholeStage=false", "--conf", "spark.sql.codegen.factoryMode=NO_CODEGEN",
+        ],
         "deepspeed": ["--num_accelerators", "1"],
         "env": {"DS_ACCELERATOR": "cpu"},
     },
