@@ -23,7 +23,8 @@ setup: .venv/ready
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet -c constraints.txt uv
 	@echo "installing into .venv (about 5 GB, mostly torch) …"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[spark,gpu,dev]'
+	@# Compiled once here: where bytecode may not be written later, every start of torch and transformers compiles them anew.
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[spark,gpu,dev]'
 	@echo "resolving Delta's jars …"
 	@PYSPARK_PYTHON=$(CURDIR)/$(BIN)/python $(BIN)/spark-submit --master 'local[1]' --packages $(DELTA) spark_jobs/check_delta.py 2>.venv/jars.log \
 		|| { cat .venv/jars.log >&2; echo "Delta's jars could not be resolved from Maven Central" >&2; exit 2; }
