@@ -14,15 +14,15 @@ from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
 pytestmark = pytest.mark.spark
 
 
-@pytest.fixture
-def lake(tmp_path, spark) -> TinyLake:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, spark) -> TinyLake:
     """
     | request | user | exposed      | recalled                   |
     |---------|------|--------------|----------------------------|
     | r1      | u1   | a (clicked)  | a (two channels), b, c     |
     | r2      | u2   | b            | b, c                       |
     """
-    made = TinyLake(tmp_path, spark)
+    made = TinyLake(tmp_path_factory.mktemp("written"), spark)
     made.items({"item_id": "a"}, {"item_id": "b"}, {"item_id": "c", "brand": "acme"})
     made.impressions(("r1", "u1", "a", 1), ("r2", "u2", "b", 0))
     made.candidates(
@@ -33,6 +33,24 @@ def lake(tmp_path, spark) -> TinyLake:
     return made
 
 
+@pytest.fixture(scope="module")
+def done(written, tmp_path_factory) -> TinyLake:
+    """The same, ingested once for all tests that start from there."""
+    made = written.copied(tmp_path_factory.mktemp("done"))
+    assert made.run("ingest", ingest.run) == "done"
+    return made
+
+
+@pytest.fixture
+def lake(written, tmp_path) -> TinyLake:
+    return written.copied(tmp_path)
+
+
+@pytest.fixture
+def ingested(done, tmp_path) -> TinyLake:
+    return done.copied(tmp_path)
+
+
 def reasons(lake: TinyLake) -> list[tuple]:
     """(table, check names, columns, occurrences) of every quarantined row."""
     found = []
@@ -41,8 +59,8 @@ def reasons(lake: TinyLake) -> list[tuple]:
     return sorted(found)
 
 
-def test_clean_tables(lake):
-    assert lake.run("ingest", ingest.run) == "done"
+def test_clean_tables(ingested):
+    lake = ingested
     assert lake.rows("items", "item_id", "item_index", "text") == [
         ("a", 0, "title of a"), ("b", 1, "title of b"), ("c", 2, "title of c. acme"),
     ]  # fmt: skip
@@ -62,8 +80,8 @@ def test_clean_tables(lake):
     assert (counts.rows_in, counts.rows_quarantined, counts.rows_dropped) == (9, 0, 1)
 
 
-def test_second_run_does_nothing_and_a_forced_one_gives_the_same_rows(lake):
-    lake.run("ingest", ingest.run)
+def test_second_run_does_nothing_and_a_forced_one_gives_the_same_rows(ingested):
+    lake = ingested
     tables = ("items", "impressions", "candidates", "interactions", "quarantine")
     before = {t: (lake.version(t), lake.rows(t)) for t in tables}
     assert lake.run("ingest", ingest.run) == "noop"
@@ -73,8 +91,9 @@ def test_second_run_does_nothing_and_a_forced_one_gives_the_same_rows(lake):
     assert lake.version("items") == before["items"][0]  # nothing changed there: no commit
 
 
-def test_every_bad_row_is_quarantined_with_its_reasons(lake):
-    good = lake.run("ingest", ingest.run) and {t: lake.rows(t) for t in ("impressions", "candidates", "interactions")}
+def test_every_bad_row_is_quarantined_with_its_reasons(ingested):
+    lake = ingested
+    good = {t: lake.rows(t) for t in ("impressions", "candidates", "interactions")}
     lake.impressions(
         (None, "u1", "a", 0),  # null key
         ("r3", "", "a", 0),  # empty key
@@ -129,8 +148,8 @@ def test_every_bad_row_is_quarantined_with_its_reasons(lake):
     assert dict(message[0])["columns"] == ("title", "description", "category", "image", "image_uri")
 
 
-def test_too_much_quarantine_stops_the_step_after_writing_it(lake):
-    lake.run("ingest", ingest.run)
+def test_too_much_quarantine_stops_the_step_after_writing_it(ingested):
+    lake = ingested
     versions = {t: lake.version(t) for t in ("items", "impressions", "candidates", "interactions")}
     lake.impressions(("r3", "u1", "a", 7))
     lake.items({"item_id": "new"})
@@ -140,8 +159,8 @@ def test_too_much_quarantine_stops_the_step_after_writing_it(lake):
     assert reasons(lake) == [("raw_impressions", ("out_of_range",), 1)]
 
 
-def test_items_are_updated_by_later_updates_only_and_keep_their_index(lake):
-    lake.run("ingest", ingest.run)
+def test_items_are_updated_by_later_updates_only_and_keep_their_index(ingested):
+    lake = ingested
     lake.items(
         {"item_id": "b", "title": "newer", "updated_at": at(0, 3.0)},
         {"item_id": "b", "title": "tomorrow's", "updated_at": at(1, 3.0)},

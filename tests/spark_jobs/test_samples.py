@@ -14,13 +14,13 @@ from tests.spark_jobs.tiny_lake import D, TinyLake, day
 pytestmark = pytest.mark.spark
 
 
-@pytest.fixture
-def lake(tmp_path, spark) -> TinyLake:
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory, spark) -> TinyLake:
     """
     u1 saw a yesterday and b today, at 20:00; its request r1 at 12:00 recalled a, b, c, d.
     u2 saw everything that its request r2 recalled. u3 saw c, u1 did not.
     """
-    made = TinyLake(tmp_path, spark, "samples.exposure_window_days=2")
+    made = TinyLake(tmp_path_factory.mktemp("ingested"), spark, "samples.exposure_window_days=2")
     made.items(*[{"item_id": i} for i in "abcd"])
     made.impressions(("r0", "u1", "a", 1), dt=day(-1))
     made.impressions(("r2", "u2", "a", 0), ("r2", "u2", "b", 1), ("r3", "u3", "c", 0), ("r4", "u1", "b", 0, 20.0))
@@ -32,6 +32,11 @@ def lake(tmp_path, spark) -> TinyLake:
     for d in (day(-1), D):
         made.run("ingest", ingest.run, d)
     return made
+
+
+@pytest.fixture
+def lake(ingested, tmp_path) -> TinyLake:
+    return ingested.copied(tmp_path)
 
 
 def test_pairs_exposed_in_the_window_are_never_unexposed(lake):

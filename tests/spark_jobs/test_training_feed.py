@@ -20,8 +20,8 @@ from tests.spark_jobs.tiny_lake import D, at, day
 pytestmark = pytest.mark.spark
 
 
-@pytest.fixture
-def lake(tmp_path, spark) -> FeedLake:
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, spark) -> FeedLake:
     """
     | request | user | exposed                  | unexposed               | labels      |
     |---------|------|--------------------------|-------------------------|-------------|
@@ -31,7 +31,7 @@ def lake(tmp_path, spark) -> FeedLake:
     | r4      | u3   |                          | 1 (no history)          |             |
     | r5      | u4   |                          | 1 (no anchors)          |             |
     """
-    made = FeedLake(tmp_path, spark)
+    made = FeedLake(tmp_path_factory.mktemp("labelled"), spark)
     made.exposed(("r1", "u1", 0, 1), ("r1", "u1", 1, 0), ("r2", "u1", 1, 0), ("r3", "u2", 0, 1, True))
     made.unexposed(
         ("r1", "u1", 2), ("r1", "u1", 3), ("r2", "u1", 2), ("r3", "u2", 1), ("r3", "u2", 2), ("r4", "u3", 1),
@@ -62,8 +62,26 @@ def lake(tmp_path, spark) -> FeedLake:
     return made
 
 
-def test_rows_of_the_feed(lake):
-    assert lake.run("training_feed", training_feed.run) == "done"
+@pytest.fixture(scope="module")
+def done(labelled, tmp_path_factory) -> FeedLake:
+    """The same with its feed, for all tests that start from there."""
+    made = labelled.copied(tmp_path_factory.mktemp("done"))
+    assert made.run("training_feed", training_feed.run) == "done"
+    return made
+
+
+@pytest.fixture
+def lake(labelled, tmp_path) -> FeedLake:
+    return labelled.copied(tmp_path)
+
+
+@pytest.fixture
+def fed(done, tmp_path) -> FeedLake:
+    return done.copied(tmp_path)
+
+
+def test_rows_of_the_feed(fed):
+    lake = fed
     columns = ("is_exposed", "is_random", "has_label", "label", "pseudo_label", "target", "sample_weight")
     assert lake.feed("request_id", "item_index", *columns) == [
         ("r1", 0, True, False, True, 1.0, 0.0, 1.0, 1.0),
@@ -115,8 +133,8 @@ def test_manifest_is_what_a_reader_finds(lake):
         assert handle.read() == text
 
 
-def test_rerun_is_a_noop_and_forced_rerun_gives_the_same_rows(lake):
-    lake.run("training_feed", training_feed.run)
+def test_rerun_is_a_noop_and_forced_rerun_gives_the_same_rows(fed):
+    lake = fed
     before, version = lake.feed(), lake.version("training_feed")
     assert lake.run("training_feed", training_feed.run) == "noop"
     assert lake.version("training_feed") == version

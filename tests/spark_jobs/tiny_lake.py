@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 from deltalake import write_deltalake
@@ -50,6 +52,13 @@ class TinyLake:
     def config(self, *overrides: str) -> Config:
         """The configuration in use."""
         return load_config("quickstart", [f"lakehouse.root={self.root}", *SETTINGS, *self.overrides, *overrides])
+
+    def copied(self, root: Path) -> Self:
+        """The same lakehouse under another root, as far as it has got: logs and fingerprints name no absolute path."""
+        shutil.copytree(self.root, root, dirs_exist_ok=True)
+        made = copy.copy(self)
+        made.root, made.lake = root, Lake(str(root))
+        return made
 
     # ---- writing ----
 
