@@ -100,7 +100,7 @@ def published_twins(
 
 def repair(
     codes: np.ndarray,
-    last_residual: np.ndarray,
+    last_residual: Rows,
     last_codebook: np.ndarray,
     *,
     first: np.ndarray | None = None,
