@@ -69,7 +69,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
             bad = _bad_rows(items.vectors)
             fresh, moved = _to_issue(items, published, snapshot, encoder_version, context.config.sids.reissue_distance)
             rows = np.setdiff1d(np.union1d(fresh, moved), bad)
-        encoded = _encode(tokenizer, items.vectors, rows, ranks, Path(scratch))
+        encoded = encode_rows(tokenizer, items.vectors, rows, ranks, Path(scratch))
         writer = context.lake.writer(contract, partition, dims={"L": tokenizer.levels})
         rejects = context.lake.writer(
             context.contract("worker_rejects"), {"dt": context.run_date.isoformat(), "step": context.step.name}, dims={}
@@ -152,7 +152,7 @@ def _to_issue(
     return np.flatnonzero(~has), np.unique(np.concatenate(moved)) if moved else np.empty(0, dtype=np.int64)
 
 
-def _encode(tokenizer: Tokenizer, vectors: np.ndarray, rows: np.ndarray, ranks: Ranks, scratch: Path) -> Encoded:
+def encode_rows(tokenizer: Tokenizer, vectors: np.ndarray, rows: np.ndarray, ranks: Ranks, scratch: Path) -> Encoded:
     """Each rank encodes every size-th chunk and sends it to rank 0, which holds all results [N]; the others none."""
     width = tokenizer.codebooks.shape[2]
     held = len(rows) if ranks.is_main else 0

@@ -214,7 +214,7 @@ def test_tiny_catalogues_go_all_the_way(house, count):
 def test_a_catalogue_without_a_usable_item_is_refused_by_name(house):
     house.write_items([item(n, [0.0] * LENGTH) for n in range(3)])
     assert house.run("encode_items").details["encoded"] == 0
-    with pytest.raises(MissingInputError, match="item_embeddings.*no embeddings of encoder_version.*run encode_items"):
+    with pytest.raises(MissingInputError, match=r"item_embeddings.*no embeddings of encoder_version.*run encode_items"):
         house.run("train_tokenizer")
 
 
@@ -270,7 +270,7 @@ def test_sids_of_another_encoder_are_refused(house):
         house.run(worker)
     house.changes["encoder.parts"] = [{"name": "precomputed", "weight": 2.0, "options": {"dim": LENGTH}}]
     house.run("encode_items", "2026-01-03")
-    with pytest.raises(LineageError, match="was trained on encoder_version .* run train_tokenizer for this encoder"):
+    with pytest.raises(LineageError, match=r"was trained on encoder_version .* run train_tokenizer for this encoder"):
         house.run("assign_sids", "2026-01-03")
 
 
