@@ -132,7 +132,7 @@ class Tokenizer(Section):
     latent: Positive = 32
     warmup_epochs: int = Field(default=20, ge=0, description="Epochs of plain autoencoder before the k-means start")
     commitment: float = Field(default=0.25, ge=0)
-    relational: float = Field(default=0.1, ge=0, description="Weight of the loss that keeps neighbours neighbours")
+    relational: float = Field(default=0.3, ge=0, description="Weight of the loss that keeps neighbours neighbours")
     ema_decay: float = Field(default=0.95, gt=0, lt=1)
     refresh_days: Positive = Field(default=7, description="A tokeniser older than this is trained anew")
     gates: TokenizerGates = TokenizerGates()
