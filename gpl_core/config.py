@@ -132,9 +132,26 @@ class Tokenizer(Section):
     latent: Positive = 32
     warmup_epochs: int = Field(default=20, ge=0, description="Epochs of plain autoencoder before the k-means start")
     commitment: float = Field(default=0.25, ge=0)
+    relational: float = Field(default=0.3, ge=0, description="Weight of the loss that keeps neighbours neighbours")
     ema_decay: float = Field(default=0.95, gt=0, lt=1)
     refresh_days: Positive = Field(default=7, description="A tokeniser older than this is trained anew")
     gates: TokenizerGates = TokenizerGates()
+
+
+class Sids(Section):
+    """Issuing semantic IDs. What is published is never revised, so none of these makes an output stale."""
+
+    reissue_distance: float = Field(
+        default=0.3, ge=0, le=2, description="Cosine distance beyond which a changed item gets a new SID"
+    )
+    drift_warn: float = Field(default=1.25, gt=1, description="Residual of new over published items: warn from here on")
+    drift_renew: float = Field(default=1.6, gt=1, description="From here on ask for a new tokeniser version")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Sids:
+        if self.drift_renew < self.drift_warn:
+            raise ValueError(f"drift_renew {self.drift_renew} lies below drift_warn {self.drift_warn}")
+        return self
 
 
 class Samples(Section):
@@ -280,6 +297,7 @@ class Config(Section):
     ingest: Ingest = Ingest()
     encoder: Encoder = Encoder()
     tokenizer: Tokenizer = Tokenizer()
+    sids: Sids = Sids()
     samples: Samples = Samples()
     sequences: Sequences = Sequences()
     interest: Interest = Interest()

@@ -3,14 +3,19 @@
     deepspeed --num_accelerators 1 gpu_workers/assign_sids.py --config quickstart --run-date 2026-01-02
 
 Published rows never change but for being retired: a changed item keeps its SID unless its embedding moved further than
-REISSUE_DISTANCE; then the row is retired and the item gets a new one (issue + 1).
+`sids.reissue_distance`; then the row is retired and the item gets a new one (issue + 1).
+
+Embeddings and residuals lie in memory-mapped scratch files. Rank 0 holds some integers per item, the other ranks only
+what they are encoding.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +31,6 @@ from gpl_core.sids.tokenizer import Encoded, Tokenizer, load_tokenizer
 from gpu_workers.embeddings import ItemVectors, digests, encoder_version_of, item_vectors
 from gpu_workers.feed import read_batches
 from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
-
-REISSUE_DISTANCE = 0.3
-"""Cosine distance between the old and the new embedding beyond which a changed item gets a new SID."""
 
 _ROWS = 65_536
 _COLUMNS = ["item_index", "issue", "sid", "residual_norm", "bucket_size", "content_hash", "retired_at"]
@@ -60,14 +62,14 @@ def run(context: StepContext, ranks: Ranks) -> None:
         contract = context.contract("item_sids")
         table = context.lake.create(contract) if ranks.is_main else None
     partition = {"sid_version": manifest.version}
-    with item_vectors(snapshot, encoder_version, ranks) as items:
+    with item_vectors(snapshot, encoder_version, ranks) as items, tempfile.TemporaryDirectory() as scratch:
         with ranks.together():
             table = table or context.lake.open("item_sids")
             published = _published(table, partition, tokenizer.levels)
             bad = _bad_rows(items.vectors)
-            fresh, moved = _to_issue(items, published, snapshot, encoder_version)
+            fresh, moved = _to_issue(items, published, snapshot, encoder_version, context.config.sids.reissue_distance)
             rows = np.setdiff1d(np.union1d(fresh, moved), bad)
-        encoded = _encode(tokenizer, items.vectors, rows, ranks)
+        encoded = encode_rows(tokenizer, items.vectors, rows, ranks, Path(scratch))
         writer = context.lake.writer(contract, partition, dims={"L": tokenizer.levels})
         rejects = context.lake.writer(
             context.contract("worker_rejects"), {"dt": context.run_date.isoformat(), "step": context.step.name}, dims={}
@@ -81,7 +83,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
     # Retiring rewrites the rows of this version; otherwise rows are only added.
     commit_parts(
         context, ranks, "item_sids", writer.parts, mode="overwrite" if len(retired) else "append",
-        partition=partition, details={"sid_version": manifest.version, "encoder_version": encoder_version},
+        partition=partition, details={"encoder_version": encoder_version, **context.counts.details, **partition},
     )  # fmt: skip
 
 
@@ -127,9 +129,9 @@ def _bad_rows(vectors: np.ndarray) -> np.ndarray:
 
 
 def _to_issue(
-    items: ItemVectors, published: _Published, snapshot: Snapshot, encoder_version: str
+    items: ItemVectors, published: _Published, snapshot: Snapshot, encoder_version: str, reissue_distance: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ``items`` without a SID, and rows whose content changed and moved beyond REISSUE_DISTANCE."""
+    """Rows of ``items`` without a SID, and rows whose content changed and moved beyond ``reissue_distance``."""
     place = np.searchsorted(published.item_index, items.item_index)
     place = np.minimum(place, max(0, len(published.item_index) - 1))
     has = np.zeros(len(items.item_index), dtype=bool)
@@ -146,38 +148,41 @@ def _to_issue(
             hit = np.flatnonzero((wanted[at] == batch["item_index"]) & (old[at] == digests(batch["content_hash"])))
             before, after = batch["embedding"][hit], items.vectors[changed[at[hit]]]
             cosine = (before * after).sum(1) / (np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1))
-            moved.append(changed[at[hit[1.0 - cosine > REISSUE_DISTANCE]]])
+            moved.append(changed[at[hit[1.0 - cosine > reissue_distance]]])
     return np.flatnonzero(~has), np.unique(np.concatenate(moved)) if moved else np.empty(0, dtype=np.int64)
 
 
-def _encode(tokenizer: Tokenizer, vectors: np.ndarray, rows: np.ndarray, ranks: Ranks) -> Encoded:
-    """Each rank encodes every size-th chunk; rank 0 holds all results [N], the others only their own."""
+def encode_rows(tokenizer: Tokenizer, vectors: np.ndarray, rows: np.ndarray, ranks: Ranks, scratch: Path) -> Encoded:
+    """Each rank encodes every size-th chunk and sends it to rank 0, which holds all results [N]; the others none."""
     width = tokenizer.codebooks.shape[2]
+    held = len(rows) if ranks.is_main else 0
     out = Encoded(
-        np.zeros((len(rows), tokenizer.levels), np.int32),
-        np.zeros(len(rows), np.float32),
-        np.zeros((len(rows), width), np.float32),
+        np.zeros((held, tokenizer.levels), np.int32),
+        np.zeros(held, np.float32),
+        np.lib.format.open_memmap(scratch / "residual.npy", "w+", np.float32, (held, width)),
     )
     step = _ROWS // 4
     for base in range(0, len(rows), step * ranks.size):
+        parts = [slice(start, min(len(rows), start + step)) for start in range(base, base + step * ranks.size, step)]
+        own, encoded = parts[ranks.rank], None
         with ranks.together():
-            own = slice(base + ranks.rank * step, min(len(rows), base + (ranks.rank + 1) * step))
             if own.start < len(rows):
-                part = tokenizer.encode_full(np.asarray(vectors[rows[own]]))
-                for whole, piece in zip(out, part, strict=True):
-                    whole[own] = piece
-        for other in range(1, ranks.size):
-            theirs = slice(base + other * step, min(len(rows), base + (other + 1) * step))
-            if theirs.start < len(rows):
+                encoded = tokenizer.encode_full(np.asarray(vectors[rows[own]]))
+        for source, part in enumerate(parts):
+            if part.start >= len(rows):
+                continue
+            if source == 0 and encoded is not None and ranks.is_main:
+                for whole, piece in zip(out, encoded, strict=True):
+                    whole[part] = piece
+            elif ranks.is_main:
                 for whole in out:
-                    _send(whole, theirs, other, ranks)
+                    received = torch.as_tensor(np.empty_like(whole[part])).to(ranks.device)
+                    dist.recv(received, source)
+                    whole[part] = received.cpu().numpy()
+            elif source == ranks.rank and encoded is not None:
+                for piece in encoded:
+                    dist.send(torch.as_tensor(piece).to(ranks.device), 0)
     return out
-
-
-def _send(whole: np.ndarray, rows: slice, source: int, ranks: Ranks) -> None:
-    tensor = torch.as_tensor(whole[rows]).to(ranks.device)
-    dist.broadcast(tensor, source)
-    whole[rows] = tensor.cpu().numpy()
 
 
 def _issue_and_write(
@@ -224,15 +229,16 @@ def _issue_and_write(
             }
             writer.write(_table(writer.contract, columns))
     shift = drift(issued.sids, encoded.residual_norm, published.sids, published.norms, tokenizer.codes)
+    message = shift.message(context.config.sids.drift_warn, context.config.sids.drift_renew) if shift else ""
     context.counts.rows_in = len(items.item_index)
     context.counts.details = {
         **partition, "issued": len(rows), "reissued": len(retired), "kept": int(force.sum()), "moved": issued.moved,
-        "shared": issued.shared, "repeats": issued.repeats,
+        "shared": issued.shared, "repeats": issued.repeats, "warning": message,
         "drift": {"residual": shift.residual_ratio, "perplexity": shift.perplexity_ratio} if shift else {},
     }  # fmt: skip
     log.info("assign_sids: %s", context.counts.details)
-    if shift is not None and shift.message():
-        log.warning("assign_sids: %s", shift.message())
+    if message:
+        log.warning("assign_sids: %s", message)
 
 
 def _write_rejects(context: StepContext, rejects: PartWriter, items: np.ndarray) -> None:

@@ -7,8 +7,10 @@ It sees the newest content of each item from before the run date. Curves go to w
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,7 @@ def settings_of(config: Config, items: int) -> RqVaeSettings:
         warmup_epochs=min(own.warmup_epochs, epochs // 5),
         ema_decay=own.ema_decay,
         commitment=own.commitment,
+        relational=own.relational,
         seed=config.run.seed,
     )
 
@@ -108,12 +111,21 @@ def run(context: StepContext, ranks: Ranks) -> None:
     with item_vectors(snapshot, encoder_version, ranks, before=limit) as items:
         settings = settings_of(context.config, len(items.vectors))
         log.info("train_tokenizer: %d items, C = %d, %d epochs", len(items.vectors), settings.codes, settings.epochs)
+        started = time.monotonic()
         tokenizer = _train(context, ranks, settings, items.vectors, folder)
+        seconds = time.monotonic() - started
+        codebooks = hashlib.sha256(tokenizer.codebooks.cpu().numpy().tobytes()).hexdigest()
+        held = ranks.gather_text(codebooks)
         with ranks.together():
+            if len(set(held)) > 1:
+                raise RuntimeError(f"tokenizer: ranks end with different codebooks: {held}; this is a defect")
             if ranks.is_main:
                 health = measure(tokenizer, items.vectors)
                 context.counts.rows_in = len(items.vectors)
-                context.counts.details = {"encoder_version": encoder_version, **health.as_dict()}
+                context.counts.details = {
+                    "encoder_version": encoder_version, "codebooks": codebooks, "seconds": round(seconds, 1),
+                    **health.as_dict(),
+                }  # fmt: skip
                 log.info("train_tokenizer: %s", dict(as_scalars(health)))
                 check_gates(health, gates_of(context.config))
                 _publish(context, tokenizer, encoder_version, health.as_dict())

@@ -44,6 +44,10 @@ DRIFT = 0.2
 """Population stability index of the labels above which a warning is printed (a customary bound)."""
 
 
+RUNS = 20
+"""Runs of assign_sids that are listed."""
+
+
 class Page:
     """Collects the sections of one date's report."""
 
@@ -203,22 +207,82 @@ class Page:
             [Table(columns, [[r[c] for c in columns] for r in found])] if found else [],
         )
 
-    def sids(self) -> Section:
+    def sids(self) -> list[Section]:
         title = "Semantic IDs"
         version = self.manifest.get("versions", {}).get("sid_version", "")
-        found = (
-            data.sid_health(sids_in_force(self.step.read("item_sids"), version))
-            if self.context.has("item_sids")
-            else None
-        )
+        if not self.context.has("item_sids"):
+            return [Section(title, ["No item has a semantic ID."])]
+        table = self.step.read("item_sids")
+        live = sids_in_force(table, version)
+        found = data.sid_health(live)
         if found is None:
-            return Section(title, ["No item has a semantic ID."])
-        rows = [(i + 1, u, p) for i, (u, p) in enumerate(zip(found.used, found.perplexity, strict=True))]
+            return [Section(title, ["No item has a semantic ID."])]
+        tokenizer = self.context.artifacts.find("tokenizer", version)
+        size = tokenizer.metrics.get("codes") if tokenizer else None
+        rows = [(i + 1, u, size, p) for i, (u, p) in enumerate(zip(found.used, found.perplexity, strict=True))]
         text = [
             f"{found.items:,} items have one under {version}, {found.distinct:,} distinct; "
             f"{found.sharing / found.items:.1%} of the items share theirs."
         ]
-        return Section(title, text, [Table(("level", "codes in use", "perplexity"), rows)])
+        usage = Plot(
+            Markup(plots.code_usage("usage", "Code usage per level", found.usage)),
+            "Items per code, the most used codes first. On the dotted line all codes are used alike.",
+        )
+        health = Section(title, text, [Table(("level", "codes in use", "codes", "perplexity"), rows)], [usage])
+        return [health, *self._sid_meaning(live), self._sid_versions(table)]
+
+    def _sid_meaning(self, live: Any) -> list[Section]:
+        if not self.context.has("items"):
+            return []
+        shared, prefixes = data.buckets(live, self.step.read("items"))
+        largest = Section(
+            "Semantic IDs that most items share",
+            ["Items of one content share theirs on purpose."] if shared else ["No two items share one."],
+            [_buckets("semantic ID", shared)] if shared else [],
+        )
+        return [
+            largest,
+            Section(
+                "What codes mean", ["Titles of one row should belong together, those of two codes more closely."],
+                [_buckets("first codes", prefixes)],
+            ),
+        ]  # fmt: skip
+
+    def _sid_versions(self, table: Any) -> Section:
+        """Versions with their items, and the newest runs that issued SIDs with what they said of drift."""
+        known = {m.version: m for m in self.context.artifacts.manifests("tokenizer")}
+        versions = []
+        for found in data.sid_versions(table):
+            made = known.get(found.version)
+            metrics = made.metrics if made else {}
+            trained = made.trained_through.isoformat() if made else None
+            versions.append(
+                (found.version, trained, metrics.get("codes"), metrics.get("reconstruction"),
+                 metrics.get("collision_share"), found.in_force, found.retired, found.reissued)
+            )  # fmt: skip
+        runs = []
+        marks = [(v, m) for v, m in self.context.snapshot("item_sids").marks() if m.step == "assign_sids"]
+        for version, mark in marks[:RUNS]:
+            told = mark.details
+            drift = told.get("drift") or {}
+            runs.append(
+                (version, told.get("sid_version"), told.get("issued"), told.get("reissued"), drift.get("residual"),
+                 drift.get("perplexity"), told.get("warning", ""))
+            )  # fmt: skip
+        if marks and marks[0][1].details.get("warning"):
+            self.warnings.append(f"Semantic IDs: {marks[0][1].details['warning']}.")
+        columns = ("version", "trained through", "codes", "reconstruction cosine", "collisions before repair",
+                   "items", "retired", "issued again")  # fmt: skip
+        drifts = ("table version", "semantic-ID version", "issued", "issued again", "residual ratio",
+                  "perplexity ratio", "said")  # fmt: skip
+        return Section(
+            "Versions of semantic IDs",
+            [
+                "Versions live side by side until all consumers have moved. "
+                "Ratios compare new items with published ones."
+            ],
+            [Table(columns, versions), *([Table(drifts, runs)] if runs else [])],
+        )
 
     def popularity(self) -> Section:
         share = self.step.config.interest.keep_target_share
@@ -284,6 +348,11 @@ class Page:
         return Section("Runs", [], [Table(columns, [[r[c] for c in columns] for r in found])] if found else [])
 
 
+def _buckets(what: str, found: Sequence[data.Bucket]) -> Table:
+    rows = [("-".join(map(str, b.prefix)), b.items, " | ".join(b.titles)) for b in found]
+    return Table((what, "items", "titles of some"), rows)
+
+
 def compare(evaluations: Sequence[dict[str, Any]]) -> Table:
     """One row per slice and metric, models side by side; an undefined figure shows its reason."""
     models = sorted({r["model"] for r in evaluations})
@@ -323,7 +392,7 @@ def build(step: SparkStep) -> str:
     page.drift(before, found)
     sections = [
         page.funnel(), page.quarantine(), page.labels(calibrator, found), page.calibration(), page.channels(),
-        page.sids(), page.popularity(), page.evaluations(), page.versions(), page.runs(),
+        *page.sids(), page.popularity(), page.evaluations(), page.versions(), page.runs(),
     ]  # fmt: skip
     made_up = provenance(context.lake)
     banners = [f"Every figure here is {made_up.split(' ')[0]}: the raw tables say '{made_up}'."] if made_up else []

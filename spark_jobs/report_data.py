@@ -8,7 +8,7 @@ from datetime import date
 from typing import Any
 
 import numpy as np
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from gpl_core.labels.calibration import ReliabilityBin
@@ -17,6 +17,8 @@ from spark_jobs.calibrators import LABEL_CELLS, group_reliability
 CELLS = 50
 HEAT_CELLS = 20
 _MANY = 50
+_TITLES = 4
+_TITLE_CHARS = 80
 AXES: Mapping[str, tuple[float, float]] = {
     "pseudo_label": (0.0, 1.0), "weight": (0.0, 4.0), "raw_weight": (0.0, 1.0), "similarity": (-1.0, 1.0),
     "coherence": (0.0, 1.0), "consistency": (0.0, 1.0), "llm_confidence": (0.0, 1.0),
@@ -224,13 +226,18 @@ def channels(feed: DataFrame) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class SidHealth:
-    """Semantic IDs in force: items, distinct SIDs, items that share one; used codes and perplexity per level."""
+    """Semantic IDs in force: items, distinct SIDs, items that share one; used codes and perplexity per level.
+
+    Attributes:
+        usage: per level, mean items per code of at most `CELLS` groups of codes, the most used ones first.
+    """
 
     items: int
     distinct: int
     sharing: int
     used: tuple[int, ...]
     perplexity: tuple[float, ...]
+    usage: tuple[tuple[float, ...], ...]
 
 
 def sid_health(sids: DataFrame) -> SidHealth | None:
@@ -248,16 +255,89 @@ def sid_health(sids: DataFrame) -> SidHealth | None:
         .agg(F.count(F.lit(1)).alias("n"))
     )
     share = F.col("n") / F.lit(float(row["items"]))
-    levels = (
-        codes.groupBy("level")
-        .agg(F.count(F.lit(1)).alias("used"), F.exp(-F.sum(share * F.log(share))).alias("perplexity"))
-        .orderBy("level")
+    # A window over the codes of a level: at most C rows, however many items there are.
+    place = F.ntile(CELLS).over(Window.partitionBy("level").orderBy(F.desc("n"), "code"))
+    groups = (
+        codes.withColumn("place", place)
+        .groupBy("level", "place")
+        .agg(F.count(F.lit(1)).alias("codes"), F.avg("n").alias("n"), (-F.sum(share * F.log(share))).alias("entropy"))
+        .orderBy("level", "place")
         .collect()
     )
+    levels = [[r for r in groups if r["level"] == level] for level in sorted({r["level"] for r in groups})]
     return SidHealth(
-        row["items"], row["distinct"], row["sharing"] or 0, tuple(r["used"] for r in levels),
-        tuple(r["perplexity"] for r in levels),
+        row["items"], row["distinct"], row["sharing"] or 0, tuple(sum(r["codes"] for r in g) for g in levels),
+        tuple(float(np.exp(sum(r["entropy"] for r in g))) for g in levels),
+        tuple(tuple(float(r["n"]) for r in g) for g in levels),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Items that share a prefix of their SID: how many, and the titles of a few."""
+
+    prefix: tuple[int, ...]
+    items: int
+    titles: tuple[str, ...]
+
+
+def buckets(sids: DataFrame, items: DataFrame, largest: int = 10, few: int = 6) -> tuple[list[Bucket], list[Bucket]]:
+    """The SIDs that most items share, largest first; and a few prefixes of one code and of two.
+
+    The prefixes are the same at every run; those of three items and more are preferred.
+    """
+    cut = {length: F.slice("sid", 1, length) for length in (1, 2)}
+    chosen = sids.groupBy(F.col("sid").alias("prefix")).agg(F.count(F.lit(1)).alias("n")).where("n > 1")
+    chosen = chosen.orderBy(F.desc("n"), "prefix").limit(largest).withColumn("kind", F.lit(0))
+    for length, prefix in cut.items():
+        sizes = sids.groupBy(prefix.alias("prefix")).agg(F.count(F.lit(1)).alias("n"))
+        some = sizes.orderBy(F.desc(F.least("n", F.lit(3))), F.xxhash64("prefix"), "prefix").limit(few)
+        chosen = chosen.unionByName(some.withColumn("kind", F.lit(length)))
+    prefixes = {0: F.col("sid"), **cut}
+    kinds = [F.struct(F.lit(kind).alias("kind"), prefix.alias("prefix")) for kind, prefix in prefixes.items()]
+    place = F.row_number().over(Window.partitionBy("kind", "prefix").orderBy(F.xxhash64("item_index"), "item_index"))
+    rows = (
+        sids.select("item_index", F.inline(F.array(*kinds)))
+        .join(F.broadcast(chosen), ["kind", "prefix"])
+        .withColumn("place", place)
+        .where(F.col("place") <= _TITLES)
+        .join(items.select("item_index", F.substring("title", 1, _TITLE_CHARS).alias("title")), "item_index", "left")
+        .orderBy("kind", F.when(F.col("kind") == 0, -F.col("n")), "prefix", "place")
+        .collect()
+    )
+    found: dict[tuple[int, tuple[int, ...]], Bucket] = {}
+    for row in rows:
+        key = (row["kind"], tuple(row["prefix"]))
+        before = found[key].titles if key in found else ()
+        found[key] = Bucket(key[1], row["n"], (*before, row["title"] or "(no title)"))
+    shared = [b for (kind, _), b in found.items() if kind == 0]
+    return shared, [b for (kind, _), b in found.items() if kind > 0]
+
+
+@dataclass(frozen=True)
+class SidVersion:
+    """One sid_version: items with a SID in force, rows retired, and SIDs that were issued again."""
+
+    version: str
+    in_force: int
+    retired: int
+    reissued: int
+
+
+def sid_versions(item_sids: DataFrame) -> list[SidVersion]:
+    """The versions that have rows, newest first, at most _MANY."""
+    rows = (
+        item_sids.groupBy("sid_version")
+        .agg(
+            F.sum((F.col("retired_at") == 0).cast("long")).alias("in_force"),
+            F.sum((F.col("retired_at") > 0).cast("long")).alias("retired"),
+            F.sum((F.col("issue") > 0).cast("long")).alias("reissued"),
+        )
+        .orderBy(F.desc("sid_version"))
+        .limit(_MANY)
+        .collect()
+    )
+    return [SidVersion(r["sid_version"], r["in_force"], r["retired"], r["reissued"]) for r in rows]
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,18 @@ def weight_error(
         return _svg(figure, name, title)
 
 
+def code_usage(name: str, title: str, levels: Sequence[Sequence[float]]) -> str:
+    """Items per code, most used codes first, one panel per level; the dotted line is even use."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(len(levels))
+        for number, (ax, counts) in enumerate(zip(axes, levels), start=1):
+            ax.stairs(counts, np.linspace(0, 100, len(counts) + 1), fill=True, color=_FIRST)
+            ax.axhline(float(np.mean(counts)), color=_INK, linewidth=0.8, linestyle=":")
+            ax.set_xlabel(f"codes of level {number} in use, %")
+        axes[0].set_ylabel("items per code")
+        return _svg(figure, name, title)
+
+
 def popularity(name: str, title: str, labels: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
     """Share of positives per popularity band before and after down-sampling."""
     with matplotlib.rc_context(_STYLE):

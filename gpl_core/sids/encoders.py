@@ -194,7 +194,7 @@ def _build_part(part: EncoderPart, batch_size: int, device: str) -> PartEncoder:
     if part.name == "precomputed":
         if "dim" not in part.options:
             raise UsageError("encoder.parts.precomputed.options.dim: missing, expected the column's length, e.g. 768.")
-        return PrecomputedEncoder(int(part.options["dim"]))
+        return PrecomputedEncoder(**_known(part, {"dim": int}))
     if part.name == "hog_color":
         from gpl_core.sids.pictures import HogColorEncoder
 
@@ -221,7 +221,14 @@ def _known(part: EncoderPart, known: Mapping[str, type]) -> dict:
         raise UsageError(
             f"encoder.parts.{part.name}.options: unknown {', '.join(unknown)}, expected any of {', '.join(known)}."
         )
-    return {name: known[name](value) for name, value in part.options.items()}
+    options = {}
+    for name, value in part.options.items():
+        try:
+            options[name] = known[name](value)
+        except ValueError as error:
+            kind = known[name].__name__
+            raise UsageError(f"encoder.parts.{part.name}.options.{name}: '{value}', expected {kind}.") from error
+    return options
 
 
 def _folder(part: EncoderPart) -> Path:

@@ -70,7 +70,7 @@ def issue(
     number[open_rows] = np.arange(len(open_rows))
     result = repair(
         codes[open_rows],
-        encoded.last_residual[open_rows],
+        RowView(encoded.last_residual, open_rows),
         last_codebook,
         first=number[first[open_rows]],
         taken=published[near],
@@ -82,21 +82,28 @@ def issue(
     return Issued(sids, np.bincount(sid)[sid[: len(sids)]], result.moved, result.shared, repeats)
 
 
+_FEW = 30  # newly issued items below which means say nothing
+
+
 @dataclass(frozen=True)
 class Drift:
     """How unlike the published items the newly issued ones are."""
 
+    items: int
+    """Newly issued items."""
     residual_ratio: float
     """Mean residual norm of new over published items; 1 is alike."""
     perplexity_ratio: float
     """Least over levels: perplexity of the new items over that of as many published ones."""
 
-    def message(self, warn: float = 1.25, renew: float = 1.6) -> str:
-        """What to do about it; empty when the new items look like the published ones."""
+    def message(self, warn: float, renew: float) -> str:
+        """What to do about it; empty when the new items look like the published ones, or are too few to tell."""
         figures = (
-            f"new items leave {self.residual_ratio:.2f} times the residual of published ones, and use "
+            f"{self.items:,} new items leave {self.residual_ratio:.2f} times the residual of published ones, and use "
             f"{self.perplexity_ratio:.2f} times as many codes"
         )
+        if self.items < _FEW:
+            return ""
         if self.residual_ratio >= renew:
             return f"{figures}: train a new tokenizer version"
         if self.residual_ratio >= warn or self.perplexity_ratio < 0.5:
@@ -115,7 +122,9 @@ def drift(
     fresh, known = level_usage(new_sids[: len(like)], codes)[0], level_usage(sids[like], codes)[0]
     floor = 1e-9
     return Drift(
-        float(new_norms.mean() / max(norms.mean(), floor)), min(a / b for a, b in zip(fresh, known, strict=True))
+        len(new_sids),
+        float(new_norms.mean() / max(norms.mean(), floor)),
+        min(a / b for a, b in zip(fresh, known, strict=True)),
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import fsspec
 import numpy as np
@@ -13,11 +14,13 @@ from PIL import Image
 from skimage.color import rgb2gray, rgb2hsv
 from skimage.feature import hog
 
+from gpl_core.errors import UsageError
 from gpl_core.sids.encoders import ItemContent, PartVectors
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _CELLS = 4
 _BINS = 4
+Prepared = TypeVar("Prepared")
 
 
 class PictureError(ValueError):
@@ -46,7 +49,7 @@ class PictureReader:
                     raise PictureError(
                         f"the picture has {picture.width} x {picture.height} pixels, more than {self.max_pixels}"
                     )
-                rgba = picture.convert("RGBA")
+                rgba = _eight_bit(picture).convert("RGBA")
         except PictureError:
             raise
         except Exception as error:  # decoders raise many types on broken files
@@ -54,17 +57,24 @@ class PictureReader:
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
 
-    def read_all(self, items: Sequence[ItemContent], ahead: int = 4) -> Iterator[Image.Image | PictureError | None]:
-        """``read`` of each item in order, errors as values, decoded by ``ahead`` threads while the caller works."""
-        with ThreadPoolExecutor(ahead) as pool:
-            for start in range(0, len(items), 16 * ahead):  # bounds the decoded pictures in memory
-                yield from pool.map(self._read_or_error, items[start : start + 16 * ahead])
+    def read_all(
+        self, items: Sequence[ItemContent], prepare: Callable[[Image.Image], Prepared], ahead: int = 4
+    ) -> Iterator[Prepared | PictureError | None]:
+        """``prepare`` of each item's picture in order, errors as values, None where there is none.
 
-    def _read_or_error(self, item: ItemContent) -> Image.Image | PictureError | None:
-        try:
-            return self.read(item)
-        except PictureError as error:
-            return error
+        ``ahead`` threads decode and prepare while the caller works: at most ``ahead`` decoded pictures are in memory.
+        """
+
+        def prepared(item: ItemContent) -> Prepared | PictureError | None:
+            try:
+                picture = self.read(item)
+            except PictureError as error:
+                return error
+            return None if picture is None else prepare(picture)
+
+        with ThreadPoolExecutor(ahead) as pool:
+            for start in range(0, len(items), 16 * ahead):  # bounds what is prepared and not yet taken
+                yield from pool.map(prepared, items[start : start + 16 * ahead])
 
     def _fetch(self, uri: str) -> bytes:
         try:
@@ -82,7 +92,9 @@ class HogColorEncoder:
     lacking = "no picture"
 
     def __init__(self, size: int = 64, max_bytes: int = 8_000_000, max_pixels: int = 32_000_000) -> None:
-        """``size``: pictures are scaled to size x size pixels."""
+        """``size``: pictures are scaled to size x size pixels. Raises UsageError below 8."""
+        if size < 2 * _CELLS:
+            raise UsageError(f"encoder.parts.hog_color.options.size: {size}, expected at least {2 * _CELLS} pixels.")
         self._size, self._reader = size, PictureReader(max_bytes, max_pixels)
         self.dim = len(self._describe(Image.new("RGB", (size, size), "red")))
 
@@ -96,15 +108,17 @@ class HogColorEncoder:
         """See PartEncoder."""
         out = np.zeros((len(items), self.dim), dtype=np.float32)
         rejected = {}
-        for position, picture in enumerate(self._reader.read_all(items)):
+        for position, picture in enumerate(self._reader.read_all(items, self._shrink)):
             if isinstance(picture, PictureError):
                 rejected[position] = str(picture)
             elif picture is not None:
                 out[position] = self._describe(picture)
         return PartVectors(out, rejected)
 
-    def _describe(self, picture: Image.Image) -> np.ndarray:
-        small = picture.resize((self._size, self._size), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    def _shrink(self, picture: Image.Image) -> Image.Image:
+        return picture.resize((self._size, self._size), Image.Resampling.BILINEAR, reducing_gap=2.0)
+
+    def _describe(self, small: Image.Image) -> np.ndarray:
         rgb = np.asarray(small, dtype=np.float64) / 255.0
         cell = self._size // _CELLS
         shape = hog(rgb2gray(rgb), orientations=9, pixels_per_cell=(cell, cell), cells_per_block=(2, 2))
@@ -113,6 +127,13 @@ class HogColorEncoder:
         layout = np.asarray(small.resize((_CELLS, _CELLS), Image.Resampling.BOX), dtype=np.float64).reshape(-1) / 255.0
         parts = [_unit(shape), _unit(np.sqrt(colours)), _unit(layout)]
         return _unit(np.concatenate(parts)).astype(np.float32)
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """16-bit greys as 8-bit ones: ``convert`` would clip them to white."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ class Quantized(NamedTuple):
 
 def nearest_codes(x: Tensor, codebook: Tensor) -> Tensor:
     """The code of least squared distance for each row of ``x`` [B x k] in ``codebook`` [C x k]; int64 [B]."""
-    return torch.argmin(codebook.square().sum(-1) - 2.0 * x @ codebook.T, dim=-1)
+    return torch.argmin(torch.addmm(codebook.square().sum(-1), x, codebook.T, alpha=-2.0), dim=-1)
 
 
 @torch.no_grad()

@@ -19,7 +19,8 @@ from scipy.optimize import linear_sum_assignment
 SAME_EMBEDDING = 1e-4
 """Unit embeddings nearer than this (Euclidean) are one content: an encoder repeats itself to about 1e-5."""
 
-_PAIRS = 8192
+_READ = 8192  # embeddings gathered at a time
+_BLOCK = 512  # contested contents placed at a time
 
 
 class Rows(Protocol):
@@ -45,26 +46,26 @@ def duplicates(codes: np.ndarray, embeddings: Rows) -> np.ndarray:
     """The first row with the same content, int64 [N] (its own number where there is none before it).
 
     Compared are rows of one SID only: ``codes`` int [N x L] as the tokeniser gave them; equal embeddings get equal
-    codes. ``embeddings`` [N x d] may be a memory map: rows are read bucket by bucket.
+    codes. ``embeddings`` [N x d] may be a memory map: rows are read some thousands at a time.
     """
     first = np.arange(len(codes), dtype=np.int64)
     key = row_numbers(codes)
-    size = np.bincount(key)[key]
-    # Most crowded SIDs hold two items: those are compared many at a time.
-    pairs = np.flatnonzero(size == 2)
-    pairs = pairs[np.argsort(key[pairs], kind="stable")].reshape(-1, 2)
-    for start in range(0, len(pairs), _PAIRS):
-        one, other = pairs[start : start + _PAIRS].T
-        distance = np.linalg.norm(np.asarray(embeddings[one]) - np.asarray(embeddings[other]), axis=1)
-        first[other[distance <= SAME_EMBEDDING]] = one[distance <= SAME_EMBEDDING]
-    crowded = np.flatnonzero(size > 2)
-    for bucket in _buckets(key[crowded]):
-        rows = crowded[bucket]
-        rest, vectors = rows, np.asarray(embeddings[rows], dtype=np.float32)
-        while len(rest):
-            same = np.linalg.norm(vectors - vectors[0], axis=1) <= SAME_EMBEDDING
-            first[rest[same]] = rest[0]
-            rest, vectors = rest[~same], vectors[~same]
+    rest = np.flatnonzero(np.bincount(key)[key] > 1)
+    rest = rest[np.argsort(key[rest], kind="stable")]
+    place = _projection(embeddings, rest)
+    # In each round the first row left of every SID is compared with the others left of its SID.
+    while len(rest):
+        run = np.flatnonzero(_starts(key[rest]))
+        size = np.diff(np.append(run, len(rest)))
+        lead = np.repeat(run, size)
+        near = np.abs(place - place[lead]) <= SAME_EMBEDDING  # few rows remain to be read
+        near[run] = False
+        pair = np.flatnonzero(near)
+        near[pair] = _distances(embeddings, rest[pair], embeddings, rest[lead[pair]]) <= SAME_EMBEDDING
+        first[rest[near]] = rest[lead[near]]
+        left = ~near
+        left[run] = False
+        rest, place = rest[left], place[left]
     return first
 
 
@@ -79,22 +80,27 @@ def published_twins(
     twin = np.full(len(codes), -1, dtype=np.int64)
     if not len(codes) or not len(published):
         return twin
-    both = row_numbers(np.concatenate([codes[:, :-1], published[:, :-1]]))
-    for rows in _buckets(both):
-        new, old = rows[rows < len(codes)], rows[rows >= len(codes)] - len(codes)
-        if not len(new) or not len(old):
-            continue
-        known = np.asarray(published_embeddings[old], dtype=np.float32)
-        for row in new:
-            distance = np.linalg.norm(known - np.asarray(embeddings[row], dtype=np.float32), axis=1)
-            if distance.min() <= SAME_EMBEDDING:
-                twin[row] = old[distance.argmin()]
+    prefix = row_numbers(np.concatenate([codes[:, :-1], published[:, :-1]]))
+    # Prefix and projection in one number: projections of unit vectors lie within [-1, 1].
+    new = 4.0 * prefix[: len(codes)] + _projection(embeddings, np.arange(len(codes)))
+    old = 4.0 * prefix[len(codes) :] + _projection(published_embeddings, np.arange(len(published)))
+    order = np.argsort(old, kind="stable")
+    start = np.searchsorted(old[order], new - 1.1 * SAME_EMBEDDING)
+    count = np.searchsorted(old[order], new + 1.1 * SAME_EMBEDDING, side="right") - start
+    asked = np.repeat(np.arange(len(codes)), count)
+    within = np.arange(len(asked)) - np.repeat(np.cumsum(count) - count, count)
+    found = order[start[asked] + within]
+    distance = _distances(embeddings, asked, published_embeddings, found)
+    best = np.lexsort((found, distance, asked))
+    best = best[_starts(asked[best])]
+    best = best[distance[best] <= SAME_EMBEDDING]
+    twin[asked[best]] = found[best]
     return twin
 
 
 def repair(
     codes: np.ndarray,
-    last_residual: np.ndarray,
+    last_residual: Rows,
     last_codebook: np.ndarray,
     *,
     first: np.ndarray | None = None,
@@ -118,40 +124,77 @@ def repair(
     lead = np.arange(len(out)) if first is None else np.asarray(first)
     heads = np.flatnonzero(lead == np.arange(len(out)))
     fixed = np.empty((0, out.shape[1]), dtype=np.int32) if taken is None else np.asarray(taken, dtype=np.int32)
-    shared_sid = np.zeros(len(out), dtype=bool)
-    size = len(last_codebook)
+    shared = np.zeros(len(out), dtype=bool)
     book = np.asarray(last_codebook, dtype=np.float64)
-    book_square = np.square(book).sum(axis=1)
     wished = np.concatenate([out[heads], fixed])
     sid, prefix = row_numbers(wished), row_numbers(wished[:, :-1])
-    crowded = np.zeros(prefix.max(initial=0) + 1, dtype=bool)
-    crowded[prefix[(np.bincount(sid) > 1)[sid]]] = True
-    affected = np.flatnonzero(crowded[prefix])  # most prefixes have no collision: Python sees only the others
-    for bucket in _buckets(prefix[affected]):
-        rows = affected[bucket]
-        new = heads[rows[rows < len(heads)]]
-        free = np.ones(size, dtype=bool)
-        free[fixed[rows[rows >= len(heads)] - len(heads), -1]] = False
-        own = out[new, -1].astype(np.int64)
-        contested = (np.bincount(own, minlength=size)[own] > 1) | ~free[own]
-        if not contested.any():
-            continue
+    claims = np.bincount(sid[: len(heads)], minlength=len(wished))
+    published = np.bincount(sid[len(heads) :], minlength=len(wished)) > 0
+    contested = np.zeros(len(wished), dtype=bool)
+    contested[: len(heads)] = ((claims > 1) | published)[sid[: len(heads)]]
+    for rows, others in _prefixes(prefix, contested):
+        new = heads[rows]
+        number, group = np.unique(prefix[rows], return_inverse=True)
+        free = np.ones((len(number), len(book)), dtype=bool)
         # Whoever has a code to itself keeps it: each move of such an item would be one move more than needed.
-        free[own[~contested]] = False
-        new, own = new[contested], own[contested]
-        residual = np.asarray(last_residual[new], dtype=np.float64)
-        distance = np.square(residual).sum(axis=1)[:, None] - 2.0 * residual @ book.T + book_square
-        chosen = (_assign_exactly if len(new) <= exact_limit else _assign_greedily)(distance, own, free)
+        free[np.searchsorted(number, prefix[others]), wished[others, -1]] = False
+        chosen = _place(np.asarray(last_residual[new], dtype=np.float64), book, out[new, -1], free, group, exact_limit)
+        crowd = np.bincount(group * len(book) + chosen, minlength=free.size).reshape(free.shape)
         out[new, -1] = chosen
-        shared_sid[new] = (np.bincount(chosen, minlength=size) + ~free)[chosen] > 1
+        shared[new] = (crowd + ~free)[group, chosen] > 1
     out[:, -1] = out[lead, -1]
-    return Repair(out, int((out[:, -1] != np.asarray(codes)[:, -1]).sum()), int(shared_sid[lead].sum()))
+    return Repair(out, int((out[:, -1] != np.asarray(codes)[:, -1]).sum()), int(shared[lead].sum()))
 
 
-def _assign_exactly(distance: np.ndarray, own: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Codes int [n] of n contents by minimum cost; ``distance`` [n x C] squared, ``own`` int [n] wished, ``free``
-    bool [C]."""
+def _prefixes(prefix: np.ndarray, contested: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Whole prefixes with contested rows, about _BLOCK such rows at a time: the contested rows, and the others."""
+    concerned = np.flatnonzero(np.bincount(prefix, weights=contested)[prefix] > 0)
+    concerned = concerned[np.argsort(prefix[concerned], kind="stable")]
+    done = np.cumsum(contested[concerned])
+    starts = np.flatnonzero(_starts(prefix[concerned]))
+    ends = np.append(starts[1:], len(concerned))
+    begin = 0
+    while begin < len(starts):
+        before = done[starts[begin] - 1] if starts[begin] else 0
+        end = max(begin + 1, int(np.searchsorted(done[ends - 1], before + _BLOCK, side="right")))
+        rows = concerned[starts[begin] : ends[end - 1]]
+        yield rows[contested[rows]], rows[~contested[rows]]
+        begin = end
+
+
+def _place(
+    residual: np.ndarray, book: np.ndarray, own: np.ndarray, free: np.ndarray, group: np.ndarray, exact_limit: int
+) -> np.ndarray:
+    """Codes int [n] of contested contents, ascending by ``group`` int [n]; ``free`` bool [groups x C], ``own`` int [n]
+    wished."""
+    chosen = own.astype(np.int64)
+    size = np.bincount(group)
+    start = np.cumsum(size) - size
+    # Most crowded prefixes hold two contents that want one code: those are placed many at a time.
+    pair = np.flatnonzero(size == 2)
+    pair = pair[(own[start[pair]] == own[start[pair] + 1]) & free[pair, own[start[pair]]]]
+    if len(pair):
+        both = np.stack([start[pair], start[pair] + 1], axis=1)
+        growth = np.where(free[pair][:, None], _distance(residual[both], book), np.inf)
+        wished = np.take_along_axis(growth, chosen[both][..., None], axis=2)[..., 0]
+        np.put_along_axis(growth, chosen[both][..., None], np.inf, axis=2)
+        target = growth.argmin(axis=2)
+        cost = np.take_along_axis(growth, target[..., None], axis=2)[..., 0] - wished
+        mover = np.where(cost[:, 0] < cost[:, 1], 0, 1)
+        at = np.arange(len(pair))
+        movable = np.isfinite(cost[at, mover])
+        chosen[both[at, mover][movable]] = target[at, mover][movable]
+    for number in np.setdiff1d(np.flatnonzero(size), pair):
+        rows = slice(start[number], start[number] + size[number])
+        solve = _assign_exactly if size[number] <= exact_limit else _assign_greedily
+        chosen[rows] = solve(residual[rows], book, chosen[rows], free[number])
+    return chosen
+
+
+def _assign_exactly(residual: np.ndarray, book: np.ndarray, own: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Codes int [n] of the n contents of one prefix by minimum cost; ``own`` int [n] wished, ``free`` bool [C]."""
     n = len(own)
+    distance = _distance(residual, book)
     columns = np.flatnonzero(free)
     if len(columns) > n:
         # The n nearest free codes and its own are enough for each content: the others can take n - 1 of them at most.
@@ -169,37 +212,64 @@ def _assign_exactly(distance: np.ndarray, own: np.ndarray, free: np.ndarray) -> 
     return chosen
 
 
-def _assign_greedily(distance: np.ndarray, own: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """As ``_assign_exactly``, one content after the other."""
-    free = free.copy()
-    chosen = own.copy()
-    movers = []
-    for n in np.argsort(distance[np.arange(len(own)), own], kind="stable"):
-        if free[own[n]]:
-            free[own[n]] = False
-        else:
-            movers.append(n)
+def _assign_greedily(residual: np.ndarray, book: np.ndarray, own: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """As ``_assign_exactly``, one content after the other; at most C of them can move, however many there are."""
+    free, chosen = free.copy(), own.copy()
+    order = np.argsort(np.square(residual - book[own]).sum(axis=1), kind="stable")
+    keeps = np.zeros(len(own), dtype=bool)
+    keeps[order[np.unique(own[order], return_index=True)[1]]] = True
+    keeps &= free[own]
+    free[own[keeps]] = False
+    movers = order[~keeps[order]][: free.sum()]
     for n in movers:
-        if not free.any():
-            break
-        chosen[n] = np.where(free, distance[n], np.inf).argmin()
+        chosen[n] = np.where(free, _distance(residual[n], book), np.inf).argmin()
         free[chosen[n]] = False
     return chosen
+
+
+def _distance(x: np.ndarray, book: np.ndarray) -> np.ndarray:
+    """Squared distance to every code, [... x C], of ``x`` [... x k]."""
+    return np.square(x).sum(axis=-1)[..., None] - 2.0 * x @ book.T + np.square(book).sum(axis=1)
 
 
 def row_numbers(codes: np.ndarray) -> np.ndarray:
     """A number from 0 on for each distinct row of ``codes`` int [N x m], int64 [N]; all zero for m = 0."""
     rows = np.asarray(codes)
-    key = np.zeros(len(rows), dtype=np.int64)
-    for column in range(rows.shape[1]):
-        # Renumbering after each column keeps the key below N * C, whatever the number of levels.
-        _, key = np.unique(key * (int(rows[:, column].max(initial=0)) + 1) + rows[:, column], return_inverse=True)
-        key = key.reshape(-1).astype(np.int64)
-    return key
+    key, span = np.zeros(len(rows), dtype=np.int64), 1
+    for column in rows.T:
+        width = int(column.max(initial=0)) + 1
+        if span * width >= 2**62:  # renumbered, the key stays below N, whatever the number of levels
+            key, span = _renumber(key), len(rows)
+        key, span = key * width + column, span * width
+    return _renumber(key)
 
 
-def _buckets(key: np.ndarray) -> Iterator[np.ndarray]:
-    """Row numbers of each distinct key, ascending within a bucket."""
-    order = np.argsort(key, kind="stable")
-    if len(order):
-        yield from np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
+def _renumber(key: np.ndarray) -> np.ndarray:
+    return np.unique(key, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def _starts(key: np.ndarray) -> np.ndarray:
+    """bool [n]: where a run of equal values begins."""
+    out = np.ones(len(key), dtype=bool)
+    np.not_equal(key[1:], key[:-1], out=out[1:])
+    return out
+
+
+def _projection(embeddings: Rows, rows: np.ndarray) -> np.ndarray:
+    """float64 [n]: the rows' coordinate along one fixed direction. Two rows are no nearer than their coordinates."""
+    out = np.zeros(len(rows))
+    for start in range(0, len(rows), _READ):
+        part = np.asarray(embeddings[rows[start : start + _READ]], dtype=np.float32)
+        direction = np.random.default_rng(0).normal(size=part.shape[1])
+        out[start : start + len(part)] = part @ (direction / np.linalg.norm(direction))
+    return out
+
+
+def _distances(left: Rows, left_rows: np.ndarray, right: Rows, right_rows: np.ndarray) -> np.ndarray:
+    """Euclidean distance of row pairs, float [n]."""
+    out = np.zeros(len(left_rows))
+    for start in range(0, len(out), _READ):
+        part = slice(start, start + _READ)
+        a, b = (np.asarray(m[r[part]], dtype=np.float32) for m, r in ((left, left_rows), (right, right_rows)))
+        out[part] = np.linalg.norm(a - b, axis=1)
+    return out

@@ -35,6 +35,7 @@ Progress = Callable[[int, Mapping[str, float]], None]
 """Called on rank 0 after each epoch with the number of finished epochs and its figures."""
 
 _SHARDS = 2
+_QUERIES = 128  # rows of a shard whose neighbourhoods the relational loss looks at; all of them cost half as much again
 
 
 @dataclass(frozen=True)
@@ -113,18 +114,20 @@ class RqVae(nn.Module):
         return loss, reconstruction.detach(), quantized.assignment
 
 
-def relational_loss(x: Tensor, output: Tensor, temperature: float) -> Tensor:
-    """Mean KL(p || q) of each row's softmax over its cosine similarities to the other rows (ours): p by ``x``, q by
+def relational_loss(x: Tensor, output: Tensor, temperature: float, queries: int = _QUERIES) -> Tensor:
+    """Mean KL(p || q) of a row's softmax over its cosine similarities to the other rows (ours): p by ``x``, q by
     ``output``.
 
-    Both [B x d]; keeps neighbours neighbours after quantisation. 0 for fewer than three rows.
+    Both [B x d], in random order; at most about ``queries`` rows, evenly spaced, are compared with all others. Keeps
+    neighbours neighbours after quantisation. 0 for fewer than three rows.
     """
     if len(x) < 3:
         return output.sum() * 0.0
-    own = torch.eye(len(x), dtype=torch.bool, device=x.device)
+    asked = torch.arange(0, len(x), math.ceil(len(x) / queries), device=x.device)
+    own = (torch.arange(len(asked), device=x.device), asked)
     unit, unit_out = functional.normalize(x, dim=1), functional.normalize(output, dim=1)
-    p = (unit @ unit.T / temperature).masked_fill(own, -1e9).log_softmax(dim=1)
-    q = (unit_out @ unit_out.T / temperature).masked_fill(own, -1e9).log_softmax(dim=1)
+    p = (unit[asked] @ unit.T / temperature).index_put(own, x.new_tensor(-1e9)).log_softmax(dim=1)
+    q = (unit_out[asked] @ unit_out.T / temperature).index_put(own, x.new_tensor(-1e9)).log_softmax(dim=1)
     return functional.kl_div(q, p, reduction="batchmean", log_target=True)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -19,15 +20,8 @@ from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.sids.encoders import ItemContent, PartVectors, hash_files
 from gpl_core.sids.pictures import PictureError, PictureReader
 
-_FILES = (
-    "*.safetensors",
-    "config.json",
-    "tokenizer*.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "preprocessor_config.json",
-)
+# Weights, configuration, tokeniser and preprocessing, under whatever names a version of transformers gives them.
+_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 _TEXTS = 4096  # texts tokenised and sorted at a time: bounds memory, and leaves little padding
 _POOLINGS = ("mean", "cls", "last")
 
@@ -191,28 +185,32 @@ class ClipEncoder:
         return PartVectors(np.divide(out, length, out=np.zeros_like(out), where=length > 1e-9), rejected)
 
     def _add_images(self, items: Sequence[ItemContent], out: np.ndarray, rejected: dict[int, str]) -> None:
-        held: list[tuple[int, Any]] = []
-        for position, picture in enumerate(self._reader.read_all(items)):
-            if isinstance(picture, PictureError):
-                rejected[position] = str(picture)
-            elif picture is not None:
-                held.append((position, picture))
+        held: list[tuple[int, Tensor]] = []
+        for position, pixels in enumerate(self._reader.read_all(items, self._pixels)):
+            if isinstance(pixels, PictureError):
+                rejected[position] = str(pixels)
+            elif pixels is not None:
+                held.append((position, pixels))
             if len(held) == self._batch_size or (held and position == len(items) - 1):
                 where = [n for n, _ in held]
-                out[where] += self._weights["image"] * self._image_features([picture for _, picture in held])
+                features = self._image_features(torch.cat([part for _, part in held]))
+                out[where] += self._weights["image"] * features
                 held = []
 
     @torch.inference_mode()
     def _text_features(self, texts: Sequence[str]) -> np.ndarray:
-        # SigLIP was trained on texts padded to full length and has no mask; CLIP ignores what follows its end token.
         tokens = self._tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self._max_tokens, return_tensors="pt"
         )
+        if self._model.config.model_type.startswith("siglip"):  # trained on texts padded to full length, without a mask
+            tokens.pop("attention_mask", None)
         return _unit_rows(self._model.get_text_features(**tokens.to(self._device)))
 
+    def _pixels(self, picture: Image.Image) -> Tensor:
+        return self._processor(images=[picture], return_tensors="pt")["pixel_values"]
+
     @torch.inference_mode()
-    def _image_features(self, pictures: Sequence[Any]) -> np.ndarray:
-        pixels = self._processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+    def _image_features(self, pixels: Tensor) -> np.ndarray:
         return _unit_rows(self._model.get_image_features(pixel_values=pixels.to(self._device)))
 
 

@@ -17,6 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -81,11 +85,32 @@ def growth_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
+def device() -> torch.device:
+    """The accelerator where there is one (and DS_ACCELERATOR is not cpu), else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu" else "cpu")
+
+
+def clock() -> Callable[[], float]:
+    """CPU seconds of this process; on an accelerator seconds, once its work is done."""
+    if device().type == "cpu":
+        return time.process_time
+
+    def synchronised() -> float:
+        import torch
+
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return synchronised
+
+
 def device_name() -> str:
     """`cpu-<cores>core`, or the accelerator's name."""
     import torch
 
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
+    if device().type != "cpu":
         return torch.cuda.get_device_name().lower().replace(" ", "-")
     return f"cpu-{len(os.sched_getaffinity(0))}core"
 

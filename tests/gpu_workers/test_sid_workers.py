@@ -20,7 +20,7 @@ from PIL import Image
 
 from gpl_core.config import load_config
 from gpl_core.contracts import load_contract
-from gpl_core.errors import GateError
+from gpl_core.errors import GateError, LineageError, MissingInputError
 from gpl_core.lake import WHOLE, Lake, SliceMark
 from gpl_core.pipeline import Planner, find_step
 from gpl_core.runs import Counts, StepContext
@@ -197,6 +197,83 @@ def test_items_become_embeddings_then_a_tokenizer_then_sids(house):
     assert sorted(house.rows("item_sids"), key=key) == sorted(after, key=key)
 
 
+@pytest.mark.parametrize("count", [1, 2, 10])
+def test_tiny_catalogues_go_all_the_way(house, count):
+    """Fewer items than the 16 codes; with ten, two are one content."""
+    vectors = clustered(count, seed=3)
+    vectors[-1] = vectors[-1] if count < 10 else vectors[0]
+    house.write_items([item(n, v) for n, v in enumerate(vectors)])
+    for worker in BODIES:
+        house.run(worker)
+    rows = sorted(house.rows("item_sids"), key=lambda r: r["item_index"])
+    assert len(rows) == count
+    assert len({tuple(r["sid"]) for r in rows}) == min(count, 9)
+    assert [r["bucket_size"] for r in rows] == [1] * count if count < 10 else [2] + [1] * 8 + [2]
+
+
+def test_a_catalogue_without_a_usable_item_is_refused_by_name(house):
+    house.write_items([item(n, [0.0] * LENGTH) for n in range(3)])
+    assert house.run("encode_items").details["encoded"] == 0
+    with pytest.raises(MissingInputError, match=r"item_embeddings.*no embeddings of encoder_version.*run encode_items"):
+        house.run("train_tokenizer")
+
+
+def test_two_tokenizer_versions_live_side_by_side(house):
+    """Consumers of old dates stay with the old version while the new one is taken over; a late item gets both."""
+    rows = [item(n, v) for n, v in enumerate(clustered(60))]
+    house.write_items(rows)
+    for worker in BODIES:
+        house.run(worker)
+    (old,) = house.tokenizers()
+    issued = sorted(house.rows("item_sids"), key=lambda r: r["item_index"])
+
+    house.run("train_tokenizer", "2026-01-20")  # old enough to be trained anew
+    (new,) = set(house.tokenizers()) - {old}
+    house.run("assign_sids", "2026-01-20")
+    by_version = {v: [r for r in house.rows("item_sids") if r["sid_version"] == v] for v in (old, new)}
+    assert sorted(by_version[old], key=lambda r: r["item_index"]) == issued
+    assert len(by_version[new]) == 60
+
+    house.write_items([*rows, item(60, clustered(1, seed=9)[0], day="2026-01-02")])
+    house.run("encode_items", "2026-01-20")
+    for day in ("2026-01-04", "2026-01-20"):  # before the new version was trained, and after
+        house.run("assign_sids", day)
+    assert sorted((r["sid_version"], r["item_index"]) for r in house.rows("item_sids")) == [
+        (v, n) for v in sorted((old, new)) for n in range(61)
+    ]
+    assert all(r["retired_at"] == 0 for r in house.rows("item_sids"))
+
+
+def test_items_unlike_the_published_ones_ask_for_a_new_tokenizer(house, caplog):
+    rows = [item(n, v) for n, v in enumerate(clustered(80))]
+    house.write_items(rows)
+    for worker in BODIES:
+        house.run(worker)
+    alike = [item(80 + n, v, day="2026-01-02") for n, v in enumerate(clustered(80)[:40] + 0.01)]
+    house.write_items([*rows, *alike])
+    house.run("encode_items", "2026-01-03")
+    assert house.run("assign_sids", "2026-01-03").details["warning"] == ""
+    unlike = np.random.default_rng(5).normal(size=(40, LENGTH)) - 3  # another corner of the space
+    house.write_items([*rows, *alike, *(item(120 + n, v, day="2026-01-03") for n, v in enumerate(unlike))])
+    house.run("encode_items", "2026-01-04")
+    report = house.run("assign_sids", "2026-01-04")
+    assert report.details["issued"] == 40
+    assert "train a new tokenizer version" in report.details["warning"]
+    assert report.details["warning"] in caplog.text
+    mark = house.lake.open("item_sids").mark(WHOLE, "assign_sids")
+    assert mark[1].details["drift"]["residual"] > 1.6
+
+
+def test_sids_of_another_encoder_are_refused(house):
+    house.write_items([item(n, v) for n, v in enumerate(clustered(60))])
+    for worker in BODIES:
+        house.run(worker)
+    house.changes["encoder.parts"] = [{"name": "precomputed", "weight": 2.0, "options": {"dim": LENGTH}}]
+    house.run("encode_items", "2026-01-03")
+    with pytest.raises(LineageError, match=r"was trained on encoder_version .* run train_tokenizer for this encoder"):
+        house.run("assign_sids", "2026-01-03")
+
+
 def launch(worker: str, house: House, ranks: int) -> None:
     """The command of a scheduler: the DeepSpeed launcher and the worker's entry point."""
     folder = Path(sys.executable).parent
@@ -228,6 +305,8 @@ def test_two_launched_ranks_write_what_one_rank_writes(house, tmp_path):
             assert b.pop("residual_norm", 0) == pytest.approx(a.pop("residual_norm", 0), abs=1e-5)
             assert a == b
     assert {r["step"] for r in launched.rows("job_runs")} == set(BODIES)
+    # Each rank ended with rank 0's codebooks, or the training would have failed; and they are those of one rank.
+    assert weights(house) == weights(launched)
 
 
 def test_a_failed_gate_refuses_and_keeps_the_tokenizer_in_force(house):
@@ -239,6 +318,11 @@ def test_a_failed_gate_refuses_and_keeps_the_tokenizer_in_force(house):
     with pytest.raises(GateError, match="reconstruction: mean cosine"):
         house.run("train_tokenizer", "2026-01-20")  # old enough to be trained anew
     assert house.tokenizers() == published
+
+
+def weights(house: House) -> bytes:
+    (version,) = house.tokenizers()
+    return (house.folder / "lake/artifacts/tokenizer" / version / "tokenizer.safetensors").read_bytes()
 
 
 class Killed(BaseException):
@@ -270,8 +354,7 @@ def test_a_killed_training_publishes_what_an_undisturbed_one_does(tmp_path, monk
                 assert done[17:] == list(range(18, 41))
         else:
             house.run("train_tokenizer")
-        bytes_of.append((house.folder / "lake/artifacts/tokenizer" / house.tokenizers()[0]).joinpath(
-            "tokenizer.safetensors").read_bytes())  # fmt: skip
+        bytes_of.append(weights(house))
     assert bytes_of[0] == bytes_of[1]
 
 

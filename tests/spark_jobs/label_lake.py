@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -80,12 +81,12 @@ class LabelLake(TinyLake):
         full = [{"sid_version": self.tokenizer, **r, "model_version": r["model_version"] or self.model} for r in rows]
         self.table("pair_scores", full, dt=dt.isoformat())
 
-    def items_table(self, *ids: str) -> None:
+    def items_table(self, *ids: str, titles: Mapping[str, str] = MappingProxyType({})) -> None:
         """Table items: item_index counts up from 0."""
         rows = [
-            {"item_id": name, "item_index": i, "title": f"title of {name}", "description": "", "category": "",
-             "brand": "", "text": name, "image": b"", "image_uri": "", "image_embedding": [0.0], "content_hash": name,
-             "updated_at": 0, "withdrawn_at": -1}
+            {"item_id": name, "item_index": i, "title": titles.get(name, f"title of {name}"), "description": "",
+             "category": "", "brand": "", "text": name, "image": b"", "image_uri": "", "image_embedding": [0.0],
+             "content_hash": name, "updated_at": 0, "withdrawn_at": -1}
             for i, name in enumerate(ids)
         ]  # fmt: skip
         self.table("items", rows)

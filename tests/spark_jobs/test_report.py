@@ -7,8 +7,9 @@ import re
 import pytest
 
 from gpl_core.contracts import load_contract
+from gpl_core.lake import SliceMark
 from gpl_core.pipeline import Planner, find_step
-from spark_jobs import pseudo_labels, report, training_feed
+from spark_jobs import pseudo_labels, report, report_data, training_feed
 from spark_jobs.manifests import manifest_path
 from tests.spark_jobs.label_lake import FeedLake, score
 from tests.spark_jobs.tiny_lake import D, day
@@ -22,10 +23,10 @@ def lake(tmp_path, spark) -> FeedLake:
     """Two users, exposed and uniform impressions, quarantined rows; channel and message try to be markup."""
     made = FeedLake(tmp_path, spark)
     made.lake.create(load_contract("raw_impressions"), {"gpl.provenance": "semi-synthetic (real purchases)"})
-    made.items_table("i0", "i1", "i2", "i3")
+    made.items_table("i0", "i1", "i2", "i3", titles={"i2": EVIL})
     made.stats(items=[(0, 10, 2, 1), (1, 10, 4, 3), (2, 90, 30, 40)])
     made.platt()
-    made.sids((0, 0, (1, 1, 1), 0), (1, 0, (1, 1, 1), 0), (2, 0, (2, 2, 2), 0))
+    made.sids((0, 0, (1, 1, 1), 0), (1, 0, (3, 1, 1), 5), (1, 1, (1, 1, 1), 0), (2, 0, (2, 2, 2), 0))
     made.table("evaluations", [
         {"run_id": "r", "model": m, "seed": 0, "slice": "uniform", "metric": "auc", "value": v, "low": None,
          "high": None, "candidate_set_size": None, "rows": 10, "note": "" if v else "one class only"}
@@ -66,20 +67,24 @@ def test_report_tells_what_the_tables_hold(lake):
     lake.run("pseudo_labels", pseudo_labels.run)
     lake.run("training_feed", training_feed.run)
     (lake.root / manifest_path(lake.lake, D)).unlink()
+    issued = {"sid_version": lake.tokenizer, "issued": 40, "reissued": 1, "drift": {"residual": 1.7, "perplexity": 0.9}}
+    mark = SliceMark("assign_sids", {"*": "x"}, "r", {**issued, "warning": EVIL})
+    lake.lake.commit(load_contract("item_sids"), [], mark=mark, mode="append")
     assert lake.run("report", report.run) == "done"
     assert (lake.root / manifest_path(lake.lake, D)).exists()
 
     text, rows = text_of(lake), cells(text_of(lake))
+    escaped = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
     assert Planner(lake.config()).state(find_step("report"), D).status == "done"
     assert lake.run("report", report.run) == "noop"
     assert "<script" not in text
     assert "Every figure here is semi-synthetic" in text
     assert "Labels moved since the day before" in text
-    assert len(lake.context.counts.details["warnings"]) == 1
+    assert len(lake.context.counts.details["warnings"]) == 2
+    assert [lake.tokenizer, "40", "1", "1.7", "0.9", escaped] in [r[1:] for r in rows]
     assert "2 of 3 unexposed rows have a pseudo-label (66.7%)" in text
     assert ["unexposed_samples", "sampled unexposed pairs", "3", "–"] in rows
     assert ["other", "1"] in rows
-    escaped = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
     assert ["raw_impressions", "unknown_item", "7", "2", escaped] in rows
     assert [r[1] for r in rows if r and r[0] == escaped] == ["2"]
     assert "uniform: 1 scored impressions, 1 clicks" in text
@@ -87,7 +92,13 @@ def test_report_tells_what_the_tables_hold(lake):
     assert "Whether weight predicts error cannot be said" in text
     assert "3 items have one" in text
     assert "66.7% of the items share theirs" in text
-    assert ["1", "2", "1.89"] in rows  # level 1: codes 1, 1, 2: exp(entropy of (2/3, 1/3)) = 1.890
+    assert ["1", "2", "–", "1.89"] in rows  # level 1: codes 1, 1, 2: exp(entropy of (2/3, 1/3)) = 1.890
+    assert "Code usage per level" in text
+    assert ["1-1-1", "2", "title of i0 | title of i1"] in [[r[0], r[1], " | ".join(sorted(r[2].split(" | ")))]
+                                                           for r in rows if len(r) == 3]  # fmt: skip
+    assert ["2", "1", escaped] in rows  # level-1 code 2 holds the item whose title is markup
+    assert ["2-2", "1", escaped] in rows
+    assert [lake.tokenizer, "2026-01-09", "–", "–", "–", "3", "1", "1"] in rows
     assert ["32-63", "1", "40"] in [r[:3] for r in rows]
     assert ["slice", "metric", "exposed_only", "gpl", "candidate-set size", "pairs", "note"] in rows
     assert ["uniform", "auc", "0.6123", "absent: one class only", "–", "10", ""] in rows
@@ -113,6 +124,27 @@ def test_report_of_an_empty_day(lake):
         "nothing to judge by", "No positive event lies in the window", "Nothing was judged",
     ):  # fmt: skip
         assert said in text
+
+
+def test_buckets_and_codes_are_few_however_many_items(spark):
+    """Items 0-99 in code 0 (5 share a SID), 100-139 in codes 1 to 20, two each; item 7 has no title."""
+    sids = [(n, [0, n % 30, 0 if n < 5 else n]) for n in range(100)] + [
+        (n, [n // 2 - 49, 0, n]) for n in range(100, 140)
+    ]
+    sids[:5] = [(n, [0, 0, 0]) for n in range(5)]
+    frame = spark.createDataFrame(sids, "item_index int, sid array<int>")
+    items = spark.createDataFrame(
+        [(n, "" if n == 7 else "x" * 200) for n in range(140)], "item_index int, title string"
+    )
+    shared, codes = report_data.buckets(frame, items, few=3)
+    assert [(b.prefix, b.items, len(b.titles)) for b in shared] == [((0, 0, 0), 5, 4)]
+    assert [len(b.prefix) for b in codes] == [1, 1, 1, 2, 2, 2]
+    assert (0,) in [b.prefix for b in codes]  # the only first code of more than two items
+    for bucket in codes:
+        inside = [n for n, sid in sids if tuple(sid[: len(bucket.prefix)]) == bucket.prefix]
+        assert bucket.items == len(inside)
+        assert len(bucket.titles) == min(4, len(inside))
+        assert set(bucket.titles) <= {"x" * 80, "(no title)"}
 
 
 def _labels(lake: FeedLake, label: float, count: int) -> list[dict]:

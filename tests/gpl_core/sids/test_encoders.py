@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,19 @@ from tokenizers import Tokenizer as TokenizerFile
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
+)
 
 from gpl_core.errors import MissingInputError, UsageError
-from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
+from gpl_core.sids.encoders import EncoderPart, FusionEncoder, ItemContent, PartVectors, build_encoder
+from gpl_core.sids.pictures import PictureReader
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "steel", "bolt", "blue", "paint", "saw", "blade", "tape", "long"]
 TEXTS = ["steel bolt", "blue paint", "saw blade " * 8, "tape", "steel saw blade long bolt", "blue"]
@@ -45,12 +55,21 @@ def bert(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
+    return save_two_towers(tmp_path_factory.mktemp("clip"), CLIPModel, CLIPConfig, projection_dim=8)
+
+
+@pytest.fixture(scope="session")
+def siglip(tmp_path_factory) -> Path:
+    return save_two_towers(tmp_path_factory.mktemp("siglip"), SiglipModel, SiglipConfig)
+
+
+def save_two_towers(folder: Path, model, config, **more) -> Path:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**sizes, "vocab_size": 12, "max_position_embeddings": 16, "eos_token_id": 2, "bos_token_id": 1}
+    text = {**sizes, "vocab_size": 12, "max_position_embeddings": 16, "projection_size": 16, "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
     vision = {**sizes, "image_size": 32, "patch_size": 16}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    model(config(text_config=text, vision_config=vision, **more)).save_pretrained(folder)
     save_tokenizer(folder)
     preprocessing = {
         "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "do_center_crop": True,
@@ -144,6 +163,29 @@ def test_the_version_follows_weights_preprocessing_and_configuration(bert, tmp_p
     assert len(others | {first}) == 5
 
 
+def test_the_version_follows_how_pictures_are_prepared(clip, tmp_path):
+    for file in clip.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    first = build_encoder([EncoderPart("hf_clip", path=str(tmp_path))]).version
+    assert first == build_encoder([EncoderPart("hf_clip", path=str(clip))]).version
+    preprocessing = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**preprocessing, "image_mean": [0.4] * 3}))
+    assert build_encoder([EncoderPart("hf_clip", path=str(tmp_path))]).version != first
+
+
+def test_a_model_that_gives_nan_rejects_the_item_and_says_so(bert, tmp_path):
+    for file in bert.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    model = BertModel.from_pretrained(bert)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[WORDS.index("saw")] = torch.nan
+    model.save_pretrained(tmp_path)
+    found = build_encoder([EncoderPart("hf_text", path=str(tmp_path))]).encode(texts("saw", "tape"))
+    assert found.rejected == {0: "hf_text: the vector is not finite"}
+    assert np.isfinite(found.vectors).all()
+    assert np.linalg.norm(found.vectors[1]) == pytest.approx(1, abs=1e-6)
+
+
 def test_pickled_weights_are_not_read(bert, tmp_path):
     for file in bert.iterdir():
         if file.suffix != ".safetensors":
@@ -198,6 +240,63 @@ def test_broken_and_oversized_pictures_are_rejected_before_they_are_decoded():
     assert "more than 3000 bytes" in small.rejected[4]
 
 
+def test_a_location_is_read_no_further_than_the_limit(tmp_path):
+    (tmp_path / "big.png").write_bytes(picture() + b"x" * 5000)
+    found = build_encoder([EncoderPart("hog_color", options={"max_bytes": 3000})]).encode(
+        [ItemContent(0, image_uri=f"file://{tmp_path}/big.png")]
+    )
+    assert found.rejected == {0: "hog_color: the picture has more than 3000 bytes"}
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "P", "LA", "L", "1", "I;16"])
+def test_every_kind_of_colour_is_read(mode):
+    grey = Image.radial_gradient("L").resize((40, 30))
+    if mode == "I;16":  # greys of two bytes must not be clipped to white
+        drawn = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    else:
+        drawn = grey.convert(mode)
+    out = io.BytesIO()
+    drawn.save(out, "JPEG" if mode == "CMYK" else "PNG")
+    found = PictureReader().read(ItemContent(0, image=out.getvalue()))
+    assert found.mode == "RGB"
+    expected = np.asarray(grey.convert("1").convert("L") if mode == "1" else grey, dtype=float)
+    assert np.abs(np.asarray(found).astype(float).mean(axis=2) - expected).mean() < 6
+
+
+def test_pictures_are_decoded_while_the_caller_works():
+    items = [ItemContent(n, image=picture()) for n in range(3)]
+    decoded = threading.Event()
+    sizes = []
+
+    def prepare(found):
+        sizes.append(found.size)
+        if len(sizes) == 3:
+            decoded.set()
+        return found.size
+
+    reading = PictureReader().read_all(items, prepare)
+    next(reading)
+    assert decoded.wait(20)  # while the first is in our hands
+    assert list(reading) == [(40, 30)] * 2
+
+
+def test_the_parts_of_a_fusion_work_at_the_same_time():
+    meeting = threading.Barrier(2, timeout=20)
+
+    class Part:
+        dim, lacking, identity = 2, "nothing", {}
+
+        def __init__(self, name):
+            self.name = name
+
+        def encode(self, items):
+            meeting.wait()  # breaks, and fails the test, if the other part waits for this one
+            return PartVectors(np.tile(np.float32([0.6, 0.8]), (len(items), 1)))
+
+    found = FusionEncoder([Part("a"), Part("b")], [1.0, 1.0]).encode(texts("x"))
+    np.testing.assert_allclose(found.vectors, [np.array([0.6, 0.8, 0.6, 0.8]) / 2**0.5], atol=1e-6)
+
+
 # ---- text and picture together
 # ---------------------------------------------------------------------------------------------------
 
@@ -220,6 +319,19 @@ def test_clip_adds_text_and_picture_and_takes_either_alone(clip):
     with torch.no_grad():
         own = model.get_text_features(input_ids=torch.tensor([[1, WORDS.index("saw"), 2]])).pooler_output[0]
     np.testing.assert_allclose(found.vectors[1], (own / own.norm()).numpy(), atol=1e-5)
+
+
+def test_siglip_is_read_like_clip(siglip):
+    encoder = build_encoder([EncoderPart("hf_clip", path=str(siglip))])
+    found = encoder.encode([ItemContent(0, "saw"), ItemContent(1, "", picture()), ItemContent(2, "saw", picture())])
+    model = SiglipModel.from_pretrained(siglip).eval()
+    # SigLIP was trained on texts padded to full length, without a mask: a tokeniser's mask must not reach it.
+    ids = torch.tensor([[1, WORDS.index("saw"), 2] + [0] * 13])
+    with torch.no_grad():
+        own = model.get_text_features(input_ids=ids).pooler_output[0]
+    np.testing.assert_allclose(found.vectors[0], (own / own.norm()).numpy(), atol=1e-5)
+    summed = found.vectors[0] + found.vectors[1]
+    np.testing.assert_allclose(found.vectors[2], summed / np.linalg.norm(summed), atol=1e-5)
 
 
 def test_fusion_is_the_weighted_concatenation_and_counts_what_is_missing(bert):
@@ -266,6 +378,8 @@ def test_precomputed_vectors_are_normalised_or_named():
         (EncoderPart("hf_clip", path="/no/such/model"), MissingInputError, "is no folder"),
         (EncoderPart("hog_color", 0.0), UsageError, "weight: 0.0, expected above 0"),
         (EncoderPart("hog_color", options={"sizes": 3}), UsageError, "unknown sizes, expected any of size"),
+        (EncoderPart("hog_color", options={"size": 3}), UsageError, "size: 3, expected at least 8"),
+        (EncoderPart("hog_color", options={"size": "big"}), UsageError, "size: 'big', expected int"),
     ],
 )
 def test_wrong_parts_are_refused_by_name(part, error, said):

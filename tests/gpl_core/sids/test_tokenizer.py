@@ -1,6 +1,10 @@
 """Training, saving and using tokenisers: the bugs that public code of this kind has, one test each."""
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +29,16 @@ from gpl_core.sids.health import (
 )
 from gpl_core.sids.kmeans import residual_kmeans
 from gpl_core.sids.quantizer import ResidualQuantizer, assign
-from gpl_core.sids.rqvae import RqVae, RqVaeSettings, codes_for, epochs_for, fit, fit_rq_kmeans, one_cycle
+from gpl_core.sids.rqvae import (
+    RqVae,
+    RqVaeSettings,
+    codes_for,
+    epochs_for,
+    fit,
+    fit_rq_kmeans,
+    one_cycle,
+    relational_loss,
+)
 from gpl_core.sids.tokenizer import load_tokenizer
 
 SMALL = RqVaeSettings(codes=16, hidden=(32,), latent=8, batch_size=64, epochs=30, warmup_epochs=5)
@@ -149,19 +162,29 @@ def test_same_seed_same_bits_another_seed_others(catalogue, tokenizer):
     assert not torch.equal(fit(catalogue, dataclasses.replace(SMALL, seed=1)).codebooks, tokenizer.codebooks)
 
 
-class Killed(Exception):
-    pass
+KILLED_AT_17 = """
+import os, signal, sys
+import numpy as np, torch
+from gpl_core.sids.rqvae import RqVaeSettings, fit
+
+def kill(epoch, figures):
+    if epoch == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(1)
+fit(np.load(sys.argv[1]), eval(sys.argv[2]), progress=kill, checkpoint_dir=sys.argv[3])
+"""
 
 
-def test_a_killed_training_continues_to_the_undisturbed_result(catalogue, tokenizer, tmp_path: Path):
+def test_kill_9_in_mid_training_then_again_gives_the_undisturbed_result(catalogue, tokenizer, tmp_path: Path):
+    np.save(tmp_path / "catalogue.npy", catalogue)
+    command = [sys.executable, "-c", KILLED_AT_17, str(tmp_path / "catalogue.npy"), repr(SMALL), str(tmp_path)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(
+        command, cwd=Path(__file__).parents[3], env=env, capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     done = []
-
-    def kill_at_17(epoch, figures):
-        if epoch == 17:
-            raise Killed
-
-    with pytest.raises(Killed):
-        fit(catalogue, SMALL, progress=kill_at_17, checkpoint_dir=tmp_path)
     resumed = fit(catalogue, SMALL, progress=lambda epoch, _: done.append(epoch), checkpoint_dir=tmp_path)
     assert done[0] == 18
     assert torch.equal(resumed.codebooks, tokenizer.codebooks)
@@ -175,6 +198,31 @@ def test_a_checkpoint_of_another_run_is_not_continued(catalogue, tmp_path: Path)
     done = []
     fit(catalogue, dataclasses.replace(short, seed=5), progress=lambda e, _: done.append(e), checkpoint_dir=tmp_path)
     assert done[0] == 1
+
+
+def test_the_relational_loss_is_the_divergence_of_similarity_distributions():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(5, 4)), rng.normal(size=(5, 4))
+    expected = 0.0
+    for n in range(5):
+        others = [m for m in range(5) if m != n]
+        p, q = (
+            np.exp([a[n] @ a[m] / np.linalg.norm(a[n]) / np.linalg.norm(a[m]) / 0.1 for m in others]) for a in (x, y)
+        )
+        p, q = p / p.sum(), q / q.sum()
+        expected += (p * np.log(p / q)).sum() / 5
+    found = relational_loss(torch.as_tensor(x), torch.as_tensor(y), 0.1)
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+    assert float(relational_loss(torch.as_tensor(x), torch.as_tensor(3 * x), 0.1)) == pytest.approx(0, abs=1e-9)
+    assert float(relational_loss(torch.as_tensor(x[:2]), torch.as_tensor(y[:2]), 0.1)) == 0
+
+
+def test_the_relational_loss_keeps_neighbours_through_quantisation(catalogue):
+    def recall(weight: float) -> float:
+        found = fit(catalogue, dataclasses.replace(SMALL, relational=weight))
+        return float(neighbour_recall(catalogue, found.decode(found.encode(catalogue)[0])).mean())
+
+    assert recall(0.3) > recall(0.0) + 0.01
 
 
 class TwoRanksInTurn(LocalEngine):
