@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpl_core.errors import LineageError
+from gpl_core.errors import ContractError, LineageError
 from gpu_workers import score_candidates
+from gpu_workers.embeddings import ItemVectors
+from gpu_workers.item_tables import ItemRows
 from tests.gpu_workers.labels_lake import DAY, LabelsLake
 
 ROWS = [
@@ -85,6 +87,34 @@ def test_an_empty_day_commits_empty_slices(lake: LabelsLake) -> None:
     assert lake.read("pair_scores") == []
     assert lake.lake.open("pair_scores").mark(DAY.isoformat()) is not None
     assert context.counts.rows_in == 0
+
+
+def test_an_anchor_whose_sid_was_retired_is_left_out(lake: LabelsLake) -> None:
+    """Item 3 alone carried the likelier anchor: the other one is left, and a user without another is named."""
+    in_force = lake.lake.open("item_sids").read().drop(["sid_version"]).to_pylist()
+    rows = [{**row, "retired_at": int(row["item_index"] == 3)} for row in in_force]
+    lake.write("item_sids", {"sid_version": lake.tokenizer}, rows)
+    lake.write_requests(
+        [
+            {"user_id": "a", "anchors": [(3, 0.5), (0, 0.25)], "history": [1], "candidates": [4]},
+            {"user_id": "b", "anchors": [(3, 0.5)], "history": [1], "candidates": [4]},
+        ]
+    )
+    lake.run("score_candidates", score_candidates.body)
+    (row,) = lake.read("pair_scores")
+    assert (row["user_id"], row["anchor_rank"], row["coherence"]) == ("a", 1, pytest.approx(1.0, abs=1e-6))
+    assert row["similarity"] == pytest.approx(lake.vectors[4] @ lake.vectors[0], abs=1e-6)
+    assert [r["key"] for r in lake.read("worker_rejects")] == ["user_id=b"]
+
+
+def test_a_vector_with_nan_is_refused_by_the_table_and_never_scored_if_it_is_there(lake: LabelsLake) -> None:
+    bad = {"item_index": 0, "content_hash": "h", "embedding": [float("nan"), *[0.1] * 5], "updated_at": 1}
+    with pytest.raises(ContractError, match=r"item_embeddings.*NaN"):
+        lake.write("item_embeddings", {"encoder_version": "encoder-1"}, [bad])
+    vectors = np.array([[1.0, 0.0], [np.nan, 0.0], [0.0, 0.0]], dtype=np.float32)
+    rows = ItemRows.of(ItemVectors(np.array([2, 5, 6]), np.zeros(3, np.uint64), np.array(["", "", ""]), vectors))
+    assert rows.rows(np.array([2, 5, 6, 7, -1])).tolist() == [0, -1, -1, -1, -1]
+    assert rows.content(np.array([5])).tolist() == [[0.0, 0.0]]
 
 
 @pytest.mark.parametrize("column", ["sid_version", "model_version"])
