@@ -267,6 +267,10 @@ class Prerank(Section):
     weight_decay: float = Field(default=1e-4, ge=0)
     lambda_: float = Field(default=2.0, ge=0, alias="lambda", description="Weight of the pseudo-label loss")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    propensity: str = Field(
+        default="",
+        description="A float column of feed.passthrough: the logged probability that a pair was shown; adds snips_auc",
+    )
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
@@ -287,6 +291,16 @@ class Config(Section):
     labels: Labels = Labels()
     feed: Feed = Feed()
     prerank: Prerank = Prerank()
+
+    @model_validator(mode="after")
+    def _propensity(self) -> Config:
+        name = self.prerank.propensity
+        if name and self.feed.passthrough.get(name) not in ("float", "double"):
+            raise ValueError(
+                f"prerank.propensity is '{name}', which feed.passthrough does not hold as float or double; add "
+                f"feed.passthrough.{name}: double, or leave prerank.propensity empty"
+            )
+        return self
 
     def hash_of(self, *sections: str) -> str:
         """Hash of the named sections (`"labels.calibrator"` reaches inside): part of a step's fingerprint.
