@@ -56,6 +56,8 @@ def print_comparison(config: Config, run_date: date, console: Console | None = N
             f"One training seed ({seeds[0]}): the difference has no interval over seeds; set prerank.seeds to several."
         )
     console.print(comparison_table(mine))
+    for other in sorted({row["model"] for row in mine} - {BASELINE, OURS}):
+        console.print(comparison_table(mine, other))
     if not any(row["metric"] == "snips_auc" for row in rows):
         console.print("No off-policy estimate: no logged propensities are given (prerank.propensity).")
 
@@ -68,13 +70,13 @@ def judged_slice(rows: Rows) -> tuple[str, str]:
     return "exposed", _EXPOSED_CAVEAT.format(why=uniform[0]["note"] if uniform else "no such slice")
 
 
-def comparison_table(rows: Rows) -> Table:
+def comparison_table(rows: Rows, ours: str = OURS) -> Table:
     """One line per metric: both variants' means over seeds and their paired difference; absent figures say why."""
-    table = Table("metric", BASELINE, OURS, f"{OURS} - {BASELINE}", "candidates", "rows")
+    table = Table("metric", BASELINE, ours, f"{ours} - {BASELINE}", "candidates", "rows")
     for column in table.columns[1:]:
         column.justify = "right"
     for metric in dict.fromkeys(row["metric"] for row in rows):
-        by_model: dict[str, dict[int, float]] = {BASELINE: {}, OURS: {}}
+        by_model: dict[str, dict[int, float]] = {BASELINE: {}, ours: {}}
         mine = [row for row in rows if row["metric"] == metric]
         for row in mine:
             if row["model"] in by_model and row["value"] is not None:
@@ -82,8 +84,8 @@ def comparison_table(rows: Rows) -> Table:
         cells = [
             f"{statistics.fmean(v.values()):.4f}" if v else f"absent: {mine[0]['note']}" for v in by_model.values()
         ]
-        both = sorted(by_model[BASELINE].keys() & by_model[OURS].keys())
-        text = paired_difference([by_model[OURS][s] - by_model[BASELINE][s] for s in both])
+        both = sorted(by_model[BASELINE].keys() & by_model[ours].keys())
+        text = paired_difference([by_model[ours][s] - by_model[BASELINE][s] for s in both])
         size = mine[0]["candidate_set_size"]
         table.add_row(metric, *cells, text, "-" if size is None else f"{size:.1f}", f"{mine[0]['rows']:,}")
     return table

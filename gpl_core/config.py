@@ -266,6 +266,9 @@ class Prerank(Section):
     learning_rate: float = Field(default=3e-3, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     lambda_: float = Field(default=2.0, ge=0, alias="lambda", description="Weight of the pseudo-label loss")
+    lambda_sweep: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        default=(), description="Other lambdas trained and judged beside it, as variants gpl@VALUE; to choose by"
+    )
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     propensity: str = Field(
         default="",

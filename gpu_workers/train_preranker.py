@@ -2,9 +2,10 @@
 
 deepspeed --num_accelerators 2 gpu_workers/train_preranker.py --config quickstart --run-date 2026-01-03
 
-Two variants train side by side on the same batches, from the same initial weights, for the same number of steps:
-`exposed_only` (lambda = 0) and `gpl`. Each keeps its weights of the step with the best AUC on held-out exposed
-requests. The day after the run date judges both, when its impressions are there.
+Variants train side by side on the same batches, from the same initial weights, for the same number of steps:
+`exposed_only` (lambda = 0), `gpl`, and one `gpl@VALUE` per value of `prerank.lambda_sweep`. Each keeps its weights of
+the step with the best AUC on held-out exposed requests. The day after the run date judges all of them, when its
+impressions are there.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def body(context: StepContext, ranks: Ranks) -> None:
 
 def variants_of(settings: Prerank) -> dict[str, float]:
     """Variant -> lambda."""
-    return {EXPOSED_ONLY: 0.0, GPL: settings.lambda_}
+    return {EXPOSED_ONLY: 0.0, GPL: settings.lambda_, **{f"{GPL}@{v:g}": v for v in settings.lambda_sweep}}
 
 
 def bundle_name(variant: str, seed: int) -> str:

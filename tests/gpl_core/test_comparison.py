@@ -60,6 +60,13 @@ def test_without_uniform_traffic_the_exposed_slice_comes_with_its_caveat(tmp_pat
     assert "No off-policy estimate" not in text
 
 
+def test_a_sweep_over_lambda_is_shown_beside_it(tmp_path) -> None:
+    rows = [_row(m, "uniform", "auc", v) for m, v in (("exposed_only", 0.6), ("gpl", 0.61), ("gpl@4", 0.58))]
+    text = _printed(tmp_path, rows)
+    assert "gpl@4 - exposed_only" in text
+    assert "-0.0200" in text
+
+
 def test_slices_that_are_not_there() -> None:
     assert judged_slice([_row("gpl", "exposed", "auc", 0.5)])[0] == "exposed"
     assert judged_slice([_row("gpl", "uniform", "auc", 0.5)]) == ("uniform", "")

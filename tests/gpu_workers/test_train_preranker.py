@@ -178,12 +178,16 @@ def test_late_impressions_are_judged_without_training_again(lake: LabelsLake, on
     assert len(_figures(lake)) == 2 * 3 * 6
 
 
-def test_logged_propensities_add_an_off_policy_auc(lake: LabelsLake, one_rank: Ranks) -> None:
+def test_logged_propensities_add_an_off_policy_auc_and_a_sweep_adds_variants(lake: LabelsLake, one_rank: Ranks) -> None:
     write_feed(lake)
     write_impressions(lake, propensity=0.25)
-    given = ("feed.passthrough={shown_with: double}", "prerank.propensity=shown_with")
+    given = ("feed.passthrough={shown_with: double}", "prerank.propensity=shown_with", "prerank.lambda_sweep=[0, 2]")
     lake.run("train_preranker", train_preranker.body, *given, ranks=one_rank)
     figures = _figures(lake)
+    assert {key[0] for key in figures} == {"exposed_only", "gpl", "gpl@0", "gpl@2"}
+    for metric in ("auc", "gauc"):  # lambda 2 is the default, lambda 0 is exposed-only
+        assert figures["gpl@0", "uniform", metric]["value"] == figures["exposed_only", "uniform", metric]["value"]
+        assert figures["gpl@2", "uniform", metric]["value"] == figures["gpl", "uniform", metric]["value"]
     for part in ("exposed", "uniform", "tail"):  # all propensities are the same: it is the plain AUC
         found = figures["gpl", part, "snips_auc"]
         assert found["value"] == pytest.approx(figures["gpl", part, "auc"]["value"])
