@@ -22,8 +22,8 @@ class Arena:
         self.world, self.seed = world, seed
         self.vectors = torch.from_numpy(world.vectors)
         self.sids = torch.from_numpy(world.sids.astype(np.int64))
-        profile = np.zeros((world.size.users, world.vectors.shape[1]), dtype=np.float32)
-        for user, items in world.history.items():
+        profile = np.zeros((world.users, world.vectors.shape[1]), dtype=np.float32)
+        for user, items in world.known.history.items():
             mean = world.vectors[items].mean(axis=0)
             profile[user] = mean / max(float(np.linalg.norm(mean)), 1e-12)
         self.profile = torch.from_numpy(profile)
@@ -45,7 +45,7 @@ class Arena:
         """
         world = self.world
         sizes = TowerConfig(
-            user_buckets=world.size.users, item_buckets=len(world.vectors), dimension=DIMENSION, hidden=64,
+            user_buckets=world.users, item_buckets=len(world.vectors), dimension=DIMENSION, hidden=64,
             content_width=world.vectors.shape[1], levels=L, codes=world.size.codes,
             prior_rate=float(np.clip(world.train.clicked[world.train.is_exposed].mean(), 1e-3, 0.5)),
         )  # fmt: skip
