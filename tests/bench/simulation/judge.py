@@ -50,7 +50,7 @@ class Arena:
             prior_rate=float(np.clip(world.train.clicked[world.train.is_exposed].mean(), 1e-3, 0.5)),
         )  # fmt: skip
         model = build_model(sizes, self.seed, self.basis)
-        optimiser = torch.optim.AdamW(parameter_groups(model, LEARNING_RATE), weight_decay=1e-2)
+        optimiser = torch.optim.AdamW(parameter_groups(model, LEARNING_RATE), weight_decay=1e-2, fused=True)
         rng = np.random.default_rng([self.seed, 5])
         exposed, other = np.flatnonzero(rows.is_exposed), np.flatnonzero(~rows.is_exposed)
         # Exposed rows come in the same order to every variant, whatever it holds beside them.

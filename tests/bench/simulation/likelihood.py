@@ -27,17 +27,19 @@ class VisitedSearch(BeamSearch):
 
     def search_with_likelihoods(
         self, histories: Sequence[np.ndarray], items: Sequence[np.ndarray]
-    ) -> tuple[Anchors, np.ndarray]:
-        """Anchors as `search`, and ln p of every SID float32 [U x S], backed off."""
+    ) -> tuple[Anchors, np.ndarray, np.ndarray]:
+        """Anchors as `search`; ln p of every SID float32 [U x S], backed off; the same from level 1 alone."""
         beams, levels = self.settings.beams, self.trie.levels
         sids = np.full((len(histories), beams, levels), -1, dtype=np.int32)
         log_prob = np.full((len(histories), beams), -100.0, dtype=np.float32)
-        likelihood = np.empty((len(histories), self.trie.size), dtype=np.float32)
+        likelihood, first = np.empty((2, len(histories), self.trie.size), dtype=np.float32)
         self._visited: list[np.ndarray] = []
         for users, found in self.batches(histories, items):
             sids[users], log_prob[users] = found
             likelihood[users] = backed_off(self.trie.trie, self._visited)
-        return Anchors(sids, log_prob), likelihood
+            nothing = [np.full_like(v, -np.inf) for v in self._visited[1:]]
+            first[users] = backed_off(self.trie.trie, [self._visited[0], *nothing])
+        return Anchors(sids, log_prob), likelihood, first
 
     def _extend(self, level: int, hidden: Tensor, beams: _Beams) -> _Beams:
         children = self.trie.children(level, beams.node.flatten())

@@ -13,7 +13,7 @@
 | gpl_logistic, logistic_no_anchors | all features; all but the anchors' |
 | gpl_softmax | gpl_quantile with softmax pooling instead of the maximum |
 | gpl_own, gpl_logistic_own | the candidate's own SID likelihood: instead of the similarity; as one more feature |
-| gpl_logistic_prefix | the same feature from the anchors alone: nothing beyond the cache is needed |
+| gpl_logistic_level1, gpl_logistic_prefix | that feature from level 1 alone; from the cached anchors alone |
 | gpl_learned, gpl_logistic_unweighted | the weights are learned from the uniform slice; all weights alike |
 | oracle_hard, oracle_probability | clicks drawn from the true probabilities; the probabilities themselves |
 """
@@ -37,10 +37,14 @@ FIXED = (0.25, 0.5, 1.0)
 GPL = ("gpl_quantile", "gpl_unweighted", *(f"gpl_quantile@{f:g}" for f in FIXED), "gpl_logistic")
 EXTRAS = {
     "gpl_softmax": "gpl_quantile", "gpl_own": "gpl_quantile", "gpl_learned": "gpl_quantile",
-    "gpl_logistic_own": "gpl_logistic", "gpl_logistic_prefix": "gpl_logistic",
+    "gpl_logistic_own": "gpl_logistic", "gpl_logistic_level1": "gpl_logistic", "gpl_logistic_prefix": "gpl_logistic",
     "gpl_logistic_unweighted": "gpl_logistic",
 }  # fmt: skip
 """What was tried beyond METHOD -> what it has to beat."""
+_LIKELIHOODS = {
+    "gpl_logistic_own": "own_likelihood", "gpl_logistic_level1": "level1_likelihood",
+    "gpl_logistic_prefix": "anchor_likelihood",
+}  # fmt: skip
 ORACLES = ("oracle_hard", "oracle_probability")
 ALL = (*CONTROLS, *GPL, *EXTRAS, *ORACLES)
 QUICK = (
@@ -129,8 +133,7 @@ def _labels(
         return _quantile(scores.history_similarity, ~train.is_exposed & scores.known, base), None
     if "logistic" in name:
         features = FEATURES[1:] if name == "logistic_no_anchors" else FEATURES
-        extra = {"gpl_logistic_own": "own_likelihood", "gpl_logistic_prefix": "anchor_likelihood"}.get(name)
-        labels = _logistic(world, features, extra)
+        labels = _logistic(world, features, _LIKELIHOODS.get(name))
         return labels, None if name in ("logistic_no_anchors", "gpl_logistic_unweighted") else _confidence(scores)
     rate = base
     if "@" in name:
