@@ -157,6 +157,8 @@ def figures_of(results: Results) -> dict[str, Figure]:
             out[f"Means over seeds | {name}: {key}"] = Figure(float(np.nanmean(values)), "mean")
     for name in results:
         for key in _COMPARED if name not in ("exposed_only", "bayes") else ():
+            if key not in results[name]:  # a slice without rows
+                continue
             mean, half = paired(results, name, "exposed_only", key)
             place = f"Paired differences to exposed_only, 95 % intervals | {name}: {key}"
             out[place], out[f"{place} ±"] = Figure(mean, "mean"), Figure(half, "half width")
