@@ -53,19 +53,19 @@ class Size:
     (with 6,000 users 1,200 steps beat 600 and 2,400).
     """
 
-    users: int = 4000
+    users: int = 3500
     items: int = 1200
     past_days: int = 2
     calibration_days: int = 3
     train_days: int = 2
     candidates: int = 60
     exposed: int = 10
-    random_share: float = 0.045
+    random_share: float = 0.05
     uniform_rows: int = 5000
     codes: int = 64
     unexposed_per_request: int = 20
     interest_epochs: int = 4
-    steps: int = 800
+    steps: int = 700
 
 
 QUICK = Size(users=800, items=400, candidates=40, exposed=8, codes=32, interest_epochs=2, steps=200, random_share=0.1)
@@ -257,8 +257,8 @@ def derive(log: Log, vectors: np.ndarray, size: Size, seed: int) -> World:
         train,
         uniform,
         of(day >= log.test),
-        _score(train, catalogue, vectors, latest.history, _anchors(search, catalogue, latest.history)),
-        _score(uniform, catalogue, vectors, earlier.history, _anchors(search, catalogue, earlier.history)),
+        _score(train, catalogue, vectors, latest.history, search),
+        _score(uniform, catalogue, vectors, earlier.history, search),
         ~released,
         probability,
     )
@@ -400,8 +400,9 @@ def _anchors(search: VisitedSearch, catalogue: Catalogue, history: dict[int, np.
 
 
 def _score(
-    pairs: Pairs, catalogue: Catalogue, vectors: np.ndarray, history: dict[int, np.ndarray], anchors: UserAnchors
+    pairs: Pairs, catalogue: Catalogue, vectors: np.ndarray, history: dict[int, np.ndarray], search: VisitedSearch
 ) -> Scores:
+    anchors = _anchors(search, catalogue, {u: history[u] for u in np.unique(pairs.user).tolist() if u in history})
     table = catalogue.anchor_embeddings(vectors)
     items = torch.from_numpy(vectors)
     there = torch.ones(len(vectors), dtype=torch.bool)
