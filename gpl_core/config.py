@@ -240,6 +240,10 @@ class Labels(Section):
 
     block_size: Positive = Field(default=128, description="B: candidates per row of score_requests")
     users_per_batch: Positive = Field(default=256, description="Rows scored at a time")
+    item_vectors: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="Type in which score_candidates holds all item vectors: half the memory, less exact",
+    )
     calibrator: Calibrator = Calibrator()
     weights: Weights = Weights()
 

@@ -35,7 +35,7 @@ class Lookup(NamedTuple):
 
     items: ItemRows
     on_device: torch.Tensor | None
-    """float32 [n x d], all item vectors, when they fit."""
+    """[n x d], all item vectors in the configured type, when they fit."""
     catalogue: Catalogue
     """SIDs by row of `items`."""
     anchors: np.ndarray | None
@@ -64,7 +64,8 @@ def body(context: StepContext, ranks: Ranks) -> None:
     embeddings = context.snapshot("item_embeddings")
     with item_vectors(embeddings, encoder_version, ranks, before=end_of(context.run_date)) as items, ranks.together():
         index, sids = sids_in_force(context.snapshot("item_sids"), versions[0])
-        lookup = make_lookup(ItemRows.of(items), index, sids, ranks.device)
+        kind = getattr(torch, context.config.labels.item_vectors)
+        lookup = make_lookup(ItemRows.of(items), index, sids, ranks.device, kind)
         with writer:
             stream = read_batches(requests, share.files, COLUMNS)
             for batch in rebatch(stream, context.config.labels.users_per_batch):
@@ -128,16 +129,17 @@ def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, re
     )
 
 
-def make_lookup(items: ItemRows, item_index: np.ndarray, sids: np.ndarray, device: torch.device) -> Lookup:
+def make_lookup(
+    items: ItemRows, item_index: np.ndarray, sids: np.ndarray, device: torch.device, kind: torch.dtype = torch.float32
+) -> Lookup:
     """Lookup over items and SIDs [n x L]; an item without a usable vector takes no part in anchor embeddings."""
     rows = items.rows(item_index)
     catalogue = Catalogue(rows[rows >= 0], sids[rows >= 0], int(sids.max()) + 1)
     fits = catalogue.trie.size * items.vectors.shape[1] * 4 <= _TABLE_BYTES
     on_device = None
-    if device.type == "cpu":
-        on_device = _as_tensor(items.vectors)
-    elif items.vectors.nbytes < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[1]:
-        on_device = _as_tensor(items.vectors).to(device)
+    size = items.vectors.size * kind.itemsize
+    if device.type == "cpu" or size < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[1]:
+        on_device = _as_tensor(items.vectors).to(device, kind)  # float32 on a CPU stays the memory map itself
     return Lookup(items, on_device, catalogue, catalogue.anchor_embeddings(items.vectors) if fits else None)
 
 

@@ -73,12 +73,27 @@ def test_a_block_gathered_from_disk_scores_alike(lake: LabelsLake, monkeypatch: 
     lake.run("score_candidates", score_candidates.body)
     whole = lake.read("pair_scores")
     monkeypatch.setattr(score_candidates, "_TABLE_BYTES", 0)
-    monkeypatch.setattr(score_candidates, "_as_tensor", lambda vectors: None)
+    make = score_candidates.make_lookup
+    monkeypatch.setattr(score_candidates, "make_lookup", lambda *given: make(*given)._replace(on_device=None))
     lake.run("score_candidates", score_candidates.body, "labels.users_per_batch=2")
     for one, other in zip(whole, lake.read("pair_scores"), strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
             assert other[name] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("bfloat16", 2**-8), ("float16", 2**-11)])
+def test_half_precision_vectors_cost_at_most_their_rounding(lake: LabelsLake, kind: str, error: float) -> None:
+    """Each entry is off by a half unit in the last place at most, so a cosine of unit vectors by about as much."""
+    lake.write_requests(ROWS)
+    lake.run("score_candidates", score_candidates.body)
+    exact = lake.read("pair_scores")
+    lake.run("score_candidates", score_candidates.body, f"labels.item_vectors={kind}")
+    rounded = lake.read("pair_scores")
+    assert exact != rounded
+    for one, other in zip(exact, rounded, strict=True):
+        for name in ("similarity", "history_similarity"):
+            assert other[name] == pytest.approx(one[name], abs=error)
 
 
 def test_an_empty_day_commits_empty_slices(lake: LabelsLake) -> None:

@@ -39,6 +39,9 @@ class VisitedSearch(BeamSearch):
             likelihood[users] = backed_off(self.trie.trie, self._visited)
             nothing = [np.full_like(v, -np.inf) for v in self._visited[1:]]
             first[users] = backed_off(self.trie.trie, [self._visited[0], *nothing])
+        for name, found_log_p in (("all levels", likelihood), ("level 1", first)):
+            total = np.exp(found_log_p.astype(np.float64)).sum(axis=1)
+            assert np.allclose(total, 1.0, atol=1e-3), f"{name}: the SIDs' probabilities sum to {total.min()} or more"
         return Anchors(sids, log_prob), likelihood, first
 
     def _extend(self, level: int, hidden: Tensor, beams: _Beams) -> _Beams:
