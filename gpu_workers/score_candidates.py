@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from gpl_core.errors import LineageError
-from gpl_core.labels.scoring import first_occurrence, score_block
+from gpl_core.labels.scoring import first_occurrence, prefix_log_prob, score_block
 from gpl_core.sids.catalogue import Catalogue
 from gpu_workers.embeddings import item_vectors
 from gpu_workers.feed import assign_files, read_batches, rebatch
@@ -40,6 +40,8 @@ class Lookup(NamedTuple):
     """SIDs by row of `items`."""
     anchors: np.ndarray | None
     """float32 [S x d], g(a) of every SID, when they fit."""
+    below: np.ndarray
+    """int32 [S x L], SIDs below each prefix of every SID."""
 
 
 def main() -> None:
@@ -95,6 +97,7 @@ def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, re
     candidates = batch["candidates"].astype(np.int64)
     rows = lookup.items.rows(candidates)
     _note_rejects(batch, candidates, rows, mask, rejects)
+    own = _prefix_log_prob(batch, lookup, mask, rows, device)
     vectors, history, rows = _gathered(lookup, lookup.items.rows(batch["history"].astype(np.int64)), rows)
     found = score_block(
         torch.from_numpy(anchors).to(device),
@@ -119,6 +122,7 @@ def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, re
             "source": pa.array(batch["source"][row], pa.string()),
             "similarity": pair(found.similarity),
             "history_similarity": pair(found.history_similarity),
+            "prefix_log_prob": pair(own),
             "anchor_rank": pa.array(found.anchor_rank.cpu().numpy()[kept].astype(np.int32)),
             "coherence": found.coherence.cpu().numpy()[row].astype(np.float64),
             "consistency": found.consistency.cpu().numpy()[row].astype(np.float64),
@@ -127,6 +131,20 @@ def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, re
             "sid_version": pa.array(batch["sid_version"][row], pa.string()),
         }
     )
+
+
+def _prefix_log_prob(
+    batch: dict[str, np.ndarray], lookup: Lookup, mask: np.ndarray, rows: np.ndarray, device: torch.device
+) -> torch.Tensor:
+    """[U x B]; mask [U x K]: usable anchors; rows [U x B]: rows of the candidates' vectors."""
+    users, k = mask.shape
+    leaf = lookup.catalogue.leaf_of_item(rows)
+    arrays = (
+        batch["anchor_sids"].reshape(users, k, lookup.catalogue.levels), mask, batch["log_prob"],
+        lookup.catalogue.sids_of(rows), lookup.below[np.maximum(leaf, 0)],
+    )  # fmt: skip
+    tensors = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays)
+    return prefix_log_prob(*tensors, lookup.catalogue.trie.size)
 
 
 def make_lookup(
@@ -140,7 +158,13 @@ def make_lookup(
     size = items.vectors.size * kind.itemsize
     if device.type == "cpu" or size < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[1]:
         on_device = _as_tensor(items.vectors).to(device, kind)  # float32 on a CPU stays the memory map itself
-    return Lookup(items, on_device, catalogue, catalogue.anchor_embeddings(items.vectors) if fits else None)
+    return Lookup(
+        items,
+        on_device,
+        catalogue,
+        catalogue.anchor_embeddings(items.vectors) if fits else None,
+        catalogue.trie.leaves_below(),
+    )
 
 
 def _versions(context: StepContext) -> tuple[str, str]:

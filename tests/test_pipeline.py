@@ -180,6 +180,20 @@ def test_one_users_labels_are_what_an_analyst_computes_from_the_tables(house: Ho
     consistency = share @ np.maximum(anchors @ history.T, 0).max(axis=1)
     raw_mean = np.mean([(r["coherence"] * r["consistency"] * r["llm_confidence"]) ** (1 / 3) for r in labels])
 
+    sid_of = {
+        r["item_index"]: tuple(r["sid"]) for r in lake.open("item_sids").read().to_pylist()
+        if r["sid_version"] == mine[0]["sid_version"] and not r["retired_at"]
+    }  # fmt: skip
+
+    def prefix_log_prob(item: int) -> float:
+        """The mass of the anchors with the longest shared prefix, in equal parts for the SIDs below it."""
+        for length in range(levels, 0, -1):
+            prefix = sid_of[item][:length]
+            mass = sum(np.exp(p) for sid, p in zip(sids, log_prob) if tuple(sid[:length]) == prefix)
+            if mass > 0:
+                return float(np.log(mass / sum(sid[:length] == prefix for sid in carriers)))
+        return float(np.log(max(1 - np.exp(log_prob).sum(), 1e-6) / len(carriers)))
+
     feed = {(r["user_id"], r["item_id"]): r for r in house.table("training_feed", LAST) if not r["is_exposed"]}
     for row in mine:
         cosines = anchors @ e[row["item_index"]]
@@ -189,7 +203,8 @@ def test_one_users_labels_are_what_an_analyst_computes_from_the_tables(house: Ho
         label = np.interp(cosines[best], np.linspace(-1, 1, len(knots)), knots)
         expected = {
             "similarity": cosines[best], "history_similarity": (history @ e[row["item_index"]]).max(),
-            "anchor_rank": best, "coherence": coherence, "consistency": consistency, "llm_confidence": confidence,
+            "prefix_log_prob": prefix_log_prob(row["item_index"]), "anchor_rank": best,
+            "coherence": coherence, "consistency": consistency, "llm_confidence": confidence,
             "pseudo_label": label, "raw_weight": raw, "weight": raw / raw_mean,
         }  # fmt: skip
         assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-5), row["item_id"]

@@ -20,7 +20,7 @@ from tests.bench.simulation.world import Size
 
 SEEDS = (101, 102, 103, 104, 105)
 QUICK_SEEDS = (201, 202)
-BEST = "gpl_logistic"
+BEST = "gpl_logistic_prefix"
 SIZE = Size(codes=256, random_share=0.05, steps=600)
 NAMES = tuple(n for n in variants.ALL if n != "oracle_probability")  # here true probabilities are 0 or 1
 

@@ -23,7 +23,7 @@ from tests.bench.simulation.world import QUICK, Size, make_world
 
 SEEDS = (101, 102, 103, 104, 105)
 QUICK_SEEDS = (201, 202)
-BEST = "gpl_logistic"
+BEST = "gpl_logistic_prefix"  # ahead of gpl_logistic on worlds 301 and 302; it is what `logistic` does in the product
 
 
 def main() -> None:
@@ -45,7 +45,8 @@ def goals(results: Results) -> dict[str, Figure]:
     """The goals of the plain world, as figures: a missed one is written as missed."""
     out = {}
     for metric, goal in (("auc", 0.70), ("gauc", 0.60)):
-        out[f"{BEST} closes the {metric} gap"] = gap_closed(results, BEST, metric, goal)
+        for name in (BEST, "gpl_logistic"):
+            out[f"{name} closes the {metric} gap"] = gap_closed(results, name, metric, goal)
         gap, half = paired(results, "oracle_hard", "exposed_only", f"unexposed/{metric}")
         out[f"  the gap: oracle_hard - exposed_only, {metric}"] = Figure(gap, metric)
         out[f"  its half width, {metric}"] = Figure(half, "95 %")
@@ -53,7 +54,7 @@ def goals(results: Results) -> dict[str, Figure]:
     for fixed in (n for n in results if n.startswith("gpl_quantile@")):
         for metric, goal in (("auc", 0.45), ("gauc", 0.60)):
             out[f"{fixed} (no uniform rows) closes the {metric} gap"] = gap_closed(results, fixed, metric, goal)
-    for with_anchors, without in (("gpl_quantile", "cosine_quantile"), ("gpl_logistic", "logistic_no_anchors")):
+    for with_anchors, without in (("gpl_quantile", "cosine_quantile"), (BEST, "logistic_no_anchors")):
         out |= difference(results, with_anchors, without, "unexposed/gauc", 0.004, above_zero=True)
     out |= difference(results, BEST, "exposed_only", "exposed/auc", 0.0)
     for figure in ("tail/gauc", "top10/coverage"):

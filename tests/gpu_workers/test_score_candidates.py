@@ -46,6 +46,10 @@ def test_rows_equal_the_formulas(lake: LabelsLake) -> None:
     assert row["similarity"] == pytest.approx(e[1] @ shared, abs=1e-6)
     assert row["history_similarity"] == pytest.approx(e[1] @ e[3], abs=1e-6)
     assert (row["anchor_rank"], row["coherence"]) == (0, pytest.approx(1.0, abs=1e-6))
+    # Item 1 shares no code with b's anchor; item 6 carries it (7 too: one SID). 7 SIDs have a usable vector.
+    assert row["prefix_log_prob"] == pytest.approx(math.log(0.9 / 7), abs=1e-6)
+    assert found["b", 6, "exposed"]["prefix_log_prob"] == pytest.approx(math.log(0.1), abs=1e-6)
+    assert found["a", 5, "unexposed"]["prefix_log_prob"] == pytest.approx(math.log(0.25 / 3), abs=1e-6)  # code 1 of 3
     assert row["consistency"] == pytest.approx(max(0.0, shared @ e[3]), abs=1e-6)
     assert row["llm_confidence"] == pytest.approx(0.1 ** (1 / 3), abs=1e-6)
     row, cosines = found["a", 5, "unexposed"], (e[5] @ e[0], e[5] @ e[3])

@@ -13,7 +13,7 @@
 | gpl_logistic, logistic_no_anchors | all features; all but the anchors' |
 | gpl_softmax | gpl_quantile with softmax pooling instead of the maximum |
 | gpl_own, gpl_logistic_own | the candidate's own SID likelihood: instead of the similarity; as one more feature |
-| gpl_logistic_level1, gpl_logistic_prefix | that feature from level 1 alone; from the cached anchors alone |
+| gpl_logistic_level1, gpl_logistic_prefix | the same from level 1 alone; from the cached anchors alone (the product) |
 | gpl_learned, gpl_logistic_unweighted | the weights are learned from the uniform slice; all weights alike |
 | oracle_hard, oracle_probability | clicks drawn from the true probabilities; the probabilities themselves |
 """
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpl_core.labels import calibration, fitting
-from gpl_core.labels.calibration import FEATURES, Calibrator, FittedOn
+from gpl_core.labels.calibration import Calibrator, FittedOn
 from gpl_core.labels.confidence import Exponents, combined_weight
 from tests.bench.simulation.world import Known, Pairs, Scores, World
 
@@ -49,9 +49,11 @@ ORACLES = ("oracle_hard", "oracle_probability")
 ALL = (*CONTROLS, *GPL, *EXTRAS, *ORACLES)
 QUICK = (
     "exposed_only", "random_negatives", "constant", "cosine_quantile", "logistic_no_anchors", "gpl_quantile",
-    "gpl_logistic", "oracle_hard",
+    "gpl_logistic", "gpl_logistic_prefix", "oracle_hard",
 )  # fmt: skip
 
+FEATURES = ("similarity", "history_similarity", "item_click_logit", "user_click_logit", "log_popularity")
+"""METHOD's features of the logistic calibrator."""
 LAMBDA = 2.0
 LAMBDAS: dict[str, float] = {}
 """Variants whose lambda is not LAMBDA."""
