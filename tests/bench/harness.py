@@ -1,6 +1,6 @@
 """The one form of a benchmark: measure ours and its yardstick in one run, print one table, write one JSON file.
 
-`{name, device, commit, when, command, figures: {key: {value, unit, goal, holds}}}` in
+`{name, about, device, commit, when, command, figures: {key: {value, unit, goal, holds}}}` in
 `tests/bench/results/<name>.<device>.json`; a missed goal is written as missed.
 """
 
@@ -106,6 +106,7 @@ def report(name: str, figures: Mapping[str, Figure], quick: bool, title: str, op
         print(f"  {key:<{width}}  {figure.value:>14,.4g} {figure.unit:<12} {figure.goal:<10} {verdict}")
     body = {
         "name": name,
+        "about": title,
         "device": device,
         "commit": _commit(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -34,6 +34,8 @@ def section(body: dict[str, Any], quick: bool) -> str:
     goals = {key: f for key, f in figures.items() if f["holds"] is not None}
     rest = {key: f for key, f in figures.items() if key not in matrix and key not in goals}
     lines = [f"## {body['name']}{' (quick)' if quick else ''}, {body['device']}", ""]
+    if "about" in body:
+        lines += [f"{body['about'][0].upper()}{body['about'][1:]}.", ""]
     lines += [f"`{body['command']}`, commit {body['commit']}, {body['when'][:10]}", ""]
     if goals or rest:
         lines += ["| figure | value | unit | goal | |", "|---|---:|---|---|---|"]
