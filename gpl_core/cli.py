@@ -31,7 +31,7 @@ from gpl_core.launch import (
     shell,
     with_free_port,
 )
-from gpl_core.pipeline import JUDGE, STEPS, Planner
+from gpl_core.pipeline import JUDGE, STEPS, Planner, find_step
 from gpl_core.runs import new_run_id
 
 
@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.add_argument("--verbose", action="store_true", help="show the steps' own output")
     add("status", "done, absent or stale per run date and step, by what the tables say", dates=True)
     add("judge", "simulation only: pre-ranker variants against the true click probabilities", dates=True)
+    add("evaluate", "the pre-ranker with and without pseudo-labels on the day after, your own tables", dates=True)
     add("summary", "rows per table, coverage and evaluation of the run dates", dates=True)
     sub = commands.add_parser("tables", help="print the data dictionary as Markdown")
 
@@ -137,6 +138,17 @@ def _judge(args: argparse.Namespace, config: Config) -> int:
     after = tuple(d for d in (*_dates(args, config),))[-1:]
     following = tuple(date.fromordinal(d.toordinal() + 1) for d in after)
     return _start([Launch((JUDGE,), following)], args, config)
+
+
+def _evaluate(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.comparison import print_comparison
+
+    for day in _dates(args, config):
+        # Late impressions of the day after are a reason to judge again; nothing is trained twice.
+        if code := _start([Launch((find_step("train_preranker"),), (day,))], args, config):
+            return code
+        print_comparison(config, day)
+    return 0
 
 
 def _start(
@@ -279,6 +291,7 @@ _COMMANDS = {
     "run": _run,
     "status": _status,
     "judge": _judge,
+    "evaluate": _evaluate,
     "summary": _summary,
 }
 

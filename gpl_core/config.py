@@ -257,6 +257,10 @@ class Labels(Section):
 
     block_size: Positive = Field(default=128, description="B: candidates per row of score_requests")
     users_per_batch: Positive = Field(default=256, description="Rows scored at a time")
+    item_vectors: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="Type in which score_candidates holds all item vectors: half the memory, less exact",
+    )
     calibrator: Calibrator = Calibrator()
     weights: Weights = Weights()
 
@@ -283,7 +287,14 @@ class Prerank(Section):
     learning_rate: float = Field(default=3e-3, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     lambda_: float = Field(default=2.0, ge=0, alias="lambda", description="Weight of the pseudo-label loss")
+    lambda_sweep: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        default=(), description="Other lambdas trained and judged beside it, as variants gpl@VALUE; to choose by"
+    )
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    propensity: str = Field(
+        default="",
+        description="A float column of feed.passthrough: the logged probability that a pair was shown; adds snips_auc",
+    )
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
@@ -305,6 +316,16 @@ class Config(Section):
     labels: Labels = Labels()
     feed: Feed = Feed()
     prerank: Prerank = Prerank()
+
+    @model_validator(mode="after")
+    def _propensity(self) -> Config:
+        name = self.prerank.propensity
+        if name and self.feed.passthrough.get(name) not in ("float", "double"):
+            raise ValueError(
+                f"prerank.propensity is '{name}', which feed.passthrough does not hold as float or double; add "
+                f"feed.passthrough.{name}: double, or leave prerank.propensity empty"
+            )
+        return self
 
     def hash_of(self, *sections: str) -> str:
         """Hash of the named sections (`"labels.calibrator"` reaches inside): part of a step's fingerprint.

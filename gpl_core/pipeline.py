@@ -158,6 +158,7 @@ STEPS: tuple[Step, ...] = (
         "score_candidates", "deepspeed",
         reads=(Read("score_requests", "slice"), Read("item_embeddings", "lookup"), Read("item_sids", "lookup")),
         uses=("tokenizer", "interest_model"), writes=("pair_scores",), also_writes=("worker_rejects",),
+        sections=("labels.item_vectors",),
     ),
     Step(
         "fit_calibrator", "spark",

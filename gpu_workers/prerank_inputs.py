@@ -184,6 +184,8 @@ class Impressions:
     item_index: np.ndarray
     clicked: np.ndarray
     is_random: np.ndarray
+    propensity: np.ndarray
+    """float64: the logged probability of being shown; NaN where the platform gives none."""
     scores: dict[str, np.ndarray]
     """variant -> logits float32 [n]."""
 
@@ -192,20 +194,24 @@ def score_impressions(
     snapshot: Snapshot, files: Sequence[DataFile], inputs: TowerInputs, variants: dict[str, torch.nn.Module], rows: int
 ) -> Impressions:
     """Scores of every variant for every impression in `files`, `rows` at a time."""
-    parts: dict[str, list[np.ndarray]] = {n: [] for n in ("user", "request", "item_index", "clicked", "is_random")}
+    names = ("user", "request", "item_index", "clicked", "is_random", "propensity")
+    parts: dict[str, list[np.ndarray]] = {n: [] for n in names}
     scores: dict[str, list[np.ndarray]] = {name: [] for name in variants}
-    for batch in rebatch(read_batches(snapshot, files, _IMPRESSION_COLUMNS), rows):
+    given = inputs.settings.propensity
+    columns = (*_IMPRESSION_COLUMNS, *([given] if given else []))
+    for batch in rebatch(read_batches(snapshot, files, columns), rows):
         parts["user"].append(digests(batch["user_id"]))
         parts["request"].append(digests(batch["request_id"]))
         parts["item_index"].append(batch["item_index"].astype(np.int64))
         parts["clicked"].append(batch["clicked"].astype(np.float32))
         parts["is_random"].append(batch["is_random"].astype(bool))
+        parts["propensity"].append(batch[given].astype(np.float64) if given else np.full(len(batch["clicked"]), np.nan))
         tower = inputs.batch(batch["user_id"], batch["item_index"])
         with torch.no_grad():
             for name, model in variants.items():
                 scores[name].append(model(tower).float().cpu().numpy())
-    empty = {"user": np.uint64, "request": np.uint64, "item_index": np.int64, "clicked": np.float32, "is_random": bool}
-    joined = {name: np.concatenate(held) if held else np.empty(0, empty[name]) for name, held in parts.items()}
+    kinds = dict(zip(names, (np.uint64, np.uint64, np.int64, np.float32, bool, np.float64)))
+    joined = {name: np.concatenate(held) if held else np.empty(0, kinds[name]) for name, held in parts.items()}
     return Impressions(
         **joined,
         scores={n: np.concatenate(held) if held else np.empty(0, np.float32) for n, held in scores.items()},

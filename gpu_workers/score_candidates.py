@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from gpl_core.errors import LineageError
-from gpl_core.labels.scoring import first_occurrence, score_block
+from gpl_core.labels.scoring import first_occurrence, prefix_log_prob, score_block
 from gpl_core.sids.catalogue import Catalogue
 from gpu_workers.embeddings import item_vectors
 from gpu_workers.feed import assign_files, read_batches, rebatch
@@ -35,11 +35,13 @@ class Lookup(NamedTuple):
 
     items: ItemRows
     on_device: torch.Tensor | None
-    """float32 [n x d], all item vectors, when they fit."""
+    """[n x d], all item vectors in the configured type, when they fit."""
     catalogue: Catalogue
     """SIDs by row of `items`."""
     anchors: np.ndarray | None
     """float32 [S x d], g(a) of every SID, when they fit."""
+    below: np.ndarray
+    """int32 [S x L], SIDs below each prefix of every SID."""
 
 
 def main() -> None:
@@ -64,7 +66,8 @@ def body(context: StepContext, ranks: Ranks) -> None:
     embeddings = context.snapshot("item_embeddings")
     with item_vectors(embeddings, encoder_version, ranks, before=end_of(context.run_date)) as items, ranks.together():
         index, sids = sids_in_force(context.snapshot("item_sids"), versions[0])
-        lookup = make_lookup(ItemRows.of(items), index, sids, ranks.device)
+        kind = getattr(torch, context.config.labels.item_vectors)
+        lookup = make_lookup(ItemRows.of(items), index, sids, ranks.device, kind)
         with writer:
             stream = read_batches(requests, share.files, COLUMNS)
             for batch in rebatch(stream, context.config.labels.users_per_batch):
@@ -94,6 +97,7 @@ def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, re
     candidates = batch["candidates"].astype(np.int64)
     rows = lookup.items.rows(candidates)
     _note_rejects(batch, candidates, rows, mask, rejects)
+    own = _prefix_log_prob(batch, lookup, mask, rows, device)
     vectors, history, rows = _gathered(lookup, lookup.items.rows(batch["history"].astype(np.int64)), rows)
     found = score_block(
         torch.from_numpy(anchors).to(device),
@@ -118,6 +122,7 @@ def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, re
             "source": pa.array(batch["source"][row], pa.string()),
             "similarity": pair(found.similarity),
             "history_similarity": pair(found.history_similarity),
+            "prefix_log_prob": pair(own),
             "anchor_rank": pa.array(found.anchor_rank.cpu().numpy()[kept].astype(np.int32)),
             "coherence": found.coherence.cpu().numpy()[row].astype(np.float64),
             "consistency": found.consistency.cpu().numpy()[row].astype(np.float64),
@@ -128,17 +133,38 @@ def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, re
     )
 
 
-def make_lookup(items: ItemRows, item_index: np.ndarray, sids: np.ndarray, device: torch.device) -> Lookup:
+def _prefix_log_prob(
+    batch: dict[str, np.ndarray], lookup: Lookup, mask: np.ndarray, rows: np.ndarray, device: torch.device
+) -> torch.Tensor:
+    """[U x B]; mask [U x K]: usable anchors; rows [U x B]: rows of the candidates' vectors."""
+    users, k = mask.shape
+    leaf = lookup.catalogue.leaf_of_item(rows)
+    arrays = (
+        batch["anchor_sids"].reshape(users, k, lookup.catalogue.levels), mask, batch["log_prob"],
+        lookup.catalogue.sids_of(rows), lookup.below[np.maximum(leaf, 0)],
+    )  # fmt: skip
+    tensors = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays)
+    return prefix_log_prob(*tensors, lookup.catalogue.trie.size)
+
+
+def make_lookup(
+    items: ItemRows, item_index: np.ndarray, sids: np.ndarray, device: torch.device, kind: torch.dtype = torch.float32
+) -> Lookup:
     """Lookup over items and SIDs [n x L]; an item without a usable vector takes no part in anchor embeddings."""
     rows = items.rows(item_index)
     catalogue = Catalogue(rows[rows >= 0], sids[rows >= 0], int(sids.max()) + 1)
     fits = catalogue.trie.size * items.vectors.shape[1] * 4 <= _TABLE_BYTES
     on_device = None
-    if device.type == "cpu":
-        on_device = _as_tensor(items.vectors)
-    elif items.vectors.nbytes < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[1]:
-        on_device = _as_tensor(items.vectors).to(device)
-    return Lookup(items, on_device, catalogue, catalogue.anchor_embeddings(items.vectors) if fits else None)
+    size = items.vectors.size * kind.itemsize
+    if device.type == "cpu" or size < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[1]:
+        on_device = _as_tensor(items.vectors).to(device, kind)  # float32 on a CPU stays the memory map itself
+    return Lookup(
+        items,
+        on_device,
+        catalogue,
+        catalogue.anchor_embeddings(items.vectors) if fits else None,
+        catalogue.trie.leaves_below(),
+    )
 
 
 def _versions(context: StepContext) -> tuple[str, str]:

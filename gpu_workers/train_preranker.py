@@ -2,9 +2,10 @@
 
 deepspeed --num_accelerators 2 gpu_workers/train_preranker.py --config quickstart --run-date 2026-01-03
 
-Two variants train side by side on the same batches, from the same initial weights, for the same number of steps:
-`exposed_only` (lambda = 0) and `gpl`. Each keeps its weights of the step with the best AUC on held-out exposed
-requests. The day after the run date judges both, when its impressions are there.
+Variants train side by side on the same batches, from the same initial weights, for the same number of steps:
+`exposed_only` (lambda = 0), `gpl`, and one `gpl@VALUE` per value of `prerank.lambda_sweep`. Each keeps its weights of
+the step with the best AUC on held-out exposed requests. The day after the run date judges all of them, when its
+impressions are there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import torch.distributed as dist
 
 from gpl_core.artifacts import Manifest, artifact_version
 from gpl_core.config import Prerank
+from gpl_core.contracts import Column
 from gpl_core.errors import MissingInputError
+from gpl_core.lake import Snapshot
 from gpl_core.prerank import metrics
 from gpl_core.prerank.export import export_bundle, load_variant
 from gpl_core.prerank.loss import RowMass, dual_label_loss, row_mass
@@ -82,7 +85,7 @@ def body(context: StepContext, ranks: Ranks) -> None:
 
 def variants_of(settings: Prerank) -> dict[str, float]:
     """Variant -> lambda."""
-    return {EXPOSED_ONLY: 0.0, GPL: settings.lambda_}
+    return {EXPOSED_ONLY: 0.0, GPL: settings.lambda_, **{f"{GPL}@{v:g}": v for v in settings.lambda_sweep}}
 
 
 def bundle_name(variant: str, seed: int) -> str:
@@ -276,7 +279,7 @@ def _evaluate(context: StepContext, inputs: TowerInputs, manifest: Manifest) -> 
     day = context.run_date + timedelta(days=1)
     if not context.has("impressions"):
         return []
-    snapshot = context.snapshot("impressions")
+    snapshot = _impressions(context)
     files = snapshot.select(start=day, end=day)
     if not files:
         log.info("train_preranker: no impressions of %s yet, nothing to judge on", day)
@@ -303,6 +306,16 @@ def _evaluate(context: StepContext, inputs: TowerInputs, manifest: Manifest) -> 
     return rows
 
 
+def _impressions(context: StepContext) -> Snapshot:
+    """Table impressions at its pinned version, with the column of the logged propensities where there is one."""
+    name = context.config.prerank.propensity
+    if not name:
+        return context.snapshot("impressions")
+    column = Column(name, context.config.feed.passthrough[name], nullable=True, comment="feed.passthrough")
+    contract = context.contract("impressions").with_columns((column,))
+    return context.lake.open("impressions", context.state.version("impressions"), contract=contract)
+
+
 def slices_of(found: Impressions, exposures: np.ndarray) -> dict[str, np.ndarray]:
     """Slice -> bool [n]. uniform: exploration traffic, unbiased; tail: items outside the most exposed fifth."""
     seen = np.where(found.item_index < len(exposures), exposures[np.minimum(found.item_index, len(exposures) - 1)], 0)
@@ -314,10 +327,12 @@ def slices_of(found: Impressions, exposures: np.ndarray) -> dict[str, np.ndarray
 
 
 def figures_of(found: Impressions, scores: np.ndarray, chosen: np.ndarray) -> list[Figure]:
-    """AUC, GAUC, HR and NDCG of one variant on one slice."""
+    """AUC, GAUC, HR and NDCG of one variant on one slice; the off-policy AUC where propensities are given."""
     s, y = scores[chosen], found.clicked[chosen]
     lists, keys = found.request[chosen], (found.item_index[chosen] * 2_654_435_761) % 2**32
+    propensity = found.propensity[chosen]
     return [
+        *([metrics.snips_auc(s, y, propensity)] if np.isfinite(propensity).any() else []),
         metrics.auc(s, y),
         metrics.gauc(s, y, found.user[chosen]),
         *(metric(s, y, lists, keys, k) for metric in (metrics.hit_rate, metrics.ndcg) for k in (3, 10)),

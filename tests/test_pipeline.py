@@ -9,9 +9,11 @@ import io
 import json
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -83,6 +85,11 @@ class House:
         kept = ("tables", "artifacts", "reports", "manifests")
         return {str(p) for k in kept for p in (root / k).rglob("*") if p.is_file()}
 
+    def table(self, name: str, day: date) -> list[dict[str, Any]]:
+        """All columns of one slice."""
+        snapshot = Planner(self.config).lake.open(name)
+        return snapshot.read(snapshot.select(start=day, end=day)).to_pylist()
+
     def rows(self, table: str, day: date, *columns: str) -> pa.Table:
         """Rows of one slice, sorted by `columns`."""
         snapshot = Planner(self.config).lake.open(table)
@@ -138,6 +145,73 @@ def test_the_feed_holds_every_exposed_pair_and_labels_only_unexposed_ones(house:
         assert not seen & set(zip(rest["user_id"].to_pylist(), rest["item_id"].to_pylist()))
 
 
+def test_one_users_labels_are_what_an_analyst_computes_from_the_tables(house: House) -> None:
+    """From embeddings, SIDs, the cached anchors and the calibrator's JSON to the feed's row, in plain numpy."""
+    planner = Planner(house.config)
+    lake = planner.lake
+    labels = [r for r in house.table("pseudo_labels", LAST) if r["source"] == "unexposed"]
+    user = min(r["user_id"] for r in labels)
+    mine = [r for r in labels if r["user_id"] == user]
+    calibrator = planner.artifacts.fetch(planner.artifacts.in_force("calibrator", LAST)) / "calibrator.json"
+    knots = json.loads(calibrator.read_text(encoding="utf-8"))["knots"]
+
+    newest = sorted(lake.open("item_embeddings").read().to_pylist(), key=lambda r: r["updated_at"])
+    end = int(datetime.combine(LAST + timedelta(days=1), time(), UTC).timestamp() * 1_000_000)
+    e = {r["item_index"]: np.array(r["embedding"], dtype=np.float64) for r in newest if r["updated_at"] < end}
+    carriers: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for row in lake.open("item_sids").read().to_pylist():
+        if row["sid_version"] == mine[0]["sid_version"] and not row["retired_at"] and row["item_index"] in e:
+            carriers.setdefault(tuple(row["sid"]), []).append(e[row["item_index"]])
+    sequences = [r for d in (FIRST, LAST) for r in house.table("user_sequences", d) if r["user_id"] == user]
+    sequence = max(sequences, key=lambda r: r["day"])
+    history = np.stack([e[i] for i in sequence["item_index"][: sequence["length"]] if i in e])
+    (cached,) = [
+        r for r in lake.open("interest_anchors").read().to_pylist()
+        if (r["user_id"], r["sequence_hash"], r["model_version"])
+        == (user, sequence["sequence_hash"], mine[0]["model_version"])
+    ]  # fmt: skip
+    count, levels = cached["anchor_count"], house.config.tokenizer.levels
+    sids = np.array(cached["anchor_sids"]).reshape(-1, levels)[:count].tolist()
+    means = np.stack([np.mean(carriers[tuple(sid)], axis=0) for sid in sids])
+    anchors = means / np.linalg.norm(means, axis=1, keepdims=True)
+    log_prob = np.array(cached["log_prob"][:count])
+    share = np.exp(log_prob) / np.exp(log_prob).sum()
+    coherence = np.linalg.norm(share @ anchors)
+    consistency = share @ np.maximum(anchors @ history.T, 0).max(axis=1)
+    raw_mean = np.mean([(r["coherence"] * r["consistency"] * r["llm_confidence"]) ** (1 / 3) for r in labels])
+
+    sid_of = {
+        r["item_index"]: tuple(r["sid"]) for r in lake.open("item_sids").read().to_pylist()
+        if r["sid_version"] == mine[0]["sid_version"] and not r["retired_at"]
+    }  # fmt: skip
+
+    def prefix_log_prob(item: int) -> float:
+        """The mass of the anchors with the longest shared prefix, in equal parts for the SIDs below it."""
+        for length in range(levels, 0, -1):
+            prefix = sid_of[item][:length]
+            mass = sum(np.exp(p) for sid, p in zip(sids, log_prob) if tuple(sid[:length]) == prefix)
+            if mass > 0:
+                return float(np.log(mass / sum(sid[:length] == prefix for sid in carriers)))
+        return float(np.log(max(1 - np.exp(log_prob).sum(), 1e-6) / len(carriers)))
+
+    feed = {(r["user_id"], r["item_id"]): r for r in house.table("training_feed", LAST) if not r["is_exposed"]}
+    for row in mine:
+        cosines = anchors @ e[row["item_index"]]
+        best = int(np.argmax(cosines))
+        confidence = np.exp(log_prob[best] / levels)
+        raw = (coherence * consistency * confidence) ** (1 / 3)
+        label = np.interp(cosines[best], np.linspace(-1, 1, len(knots)), knots)
+        expected = {
+            "similarity": cosines[best], "history_similarity": (history @ e[row["item_index"]]).max(),
+            "prefix_log_prob": prefix_log_prob(row["item_index"]), "anchor_rank": best,
+            "coherence": coherence, "consistency": consistency, "llm_confidence": confidence,
+            "pseudo_label": label, "raw_weight": raw, "weight": raw / raw_mean,
+        }  # fmt: skip
+        assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-5), row["item_id"]
+        served = feed[user, row["item_id"]]
+        assert (served["target"], served["sample_weight"]) == pytest.approx((label, raw / raw_mean), abs=1e-5)
+
+
 def test_lineage_is_one_chain(house: House) -> None:
     planner = Planner(house.config)
     tokenizer = planner.artifacts.in_force("tokenizer", LAST)
@@ -165,6 +239,14 @@ def test_judge_and_summary_name_the_variants(house: House) -> None:
     code, output = house.gpl("summary")
     assert code == 0
     for word in ("simulated", "training_feed", "exposed_only", "gpl", "unexposed pairs labelled", "lakehouse"):
+        assert word in output, word
+
+
+def test_evaluate_starts_nothing_anew_and_says_what_it_judged_on(house: House) -> None:
+    code, output = house.gpl("evaluate", "--run-date", LAST.isoformat())
+    assert code == 0, output
+    assert "done already   train_preranker" in output
+    for word in (f"judged on {LAST + timedelta(days=1)}", "slice ", "gpl - exposed_only", "gauc", "No off-policy"):
         assert word in output, word
 
 

@@ -24,8 +24,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,10 @@ GRID_CELLS = 1024
 GRID_KINDS = ("quantile", "isotonic")
 KINDS = (*GRID_KINDS, "platt", "logistic")
 
-FEATURES = ("similarity", "history_similarity", "item_click_logit", "user_click_logit", "log_popularity")
+SCORES = ("similarity", "history_similarity", "prefix_log_prob")
+"""Features that pair_scores holds as they are."""
+
+FEATURES = (*SCORES, "item_click_logit", "user_click_logit", "log_popularity")
 """Features a `logistic` calibrator may use; the last three come from pre-window counts (`feature_values`)."""
 
 COUNT_COLUMNS = ("item_impressions", "item_clicks", "user_impressions", "user_clicks", "item_positives")
@@ -122,7 +126,7 @@ class Calibrator:
     @property
     def needs_counts(self) -> bool:
         """True when the features need item_stats / user_stats beside the pair's scores."""
-        return any(name not in ("similarity", "history_similarity") for name in self.features)
+        return any(name not in SCORES for name in self.features)
 
     @property
     def content_only(self) -> bool:
@@ -163,6 +167,7 @@ class Columns:
 
     similarity: str = "similarity"
     history_similarity: str = "history_similarity"
+    prefix_log_prob: str = "prefix_log_prob"
     item_impressions: str = "item_impressions"
     item_clicks: str = "item_clicks"
     user_impressions: str = "user_impressions"
@@ -180,7 +185,7 @@ def grid_position(similarity: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], Flo
 def feature_values(calibrator: Calibrator, columns: Mapping[str, npt.ArrayLike]) -> FloatArray:
     """Feature matrix float64 [n x F] of a `platt` or `logistic` calibrator, in the order of its `features`.
 
-    columns: `similarity`, `history_similarity` and, where the features need them, `COUNT_COLUMNS`; each [n].
+    columns: the `SCORES` and `COUNT_COLUMNS` that the features need; each [n].
     Shrunken click logit (ours): p = (clicks + strength * rate) / (impressions + strength), logit(p); a count that is
     unknown is given as 0, and clicks beyond the impressions count as impressions too.
     Log popularity: ln(1 + item_positives).
@@ -196,9 +201,8 @@ def feature_values(calibrator: Calibrator, columns: Mapping[str, npt.ArrayLike])
         clicks, impressions = column(f"{owner}_clicks"), column(f"{owner}_impressions")
         return np.log((clicks + strength * rate) / (np.maximum(impressions - clicks, 0.0) + strength * (1.0 - rate)))
 
-    made = {
-        "similarity": lambda: column("similarity"),
-        "history_similarity": lambda: column("history_similarity"),
+    made: dict[str, Callable[[], FloatArray]] = {
+        **{name: partial(column, name) for name in SCORES},
         "item_click_logit": lambda: click_logit("item"),
         "user_click_logit": lambda: click_logit("user"),
         "log_popularity": lambda: np.log1p(column("item_positives")),
@@ -253,7 +257,7 @@ def sql_expression(calibrator: Calibrator, columns: Columns | None = None) -> st
 def feature_sql(calibrator: Calibrator, name: str, columns: Columns | None = None) -> str:
     """Spark SQL text (double) of one feature of `FEATURES`: the same formula as `feature_values`."""
     columns = columns or Columns()
-    if name in ("similarity", "history_similarity"):
+    if name in SCORES:
         return f"cast({getattr(columns, name)} as double)"
     if name == "log_popularity":
         return f"ln(1.0D + {_count_sql(columns.item_positives)})"

@@ -9,6 +9,8 @@ item embedding, w_k = p_k / sum p over the user's anchors:
     coherence R_u            = || sum_k w_k g(a_k) ||           (mean resultant length: Mardia & Jupp 2000)
     consistency h_u          = sum_k w_k max_{j in H_u} max(0, <g(a_k), e(j)>)
     llm_confidence q_ui      = exp(log p_{k*} / L)              (geometric-mean token probability)
+    prefix_log_prob(u, i)    = ln(m_l / n_l), l the longest prefix of s(i) with m_l > 0,
+                               m_l = sum of p_k over the anchors with that prefix, n_l = SIDs below it
 
 Legend for shapes: U users of a block, K anchors, H history items, B candidates, N items, d width, L levels of a SID.
 """
@@ -130,6 +132,30 @@ def _score(
         consistency=consistency.clamp(0, 1),
         valid=valid,
     )
+
+
+def prefix_log_prob(
+    anchor_sids: Tensor, anchor_mask: Tensor, log_prob: Tensor, candidate_sids: Tensor, below: Tensor, size: int
+) -> Tensor:
+    """ln of the probability that the anchors alone give to a candidate's own SID, backed off, float32 [U x B] (ours).
+
+    The mass of the anchors that share the candidate's longest prefix, in equal parts for all SIDs below it. A SID that
+    shares none, or a candidate without one, shares the mass that no anchor has (at least 1e-6) with all SIDs. A score:
+    over the catalogue it does not sum to 1.
+
+    anchor_sids: int [U x K x L]; anchor_mask, log_prob: [U x K], as in `score_block`; candidate_sids: int [U x B x L],
+    -1 where there is none; below: int [U x B x L], SIDs below each of the candidate's prefixes (`Trie.leaves_below`),
+    ignored where there is none; size: SIDs in the catalogue.
+    """
+    p = torch.exp(log_prob.float()).masked_fill(~anchor_mask, 0.0)
+    rest = (1.0 - p.sum(dim=1)).clamp(min=1e-6)
+    out = torch.log(rest / size)[:, None].expand(candidate_sids.shape[:2])
+    shared = (candidate_sids[..., 0] >= 0)[:, :, None] & anchor_mask[:, None]  # [U x B x K]
+    for level in range(candidate_sids.shape[2]):
+        shared = shared & (candidate_sids[:, :, None, level] == anchor_sids[:, None, :, level])
+        mass = (shared * p[:, None]).sum(dim=2)
+        out = torch.where(mass > 0, torch.log(mass / below[..., level].clamp(min=1)), out)
+    return out
 
 
 def first_occurrence(candidates: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from gpl_core.errors import ContractError
 class Top:
     """The k best rows of each list, lists of fewer rows whole.
 
-    item: item_index of each kept row [m]; group: number of its list [m]; lists: how many lists there are.
+    item: item_index of each kept row [m]; group: number of its list [m], ascending; lists: how many lists there are.
     """
 
     item: npt.NDArray[np.int64]
@@ -71,11 +71,12 @@ def intra_list_diversity(top: Top, vectors: npt.NDArray[np.floating]) -> float:
     With S = sum of a list's m unit vectors, the sum over ordered pairs of their cosines is |S|^2 - m.
     """
     sizes = np.bincount(top.group, minlength=top.lists).astype(np.float64)
-    sums = np.zeros((top.lists, vectors.shape[1]))
-    np.add.at(sums, top.group, vectors[top.item].astype(np.float64))
-    several = sizes > 1
-    if not several.any():
+    if not (sizes > 1).any():
         return 0.0
+    # Rows of a list stand together, and every list has one.
+    starts = np.flatnonzero(np.diff(top.group, prepend=-1))
+    sums = np.add.reduceat(vectors[top.item].astype(np.float64), starts, axis=0)
+    several = sizes > 1
     m = sizes[several]
     cosine = ((sums[several] ** 2).sum(axis=1) - m) / (m * (m - 1))
     return float((1.0 - cosine).mean())

@@ -60,6 +60,29 @@ def auc(scores: npt.ArrayLike, labels: npt.ArrayLike, metric: str = "auc") -> Fi
     return Figure(metric, value, rows, low=max(0.0, value - error), high=min(1.0, value + error))
 
 
+def snips_auc(scores: npt.ArrayLike, clicks: npt.ArrayLike, propensity: npt.ArrayLike) -> Figure:
+    """Self-normalised inverse-propensity estimate of the AUC over all pairs that could have been shown (ours).
+
+    Each shown pair counts 1 / propensity, its logged probability of being shown (Swaminathan & Joachims 2015 normalise
+    alike). clicks [n] 0/1; a row whose propensity is not in (0, 1] is left out and counted in the note, which also
+    tells the effective number of rows, (sum w)^2 / sum w^2. No interval is given: the rows' weights differ.
+    """
+    s, y = _checked(scores, clicks)
+    p = np.asarray(propensity, dtype=np.float64)
+    if p.shape != s.shape:
+        raise ContractError(f"snips_auc: propensity {p.shape}; expected {s.shape}")
+    usable = (p > 0.0) & (p <= 1.0)  # False for NaN
+    s, y, weight = s[usable], y[usable], 1.0 / p[usable]
+    left_out = f"{int((~usable).sum())} of {len(p)} rows have no propensity in (0, 1]"
+    positive, negative = weight * y, weight * (1.0 - y)
+    if positive.sum() == 0 or negative.sum() == 0:
+        kind = "no rows" if not len(s) else f"one class only: no {'click' if positive.sum() == 0 else 'non-click'}"
+        return Figure("snips_auc", None, len(s), f"{kind} among {len(s)} rows; {left_out}")
+    value = float(positive @ _mass_below(s, negative) / (positive.sum() * negative.sum()))
+    effective = f"{weight.sum() ** 2 / (weight**2).sum():.0f} effective rows"
+    return Figure("snips_auc", value, len(s), effective if usable.all() else f"{effective}; {left_out}")
+
+
 def gauc(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: npt.ArrayLike) -> Figure:
     """Per-user AUC, averaged with the user's rows (impressions) as weight (Zhu et al. 2017, "GAUC").
 

@@ -1,6 +1,6 @@
 """The one form of a benchmark: measure ours and its yardstick in one run, print one table, write one JSON file.
 
-`{name, device, commit, when, command, figures: {key: {value, unit, goal, holds}}}` in
+`{name, about, device, commit, when, command, figures: {key: {value, unit, goal, holds}}}` in
 `tests/bench/results/<name>.<device>.json`; a missed goal is written as missed.
 """
 
@@ -115,9 +115,10 @@ def device_name() -> str:
     return f"cpu-{len(os.sched_getaffinity(0))}core"
 
 
-def report(name: str, figures: Mapping[str, Figure], quick: bool, title: str) -> Path:
+def report(name: str, figures: Mapping[str, Figure], quick: bool, title: str, option: str = "") -> Path:
     """Prints the figures and writes the JSON file; a quick run has a file of its own and never replaces a full one.
 
+    option: `--option value` of the run, where each value has a file of its own.
     Beyond 40 figures only those with a goal are printed.
     """
     device = device_name()
@@ -130,15 +131,16 @@ def report(name: str, figures: Mapping[str, Figure], quick: bool, title: str) ->
         print(f"  {key:<{width}}  {figure.value:>14,.4g} {figure.unit:<12} {figure.goal:<10} {verdict}")
     body = {
         "name": name,
+        "about": title,
         "device": device,
         "commit": _commit(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"python -m tests.bench.bench_{name}{' --quick' if quick else ''}",
+        "command": f"python -m tests.bench.bench_{name}{' --quick' if quick else ''}{option and ' ' + option}",
         "python": sys.version.split()[0],
         "load_at_end": os.getloadavg()[0],
         "figures": {key: figure.__dict__ for key, figure in figures.items()},
     }
-    path = RESULTS / f"{name}{'.quick' if quick else ''}.{device}.json"
+    path = RESULTS / f"{name}{option and '.' + option.split()[-1]}{'.quick' if quick else ''}.{device}.json"
     path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     print(f"written: {path}")
     return path

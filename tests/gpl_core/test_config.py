@@ -115,6 +115,7 @@ def test_everything_wrong_is_in_one_message(tmp_path):
         ("prerank.steps=true", "prerank.steps"),
         ('prerank.steps="12"', "prerank.steps"),
         ("prerank.seeds=[]", "prerank.seeds"),
+        ("prerank.propensity=shown_with", "feed.passthrough.shown_with: double"),
         ("encoder.parts=[]", "encoder.parts"),
         ("encoder.parts=[{name: minilm, weight: 0}]", "encoder.parts.0.weight"),
         ("lakehouse.tables={raw_itmes: /x}", "no such table: raw_itmes"),

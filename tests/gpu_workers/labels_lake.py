@@ -22,7 +22,7 @@ import torch
 import gpu_workers
 from gpl_core.artifacts import ArtifactStore
 from gpl_core.config import load_config
-from gpl_core.contracts import load_contract
+from gpl_core.contracts import Contract, load_contract
 from gpl_core.errors import MissingInputError
 from gpl_core.lake import Lake, SliceMark
 from gpl_core.pipeline import Planner, StepState, find_step, start_of
@@ -80,9 +80,16 @@ class LabelsLake:
             kind, folder, trained_through=through, fingerprint=fingerprint, config_hash="c", lineage=lineage
         ).version
 
-    def write(self, table: str, partition: dict[str, str], rows: list[dict[str, Any]], files: int = 1) -> None:
+    def write(
+        self,
+        table: str,
+        partition: dict[str, str],
+        rows: list[dict[str, Any]],
+        files: int = 1,
+        contract: Contract | None = None,
+    ) -> None:
         """Replaces one partition of `table` by `rows` in `files` files, marked as its step would."""
-        contract = load_contract(table)
+        contract = contract or load_contract(table)
         self.lake.create(contract)
         parts = []
         for number in range(files):

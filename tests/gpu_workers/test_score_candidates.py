@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpl_core.errors import LineageError
+from gpl_core.errors import ContractError, LineageError
 from gpu_workers import score_candidates
+from gpu_workers.embeddings import ItemVectors
+from gpu_workers.item_tables import ItemRows
 from tests.gpu_workers.labels_lake import DAY, LabelsLake
 
 ROWS = [
@@ -44,6 +46,10 @@ def test_rows_equal_the_formulas(lake: LabelsLake) -> None:
     assert row["similarity"] == pytest.approx(e[1] @ shared, abs=1e-6)
     assert row["history_similarity"] == pytest.approx(e[1] @ e[3], abs=1e-6)
     assert (row["anchor_rank"], row["coherence"]) == (0, pytest.approx(1.0, abs=1e-6))
+    # Item 1 shares no code with b's anchor; item 6 carries it (7 too: one SID). 7 SIDs have a usable vector.
+    assert row["prefix_log_prob"] == pytest.approx(math.log(0.9 / 7), abs=1e-6)
+    assert found["b", 6, "exposed"]["prefix_log_prob"] == pytest.approx(math.log(0.1), abs=1e-6)
+    assert found["a", 5, "unexposed"]["prefix_log_prob"] == pytest.approx(math.log(0.25 / 3), abs=1e-6)  # code 1 of 3
     assert row["consistency"] == pytest.approx(max(0.0, shared @ e[3]), abs=1e-6)
     assert row["llm_confidence"] == pytest.approx(0.1 ** (1 / 3), abs=1e-6)
     row, cosines = found["a", 5, "unexposed"], (e[5] @ e[0], e[5] @ e[3])
@@ -71,12 +77,27 @@ def test_a_block_gathered_from_disk_scores_alike(lake: LabelsLake, monkeypatch: 
     lake.run("score_candidates", score_candidates.body)
     whole = lake.read("pair_scores")
     monkeypatch.setattr(score_candidates, "_TABLE_BYTES", 0)
-    monkeypatch.setattr(score_candidates, "_as_tensor", lambda vectors: None)
+    make = score_candidates.make_lookup
+    monkeypatch.setattr(score_candidates, "make_lookup", lambda *given: make(*given)._replace(on_device=None))
     lake.run("score_candidates", score_candidates.body, "labels.users_per_batch=2")
     for one, other in zip(whole, lake.read("pair_scores"), strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
             assert other[name] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("bfloat16", 2**-8), ("float16", 2**-11)])
+def test_half_precision_vectors_cost_at_most_their_rounding(lake: LabelsLake, kind: str, error: float) -> None:
+    """Each entry is off by a half unit in the last place at most, so a cosine of unit vectors by about as much."""
+    lake.write_requests(ROWS)
+    lake.run("score_candidates", score_candidates.body)
+    exact = lake.read("pair_scores")
+    lake.run("score_candidates", score_candidates.body, f"labels.item_vectors={kind}")
+    rounded = lake.read("pair_scores")
+    assert exact != rounded
+    for one, other in zip(exact, rounded, strict=True):
+        for name in ("similarity", "history_similarity"):
+            assert other[name] == pytest.approx(one[name], abs=error)
 
 
 def test_an_empty_day_commits_empty_slices(lake: LabelsLake) -> None:
@@ -85,6 +106,34 @@ def test_an_empty_day_commits_empty_slices(lake: LabelsLake) -> None:
     assert lake.read("pair_scores") == []
     assert lake.lake.open("pair_scores").mark(DAY.isoformat()) is not None
     assert context.counts.rows_in == 0
+
+
+def test_an_anchor_whose_sid_was_retired_is_left_out(lake: LabelsLake) -> None:
+    """Item 3 alone carried the likelier anchor: the other one is left, and a user without another is named."""
+    in_force = lake.lake.open("item_sids").read().drop(["sid_version"]).to_pylist()
+    rows = [{**row, "retired_at": int(row["item_index"] == 3)} for row in in_force]
+    lake.write("item_sids", {"sid_version": lake.tokenizer}, rows)
+    lake.write_requests(
+        [
+            {"user_id": "a", "anchors": [(3, 0.5), (0, 0.25)], "history": [1], "candidates": [4]},
+            {"user_id": "b", "anchors": [(3, 0.5)], "history": [1], "candidates": [4]},
+        ]
+    )
+    lake.run("score_candidates", score_candidates.body)
+    (row,) = lake.read("pair_scores")
+    assert (row["user_id"], row["anchor_rank"], row["coherence"]) == ("a", 1, pytest.approx(1.0, abs=1e-6))
+    assert row["similarity"] == pytest.approx(lake.vectors[4] @ lake.vectors[0], abs=1e-6)
+    assert [r["key"] for r in lake.read("worker_rejects")] == ["user_id=b"]
+
+
+def test_a_vector_with_nan_is_refused_by_the_table_and_never_scored_if_it_is_there(lake: LabelsLake) -> None:
+    bad = {"item_index": 0, "content_hash": "h", "embedding": [float("nan"), *[0.1] * 5], "updated_at": 1}
+    with pytest.raises(ContractError, match=r"item_embeddings.*NaN"):
+        lake.write("item_embeddings", {"encoder_version": "encoder-1"}, [bad])
+    vectors = np.array([[1.0, 0.0], [np.nan, 0.0], [0.0, 0.0]], dtype=np.float32)
+    rows = ItemRows.of(ItemVectors(np.array([2, 5, 6]), np.zeros(3, np.uint64), np.array(["", "", ""]), vectors))
+    assert rows.rows(np.array([2, 5, 6, 7, -1])).tolist() == [0, -1, -1, -1, -1]
+    assert rows.content(np.array([5])).tolist() == [[0.0, 0.0]]
 
 
 @pytest.mark.parametrize("column", ["sid_version", "model_version"])

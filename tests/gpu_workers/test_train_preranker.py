@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from gpl_core.contracts import Column, load_contract
 from gpl_core.errors import LineageError, MissingInputError
 from gpl_core.prerank.export import load_variant
 from gpl_core.prerank.features import user_buckets
@@ -57,8 +58,14 @@ def write_feed(lake: LabelsLake, day: date = DAY, rows: int = 240, unexposed: fl
     lake.write("training_feed", {"dt": day.isoformat()}, out, files=2)
 
 
-def write_impressions(lake: LabelsLake, day: date = NEXT, requests: int = 60, clicked: int | None = None) -> None:
-    """Impressions of all items 0-9, a fifth of the requests uniformly exposed."""
+def write_impressions(
+    lake: LabelsLake,
+    day: date = NEXT,
+    requests: int = 60,
+    clicked: int | None = None,
+    propensity: float | None = None,
+) -> None:
+    """Impressions of all items 0-9, a fifth of the requests uniformly exposed; propensity: in a column shown_with."""
     rng = np.random.default_rng(5)
     out = []
     for number in range(requests):
@@ -72,7 +79,9 @@ def write_impressions(lake: LabelsLake, day: date = NEXT, requests: int = 60, cl
                     "is_random": number % 5 == 0,
                 }
             )  # fmt: skip
-    lake.write("impressions", {"dt": day.isoformat()}, out)
+    extra = () if propensity is None else (Column("shown_with", "double", nullable=True, comment="passed through"),)
+    rows = out if propensity is None else [{**row, "shown_with": propensity} for row in out]
+    lake.write("impressions", {"dt": day.isoformat()}, rows, contract=load_contract("impressions").with_columns(extra))
 
 
 def write_sequences(lake: LabelsLake, day: date = DAY, shift: int = 0) -> None:
@@ -167,6 +176,22 @@ def test_late_impressions_are_judged_without_training_again(lake: LabelsLake, on
     assert first.artifact_fingerprint == second.artifact_fingerprint
     assert first.fingerprint != second.fingerprint
     assert len(_figures(lake)) == 2 * 3 * 6
+
+
+def test_logged_propensities_add_an_off_policy_auc_and_a_sweep_adds_variants(lake: LabelsLake, one_rank: Ranks) -> None:
+    write_feed(lake)
+    write_impressions(lake, propensity=0.25)
+    given = ("feed.passthrough={shown_with: double}", "prerank.propensity=shown_with", "prerank.lambda_sweep=[0, 2]")
+    lake.run("train_preranker", train_preranker.body, *given, ranks=one_rank)
+    figures = _figures(lake)
+    assert {key[0] for key in figures} == {"exposed_only", "gpl", "gpl@0", "gpl@2"}
+    for metric in ("auc", "gauc"):  # lambda 2 is the default, lambda 0 is exposed-only
+        assert figures["gpl@0", "uniform", metric]["value"] == figures["exposed_only", "uniform", metric]["value"]
+        assert figures["gpl@2", "uniform", metric]["value"] == figures["gpl", "uniform", metric]["value"]
+    for part in ("exposed", "uniform", "tail"):  # all propensities are the same: it is the plain AUC
+        found = figures["gpl", part, "snips_auc"]
+        assert found["value"] == pytest.approx(figures["gpl", part, "auc"]["value"])
+        assert f"{found['rows']} effective rows" in found["note"]
 
 
 def test_one_class_is_absent_with_the_reason(lake: LabelsLake, one_rank: Ranks) -> None:

@@ -27,7 +27,8 @@ def score(
     """A row of pair_scores; `model` stands for the model in force when empty."""
     return {
         "user_id": user, "item_index": item, "source": source, "similarity": similarity,
-        "history_similarity": similarity / 2, "anchor_rank": 0, "coherence": factors[0], "consistency": factors[1],
+        "history_similarity": similarity / 2, "prefix_log_prob": -1.0 - item % 7,
+        "anchor_rank": 0, "coherence": factors[0], "consistency": factors[1],
         "llm_confidence": factors[2], "model_version": model,
     }  # fmt: skip
 
@@ -150,7 +151,8 @@ class FeedLake(LabelLake):
         """(user, item_index, pseudo_label, weight[, source])."""
         full = [
             {"user_id": r[0], "item_id": f"i{r[1]}", "item_index": r[1], "source": r[4] if len(r) > 4 else "unexposed",
-             "similarity": 0.5, "history_similarity": 0.5, "anchor_rank": 0, "coherence": 0.25, "consistency": 0.5,
+             "similarity": 0.5, "history_similarity": 0.5,
+             "prefix_log_prob": -1.0, "anchor_rank": 0, "coherence": 0.25, "consistency": 0.5,
              "llm_confidence": 0.75, "pseudo_label": r[2], "raw_weight": 0.5, "weight": r[3],
              "calibrator_version": "cal-1", "model_version": self.model, "sid_version": self.tokenizer, **overrides}
             for r in rows

@@ -143,7 +143,12 @@ def planted(lake: LabelLake) -> dict[str, np.ndarray]:
         "item_impressions": shown, "item_clicks": clicks, "item_positives": clicks,
         "user_impressions": np.full(n, 100), "user_clicks": 10 + user,
     }  # fmt: skip
-    return {"similarity": similarity, "history_similarity": similarity / 2, "clicked": clicked, **counts}
+    scores = {
+        "similarity": similarity,
+        "history_similarity": similarity / 2,
+        "prefix_log_prob": -1.0 - np.arange(n) % 7,
+    }
+    return {**scores, "clicked": clicked, **counts}
 
 
 def test_kinds_fitted_on_clicks_agree_with_plain_numpy(lake):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpl_core.errors import ContractError, LineageError
-from gpl_core.labels.calibration import Calibrator, FittedOn, apply
+from gpl_core.labels.calibration import FEATURES, Calibrator, FittedOn, apply
 from gpl_core.pipeline import Planner
 from spark_jobs import pseudo_labels
 from tests.spark_jobs.label_lake import LabelLake, score
@@ -133,12 +133,12 @@ def test_logistic_meets_the_counts_of_its_date(lake):
     lake.stats(items=[(0, 9000, 1, 1)], users=[("u1", 9000, 9000, 9)], dt=day(1))
     calibrator = Calibrator(
         kind="logistic", fitted_on=FittedOn("uniform", 10, 1, "", "", 0.1),
-        features=("similarity", "history_similarity", "item_click_logit", "user_click_logit", "log_popularity"),
-        weights=(1.0, 0.5, 0.7, 0.3, -0.2), intercept=-1.0, prior_rate=0.1, prior_strength=20.0,
+        features=FEATURES,
+        weights=(1.0, 0.5, 0.1, 0.7, 0.3, -0.2), intercept=-1.0, prior_rate=0.1, prior_strength=20.0,
     )  # fmt: skip
     lake.calibrator(calibrator)
     lake.run("pseudo_labels", pseudo_labels.run)
-    found = by_pair(lake, "pseudo_label", "history_similarity")
+    found = by_pair(lake, "pseudo_label", "history_similarity", "prefix_log_prob")
     counts = {
         ("u1", "a", "unexposed"): (0.9, 100, 30, 12, 40, 8), ("u1", "b", "unexposed"): (0.1, 10, 0, 1, 40, 8),
         ("u2", "c", "exposed"): (0.4, 0, 0, 0, 0, 0), ("u2", "b", "uniform"): (-0.4, 10, 0, 1, 0, 0),
@@ -147,7 +147,8 @@ def test_logistic_meets_the_counts_of_its_date(lake):
         expected = apply(
             calibrator,
             {
-                "similarity": [similarity], "history_similarity": [found[key][1]], "item_impressions": [shown],
+                "similarity": [similarity], "history_similarity": [found[key][1]], "prefix_log_prob": [found[key][2]],
+                "item_impressions": [shown],
                 "item_clicks": [clicks], "item_positives": [positives], "user_impressions": [user_shown],
                 "user_clicks": [user_clicks],
             },

@@ -150,7 +150,8 @@ def test_buckets_and_codes_are_few_however_many_items(spark):
 def _labels(lake: FeedLake, label: float, count: int) -> list[dict]:
     return [
         {"user_id": f"v{n}", "item_id": "i1", "item_index": 1, "source": "unexposed", "similarity": 0.5,
-         "history_similarity": 0.5, "anchor_rank": 0, "coherence": 0.25, "consistency": 0.5, "llm_confidence": 0.75,
+         "history_similarity": 0.5,
+         "prefix_log_prob": -1.0, "anchor_rank": 0, "coherence": 0.25, "consistency": 0.5, "llm_confidence": 0.75,
          "pseudo_label": label, "raw_weight": 0.5, "weight": 1.0, "calibrator_version": "c",
          "model_version": lake.model, "sid_version": lake.tokenizer}
         for n in range(count)

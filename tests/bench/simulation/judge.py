@@ -22,8 +22,8 @@ class Arena:
         self.world, self.seed = world, seed
         self.vectors = torch.from_numpy(world.vectors)
         self.sids = torch.from_numpy(world.sids.astype(np.int64))
-        profile = np.zeros((world.size.users, world.vectors.shape[1]), dtype=np.float32)
-        for user, items in world.history.items():
+        profile = np.zeros((world.users, world.vectors.shape[1]), dtype=np.float32)
+        for user, items in world.known.history.items():
             mean = world.vectors[items].mean(axis=0)
             profile[user] = mean / max(float(np.linalg.norm(mean)), 1e-12)
         self.profile = torch.from_numpy(profile)
@@ -45,12 +45,12 @@ class Arena:
         """
         world = self.world
         sizes = TowerConfig(
-            user_buckets=world.size.users, item_buckets=len(world.vectors), dimension=DIMENSION, hidden=64,
+            user_buckets=world.users, item_buckets=len(world.vectors), dimension=DIMENSION, hidden=64,
             content_width=world.vectors.shape[1], levels=L, codes=world.size.codes,
             prior_rate=float(np.clip(world.train.clicked[world.train.is_exposed].mean(), 1e-3, 0.5)),
         )  # fmt: skip
         model = build_model(sizes, self.seed, self.basis)
-        optimiser = torch.optim.AdamW(parameter_groups(model, LEARNING_RATE), weight_decay=1e-2)
+        optimiser = torch.optim.AdamW(parameter_groups(model, LEARNING_RATE), weight_decay=1e-2, fused=True)
         rng = np.random.default_rng([self.seed, 5])
         exposed, other = np.flatnonzero(rows.is_exposed), np.flatnonzero(~rows.is_exposed)
         # Exposed rows come in the same order to every variant, whatever it holds beside them.

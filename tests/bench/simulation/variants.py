@@ -11,6 +11,10 @@
 | gpl_quantile, gpl_unweighted | anchor similarity; with confidence weights, or all alike |
 | gpl_quantile@f | the same, target rate fixed beforehand to f x the exposed click rate: no uniform rows needed |
 | gpl_logistic, logistic_no_anchors | all features; all but the anchors' |
+| gpl_softmax | gpl_quantile with softmax pooling instead of the maximum |
+| gpl_own, gpl_logistic_own | the candidate's own SID likelihood: instead of the similarity; as one more feature |
+| gpl_logistic_level1, gpl_logistic_prefix | the same from level 1 alone; from the cached anchors alone (the product) |
+| gpl_learned, gpl_logistic_unweighted | the weights are learned from the uniform slice; all weights alike |
 | oracle_hard, oracle_probability | clicks drawn from the true probabilities; the probabilities themselves |
 """
 
@@ -21,9 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpl_core.labels import calibration, fitting
-from gpl_core.labels.calibration import FEATURES, Calibrator, FittedOn
+from gpl_core.labels.calibration import Calibrator, FittedOn
 from gpl_core.labels.confidence import Exponents, combined_weight
-from tests.bench.simulation.world import Pairs, Scores, World
+from tests.bench.simulation.world import Known, Pairs, Scores, World
 
 CONTROLS = (
     "exposed_only", "exposed_only_id", "ipw", "random_negatives", "constant", "shuffled", "distilled",
@@ -31,12 +35,28 @@ CONTROLS = (
 )  # fmt: skip
 FIXED = (0.25, 0.5, 1.0)
 GPL = ("gpl_quantile", "gpl_unweighted", *(f"gpl_quantile@{f:g}" for f in FIXED), "gpl_logistic")
+EXTRAS = {
+    "gpl_softmax": "gpl_quantile", "gpl_own": "gpl_quantile", "gpl_learned": "gpl_quantile",
+    "gpl_logistic_own": "gpl_logistic", "gpl_logistic_level1": "gpl_logistic", "gpl_logistic_prefix": "gpl_logistic",
+    "gpl_logistic_unweighted": "gpl_logistic",
+}  # fmt: skip
+"""What was tried beyond METHOD -> what it has to beat."""
+_LIKELIHOODS = {
+    "gpl_logistic_own": "own_likelihood", "gpl_logistic_level1": "level1_likelihood",
+    "gpl_logistic_prefix": "anchor_likelihood",
+}  # fmt: skip
 ORACLES = ("oracle_hard", "oracle_probability")
-ALL = (*CONTROLS, *GPL, *ORACLES)
+ALL = (*CONTROLS, *GPL, *EXTRAS, *ORACLES)
 QUICK = (
     "exposed_only", "random_negatives", "constant", "cosine_quantile", "logistic_no_anchors", "gpl_quantile",
-    "gpl_logistic", "oracle_hard",
+    "gpl_logistic", "gpl_logistic_prefix", "oracle_hard",
 )  # fmt: skip
+
+FEATURES = ("similarity", "history_similarity", "item_click_logit", "user_click_logit", "log_popularity")
+"""METHOD's features of the logistic calibrator."""
+LAMBDA = 2.0
+LAMBDAS: dict[str, float] = {}
+"""Variants whose lambda is not LAMBDA."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +75,15 @@ class Rows:
     with_content: bool = True
 
 
-def rows_of(name: str, world: World, seed: int, lambda_: float, teacher: np.ndarray | None = None) -> Rows:
-    """Rows of variant `name`; teacher: predicted click probabilities [len(world.train)], for `distilled`."""
+def rows_of(
+    name: str, world: World, seed: int, teacher: np.ndarray | None = None, lambda_: float | None = None
+) -> Rows:
+    """Rows of variant `name`; teacher: predicted click probabilities [len(world.train)], for `distilled`.
+
+    lambda_: instead of the one in `LAMBDAS`.
+    """
     train = world.train
+    lambda_ = LAMBDAS.get(name, LAMBDA) if lambda_ is None else lambda_
     exposed = train.is_exposed
     rng = np.random.default_rng([seed, 17])
     if name in ("exposed_only", "exposed_only_id"):
@@ -107,20 +133,23 @@ def _labels(
         return teacher, None
     if name == "cosine_quantile":
         return _quantile(scores.history_similarity, ~train.is_exposed & scores.known, base), None
-    if name in ("gpl_logistic", "logistic_no_anchors"):
-        features = FEATURES if name == "gpl_logistic" else FEATURES[1:]
-        labels = _logistic(world, features)
-        return labels, _confidence(scores) if name == "gpl_logistic" else None
+    if "logistic" in name:
+        features = FEATURES[1:] if name == "logistic_no_anchors" else FEATURES
+        labels = _logistic(world, features, _LIKELIHOODS.get(name))
+        return labels, None if name in ("logistic_no_anchors", "gpl_logistic_unweighted") else _confidence(scores)
     rate = base
     if "@" in name:
         rate = float(name.split("@")[1]) * float(train.clicked[train.is_exposed].mean())
-    labels = _quantile(scores.similarity, ~train.is_exposed & scores.known, rate)
+    ranked = {"gpl_softmax": scores.soft_similarity, "gpl_own": scores.own_likelihood}.get(name, scores.similarity)
+    labels = _quantile(ranked, ~train.is_exposed & np.isfinite(ranked), rate)
     if name == "constant":
         return np.where(np.isfinite(labels), base, np.nan), None
     if name == "shuffled":
         known = np.flatnonzero(np.isfinite(labels) & ~train.is_exposed)
         labels[known] = labels[rng.permutation(known)]
         return labels, None
+    if name == "gpl_learned":
+        return labels, _learned_confidence(world, rate)
     return labels, None if name == "gpl_unweighted" else _confidence(scores)
 
 
@@ -131,44 +160,46 @@ def uniform_rate(world: World) -> float:
 
 def _quantile(similarity: np.ndarray, chosen: np.ndarray, rate: float) -> np.ndarray:
     """Labels of the `quantile` calibrator fitted on the chosen pairs; NaN where the similarity is."""
-    cell, fraction = calibration.grid_position(similarity[chosen])
+    return _applied(_fit_quantile(similarity[chosen], rate), similarity)
+
+
+def _fit_quantile(similarity: np.ndarray, rate: float) -> Calibrator:
+    cell, fraction = calibration.grid_position(similarity)
     counts = np.bincount(cell, minlength=calibration.GRID_CELLS).astype(np.float64)
     inside = np.bincount(cell, fraction, minlength=calibration.GRID_CELLS) / np.maximum(counts, 1)
     knots = fitting.fit_quantile(counts, rate, fractions=inside)
-    fitted = fitting.grid_calibrator("quantile", knots, FittedOn("unlabelled", int(counts.sum()), 0, "", "", rate))
+    return fitting.grid_calibrator("quantile", knots, FittedOn("unlabelled", int(counts.sum()), 0, "", "", rate))
+
+
+def _applied(fitted: Calibrator, similarity: np.ndarray) -> np.ndarray:
     labels = np.full(len(similarity), np.nan)
     known = np.isfinite(similarity)
     labels[known] = calibration.apply(fitted, {"similarity": similarity[known]})
     return labels
 
 
-def _logistic(world: World, features: tuple[str, ...]) -> np.ndarray:
-    """Labels of the `logistic` calibrator fitted on the past's uniform pairs."""
+def _logistic(world: World, features: tuple[str, ...], likelihood: str | None = None) -> np.ndarray:
+    """Labels of the `logistic` calibrator fitted on the uniform pairs; likelihood: its logarithm is a feature too."""
     base = uniform_rate(world)
     shape = Calibrator(
         "logistic", FittedOn("uniform", 0, 0, "", "", base), features=features, weights=(0.0,) * len(features),
         prior_rate=base,
     )  # fmt: skip
-    known = world.uniform_scores.known
-    fitting.check_fitting_rows("uniform", int(known.sum()), int(world.uniform.clicked[known].sum()), 200)
-    x = calibration.feature_values(shape, _columns(world, world.uniform.take(known), world.uniform_scores, known))
-    fit = fitting.fit_logistic(x, world.uniform.clicked[known])
-    fitted = Calibrator(
-        "logistic", shape.fitted_on, features=features, weights=fit.weights, intercept=fit.intercept, prior_rate=base
-    )  # fmt: skip
-    there = world.train_scores.known
-    labels = np.full(len(world.train), np.nan)
-    labels[there] = calibration.apply(fitted, _columns(world, world.train.take(there), world.train_scores, there))
-    return labels
 
+    def matrix(pairs: Pairs, scores: Scores, known: Known) -> np.ndarray:
+        columns = {
+            name: values[pairs.item if name.startswith("item") else pairs.user] for name, values in known.counts.items()
+        }
+        columns |= {"similarity": scores.similarity, "history_similarity": scores.history_similarity}
+        x = calibration.feature_values(shape, columns)
+        return np.column_stack([x, np.log(getattr(scores, likelihood))]) if likelihood else x
 
-def _columns(world: World, pairs: Pairs, scores: Scores, chosen: np.ndarray) -> dict[str, np.ndarray]:
-    counts = {
-        name: values[pairs.item if name.startswith("item") else pairs.user] for name, values in world.counts.items()
-    }
-    return {
-        "similarity": scores.similarity[chosen], "history_similarity": scores.history_similarity[chosen], **counts
-    }  # fmt: skip
+    x, clicked = matrix(world.uniform, world.uniform_scores, world.known_earlier), world.uniform.clicked
+    usable = np.isfinite(x).all(axis=1)
+    fitting.check_fitting_rows("uniform", int(usable.sum()), int(clicked[usable].sum()), 200)
+    fit = fitting.fit_logistic(x[usable], clicked[usable])
+    x = matrix(world.train, world.train_scores, world.known)
+    return calibration.sigmoid(x @ np.array(fit.weights) + fit.intercept)
 
 
 def _confidence(scores: Scores) -> np.ndarray:
@@ -176,13 +207,35 @@ def _confidence(scores: Scores) -> np.ndarray:
     return combined_weight(*factors, Exponents())
 
 
+def _learned_confidence(world: World, rate: float) -> np.ndarray:
+    """1 / predicted |error| of the label (ours): least squares on the uniform pairs from the factors and the spread.
+
+    The label itself is among the predictors, else the fit would find that small labels have small errors.
+    """
+    similarity = world.uniform_scores.similarity
+    usable = np.isfinite(similarity)
+    unexposed = ~world.train.is_exposed & world.train_scores.known
+    fitted = _fit_quantile(world.train_scores.similarity[unexposed], rate)
+
+    def matrix(scores: Scores) -> np.ndarray:
+        factors = (scores.coherence, scores.consistency, scores.llm_confidence, scores.spread)
+        return np.column_stack([np.ones(len(scores.spread)), _applied(fitted, scores.similarity), *factors])
+
+    x = matrix(world.uniform_scores)[usable]
+    error = np.abs(world.uniform.clicked[usable] - x[:, 1])
+    coefficients = np.linalg.lstsq(x, error, rcond=None)[0]
+    # What the label's own size adds to its error is no lack of confidence: it is held at its mean.
+    other = matrix(world.train_scores)
+    other[:, 1] = x[:, 1].mean()
+    predicted = np.nan_to_num(other @ coefficients, nan=1.0)
+    return 1.0 / np.clip(predicted, 0.25 * error.mean(), None)
+
+
 def _inverse_propensity(world: World) -> np.ndarray:
     """1 / P(exposed | recalled), estimated by a logistic regression on log popularity and cosine to history; <= 10."""
     train = world.train
-    x = np.stack(
-        [np.log1p(world.counts["item_positives"][train.item]), np.nan_to_num(world.train_scores.history_similarity)],
-        axis=1,
-    )
+    popularity = np.log1p(world.known.counts["item_positives"][train.item])
+    x = np.stack([popularity, np.nan_to_num(world.train_scores.history_similarity)], axis=1)
     population = 1.0 / world.sampling_probability  # unexposed rows are a sample
     fit = fitting.fit_logistic(x, train.is_exposed.astype(np.float64), weights=population)
     weight = np.minimum(1.0 / calibration.sigmoid(x @ np.array(fit.weights) + fit.intercept), 10.0)

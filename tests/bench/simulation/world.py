@@ -1,15 +1,20 @@
 """A simulated marketplace in memory, as the pipeline would see it on one run date, and its truth.
 
-    days:      warm-up … | past (counts, uniform clicks) | training window | test day
-    history, counts, tokeniser, interest model, calibrators: only what lies before the training window.
+    days:  warm-up … | past | calibration | training window | test day
+
+Tokeniser and interest model see what lies before the calibration days. Histories and counts of a pair are those before
+the calibration days for uniformly exposed pairs (which the calibrators are fitted on), else those before the training
+window: no click stands among its own features.
 
 Made by `gpl_core.simulation` itself (the same rows as `gpl simulate`), encoded by MiniLM, tokenised, searched and
-scored by the library code that the workers call.
+scored by the library code that the workers call. The interest model is a small Qwen2 body from random weights, with the
+product's defaults: content vectors at its input and one synthetic walk per user.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -20,11 +25,12 @@ import pyarrow as pa
 import torch
 
 from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
+from gpl_core.interest.content import ContentTable, NeighbourGraph
 from gpl_core.interest.model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import History, training_packs
 from gpl_core.interest.scoring import DeviceTrie
-from gpl_core.interest.search import BeamSearch, SearchSettings
+from gpl_core.interest.search import SearchSettings
 from gpl_core.interest.targets import keep_probability
 from gpl_core.labels.scoring import score_block
 from gpl_core.sids.catalogue import Catalogue
@@ -32,31 +38,37 @@ from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
 from gpl_core.sids.rqvae import RqVaeSettings, fit_rq_kmeans
 from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.simulate import generate
+from tests.bench.simulation.likelihood import VisitedSearch, from_anchors
 
 H, L, K = 20, 3, 20
+SOFTNESS = 0.1  # temperature of the softmax pooling that is tried beside the maximum
 
 
 @dataclass(frozen=True)
 class Size:
     """How large a world is, and how long its models train.
 
-    steps: of every pre-ranker; chosen where exposed-only training was at its best on a world of seed 301.
+    uniform_rows: at most so many uniformly exposed pairs are used, whatever the traffic.
+    steps: of every pre-ranker: as many passes over the rows as served exposed-only training best on a world of seed 301
+    (with 6,000 users 1,200 steps beat 600 and 2,400).
     """
 
-    users: int = 1500
+    users: int = 3500
     items: int = 1200
-    past_days: int = 3
+    past_days: int = 2
+    calibration_days: int = 3
     train_days: int = 2
     candidates: int = 60
     exposed: int = 10
     random_share: float = 0.05
+    uniform_rows: int = 5000
     codes: int = 64
     unexposed_per_request: int = 20
-    interest_epochs: int = 8
-    steps: int = 300
+    interest_epochs: int = 4
+    steps: int = 700
 
 
-QUICK = Size(users=500, items=400, candidates=40, exposed=8, codes=32, interest_epochs=3, steps=120, random_share=0.1)
+QUICK = Size(users=800, items=400, candidates=40, exposed=8, codes=32, interest_epochs=2, steps=200, random_share=0.1)
 
 
 class Memory:
@@ -108,6 +120,16 @@ class Scores:
     coherence: np.ndarray
     consistency: np.ndarray
     llm_confidence: np.ndarray
+    soft_similarity: np.ndarray
+    """Softmax pooling of the anchors' cosines: t ln(mean_k exp(cos_k / t)), t = `SOFTNESS`."""
+    own_likelihood: np.ndarray
+    """exp(ln p(SID of the candidate) / L), backed off to the deepest prefix that the search visited."""
+    level1_likelihood: np.ndarray
+    """The same backed off to level 1, whose probabilities come with the prefill."""
+    anchor_likelihood: np.ndarray
+    """The same from the anchors and their probabilities alone, nothing else of the search."""
+    spread: np.ndarray
+    """Standard deviation of the anchors' cosines to the candidate."""
 
     @property
     def known(self) -> np.ndarray:
@@ -116,99 +138,148 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What is known of users and items before a day."""
+
+    history: dict[int, np.ndarray]
+    """user -> item numbers, oldest first, at most H."""
+    counts: dict[str, np.ndarray]
+    """item_impressions, item_clicks, item_positives [N]; user_impressions, user_clicks [U]."""
+
+
+@dataclass(frozen=True)
 class World:
     """One world and everything derived from its past."""
 
     size: Size
+    users: int
     vectors: np.ndarray
     """float32 [N x d], MiniLM."""
     sids: np.ndarray
-    history: dict[int, np.ndarray]
-    """user -> item numbers before the training window, oldest first, at most H."""
+    known: Known
+    """Before the training window."""
+    known_earlier: Known
+    """Before the calibration days."""
     train: Pairs
     """The training window: exposed pairs, and a sample of the unexposed ones."""
     uniform: Pairs
-    """Uniformly exposed pairs of the past."""
+    """Uniformly exposed pairs of the calibration days."""
     test: Pairs
-    """Every recalled pair of the test day."""
+    """Every recalled pair after the training window."""
     train_scores: Scores
     uniform_scores: Scores
-    counts: dict[str, np.ndarray]
-    """item_impressions, item_clicks, item_positives [N]; user_impressions, user_clicks [U]: before the window."""
     is_new: np.ndarray
-    """bool [N]: released within the training window or on the test day."""
+    """bool [N]: released after tokeniser and interest model were trained: no SID of its own, no history."""
     sampling_probability: np.ndarray
     """[len(train)]: 1 for exposed pairs."""
 
 
+@dataclass(frozen=True)
+class Log:
+    """What a platform has logged, as one frame each, and when the parts of the study begin.
+
+    pairs: recalled pairs, the columns of `Pairs` and `dt`. events: positives (user, item, dt) by user and time. items:
+    texts and `dt` of release, in the order of item numbers.
+    """
+
+    pairs: pd.DataFrame
+    events: pd.DataFrame
+    items: pd.DataFrame
+    users: int
+    calibration: date
+    window: date
+    test: date
+
+
 def make_world(size: Size, seed: int, kind: str = "plain") -> World:
     """Simulate, encode, tokenise, train, search and score; `seed` decides everything."""
+    log = simulated_log(size, seed, kind)
+    return derive(log, encode(log.items), size, seed)
+
+
+def simulated_log(size: Size, seed: int, kind: str) -> Log:
+    """The log of a simulated marketplace, true click probabilities beside it."""
+    before = size.past_days + size.calibration_days
     settings = SimulationSettings(
-        users=size.users, items=size.items, days=size.past_days + size.train_days + 1, seed=seed, world=kind,
+        users=size.users, items=size.items, days=before + size.train_days + 1, seed=seed, world=kind,
         candidates_per_request=size.candidates, exposed_per_request=size.exposed, random_share=size.random_share,
         pictures=False,
     )  # fmt: skip
     memory = Memory()
     generate(settings, memory)
-    window = settings.start_date + timedelta(days=size.past_days)
-    test_day = window + timedelta(days=size.train_days)
     items = memory.frame("raw_items").drop_duplicates("item_id", keep="first").sort_values("item_id")
     number = {item: n for n, item in enumerate(items["item_id"])}
-    pairs = _pairs(memory, number)
-    day = pairs.pop("dt").to_numpy()
-    past, train, test = (
-        _as_pairs(pairs[mask]) for mask in (day < window, (day >= window) & (day < test_day), day == test_day)
+    truth = memory.frame("truth").rename(columns={"true_probability": "probability"})
+    first = settings.start_date
+    return Log(
+        pairs_of(truth, memory, lambda user: user.str[1:].astype(np.int64), number),
+        events_of(memory, lambda user: user.str[1:].astype(np.int64), number),
+        items.assign(dt=pd.to_datetime(items["updated_at"]).dt.date),
+        size.users,
+        first + timedelta(days=size.past_days),
+        first + timedelta(days=before),
+        first + timedelta(days=before + size.train_days),
     )
-    vectors = _encode(items)
-    released = items["dt"].isna().to_numpy() & (pd.to_datetime(items["updated_at"]).dt.date < window).to_numpy()
-    history, positives = _histories(memory, number, window, len(items))
+
+
+def derive(log: Log, vectors: np.ndarray, size: Size, seed: int) -> World:
+    """Everything that the pipeline makes of a log. vectors: float32 [N x d], `encode`."""
+    day = log.pairs["dt"].to_numpy()
+
+    def of(mask: np.ndarray) -> Pairs:
+        return Pairs(**{name: log.pairs.loc[mask, name].to_numpy() for name in Pairs.__dataclass_fields__})
+
+    def known(until: date) -> Known:
+        return _known(log, of(day < until), until)
+
+    earlier, latest = known(log.calibration), known(log.window)
+    released = (log.items["dt"] < log.calibration).to_numpy()
     tokenizer = fit_rq_kmeans(vectors[released], RqVaeSettings(levels=L, codes=size.codes, seed=seed))
     sids, _ = tokenizer.encode(vectors)
     catalogue = Catalogue(np.flatnonzero(released), sids[released], size.codes)
-    anchors = _anchors(size, seed, catalogue, tokenizer.codebooks.cpu().numpy(), history, positives)
+    search = _interest_search(size, seed, catalogue, tokenizer.codebooks.cpu().numpy(), earlier, vectors)
 
     rng = np.random.default_rng([seed, 1])
-    chosen, probability = _sample(train, size.unexposed_per_request, rng)
-    train = train.take(chosen)
-    uniform = past.take(past.is_random & past.is_exposed)
-    exposed = past.take(past.is_exposed)
-    counts = {
-        "item_impressions": np.bincount(exposed.item, minlength=len(items)),
-        "item_clicks": np.bincount(exposed.item, exposed.clicked, minlength=len(items)),
-        "item_positives": positives,
-        "user_impressions": np.bincount(exposed.user, minlength=size.users),
-        "user_clicks": np.bincount(exposed.user, exposed.clicked, minlength=size.users),
-    }
-    scored = [_score(p, catalogue, vectors, history, anchors) for p in (train, uniform)]
+    recalled = of((day >= log.window) & (day < log.test))
+    chosen, probability = _sample(recalled, size.unexposed_per_request, rng)
+    train = recalled.take(chosen)
+    uniform = of((day >= log.calibration) & (day < log.window))
+    uniform = uniform.take(uniform.is_random & uniform.is_exposed)
+    if len(uniform) > size.uniform_rows:
+        uniform = uniform.take(np.sort(rng.permutation(len(uniform))[: size.uniform_rows]))
     return World(
         size,
+        log.users,
         vectors,
         sids,
-        history,
+        latest,
+        earlier,
         train,
         uniform,
-        test,
-        scored[0],
-        scored[1],
-        counts,
+        of(day >= log.test),
+        _score(train, catalogue, vectors, latest.history, search),
+        _score(uniform, catalogue, vectors, earlier.history, search),
         ~released,
         probability,
     )
 
 
-def _pairs(memory: Memory, number: dict[str, int]) -> pd.DataFrame:
-    truth = memory.frame("truth")
+Numbers = Callable[[pd.Series], pd.Series]
+"""User ids -> user numbers."""
+
+
+def pairs_of(recalled: pd.DataFrame, memory: Memory, users: Numbers, number: dict[str, int]) -> pd.DataFrame:
+    """Recalled pairs (request_id, user_id, item_id, probability, dt) with what was shown and clicked."""
     shown = memory.frame("raw_impressions")[["request_id", "item_id", "position", "clicked", "is_random"]]
-    joined = truth.merge(shown, on=["request_id", "item_id"], how="left", validate="one_to_one")
-    assert (joined["clicked"].notna() == joined["is_exposed"]).all()
+    joined = recalled.merge(shown, on=["request_id", "item_id"], how="left", validate="one_to_one")
     random_requests = set(shown.loc[shown["is_random"], "request_id"])
     return pd.DataFrame(
         {
             "request": joined["request_id"].astype("category").cat.codes.astype(np.int64),
-            "user": joined["user_id"].str[1:].astype(np.int64),
+            "user": users(joined["user_id"]),
             "item": joined["item_id"].map(number).astype(np.int64),
-            "probability": joined["true_probability"],
-            "is_exposed": joined["is_exposed"],
+            "probability": joined["probability"],
+            "is_exposed": joined["clicked"].notna(),
             "is_random": joined["request_id"].isin(random_requests),
             "clicked": joined["clicked"].fillna(0).astype(np.float64),
             "position": joined["position"].fillna(-1).astype(np.int64),
@@ -217,31 +288,39 @@ def _pairs(memory: Memory, number: dict[str, int]) -> pd.DataFrame:
     )
 
 
-def _as_pairs(frame: pd.DataFrame) -> Pairs:
-    return Pairs(**{name: frame[name].to_numpy() for name in Pairs.__dataclass_fields__})
+def events_of(memory: Memory, users: Numbers, number: dict[str, int]) -> pd.DataFrame:
+    """Positives: interactions and clicks, each event once, by user and time."""
+    columns = ["user_id", "item_id", "event_time", "dt"]
+    clicks = memory.frame("raw_impressions")
+    events = pd.concat([memory.frame("raw_interactions")[columns], clicks.loc[clicks["clicked"] == 1, columns]])
+    events = events.drop_duplicates(["user_id", "item_id", "event_time"])
+    events = events.sort_values(["user_id", "event_time", "item_id"])
+    return pd.DataFrame({"user": users(events["user_id"]), "item": events["item_id"].map(number), "dt": events["dt"]})
 
 
-def _encode(items: pd.DataFrame) -> np.ndarray:
+def encode(items: pd.DataFrame) -> np.ndarray:
+    """MiniLM vectors of the items' texts."""
     encoder = build_encoder([EncoderPart("minilm")], batch_size=64)
     texts = (items["title"] + ". " + items["category"] + ". " + items["description"]).tolist()
     return encoder.encode([ItemContent(n, text) for n, text in enumerate(texts)]).vectors
 
 
-def _histories(
-    memory: Memory, number: dict[str, int], window: date, items: int
-) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    events = memory.frame("raw_interactions")[["user_id", "item_id", "event_time", "dt"]]
-    clicks = memory.frame("raw_impressions")
-    clicks = clicks.loc[clicks["clicked"] == 1, ["user_id", "item_id", "event_time", "dt"]]
-    events = pd.concat([events, clicks])
-    events = events[events["dt"] < window].drop_duplicates(["user_id", "item_id", "event_time"])
-    events = events.sort_values(["user_id", "event_time", "item_id"])
-    item = events["item_id"].map(number).to_numpy()
-    users = events["user_id"].str[1:].astype(np.int64).to_numpy()
-    cuts = np.flatnonzero(np.diff(users)) + 1
-    starts = np.concatenate([[0], cuts]) if len(users) else np.empty(0, np.int64)
-    history = {int(users[start]): part[-H:] for start, part in zip(starts, np.split(item, cuts))}
-    return history, np.bincount(item, minlength=items)
+def _known(log: Log, past: Pairs, until: date) -> Known:
+    """Histories and counts from events before `until`; past: the recalled pairs of those days."""
+    events = log.events[(log.events["dt"] < until).to_numpy()]
+    user, item = events["user"].to_numpy(), events["item"].to_numpy()
+    starts = np.flatnonzero(np.diff(user, prepend=-1))
+    history = {int(user[start]): part[-H:] for start, part in zip(starts, np.split(item, starts[1:]))}
+    shown = past.take(past.is_exposed)
+    items = len(log.items)
+    counts = {
+        "item_impressions": np.bincount(shown.item, minlength=items),
+        "item_clicks": np.bincount(shown.item, shown.clicked, minlength=items),
+        "item_positives": np.bincount(item, minlength=items),
+        "user_impressions": np.bincount(shown.user, minlength=log.users),
+        "user_clicks": np.bincount(shown.user, shown.clicked, minlength=log.users),
+    }
+    return Known(history, counts)
 
 
 def _sample(pairs: Pairs, most: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -259,71 +338,88 @@ def _sample(pairs: Pairs, most: int, rng: np.random.Generator) -> tuple[np.ndarr
 
 @dataclass(frozen=True)
 class UserAnchors:
-    """Anchors of the users that have a history: row of a user, leaves int [R x K], log_prob [R x K]."""
+    """Anchors of the users that have a history.
+
+    row of a user; leaves int [R x K], log_prob [R x K]; visited, level1 float32 [R x S]: ln p of every SID, backed off.
+    """
 
     row: dict[int, int]
     leaf: np.ndarray
     log_prob: np.ndarray
+    visited: np.ndarray
+    level1: np.ndarray
 
 
-def _anchors(
-    size: Size,
-    seed: int,
-    catalogue: Catalogue,
-    codebooks: np.ndarray,
-    history: dict[int, np.ndarray],
-    positives: np.ndarray,
-) -> UserAnchors:
-    """A small Qwen2-architecture model on the histories' SIDs, then K beams per user."""
+def _interest_search(
+    size: Size, seed: int, catalogue: Catalogue, codebooks: np.ndarray, known: Known, vectors: np.ndarray
+) -> VisitedSearch:
+    """A search over a small Qwen2-architecture model, trained on the histories' SIDs."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 2])
-    keep = keep_probability(positives.astype(np.float64), 0.85)
-    sequences = {}
-    for user, items in history.items():
-        known = items[catalogue.leaf_of_item(items) >= 0]
-        if len(known):
-            sequences[user] = (catalogue.sids_of(known), rng.random(len(known)) < keep[known])
+    keep = keep_probability(known.counts["item_positives"].astype(np.float64), 0.85)
+    content = ContentTable(vectors, np.arange(len(vectors)))
+    graph = NeighbourGraph.build(content, catalogue.item_index, seed=seed)
+    sequences = _with_sids(catalogue, known.history)
+    real = [History(catalogue.sids_of(i), rng.random(len(i)) < keep[i], i) for i in sequences.values()]
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_checkpoint(Path(folder), TinySettings(seed=seed))
-        settings = ModelSettings(L, catalogue.codes, lora_rank=32, lora_alpha=64, seed=seed)
+        settings = ModelSettings(
+            L, catalogue.codes, lora_rank=64, lora_alpha=128, seed=seed, content_width=content.width
+        )
         model = build_interest_model(folder, settings, codebooks)
     trie = DeviceTrie(catalogue.trie)
-    histories = [History(sids, target) for sids, target in sequences.values()]
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0)
+    falling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda epoch: 1.0 - epoch / size.interest_epochs)
     model.train()
     for epoch in range(size.interest_epochs):
-        order = np.random.default_rng([seed, 3, epoch]).permutation(len(histories))
-        for pack in training_packs(model.vocabulary, [histories[n] for n in order], H, 4096):
+        walks = graph.walks(len(real), seed=[seed, epoch])
+        mixed = real + [History(catalogue.sids_of(w), np.ones(len(w), dtype=bool), w) for w in walks]
+        order = np.random.default_rng([seed, 3, epoch]).permutation(len(mixed))
+        for pack in training_packs(model.vocabulary, [mixed[n] for n in order], H, 4096):
             optimiser.zero_grad()
-            interest_loss(target_log_probs(model, trie, pack)).backward()
+            interest_loss(target_log_probs(model, trie, pack, content)).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
+        falling.step()
     model.eval()
-    with torch.no_grad():
-        found = BeamSearch(model, trie, SearchSettings(K, H)).search([sids for sids, _ in sequences.values()])
-    users = list(sequences)
-    leaf = catalogue.trie.leaf_of(found.sids.reshape(-1, L)).reshape(len(users), K)
-    return UserAnchors({user: n for n, user in enumerate(users)}, leaf, found.log_prob)
+    return VisitedSearch(model, trie, SearchSettings(K, H), content)
+
+
+def _with_sids(catalogue: Catalogue, history: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Histories of the items that have a SID; users without any are left out."""
+    kept = {user: items[catalogue.leaf_of_item(items) >= 0] for user, items in history.items()}
+    return {user: items for user, items in kept.items() if len(items)}
+
+
+def _anchors(search: VisitedSearch, catalogue: Catalogue, history: dict[int, np.ndarray]) -> UserAnchors:
+    sequences = _with_sids(catalogue, history)
+    items = list(sequences.values())
+    found, visited, level1 = search.search_with_likelihoods([catalogue.sids_of(i) for i in items], items)
+    leaf = catalogue.trie.leaf_of(found.sids.reshape(-1, L)).reshape(len(items), K)
+    return UserAnchors({user: n for n, user in enumerate(sequences)}, leaf, found.log_prob, visited, level1)
 
 
 def _score(
-    pairs: Pairs, catalogue: Catalogue, vectors: np.ndarray, history: dict[int, np.ndarray], anchors: UserAnchors
+    pairs: Pairs, catalogue: Catalogue, vectors: np.ndarray, history: dict[int, np.ndarray], search: VisitedSearch
 ) -> Scores:
+    anchors = _anchors(search, catalogue, {u: history[u] for u in np.unique(pairs.user).tolist() if u in history})
     table = catalogue.anchor_embeddings(vectors)
     items = torch.from_numpy(vectors)
     there = torch.ones(len(vectors), dtype=torch.bool)
+    leaf_of = catalogue.leaf_of_item(np.arange(len(vectors)))
     out = {name: np.full(len(pairs), np.nan) for name in Scores.__dataclass_fields__}
     order = np.argsort(pairs.user, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(pairs.user[order])) + 1):
         user = int(pairs.user[rows[0]]) if len(rows) else -1
         if user not in anchors.row:
             continue
-        leaf = anchors.leaf[anchors.row[user]]
+        row = anchors.row[user]
+        leaf = anchors.leaf[row]
         mask = leaf >= 0
         found = score_block(
             torch.from_numpy(np.where(mask[:, None], table[leaf], 0))[None],
             torch.from_numpy(mask)[None],
-            torch.from_numpy(anchors.log_prob[anchors.row[user]])[None],
+            torch.from_numpy(anchors.log_prob[row])[None],
             torch.from_numpy(history[user])[None],
             torch.from_numpy(pairs.item[rows])[None],
             items,
@@ -334,4 +430,13 @@ def _score(
             out[name][rows] = getattr(found, name)[0].numpy()
         for name in ("coherence", "consistency"):
             out[name][rows] = getattr(found, name)[0].item()
+        cosines = vectors[pairs.item[rows]] @ table[leaf[mask]].T
+        out["soft_similarity"][rows] = SOFTNESS * np.log(np.exp(cosines / SOFTNESS).mean(axis=1))
+        out["spread"][rows] = cosines.std(axis=1)
+        own = leaf_of[pairs.item[rows]]
+        alone = from_anchors(catalogue.trie, leaf, anchors.log_prob[row])
+        found_of = {"own": anchors.visited[row], "level1": anchors.level1[row], "anchor": alone}
+        for name, log_p in found_of.items():
+            # An item that came after the SIDs has no likelihood: the pair is left out where it counts.
+            out[f"{name}_likelihood"][rows] = np.where(own >= 0, np.exp(log_p[own] / L), np.nan)
     return Scores(**out)

@@ -19,7 +19,7 @@ KNOTS = tuple(np.linspace(0.01, 0.9, GRID_CELLS + 1).tolist())
 GRID = Calibrator("quantile", FITTED, knots=KNOTS)
 PLATT = Calibrator("platt", FITTED, features=("similarity",), weights=(3.0,), intercept=-2.0)
 LOGISTIC = Calibrator(
-    "logistic", FITTED, features=calibration.FEATURES, weights=(2.0, -1.0, 0.5, 0.25, -0.125), intercept=-1.0
+    "logistic", FITTED, features=calibration.FEATURES, weights=(2.0, -1.0, 0.3, 0.5, 0.25, -0.125), intercept=-1.0
 )
 
 
@@ -39,6 +39,7 @@ def test_platt_and_logistic_are_the_sigmoid_of_their_features() -> None:
     columns = {
         "similarity": [0.5],
         "history_similarity": [0.25],
+        "prefix_log_prob": [-4.0],
         "item_impressions": [80],
         "item_clicks": [7],
         "user_impressions": [0],
@@ -47,7 +48,7 @@ def test_platt_and_logistic_are_the_sigmoid_of_their_features() -> None:
     }
     assert calibration.apply(PLATT, columns)[0] == pytest.approx(1 / (1 + np.exp(-(3 * 0.5 - 2))))
     # The prior is worth 20 impressions at 5 %: item (7 + 1) / (80 + 20), user 1 / 20.
-    x = [0.5, 0.25, np.log(0.08 / 0.92), np.log(0.05 / 0.95), np.log(10)]
+    x = [0.5, 0.25, -4.0, np.log(0.08 / 0.92), np.log(0.05 / 0.95), np.log(10)]
     assert calibration.feature_values(LOGISTIC, columns)[0] == pytest.approx(x)
     logit = np.dot(LOGISTIC.weights, x) - 1.0
     assert calibration.apply(LOGISTIC, columns)[0] == pytest.approx(1 / (1 + np.exp(-logit)))
@@ -130,6 +131,7 @@ def test_spark_evaluates_the_same_formulas() -> None:
     columns = {
         "similarity": np.concatenate([[-1.0, 1.0, 1.0000001, 0.0], rng.uniform(-1, 1, n - 4)]).astype(np.float32),
         "history_similarity": rng.uniform(-1, 1, n).astype(np.float32),
+        "prefix_log_prob": rng.uniform(-20, 0, n).astype(np.float32),
         "item_impressions": rng.integers(0, 500, n),
         "item_clicks": rng.integers(0, 50, n),
         "user_impressions": rng.integers(0, 500, n),

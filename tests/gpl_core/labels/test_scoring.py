@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gpl_core.errors import ContractError
 from gpl_core.labels import scoring
-from gpl_core.labels.scoring import PairScores, first_occurrence, score_block
+from gpl_core.labels.scoring import PairScores, first_occurrence, prefix_log_prob, score_block
+from gpl_core.sids.trie import Trie
 
 LEVELS = 3
 
@@ -179,6 +180,31 @@ def test_users_scored_in_parts_get_the_same_scores(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(scoring, "_CPU_GATHER_BYTES", 2 * 4 * 5 * 4)  # two users at a time
     for name, part in zip(PairScores._fields, _score(*case), strict=True):
         torch.testing.assert_close(part, getattr(whole, name), msg=name)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(0, 5))
+def test_prefix_log_prob_equals_a_loop_over_prefixes(seed: int, k: int, b: int) -> None:
+    rng = np.random.default_rng(seed)
+    trie = Trie.build(rng.integers(0, 3, (9, LEVELS)), 3)
+    sids, below = trie.sids(), trie.leaves_below()
+    anchors, mask = rng.integers(0, trie.size, (2, k)), rng.random((2, k)) < 0.7
+    log_prob = np.log(rng.dirichlet(np.ones(k + 1), 2)[:, :k])
+    candidates = rng.integers(-1, trie.size, (2, b))
+    own = np.where(candidates[..., None] >= 0, sids[candidates], -1)
+    found = prefix_log_prob(
+        torch.tensor(sids[anchors]), torch.tensor(mask), torch.tensor(log_prob), torch.tensor(own),
+        torch.tensor(below[candidates]), trie.size,
+    )  # fmt: skip
+    assert found.shape == (2, b)
+    for u in range(2):
+        for n, leaf in enumerate(candidates[u]):
+            p = [float(np.exp(log_prob[u, i])) if mask[u, i] else 0.0 for i in range(k)]
+            expected = max(1 - sum(p), 1e-6) / trie.size
+            for length in range(1, LEVELS + 1) if leaf >= 0 else ():
+                same = [i for i in range(k) if (sids[anchors[u, i], :length] == sids[leaf, :length]).all()]
+                if mass := sum(p[i] for i in same):
+                    expected = mass / sum((sid[:length] == sids[leaf, :length]).all() for sid in sids)
+            assert found[u, n].item() == pytest.approx(math.log(expected), abs=1e-4)
 
 
 def test_first_occurrence_of_each_candidate() -> None:

@@ -95,30 +95,32 @@ def test_gradients_averaged_over_uneven_ranks_are_the_whole_batchs(by_probabilit
     torch.testing.assert_close(split, whole)
 
 
-def test_the_optimum_of_a_constant_model_is_the_closed_form() -> None:
-    """One logit b for all rows: sigmoid(b) = (mean y + lambda * mean(w y~)) / (1 + lambda * mean w)."""
-    _, target, exposed, weight, probability = _batch(11, 30)
-    for pi in (None, probability):
-        bias = torch.zeros(1, requires_grad=True, dtype=torch.float64)
+def test_the_optimum_of_a_logistic_regression_is_the_closed_form() -> None:
+    """One logit per group g: p_g = (sum_E y / |E| + lambda sum_U w y~ / M) / (|E_g| / |E| + lambda sum_U w / M).
+
+    The sums run over the group's rows; M is the number of unexposed rows, or the sum of their 1 / pi.
+    """
+    _, target, exposed, weight, probability = _batch(11, 40)
+    group = torch.arange(40) % 2
+    for pi in (None, probability.double()):
+        bias = torch.zeros(2, requires_grad=True, dtype=torch.float64)
         optimiser = torch.optim.LBFGS(
             [bias], max_iter=200, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
         )
 
         def closure(pi=pi, bias=bias, optimiser=optimiser):
             optimiser.zero_grad()
-            loss = dual_label_loss(
-                bias.expand(30), target.double(), exposed, weight.double(), 2.0, None if pi is None else pi.double()
-            )
+            loss = dual_label_loss(bias[group], target.double(), exposed, weight.double(), 2.0, pi)
             loss.backward()
             return loss
 
         optimiser.step(closure)
-        say = np.ones(30) if pi is None else 1 / pi.numpy().astype(float)
-        unseen = ~exposed.numpy()
-        w = weight.numpy()[unseen] * say[unseen] / say[unseen].sum()
-        y = target.numpy()
-        expected = (y[~unseen].mean() + 2 * (w @ y[unseen])) / (1 + 2 * w.sum())
-        assert torch.sigmoid(bias).item() == pytest.approx(expected, abs=1e-6)
+        seen, y = exposed.numpy(), target.numpy().astype(float)
+        say = np.where(seen, 0.0, 1.0 if pi is None else 1 / pi.numpy())
+        share = np.where(seen, 1 / seen.sum(), 2.0 * weight.numpy() * say / say.sum())
+        for g in (0, 1):
+            mine = group.numpy() == g
+            assert torch.sigmoid(bias[g]).item() == pytest.approx(share[mine] @ y[mine] / share[mine].sum(), abs=1e-6)
 
 
 def test_wrong_arguments_are_named() -> None:

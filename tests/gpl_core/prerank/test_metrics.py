@@ -36,6 +36,37 @@ def test_auc_equals_counting_all_pairs(scores, data, soft: bool) -> None:
         assert figure.value == pytest.approx(expected)
 
 
+@given(SCORES, st.data())
+def test_snips_auc_counts_each_row_by_its_inverse_propensity(scores, data) -> None:
+    clicks = [data.draw(st.sampled_from([0.0, 1.0])) for _ in scores]
+    propensity = [data.draw(st.sampled_from([0.1, 0.5, 1.0, 0.0, float("nan")])) for _ in scores]
+    kept = [n for n, p in enumerate(propensity) if p > 0]
+    wins = mass = 0.0
+    for i in kept:
+        for j in kept:
+            if clicks[i] == 1 and clicks[j] == 0:
+                weight = 1 / (propensity[i] * propensity[j])
+                mass += weight
+                wins += weight * ((scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j]))
+    figure = metrics.snips_auc(scores, clicks, propensity)
+    assert figure.rows == len(kept)
+    assert figure.value == (pytest.approx(wins / mass) if mass else None)
+    assert figure.note
+
+
+def test_snips_auc_undoes_a_biased_exposure() -> None:
+    """Exposure follows one feature: among the shown its AUC is wrong, weighted it is that of all pairs."""
+    rng = np.random.default_rng(3)
+    seen, hidden = rng.normal(size=(2, 200_000))
+    click = (rng.random(200_000) < 1 / (1 + np.exp(1 - seen - hidden))).astype(float)
+    propensity = 1 / (1 + np.exp(1 - 2 * seen))
+    shown = rng.random(200_000) < propensity
+    everywhere = metrics.auc(seen, click).value
+    assert abs(metrics.auc(seen[shown], click[shown]).value - everywhere) > 0.03
+    weighted = metrics.snips_auc(seen[shown], click[shown], propensity[shown]).value
+    assert weighted == pytest.approx(everywhere, abs=0.01)
+
+
 def test_expected_auc_is_the_mean_over_drawn_clicks() -> None:
     rng = np.random.default_rng(0)
     p = rng.uniform(0.02, 0.4, 400)
