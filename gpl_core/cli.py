@@ -19,8 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from gpl_core.config import Config, date_range, load_config
-from gpl_core.contracts import data_dictionary
 from gpl_core.errors import GplError, UsageError, exit_code_of
+from gpl_core.lake import Lake
 from gpl_core.launch import (
     Launch,
     Source,
@@ -33,6 +33,8 @@ from gpl_core.launch import (
 )
 from gpl_core.pipeline import JUDGE, STEPS, Planner
 from gpl_core.runs import new_run_id
+from gpl_core.schedule import FORMATS, render
+from gpl_core.views import dictionary
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,20 +74,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub.add_argument("--only", action="append", default=[], metavar="STEP", help="only this step; repeatable")
         sub.add_argument("--isolated", action="store_true", help="a launch of its own for every Spark step")
         sub.add_argument("--force", action="store_true", help="run even what is done")
+        if name == "plan":
+            sub.add_argument(
+                "--format", dest="form", choices=FORMATS, default="shell", help="airflow: a file with a DAG"
+            )
         if name == "run":
             sub.add_argument("--verbose", action="store_true", help="show the steps' own output")
     add("status", "done, absent or stale per run date and step, by what the tables say", dates=True)
     add("judge", "simulation only: pre-ranker variants against the true click probabilities", dates=True)
     add("summary", "rows per table, coverage and evaluation of the run dates", dates=True)
-    sub = commands.add_parser("tables", help="print the data dictionary as Markdown")
+    sub = add("sql", "read-only SQL over tables and views, without Spark")
+    sub.add_argument("statement", help="SELECT …, EXPLAIN …, DESCRIBE name or SHOW TABLES")
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_const", dest="form", const="json", help="one JSON object per row")
+    form.add_argument("--csv", action="store_const", dest="form", const="csv")
+    sub.add_argument("--version", action="append", default=[], metavar="TABLE=N", help="read this version; repeatable")
+    sub = add("explain", "why a pair has its pseudo-label: anchor, factors, history, all computed again")
+    sub.add_argument("--user", required=True, metavar="USER_ID")
+    sub.add_argument("--item", required=True, metavar="ITEM_ID")
+    sub.add_argument("--run-date", required=True, type=_date)
+    sub.add_argument("--json", action="store_true")
+    sub = commands.add_parser("tables", help="print the data dictionary, views included, as Markdown")
 
     try:
         args = parser.parse_args(argv)
         if args.command == "tables":
-            print(data_dictionary())
+            print(dictionary())
             return 0
         config = load_config(args.config, args.overrides)
         return int(_COMMANDS[args.command](args, config))
+    except BrokenPipeError:  # the reader of our output (head, less) has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except GplError as error:
         print(f"error: {error}", file=sys.stderr)
         return exit_code_of(error)
@@ -121,9 +141,7 @@ def _source(args: argparse.Namespace) -> Source:
 
 def _plan(args: argparse.Namespace, config: Config) -> int:
     launches = plan(Planner(config), _dates(args, config), first=args.first, only=args.only, isolated=args.isolated)
-    for launch in launches:
-        print(f"# {launch.label}")
-        print(shell(command(launch, launch.dates, _source(args), config, force=args.force), environment(config)))
+    print(render(args.form, launches, _source(args), config, force=args.force))
     return 0
 
 
@@ -272,6 +290,36 @@ def _summary(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
+# ---- analysts --------------------------------------------------------------------------------------------------
+
+
+def _sql(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.query import Query, print_result
+
+    versions = {}
+    for text in args.version:
+        table, _, number = text.partition("=")
+        if not number.isdigit():
+            raise UsageError(f"--version {text}: expected TABLE=N, for example training_feed=3")
+        versions[table] = int(number)
+    query = Query(Lake(config.lakehouse.root, config.lakehouse.tables), versions)
+    print_result(query.run(args.statement), args.form or "table", sys.stdout)
+    if query.versions:
+        print("read: " + ", ".join(f"{t}@{v}" for t, v in sorted(query.versions.items())), file=sys.stderr)
+    return 0
+
+
+def _explain(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.explain import explain, print_explanation
+
+    found = explain(config, args.user, args.item, args.run_date)
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print_explanation(found, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    return 0
+
+
 _COMMANDS = {
     "simulate": _simulate,
     "import-reviews": _import_reviews,
@@ -280,6 +328,8 @@ _COMMANDS = {
     "status": _status,
     "judge": _judge,
     "summary": _summary,
+    "sql": _sql,
+    "explain": _explain,
 }
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ GRID_CELLS = 1024
 
 GRID_KINDS = ("quantile", "isotonic")
 KINDS = (*GRID_KINDS, "platt", "logistic")
+CALIBRATOR_FILE = "calibrator.json"
+"""The one file of a calibrator's bundle."""
 
 FEATURES = ("similarity", "history_similarity", "item_click_logit", "user_click_logit", "log_popularity")
 """Features a `logistic` calibrator may use; the last three come from pre-window counts (`feature_values`)."""
