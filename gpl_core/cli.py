@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gpl_core.config import Config, date_range, load_config
-from gpl_core.errors import GplError, UsageError, exit_code_of
+from gpl_core.errors import ContractError, GplError, UsageError, exit_code_of
 from gpl_core.lake import Lake
 from gpl_core.launch import (
     Launch,
@@ -94,6 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     sub.add_argument("--item", required=True, metavar="ITEM_ID")
     sub.add_argument("--run-date", required=True, type=_date)
     sub.add_argument("--json", action="store_true")
+    sub = add("check-raw", "look at the raw tables before the first run: every problem at once", dates=True)
+    sub.add_argument("--sample-rows", type=int, default=100_000, help="rows looked at per table (default 100,000)")
+    sub = add("forget", "remove a person from every table of this project")
+    sub.add_argument("--user", required=True, metavar="USER_ID")
+    sub.add_argument("--dry-run", action="store_true", help="count only")
+    sub.add_argument("--vacuum-hours", type=int, metavar="N", help="also delete files of versions older than N hours")
     sub = commands.add_parser("tables", help="print the data dictionary, views included, as Markdown")
 
     try:
@@ -320,6 +326,29 @@ def _explain(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
+# ---- operators -------------------------------------------------------------------------------------------------
+
+
+def _check_raw(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.check_raw import check_raw
+
+    if args.sample_rows < 1:
+        raise UsageError(f"--sample-rows {args.sample_rows}: expected at least 1")
+    found = check_raw(config, _dates(args, config), args.sample_rows)
+    for finding in found:
+        print(f"{finding.level}: {finding.table}: {finding.text}")
+    errors = sum(f.level == "error" for f in found)
+    print(f"{errors} error(s), {len(found) - errors} warning(s)" if found else "the raw tables are fit to be ingested")
+    return ContractError.exit_code if errors else 0
+
+
+def _forget(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.forget import forget_everywhere
+
+    lake = Lake(config.lakehouse.root, config.lakehouse.tables)
+    return forget_everywhere(lake, args.user, dry_run=args.dry_run, vacuum_hours=args.vacuum_hours)
+
+
 _COMMANDS = {
     "simulate": _simulate,
     "import-reviews": _import_reviews,
@@ -330,6 +359,8 @@ _COMMANDS = {
     "summary": _summary,
     "sql": _sql,
     "explain": _explain,
+    "check-raw": _check_raw,
+    "forget": _forget,
 }
 
 if __name__ == "__main__":
