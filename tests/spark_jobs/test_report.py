@@ -11,10 +11,11 @@ from gpl_core.pipeline import Planner, find_step
 from spark_jobs import pseudo_labels, report, training_feed
 from spark_jobs.manifests import manifest_path
 from tests.spark_jobs.label_lake import FeedLake, score
-from tests.spark_jobs.tiny_lake import D, day
+from tests.spark_jobs.tiny_lake import D
 
 pytestmark = pytest.mark.spark
 EVIL = "<script>alert('x')</script>"
+EVIL_TEXT = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
 
 
 @pytest.fixture
@@ -62,10 +63,14 @@ def cells(text: str) -> list[list[str]]:
 
 def test_report_tells_what_the_tables_hold(lake):
     fill(lake)
-    lake.table("pseudo_labels", _labels(lake, 0.9, 400), dt=day(-1).isoformat())
     lake.run("pseudo_labels", pseudo_labels.run)
     lake.run("training_feed", training_feed.run)
     (lake.root / manifest_path(lake.lake, D)).unlink()
+    lake.table("monitors", [
+        {"monitor": m, "value": v, "threshold": t, "bound": "most", "status": s, "reason": r, "run_id": "r"}
+        for m, v, t, s, r in (("label_drift", 0.3, 0.2, "warn", "label_drift 0.3 is above 0.2: look"),
+                              ("coverage", 0.9, 0.5, "ok", EVIL))
+    ], dt=D.isoformat())  # fmt: skip
     assert lake.run("report", report.run) == "done"
     assert (lake.root / manifest_path(lake.lake, D)).exists()
 
@@ -74,12 +79,13 @@ def test_report_tells_what_the_tables_hold(lake):
     assert lake.run("report", report.run) == "noop"
     assert "<script" not in text
     assert "Every figure here is semi-synthetic" in text
-    assert "Labels moved since the day before" in text
-    assert len(lake.context.counts.details["warnings"]) == 1
+    assert lake.context.counts.details["warnings"] == ["label_drift 0.3 is above 0.2: look"]
+    assert text.count("label_drift 0.3 is above 0.2: look") == 2
+    assert ["coverage", "ok", "0.9", "0.5", EVIL_TEXT] in rows
     assert "2 of 3 unexposed rows have a pseudo-label (66.7%)" in text
     assert ["unexposed_samples", "sampled unexposed pairs", "3", "–"] in rows
     assert ["other", "1"] in rows
-    escaped = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
+    escaped = EVIL_TEXT
     assert ["raw_impressions", "unknown_item", "7", "2", escaped] in rows
     assert [r[1] for r in rows if r and r[0] == escaped] == ["2"]
     assert "uniform: 1 scored impressions, 1 clicks" in text
@@ -113,13 +119,3 @@ def test_report_of_an_empty_day(lake):
         "nothing to judge by", "No positive event lies in the window", "Nothing was judged",
     ):  # fmt: skip
         assert said in text
-
-
-def _labels(lake: FeedLake, label: float, count: int) -> list[dict]:
-    return [
-        {"user_id": f"v{n}", "item_id": "i1", "item_index": 1, "source": "unexposed", "similarity": 0.5,
-         "history_similarity": 0.5, "anchor_rank": 0, "coherence": 0.25, "consistency": 0.5, "llm_confidence": 0.75,
-         "pseudo_label": label, "raw_weight": 0.5, "weight": 1.0, "calibrator_version": "c",
-         "model_version": lake.model, "sid_version": lake.tokenizer}
-        for n in range(count)
-    ]  # fmt: skip

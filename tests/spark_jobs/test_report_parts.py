@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from spark_jobs import report_plots
 from spark_jobs.report import compare
-from spark_jobs.report_data import Calibration, WeightBin, stability_index, weight_bins, weight_sentence
+from spark_jobs.report_data import Calibration, WeightBin, weight_bins, weight_sentence
 from spark_jobs.report_page import Plot, Section, Table, figure, render
 
 
@@ -79,17 +79,6 @@ def test_plots_follow_the_page_and_repeat_byte_for_byte():
     other = report_plots.histograms("two", "title", [("x", np.arange(50.0), (0.0, 1.0))])
     ids = [set(re.findall(r' id="(m?p?[0-9a-f]{9,})"', t)) for t in (text, other)]
     assert not ids[0] & ids[1]
-
-
-def test_stability_index():
-    flat, left = np.full(50, 20.0), np.concatenate([np.full(25, 40.0), np.zeros(25)])
-    assert stability_index(flat, flat) == 0.0
-    assert stability_index(flat, left) > 0.2
-    # by hand: of ten groups the first holds all 4 rows before, the last all after; each group gets half a row more
-    before, after = np.zeros(50), np.zeros(50)
-    before[0], after[49] = 4, 4
-    p, q = 4.5 / 9, 0.5 / 9
-    assert stability_index(before, after) == pytest.approx(2 * (p - q) * np.log(p / q))
 
 
 def test_weight_bins_keep_every_row():
