@@ -32,8 +32,9 @@ from gpl_core.launch import (
     with_free_port,
 )
 from gpl_core.pipeline import JUDGE, STEPS, Planner
-from gpl_core.runs import new_run_id
+from gpl_core.runs import LOG_LEVELS, new_run_id
 from gpl_core.schedule import FORMATS, render
+from gpl_core.settings_page import settings_page
 from gpl_core.views import dictionary
 
 
@@ -42,8 +43,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog}: {message}\n{self.format_usage()}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (see `errors.py`)."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; wrong words raise UsageError."""
     parser = _Parser(prog="gpl", description="Generative Pseudo-Labeling for pre-ranking", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         if name == "run":
             sub.add_argument("--verbose", action="store_true", help="show the steps' own output")
+            sub.add_argument("--log-level", choices=LOG_LEVELS, default="", help="of the steps' words, default info")
     add("status", "done, absent or stale per run date and step, by what the tables say", dates=True)
     add("judge", "simulation only: pre-ranker variants against the true click probabilities", dates=True)
     add("summary", "rows per table, coverage and evaluation of the run dates", dates=True)
@@ -100,10 +102,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     sub.add_argument("--user", required=True, metavar="USER_ID")
     sub.add_argument("--dry-run", action="store_true", help="count only")
     sub.add_argument("--vacuum-hours", type=int, metavar="N", help="also delete files of versions older than N hours")
-    sub = commands.add_parser("tables", help="print the data dictionary, views included, as Markdown")
+    commands.add_parser("settings", help="print the configuration reference as Markdown")
+    commands.add_parser("tables", help="print the data dictionary, views included, as Markdown")
 
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (see `errors.py`)."""
     try:
-        args = parser.parse_args(argv)
+        args = make_parser().parse_args(argv)
+        if args.command == "settings":
+            print(settings_page())
+            return 0
         if args.command == "tables":
             print(dictionary())
             return 0
@@ -176,7 +187,9 @@ def _start(
             skipped += 1
             console.print(f"[dim]done already   {launch.label}: {_span(launch.dates)}[/dim]")
             continue
-        arguments = command(launch, todo, _source(args), config, run_id=run_id, force=force)
+        arguments = command(
+            launch, todo, _source(args), config, run_id=run_id, force=force, log_level=getattr(args, "log_level", "")
+        )
         console.print(f"[dim]$ {escape(shell(arguments, environment(config)))}[/dim]", soft_wrap=True)
         started += 1
         log = folder / "logs" / run_id / f"{started:02d}-{launch.steps[0].name}.log"

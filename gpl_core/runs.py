@@ -29,6 +29,7 @@ from gpl_core.pipeline import Planner, Read, StepState, find_step
 
 log = logging.getLogger("gpl")
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
 _RECORD_TRIES = 20
 
 
@@ -68,6 +69,7 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
     parser.add_argument("--run-id", default="", help="identity of this run; made when not given")
     parser.add_argument("--dry-run", action="store_true", help="print what would be read and written")
     parser.add_argument("--force", action="store_true", help="run even where the tables say done")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="of the words on stderr")
     parser.add_argument(
         "--bulk-through",
         type=_date,
@@ -90,6 +92,7 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
         dates = date_range(args.start_date, args.end_date)
     else:
         parser.error("--run-date, or --start-date and --end-date, is required: steps never assume today")
+    logging.getLogger().setLevel(args.log_level.upper())
     steps = tuple(find_step(s.strip()).name for s in args.steps.split(",")) if several else ()
     return StepArguments(
         config, tuple(dates), args.run_id or new_run_id(), args.dry_run, args.force, args.bulk_through, steps
