@@ -37,6 +37,7 @@ except ImportError:  # Airflow 2
     from airflow.decorators import task
     from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
     from airflow.operators.python import get_current_context
+from airflow.timetables.interval import CronDataIntervalTimetable
 
 FIRST = @FIRST@
 ENVIRONMENT = @ENVIRONMENT@
@@ -60,7 +61,8 @@ def launch(command: str, run_date: str, last_try: bool) -> None:
 with DAG(
     dag_id=@NAME@,
     description="Pseudo-labels and training feed of one date",
-    schedule="@daily",
+    # Airflow 3 reads "@daily" as a trigger whose logical date is the day that begins; this one's is the day that ends.
+    schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
     start_date=datetime(*FIRST, tzinfo=timezone.utc),
     catchup=True,  # backfill: every logical date from the first one on
     max_active_runs=1,  # a date builds on the ones before it
@@ -75,7 +77,7 @@ with DAG(
     @task
     def run_step(step: str) -> None:
         context = get_current_context()
-        run_date = (context.get("logical_date") or context["dag_run"].run_after).strftime("%Y-%m-%d")
+        run_date = context["data_interval_start"].strftime("%Y-%m-%d")
         last_try = context["ti"].try_number > context["ti"].max_tries
         if step == "ingest" and HISTORY and run_date == datetime(*FIRST).strftime("%Y-%m-%d"):
             launch(HISTORY, run_date, last_try)

@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 import types
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -73,12 +74,10 @@ def load(text: str, monkeypatch, context: dict) -> dict:
     sdk.__dict__.update(DAG=_Recorder, task=task, get_current_context=lambda: context)
     exceptions = types.ModuleType("airflow.sdk.exceptions")
     exceptions.__dict__.update(errors)
-    for name, module in (
-        ("airflow", types.ModuleType("airflow")),
-        ("airflow.sdk", sdk),
-        (exceptions.__name__, exceptions),
-    ):
-        monkeypatch.setitem(sys.modules, name, module)
+    timetables = types.ModuleType("airflow.timetables.interval")
+    timetables.__dict__.update(CronDataIntervalTimetable=lambda *given, **named: (*given, named))
+    for module in (types.ModuleType("airflow"), sdk, exceptions, timetables):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     names: dict = {}
     exec(compile(text, "dag.py", "exec"), names)
     return {**names, **made}
@@ -101,11 +100,25 @@ def test_the_dag_runs_every_step_in_order_for_its_logical_date(plan, monkeypatch
     assert found["order"] == list(itertools.pairwise(names))
     assert found["FIRST"] == (2026, 1, 3)
     assert found["dag"].named["catchup"] is True
+    # the run date is the day that has ended, not the day on which the run starts
+    assert found["dag"].named["schedule"] == ("0 0 * * *", {"timezone": "UTC"})
     assert found["dag"].named["default_args"]["retries"] == 3
     words = shlex.split(found["STEPS"]["samples"])
     assert Path(words[0]).name == "spark-submit"
     assert words[-2:] == ["--run-date", "%RUN_DATE%"]
     assert "--bulk-through 2026-01-02" in found["HISTORY"]
+
+
+@pytest.mark.parametrize(("day", "history"), [(3, ["history"]), (4, [])])
+def test_a_task_runs_its_step_for_the_interval_and_history_on_the_first_date_alone(plan, monkeypatch, day, history):
+    ti = types.SimpleNamespace(try_number=4, max_tries=3)
+    context = {"data_interval_start": datetime(2026, 1, day, tzinfo=UTC), "ti": ti}
+    found = load(plan("--format", "airflow")[1], monkeypatch, context)
+    names = found["function"].__globals__
+    ran: list[tuple] = []
+    names.update(HISTORY="history", STEPS={"ingest": "ingest"}, launch=lambda *given: ran.append(given))
+    found["function"]("ingest")
+    assert ran == [(command, f"2026-01-0{day}", True) for command in [*history, "ingest"]]
 
 
 @pytest.mark.parametrize(
