@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -58,6 +60,36 @@ def test_page_is_well_formed_and_asks_for_nothing():
     table = Table(("a", "b"), [(1, None), (2, "x")])
     checker.feed(page(sections=[Section("s", ["t"], [table], [Plot(Markup(plot), "c")])]))
     assert checker.open == []
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium to run this")
+@pytest.mark.parametrize("width", [420, 1280])
+def test_a_browser_shows_titles_as_text_says_nothing_and_asks_for_nothing(tmp_path, width):
+    evil = "<script>document.title = 'taken'; fetch('http://127.0.0.1:9/x')</script><img src=http://127.0.0.1:9/y>"
+    plots = [
+        report_plots.histograms("one", evil, [(evil, np.arange(50.0), (0.0, 1.0))] * 3),
+        report_plots.heat_maps("two", "t", [("x", "y", np.eye(4), (0, 1, 0, 1))]),
+    ]
+    table = Table(("a", "b"), [(evil, 1), ("w" * 400, 12_345)])
+    text = page(
+        title="Day", banners=[evil], sections=[Section(evil, [evil], [table], [Plot(Markup(p), evil) for p in plots])]
+    )
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    log = tmp_path / "net.json"
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+         "--disable-component-update", "--enable-logging=stderr", f"--log-net-log={log}", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", (tmp_path / "page.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "<title>Day</title>" in done.stdout
+    assert "&lt;script&gt;document.title" in done.stdout
+    assert "<script" not in done.stdout
+    assert "CONSOLE" not in done.stderr
+    assert "127.0.0.1:9" not in log.read_text(encoding="utf-8", errors="replace")
 
 
 def test_figures():
