@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gpl_core.config import Config, date_range, load_config
-from gpl_core.errors import ContractError, GplError, UsageError, exit_code_of
+from gpl_core.errors import ContractError, GplError, UsageError, exit_code_of, told
 from gpl_core.lake import Lake
 from gpl_core.launch import (
     Launch,
@@ -32,6 +33,7 @@ from gpl_core.launch import (
     with_free_port,
 )
 from gpl_core.pipeline import JUDGE, STEPS, Planner
+from gpl_core.prerequisites import problems
 from gpl_core.runs import LOG_LEVELS, new_run_id
 from gpl_core.schedule import FORMATS, render
 from gpl_core.settings_page import settings_page
@@ -123,8 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except GplError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (GplError, OSError) as error:
+        if not isinstance(told(error), GplError):
+            raise
+        print(f"error: {told(error)}", file=sys.stderr)
         return exit_code_of(error)
 
 
@@ -165,7 +169,17 @@ def _plan(args: argparse.Namespace, config: Config) -> int:
 def _run(args: argparse.Namespace, config: Config) -> int:
     dates = _dates(args, config)
     launches = plan(Planner(config), dates, first=args.first, only=args.only, isolated=args.isolated)
+    _warn_of_empty_dates(Planner(config), dates)
     return _start(launches, args, config, force=args.force, verbose=args.verbose)
+
+
+def _warn_of_empty_dates(planner: Planner, dates: Sequence[date]) -> None:
+    """A date without raw rows is a legal day without traffic, and more often a mistyped date."""
+    raw = planner.snapshot("raw_impressions")
+    have = raw.slices() if raw is not None else ()
+    if have and (lacking := [d for d in dates if d not in have]):
+        listed = ", ".join(map(str, lacking[:5])) + (" …" if len(lacking) > 5 else "")
+        print(f"warning: raw_impressions has no rows for {listed}; it has {have[0]} to {have[-1]}", file=sys.stderr)
 
 
 def _judge(args: argparse.Namespace, config: Config) -> int:
@@ -203,6 +217,8 @@ def _start(
             console.print(f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {where}")
             if not verbose:
                 print(_tail(log), file=sys.stderr)
+            for problem in problems() if code == 1 else ():
+                print(f"missing: {problem}", file=sys.stderr)
             return code
         console.print(f"[green]finished[/green] {launch.label}: {_span(todo)} in {seconds:.0f} s")
     if not started:
@@ -217,6 +233,11 @@ def _launch(arguments: Sequence[str], config: Config, log: Path, verbose: bool) 
     log.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     env = {**os.environ, **environment(config)}
+    if shutil.which(arguments[0]) is None:
+        raise UsageError(
+            f"{arguments[0]} is not on PATH: pip install the project with its extras spark and gpu, or start gpl from "
+            "the environment that has them"
+        )
     with (
         log.open("w", encoding="utf-8") as sink,
         subprocess.Popen(
@@ -271,6 +292,8 @@ def _tail(log: Path, lines: int = 40) -> str:
 
 def _status(args: argparse.Namespace, config: Config) -> int:
     planner = Planner(config)
+    if "://" not in config.lakehouse.root and not Path(config.lakehouse.root).is_dir():
+        print(f"note: lakehouse.root {config.lakehouse.root} does not exist (yet)", file=sys.stderr)
     table = Table("run date", "step", "state", "why / versions")
     colours = {"done": "green", "stale": "yellow", "absent": "cyan", "blocked": "dim"}
     for run_date in _dates(args, config):

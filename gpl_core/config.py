@@ -6,13 +6,14 @@ overrides that pass the same checks. No secrets belong in it: engines take crede
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
 from datetime import date, timedelta
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -355,12 +356,15 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     if source in shipped_configs():
         text = (resources.files("gpl_core.conf") / f"{source}.yaml").read_text(encoding="utf-8")
     elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"config '{source}': not text in UTF-8 ({error.reason} at byte {error.start})") from None
     else:
         raise UsageError(f"config '{source}': no such file, nor a shipped one ({', '.join(shipped_configs())})")
     try:
         body = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date such as 2026-13-01
         raise UsageError(f"config '{source}': not valid YAML: {error}") from None
     if not isinstance(body, dict):
         raise UsageError(f"config '{source}': expected a mapping of sections, found {type(body).__name__}")
@@ -368,7 +372,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(body)
     except ValidationError as error:
-        problems += [_problem(e) for e in error.errors()]
+        problems += list(dict.fromkeys(_problem(e) for e in error.errors()))
     if problems:
         listing = "\n".join(f"  - {p}" for p in problems)
         raise UsageError(f"config '{source}': {len(problems)} problem(s):\n{listing}")
@@ -388,7 +392,7 @@ def _override(body: dict[str, Any], text: str) -> str | None:
         target = nested
     try:
         target[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         return f"--set {text}: the value is not valid YAML: {error}"
     return None
 
@@ -396,10 +400,21 @@ def _override(body: dict[str, Any], text: str) -> str | None:
 def _problem(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key; remove it or correct its spelling"
+        close = difflib.get_close_matches(str(error["loc"][-1]), _keys_at(error["loc"][:-1]), 1)
+        return f"{where}: unknown key; " + (f"did you mean {close[0]}?" if close else "remove it")
     if error["type"] == "missing":
         return f"{where}: required, but not given"
     return f"{where}: {error['msg']} (got {error['input']!r})"
+
+
+def _keys_at(loc: Sequence[Any]) -> list[str]:
+    """The keys that the section at `loc` knows, as they are written in YAML."""
+    model: Any = Config
+    for part in loc:
+        if isinstance(part, str):
+            model = model.model_fields[part].annotation
+        model = get_args(model)[0] if get_origin(model) is tuple else model
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def date_range(start: date, end: date) -> list[date]:

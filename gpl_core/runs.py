@@ -23,7 +23,7 @@ from gpl_core import __version__
 from gpl_core.artifacts import ArtifactStore, Manifest
 from gpl_core.config import Config, date_range, load_config
 from gpl_core.contracts import Contract, load_contract
-from gpl_core.errors import ConflictError, GplError, MissingInputError, UsageError, exit_code_of
+from gpl_core.errors import ConflictError, GplError, MissingInputError, UsageError, exit_code_of, told
 from gpl_core.lake import WHOLE, Commit, Lake, SliceMark, Snapshot
 from gpl_core.pipeline import Planner, Read, StepState, find_step
 
@@ -334,6 +334,7 @@ def setup_logging() -> None:
 
 def exit_with(error: BaseException) -> int:
     """Print what went wrong for people; returns the exit code."""
+    error = told(error)
     if isinstance(error, GplError):
         print(f"error: {error}", file=sys.stderr)
     else:
