@@ -231,7 +231,7 @@ def run_step(planner: Planner, name: str, run_date: date, args: StepArguments, b
     try:
         state = planner.state(step, run_date)
         if args.dry_run:
-            print_dry_run(name, run_date, state)
+            print_dry_run(planner, name, run_date, state)
             return "planned"
         if state.status == "blocked":
             raise MissingInputError(state.reason)
@@ -308,15 +308,26 @@ def record(
     print(json.dumps(line, default=str, sort_keys=True), flush=True)
 
 
-def print_dry_run(step: str, run_date: date, state: StepState) -> None:
-    """Say on stdout what the step would read and write."""
+def print_dry_run(planner: Planner, step: str, run_date: date, state: StepState) -> None:
+    """Say on stdout what the step would read, with rows and bytes in its scope by the tables' logs, and write.
+
+    A table that is looked up by key counts whole: how much of it is read depends on the rows.
+    """
     found = find_step(step)
+    inputs = {name: dict(entry) for name, entry in state.inputs.items()}
+    for read in found.reads:
+        snapshot = planner.snapshot(read.table) if read.table in inputs else None
+        if snapshot is not None:
+            files = planner.files(snapshot, read, run_date)
+            entry = inputs[read.table]
+            entry["rows"] = int(entry.get("rows", 0)) + Snapshot.rows(files)
+            entry["bytes"] = int(entry.get("bytes", 0)) + sum(f.size for f in files)
     body = {
         "step": step,
         "run_date": run_date.isoformat(),
         "state": state.status,
         "reason": state.reason,
-        "would_read": state.inputs,
+        "would_read": inputs,
         "would_write": [*found.writes, *found.also_writes],
         "would_publish": found.publishes,
     }
