@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import difflib
 import json
@@ -205,7 +206,7 @@ def print_result(result: Result, form: str, out: TextIO) -> None:
     if form == "csv":
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(result.columns)
-        writer.writerows(("" if v is None else v for v in row) for row in result.rows)
+        writer.writerows(("" if v is None else _plain(v) for v in row) for row in result.rows)
         return
     table = Table(*(escape(c) for c in result.columns))
     more = False
@@ -220,12 +221,17 @@ def print_result(result: Result, form: str, out: TextIO) -> None:
 
 
 def _plain(value: Any) -> Any:
+    """`value` as JSON and CSV hold it: bytes (pictures) in base64, a number that is none as null."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shown(value: Any) -> str:
     if value is None:
         return "–"
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -129,15 +129,17 @@ def test_words_inside_strings_names_and_comments_are_no_statement(sql):
     assert check_reads(sql) == "select"
 
 
-def test_sql_prints_json_csv_and_a_table(gpl):
-    sql = "SELECT user_id, pseudo_label * 0 AS zero, NULL AS nothing FROM pseudo_labels WHERE item_id = 'i2'"
+def test_sql_prints_json_csv_and_a_table(gpl, lake):
+    sql = "SELECT user_id, pseudo_label * 0 AS zero, NULL AS nothing, x'ff00' AS b FROM pseudo_labels "
+    sql += "WHERE item_id = 'i2'"
     code, out, error = gpl("sql", sql, "--json")
-    assert (code, json.loads(out)) == (0, {"user_id": "u1", "zero": 0.0, "nothing": None})
-    assert error == "read: pseudo_labels@0\n" or error == "read: pseudo_labels@1\n"
-    assert gpl("sql", sql, "--csv")[1] == "user_id,zero,nothing\nu1,0.0,\n"
+    assert (code, json.loads(out)) == (0, {"user_id": "u1", "zero": 0.0, "nothing": None, "b": "/wA="})
+    assert error == f"read: pseudo_labels@{lake.lake.open('pseudo_labels').version}\n"
+    assert gpl("sql", sql, "--csv")[1] == "user_id,zero,nothing,b\nu1,0.0,,/wA=\n"
     table = gpl("sql", sql)[1]
     assert "user_id" in table
     assert "u1" in table
+    assert "2 bytes" in table
 
 
 def test_sql_reads_the_version_that_it_is_told(gpl, tmp_path, capsys):
