@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from rich.table import Table
 
 from gpl_core.config import Config, date_range, load_config
 from gpl_core.errors import ContractError, GplError, UsageError, exit_code_of, told
+from gpl_core.hints import hints
 from gpl_core.lake import Lake
 from gpl_core.launch import (
     Launch,
@@ -208,7 +210,8 @@ def _start(
         started += 1
         log = folder / "logs" / run_id / f"{started:02d}-{launch.steps[0].name}.log"
         clock = time.monotonic()
-        code, lines = _launch(with_free_port(arguments), config, log, verbose)
+        with console.status(f"{launch.label} …") if console.is_terminal and not verbose else nullcontext():
+            code, lines = _launch(with_free_port(arguments), config, log, verbose)
         seconds = time.monotonic() - clock
         for line in lines:
             _progress(console, line)
@@ -217,8 +220,8 @@ def _start(
             console.print(f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {where}")
             if not verbose:
                 print(_tail(log), file=sys.stderr)
-            for problem in problems() if code == 1 else ():
-                print(f"missing: {problem}", file=sys.stderr)
+            for hint in (*hints(log), *(f"missing: {p}" for p in problems())) if code == 1 else ():
+                print(hint, file=sys.stderr)
             return code
         console.print(f"[green]finished[/green] {launch.label}: {_span(todo)} in {seconds:.0f} s")
     if not started:

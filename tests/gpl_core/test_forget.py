@@ -9,9 +9,11 @@ import pytest
 
 from gpl_core.cli import main
 from gpl_core.contracts import all_contracts
-from gpl_core.forget import holds
-from gpl_core.lake import Lake, Snapshot
-from tests.support import DAY, ONE, config_file, legal_rows, put, small_config
+from gpl_core.errors import ContractError
+from gpl_core.forget import forget, holds
+from gpl_core.lake import Lake, SliceMark, Snapshot
+from spark_jobs.manifests import build_manifest
+from tests.support import DAY, DIMS, ONE, config_file, data_table, legal_rows, put, small_config
 
 GONE, STAYS = "u-gone-1", "u-gone-10"  # one id begins with the other
 NAMING = [n for n, c in all_contracts().items() if holds(c, GONE) is not None]
@@ -95,9 +97,22 @@ def test_forgetting_removes_the_person_everywhere_and_nobody_else(lake, tmp_path
     assert "rows removed" not in capsys.readouterr().out
 
 
+def test_a_feed_slice_that_lost_rows_gets_no_manifest_of_its_old_sums(lake):
+    contract = all_contracts()["training_feed"]
+    partition = {"dt": DAY.isoformat()}
+    rows = [{**r, **named("training_feed", u)} for r, u in zip(legal_rows(contract, 2), (GONE, STAYS), strict=True)]
+    with lake.writer(contract, partition, dims=DIMS) as writer:
+        writer.write(data_table(contract, rows))
+    mark = SliceMark("training_feed", {DAY.isoformat(): "f"}, "r", {"rows": 2})
+    lake.commit(contract, writer.parts, mark=mark, mode="overwrite", partition=partition)
+    assert build_manifest(lake, DAY, contract)["rows"] == 2
+    list(forget(lake, GONE))
+    with pytest.raises(ContractError, match=r"has 1 rows, its commit \d+ promised 2.*run training_feed for 2026-01-03"):
+        build_manifest(lake, DAY, contract)
+
+
 def test_petastorm_reads_what_is_left(lake):
     pytest.importorskip("petastorm")
-    from gpl_core.forget import forget
     from gpu_workers.feed import read_batches
 
     list(forget(lake, GONE))

@@ -98,6 +98,25 @@ def test_a_launch_that_dies_names_what_the_machine_lacks(config, monkeypatch, ca
     assert "missing: a C++ compiler is needed" in error
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("java.lang.OutOfMemoryError: Java heap space", "--driver-memory"),
+        ("torch.OutOfMemoryError: CUDA out of memory.", "tokens_per_batch"),
+        ("RuntimeError: [Errno 98] Address already in use", "--master_port"),
+        ("OSError: [Errno 28] No space left on device", "a disk is full"),
+        ("java.lang.ClassNotFoundException: io.delta.sql.Delta", "--packages"),
+    ],
+)
+def test_what_only_a_library_saw_is_told_once_with_what_to_do(config, monkeypatch, capsys, words, hint):
+    child = f"import sys; print({words!r}, file=sys.stderr); sys.exit(1)"
+    monkeypatch.setattr(cli, "command", lambda *given, **named: [sys.executable, "-c", child])
+    assert main(["run", "--config", config, "--only", "samples"]) == 1
+    hints = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hint: ")]
+    assert len(hints) == 1
+    assert hint in hints[0]
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR])
 def test_a_step_on_a_read_only_lakehouse_says_which_path(number, capsys):
     error = OSError(number, os.strerror(number), "/lake/tables/items")

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from gpl_core.errors import ContractError, UsageError
+from gpl_core.forget import forget
 from gpl_core.lake import Lake
 from gpl_core.query import Query
 from gpl_core.views import all_views
@@ -37,6 +38,10 @@ def test_spark_gives_what_gpl_sql_gives(spark, tmp_path):
         assert rounded([r.asDict() for r in table.collect()]) == rounded(query.rows(f"SELECT * FROM {name}")), name
     described = spark.sql("DESCRIBE TABLE EXTENDED analysts.coverage").collect()
     assert [r["data_type"] for r in described if r["col_name"] == "Comment"] == [all_views()["coverage"].description]
+
+    list(forget(lake, "u1"))
+    left = spark.table("analysts.pseudo_labels").select("user_id").collect()
+    assert [r["user_id"] for r in left] == ["u2", "u2"]
 
     with pytest.raises(ContractError, match=r"analysts\.\w+ lies at .*choose another --database"):
         publish(spark, AnalystLake(tmp_path / "other").lake, "analysts")
