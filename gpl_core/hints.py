@@ -15,7 +15,7 @@ _HINTS = {
     "Address already in use": "a port is in use: give another one, launch.deepspeed: [--master_port, '29511']",
     "No space left on device": "a disk is full: free some of it, or move lakehouse.root, TMPDIR or spark.local.dir",
     "ClassNotFoundException: io.delta": _JARS,
-    "unresolved dependency: io.delta": "Maven could not be reached: name a folder's jars, launch.spark_submit: [--jars, …]",
+    "unresolved dependency: io.delta": "Maven could not be reached: name local jars, launch.spark_submit: [--jars, …]",
 }
 
 

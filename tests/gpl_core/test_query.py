@@ -192,6 +192,18 @@ def test_show_and_describe_tell_what_is_there(gpl):
     assert "Rows of unexposed_samples" in gpl("sql", "DESCRIBE coverage", "--csv")[1]
 
 
+def test_the_summary_tells_alarms_and_only_alarms(gpl, lake):
+    lake.put("monitors", [
+        {"monitor": m, "value": 0.3, "threshold": 0.2, "bound": "most", "status": s,
+         "reason": f"{m}: {s}", "run_id": ""}
+        for m, s in (("label_drift", "warn"), ("coverage", "ok"))
+    ])  # fmt: skip
+    code, out, _ = gpl("summary", "--run-date", DAY.isoformat())
+    assert code == 0
+    assert f"monitor, {DAY}: warn: label_drift: warn" in out
+    assert "coverage: ok" not in out
+
+
 # ---- gpl explain -----------------------------------------------------------------------------------------------
 
 
