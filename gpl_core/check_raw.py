@@ -48,7 +48,7 @@ class Finding:
 
 def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[Finding]:
     """Findings over all raw tables; at most `sample_rows` rows of each are looked at, on its first of `dates`."""
-    lake = Lake(config.lakehouse.root, config.lakehouse.tables)
+    lake = Lake(config.lakehouse.root, config.lakehouse.tables, config.lakehouse.columns)
     found: list[Finding] = []
     readable: set[str] = set()
     for name in TABLES:
@@ -63,7 +63,7 @@ def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[F
         if name in readable:
             found += _rows(query, lake, load_contract(name), dates, sample_rows, "raw_items" in readable)
     if "raw_impressions" in readable:
-        found += _rate(query, config, dates[0])
+        found += _rate(query, lake, config, dates[0])
     return found
 
 
@@ -87,18 +87,36 @@ def _table(lake: Lake, contract: Contract) -> Iterator[Finding]:
     except (DeltaError, OSError) as problem:
         yield error(f"the Delta table at {uri} cannot be opened: {str(problem).splitlines()[0]}")
         return
-    have = {f.name: _kind(f.type) for f in table.schema().fields}
+    have = _columns(lake, name)
     for column in contract.columns:
         if column.name not in have:
             if not column.nullable:
                 close = difflib.get_close_matches(column.name, have, 1, 0.5)
-                hint = f"; is it '{close[0]}'? rename it in a view or copy" if close else ""
+                hint = (
+                    f"; is it '{close[0]}'? then lakehouse.columns.{name}: {{{column.name}: {close[0]}}}"
+                    if close
+                    else ""
+                )
                 yield error(f"column '{column.name}' ({column.type}) is missing{hint}")
         elif wrong := _wrong_type(column, have[column.name]):
             yield error(wrong)
     if "dt" in contract.partition_by and "dt" in have and "dt" not in table.metadata().partition_columns:
         divided = ", ".join(table.metadata().partition_columns) or "nothing"
         yield error(f"partitioned by {divided}, expected dt: write it with partitionBy('dt')")
+
+
+def _columns(lake: Lake, name: str) -> dict[str, str]:
+    """Our name of each column -> Delta's word for its type."""
+    ours = {theirs: our for our, theirs in lake.columns.get(name, {}).items()}
+    return {ours.get(f.name, f.name): _kind(f.type) for f in DeltaTable(lake.uri(name)).schema().fields}
+
+
+def _source(lake: Lake, name: str) -> str:
+    """The table under our column names, as SQL."""
+    theirs = lake.columns.get(name, {})
+    ours = {v: k for k, v in theirs.items()}
+    names = [f.name for f in DeltaTable(lake.uri(name)).schema().fields if f.name in ours or f.name not in theirs]
+    return "(SELECT " + ", ".join(f'"{n}" AS "{ours.get(n, n)}"' for n in names) + f" FROM {name})"
 
 
 def _kind(kind: Any) -> str:
@@ -145,7 +163,7 @@ def _rows(
     query: Query, lake: Lake, contract: Contract, dates: Sequence[date], most: int, items: bool
 ) -> Iterator[Finding]:  # fmt: skip
     name = contract.name
-    have = {f.name: _kind(f.type) for f in DeltaTable(lake.uri(name)).schema().fields}
+    have = _columns(lake, name)
     where, day = "", None
     if "dt" in contract.partition_by:
         days = [d for d in dates if d in set(Snapshot(lake.uri(name), contract).slices())]
@@ -153,7 +171,7 @@ def _rows(
             return
         day = days[0]
         where = f" WHERE dt = DATE '{day}'"
-    sample = f"(SELECT * FROM {name}{where} LIMIT {most}) AS s"
+    sample = f"(SELECT * FROM {_source(lake, name)} AS r{where} LIMIT {most}) AS s"
     counts = {"rows": "count(*)"}
     for column in contract.columns:
         if column.name not in have or column.name == "dt":
@@ -196,9 +214,10 @@ def _rows(
                 "warning", name, f"{twice:,} keys ({', '.join(keys)}) occur more than once: one row of each is kept"
             )
         if items and name != "raw_items":
+            known = f"(SELECT DISTINCT item_id FROM {_source(lake, 'raw_items')} AS r) AS i"
             lost = query.rows(
-                f"SELECT count(*) AS n, min(s.item_id) AS example FROM {sample} LEFT JOIN "
-                "(SELECT DISTINCT item_id FROM raw_items) AS i ON i.item_id = s.item_id WHERE i.item_id IS NULL"
+                f"SELECT count(*) AS n, min(s.item_id) AS example FROM {sample} "
+                f"LEFT JOIN {known} ON i.item_id = s.item_id WHERE i.item_id IS NULL"
             )[0]
             if lost["n"]:
                 text = (
@@ -209,14 +228,15 @@ def _rows(
         yield Finding("error", name, f"rows cannot be read: {problem}")
 
 
-def _rate(query: Query, config: Config, day: date) -> Iterator[Finding]:
+def _rate(query: Query, lake: Lake, config: Config, day: date) -> Iterator[Finding]:
     """Whether the label rate can be had: the one setting that needs thought."""
     wanted = config.labels.calibrator
     if wanted.target_rate != "uniform" and wanted.kind == "quantile":
         return
     start = day - timedelta(days=wanted.window_days)
     rows = query.rows(
-        f"SELECT count(*) AS n FROM raw_impressions WHERE dt >= DATE '{start}' AND dt < DATE '{day}' AND is_random"
+        f"SELECT count(*) AS n FROM {_source(lake, 'raw_impressions')} AS r "
+        f"WHERE dt >= DATE '{start}' AND dt < DATE '{day}' AND is_random"
     )[0]["n"]
     if rows < wanted.min_rows:
         yield Finding(

@@ -347,7 +347,7 @@ def _sql(args: argparse.Namespace, config: Config) -> int:
         if not number.isdigit():
             raise UsageError(f"--version {text}: expected TABLE=N, for example training_feed=3")
         versions[table] = int(number)
-    query = Query(Lake(config.lakehouse.root, config.lakehouse.tables), versions)
+    query = Query(Lake(config.lakehouse.root, config.lakehouse.tables, config.lakehouse.columns), versions)
     print_result(query.run(args.statement), args.form or "table", sys.stdout)
     if query.versions:
         print("read: " + ", ".join(f"{t}@{v}" for t, v in sorted(query.versions.items())), file=sys.stderr)
@@ -384,7 +384,7 @@ def _check_raw(args: argparse.Namespace, config: Config) -> int:
 def _forget(args: argparse.Namespace, config: Config) -> int:
     from gpl_core.forget import forget_everywhere
 
-    lake = Lake(config.lakehouse.root, config.lakehouse.tables)
+    lake = Lake(config.lakehouse.root, config.lakehouse.tables, config.lakehouse.columns)
     return forget_everywhere(lake, args.user, dry_run=args.dry_run, vacuum_hours=args.vacuum_hours)
 
 

@@ -40,6 +40,9 @@ class Lakehouse(Section):
 
     root: str = Field(description="A local path or s3://bucket/prefix; holds tables/, artifacts/, reports/, work/")
     tables: dict[str, str] = Field(default={}, description="Locations of tables that live elsewhere, e.g. raw_items")
+    columns: dict[str, dict[str, str]] = Field(
+        default={}, description="Raw table -> our column -> the platform's name for it, where the two differ"
+    )
 
     @field_validator("tables")
     @classmethod
@@ -47,6 +50,20 @@ class Lakehouse(Section):
         if unknown := sorted(set(tables) - set(all_contracts())):
             raise ValueError(f"no such table: {', '.join(unknown)}; the tables are {', '.join(all_contracts())}")
         return tables
+
+    @field_validator("columns")
+    @classmethod
+    def _mapped(cls, columns: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        raw = {n: c for n, c in all_contracts().items() if c.owner == "platform"}
+        problems = [f"{t} is no raw table; these are {', '.join(raw)}" for t in columns if t not in raw]
+        for table in columns.keys() & raw.keys():
+            ours = [c for c in raw[table].column_names if c not in raw[table].partition_by]
+            problems += [f"{table}.{c}: no such column; {', '.join(ours)}" for c in columns[table] if c not in ours]
+            if len(set(columns[table].values())) < len(columns[table]):
+                problems.append(f"{table}: one column of the platform stands for two of ours")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return columns
 
     @model_validator(mode="after")
     def _absolute(self) -> Lakehouse:

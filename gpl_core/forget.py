@@ -101,8 +101,9 @@ def _count(snapshot: Snapshot, columns: list[str], mask: Mask) -> tuple[int, lis
         fs, path = filesystem(uri)
         with fs.open(path, "rb") as handle:
             reader = pq.ParquetFile(handle)
+            physical = [snapshot.columns.get(c, c) for c in columns]
             mine = sum(
-                pc.sum(mask(reader.read_row_group(g, columns=columns))).as_py() or 0
+                pc.sum(mask(reader.read_row_group(g, columns=physical).rename_columns(columns))).as_py() or 0
                 for g in range(reader.num_row_groups)
             )
         if mine:

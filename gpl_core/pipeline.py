@@ -97,7 +97,7 @@ STEPS: tuple[Step, ...] = (
         reads=(Read("raw_impressions", "slice"), Read("raw_candidates", "slice"),
                Read("raw_interactions", "slice", optional=True), Read("raw_items", "as_of", column="updated_at")),
         writes=("quarantine", "impressions", "candidates", "interactions"), also_writes=("items",),
-        sections=("ingest", "feed.passthrough"),
+        sections=("ingest", "feed.passthrough", "lakehouse.columns"),
         shaped_by={"impressions": ("raw_impressions", "raw_items"), "candidates": ("raw_candidates", "raw_items"),
                    "interactions": ("raw_interactions", "raw_impressions", "raw_items")},
     ),
@@ -257,7 +257,7 @@ class Planner:
 
     def __init__(self, config: Config):
         self.config = config
-        self.lake = Lake(config.lakehouse.root, config.lakehouse.tables)
+        self.lake = Lake(config.lakehouse.root, config.lakehouse.tables, config.lakehouse.columns)
         self.artifacts = ArtifactStore(config.lakehouse.root)
         self._snapshots: dict[str, Snapshot | None] = {}
         self._marks: dict[str, dict[str, list[tuple[int, str]]]] = {}

@@ -10,8 +10,10 @@ import pytest
 
 from gpl_core.cli import make_parser
 from gpl_core.config import Config, load_config
+from gpl_core.contracts import all_contracts
 from gpl_core.pipeline import STEPS
 from gpl_core.settings_page import settings_page
+from gpl_core.views import all_views
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -73,6 +75,17 @@ def test_scripts_and_settings_that_the_documents_name_exist(page):
             part = "lambda_" if part == "lambda" else part
             assert hasattr(value, part), f"{page.name}: no setting {key}"
             value = getattr(value, part)
+
+
+def test_grants_name_what_exists_and_give_analysts_no_view_of_single_users():
+    text = (ROOT / "docs" / "grants.sql").read_text(encoding="utf-8")
+    granted = re.findall(r"GRANT SELECT ON (TABLE|VIEW) gpl\.(\w+) TO `(\w+)`", text)
+    assert len(granted) == text.count("GRANT SELECT")
+    for kind, name, group in granted:
+        assert name in (all_views() if kind == "VIEW" else all_contracts()), name
+        columns = [c for c, _ in all_views()[name].columns] if kind == "VIEW" else all_contracts()[name].column_names
+        assert group != "analysts" or "user_id" not in columns, name
+    assert {n for kind, n, _ in granted if kind == "VIEW"} == set(all_views())
 
 
 def test_the_configuration_reference_is_up_to_date():

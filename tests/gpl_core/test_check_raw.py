@@ -13,6 +13,8 @@ from deltalake import write_deltalake
 from gpl_core.check_raw import check_raw
 from gpl_core.cli import main
 from gpl_core.contracts import load_contract
+from gpl_core.errors import UsageError
+from gpl_core.pipeline import Planner
 from tests.support import DAY, ONE, small_config
 
 NOON = datetime(DAY.year, DAY.month, DAY.day, 12, tzinfo=UTC)
@@ -80,7 +82,8 @@ def test_every_fault_of_every_table_is_named_at_once(config, tmp_path, capsys):
     assert main(["check-raw", "--config", str(tmp_path / "test.yaml")]) == 3
     said = capsys.readouterr().out
     for words in (
-        "error: raw_items: column 'updated_at' (timestamp) is missing; is it 'updated'?",
+        "error: raw_items: column 'updated_at' (timestamp) is missing; is it 'updated'? then "
+        "lakehouse.columns.raw_items: {updated_at: updated}",
         "error: raw_impressions: user_id is null in 1 of 3 rows",
         "error: raw_impressions: request_id is empty in 1 of 3 rows",
         "error: raw_impressions: clicked breaks clicked = 0 OR clicked = 1 in 1 of 3 rows",
@@ -91,6 +94,39 @@ def test_every_fault_of_every_table_is_named_at_once(config, tmp_path, capsys):
         "7 error(s), 1 warning(s)",
     ):
         assert words in said, words
+
+
+def test_a_platforms_own_column_names_are_mapped(tmp_path):
+    names = {
+        "raw_items": {"item_id": "sku", "title": "item_id"},
+        "raw_impressions": {"user_id": "Member", "clicked": "c"},
+    }
+    body = {"labels": {"calibrator": {"target_rate": 0.02}}, "lakehouse": {"columns": names}}
+    config = small_config(tmp_path, body)
+    for table in ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions"):
+        data = rows(table, {"clicked": 3}) if table == "raw_impressions" else rows(table)
+        write(config, table, data.rename_columns([names.get(table, {}).get(n, n) for n in data.column_names]))
+    assert texts(config) == [
+        "error: raw_impressions: clicked breaks clicked = 0 OR clicked = 1 in 1 of 3 rows looked at"
+    ]
+    snapshot = Planner(config).snapshot("raw_items")
+    assert snapshot.read(columns=["item_id", "title"]).to_pylist()[0] == {"item_id": "i0", "title": "t0"}
+    assert "updated_at" in snapshot.files[0].stats_min
+    assert {"item_id", "title"} <= set(snapshot.files[0].stats_min)
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"items": {"item_id": "x"}}, "items is no raw table"),
+        ({"raw_items": {"sku": "item_id"}}, "raw_items.sku: no such column"),
+        ({"raw_impressions": {"dt": "day"}}, "raw_impressions.dt: no such column"),
+        ({"raw_items": {"item_id": "x", "title": "x"}}, "stands for two of ours"),
+    ],
+)
+def test_a_mapping_that_means_nothing_is_refused(tmp_path, columns, told):
+    with pytest.raises(UsageError, match=told):
+        small_config(tmp_path, {"lakehouse": {"columns": columns}})
 
 
 def test_rows_that_do_not_belong_together_are_named(config):
