@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,8 +21,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from gpl_core.config import Config, date_range, load_config
-from gpl_core.contracts import data_dictionary
-from gpl_core.errors import GplError, UsageError, exit_code_of
+from gpl_core.errors import ContractError, GplError, UsageError, exit_code_of, told
+from gpl_core.hints import hints
+from gpl_core.lake import Lake
 from gpl_core.launch import (
     Launch,
     Source,
@@ -32,7 +35,11 @@ from gpl_core.launch import (
     with_free_port,
 )
 from gpl_core.pipeline import JUDGE, STEPS, Planner, find_step
-from gpl_core.runs import new_run_id
+from gpl_core.prerequisites import problems
+from gpl_core.runs import LOG_LEVELS, new_run_id
+from gpl_core.schedule import FORMATS, render
+from gpl_core.settings_page import settings_page
+from gpl_core.views import dictionary
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,8 +47,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog}: {message}\n{self.format_usage()}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (see `errors.py`)."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; wrong words raise UsageError."""
     parser = _Parser(prog="gpl", description="Generative Pseudo-Labeling for pre-ranking", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
@@ -72,23 +79,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub.add_argument("--only", action="append", default=[], metavar="STEP", help="only this step; repeatable")
         sub.add_argument("--isolated", action="store_true", help="a launch of its own for every Spark step")
         sub.add_argument("--force", action="store_true", help="run even what is done")
+        if name == "plan":
+            sub.add_argument(
+                "--format", dest="form", choices=FORMATS, default="shell", help="airflow: a file with a DAG"
+            )
         if name == "run":
             sub.add_argument("--verbose", action="store_true", help="show the steps' own output")
+            sub.add_argument("--log-level", choices=LOG_LEVELS, default="", help="of the steps' words, default info")
     add("status", "done, absent or stale per run date and step, by what the tables say", dates=True)
     add("judge", "simulation only: pre-ranker variants against the true click probabilities", dates=True)
     add("evaluate", "the pre-ranker with and without pseudo-labels on the day after, your own tables", dates=True)
     add("summary", "rows per table, coverage and evaluation of the run dates", dates=True)
-    sub = commands.add_parser("tables", help="print the data dictionary as Markdown")
+    sub = add("sql", "read-only SQL over tables and views, without Spark")
+    sub.add_argument("statement", help="SELECT …, EXPLAIN …, DESCRIBE name or SHOW TABLES")
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_const", dest="form", const="json", help="one JSON object per row")
+    form.add_argument("--csv", action="store_const", dest="form", const="csv")
+    sub.add_argument("--version", action="append", default=[], metavar="TABLE=N", help="read this version; repeatable")
+    sub = add("explain", "why a pair has its pseudo-label: anchor, factors, history, all computed again")
+    sub.add_argument("--user", required=True, metavar="USER_ID")
+    sub.add_argument("--item", required=True, metavar="ITEM_ID")
+    sub.add_argument("--run-date", required=True, type=_date)
+    sub.add_argument("--json", action="store_true")
+    sub = add("check-raw", "look at the raw tables before the first run: every problem at once", dates=True)
+    sub.add_argument("--sample-rows", type=int, default=100_000, help="rows looked at per table (default 100,000)")
+    sub = add("forget", "remove a person from every table of this project")
+    sub.add_argument("--user", required=True, metavar="USER_ID")
+    sub.add_argument("--dry-run", action="store_true", help="count only")
+    sub.add_argument("--vacuum-hours", type=int, metavar="N", help="also delete files of versions older than N hours")
+    commands.add_parser("settings", help="print the configuration reference as Markdown")
+    commands.add_parser("tables", help="print the data dictionary, views included, as Markdown")
 
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (see `errors.py`)."""
     try:
-        args = parser.parse_args(argv)
+        args = make_parser().parse_args(argv)
+        if args.command == "settings":
+            print(settings_page())
+            return 0
         if args.command == "tables":
-            print(data_dictionary())
+            print(dictionary())
             return 0
         config = load_config(args.config, args.overrides)
         return int(_COMMANDS[args.command](args, config))
-    except GplError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # the reader of our output (head, less) has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (GplError, OSError) as error:
+        if not isinstance(told(error), GplError):
+            raise
+        print(f"error: {told(error)}", file=sys.stderr)
         return exit_code_of(error)
 
 
@@ -122,16 +165,24 @@ def _source(args: argparse.Namespace) -> Source:
 
 def _plan(args: argparse.Namespace, config: Config) -> int:
     launches = plan(Planner(config), _dates(args, config), first=args.first, only=args.only, isolated=args.isolated)
-    for launch in launches:
-        print(f"# {launch.label}")
-        print(shell(command(launch, launch.dates, _source(args), config, force=args.force), environment(config)))
+    print(render(args.form, launches, _source(args), config, force=args.force))
     return 0
 
 
 def _run(args: argparse.Namespace, config: Config) -> int:
     dates = _dates(args, config)
     launches = plan(Planner(config), dates, first=args.first, only=args.only, isolated=args.isolated)
+    _warn_of_empty_dates(Planner(config), dates)
     return _start(launches, args, config, force=args.force, verbose=args.verbose)
+
+
+def _warn_of_empty_dates(planner: Planner, dates: Sequence[date]) -> None:
+    """A date without raw rows is a legal day without traffic, and more often a mistyped date."""
+    raw = planner.snapshot("raw_impressions")
+    have = raw.slices() if raw is not None else ()
+    if have and (lacking := [d for d in dates if d not in have]):
+        listed = ", ".join(map(str, lacking[:5])) + (" …" if len(lacking) > 5 else "")
+        print(f"warning: raw_impressions has no rows for {listed}; it has {have[0]} to {have[-1]}", file=sys.stderr)
 
 
 def _judge(args: argparse.Namespace, config: Config) -> int:
@@ -164,12 +215,15 @@ def _start(
             skipped += 1
             console.print(f"[dim]done already   {launch.label}: {_span(launch.dates)}[/dim]")
             continue
-        arguments = command(launch, todo, _source(args), config, run_id=run_id, force=force)
+        arguments = command(
+            launch, todo, _source(args), config, run_id=run_id, force=force, log_level=getattr(args, "log_level", "")
+        )
         console.print(f"[dim]$ {escape(shell(arguments, environment(config)))}[/dim]", soft_wrap=True)
         started += 1
         log = folder / "logs" / run_id / f"{started:02d}-{launch.steps[0].name}.log"
         clock = time.monotonic()
-        code, lines = _launch(with_free_port(arguments), config, log, verbose)
+        with console.status(f"{launch.label} …") if console.is_terminal and not verbose else nullcontext():
+            code, lines = _launch(with_free_port(arguments), config, log, verbose)
         seconds = time.monotonic() - clock
         for line in lines:
             _progress(console, line)
@@ -178,6 +232,8 @@ def _start(
             console.print(f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {where}")
             if not verbose:
                 print(_tail(log), file=sys.stderr)
+            for hint in (*hints(log), *(f"missing: {p}" for p in problems())) if code == 1 else ():
+                print(hint, file=sys.stderr)
             return code
         console.print(f"[green]finished[/green] {launch.label}: {_span(todo)} in {seconds:.0f} s")
     if not started:
@@ -192,6 +248,11 @@ def _launch(arguments: Sequence[str], config: Config, log: Path, verbose: bool) 
     log.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     env = {**os.environ, **environment(config)}
+    if shutil.which(arguments[0]) is None:
+        raise UsageError(
+            f"{arguments[0]} is not on PATH: pip install the project with its extras spark and gpu, or start gpl from "
+            "the environment that has them"
+        )
     with (
         log.open("w", encoding="utf-8") as sink,
         subprocess.Popen(
@@ -246,6 +307,8 @@ def _tail(log: Path, lines: int = 40) -> str:
 
 def _status(args: argparse.Namespace, config: Config) -> int:
     planner = Planner(config)
+    if "://" not in config.lakehouse.root and not Path(config.lakehouse.root).is_dir():
+        print(f"note: lakehouse.root {config.lakehouse.root} does not exist (yet)", file=sys.stderr)
     table = Table("run date", "step", "state", "why / versions")
     colours = {"done": "green", "stale": "yellow", "absent": "cyan", "blocked": "dim"}
     for run_date in _dates(args, config):
@@ -284,6 +347,59 @@ def _summary(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
+# ---- analysts --------------------------------------------------------------------------------------------------
+
+
+def _sql(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.query import Query, print_result
+
+    versions = {}
+    for text in args.version:
+        table, _, number = text.partition("=")
+        if not number.isdigit():
+            raise UsageError(f"--version {text}: expected TABLE=N, for example training_feed=3")
+        versions[table] = int(number)
+    query = Query(Lake(config.lakehouse.root, config.lakehouse.tables, config.lakehouse.columns), versions)
+    print_result(query.run(args.statement), args.form or "table", sys.stdout)
+    if query.versions:
+        print("read: " + ", ".join(f"{t}@{v}" for t, v in sorted(query.versions.items())), file=sys.stderr)
+    return 0
+
+
+def _explain(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.explain import explain, print_explanation
+
+    found = explain(config, args.user, args.item, args.run_date)
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print_explanation(found, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    return 0
+
+
+# ---- operators -------------------------------------------------------------------------------------------------
+
+
+def _check_raw(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.check_raw import check_raw
+
+    if args.sample_rows < 1:
+        raise UsageError(f"--sample-rows {args.sample_rows}: expected at least 1")
+    found = check_raw(config, _dates(args, config), args.sample_rows)
+    for finding in found:
+        print(f"{finding.level}: {finding.table}: {finding.text}")
+    errors = sum(f.level == "error" for f in found)
+    print(f"{errors} error(s), {len(found) - errors} warning(s)" if found else "the raw tables are fit to be ingested")
+    return ContractError.exit_code if errors else 0
+
+
+def _forget(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.forget import forget_everywhere
+
+    lake = Lake(config.lakehouse.root, config.lakehouse.tables, config.lakehouse.columns)
+    return forget_everywhere(lake, args.user, dry_run=args.dry_run, vacuum_hours=args.vacuum_hours)
+
+
 _COMMANDS = {
     "simulate": _simulate,
     "import-reviews": _import_reviews,
@@ -293,6 +409,10 @@ _COMMANDS = {
     "judge": _judge,
     "evaluate": _evaluate,
     "summary": _summary,
+    "sql": _sql,
+    "explain": _explain,
+    "check-raw": _check_raw,
+    "forget": _forget,
 }
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ overrides that pass the same checks. No secrets belong in it: engines take crede
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
 from datetime import date, timedelta
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -39,6 +40,9 @@ class Lakehouse(Section):
 
     root: str = Field(description="A local path or s3://bucket/prefix; holds tables/, artifacts/, reports/, work/")
     tables: dict[str, str] = Field(default={}, description="Locations of tables that live elsewhere, e.g. raw_items")
+    columns: dict[str, dict[str, str]] = Field(
+        default={}, description="Raw table -> our column -> the platform's name for it, where the two differ"
+    )
 
     @field_validator("tables")
     @classmethod
@@ -46,6 +50,20 @@ class Lakehouse(Section):
         if unknown := sorted(set(tables) - set(all_contracts())):
             raise ValueError(f"no such table: {', '.join(unknown)}; the tables are {', '.join(all_contracts())}")
         return tables
+
+    @field_validator("columns")
+    @classmethod
+    def _mapped(cls, columns: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        raw = {n: c for n, c in all_contracts().items() if c.owner == "platform"}
+        problems = [f"{t} is no raw table; these are {', '.join(raw)}" for t in columns if t not in raw]
+        for table in columns.keys() & raw.keys():
+            ours = [c for c in raw[table].column_names if c not in raw[table].partition_by]
+            problems += [f"{table}.{c}: no such column; {', '.join(ours)}" for c in columns[table] if c not in ours]
+            if len(set(columns[table].values())) < len(columns[table]):
+                problems.append(f"{table}: one column of the platform stands for two of ours")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return columns
 
     @model_validator(mode="after")
     def _absolute(self) -> Lakehouse:
@@ -65,7 +83,7 @@ class Run(Section):
     start_date: date = Field(description="First run date")
     end_date: date = Field(description="Last run date; the day after it is ingested too, for evaluation")
     history_start: date | None = Field(default=None, description="First date of history to ingest in one go")
-    seed: int = 0
+    seed: int = Field(default=0, description="Decides every hash and draw: samples, targets, initial weights")
 
     @model_validator(mode="after")
     def _ordered(self) -> Run:
@@ -97,17 +115,19 @@ class Ingest(Section):
 class EncoderPart(Section):
     """One encoder of the fusion."""
 
-    name: Literal["precomputed", "minilm", "hf_text", "hf_clip", "hog_color"]
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    name: Literal["precomputed", "minilm", "hf_text", "hf_clip", "hog_color"] = Field(description="Which encoder")
+    weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="Weight of its part in the unit vector")
     path: str = Field(default="", description="Local folder of the model, for hf_text and hf_clip")
-    options: dict[str, int | float | str] = {}
+    options: dict[str, int | float | str] = Field(default={}, description="Settings of this encoder alone")
 
 
 class Encoder(Section):
     """Frozen item encoders."""
 
-    parts: tuple[EncoderPart, ...] = Field(default=(EncoderPart(name="minilm"),), min_length=1)
-    batch_size: Positive = 64
+    parts: tuple[EncoderPart, ...] = Field(
+        default=(EncoderPart(name="minilm"),), min_length=1, description="Encoders whose vectors are joined"
+    )
+    batch_size: Positive = Field(default=64, description="Items encoded at a time")
 
 
 class TokenizerGates(Section):
@@ -116,24 +136,24 @@ class TokenizerGates(Section):
     min_perplexity_share: Share = Field(default=0.3, description="Smallest perplexity / min(C, N) of any level")
     max_dead_share: Share = Field(default=0.2, description="Largest share of unused codes of any level")
     max_collision_share: Share = Field(default=0.5, description="Items that share a SID before repair")
-    min_reconstruction_cosine: float = Field(default=0.5, ge=-1, le=1)
+    min_reconstruction_cosine: float = Field(default=0.5, ge=-1, le=1, description="Mean cosine of e(i) and decoded")
 
 
 class Tokenizer(Section):
     """Semantic IDs. METHOD: L = 3; C from the catalogue's size unless set."""
 
-    method: Literal["rqvae", "rq_kmeans"] = "rqvae"
+    method: Literal["rqvae", "rq_kmeans"] = Field(default="rqvae", description="Quantiser")
     levels: Positive = Field(default=3, description="L")
     codes: Annotated[int, Field(ge=2)] | None = Field(default=None, description="C; from the catalogue's size if unset")
-    epochs: Positive = 400
-    batch_size: Positive = 1024
-    learning_rate: float = Field(default=2e-3, gt=0)
-    hidden: Positive = 512
-    latent: Positive = 32
+    epochs: Positive = Field(default=400, description="Passes over all items")
+    batch_size: Positive = Field(default=1024, description="Items per step")
+    learning_rate: float = Field(default=2e-3, gt=0, description="Peak of the one-cycle schedule")
+    hidden: Positive = Field(default=512, description="Width of the hidden layer")
+    latent: Positive = Field(default=32, description="Width of what is quantised")
     warmup_epochs: int = Field(default=20, ge=0, description="Epochs of plain autoencoder before the k-means start")
-    commitment: float = Field(default=0.25, ge=0)
+    commitment: float = Field(default=0.25, ge=0, description="Weight of the commitment loss")
     relational: float = Field(default=0.3, ge=0, description="Weight of the loss that keeps neighbours neighbours")
-    ema_decay: float = Field(default=0.95, gt=0, lt=1)
+    ema_decay: float = Field(default=0.95, gt=0, lt=1, description="Decay of the codebooks' moving averages")
     refresh_days: Positive = Field(default=7, description="A tokeniser older than this is trained anew")
     gates: TokenizerGates = TokenizerGates()
 
@@ -174,11 +194,11 @@ class Sequences(Section):
 class TinyModel(Section):
     """A small Qwen2-architecture model made from its configuration, for development without a checkpoint."""
 
-    hidden_size: Positive = 128
-    intermediate_size: Positive = 256
-    layers: Positive = 2
-    heads: Positive = 4
-    kv_heads: Positive = 2
+    hidden_size: Positive = Field(default=128, description="Width of the model")
+    intermediate_size: Positive = Field(default=256, description="Width of the feed-forward part")
+    layers: Positive = Field(default=2, description="Transformer layers")
+    heads: Positive = Field(default=4, description="Attention heads")
+    kv_heads: Positive = Field(default=2, description="Key and value heads")
 
 
 class Interest(Section):
@@ -186,17 +206,17 @@ class Interest(Section):
 
     base_model: str = Field(default="", description="Local folder of a Qwen2 checkpoint; empty: make `tiny`")
     tiny: TinyModel = TinyModel()
-    lora_rank: Positive = 64
-    lora_alpha: Positive = 128
-    lora_dropout: Share = 0.0
-    epochs: Positive = 8
-    learning_rate: float = Field(default=2e-3, gt=0)
-    warmup_share: Share = 0.05
+    lora_rank: Positive = Field(default=64, description="Rank of the adapter")
+    lora_alpha: Positive = Field(default=128, description="Scale of the adapter, divided by its rank")
+    lora_dropout: Share = Field(default=0.0, description="Dropout in the adapter")
+    epochs: Positive = Field(default=8, description="Passes over the users, at most")
+    learning_rate: float = Field(default=2e-3, gt=0, description="Peak learning rate")
+    warmup_share: Share = Field(default=0.05, description="Share of the steps that warm up")
     tokens_per_batch: Positive = Field(default=4096, description="Token budget of a packed batch")
     keep_target_share: Share = Field(default=0.85, description="Share of targets that down-sampling keeps")
     valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
-    patience: Positive = 3
-    init: Literal["codebook", "mean"] = "codebook"
+    patience: Positive = Field(default=3, description="Epochs without a better held-out loss before it stops")
+    init: Literal["codebook", "mean"] = Field(default="codebook", description="Where new token rows start from")
     prompt: str = Field(default="", description="Text before the sequence")
     content: bool = Field(default=True, description="Add the items' content vectors at the model's input")
     walks: float = Field(default=1.0, ge=0, description="Synthetic walks between alike items per real user; 0: none")
@@ -214,11 +234,13 @@ class Anchors(Section):
 class Calibrator(Section):
     """Similarity to click probability."""
 
-    kind: Literal["quantile", "platt", "isotonic", "logistic"] = "quantile"
+    kind: Literal["quantile", "platt", "isotonic", "logistic"] = Field(default="quantile", description="See the method")
     target_rate: float | Literal["uniform"] = Field(
         default="uniform", description="Mean label of unexposed pairs; 'uniform': from the uniformly exposed slice"
     )
-    family: Literal["logit_normal", "beta"] = "logit_normal"
+    family: Literal["logit_normal", "beta"] = Field(
+        default="logit_normal", description="Distribution of quantile labels"
+    )
     spread: float = Field(default=1.0, gt=0, description="sigma of the logit-normal, or 1/concentration of the beta")
     window_days: Positive = Field(default=14, description="Days before the run date that fitting looks at")
     min_rows: Positive = Field(default=1000, description="Uniformly exposed rows that fitting needs")
@@ -268,29 +290,51 @@ class Labels(Section):
 class Feed(Section):
     """The pre-ranker's training feed."""
 
-    rows_per_file: Positive = 500_000
+    rows_per_file: Positive = Field(default=500_000, description="About so many rows per file, all files alike")
     passthrough: dict[str, Literal["int", "long", "float", "double", "string", "boolean"]] = Field(
         default={}, description="Extra columns of raw_impressions and raw_candidates that reach the feed"
     )
+
+
+MonitorName = Literal["label_drift", "coverage", "quarantine_share", "anchors_per_user", "calibration_error"]
+
+
+class Monitors(Section):
+    """What `training_feed` checks of a run date before it publishes the slice; results: table monitors."""
+
+    label_drift: float = Field(default=0.2, gt=0, description="At most: stability index of labels to the day before")
+    coverage: Share = Field(default=0.5, description="At least: share of unexposed rows that have a label")
+    quarantine_share: Share = Field(default=0.02, description="At most: share of raw rows that ingest refused")
+    anchors_per_user: float = Field(default=2.0, ge=0, description="At least: mean anchors; one is always coherent")
+    calibration_error: Share = Field(default=0.05, description="At most: expected error on uniformly exposed pairs")
+    least_impressions: Positive = Field(default=1000, description="Impressions that calibration_error needs")
+    fail: tuple[MonitorName, ...] = Field(default=(), description="Out of bounds, these refuse the feed (exit 3)")
+    ignore: tuple[MonitorName, ...] = Field(default=(), description="These are not measured; all others warn")
+
+    @model_validator(mode="after")
+    def _apart(self) -> Monitors:
+        if both := sorted(set(self.fail) & set(self.ignore)):
+            raise ValueError(f"{', '.join(both)} stand under both fail and ignore")
+        return self
 
 
 class Prerank(Section):
     """The reference pre-ranker."""
 
     train_days: Positive = Field(default=1, description="Feed slices up to the run date that it trains on")
-    dimension: Positive = 32
-    hidden: Positive = 64
-    user_buckets: Positive = 20_000
-    item_buckets: Positive = 20_000
-    batch_size: Positive = 512
+    dimension: Positive = Field(default=32, description="Width of both towers' vectors")
+    hidden: Positive = Field(default=64, description="Width of the hidden layers")
+    user_buckets: Positive = Field(default=20_000, description="Rows of the hashed user table")
+    item_buckets: Positive = Field(default=20_000, description="Rows of the hashed item table")
+    batch_size: Positive = Field(default=512, description="Rows per step, exposed and unexposed mixed")
     steps: Positive = Field(default=400, description="Optimiser steps, the same for every variant")
-    learning_rate: float = Field(default=3e-3, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    learning_rate: float = Field(default=3e-3, gt=0, description="AdamW's learning rate")
+    weight_decay: float = Field(default=1e-4, ge=0, description="AdamW's weight decay")
     lambda_: float = Field(default=2.0, ge=0, alias="lambda", description="Weight of the pseudo-label loss")
     lambda_sweep: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         default=(), description="Other lambdas trained and judged beside it, as variants gpl@VALUE; to choose by"
     )
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Each variant trains once per seed")
     propensity: str = Field(
         default="",
         description="A float column of feed.passthrough: the logged probability that a pair was shown; adds snips_auc",
@@ -315,6 +359,7 @@ class Config(Section):
     anchors: Anchors = Anchors()
     labels: Labels = Labels()
     feed: Feed = Feed()
+    monitors: Monitors = Monitors()
     prerank: Prerank = Prerank()
 
     @model_validator(mode="after")
@@ -367,12 +412,15 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     if source in shipped_configs():
         text = (resources.files("gpl_core.conf") / f"{source}.yaml").read_text(encoding="utf-8")
     elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"config '{source}': not text in UTF-8 ({error.reason} at byte {error.start})") from None
     else:
         raise UsageError(f"config '{source}': no such file, nor a shipped one ({', '.join(shipped_configs())})")
     try:
         body = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date such as 2026-13-01
         raise UsageError(f"config '{source}': not valid YAML: {error}") from None
     if not isinstance(body, dict):
         raise UsageError(f"config '{source}': expected a mapping of sections, found {type(body).__name__}")
@@ -380,7 +428,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(body)
     except ValidationError as error:
-        problems += [_problem(e) for e in error.errors()]
+        problems += list(dict.fromkeys(_problem(e) for e in error.errors()))
     if problems:
         listing = "\n".join(f"  - {p}" for p in problems)
         raise UsageError(f"config '{source}': {len(problems)} problem(s):\n{listing}")
@@ -400,7 +448,7 @@ def _override(body: dict[str, Any], text: str) -> str | None:
         target = nested
     try:
         target[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         return f"--set {text}: the value is not valid YAML: {error}"
     return None
 
@@ -408,10 +456,21 @@ def _override(body: dict[str, Any], text: str) -> str | None:
 def _problem(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key; remove it or correct its spelling"
+        close = difflib.get_close_matches(str(error["loc"][-1]), _keys_at(error["loc"][:-1]), 1)
+        return f"{where}: unknown key; " + (f"did you mean {close[0]}?" if close else "remove it")
     if error["type"] == "missing":
         return f"{where}: required, but not given"
     return f"{where}: {error['msg']} (got {error['input']!r})"
+
+
+def _keys_at(loc: Sequence[Any]) -> list[str]:
+    """The keys that the section at `loc` knows, as they are written in YAML."""
+    model: Any = Config
+    for part in loc:
+        if isinstance(part, str):
+            model = model.model_fields[part].annotation
+        model = get_args(model)[0] if get_origin(model) is tuple else model
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def date_range(start: date, end: date) -> list[date]:

@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class GplError(Exception):
     """Root of every error that this project raises on purpose; `exit_code` is what its process exits with."""
@@ -52,6 +54,19 @@ class MissingInputError(GplError):
     exit_code = 4
 
 
+_UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+
+
+def told(error: BaseException) -> BaseException:
+    """`error`, or the UsageError that it stands for when it says that a place may not be used."""
+    if isinstance(error, OSError) and error.errno in _UNUSABLE and not isinstance(error, GplError):
+        return UsageError(
+            f"{error.filename}: {error.strerror}; correct lakehouse.root (or the path given), or its owner and mode"
+        )
+    return error
+
+
 def exit_code_of(error: BaseException) -> int:
     """The process exit code for `error`: its own for a GplError, else 1."""
+    error = told(error)
     return error.exit_code if isinstance(error, GplError) else 1

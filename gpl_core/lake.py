@@ -75,9 +75,17 @@ class DataFile:
 
 
 class Snapshot:
-    """One version of one table, pinned: everything read through it belongs to that version."""
+    """One version of one table, pinned: everything read through it belongs to that version.
 
-    def __init__(self, uri: str, contract: Contract, version: int | None = None):
+    Attributes:
+        columns: our column -> the name it has in the (platform's) table, where the two differ.
+    """
+
+    def __init__(
+        self, uri: str, contract: Contract, version: int | None = None, columns: Mapping[str, str] | None = None
+    ):  # fmt: skip
+        self.columns = dict(columns or {})
+        self._ours = {theirs: ours for ours, theirs in self.columns.items()}
         try:
             self._table = DeltaTable(uri, version=version)
         except TableNotFoundError:
@@ -109,7 +117,7 @@ class Snapshot:
                 f"table {self.contract.name}: was written under contract version {found}, this code reads version "
                 f"{self.contract.version}; run `gpl migrate` or use the matching release"
             )
-        names = {f.name: f for f in self._table.schema().fields}
+        names = [self._ours.get(f.name, f.name) for f in self._table.schema().fields]
         missing = [c.name for c in self.contract.columns if c.name not in names and not c.nullable]
         if missing:
             raise ContractError(
@@ -140,7 +148,8 @@ class Snapshot:
         found = []
         for row in rows:
             partition = {k.removeprefix("partition."): str(v) for k, v in row.items() if k.startswith("partition.")}
-            minima = {k.removeprefix("min."): v for k, v in row.items() if k.startswith("min.") and v is not None}
+            found_minima = {k.removeprefix("min."): v for k, v in row.items() if k.startswith("min.") and v is not None}
+            minima = {self._ours.get(k, k): v for k, v in found_minima.items()}
             records = row["num_records"] if row["num_records"] is not None else -1
             found.append(DataFile(row["path"], partition, records, row["size_bytes"], minima))
         return tuple(sorted(found, key=lambda f: f.path))
@@ -230,7 +239,8 @@ class Snapshot:
         parts = []
         for f, uri in zip(files, self.uris(files), strict=True):
             with fsspec.open(uri, "rb") as handle:
-                part = pq.ParquetFile(handle).read(columns=in_file)
+                part = pq.ParquetFile(handle).read(columns=[self.columns.get(c, c) for c in in_file])
+            part = part.rename_columns([self._ours.get(c, c) for c in part.column_names])
             arrays = [_column_of(part, f, schema.field(n)) for n in schema.names]
             parts.append(pa.table(arrays, schema=schema))
         return pa.concat_tables(parts) if parts else schema.empty_table()
@@ -253,11 +263,18 @@ def _earlier(value: Any, time: datetime) -> bool:
 
 
 class Lake:
-    """All tables under one root; `overrides` maps a table to a location of its own (the platform's raw tables)."""
+    """All tables under one root.
 
-    def __init__(self, root: str, overrides: Mapping[str, str] | None = None):
+    `overrides` maps a table to a location of its own, `columns` to the platform's names of its columns (raw tables).
+    """
+
+    def __init__(
+        self, root: str, overrides: Mapping[str, str] | None = None,
+        columns: Mapping[str, Mapping[str, str]] | None = None,
+    ):  # fmt: skip
         self.root = root.rstrip("/")
         self.overrides = dict(overrides or {})
+        self.columns = {table: dict(names) for table, names in (columns or {}).items()}
 
     def uri(self, table: str) -> str:
         """Location of `table`."""
@@ -278,7 +295,7 @@ class Lake:
             MissingInputError: no such table.
             ContractError: it was made under another contract.
         """
-        snapshot = Snapshot(self.uri(table), contract or load_contract(table), version)
+        snapshot = Snapshot(self.uri(table), contract or load_contract(table), version, self.columns.get(table))
         snapshot.check_contract()
         return snapshot
 

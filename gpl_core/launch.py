@@ -108,8 +108,9 @@ def pending(planner: Planner, launch: Launch, force: bool = False) -> tuple[date
 
 
 def command(
-    launch: Launch, dates: Sequence[date], source: Source, config: Config, *, run_id: str = "", force: bool = False
-) -> list[str]:
+    launch: Launch, dates: Sequence[date], source: Source, config: Config, *, run_id: str = "", force: bool = False,
+    log_level: str = "",
+) -> list[str]:  # fmt: skip
     """The launcher command of `launch` for `dates`, as an argument list."""
     arguments = source.arguments()
     if len(dates) == 1:
@@ -118,6 +119,7 @@ def command(
         arguments += ["--start-date", dates[0].isoformat(), "--end-date", dates[-1].isoformat()]
     arguments += ["--run-id", run_id] if run_id else []
     arguments += ["--force"] if force else []
+    arguments += ["--log-level", log_level] if log_level else []
     if launch.bulk_through is not None and dates[0] <= launch.bulk_through:
         arguments += ["--bulk-through", launch.bulk_through.isoformat()]
     if launch.steps[0].launcher == "spark":

@@ -83,8 +83,10 @@ FITTED_ON_CLICKS = ("labels.calibrator.kind", ("platt", "isotonic", "logistic"))
 COUNTS = ("labels.calibrator.kind", ("logistic",))
 # Why an unexposed pair has no label: looked up, never a reason to build the feed again.
 FOR_REASONS = ("user_sequences", "score_requests", "worker_rejects")
+# Thresholds are judged when the feed is built; what they look at is no reason to build it again.
+FOR_MONITORS = ("quarantine", "impressions", "candidates", "interactions")
 FOR_REPORT = (
-    "impressions", "candidates", "interactions", "exposed_samples", "unexposed_samples", "user_sequences",
+    "monitors", "impressions", "candidates", "interactions", "exposed_samples", "unexposed_samples", "user_sequences",
     "anchor_requests", "interest_anchors", "score_requests", "pair_scores", "item_stats", "item_sids", "items",
     "job_runs",
 )  # fmt: skip
@@ -95,7 +97,7 @@ STEPS: tuple[Step, ...] = (
         reads=(Read("raw_impressions", "slice"), Read("raw_candidates", "slice"),
                Read("raw_interactions", "slice", optional=True), Read("raw_items", "as_of", column="updated_at")),
         writes=("quarantine", "impressions", "candidates", "interactions"), also_writes=("items",),
-        sections=("ingest", "feed.passthrough"),
+        sections=("ingest", "feed.passthrough", "lakehouse.columns"),
         shaped_by={"impressions": ("raw_impressions", "raw_items"), "candidates": ("raw_candidates", "raw_items"),
                    "interactions": ("raw_interactions", "raw_impressions", "raw_items")},
     ),
@@ -178,8 +180,8 @@ STEPS: tuple[Step, ...] = (
     Step(
         "training_feed", "spark",
         reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"), Read("pseudo_labels", "slice"),
-               Read("item_sids", "lookup"), *(Read(t, "lookup", optional=True) for t in FOR_REASONS)),
-        uses=("tokenizer",), writes=("training_feed",), sections=("feed",),
+               Read("item_sids", "lookup"), *(Read(t, "lookup", optional=True) for t in (*FOR_REASONS, *FOR_MONITORS))),
+        uses=("tokenizer",), writes=("training_feed",), also_writes=("monitors",), sections=("feed",),
     ),
     Step(
         "train_preranker", "deepspeed",
@@ -256,7 +258,7 @@ class Planner:
 
     def __init__(self, config: Config):
         self.config = config
-        self.lake = Lake(config.lakehouse.root, config.lakehouse.tables)
+        self.lake = Lake(config.lakehouse.root, config.lakehouse.tables, config.lakehouse.columns)
         self.artifacts = ArtifactStore(config.lakehouse.root)
         self._snapshots: dict[str, Snapshot | None] = {}
         self._marks: dict[str, dict[str, list[tuple[int, str]]]] = {}

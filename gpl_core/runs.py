@@ -23,12 +23,13 @@ from gpl_core import __version__
 from gpl_core.artifacts import ArtifactStore, Manifest
 from gpl_core.config import Config, date_range, load_config
 from gpl_core.contracts import Contract, load_contract
-from gpl_core.errors import ConflictError, GplError, MissingInputError, UsageError, exit_code_of
+from gpl_core.errors import ConflictError, GplError, MissingInputError, UsageError, exit_code_of, told
 from gpl_core.lake import WHOLE, Commit, Lake, SliceMark, Snapshot
 from gpl_core.pipeline import Planner, Read, StepState, find_step
 
 log = logging.getLogger("gpl")
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
 _RECORD_TRIES = 20
 
 
@@ -68,6 +69,7 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
     parser.add_argument("--run-id", default="", help="identity of this run; made when not given")
     parser.add_argument("--dry-run", action="store_true", help="print what would be read and written")
     parser.add_argument("--force", action="store_true", help="run even where the tables say done")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="of the words on stderr")
     parser.add_argument(
         "--bulk-through",
         type=_date,
@@ -90,6 +92,7 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
         dates = date_range(args.start_date, args.end_date)
     else:
         parser.error("--run-date, or --start-date and --end-date, is required: steps never assume today")
+    logging.getLogger().setLevel(args.log_level.upper())
     steps = tuple(find_step(s.strip()).name for s in args.steps.split(",")) if several else ()
     return StepArguments(
         config, tuple(dates), args.run_id or new_run_id(), args.dry_run, args.force, args.bulk_through, steps
@@ -228,7 +231,7 @@ def run_step(planner: Planner, name: str, run_date: date, args: StepArguments, b
     try:
         state = planner.state(step, run_date)
         if args.dry_run:
-            print_dry_run(name, run_date, state)
+            print_dry_run(planner, name, run_date, state)
             return "planned"
         if state.status == "blocked":
             raise MissingInputError(state.reason)
@@ -305,15 +308,26 @@ def record(
     print(json.dumps(line, default=str, sort_keys=True), flush=True)
 
 
-def print_dry_run(step: str, run_date: date, state: StepState) -> None:
-    """Say on stdout what the step would read and write."""
+def print_dry_run(planner: Planner, step: str, run_date: date, state: StepState) -> None:
+    """Say on stdout what the step would read, with rows and bytes in its scope by the tables' logs, and write.
+
+    A table that is looked up by key counts whole: how much of it is read depends on the rows.
+    """
     found = find_step(step)
+    inputs = {name: dict(entry) for name, entry in state.inputs.items()}
+    for read in found.reads:
+        snapshot = planner.snapshot(read.table) if read.table in inputs else None
+        if snapshot is not None:
+            files = planner.files(snapshot, read, run_date)
+            entry = inputs[read.table]
+            entry["rows"] = int(entry.get("rows", 0)) + Snapshot.rows(files)
+            entry["bytes"] = int(entry.get("bytes", 0)) + sum(f.size for f in files)
     body = {
         "step": step,
         "run_date": run_date.isoformat(),
         "state": state.status,
         "reason": state.reason,
-        "would_read": state.inputs,
+        "would_read": inputs,
         "would_write": [*found.writes, *found.also_writes],
         "would_publish": found.publishes,
     }
@@ -331,6 +345,7 @@ def setup_logging() -> None:
 
 def exit_with(error: BaseException) -> int:
     """Print what went wrong for people; returns the exit code."""
+    error = told(error)
     if isinstance(error, GplError):
         print(f"error: {error}", file=sys.stderr)
     else:

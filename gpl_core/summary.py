@@ -65,7 +65,7 @@ def _rows_table(planner: Planner, dates: Sequence[date]) -> Table:
 
 
 def coverage(planner: Planner, dates: Sequence[date]) -> list[str]:
-    """One line each: quarantined rows, users with anchors, share of unexposed pairs labelled."""
+    """One line each: quarantined rows, users with anchors, share of unexposed pairs labelled, alarms of monitors."""
     lines = [f"quarantined rows: {_slice_rows(planner, 'quarantine', dates) or 0:,} distinct"]
     for day in dates:
         found = _details(planner, "score_requests", day)
@@ -78,6 +78,12 @@ def coverage(planner: Planner, dates: Sequence[date]) -> list[str]:
     if unexposed and exposed is not None and feed is not None:
         labelled = feed - exposed
         lines.append(f"unexposed pairs labelled: {labelled:,} of {unexposed:,} ({labelled / unexposed:.1%})")
+    monitors = planner.snapshot("monitors")
+    for day in dates:
+        if monitors is None:
+            break
+        rows = monitors.read(monitors.select(start=day, end=day), ["status", "reason"]).to_pylist()
+        lines += [f"monitor, {day}: {r['status']}: {r['reason']}" for r in rows if r["status"] in ("warn", "fail")]
     return lines
 
 

@@ -54,7 +54,13 @@ def base_checkpoint(config: Config) -> Path:
     The small one lies in a folder named by its settings; made aside and renamed, so that ranks and runs may race.
     """
     if config.interest.base_model:
-        return Path(config.interest.base_model)
+        folder = Path(config.interest.base_model)
+        if not (folder / "config.json").is_file():
+            raise MissingInputError(
+                f"interest.base_model: {folder} is no model folder on this machine (no config.json); give the local "
+                "folder of a Qwen2 checkpoint, or leave it empty to make a small model from interest.tiny"
+            )
+        return folder
     tiny = config.interest.tiny
     settings = TinySettings(
         hidden=tiny.hidden_size,

@@ -194,7 +194,7 @@ def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, 
         state = _agreed_state(planner, name, run_date, ranks)
         if args.dry_run:
             if ranks.is_main:
-                print_dry_run(name, run_date, state)
+                print_dry_run(planner, name, run_date, state)
             return
         if state.status == "blocked":
             with ranks.together():

@@ -10,10 +10,9 @@ from pyspark.sql import functions as F
 
 from gpl_core.artifacts import ArtifactStore, Manifest
 from gpl_core.errors import LineageError
-from gpl_core.labels.calibration import Calibrator, ReliabilityBin, sql_expression
+from gpl_core.labels.calibration import CALIBRATOR_FILE, Calibrator, ReliabilityBin, sql_expression
 from gpl_core.labels.fitting import reliability_table
 
-CALIBRATOR_FILE = "calibrator.json"
 LABEL_CELLS = 1000
 """Cells of the label axis that reliability is counted in before equal groups are formed."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from gpl_core.contracts import Contract
 from gpl_core.errors import ContractError, MissingInputError
-from gpl_core.lake import Lake
+from gpl_core.lake import Lake, Snapshot
 from spark_jobs.whole_files import read_text, write_whole
 
 TABLE = "training_feed"
@@ -77,6 +77,7 @@ def build_manifest(lake: Lake, run_date: date, contract: Contract) -> dict[str, 
 
     Raises:
         MissingInputError: the slice has not been written.
+        ContractError: rows left the slice since, so that the sums in its commit are those of before.
     """
     snapshot = lake.open(TABLE, contract=contract)
     found = snapshot.mark(run_date.isoformat(), TABLE)
@@ -84,6 +85,12 @@ def build_manifest(lake: Lake, run_date: date, contract: Contract) -> dict[str, 
         raise MissingInputError(f"table {TABLE}: no slice dt={run_date}; run the step training_feed for {run_date}")
     version, mark = found
     files = snapshot.select(start=run_date, end=run_date)
+    rows = Snapshot.rows(files)
+    if rows != mark.details.get("rows", rows):
+        raise ContractError(
+            f"table {TABLE}: slice dt={run_date} has {rows} rows, its commit {version} promised "
+            f"{mark.details['rows']}: it was changed since (gpl forget?); run training_feed for {run_date}"
+        )
     return {
         "table": TABLE,
         "location": snapshot.uri,

@@ -40,8 +40,6 @@ FUNNEL = (
     ("pseudo_labels", "distinct pairs labelled, all sources"),
     ("training_feed", "rows of the training feed"),
 )
-DRIFT = 0.2
-"""Population stability index of the labels above which a warning is printed (a customary bound)."""
 
 
 RUNS = 20
@@ -57,7 +55,6 @@ class Page:
         self.day = step.run_date
         self.warnings: list[str] = []
         self.manifest = self._manifest(self.day)
-        self.before = self._manifest(self.day - timedelta(days=1))
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -96,10 +93,6 @@ class Page:
             text.append(
                 f"{self.manifest['labelled']:,} of {unexposed:,} unexposed rows have a pseudo-label ({share:.1%})."
             )
-            earlier = self.before.get("labelled", 0) + sum(self.before.get("left_out", {}).values())
-            if earlier and share < 0.8 * self.before["labelled"] / earlier:
-                was = self.before["labelled"] / earlier
-                self.warnings.append(f"Only {share:.1%} of unexposed rows are labelled, {was:.1%} the day before.")
         else:
             text.append("There are no unexposed rows on this date: the feed holds exposed pairs only.")
         reasons = Table(("left out of the feed because of", "rows"), sorted(left_out.items(), key=lambda r: -r[1]))
@@ -154,16 +147,14 @@ class Page:
             [Plot(Markup(s), c) for s, c in zip(svg, captions, strict=True)],
         )  # fmt: skip
 
-    def drift(self, before: data.Distributions, found: data.Distributions) -> None:
-        """Warn when the labels' distribution moved since the day before."""
-        earlier, now = (d.histograms.get(("unexposed", "pseudo_label")) for d in (before, found))
-        if earlier is None or now is None:
-            return
-        index = data.stability_index(earlier, now)
-        if index > DRIFT:
-            self.warnings.append(
-                f"Labels moved since the day before: population stability index {index:.2f} (> {DRIFT})."
-            )
+    def monitors(self) -> Section:
+        columns = ("monitor", "status", "value", "threshold", "reason")
+        # A handful of rows, one per monitor.
+        found = self.slice("monitors").select(*columns).orderBy("monitor").collect()
+        self.warnings += [r["reason"] for r in found if r["status"] in ("warn", "fail")]
+        if not found:
+            return Section("Monitors", ["No monitor looked at this date."])
+        return Section("Monitors", [], [Table(columns, [list(r) for r in found])])
 
     def calibration(self) -> Section:
         found = data.calibrations(self.slice("pseudo_labels"), self.slice("impressions"))
@@ -386,13 +377,10 @@ def build(step: SparkStep) -> str:
     page = Page(step)
     context = step.context
     calibrator = load_calibrator(context.artifacts, context.artifact("calibrator"))
-    yesterday = step.run_date - timedelta(days=1)
-    by_date = data.distributions(step.read_dates("pseudo_labels", yesterday, step.run_date))
-    found, before = (by_date.get(d, data.Distributions({}, {}, {}, {})) for d in (step.run_date, yesterday))
-    page.drift(before, found)
+    found = data.distributions(step.read_slice("pseudo_labels"))
     sections = [
-        page.funnel(), page.quarantine(), page.labels(calibrator, found), page.calibration(), page.channels(),
-        *page.sids(), page.popularity(), page.evaluations(), page.versions(), page.runs(),
+        page.monitors(), page.funnel(), page.quarantine(), page.labels(calibrator, found), page.calibration(),
+        page.channels(), *page.sids(), page.popularity(), page.evaluations(), page.versions(), page.runs(),
     ]  # fmt: skip
     made_up = provenance(context.lake)
     banners = [f"Every figure here is {made_up.split(' ')[0]}: the raw tables say '{made_up}'."] if made_up else []

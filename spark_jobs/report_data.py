@@ -49,8 +49,8 @@ def _cell(column: str, cells: int) -> Column:
     return F.least(F.greatest(place, F.lit(0)), F.lit(cells - 1)).cast("int")
 
 
-def distributions(labels: DataFrame) -> dict[date, Distributions]:
-    """Histograms, heat maps and means of pseudo_labels by dt, in one pass."""
+def distributions(labels: DataFrame) -> Distributions:
+    """Histograms, heat maps and means of one date's pseudo_labels, in one pass."""
     marks = [F.struct(F.lit(c).alias("name"), _cell(c, CELLS).alias("cell"), F.col(c).alias("value")) for c in AXES]
     marks += [
         F.struct(
@@ -61,15 +61,11 @@ def distributions(labels: DataFrame) -> dict[date, Distributions]:
         for x, y in HEATS
     ]
     found = (
-        labels.select("dt", "source", F.explode(F.array(*marks)).alias("m"))
-        .groupBy("dt", "source", "m.name", "m.cell")
+        labels.select("source", F.explode(F.array(*marks)).alias("m"))
+        .groupBy("source", "m.name", "m.cell")
         .agg(F.count(F.lit(1)).alias("rows"), F.sum("m.value").alias("total"))
         .collect()
     )
-    return {day: _distributions([r for r in found if r["dt"] == day]) for day in {r["dt"] for r in found}}
-
-
-def _distributions(found: Sequence[Any]) -> Distributions:
     histograms: dict[tuple[str, str], np.ndarray] = {}
     heats = {pair: np.zeros((HEAT_CELLS, HEAT_CELLS)) for pair in HEATS}
     totals: dict[tuple[str, str], float] = {}
@@ -84,13 +80,6 @@ def _distributions(found: Sequence[Any]) -> Distributions:
         totals[key] = totals.get(key, 0.0) + row["total"]
     rows = {source: int(h.sum()) for (source, name), h in histograms.items() if name == "pseudo_label"}
     return Distributions(histograms, heats, rows, {k: v / rows[k[0]] for k, v in totals.items()})
-
-
-def stability_index(before: np.ndarray, after: np.ndarray) -> float:
-    """Population stability index of two histograms of equal cells, merged in tens; each gets half a row per group."""
-    groups = [np.add.reduceat(h, np.arange(0, len(h), 5)) + 0.5 for h in (before, after)]
-    p, q = (g / g.sum() for g in groups)
-    return float(((p - q) * np.log(p / q)).sum())
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,10 @@ p, figcaption { max-width: 46rem; } .soft, figcaption, th { color: var(--soft); 
 .scroll { overflow-x: auto; } figure { margin: .5rem 0; } svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 500; } td.n, th.n { text-align: right; } td { overflow-wrap: anywhere; }
+th { font-weight: 500; } td.n, th.n { text-align: right; }
+th, td.n, td:first-child { white-space: nowrap; } td { overflow-wrap: break-word; max-width: 32rem; }
+figcaption { position: sticky; left: 0; }
+@media (max-width: 40rem) { svg { max-width: none; } }
 </style></head><body>
 <h1>{{ title }}</h1>
 {% for text in banners %}<div class="banner">{{ text }}</div>

@@ -107,9 +107,15 @@ class SparkStep:
         return self._checked(self.read_unchecked(table), contract or load_contract(table))
 
     def read_unchecked(self, table: str) -> DataFrame:
-        """The whole input table at its pinned version as it is: for platform tables, whose rows ingest checks."""
+        """The whole input table at its pinned version, its columns under our names: ingest checks platform rows."""
         snapshot = self.context.snapshot(table)
-        return self.read_version(table, snapshot.version)
+        frame = self.read_version(table, snapshot.version)
+        if not snapshot.columns:
+            return frame
+        # A column of the platform's that has our name but stands for something else gives way.
+        ours = {theirs: our for our, theirs in snapshot.columns.items()}
+        kept = [c for c in frame.columns if c in ours or c not in snapshot.columns]
+        return frame.select(*[F.col(f"`{c}`").alias(ours.get(c, c)) for c in kept])
 
     def read_version(self, table: str, version: int) -> DataFrame:
         """`table` at `version`, unchecked: for what this step has just written itself."""

@@ -20,6 +20,7 @@ from gpl_core.lake import Snapshot
 from spark_jobs.calibrators import require_one_version
 from spark_jobs.columns import micros, passthrough_of, sids_in_force, with_passthrough
 from spark_jobs.manifests import check_compatible, ensure_manifest, schema_hash, schema_of
+from spark_jobs.monitors import watch
 from spark_jobs.session import SparkStep, job_main
 
 PAIR = ["user_id", "item_index"]
@@ -243,6 +244,7 @@ def run(step: SparkStep) -> None:
     snapshots = [context.snapshot(t) for t in ("exposed_samples", "unexposed_samples")]
     context.counts.rows_in = sum(Snapshot.rows(s.select(start=day, end=day)) for s in snapshots)
     check_facts(facts, step, sid_version, context.counts.rows_in)
+    watch(step, facts.labelled, facts.left_out)
 
     rows = exposed_rows(exposed, config).unionByName(unexposed_rows(found, config))
     sids = sids_in_force(step.read("item_sids"), sid_version)

@@ -17,6 +17,7 @@ import pytest
 from gpl_core.config import shipped_configs
 from gpl_core.contracts import all_contracts
 from gpl_core.pipeline import JUDGE, STEPS
+from gpl_core.views import all_views
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("gpl_core", "spark_jobs", "gpu_workers", "schemas")
@@ -59,6 +60,7 @@ def test_the_wheel_holds_every_module_contract_and_configuration(wheel, tree):
     sources = {p.relative_to(tree).as_posix() for n in PACKAGES for p in (tree / n).rglob("*.py")}
     assert sources <= held, f"missing: {sorted(sources - held)}"
     assert {f"schemas/{name}.yaml" for name in all_contracts()} <= held
+    assert {f"schemas/views/{name}.sql" for name in all_views()} <= held
     assert {f"gpl_core/conf/{name}.yaml" for name in shipped_configs()} <= held
     assert {step.script for step in (*STEPS, JUDGE)} <= held
     assert not [n for n in held if n.startswith(("tests", "build", "lakehouse"))]

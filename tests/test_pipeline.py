@@ -250,6 +250,24 @@ def test_evaluate_starts_nothing_anew_and_says_what_it_judged_on(house: House) -
         assert word in output, word
 
 
+def test_analysts_ask_without_spark_what_the_graph_has_made(house: House) -> None:
+    manifest = json.loads((Path(house.config.lakehouse.root) / "manifests/training_feed/2026-01-04.json").read_text())
+    code, output = house.gpl("sql", f"SELECT outcome, unexposed_rows FROM coverage WHERE dt = DATE '{LAST}'", "--json")
+    assert code == 0, output
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    told = {"labelled": manifest["labelled"], **{k.replace(" ", "_"): v for k, v in manifest["left_out"].items()}}
+    assert {r["outcome"]: r["unexposed_rows"] for r in rows} == told
+    assert len(house.rows("monitors", LAST, "monitor")) == 5
+
+    pairs = house.rows("pseudo_labels", LAST, "user_id", "item_id", "source", "pseudo_label").to_pylist()
+    for pair in pairs[:: max(1, len(pairs) // 3)]:
+        given = ["--user", pair["user_id"], "--item", pair["item_id"], "--run-date", LAST.isoformat(), "--json"]
+        code, output = house.gpl("explain", *given)
+        assert code == 0, output
+        label = json.loads(output)["recomputed"]["pseudo_label"]
+        assert label["computed"] == pytest.approx(label["stored"], abs=1e-9)
+
+
 def test_late_candidates_make_that_date_stale_and_no_other_and_it_is_rebuilt(house: House) -> None:
     planner = Planner(house.config)
     raw = planner.lake.open("raw_candidates")

@@ -39,6 +39,8 @@ GRID_CELLS = 1024
 
 GRID_KINDS = ("quantile", "isotonic")
 KINDS = (*GRID_KINDS, "platt", "logistic")
+CALIBRATOR_FILE = "calibrator.json"
+"""The one file of a calibrator's bundle."""
 
 SCORES = ("similarity", "history_similarity", "prefix_log_prob")
 """Features that pair_scores holds as they are."""

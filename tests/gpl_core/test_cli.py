@@ -17,8 +17,8 @@ import pytest
 
 from gpl_core import cli
 from gpl_core.cli import main
-from gpl_core.contracts import data_dictionary
 from gpl_core.pipeline import STEPS, Planner
+from gpl_core.views import dictionary
 from tests.gpl_core.toy import Toy
 from tests.support import DAY, ONE, config_file, put, small_config
 
@@ -91,7 +91,7 @@ def test_the_command_line_imports_neither_torch_nor_spark():
 
 def test_tables_prints_the_data_dictionary(capsys):
     assert main(["tables"]) == 0
-    assert capsys.readouterr().out == data_dictionary() + "\n"
+    assert capsys.readouterr().out == dictionary() + "\n"
 
 
 # ---- plan ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpl_core.errors import ContractError, GateError, MissingInputError, UsageError
-from gpl_core.lake import SliceMark
+from gpl_core.lake import SliceMark, Snapshot
 from gpl_core.pipeline import Planner, StepState
 from gpl_core.runs import (
     Counts,
@@ -196,7 +196,10 @@ def test_a_dry_run_writes_nothing_and_says_what_it_would(ready, tmp_path, capsys
     assert tree(tmp_path) == before
     said = json.loads(capsys.readouterr().out)
     assert said["state"] == "absent"
+    items = Planner(ready).lake.open("items")
     assert said["would_read"]["items"]["version"] == 1
+    assert said["would_read"]["items"]["rows"] == Snapshot.rows(items.files) > 0
+    assert said["would_read"]["items"]["bytes"] == sum(f.size for f in items.files)
     assert said["would_write"] == ["item_embeddings", "worker_rejects"]
 
 

@@ -6,6 +6,7 @@ import json
 
 import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 from gpl_core.errors import ContractError, MissingInputError, QuarantineError
 from spark_jobs import ingest
@@ -78,6 +79,24 @@ def test_clean_tables(ingested):
     assert lake.rows("quarantine") == []
     counts = lake.context.counts
     assert (counts.rows_in, counts.rows_quarantined, counts.rows_dropped) == (9, 0, 1)
+
+
+def test_a_platforms_own_column_names_are_mapped(lake, tmp_path, spark):
+    """In the other house an item's id is called sku, its title item_id, and a click c."""
+    other = TinyLake(
+        tmp_path / "other", spark,
+        "lakehouse.columns={raw_items: {item_id: sku, title: item_id}, raw_impressions: {clicked: c}}",
+    )  # fmt: skip
+    names = {"raw_items": {"item_id": "sku", "title": "item_id"}, "raw_impressions": {"clicked": "c"}}
+    for table in ("raw_items", "raw_impressions", "raw_candidates"):
+        snapshot = lake.lake.open(table)
+        rows = snapshot.read()
+        theirs = rows.rename_columns([names.get(table, {}).get(c, c) for c in rows.column_names])
+        write_deltalake(other.lake.uri(table), theirs, partition_by=list(snapshot.contract.partition_by) or None)
+    lake.run("ingest", ingest.run)
+    other.run("ingest", ingest.run)
+    for table in ("items", "impressions", "candidates"):
+        assert other.rows(table) == lake.rows(table)
 
 
 def test_second_run_does_nothing_and_a_forced_one_gives_the_same_rows(ingested):

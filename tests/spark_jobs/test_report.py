@@ -12,10 +12,11 @@ from gpl_core.pipeline import Planner, find_step
 from spark_jobs import pseudo_labels, report, report_data, training_feed
 from spark_jobs.manifests import manifest_path
 from tests.spark_jobs.label_lake import FeedLake, score
-from tests.spark_jobs.tiny_lake import D, day
+from tests.spark_jobs.tiny_lake import D
 
 pytestmark = pytest.mark.spark
 EVIL = "<script>alert('x')</script>"
+EVIL_TEXT = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
 
 
 @pytest.fixture
@@ -63,25 +64,33 @@ def cells(text: str) -> list[list[str]]:
 
 def test_report_tells_what_the_tables_hold(lake):
     fill(lake)
-    lake.table("pseudo_labels", _labels(lake, 0.9, 400), dt=day(-1).isoformat())
     lake.run("pseudo_labels", pseudo_labels.run)
     lake.run("training_feed", training_feed.run)
     (lake.root / manifest_path(lake.lake, D)).unlink()
     issued = {"sid_version": lake.tokenizer, "issued": 40, "reissued": 1, "drift": {"residual": 1.7, "perplexity": 0.9}}
     mark = SliceMark("assign_sids", {"*": "x"}, "r", {**issued, "warning": EVIL})
     lake.lake.commit(load_contract("item_sids"), [], mark=mark, mode="append")
+    lake.table("monitors", [
+        {"monitor": m, "value": v, "threshold": t, "bound": "most", "status": s, "reason": r, "run_id": "r"}
+        for m, v, t, s, r in (("label_drift", 0.3, 0.2, "warn", "label_drift 0.3 is above 0.2: look"),
+                              ("coverage", 0.9, 0.5, "ok", EVIL))
+    ], dt=D.isoformat())  # fmt: skip
     assert lake.run("report", report.run) == "done"
     assert (lake.root / manifest_path(lake.lake, D)).exists()
 
     text, rows = text_of(lake), cells(text_of(lake))
-    escaped = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
+    escaped = EVIL_TEXT
     assert Planner(lake.config()).state(find_step("report"), D).status == "done"
     assert lake.run("report", report.run) == "noop"
     assert "<script" not in text
     assert "Every figure here is semi-synthetic" in text
-    assert "Labels moved since the day before" in text
-    assert len(lake.context.counts.details["warnings"]) == 2
     assert [lake.tokenizer, "40", "1", "1.7", "0.9", escaped] in [r[1:] for r in rows]
+    warnings = lake.context.counts.details["warnings"]
+    assert len(warnings) == 2
+    assert "label_drift 0.3 is above 0.2: look" in warnings
+    assert any(EVIL in w for w in warnings)
+    assert text.count("label_drift 0.3 is above 0.2: look") == 2
+    assert ["coverage", "ok", "0.9", "0.5", EVIL_TEXT] in rows
     assert "2 of 3 unexposed rows have a pseudo-label (66.7%)" in text
     assert ["unexposed_samples", "sampled unexposed pairs", "3", "–"] in rows
     assert ["other", "1"] in rows
@@ -145,14 +154,3 @@ def test_buckets_and_codes_are_few_however_many_items(spark):
         assert bucket.items == len(inside)
         assert len(bucket.titles) == min(4, len(inside))
         assert set(bucket.titles) <= {"x" * 80, "(no title)"}
-
-
-def _labels(lake: FeedLake, label: float, count: int) -> list[dict]:
-    return [
-        {"user_id": f"v{n}", "item_id": "i1", "item_index": 1, "source": "unexposed", "similarity": 0.5,
-         "history_similarity": 0.5,
-         "prefix_log_prob": -1.0, "anchor_rank": 0, "coherence": 0.25, "consistency": 0.5, "llm_confidence": 0.75,
-         "pseudo_label": label, "raw_weight": 0.5, "weight": 1.0, "calibrator_version": "c",
-         "model_version": lake.model, "sid_version": lake.tokenizer}
-        for n in range(count)
-    ]  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,7 +13,7 @@ from markupsafe import Markup
 
 from spark_jobs import report_plots
 from spark_jobs.report import compare
-from spark_jobs.report_data import Calibration, WeightBin, stability_index, weight_bins, weight_sentence
+from spark_jobs.report_data import Calibration, WeightBin, weight_bins, weight_sentence
 from spark_jobs.report_page import Plot, Section, Table, figure, render
 
 
@@ -60,6 +62,36 @@ def test_page_is_well_formed_and_asks_for_nothing():
     assert checker.open == []
 
 
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium to run this")
+@pytest.mark.parametrize("width", [420, 1280])
+def test_a_browser_shows_titles_as_text_says_nothing_and_asks_for_nothing(tmp_path, width):
+    evil = "<script>document.title = 'taken'; fetch('http://127.0.0.1:9/x')</script><img src=http://127.0.0.1:9/y>"
+    plots = [
+        report_plots.histograms("one", evil, [(evil, np.arange(50.0), (0.0, 1.0))] * 3),
+        report_plots.heat_maps("two", "t", [("x", "y", np.eye(4), (0, 1, 0, 1))]),
+    ]
+    table = Table(("a", "b"), [(evil, 1), ("w" * 400, 12_345)])
+    text = page(
+        title="Day", banners=[evil], sections=[Section(evil, [evil], [table], [Plot(Markup(p), evil) for p in plots])]
+    )
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    log = tmp_path / "net.json"
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+         "--disable-component-update", "--enable-logging=stderr", f"--log-net-log={log}", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", (tmp_path / "page.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "<title>Day</title>" in done.stdout
+    assert "&lt;script&gt;document.title" in done.stdout
+    assert "<script" not in done.stdout
+    assert "CONSOLE" not in done.stderr
+    assert "127.0.0.1:9" not in log.read_text(encoding="utf-8", errors="replace")
+
+
 def test_figures():
     assert [figure(v) for v in (None, 1234567, 0.123456, 123456.7, "a", True, 0)] == [
         "–", "1,234,567", "0.1235", "123,457", "a", "True", "0",
@@ -79,17 +111,6 @@ def test_plots_follow_the_page_and_repeat_byte_for_byte():
     other = report_plots.histograms("two", "title", [("x", np.arange(50.0), (0.0, 1.0))])
     ids = [set(re.findall(r' id="(m?p?[0-9a-f]{9,})"', t)) for t in (text, other)]
     assert not ids[0] & ids[1]
-
-
-def test_stability_index():
-    flat, left = np.full(50, 20.0), np.concatenate([np.full(25, 40.0), np.zeros(25)])
-    assert stability_index(flat, flat) == 0.0
-    assert stability_index(flat, left) > 0.2
-    # by hand: of ten groups the first holds all 4 rows before, the last all after; each group gets half a row more
-    before, after = np.zeros(50), np.zeros(50)
-    before[0], after[49] = 4, 4
-    p, q = 4.5 / 9, 0.5 / 9
-    assert stability_index(before, after) == pytest.approx(2 * (p - q) * np.log(p / q))
 
 
 def test_weight_bins_keep_every_row():

@@ -1,0 +1,124 @@
+"""Monitors: each planted fault raises its own alarm, warns or refuses as configured, and leaves its reason."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from gpl_core.config import Monitors
+from gpl_core.errors import GateError
+from gpl_core.pipeline import Planner, find_step
+from spark_jobs import training_feed
+from spark_jobs.monitors import Measured, judge, stability_index
+from tests.spark_jobs.label_lake import FeedLake
+from tests.spark_jobs.tiny_lake import D, day
+
+GOOD = Measured(label_drift=0.01, quarantine_share=0.001, anchors_per_user=18.0, calibration_error=0.01,
+                uniform_impressions=5000)  # fmt: skip
+
+
+def statuses(found: Measured, labelled: int = 90, left_out: int = 10, **settings) -> dict[str, str]:
+    verdicts = judge(found, labelled, {"no anchors": left_out}, Monitors(**settings))
+    return {v.monitor: v.status for v in verdicts}
+
+
+def test_a_good_day_is_all_right():
+    assert set(statuses(GOOD).values()) == {"ok"}
+    assert set(statuses(GOOD, fail=["coverage", "label_drift"]).values()) == {"ok"}
+
+
+@pytest.mark.parametrize("action", ["warn", "fail"])
+@pytest.mark.parametrize(
+    ("monitor", "fault", "rows"),
+    [
+        ("label_drift", {"label_drift": 0.21}, (90, 10)),
+        ("coverage", {}, (49, 51)),
+        ("quarantine_share", {"quarantine_share": 0.03}, (90, 10)),
+        ("anchors_per_user", {"anchors_per_user": 1.5}, (90, 10)),
+        ("calibration_error", {"calibration_error": 0.06}, (90, 10)),
+    ],
+)
+def test_a_fault_alarms_its_own_monitor_and_no_other(monitor, fault, rows, action):
+    found = statuses(Measured(**{**GOOD.__dict__, **fault}), *rows, fail=[monitor] if action == "fail" else [])
+    assert found.pop(monitor) == action
+    assert set(found.values()) == {"ok"}
+
+
+def test_what_cannot_be_measured_is_absent_and_never_an_alarm():
+    everything = ["label_drift", "coverage", "quarantine_share", "anchors_per_user", "calibration_error"]
+    assert set(statuses(Measured(), 0, 0, fail=everything).values()) == {"absent"}
+    few = Measured(calibration_error=0.9, uniform_impressions=999)
+    (verdict,) = [v for v in judge(few, 1, {}, Monitors()) if v.monitor == "calibration_error"]
+    assert (verdict.status, verdict.value) == ("absent", None)
+    assert "at least 1,000" in verdict.reason
+
+
+def test_an_ignored_monitor_gives_no_row():
+    assert "coverage" not in statuses(GOOD, ignore=["coverage"])
+
+
+def test_stability_index_by_hand():
+    same = {"a": 10.0, "b": 30.0}
+    assert stability_index(same, same) == 0.0
+    # all 4 rows in one cell before, in the other after; each cell gets half a row more
+    p, q = 4.5 / 5, 0.5 / 5
+    assert stability_index({"a": 4.0}, {"b": 4.0}) == pytest.approx(2 * (p - q) * math.log(p / q))
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory, spark) -> FeedLake:
+    """Every fault at once: labels moved, 1 of 3 rows labelled, a row in ten refused, one anchor, labels far off.
+
+    u1 was shown i1 (label .9, no click) and i2 (label .1, clicked), uniformly.
+    """
+    made = FeedLake(tmp_path_factory.mktemp("monitors"), spark, "monitors.ignore=[]", "monitors.least_impressions=2")
+    made.exposed(("r1", "u1", 0, 1))
+    made.unexposed(("r1", "u1", 3), ("r1", "u1", 4), ("r1", "u1", 5))
+    made.shown(("u1", 1, 0), ("u1", 2, 1), *[("u2", n, 0, False) for n in range(7)])
+    made.labels(("u1", 3, 0.5, 1.0), ("u1", 1, 0.9, 1.0, "uniform"), ("u1", 2, 0.1, 1.0, "uniform"))
+    made.table("pseudo_labels", [
+        {"user_id": f"v{n}", "item_id": "i1", "item_index": 1, "source": "unexposed", "similarity": 0.5,
+         "history_similarity": 0.5, "anchor_rank": 0, "coherence": 0.25, "consistency": 0.5, "llm_confidence": 0.75,
+         "pseudo_label": 0.01, "raw_weight": 0.5, "weight": 1.0, "calibrator_version": "c",
+         "model_version": made.model, "sid_version": made.tokenizer}
+        for n in range(9)
+    ], dt=day(-1).isoformat())  # fmt: skip
+    made.sids((0, 0, (1, 1, 1), 0))
+    made.table("quarantine", [
+        {"source_table": "raw_impressions", "row_hash": "a", "row_json": "{}", "occurrences": 1, "run_id": "r",
+         "failed_checks": []}
+    ], dt=D.isoformat())  # fmt: skip
+    made.table("score_requests", [
+        {"user_id": "u1", "source": "unexposed", "block": 0, "anchor_sids": [1, 1, 1, -1, -1, -1],
+         "log_prob": [-1.0, -100.0], "history": [1, -1, -1, -1], "candidates": [3, 4, 5],
+         "model_version": made.model, "sid_version": made.tokenizer}
+    ], dt=D.isoformat())  # fmt: skip
+    return made
+
+
+@pytest.mark.spark
+def test_a_monitor_that_may_refuse_keeps_the_feed_back_and_says_why(lake, capsys):
+    with pytest.raises(GateError, match=r"not published, 1 monitor\(s\) refuse: anchors_per_user 1 is below 2"):
+        lake.run("training_feed", training_feed.run, D, "monitors.fail=[anchors_per_user]")
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (row["status"], row["error_class"]) == ("failed", "GateError")
+    assert row["details"]["monitors"]["anchors_per_user"]["status"] == "fail"
+    assert not lake.lake.exists("training_feed")
+    assert ("anchors_per_user", "fail") in lake.rows("monitors", "monitor", "status", dt=D)
+    assert Planner(lake.config()).state(find_step("training_feed"), D).status == "absent"
+
+
+@pytest.mark.spark
+def test_planted_faults_are_measured_written_and_warned_of(lake):
+    assert lake.run("training_feed", training_feed.run) == "done"
+    found = {r[0]: r[1:] for r in lake.rows("monitors", "monitor", "status", "value", dt=D)}
+    assert {k: v[0] for k, v in found.items()} == dict.fromkeys(found, "warn")
+    assert found["quarantine_share"][1] == pytest.approx(0.1)
+    assert found["coverage"][1] == pytest.approx(1 / 3)
+    assert found["anchors_per_user"][1] == 1.0
+    assert found["calibration_error"][1] == pytest.approx(0.9)
+    assert found["label_drift"][1] == pytest.approx(stability_index({"of 0.01": 9}, {"of 0.5": 1}))
+    assert len(lake.context.counts.details["warnings"]) == 5
+    assert lake.context.counts.details["monitors"]["coverage"]["status"] == "warn"
