@@ -77,13 +77,12 @@ class Column:
         """The CHECK expression of this column, empty when there is nothing to check."""
         literal = (lambda v: f"'{v}'") if self.type == "string" else str
         if self.allowed:
-            return " OR ".join(f"{self.name} = {literal(v)}" for v in self.allowed)
-        bounds = []
-        if self.low is not None:
-            bounds.append(f"{self.name} >= {self.low}")
-        if self.high is not None:
-            bounds.append(f"{self.name} <= {self.high}")
-        return " AND ".join(bounds)
+            check = " OR ".join(f"{self.name} = {literal(v)}" for v in self.allowed)
+        else:
+            bounds = [(">=", self.low), ("<=", self.high)]
+            check = " AND ".join(f"{self.name} {sign} {bound}" for sign, bound in bounds if bound is not None)
+        # To Delta a CHECK that is null is violated.
+        return f"{self.name} IS NULL OR ({check})" if check and self.nullable else check
 
 
 @dataclass(frozen=True)
