@@ -19,7 +19,7 @@ from rich.table import Table
 from gpl_core.artifacts import Manifest
 from gpl_core.config import Config
 from gpl_core.errors import ContractError, MissingInputError
-from gpl_core.labels.calibration import CALIBRATOR_FILE, COUNT_COLUMNS, Calibrator, apply
+from gpl_core.labels.calibration import CALIBRATOR_FILE, COUNT_COLUMNS, SCORES, Calibrator, apply
 from gpl_core.labels.confidence import Exponents, combined_weight
 from gpl_core.pipeline import Planner, start_of
 from gpl_core.query import Query, quoted
@@ -108,7 +108,8 @@ def _versions(planner: Planner, day: date) -> dict[str, int]:
 def _pair(query: Query, user: str, item: str, day: date) -> Row:
     wanted = (
         "user_id", "item_index", "source", "similarity", "history_similarity", "coherence", "consistency",
-        "llm_confidence", "pseudo_label", "raw_weight", "weight", "calibrator_version", "model_version", "sid_version",
+        "llm_confidence", "prefix_log_prob", "pseudo_label", "raw_weight", "weight", "calibrator_version",
+        "model_version", "sid_version",
     )  # fmt: skip
     found = query.rows(
         f"SELECT {', '.join(wanted)} FROM pseudo_labels WHERE dt = DATE '{day}' AND user_id = {quoted(user)} "
@@ -246,7 +247,7 @@ def _label(
         for owner, key in keys.items():
             for row in query.rows(f"SELECT * FROM {owner}_stats WHERE dt = DATE '{day}' AND {key}"):
                 columns |= {c: [row[c.removeprefix(f"{owner}_")]] for c in COUNT_COLUMNS if c.startswith(owner)}
-    columns |= {"similarity": [pair["similarity"]], "history_similarity": [pair["history_similarity"]]}
+    columns |= {name: [pair[name]] for name in SCORES}
     label = float(apply(calibrator, columns)[0])
     given = config.labels.weights
     exponents = Exponents(given.coherence, given.consistency, given.llm_confidence)

@@ -91,6 +91,7 @@ class AnalystLake:
         return {
             "user_id": user, "item_id": f"i{item}", "item_index": item, "source": source, "similarity": similarity,
             "history_similarity": max(float(h @ e) for h in history), "anchor_rank": -rank,
+            "prefix_log_prob": -1.0,
             "coherence": float(np.linalg.norm(sum(p / total * g for _, p, g in live))),
             "consistency": sum(p / total * max(0.0, *(float(g @ h) for h in history)) for _, p, g in live),
             "llm_confidence": p ** (1 / 3), "pseudo_label": float(apply(self.calibrator, columns)[0]),

@@ -80,7 +80,8 @@ def lake(tmp_path_factory, spark) -> FeedLake:
     made.labels(("u1", 3, 0.5, 1.0), ("u1", 1, 0.9, 1.0, "uniform"), ("u1", 2, 0.1, 1.0, "uniform"))
     made.table("pseudo_labels", [
         {"user_id": f"v{n}", "item_id": "i1", "item_index": 1, "source": "unexposed", "similarity": 0.5,
-         "history_similarity": 0.5, "anchor_rank": 0, "coherence": 0.25, "consistency": 0.5, "llm_confidence": 0.75,
+         "history_similarity": 0.5, "prefix_log_prob": -1.0, "anchor_rank": 0,
+         "coherence": 0.25, "consistency": 0.5, "llm_confidence": 0.75,
          "pseudo_label": 0.01, "raw_weight": 0.5, "weight": 1.0, "calibrator_version": "c",
          "model_version": made.model, "sid_version": made.tokenizer}
         for n in range(9)
