@@ -7,12 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import socket
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -29,7 +23,6 @@ from gpl_core.cli import main
 from gpl_core.config import Config, load_config
 from gpl_core.contracts import load_contract
 from gpl_core.lake import SliceMark
-from gpl_core.launch import DELTA_PACKAGE, script_path, tool
 from gpl_core.pipeline import STEPS, Planner
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed]
@@ -315,78 +308,3 @@ def test_a_backfill_uses_no_model_trained_after_its_date(house: House) -> None:
     used = json.loads(last["inputs"])["artifact:interest_model"]["version"]
     assert used == old.version != newer.version
     assert planner.artifacts.in_force("interest_model", LAST + timedelta(days=1)).version == newer.version
-
-
-def started(arguments: list[str], ready: str) -> subprocess.Popen:
-    """Start one of Spark's own daemons and return once it has said `ready`."""
-    env = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # by which Spark finds its home
-    process = subprocess.Popen(arguments, env=env, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if ready in line:
-            threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
-            return process
-    raise AssertionError(f"{arguments} ended before it said '{ready}':\n{''.join(said[-20:])}")
-
-
-@pytest.fixture
-def standalone(tmp_path: Path) -> Iterator[str]:
-    """Address of a standalone master on loopback with one worker of two cores."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    address = f"spark://127.0.0.1:{port}"
-    local = ["--host", "127.0.0.1", "--webui-port", "0"]
-    spark_class, deploy = tool("spark-class"), "org.apache.spark.deploy"
-    running = [started([spark_class, f"{deploy}.master.Master", *local, "--port", port], "New state: ALIVE")]
-    try:
-        size = ["--cores", "2", "--memory", "1g", "--work-dir", str(tmp_path / "work")]
-        running.append(
-            started([spark_class, f"{deploy}.worker.Worker", *local, *size, address], "Successfully registered")
-        )
-        yield address
-    finally:
-        for process in reversed(running):
-            process.terminate()
-            process.wait()
-
-
-def test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster(house: House, standalone: str, tmp_path) -> None:
-    """Executors are processes of their own here, and the driver has the modules from gpl.zip."""
-    tables = {
-        "impressions": (), "candidates": (), "interactions": (), "exposed_samples": (), "unexposed_samples": (),
-        "user_sequences": (), "item_stats": (), "user_stats": (), "score_requests": (),
-        "pseudo_labels": ("calibrator_version",), "training_feed": ("calibrator_version",),
-    }  # fmt: skip
-
-    def contents() -> dict[str, list[str]]:
-        found = {}
-        for table, but in tables.items():
-            columns = [c for c in load_contract(table).column_names if c not in but]
-            found[table] = sorted(map(str, house.rows(table, LAST, *columns).to_pylist()))
-        return found
-
-    before = contents()
-    archive = tmp_path / "gpl.zip"
-    subprocess.run(
-        [sys.executable, "-m", "zipfile", "-c", str(archive), "gpl_core/", "schemas/", "spark_jobs/"],
-        cwd=Path(__file__).parents[1], check=True,
-    )  # fmt: skip
-    steps = ",".join(s.name for s in STEPS if s.launcher == "spark")
-    done = subprocess.run(
-        [
-            tool("spark-submit"), "--master", standalone, "--packages", DELTA_PACKAGE, "--py-files", str(archive),
-            "--conf", "spark.driver.host=127.0.0.1", "--driver-java-options", "-XX:TieredStopAtLevel=1 -Xss4m",
-            script_path("spark_jobs/run.py"), "--steps", steps, "--config", str(house.config_file),
-            "--run-date", LAST.isoformat(), "--force",
-        ],
-        env={**os.environ, "PYSPARK_PYTHON": sys.executable}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
-    assert [line["step"] for line in lines if line["status"] == "done"] == steps.split(",")
-    after = contents()
-    assert {t for t in tables if after[t] != before[t]} == set()
-    assert all(before[t] for t in tables)
