@@ -48,7 +48,7 @@ class Finding:
 
 def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[Finding]:
     """Findings over all raw tables; at most `sample_rows` rows of each are looked at, on its first of `dates`."""
-    lake = Lake(config.lakehouse.root, config.lakehouse.tables, config.lakehouse.columns)
+    lake = Lake.of(config.lakehouse)
     found: list[Finding] = []
     readable: set[str] = set()
     for name in TABLES:

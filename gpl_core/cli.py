@@ -170,9 +170,9 @@ def _plan(args: argparse.Namespace, config: Config) -> int:
 
 
 def _run(args: argparse.Namespace, config: Config) -> int:
-    dates = _dates(args, config)
-    launches = plan(Planner(config), dates, first=args.first, only=args.only, isolated=args.isolated)
-    _warn_of_empty_dates(Planner(config), dates)
+    dates, planner = _dates(args, config), Planner(config)
+    launches = plan(planner, dates, first=args.first, only=args.only, isolated=args.isolated)
+    _warn_of_empty_dates(planner, dates)
     return _start(launches, args, config, force=args.force, verbose=args.verbose)
 
 
@@ -359,7 +359,7 @@ def _sql(args: argparse.Namespace, config: Config) -> int:
         if not number.isdigit():
             raise UsageError(f"--version {text}: expected TABLE=N, for example training_feed=3")
         versions[table] = int(number)
-    query = Query(Lake(config.lakehouse.root, config.lakehouse.tables, config.lakehouse.columns), versions)
+    query = Query(Lake.of(config.lakehouse), versions)
     print_result(query.run(args.statement), args.form or "table", sys.stdout)
     if query.versions:
         print("read: " + ", ".join(f"{t}@{v}" for t, v in sorted(query.versions.items())), file=sys.stderr)
@@ -396,7 +396,7 @@ def _check_raw(args: argparse.Namespace, config: Config) -> int:
 def _forget(args: argparse.Namespace, config: Config) -> int:
     from gpl_core.forget import forget_everywhere
 
-    lake = Lake(config.lakehouse.root, config.lakehouse.tables, config.lakehouse.columns)
+    lake = Lake.of(config.lakehouse)
     return forget_everywhere(lake, args.user, dry_run=args.dry_run, vacuum_hours=args.vacuum_hours)
 
 

@@ -22,7 +22,7 @@ _EXPOSED_CAVEAT = (
     "pairs only, which the serving policy chose: they say nothing of unexposed ones, which pseudo-labels are for."
 )
 # Two-sided 95 % points of Student's t by degrees of freedom (1 to 9), the normal one beyond.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 Rows = Sequence[dict[str, Any]]
 
@@ -35,7 +35,7 @@ def print_comparison(config: Config, run_date: date, console: Console | None = N
     """
     console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     following = run_date + timedelta(days=1)
-    lake = Lake(config.lakehouse.root, config.lakehouse.tables)
+    lake = Lake.of(config.lakehouse)
     rows: Rows = []
     if lake.exists("evaluations"):
         snapshot = lake.open("evaluations")
@@ -99,5 +99,5 @@ def paired_difference(differences: Sequence[float]) -> str:
     mean = statistics.fmean(differences)
     if n == 1:
         return f"{mean:+.4f}"
-    t = _T95[n - 2] if n - 2 < len(_T95) else 1.96
+    t = T95[n - 2] if n - 2 < len(T95) else 1.96
     return f"{mean:+.4f} ± {t * statistics.stdev(differences) / math.sqrt(n):.4f}"

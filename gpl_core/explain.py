@@ -1,4 +1,6 @@
-"""Why a pair has its pseudo-label: the matched anchor, the factors, the history beside it, all computed again.
+"""Why a pair has its pseudo-label: the matched anchor, the factors, the history beside it, computed again.
+
+`prefix_log_prob`, which only a `logistic` calibrator reads, is taken as it is stored.
 
 numpy alone, over the few rows that concern the pair. Formulas: `labels/scoring.py` and `labels/calibration.py`.
 """

@@ -28,6 +28,7 @@ from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
+from gpl_core.config import Lakehouse
 from gpl_core.contracts import CONTRACT_NAME, CONTRACT_VERSION, Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
 from gpl_core.storage import filesystem
@@ -275,6 +276,11 @@ class Lake:
         self.root = root.rstrip("/")
         self.overrides = dict(overrides or {})
         self.columns = {table: dict(names) for table, names in (columns or {}).items()}
+
+    @classmethod
+    def of(cls, settings: Lakehouse) -> Lake:
+        """The lake that the configuration's section `lakehouse` describes."""
+        return cls(settings.root, settings.tables, settings.columns)
 
     def uri(self, table: str) -> str:
         """Location of `table`."""

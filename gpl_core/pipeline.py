@@ -258,7 +258,7 @@ class Planner:
 
     def __init__(self, config: Config):
         self.config = config
-        self.lake = Lake(config.lakehouse.root, config.lakehouse.tables, config.lakehouse.columns)
+        self.lake = Lake.of(config.lakehouse)
         self.artifacts = ArtifactStore(config.lakehouse.root)
         self._snapshots: dict[str, Snapshot | None] = {}
         self._marks: dict[str, dict[str, list[tuple[int, str]]]] = {}

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         config = load_config(args.config, args.overrides)
         spark = start_session("publish_views")
-        lake = Lake(config.lakehouse.root, config.lakehouse.tables)
+        lake = Lake.of(config.lakehouse)
         print(json.dumps(publish(spark, lake, args.database)), flush=True)
     except Exception as error:
         code = exit_with(error)

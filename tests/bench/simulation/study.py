@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gpl_core.comparison import T95
 from gpl_core.labels.calibration import sigmoid
 from tests.bench.harness import Figure, at_least
 from tests.bench.simulation import variants
 from tests.bench.simulation.judge import Arena
 from tests.bench.simulation.world import Size, World
 
-# Two-sided 95 % points of Student's t by degrees of freedom (1 to 9).
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 _SHOWN = (
     "unexposed/auc", "unexposed/gauc", "exposed/auc", "tail/gauc", "new/auc", "recalled/hr@10", "recalled/ndcg@10",
     "top10/coverage", "top10/tail_share", "top10/diversity",
@@ -113,7 +112,7 @@ def paired(results: Results, left: str, right: str, figure: str) -> tuple[float,
     """(mean, half width of the 95 % interval) of left - right over seeds."""
     difference = results[left][figure] - results[right][figure]
     n = len(difference)
-    return float(difference.mean()), float(_T95[n - 2] * difference.std(ddof=1) / np.sqrt(n))
+    return float(difference.mean()), float(T95[n - 2] * difference.std(ddof=1) / np.sqrt(n))
 
 
 def gap_closed(results: Results, name: str, metric: str, goal: float) -> Figure:
