@@ -6,7 +6,9 @@ Item 8 has no embedding, item 9's embedding is of the day after.
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -70,6 +72,13 @@ class LabelsLake:
                 for i in range(9)
             ],
         )  # fmt: skip
+
+    def copied(self, root: Path) -> LabelsLake:
+        """The same lakehouse, file by file, at `root`."""
+        shutil.copytree(self.root, root)
+        other = copy.copy(self)
+        other.root, other.lake, other.store = root, Lake(str(root)), ArtifactStore(str(root))
+        return other
 
     def publish(self, kind: str, fingerprint: str, lineage: dict[str, str], through: date = date(2026, 1, 1)) -> str:
         """Publishes a bundle with a placeholder file; its version."""

@@ -224,18 +224,17 @@ def test_an_empty_feed_and_wrong_sids_are_refused(lake: LabelsLake, one_rank: Ra
 
 @pytest.mark.deepspeed
 def test_two_ranks_train_one_ranks_model(lake: LabelsLake, tmp_path: Path, one_rank: Ranks) -> None:
-    other = LabelsLake(tmp_path / "other")
-    for house in (lake, other):
-        write_sequences(house, DAY - timedelta(days=1))
-        write_feed(house)
-        write_impressions(house)
+    write_sequences(lake, DAY - timedelta(days=1))
+    write_feed(lake)
+    write_impressions(lake)
+    # The very same files: names are random, and their order decides which rows make a batch.
+    other = lake.copied(tmp_path / "other")
     lake.run("train_preranker", train_preranker.body, "prerank.batch_size=63", ranks=one_rank)
     other.launch("train_preranker", "prerank.batch_size=63", ranks=2)
     for name in ("exposed_only-seed0", "gpl-seed0"):
         one, two = (load_variant(_bundle(house), name).state_dict() for house in (lake, other))
         for key, value in one.items():
-            # Adam makes a step of the learning rate's size out of a gradient that is nothing but rounding.
-            torch.testing.assert_close(two[key], value, atol=3e-3, rtol=1e-3)
+            torch.testing.assert_close(two[key], value, atol=2e-4, rtol=1e-3)
     left, right = _figures(lake), _figures(other)
     assert left.keys() == right.keys()
     for key, row in left.items():
