@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -23,18 +29,20 @@ from gpl_core.cli import main
 from gpl_core.config import Config, load_config
 from gpl_core.contracts import load_contract
 from gpl_core.lake import SliceMark
+from gpl_core.launch import DELTA_PACKAGE, script_path, tool
 from gpl_core.pipeline import STEPS, Planner
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed]
 
 FIRST, LAST = date(2026, 1, 3), date(2026, 1, 4)
-SMALL = {
+JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss4m"
+SMALL: dict[str, Any] = {
     "run": {"start_date": "2026-01-03", "end_date": "2026-01-04", "history_start": "2025-12-24"},
     "launch": {
         "spark_submit": [
             "--master", "local[2]", "--driver-memory", "1g",
             # As in conftest: tables of a few rows, a JVM of half a minute.
-            "--driver-java-options", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss4m",
+            "--driver-java-options", JVM,
             "--conf", "spark.sql.codegen.wholeStage=false", "--conf", "spark.sql.codegen.factoryMode=NO_CODEGEN",
         ],
         "deepspeed": ["--num_accelerators", "1"],
@@ -266,6 +274,87 @@ def test_analysts_ask_without_spark_what_the_graph_has_made(house: House) -> Non
         assert code == 0, output
         label = json.loads(output)["recomputed"]["pseudo_label"]
         assert label["computed"] == pytest.approx(label["stored"], abs=1e-9)
+
+
+def started(arguments: list[str], ready: str) -> subprocess.Popen:
+    """Start one of Spark's own daemons and return once it has said `ready`."""
+    env = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # by which Spark finds its home
+    process = subprocess.Popen(arguments, env=env, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if ready in line:
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
+            return process
+    raise AssertionError(f"{arguments} ended before it said '{ready}':\n{''.join(said[-20:])}")
+
+
+@pytest.fixture
+def standalone(tmp_path: Path) -> Iterator[str]:
+    """Address of a standalone master on loopback with two workers of one core."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    address = f"spark://127.0.0.1:{port}"
+    local = ["--host", "127.0.0.1", "--webui-port", "0"]
+    spark_class, deploy = tool("spark-class"), "org.apache.spark.deploy"
+    running = [started([spark_class, f"{deploy}.master.Master", *local, "--port", port], "New state: ALIVE")]
+    try:
+        for number in range(2):
+            size = ["--cores", "1", "--memory", "600m", "--work-dir", str(tmp_path / f"work{number}")]
+            running.append(
+                started([spark_class, f"{deploy}.worker.Worker", *local, *size, address], "Successfully registered")
+            )
+        yield address
+    finally:
+        for process in reversed(running):
+            process.terminate()
+            process.wait()
+
+
+def test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster(house: House, standalone: str, tmp_path) -> None:
+    """Executors are processes of their own here, and the driver has the modules from gpl.zip."""
+    tables = {
+        "impressions": (), "candidates": (), "interactions": (), "exposed_samples": (), "unexposed_samples": (),
+        "user_sequences": (), "item_stats": (), "user_stats": (), "score_requests": (),
+        "pseudo_labels": ("calibrator_version",), "training_feed": ("calibrator_version",),
+    }  # fmt: skip
+
+    def contents() -> dict[str, list[str]]:
+        found = {}
+        for table, but in tables.items():
+            columns = [c for c in load_contract(table).column_names if c not in but]
+            found[table] = sorted(map(str, house.rows(table, LAST, *columns).to_pylist()))
+        return found
+
+    before = contents()
+    archive = tmp_path / "gpl.zip"
+    subprocess.run(
+        [sys.executable, "-m", "zipfile", "-c", str(archive), "gpl_core/", "schemas/", "spark_jobs/"],
+        cwd=Path(__file__).parents[1], check=True,
+    )  # fmt: skip
+    steps = ",".join(s.name for s in STEPS if s.launcher == "spark")
+    done = subprocess.run(
+        [
+            tool("spark-submit"), "--master", standalone, "--packages", DELTA_PACKAGE, "--py-files", str(archive),
+            *SMALL["launch"]["spark_submit"][2:], "--executor-memory", "600m",
+            # What start_session sets for local masters only: a cluster's defaults are for a cluster's tables.
+            *(a for conf in (
+                "spark.driver.host=127.0.0.1", f"spark.executor.extraJavaOptions={JVM}", "spark.ui.enabled=false",
+                "spark.databricks.delta.snapshotPartitions=2", "spark.sql.shuffle.partitions=4",
+            ) for a in ("--conf", conf)),
+            script_path("spark_jobs/run.py"), "--steps", steps, "--config", str(house.config_file),
+            "--run-date", LAST.isoformat(), "--force",
+        ],
+        env={**os.environ, "PYSPARK_PYTHON": sys.executable}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    assert [line["step"] for line in lines if line["status"] == "done"] == steps.split(",")
+    after = contents()
+    assert {t for t in tables if after[t] != before[t]} == set()
+    assert all(before[t] for t in tables)
 
 
 def test_late_candidates_make_that_date_stale_and_no_other_and_it_is_rebuilt(house: House) -> None:
