@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gpl_core.artifacts import KINDS
 from gpl_core.config import Config, date_range, load_config
 from gpl_core.errors import ContractError, GplError, UsageError, exit_code_of, told
 from gpl_core.hints import hints
@@ -103,6 +104,15 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true")
     sub = add("check-raw", "look at the raw tables before the first run: every problem at once", dates=True)
     sub.add_argument("--sample-rows", type=int, default=100_000, help="rows looked at per table (default 100,000)")
+    for name, text in (
+        ("promote", "put a published artifact back in force"), ("rollback", "take a published artifact out of force")
+    ):  # fmt: skip
+        sub = add(name, text)
+        sub.add_argument("artifact", choices=KINDS)
+        sub.add_argument("version", help="as under lakehouse.root/artifacts/ARTIFACT/")
+        sub.add_argument("--reason", default="", help="kept in the table artifact_decisions")
+        if name == "rollback":
+            sub.add_argument("--from-date", type=_date, metavar="D", help="run dates before D go on using it")
     sub = add("forget", "remove a person from every table of this project")
     sub.add_argument("--user", required=True, metavar="USER_ID")
     sub.add_argument("--dry-run", action="store_true", help="count only")
@@ -400,6 +410,20 @@ def _forget(args: argparse.Namespace, config: Config) -> int:
     return forget_everywhere(lake, args.user, dry_run=args.dry_run, vacuum_hours=args.vacuum_hours)
 
 
+def _decide(args: argparse.Namespace, config: Config) -> int:
+    planner, from_date = Planner(config), getattr(args, "from_date", None)
+    made = planner.artifacts.decide(
+        args.artifact, args.version, args.command, from_date=from_date, reason=args.reason
+    )  # fmt: skip
+    print(f"{args.artifact} {args.version}: " + (f"{args.command} recorded" if made else "so it is already"))
+    if (newest := planner.artifacts.in_force_or_none(args.artifact, date.max)) is None:
+        print(f"no {args.artifact} is in force for later dates: the next gpl run trains one")
+    else:
+        print(f"in force after {newest.trained_through}: {newest.version}")
+    print("gpl status shows what is stale now")
+    return 0
+
+
 _COMMANDS = {
     "simulate": _simulate,
     "import-reviews": _import_reviews,
@@ -412,6 +436,8 @@ _COMMANDS = {
     "sql": _sql,
     "explain": _explain,
     "check-raw": _check_raw,
+    "promote": _decide,
+    "rollback": _decide,
     "forget": _forget,
 }
 

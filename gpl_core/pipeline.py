@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 
-from gpl_core.artifacts import ArtifactStore, Manifest
+from gpl_core.artifacts import ArtifactStore, Manifest, artifact_version
 from gpl_core.config import Config
 from gpl_core.contracts import load_contract
 from gpl_core.errors import MissingInputError, UsageError
@@ -239,6 +239,10 @@ class StepState:
         """What a commit to the output `table` carries: the step's fingerprint unless the table has one of its own."""
         return self.table_fingerprints.get(table, self.fingerprint)
 
+    def may_run(self, *, force: bool) -> bool:
+        """Whether the inputs are there; `force` also trains beside an artifact that was rolled back."""
+        return self.status != "blocked" or (force and bool(self.fingerprint))
+
     def to_json(self) -> str:
         """As JSON text: what rank 0 sends to the other ranks."""
         return json.dumps(self.__dict__, sort_keys=True)
@@ -259,7 +263,7 @@ class Planner:
     def __init__(self, config: Config):
         self.config = config
         self.lake = Lake.of(config.lakehouse)
-        self.artifacts = ArtifactStore(config.lakehouse.root)
+        self.artifacts = ArtifactStore(config.lakehouse.root, self.lake)
         self._snapshots: dict[str, Snapshot | None] = {}
         self._marks: dict[str, dict[str, list[tuple[int, str]]]] = {}
 
@@ -414,17 +418,21 @@ class Planner:
 
     def _artifact_state(self, step: Step, run_date: date, fingerprint: str) -> tuple[Status, str]:
         manifest = self._own_artifact(step, run_date)
+        made = artifact_version(trained_through(step, run_date), fingerprint)
+        if not self.artifacts.allowed(step.publishes, made, self._limit(step, run_date)):
+            # To run again would make that very version: an operator has decided to do without it.
+            if manifest is not None and self._unlike(step, manifest, run_date) is None:
+                return "done", f"{step.publishes} {manifest.version}; {made} was rolled back"
+            return "blocked", (
+                f"{step.publishes} {made}, which these inputs make, was rolled back and no other serves {run_date}; "
+                "gpl promote one, change the settings, or run with --force"
+            )
         if manifest is None:
             return "absent", f"no {step.publishes} was trained through a date before {self._limit(step, run_date)}"
         if manifest.config_hash != self.config.hash_of(*step.sections):
             return "stale", f"{step.publishes} {manifest.version} was made under other settings"
-        for kind, key in step.follows.items():
-            current = self.artifacts.in_force(kind, run_date).version
-            if manifest.lineage.get(key) != current:
-                return (
-                    "stale",
-                    f"{step.publishes} {manifest.version} is of {key} {manifest.lineage.get(key)}, not {current}",
-                )
+        if (unlike := self._unlike(step, manifest, run_date)) is not None:
+            return "stale", unlike
         age = (trained_through(step, run_date) - manifest.trained_through).days
         if age == 0 and step.refresh != "tokenizer.refresh_days" and manifest.fingerprint != fingerprint:
             return "stale", f"{step.publishes} {manifest.version} was made from other inputs"
@@ -432,6 +440,14 @@ class Planner:
         if age >= refresh:
             return "stale", f"{step.publishes} {manifest.version} is {age} days old, refreshed every {refresh}"
         return "done", f"{step.publishes} {manifest.version}"
+
+    def _unlike(self, step: Step, manifest: Manifest, run_date: date) -> str | None:
+        """Which artifact in force `manifest` was not built on; None when all are its own."""
+        for kind, key in step.follows.items():
+            current = self.artifacts.in_force(kind, run_date).version
+            if manifest.lineage.get(key) != current:
+                return f"{step.publishes} {manifest.version} is of {key} {manifest.lineage.get(key)}, not {current}"
+        return None
 
     def _own_artifact(self, step: Step, run_date: date) -> Manifest | None:
         return self.artifacts.in_force_or_none(step.publishes, self._limit(step, run_date))

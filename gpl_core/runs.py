@@ -233,7 +233,7 @@ def run_step(planner: Planner, name: str, run_date: date, args: StepArguments, b
         if args.dry_run:
             print_dry_run(planner, name, run_date, state)
             return "planned"
-        if state.status == "blocked":
+        if not state.may_run(force=args.force):
             raise MissingInputError(state.reason)
         if state.status == "done" and not args.force:
             status = "noop"

@@ -196,7 +196,7 @@ def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, 
             if ranks.is_main:
                 print_dry_run(planner, name, run_date, state)
             return
-        if state.status == "blocked":
+        if not state.may_run(force=args.force):
             with ranks.together():
                 raise MissingInputError(state.reason)
         if state.status == "done" and not args.force:

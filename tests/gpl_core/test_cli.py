@@ -147,6 +147,26 @@ def test_a_table_of_another_contract_exits_3(config, tmp_path, capsys):
     assert "holds table 'pair_scores', not raw_impressions" in capsys.readouterr().err
 
 
+def test_rolling_back_and_promoting_from_the_command_line(finished, tmp_path, capsys):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    config = str(config_file(tmp_path))
+    version = Planner(small_config(tmp_path)).artifacts.in_force("calibrator", DAY + ONE).version
+    given = ["--config", config, "calibrator", version]
+    assert main(["rollback", *given, "--reason", "labels too high", "--from-date", "2026-01-04"]) == 0
+    assert "gpl status shows what is stale" in capsys.readouterr().out
+    assert main(["status", "--config", config]) == 0
+    stale = [line for line in capsys.readouterr().out.splitlines() if "│ stale" in line]
+    assert len(stale) >= 2
+    assert all("2026-01-04" in line for line in stale), "the day before goes on using it"
+    assert main(["rollback", *given, "--from-date", "2026-01-04"]) == 0
+    assert "so it is already" in capsys.readouterr().out
+    assert main(["promote", *given]) == 0
+    assert main(["status", "--config", config]) == 0
+    assert "│ stale" not in capsys.readouterr().out
+    assert main(["rollback", "--config", config, "calibrator", "none-such"]) == 4
+    assert version in capsys.readouterr().err
+
+
 # ---- run -------------------------------------------------------------------------------------------------------
 
 
