@@ -337,6 +337,7 @@ class Lake:
         partition: Mapping[str, str] | None = None,
         app_id: str = "",
         last: int | None = None,
+        replaces: Sequence[Mapping[str, Any]] = (),
     ) -> Commit:
         """Commit part files written by `PartWriter` (of all ranks) in one transaction.
 
@@ -348,6 +349,7 @@ class Lake:
             partition: partition values that every part must have.
             app_id: application transaction to count up; made of step, table and slices when not given.
             last: the version of it that the caller has built on; read here when not given.
+            replaces: parts of an earlier commit that go in this one.
 
         Raises:
             ContractError: a part lies outside `partition` (delta-rs itself would accept it).
@@ -373,6 +375,8 @@ class Lake:
             )
             for part in parts
         ]  # fmt: skip
+        now = int(datetime.now(UTC).timestamp() * 1000)
+        actions += [RemoveAction(p["path"], True, now, p["size"], dict(p["partition"])) for p in replaces]
         filters = [(k, "=", v) for k, v in partition.items()] if mode == "overwrite" and partition else None
         for attempt in range(_COMMIT_TRIES):
             table = before._table
@@ -395,17 +399,17 @@ class Lake:
             except CommitFailedError as error:
                 # To delta-rs any commit that removed a file is a conflict, of another slice too. It is one only when
                 # our slice moved; else the same parts are offered again on top of the newer version.
-                now = self.open(contract.name, contract=contract)
-                moved = now.transaction_version(app_id) != last
+                newer = self.open(contract.name, contract=contract)
+                moved = newer.transaction_version(app_id) != last
                 if mode == "overwrite":
-                    live = [Snapshot.digest(s.select(where=partition)) for s in (before, now)]
+                    live = [Snapshot.digest(s.select(where=partition)) for s in (before, newer)]
                     moved = moved or live[0] != live[1]
                 if moved or attempt + 1 == _COMMIT_TRIES:
                     raise ConflictError(
                         f"table {contract.name}: slice {sorted(mark.slices)} was written by another run at the same "
                         f"time ({error}); nothing was changed, run the step again"
                     ) from error
-                before = now
+                before = newer
         after = self.open(contract.name, contract=contract)
         return Commit(before.version, after.version, sum(p["rows"] for p in parts), sum(p["size"] for p in parts))
 

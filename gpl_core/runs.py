@@ -1,7 +1,7 @@
 """One run of one step for one date: its arguments, identity, JSON line and `job_runs` row.
 
 Spark jobs and GPU workers share this life cycle: evaluate the state, return a recorded no-op when the tables say done,
-else run the body, then record what happened, failures too.
+else note that it runs, run the body, then record what happened, failures too. A run that was killed leaves its note.
 """
 
 from __future__ import annotations
@@ -113,7 +113,13 @@ def new_run_id() -> str:
 
 @dataclass
 class Counts:
-    """What a run reports: rows in = rows out + quarantined + dropped holds wherever rows_in is counted."""
+    """What a run reports: rows in = rows out + quarantined + dropped holds wherever rows_in is counted.
+
+    Attributes:
+        core_seconds: what it kept busy: run time of Spark's tasks, or CPU time of all ranks; None when not measured.
+        gpu_seconds: GPUs held, times wall time.
+        bytes_in: read by Spark's tasks, or of a worker's input files in scope by the tables' logs.
+    """
 
     rows_in: int = -1
     rows_out: int = 0
@@ -122,6 +128,9 @@ class Counts:
     bytes_out: int = 0
     outputs: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    core_seconds: float | None = None
+    gpu_seconds: float = 0.0
+    bytes_in: int | None = None
 
 
 class StepContext:
@@ -169,6 +178,12 @@ class StepContext:
     def has(self, table: str) -> bool:
         """Whether the (optional) input table exists."""
         return table in self.state.inputs
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the live files in the scope of every input, by the tables' logs; look-ups count whole."""
+        pinned = [(self._planner.snapshot(r.table), r) for r in self.step.reads if self.has(r.table)]
+        return sum(f.size for s, r in pinned if s is not None for f in self._planner.files(s, r, self.run_date))
 
     def read(self, table: str) -> Read:
         """How this step reads `table`."""
@@ -227,6 +242,7 @@ def run_step(planner: Planner, name: str, run_date: date, args: StepArguments, b
     started, clock = datetime.now(UTC), time.monotonic()
     state = StepState("blocked", "not evaluated")
     context: StepContext | None = None
+    begun: Begun | None = None
     status, error = "failed", None
     try:
         state = planner.state(step, run_date)
@@ -239,6 +255,7 @@ def run_step(planner: Planner, name: str, run_date: date, args: StepArguments, b
             status = "noop"
             return status
         context = StepContext(planner, name, run_date, state, args.run_id, force=args.force)
+        begun = begin(planner.lake, name, run_date, args.run_id, state, started)
         body(context)
         status = "done"
         return status
@@ -248,7 +265,27 @@ def run_step(planner: Planner, name: str, run_date: date, args: StepArguments, b
     finally:
         if not args.dry_run:
             counts = context.counts if context else Counts()
-            record(planner.lake, name, run_date, args.run_id, state, status, counts, error, started, clock)
+            record(planner.lake, name, run_date, args.run_id, state, status, counts, error, started, clock, begun)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The row of job_runs that says a run is under way: its attempt, and the file that the final row replaces."""
+
+    attempt: int
+    part: Mapping[str, Any]
+
+
+def begin(
+    lake: Lake, step: str, run_date: date, run_id: str, state: StepState, started: datetime
+) -> Begun | None:  # fmt: skip
+    """Note in job_runs that a run begins, so that `gpl vacuum` keeps what it reads; None when that was not possible."""
+    try:
+        row = _row(step, run_date, run_id, state, "running", Counts(), None, started, 0.0)
+        return _append(lake, row)
+    except Exception as failure:  # the step may still do its work; its record at the end says it if this lasts
+        log.error("job_runs: the start of %s %s could not be noted: %s", step, run_date, failure)
+        return None
 
 
 def record(
@@ -262,9 +299,25 @@ def record(
     error: BaseException | None,
     started: datetime,
     clock: float,
+    begun: Begun | None = None,
 ) -> None:
-    """Append the `job_runs` row and print it as one JSON line to stdout."""
-    row: dict[str, Any] = {
+    """Append the `job_runs` row, in place of the one of `begin`, and print it as one JSON line to stdout."""
+    row = _row(step, run_date, run_id, state, status, counts, error, started, time.monotonic() - clock)
+    try:
+        _append(lake, row, begun)
+    except Exception as failure:  # the log must not hide the error of the step itself
+        log.error("job_runs: the row of %s %s could not be written: %s", step, run_date, failure)
+        if error is None:
+            raise
+    line = {**row, "inputs": state.inputs, "outputs": counts.outputs, "details": counts.details}
+    print(json.dumps(line, default=str, sort_keys=True), flush=True)
+
+
+def _row(
+    step: str, run_date: date, run_id: str, state: StepState, status: str, counts: Counts,
+    error: BaseException | None, started: datetime, seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    return {
         "run_id": run_id,
         "step": step,
         "run_date": run_date,
@@ -279,33 +332,40 @@ def record(
         "rows_quarantined": counts.rows_quarantined,
         "rows_dropped": counts.rows_dropped,
         "bytes_out": counts.bytes_out,
-        "seconds": time.monotonic() - clock,
+        "seconds": seconds,
         "details": json.dumps(counts.details, sort_keys=True, default=str),
         "error_class": type(error).__name__ if error else "",
         "error_message": str(error)[:4000] if error else "",
         "started_at": started,
+        "core_seconds": counts.core_seconds,
+        "gpu_seconds": counts.gpu_seconds,
+        "bytes_in": counts.bytes_in,
     }
+
+
+def _append(lake: Lake, row: dict[str, Any], begun: Begun | None = None) -> Begun:
+    """Commit `row` under the next attempt number of its step and date, or in place of `begun` under that one's."""
     contract = load_contract("job_runs")
-    try:
-        app_id = f"job_runs:{step}:{run_date}"
-        for remaining in reversed(range(_RECORD_TRIES)):
-            last = lake.create(contract).transaction_version(app_id)
-            row["attempt"] = last + 2
-            with lake.writer(contract, {}, dims={}) as writer:
-                writer.write(pa.Table.from_pylist([row], schema=contract.arrow_schema()))
-            mark = SliceMark("job_runs", {}, run_id)
-            try:
-                lake.commit(contract, writer.parts, mark=mark, mode="append", app_id=app_id, last=last)
-                break
-            except ConflictError:  # another run of this step and date took the number: take the next one
-                if not remaining:
-                    raise
-    except Exception as failure:  # the log must not hide the error of the step itself
-        log.error("job_runs: the row of %s %s could not be written: %s", step, run_date, failure)
-        if error is None:
-            raise
-    line = {**row, "inputs": state.inputs, "outputs": counts.outputs, "details": counts.details}
-    print(json.dumps(line, default=str, sort_keys=True), flush=True)
+    numbered = f"job_runs:{row['step']}:{row['run_date']}"
+    mark = SliceMark("job_runs", {}, row["run_id"])
+    for remaining in reversed(range(_RECORD_TRIES)):
+        if begun is None:
+            last = lake.create(contract).transaction_version(numbered)
+            app_id, row["attempt"] = numbered, last + 2
+        else:
+            app_id, last, row["attempt"] = f"{numbered}:{begun.attempt}", -1, begun.attempt
+        with lake.writer(contract, {}, dims={}) as writer:
+            writer.write(pa.Table.from_pylist([row], schema=contract.arrow_schema()))
+        try:
+            lake.commit(
+                contract, writer.parts, mark=mark, mode="append", app_id=app_id, last=last,
+                replaces=[begun.part] if begun else [],
+            )  # fmt: skip
+            return Begun(row["attempt"], writer.parts[0])
+        except ConflictError:  # another run of this step and date took the number: take the next one
+            if not remaining:
+                raise
+    raise AssertionError("unreachable: the last try returns or raises")
 
 
 def print_dry_run(planner: Planner, step: str, run_date: date, state: StepState) -> None:

@@ -22,9 +22,11 @@ from gpl_core.errors import GplError, MissingInputError, exit_code_of
 from gpl_core.lake import Commit, SliceMark
 from gpl_core.pipeline import Planner, StepState, find_step
 from gpl_core.runs import (
+    Begun,
     Counts,
     StepArguments,
     StepContext,
+    begin,
     exit_with,
     log,
     parse_arguments,
@@ -188,6 +190,7 @@ def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, 
     planner = Planner(args.config)
     state = StepState("blocked", "not evaluated")
     context: StepContext | None = None
+    begun: Begun | None = None
     status = "failed"
     error: BaseException | None = None
     try:
@@ -204,7 +207,12 @@ def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, 
             return
         context = StepContext(planner, name, run_date, state, args.run_id, force=args.force)
         context.run_id = ranks.broadcast_text(args.run_id)
+        if ranks.is_main:
+            begun = begin(planner.lake, name, run_date, context.run_id, state, started)
+            context.counts.bytes_in = context.input_bytes
+        cpu = time.process_time()
         body(context, ranks)
+        context.counts.core_seconds = ranks.sum(time.process_time() - cpu)
         status = "done"
     except BaseException as caught:
         error = caught
@@ -212,7 +220,9 @@ def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, 
     finally:
         if ranks.is_main and not args.dry_run:
             counts = context.counts if context else Counts()
-            record(planner.lake, name, run_date, args.run_id, state, status, counts, error, started, clock)
+            if context and ranks.device.type == "cuda":
+                counts.gpu_seconds = ranks.size * (time.monotonic() - clock)
+            record(planner.lake, name, run_date, args.run_id, state, status, counts, error, started, clock, begun)
 
 
 def _agreed_state(planner: Planner, name: str, run_date: date, ranks: Ranks) -> StepState:

@@ -17,6 +17,7 @@ from gpl_core.runs import (
     Counts,
     StepArguments,
     StepContext,
+    begin,
     exit_with,
     new_run_id,
     parse_arguments,
@@ -141,6 +142,33 @@ def test_a_run_is_done_recorded_and_then_a_noop(ready, capsys):
         (1, "done", "run-1"), (2, "noop", "run-2"), (3, "done", "run-1"),
     ]  # fmt: skip
     assert {r["fingerprint"] for r in rows} == {Planner(ready).snapshot("item_embeddings").marks()[0][1].slices["*"]}
+
+
+def test_a_run_that_is_under_way_or_was_killed_stands_in_job_runs(ready):
+    """Its row is replaced by the final one; a killed process never gets that far."""
+
+    def look(context: StepContext) -> None:
+        (row,) = job_runs(ready)
+        assert (row["status"], row["attempt"], row["step"], row["run_date"]) == ("running", 1, STEP, DAY)
+        encode(context)
+
+    run_step(Planner(ready), STEP, DAY, arguments(ready), look)
+    (row,) = job_runs(ready)
+    assert (row["status"], row["attempt"]) == ("done", 1)
+    begin(Planner(ready).lake, STEP, DAY, "killed", StepState("stale", ""), datetime.now(UTC))
+    run_step(Planner(ready), STEP, DAY, arguments(ready, force=True), encode)
+    assert [(r["attempt"], r["status"]) for r in job_runs(ready)] == [(1, "done"), (2, "running"), (3, "done")]
+
+
+def test_what_a_run_cost_stands_in_its_row(ready):
+    def costly(context: StepContext) -> None:
+        context.counts.bytes_in = context.input_bytes
+        context.counts.core_seconds, context.counts.gpu_seconds = 2.5, 8.0
+
+    run_step(Planner(ready), STEP, DAY, arguments(ready), costly)
+    (row,) = job_runs(ready)
+    size = sum(f.size for f in Planner(ready).lake.open("items").files)
+    assert (row["core_seconds"], row["gpu_seconds"], row["bytes_in"]) == (2.5, 8.0, size)
 
 
 def test_attempts_count_per_step_and_date(ready):

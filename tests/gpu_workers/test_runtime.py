@@ -142,6 +142,10 @@ def test_what_fails_on_one_rank_ends_all_with_its_code_and_is_recorded(outcome):
     found = {r["run_date"]: (r["status"], r["error_class"], r["rows_out"], r["attempt"]) for r in rows}
     assert found == {DAY: ("done", "", 3, 1), DAY + ONE: ("failed", "PeerError", 0, 1)}
     (failed,) = [r for r in rows if r["status"] == "failed"]
+    (done,) = [r for r in rows if r["status"] == "done"]
+    assert done["core_seconds"] > 0
+    assert (done["gpu_seconds"], done["bytes_in"] > 0) == (0.0, True)
+    assert failed["core_seconds"] is None, "the ranks parted before they could add up"
     assert "too many dead codes" in failed["error_message"], "the record names the reason, not only that there is one"
     assert "Traceback" not in outcome.text
 
