@@ -35,9 +35,9 @@ from gpl_core.launch import (
     shell,
     with_free_port,
 )
-from gpl_core.pipeline import JUDGE, STEPS, Planner, find_step
+from gpl_core.pipeline import JUDGE, OPTIMIZE, RETRY, STEPS, Planner, find_step
 from gpl_core.prerequisites import problems
-from gpl_core.runs import LOG_LEVELS, new_run_id
+from gpl_core.runs import LOG_LEVELS, count, new_run_id
 from gpl_core.schedule import FORMATS, render
 from gpl_core.settings_page import settings_page
 from gpl_core.views import dictionary
@@ -85,6 +85,10 @@ def make_parser() -> argparse.ArgumentParser:
                 "--format", dest="form", choices=FORMATS, default="shell", help="airflow: a file with a DAG"
             )
         if name == "run":
+            sub.add_argument(
+                "--max-failures", type=count, default=0, metavar="N",
+                help="leave out dates that fail, until more than N did; the rest are done",
+            )  # fmt: skip
             sub.add_argument("--verbose", action="store_true", help="show the steps' own output")
             sub.add_argument("--log-level", choices=LOG_LEVELS, default="", help="of the steps' words, default info")
     add("status", "done, absent or stale per run date and step, by what the tables say", dates=True)
@@ -113,6 +117,13 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--reason", default="", help="kept in the table artifact_decisions")
         if name == "rollback":
             sub.add_argument("--from-date", type=_date, metavar="D", help="run dates before D go on using it")
+    sub = add("quarantine", "retry: accept the quarantined rows of a date that pass now", dates=True)
+    sub.add_argument("action", choices=("retry",))
+    add("optimize", "join small files, so that nothing turns stale", dates=True)
+    sub = add("vacuum", "delete the files of old versions that no run needs")
+    sub.add_argument("--retention-hours", type=int, default=168, metavar="N", help="keep younger ones (default 168)")
+    sub.add_argument("--ended", action="append", default=[], metavar="RUN_ID", help="this run was killed; repeatable")
+    sub.add_argument("--dry-run", action="store_true", help="count only")
     sub = add("forget", "remove a person from every table of this project")
     sub.add_argument("--user", required=True, metavar="USER_ID")
     sub.add_argument("--dry-run", action="store_true", help="count only")
@@ -183,7 +194,9 @@ def _run(args: argparse.Namespace, config: Config) -> int:
     dates, planner = _dates(args, config), Planner(config)
     launches = plan(planner, dates, first=args.first, only=args.only, isolated=args.isolated)
     _warn_of_empty_dates(planner, dates)
-    return _start(launches, args, config, force=args.force, verbose=args.verbose)
+    return _start(
+        launches, args, config, force=args.force, verbose=args.verbose, max_failures=args.max_failures
+    )  # fmt: skip
 
 
 def _warn_of_empty_dates(planner: Planner, dates: Sequence[date]) -> None:
@@ -213,21 +226,24 @@ def _evaluate(args: argparse.Namespace, config: Config) -> int:
 
 
 def _start(
-    launches: Sequence[Launch], args: argparse.Namespace, config: Config, *, force: bool = False, verbose: bool = False
-) -> int:
+    launches: Sequence[Launch], args: argparse.Namespace, config: Config, *, force: bool = False, verbose: bool = False,
+    max_failures: int = 0,
+) -> int:  # fmt: skip
     console = Console(highlight=False)
     run_id = new_run_id()
     folder = Path(config.lakehouse.root) if "://" not in config.lakehouse.root else Path.cwd()
-    started = skipped = 0
+    started = skipped = code_of_first = 0
+    failed: set[date] = set()
     for launch in launches:
-        todo = pending(Planner(config), launch, force)
+        todo = tuple(d for d in pending(Planner(config), launch, force) if d not in failed)
         if not todo:
             skipped += 1
             console.print(f"[dim]done already   {launch.label}: {_span(launch.dates)}[/dim]")
             continue
         arguments = command(
-            launch, todo, _source(args), config, run_id=run_id, force=force, log_level=getattr(args, "log_level", "")
-        )
+            launch, todo, _source(args), config, run_id=run_id, force=force, log_level=getattr(args, "log_level", ""),
+            max_failures=max_failures - len(failed),
+        )  # fmt: skip
         console.print(f"[dim]$ {escape(shell(arguments, environment(config)))}[/dim]", soft_wrap=True)
         started += 1
         log = folder / "logs" / run_id / f"{started:02d}-{launch.steps[0].name}.log"
@@ -244,11 +260,17 @@ def _start(
                 print(_tail(log), file=sys.stderr)
             for hint in (*hints(log), *(f"missing: {p}" for p in problems())) if code == 1 else ():
                 print(hint, file=sys.stderr)
-            return code
+            dates = {date.fromisoformat(line["run_date"]) for line in lines if line["status"] == "failed"}
+            failed |= dates
+            if not dates or len(failed) > max_failures:  # without a date that failed the launch itself did
+                return code
+            code_of_first = code_of_first or code
+            console.print(f"going on without {', '.join(map(str, sorted(failed)))}: {max_failures} may fail")
+            continue
         console.print(f"[green]finished[/green] {launch.label}: {_span(todo)} in {seconds:.0f} s")
     if not started:
         console.print(f"nothing to do: all {skipped} launches are done by what the tables say")
-    return 0
+    return code_of_first
 
 
 def _launch(arguments: Sequence[str], config: Config, log: Path, verbose: bool) -> tuple[int, list[dict[str, Any]]]:
@@ -403,6 +425,32 @@ def _check_raw(args: argparse.Namespace, config: Config) -> int:
     return ContractError.exit_code if errors else 0
 
 
+def _quarantine(args: argparse.Namespace, config: Config) -> int:
+    return _start([Launch((RETRY,), _dates(args, config))], args, config)
+
+
+def _optimize(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.maintenance import compact, compactable
+
+    dates, lake = _dates(args, config), Lake.of(config.lakehouse)
+    for contract in compactable(lake, "delta-rs"):
+        done = compact(lake, contract, dates, config.maintenance.file_mb * 2**20)
+        if done.after < done.before:
+            print(f"{done.table}: {done.before} files are {done.after} now")
+    return _start([Launch((OPTIMIZE,), dates)], args, config) if compactable(lake, "spark") else 0
+
+
+def _vacuum(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.maintenance import vacuum
+
+    lake = Lake.of(config.lakehouse)
+    for found in vacuum(lake, args.retention_hours, dry_run=args.dry_run, ended=args.ended):
+        if found.files:
+            verb = "would be deleted" if args.dry_run else "deleted"
+            print(f"{found.table}: {found.files:,} files, {found.bytes:,} bytes {verb}")
+    return 0
+
+
 def _forget(args: argparse.Namespace, config: Config) -> int:
     from gpl_core.forget import forget_everywhere
 
@@ -438,6 +486,9 @@ _COMMANDS = {
     "check-raw": _check_raw,
     "promote": _decide,
     "rollback": _decide,
+    "quarantine": _quarantine,
+    "optimize": _optimize,
+    "vacuum": _vacuum,
     "forget": _forget,
 }
 

@@ -318,6 +318,14 @@ class Monitors(Section):
         return self
 
 
+class Maintenance(Section):
+    """`gpl optimize`."""
+
+    file_mb: Positive = Field(
+        default=128, description="Small files are joined up to this; workers share out whole files, so not too large"
+    )
+
+
 class Prerank(Section):
     """The reference pre-ranker."""
 
@@ -361,6 +369,7 @@ class Config(Section):
     feed: Feed = Feed()
     monitors: Monitors = Monitors()
     prerank: Prerank = Prerank()
+    maintenance: Maintenance = Maintenance()
 
     @model_validator(mode="after")
     def _propensity(self) -> Config:

@@ -193,8 +193,16 @@ class Snapshot:
     @staticmethod
     def digest(files: Iterable[DataFile]) -> str:
         """Hash of the set of live files: equal digests mean the same rows."""
-        text = "\n".join(sorted(f.path for f in files))
-        return sha256(text.encode()).hexdigest()[:16]
+        return _hash_of(f.path for f in files)
+
+    def identity(self, files: Iterable[DataFile]) -> str:
+        """`digest` under which compaction changes nothing: a file that only regroups rows stands for those it took them from.
+        """
+        live = {f.path for f in files}
+        for gone, come in self._history[1]:
+            if come <= live:
+                live = (live - come) | gone
+        return _hash_of(live)
 
     @staticmethod
     def rows(files: Iterable[DataFile]) -> int:
@@ -207,17 +215,26 @@ class Snapshot:
         Read from the log itself: delta-rs' `history` lists every commit there is and numbers them downwards from the
         version it has loaded, so that a pinned table, or one that another run commits to, gets the wrong ones.
         """
+        return list(self._history[0])
+
+    @cached_property
+    def _history(self) -> tuple[tuple[tuple[int, SliceMark], ...], tuple[tuple[set[str], set[str]], ...]]:
+        """Newest first, in one pass: (version, mark), and of commits that only regroup rows (files gone, come)."""
         fs, log = filesystem(f"{self.uri}/_delta_log")
         commits = {int(m[1]): p for p in fs.ls(log, detail=False, refresh=True) if (m := _COMMIT_FILE.search(p))}
-        found = []
+        marks, regrouped = [], []
         for version in sorted((v for v in commits if v <= self.version), reverse=True):
-            for line in fs.cat_file(commits[version]).splitlines():
+            text = fs.cat_file(commits[version])
+            for line in text.splitlines():
                 if not line.lstrip().startswith(b'{"commitInfo"'):
                     continue
                 mark = SliceMark.from_json(json.loads(line)["commitInfo"].get("userMetadata"))
                 if mark is not None:
-                    found.append((version, mark))
-        return found
+                    marks.append((version, mark))
+            # By the protocol a commit whose files all say dataChange = false leaves the rows as they are.
+            if b'"dataChange":false' in text and b'"dataChange":true' not in text:
+                regrouped += _regrouped(text)
+        return tuple(marks), tuple(regrouped)
 
     def mark(self, slice_name: str, step: str | None = None) -> tuple[int, SliceMark] | None:
         """The newest commit that wrote `slice_name`, by `step` when given; None when none did."""
@@ -245,6 +262,22 @@ class Snapshot:
             arrays = [_column_of(part, f, schema.field(n)) for n in schema.names]
             parts.append(pa.table(arrays, schema=schema))
         return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+def _hash_of(paths: Iterable[str]) -> str:
+    return sha256("\n".join(sorted(paths)).encode()).hexdigest()[:16]
+
+
+def _regrouped(commit: bytes) -> list[tuple[set[str], set[str]]]:
+    """(files gone, files come) of each partition in a commit that compacts."""
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for line in commit.splitlines():
+        action = json.loads(line)
+        for place, kind in enumerate(("remove", "add")):
+            if kind in action:
+                partition = json.dumps(action[kind].get("partitionValues"), sort_keys=True)
+                found.setdefault(partition, (set(), set()))[place].add(action[kind]["path"])
+    return [(gone, come) for gone, come in found.values() if gone and come]
 
 
 def _column_of(part: pa.Table, file: DataFile, wanted: pa.Field) -> pa.Array | pa.ChunkedArray:
@@ -402,7 +435,7 @@ class Lake:
                 newer = self.open(contract.name, contract=contract)
                 moved = newer.transaction_version(app_id) != last
                 if mode == "overwrite":
-                    live = [Snapshot.digest(s.select(where=partition)) for s in (before, newer)]
+                    live = [s.identity(s.select(where=partition)) for s in (before, newer)]
                     moved = moved or live[0] != live[1]
                 if moved or attempt + 1 == _COMMIT_TRIES:
                     raise ConflictError(

@@ -109,7 +109,7 @@ def pending(planner: Planner, launch: Launch, force: bool = False) -> tuple[date
 
 def command(
     launch: Launch, dates: Sequence[date], source: Source, config: Config, *, run_id: str = "", force: bool = False,
-    log_level: str = "",
+    log_level: str = "", max_failures: int = 0,
 ) -> list[str]:  # fmt: skip
     """The launcher command of `launch` for `dates`, as an argument list."""
     arguments = source.arguments()
@@ -120,6 +120,7 @@ def command(
     arguments += ["--run-id", run_id] if run_id else []
     arguments += ["--force"] if force else []
     arguments += ["--log-level", log_level] if log_level else []
+    arguments += ["--max-failures", str(max_failures)] if max_failures and len(dates) > 1 else []
     if launch.bulk_through is not None and dates[0] <= launch.bulk_through:
         arguments += ["--bulk-through", launch.bulk_through.isoformat()]
     if launch.steps[0].launcher == "spark":

@@ -206,7 +206,21 @@ JUDGE = Step(
     uses=("preranker",), writes=("truth_metrics",),
 )  # fmt: skip
 
-_BY_NAME = {step.name: step for step in (*STEPS, JUDGE)}
+# Beside the graph too, done whenever they are asked for: compacts what Spark writes; runs ingest for repaired rows.
+OPTIMIZE = Step("optimize", "spark", reads=())
+RETRY = Step("retry_quarantine", "spark", reads=())
+
+_BY_NAME = {step.name: step for step in (*STEPS, JUDGE, OPTIMIZE, RETRY)}
+
+# Small tables of Spark steps whose rows the driver commits without Spark.
+_WITHOUT_SPARK = ("monitors",)
+
+
+def engine_of(table: str) -> Literal["spark", "delta-rs"]:
+    """The one engine that commits to the log of our table `table`: the two do not agree about locks."""
+    owner = _BY_NAME.get(load_contract(table).owner)
+    by_spark = owner is not None and owner.launcher == "spark" and table not in _WITHOUT_SPARK
+    return "spark" if by_spark else "delta-rs"
 
 
 def find_step(name: str) -> Step:
@@ -291,7 +305,9 @@ class Planner:
             status, reason = self._artifact_state(step, run_date, artifact_fingerprint)
             if status != "done" or not step.writes:
                 return StepState(status, reason, fingerprint, inputs, artifact_fingerprint)
-        if step.name == "report":
+        if step in (OPTIMIZE, RETRY):
+            status, reason = "stale", "done whenever it is asked for"
+        elif step.name == "report":
             status, reason = self._report_state(run_date, fingerprint)
         elif step.idle_without and self._is_empty(step.idle_without, run_date):
             status, reason = "done", f"{step.idle_without} has no rows for {run_date}: nothing to do"
@@ -324,7 +340,9 @@ class Planner:
                 )
             entry = inputs.setdefault(read.table, {"version": snapshot.version})
             if read.scope != "lookup":
-                digest = Snapshot.digest(self.files(snapshot, read, run_date))
+                files = self.files(snapshot, read, run_date)
+                owned = owner_step is not None
+                digest = snapshot.identity(files) if owned else Snapshot.digest(files)
                 entry["digest"] = f"{entry['digest']}+{digest}" if "digest" in entry else digest
             if (read.scope == "slice" and owner_step is not None) or (idle_without and not idle):
                 self._require_slice(step, snapshot, run_date)

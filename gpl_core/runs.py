@@ -44,6 +44,32 @@ class StepArguments:
     force: bool = False
     bulk_through: date | None = None
     steps: tuple[str, ...] = ()
+    max_failures: int = 0
+
+
+class Failures:
+    """Run dates that failed and were passed by: `--max-failures` of them.
+
+    A date that failed is left out of the steps that follow; the others are done, one commit per date, and the process
+    leaves with the first failure's exit code.
+    """
+
+    def __init__(self, allowed: int):
+        self.allowed = allowed
+        self.by_date: dict[date, Exception] = {}
+
+    def note(self, run_date: date, error: Exception) -> None:
+        """Count the failure of `run_date` and tell it; raises `error` when it is one too many."""
+        self.by_date[run_date] = error
+        if len(self.by_date) > self.allowed:
+            raise error
+        exit_with(error)
+        log.info("%s failed: %d of %d failures allowed", run_date, len(self.by_date), self.allowed)
+
+    @property
+    def code(self) -> int:
+        """Exit code of the first failure, 0 when there was none."""
+        return next((exit_code_of(e) for e in self.by_date.values()), 0)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,6 +101,9 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
         type=_date,
         help="ingest: the dates up to this one in one commit per table, the rest one by one",
     )
+    parser.add_argument(
+        "--max-failures", type=count, default=0, metavar="N", help="go on with other dates until more than N failed"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     if several:
         parser.add_argument("--steps", required=True, help="Spark steps, comma-separated, run in one session")
@@ -95,7 +124,8 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
     logging.getLogger().setLevel(args.log_level.upper())
     steps = tuple(find_step(s.strip()).name for s in args.steps.split(",")) if several else ()
     return StepArguments(
-        config, tuple(dates), args.run_id or new_run_id(), args.dry_run, args.force, args.bulk_through, steps
+        config, tuple(dates), args.run_id or new_run_id(), args.dry_run, args.force, args.bulk_through, steps,
+        args.max_failures,
     )  # fmt: skip
 
 
@@ -104,6 +134,13 @@ def _date(text: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not a date; expected YYYY-MM-DD") from None
+
+
+def count(text: str) -> int:
+    """A command line's number of 0 or more."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number; expected 0 or more")
+    return int(text)
 
 
 def new_run_id() -> str:
@@ -143,6 +180,7 @@ class StepContext:
         self.state = state
         self.run_id = run_id
         self.force = force
+        self.rewrite: frozenset[str] = frozenset()  # outputs to write though they are current
         self.bulk_dates = bulk_dates or (run_date,)
         self.bulk_states: dict[date, StepState] = {}
         self.config: Config = planner.config
@@ -219,7 +257,7 @@ class StepContext:
     def is_current(self, table: str) -> bool:
         """Whether the output `table` was made from just these inputs already, for every date of this run."""
         states = self._states().items()
-        return not self.force and all(self._planner.is_current(table, d, s.fingerprint_of(table)) for d, s in states)
+        return not self.force and table not in self.rewrite and all(self._planner.is_current(table, d, s.fingerprint_of(table)) for d, s in states)
 
     def committed(self, table: str, commit: Commit) -> None:
         """Note a finished commit for the report."""

@@ -24,6 +24,7 @@ from gpl_core.pipeline import Planner, StepState, find_step
 from gpl_core.runs import (
     Begun,
     Counts,
+    Failures,
     StepArguments,
     StepContext,
     begin,
@@ -164,8 +165,15 @@ def worker_main(name: str, body: WorkerBody, argv: Sequence[str] | None = None) 
     ranks = start_ranks()
     code, together = 0, True
     try:
+        failures = Failures(args.max_failures)
         for run_date in args.dates:
-            _run_date(name, run_date, args, body, ranks)
+            try:
+                _run_date(name, run_date, args, body, ranks)
+            except Exception as error:
+                if not getattr(error, "agreed", False):  # the other ranks wait for us somewhere: none can go on
+                    raise
+                failures.note(run_date, error)
+        code = failures.code
     except Exception as error:
         code = error.code if isinstance(error, PeerError) else exit_with(error)
         together = getattr(error, "agreed", False)

@@ -19,7 +19,7 @@ from gpl_core.contracts import Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, UsageError
 from gpl_core.lake import Commit
 from gpl_core.pipeline import Planner
-from gpl_core.runs import StepArguments, StepContext, exit_with, parse_arguments, run_step, setup_logging
+from gpl_core.runs import Failures, StepArguments, StepContext, exit_with, parse_arguments, run_step, setup_logging
 
 # What this project relies on. Each is set only when the launcher left it open.
 _DEFAULTS = {
@@ -317,16 +317,24 @@ def run_jobs(
     try:
         args = parse()
         jobs = choose(args)
+        failures = Failures(args.max_failures)
         spark = None if args.dry_run else start_session(program)
         for name, job in jobs.items():
             history = tuple(d for d in args.dates if args.bulk_through and d <= args.bulk_through)
             if history:
                 _run_bulk(spark, name, job, args, history)
             for run_date in args.dates[len(history) :]:
-                # A new planner per step and date: it sees what the step before has written.
-                run_step(
-                    Planner(args.config), name, run_date, args, lambda context, job=job: run_body(spark, context, job)
-                )
+                if run_date in failures.by_date:
+                    continue
+                try:
+                    # A new planner per step and date: it sees what the step before has written.
+                    run_step(
+                        Planner(args.config), name, run_date, args,
+                        lambda context, job=job: run_body(spark, context, job),
+                    )  # fmt: skip
+                except Exception as error:
+                    failures.note(run_date, error)
+        code = failures.code
     except Exception as error:
         code = exit_with(error)
     finally:
