@@ -196,8 +196,7 @@ class Snapshot:
         return _hash_of(f.path for f in files)
 
     def identity(self, files: Iterable[DataFile]) -> str:
-        """`digest` under which compaction changes nothing: a file that only regroups rows stands for those it took them from.
-        """
+        """`digest` under which compaction changes nothing: a file that only regroups rows stands for those it took them from."""
         live = {f.path for f in files}
         for gone, come in self._history[1]:
             if come <= live:

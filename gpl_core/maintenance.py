@@ -76,7 +76,9 @@ def compact(
             return Compacted(contract.name, len(files), after)
         fs, base = filesystem(snapshot.uri)
         fs.rm([f"{base}/{part['path']}" for part in parts])
-    raise ConflictError(f"table {contract.name}: written by other runs {_TRIES} times meanwhile; run gpl optimize again")
+    raise ConflictError(
+        f"table {contract.name}: written by other runs {_TRIES} times meanwhile; run gpl optimize again"
+    )
 
 
 def _in_dates(snapshot: Snapshot, dates: Sequence[date]) -> list[DataFile]:
@@ -121,7 +123,9 @@ def _rewrite(lake: Lake, snapshot: Snapshot, group: Sequence[DataFile]) -> dict[
     return writer.parts[0]
 
 
-def _swap(snapshot: Snapshot, groups: Sequence[Sequence[DataFile]], parts: Sequence[dict[str, Any]], run_id: str) -> bool:
+def _swap(
+    snapshot: Snapshot, groups: Sequence[Sequence[DataFile]], parts: Sequence[dict[str, Any]], run_id: str
+) -> bool:
     """Commit `parts` in place of the files of `groups`; False when another commit came between."""
     contract = snapshot.contract
     table = DeltaTable(snapshot.uri, version=snapshot.version)

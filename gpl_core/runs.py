@@ -92,6 +92,7 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
     parser.add_argument("--run-date", type=_date, help="logical date D; or --start-date and --end-date")
     parser.add_argument("--start-date", type=_date)
     parser.add_argument("--end-date", type=_date)
+    parser.add_argument("--skip-date", action="append", default=[], type=_date, help="leave this date out; repeatable")
     parser.add_argument("--run-id", default="", help="identity of this run; made when not given")
     parser.add_argument("--dry-run", action="store_true", help="print what would be read and written")
     parser.add_argument("--force", action="store_true", help="run even where the tables say done")
@@ -118,7 +119,7 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
     elif args.start_date:
         if args.end_date < args.start_date:
             parser.error(f"--end-date {args.end_date} lies before --start-date {args.start_date}")
-        dates = date_range(args.start_date, args.end_date)
+        dates = [d for d in date_range(args.start_date, args.end_date) if d not in args.skip_date]
     else:
         parser.error("--run-date, or --start-date and --end-date, is required: steps never assume today")
     logging.getLogger().setLevel(args.log_level.upper())
@@ -257,7 +258,11 @@ class StepContext:
     def is_current(self, table: str) -> bool:
         """Whether the output `table` was made from just these inputs already, for every date of this run."""
         states = self._states().items()
-        return not self.force and table not in self.rewrite and all(self._planner.is_current(table, d, s.fingerprint_of(table)) for d, s in states)
+        return (
+            not self.force
+            and table not in self.rewrite
+            and all(self._planner.is_current(table, d, s.fingerprint_of(table)) for d, s in states)
+        )
 
     def committed(self, table: str, commit: Commit) -> None:
         """Note a finished commit for the report."""

@@ -175,7 +175,7 @@ def worker_main(name: str, body: WorkerBody, argv: Sequence[str] | None = None) 
                 failures.note(run_date, error)
         code = failures.code
     except Exception as error:
-        code = error.code if isinstance(error, PeerError) else exit_with(error)
+        code = error.exit_code if isinstance(error, PeerError) else exit_with(error)
         together = getattr(error, "agreed", False)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -190,7 +190,7 @@ class PeerError(GplError):
 
     def __init__(self, code: int, message: str):
         super().__init__(message)
-        self.code = code
+        self.exit_code = code
 
 
 def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, ranks: Ranks) -> None:

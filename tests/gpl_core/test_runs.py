@@ -15,6 +15,7 @@ from gpl_core.lake import SliceMark, Snapshot
 from gpl_core.pipeline import Planner, StepState
 from gpl_core.runs import (
     Counts,
+    Failures,
     StepArguments,
     StepContext,
     begin,
@@ -322,6 +323,28 @@ def test_any_error_message_fits_the_table(config, message):
     note(config, "failed", ValueError(message))
     (row,) = job_runs(config)
     assert row["error_message"] == message[:4000]
+
+
+# ---- dates that fail -------------------------------------------------------------------------------------------
+
+
+def test_failures_are_passed_by_until_there_is_one_too_many(capsys):
+    failures = Failures(2)
+    assert failures.code == 0
+    failures.note(DAY, MissingInputError("no slice"))
+    failures.note(DAY + ONE, GateError("dead codes"))
+    assert (failures.code, set(failures.by_date)) == (4, {DAY, DAY + ONE}), "the first one's code"
+    assert capsys.readouterr().err == "error: no slice\nerror: dead codes\n"
+    with pytest.raises(ValueError, match="third"):
+        failures.note(DAY + 2 * ONE, ValueError("third"))
+
+
+def test_a_range_leaves_out_the_dates_to_skip(tmp_path):
+    given = ["--config", str(config_file(tmp_path)), "--start-date", "2026-01-03", "--end-date", "2026-01-06"]
+    args = parse_arguments("x", [*given, "--skip-date", "2026-01-04", "--max-failures", "2"])
+    assert ([d.day for d in args.dates], args.max_failures) == ([3, 5, 6], 2)
+    with pytest.raises(UsageError, match=r"--max-failures: '-1' is not a number; expected 0 or more"):
+        parse_arguments("x", [*given, "--max-failures=-1"])
 
 
 # ---- leaving ---------------------------------------------------------------------------------------------------

@@ -39,7 +39,9 @@ class Toy:
                 self.write(table, day)
         self.write("raw_items", next(iter(days)))
 
-    def write(self, table: str, day: date, rows: int | None = None, *, step: str | None = None, fingerprint: str = "x") -> None:
+    def write(
+        self, table: str, day: date, rows: int | None = None, *, step: str | None = None, fingerprint: str = "x"
+    ) -> None:
         """Rewrite one slice of `table` (or add to a table without dates) with new rows."""
         self.seed += 1
         appended = table in ("item_embeddings", "item_sids") or not load_contract(table).partition_by

@@ -224,7 +224,9 @@ def test_rows_whose_item_came_late_are_accepted_by_a_retry_and_nothing_else_is_w
     assert len(reasons(lake)) == 2, "not lost: the next retry finds it again"
     lake.run("ingest", retry_quarantine.run, force=True)
     assert lake.context.counts.details["retried"] == {"raw_candidates": 1}
-    assert [r for r in lake.rows("candidates") if r not in before] == [r for r in lake.rows("candidates") if "late" in r]
+    assert [r for r in lake.rows("candidates") if r not in before] == [
+        r for r in lake.rows("candidates") if "late" in r
+    ]
     assert len(lake.rows("candidates")) == len(before) + 1
     assert reasons(lake) == [("raw_candidates", ("unknown_item",), 1)]
     assert {t: lake.version(t) for t in versions} == versions
