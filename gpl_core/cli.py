@@ -124,6 +124,10 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--retention-hours", type=int, default=168, metavar="N", help="keep younger ones (default 168)")
     sub.add_argument("--ended", action="append", default=[], metavar="RUN_ID", help="this run was killed; repeatable")
     sub.add_argument("--dry-run", action="store_true", help="count only")
+    sub = add("migrate", "bring tables to the version of their contracts, as these declare")
+    sub.add_argument("table", nargs="*", help="default: every table")
+    sub.add_argument("--ended", action="append", default=[], metavar="RUN_ID", help="this run was killed; repeatable")
+    sub.add_argument("--dry-run", action="store_true", help="say what would be done")
     sub = add("forget", "remove a person from every table of this project")
     sub.add_argument("--user", required=True, metavar="USER_ID")
     sub.add_argument("--dry-run", action="store_true", help="count only")
@@ -454,6 +458,16 @@ def _vacuum(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
+def _migrate(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.contracts import all_contracts, load_contract
+    from gpl_core.migrate import migrate_all
+
+    contracts = [load_contract(t) for t in args.table] or list(all_contracts().values())
+    return migrate_all(
+        Lake.of(config.lakehouse), contracts, config.feed.passthrough, dry_run=args.dry_run, ended=args.ended
+    )  # fmt: skip
+
+
 def _forget(args: argparse.Namespace, config: Config) -> int:
     from gpl_core.forget import forget_everywhere
 
@@ -492,6 +506,7 @@ _COMMANDS = {
     "quarantine": _quarantine,
     "optimize": _optimize,
     "vacuum": _vacuum,
+    "migrate": _migrate,
     "forget": _forget,
 }
 

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from types import TracebackType
 from typing import Any
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.schema import PrimitiveType
 from deltalake.transaction import AddAction, RemoveAction
 
 from gpl_core.config import Lakehouse
@@ -113,17 +114,17 @@ class Snapshot:
         found = self.properties.get(CONTRACT_VERSION)
         if found is not None and self.properties.get(CONTRACT_NAME) != self.contract.name:
             raise ContractError(f"{self.uri}: holds table '{self.properties[CONTRACT_NAME]}', not {self.contract.name}")
+        problems = self._drift()
         if found is not None and int(found) != self.contract.version:
             raise ContractError(
                 f"table {self.contract.name}: was written under contract version {found}, this code reads version "
                 f"{self.contract.version}; run `gpl migrate` or use the matching release"
+                + "".join(f"\n  {p}" for p in problems)
             )
-        names = [self._ours.get(f.name, f.name) for f in self._table.schema().fields]
-        missing = [c.name for c in self.contract.columns if c.name not in names and not c.nullable]
-        if missing:
+        if problems:
             raise ContractError(
-                f"table {self.contract.name} at {self.uri}: missing column(s) {', '.join(missing)}; "
-                f"it has {', '.join(names)}"
+                f"table {self.contract.name} at {self.uri}: its schema drifted from contract version "
+                f"{self.contract.version}:\n  " + "\n  ".join(problems)
             )
         partitions = self._table.metadata().partition_columns
         if not set(self.contract.partition_by) <= set(partitions):
@@ -132,6 +133,21 @@ class Snapshot:
                 f"table {self.contract.name} at {self.uri}: partitioned by {divided}, expected "
                 f"{', '.join(self.contract.partition_by)}; write it with that partition"
             )
+
+    def _drift(self) -> list[str]:
+        """Column-by-column differences from the contract; additional columns are none.
+
+        Types of a platform's table are for ingest to judge, which casts row by row.
+        """
+        have = {self._ours.get(f.name, f.name): f.type for f in self._table.schema().fields}
+        problems = []
+        for name, wanted, nullable in _delta_fields(self.contract):
+            if name not in have:
+                missing = f"missing column '{name}' ({_type_name(wanted)}); it has {', '.join(have)}"
+                problems += [] if nullable else [missing]
+            elif self.contract.enforced and have[name] != wanted:
+                problems.append(f"column '{name}' is {_type_name(have[name])}, expected {_type_name(wanted)}")
+        return problems
 
     @property
     def hidden_features(self) -> list[str]:
@@ -196,7 +212,7 @@ class Snapshot:
         return _hash_of(f.path for f in files)
 
     def identity(self, files: Iterable[DataFile]) -> str:
-        """`digest` under which compaction changes nothing: a file that only regroups rows stands for those it took them from."""
+        """`digest` under which compaction changes nothing: a file that regroups rows stands for those it is made of."""
         live = {f.path for f in files}
         for gone, come in self._history[1]:
             if come <= live:
@@ -261,6 +277,17 @@ class Snapshot:
             arrays = [_column_of(part, f, schema.field(n)) for n in schema.names]
             parts.append(pa.table(arrays, schema=schema))
         return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+@cache
+def _delta_fields(contract: Contract) -> tuple[tuple[str, Any, bool], ...]:
+    """Name, Delta type, and whether it may be missing, of each column of `contract`."""
+    fields = DeltaSchema.from_json(contract.spark_json()).fields
+    return tuple((f.name, f.type, c.nullable) for f, c in zip(fields, contract.columns, strict=True))
+
+
+def _type_name(kind: Any) -> str:
+    return kind.type if isinstance(kind, PrimitiveType) else str(kind)
 
 
 def _hash_of(paths: Iterable[str]) -> str:

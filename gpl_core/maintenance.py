@@ -1,9 +1,9 @@
 """Keeping tables in shape: few files of a good size, and no old ones, while steps and trainers read.
 
-`optimize` regroups rows into larger files, in commits that say of every file that no data changed: what was built on the
-slice stays done (`Snapshot.identity`). Each table is compacted by the engine that writes it: here those of the workers
-and the small logs, in `spark_jobs/optimize.py` those of Spark. `vacuum` deletes files and writes no log, so one room
-serves all tables.
+`optimize` regroups rows into larger files, in commits that say of every file that no data changed: what was built on
+the slice stays done (`Snapshot.identity`). Each table is compacted by the engine that writes it: here those of the
+workers and the small logs, in `spark_jobs/optimize.py` those of Spark. `vacuum` deletes files and writes no log, so one
+room serves all tables.
 """
 
 from __future__ import annotations
@@ -182,7 +182,8 @@ def check_retention(lake: Lake, retention: timedelta, ended: Sequence[str] = ())
     if longest and timedelta(seconds=longest["seconds"]) > retention:
         raise ContractError(
             f"run {longest['run_id']} ({longest['step']} for {longest['run_date']}) took {longest['seconds']:.0f} s, "
-            f"longer than a retention of {retention}: keep at least {_hours(timedelta(seconds=longest['seconds']))} hours"
+            f"longer than a retention of {retention}: keep at least "
+            f"{_hours(timedelta(seconds=longest['seconds']))} hours"
         )
     return {r["step"] for r in running}
 

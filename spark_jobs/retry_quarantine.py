@@ -2,8 +2,8 @@
 
     spark-submit … spark_jobs/retry_quarantine.py --config CONFIG --run-date D
 
-A raw slice that changed is ingested anew by `gpl run`. This is for what no raw slice of D shows: items that arrived later.
-The rows go through ingest like any other; only tables that gain some are written, so nothing else turns stale.
+A raw slice that changed is ingested anew by `gpl run`. This is for what no raw slice of D shows: items that arrived
+later. The rows go through ingest like any other; only tables that gain some are written, so nothing else turns stale.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ def test_bins_are_within_the_size_in_order_and_of_two_or_more(sizes, limit):
     assert all(len(group) > 1 and sum(f.size for f in group) <= limit for group in found)
     assert [f.path for group in found for f in group] == sorted((f.path for g in found for f in g), key=int)
     left = [f for f in files if f not in [x for g in found for x in g]]
-    neighbours = [(a, b) for a, b in zip(left, left[1:]) if int(b.path) == int(a.path) + 1]
+    neighbours = [(a, b) for a, b in pairwise(left) if int(b.path) == int(a.path) + 1]
     assert all(a.size + b.size > limit for a, b in neighbours), "two that fit together were joined"
 
 

@@ -96,7 +96,8 @@ def outcome(tmp_path_factory) -> Outcome:
         port = probe.getsockname()[1]
     done = subprocess.run(
         [tool("deepspeed"), "--num_accelerators", "2", "--master_port", str(port), str(script), "--config",
-         str(config_file(root)), "--start-date", str(DAY), "--end-date", str(DAY + 2 * ONE), "--force", "--max-failures", "1"],
+         str(config_file(root)), "--start-date", str(DAY), "--end-date", str(DAY + 2 * ONE), "--force",
+         "--max-failures", "1"],
         env={**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "SAID": str(root), "OMP_NUM_THREADS": "1"},
         cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=280,
     )  # fmt: skip
