@@ -26,7 +26,7 @@ Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` and `"5"` 
 
 
 _SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "largest_rate_change",
-              "on_rate_change"}  # fmt: skip
+              "on_rate_change", "publish"}  # fmt: skip
 
 
 class Section(BaseModel):
@@ -289,6 +289,11 @@ class Labels(Section):
 
 class Feed(Section):
     """The pre-ranker's training feed."""
+
+    publish: Literal["complete", "exposed_only_on_failure"] = Field(
+        default="complete",
+        description="When labels are late or a monitor refuses: hold the slice back, or publish its exposed rows alone",
+    )
 
     rows_per_file: Positive = Field(default=500_000, description="About so many rows per file, all files alike")
     passthrough: dict[str, Literal["int", "long", "float", "double", "string", "boolean"]] = Field(

@@ -41,6 +41,7 @@ class Read:
     column: str = ""
     optional: bool = False
     when: tuple[str, tuple[str, ...]] = ("", ())  # configuration key and the values for which this is read at all
+    may_lack: tuple[str, str] = ("", "")  # configuration key and the value for which the slice need not be there
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ STEPS: tuple[Step, ...] = (
     ),
     Step(
         "training_feed", "spark",
-        reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"), Read("pseudo_labels", "slice"),
+        reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"),
+               Read("pseudo_labels", "slice", may_lack=("feed.publish", "exposed_only_on_failure")),
                Read("item_sids", "lookup"), *(Read(t, "lookup", optional=True) for t in (*FOR_REASONS, *FOR_MONITORS))),
         uses=("tokenizer",), writes=("training_feed",), also_writes=("monitors",), sections=("feed",),
     ),
@@ -325,6 +327,9 @@ class Planner:
             if read.when[0] and self._value(read.when[0]) not in read.when[1]:
                 continue
             snapshot = self.snapshot(read.table)
+            may_lack = bool(read.may_lack[0]) and self._value(read.may_lack[0]) == read.may_lack[1]
+            if may_lack and run_date.isoformat() not in self._table_marks(read.table):
+                continue  # the step goes on without; when the slice comes, so does its digest, and the step is stale
             owner_step = _BY_NAME.get(load_contract(read.table).owner)
             # A cache may lack this date's rows only where its step had nothing to do; else its reader would silently
             # find nothing.
