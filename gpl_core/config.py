@@ -26,7 +26,7 @@ Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` and `"5"` 
 
 
 _SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "largest_rate_change",
-              "on_rate_change"}  # fmt: skip
+              "on_rate_change", "publish"}  # fmt: skip
 
 
 class Section(BaseModel):
@@ -290,6 +290,11 @@ class Labels(Section):
 class Feed(Section):
     """The pre-ranker's training feed."""
 
+    publish: Literal["complete", "exposed_only_on_failure"] = Field(
+        default="complete",
+        description="When labels are late or a monitor refuses: hold the slice back, or publish its exposed rows alone",
+    )
+
     rows_per_file: Positive = Field(default=500_000, description="About so many rows per file, all files alike")
     passthrough: dict[str, Literal["int", "long", "float", "double", "string", "boolean"]] = Field(
         default={}, description="Extra columns of raw_impressions and raw_candidates that reach the feed"
@@ -316,6 +321,14 @@ class Monitors(Section):
         if both := sorted(set(self.fail) & set(self.ignore)):
             raise ValueError(f"{', '.join(both)} stand under both fail and ignore")
         return self
+
+
+class Maintenance(Section):
+    """`gpl optimize`."""
+
+    file_mb: Positive = Field(
+        default=128, description="Small files are joined up to this; workers share out whole files, so not too large"
+    )
 
 
 class Prerank(Section):
@@ -361,6 +374,7 @@ class Config(Section):
     feed: Feed = Feed()
     monitors: Monitors = Monitors()
     prerank: Prerank = Prerank()
+    maintenance: Maintenance = Maintenance()
 
     @model_validator(mode="after")
     def _propensity(self) -> Config:

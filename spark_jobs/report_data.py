@@ -374,7 +374,7 @@ def step_runs(job_runs: DataFrame, run_date: date, steps: Sequence[str]) -> list
     columns = ("status", "seconds", "rows_in", "rows_out", "rows_quarantined", "rows_dropped", "bytes_out", "run_id")
     last = F.max_by(F.struct(*columns), F.struct((F.col("status") == "done").cast("int"), "started_at"))
     rows = (
-        job_runs.where((F.col("run_date") == F.lit(run_date)) & (F.col("status") != "noop"))
+        job_runs.where((F.col("run_date") == F.lit(run_date)) & F.col("status").isin("done", "failed"))
         .groupBy("step")
         .agg(last.alias("run"), F.count(F.lit(1)).alias("attempts"))
         .limit(_MANY)
