@@ -108,6 +108,9 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--user", required=True, metavar="USER_ID")
     sub.add_argument("--dry-run", action="store_true", help="count only")
     sub.add_argument("--vacuum-hours", type=int, metavar="N", help="also delete files of versions older than N hours")
+    sub = add("evict", "take out of the anchor cache what nothing has needed for cache.retention_days")
+    sub.add_argument("--run-date", required=True, type=_date, help="as of this date, whose score_requests are written")
+    sub.add_argument("--dry-run", action="store_true", help="count only")
     text = "GPUs and cost of a day's anchors, extrapolated from a measured search"
     sub = commands.add_parser("capacity", help=text, description=text, allow_abbrev=False)
     sub.add_argument("--users", type=float, required=True, help="users whose anchors are generated, e.g. 300e6")
@@ -424,6 +427,15 @@ def _forget(args: argparse.Namespace, config: Config) -> int:
     return forget_everywhere(lake, args.user, dry_run=args.dry_run, vacuum_hours=args.vacuum_hours)
 
 
+def _evict(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.evict import evict
+
+    found = evict(Planner(config), args.run_date, dry_run=args.dry_run)
+    verb = "would be evicted" if args.dry_run else "evicted"
+    print(f"interest_anchors: {sum(r.rows for r in found):,} entries of {len(found):,} files {verb}", file=sys.stderr)
+    return 0
+
+
 _COMMANDS = {
     "simulate": _simulate,
     "import-reviews": _import_reviews,
@@ -437,6 +449,7 @@ _COMMANDS = {
     "explain": _explain,
     "check-raw": _check_raw,
     "forget": _forget,
+    "evict": _evict,
 }
 
 if __name__ == "__main__":

@@ -231,6 +231,14 @@ class Anchors(Section):
     tokens_per_batch: Positive = Field(default=8192, description="Token budget of a search batch")
 
 
+class Cache(Section):
+    """The anchor cache (table interest_anchors)."""
+
+    retention_days: Positive = Field(
+        default=30, description="gpl evict takes out what no run date has needed for so many days"
+    )
+
+
 class Calibrator(Section):
     """Similarity to click probability."""
 
@@ -357,6 +365,7 @@ class Config(Section):
     sequences: Sequences = Sequences()
     interest: Interest = Interest()
     anchors: Anchors = Anchors()
+    cache: Cache = Cache()
     labels: Labels = Labels()
     feed: Feed = Feed()
     monitors: Monitors = Monitors()

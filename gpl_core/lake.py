@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -245,6 +245,18 @@ class Snapshot:
             arrays = [_column_of(part, f, schema.field(n)) for n in schema.names]
             parts.append(pa.table(arrays, schema=schema))
         return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+def file_groups(files: Iterable[DataFile], rows: int) -> Iterator[tuple[DataFile, ...]]:
+    """`files`, in their order, in groups of at most `rows` rows by the log's statistics; a larger file comes alone."""
+    group: list[DataFile] = []
+    for f in files:
+        if group and Snapshot.rows(group) + f.rows > rows:
+            yield tuple(group)
+            group = []
+        group.append(f)
+    if group:
+        yield tuple(group)
 
 
 def _column_of(part: pa.Table, file: DataFile, wanted: pa.Field) -> pa.Array | pa.ChunkedArray:

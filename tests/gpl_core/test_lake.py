@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import deltalake
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from gpl_core.contracts import load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
-from gpl_core.lake import Lake, SliceMark, Snapshot
+from gpl_core.lake import DataFile, Lake, SliceMark, Snapshot, file_groups
 from tests.support import DAY, DIMS, ONE, data_table, legal_rows, put
 
 TABLE = "pair_scores"
@@ -459,3 +460,12 @@ def test_overrides_point_a_table_elsewhere_and_create_keeps_what_is_there(tmp_pa
     put(lake, TABLE, 2)
     assert (tmp_path / "elsewhere" / "_delta_log").is_dir()
     assert lake.create(CONTRACT).version == 1
+
+
+@given(sizes=st.lists(st.integers(0, 9), max_size=12), rows=st.integers(1, 12))
+def test_groups_keep_every_file_in_order_and_exceed_the_rows_only_alone(sizes, rows):
+    files = [DataFile(str(n), {}, size, 0, {}) for n, size in enumerate(sizes)]
+    groups = list(file_groups(files, rows))
+    assert [f for group in groups for f in group] == files
+    assert all(Snapshot.rows(group) <= rows or len(group) == 1 for group in groups)
+    assert all(Snapshot.rows((*a, b[0])) > rows for a, b in pairwise(groups))
