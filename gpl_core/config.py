@@ -215,7 +215,7 @@ class Interest(Section):
     tokens_per_batch: Positive = Field(default=4096, description="Token budget of a packed batch")
     keep_target_share: Share = Field(default=0.85, description="Share of targets that down-sampling keeps")
     valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
-    patience: Positive = Field(default=3, description="Epochs without a better held-out loss before it stops")
+    patience: Positive = Field(default=3, description="Epochs without a better held-out loss or HR@10 before it stops")
     init: Literal["codebook", "mean"] = Field(default="codebook", description="Where new token rows start from")
     prompt: str = Field(default="", description="Text before the sequence")
     content: bool = Field(default=True, description="Add the items' content vectors at the model's input")
@@ -228,6 +228,9 @@ class Anchors(Section):
     """Interest anchors."""
 
     count: Positive = Field(default=20, description="K: anchors per user")
+    widths: tuple[Positive, ...] = Field(
+        default=(), description="Beams kept after each level, L numbers; empty: K each. Cached anchors stay as they are"
+    )
     tokens_per_batch: Positive = Field(default=8192, description="Token budget of a search batch")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,7 +50,7 @@ def forget(
             continue
         columns, mask = named
         if contract.owner == "platform":
-            found = _removals(lake.open(contract.name), columns, mask)
+            found: Sequence[Removal] = _removals(lake.open(contract.name), columns, mask)
             yield Forgotten(contract.name, sum(r.rows for r in found), len(found), 0, "platform")
             continue
         found = remove_rows(lake, contract, partial(_removals, columns=columns, mask=mask), "forget", dry_run=dry_run)

@@ -13,6 +13,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -527,11 +528,21 @@ class PartWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._finish()
-            return
+            try:
+                self._finish()
+            except BaseException:
+                self._discard()
+                raise
+        else:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Remove what was written; on a full disk closing fails too, and must not hide the first error."""
         if self._open is not None:
-            self._open[2].close()  # first: its destructor would write a footer to the closed file
-            self._open[1].close()
-            self._fs.rm(f"{self._base}/{self._open[0]}")
+            path, sink, writer = self._open
+            for handle in (writer, sink):  # the writer first: its destructor would write a footer to the closed file
+                with suppress(OSError, pa.ArrowInvalid):
+                    handle.close()
+            self._fs.rm(f"{self._base}/{path}")
         for part in self.parts:
             self._fs.rm(f"{self._base}/{part['path']}")

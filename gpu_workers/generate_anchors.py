@@ -87,7 +87,9 @@ def _generate(
         search = BeamSearch(
             loaded,
             DeviceTrie(catalogue.trie, ranks.device),
-            SearchSettings(config.anchors.count, int(facts["max_events"]), config.anchors.tokens_per_batch),
+            SearchSettings(
+                config.anchors.count, int(facts["max_events"]), config.anchors.tokens_per_batch, config.anchors.widths
+            ),
             content,
         )
         snapshot = context.snapshot("anchor_requests")

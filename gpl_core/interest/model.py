@@ -150,6 +150,11 @@ def build_interest_model(
     base: Any
     base, tokenizer = load_base(checkpoint, dtype, ATTENTION)
     known = len(tokenizer)
+    if known > base.config.vocab_size:
+        raise UsageError(
+            f"checkpoint: the tokenizer at {checkpoint} has {known} tokens, the model {base.config.vocab_size} rows; "
+            "they are not of one checkpoint."
+        )
     vocabulary = extend_tokenizer(tokenizer, settings.levels, settings.codes, settings.prompt)
     old_rows = base.get_input_embeddings().weight.detach()
     last = vocabulary.first_id + vocabulary.size

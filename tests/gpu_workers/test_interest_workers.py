@@ -210,6 +210,33 @@ def test_down_sampling_drops_targets_by_keep_u_and_keeps_the_context(tmp_path: P
     assert len(history.sids) == 4
 
 
+def test_training_stops_when_neither_loss_nor_hit_rate_gets_better_and_keeps_the_best_loss() -> None:
+    """epoch      0     1     2     3     4
+    loss         2.0   1.5   1.6   nan   1.7
+    hit rate     .1    .1    .2    .2    .1     better until epoch 2
+    """
+    progress, over = train_interest_model.Progress(), []
+    for loss, hit_rate in ((2.0, 0.1), (1.5, 0.1), (1.6, 0.2), (float("nan"), 0.2), (1.7, 0.1)):
+        progress = progress.after(loss, hit_rate, {"valid_loss": loss})
+        over.append(progress.is_over(patience=2))
+    assert over == [False, False, False, False, True]
+    assert (progress.best_epoch, progress.best_loss, progress.better_epoch) == (1, 1.5, 2)
+    assert len(progress.history) == progress.epoch == 5
+
+
+def test_what_cannot_be_learnt_from_is_counted(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two users with one event, which nothing precedes, and one whose second event is of no SID in the catalogue."""
+    lake = InterestLake(tmp_path)
+    users = lake.users(20)
+    lake.write_stats(users)
+    retired = next(c for c in np.ndindex(CODES, CODES, CODES) if not (lake.sids == c).all(axis=1).any())
+    monkeypatch.setattr(lake, "sids", np.concatenate([lake.sids, [retired]]))
+    lake.write_sequences([*users, User("one", [3]), User("uno", [4]), User("gone", [5, len(lake.sids) - 1])])
+    call(lake, train_interest_model, ranks, "interest.epochs=1", "interest.valid_share=0", "interest.walks=0")
+    metrics = model_of(lake).metrics
+    assert (metrics["targets_outside"], metrics["users_without_target"], metrics["train"]) == (1, 2, 23)
+
+
 @pytest.mark.parametrize("without", ["interest.content=false", "interest.walks=0"])
 def test_each_ingredient_can_be_left_out(tmp_path: Path, ranks: Ranks, without: str) -> None:
     lake = InterestLake(tmp_path)
@@ -339,6 +366,20 @@ def test_keys_that_the_cache_holds_are_not_generated_again(
     assert searched == [1]
     assert list(anchors_of(trained, second)) == [changed.user_id]
     assert context.counts.rows_in == context.counts.rows_out + context.counts.rows_dropped == 12
+
+
+def test_wider_beams_find_anchors_that_are_at_least_as_likely(trained: InterestLake, ranks: Ranks) -> None:
+    """All prefixes kept: the five most probable SIDs of the whole catalogue."""
+    first, second = DAY + timedelta(days=10), DAY + timedelta(days=11)
+    users, model = trained.users(6, seed=9), model_of(trained)
+    trained.write_requests([User(f"n{u.user_id}", u.items) for u in users], model.version, first)
+    call(trained, generate_anchors, ranks, day=first)
+    trained.write_requests([User(f"w{u.user_id}", u.items) for u in users], model.version, second)
+    call(trained, generate_anchors, ranks, "anchors.widths=[16, 96, 96]", day=second)
+    narrow, wide = anchors_of(trained, first), anchors_of(trained, second)
+    gains = [np.subtract(wide[f"w{u.user_id}"]["log_prob"], narrow[f"n{u.user_id}"]["log_prob"]) for u in users]
+    assert (np.array(gains) > -1e-5).all()
+    assert (np.array(gains) > 1e-3).any()
 
 
 def test_another_number_of_anchors_is_not_in_the_cache(trained: InterestLake, ranks: Ranks) -> None:
