@@ -220,6 +220,10 @@ class Interest(Section):
     prompt: str = Field(default="", description="Text before the sequence")
     content: bool = Field(default=True, description="Add the items' content vectors at the model's input")
     walks: float = Field(default=1.0, ge=0, description="Synthetic walks between alike items per real user; 0: none")
+    title_to_sid: float = Field(
+        default=0.0, ge=0, description="Weight of predicting an item's SID from its title; 0: off"
+    )
+    sid_to_title: float = Field(default=0.0, ge=0, description="Weight of predicting the title from the SID; 0: off")
     refresh_days: Positive = Field(default=1, description="A model older than this is trained anew")
     deepspeed: dict[str, Any] = Field(default={}, description="Merged over the DeepSpeed configuration we make")
 

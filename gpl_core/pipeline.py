@@ -131,7 +131,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "train_interest_model", "deepspeed",
         reads=(Read("user_sequences", "through"), Read("item_stats", "slice"), Read("item_sids", "lookup"),
-               Read("item_embeddings", "lookup")),
+               Read("item_embeddings", "lookup"), Read("items", "lookup", optional=True)),
         uses=("tokenizer",), publishes="interest_model", sections=("interest", "run.seed"),
         follows={"tokenizer": "sid_version"}, refresh="interest.refresh_days",
     ),

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from gpl_core.artifacts import Manifest
 from gpl_core.config import Interest
 from gpl_core.errors import GateError
+from gpl_core.interest.alignment import TitlePack, Titles, alignment_losses
 from gpl_core.interest.bundle import save_bundle
 from gpl_core.interest.content import ContentTable, NeighbourGraph
 from gpl_core.interest.model import InterestModel, ModelSettings, build_interest_model
@@ -44,27 +46,39 @@ from gpu_workers.interest_inputs import (
     log_found,
     read_catalogue,
 )
+from gpu_workers.item_tables import end_of
 from gpu_workers.runtime import Ranks, StepContext, log, seed_everything, worker_main
 
 STEP = "train_interest_model"
 _HIT_USERS = 1_000  # held-out users whose next SID is searched each epoch
 _HIT_AT = 10
 _WALKS_AT_A_TIME = 4_096
+_TITLE_SHARE = 0.25  # tokens of alignment per token of sequences
+_MOST_TITLES = 50_000  # items whose titles are learnt: bounds a rank's memory
 
 
 class TrainingObjective(torch.nn.Module):
     """What DeepSpeed wraps: a pack of sequences to the summed log p of its targets, in nats, and their number."""
 
-    def __init__(self, model: InterestModel, trie: DeviceTrie, content: ContentTable | None) -> None:
+    def __init__(
+        self, model: InterestModel, trie: DeviceTrie, content: ContentTable | None, weights: tuple[float, float]
+    ) -> None:
+        """``weights``: of the tasks title -> SID and SID -> title."""
         super().__init__()
         self.model = model
         self.trie = trie
         self.content = content
+        self.weights = weights
 
-    def forward(self, pack: Pack) -> tuple[torch.Tensor, int, int]:
-        """(scalar, targets in the catalogue, targets outside it: retired items, left out)."""
+    def forward(self, pack: Pack, titles: TitlePack | None = None) -> tuple[torch.Tensor, int, int, torch.Tensor]:
+        """(scalar, targets in the catalogue, targets outside it: retired items, left out, weighted alignment loss)."""
         scores = target_log_probs(self.model, self.trie, pack, self.content)
-        return scores.log_prob.sum(), len(scores.log_prob), scores.outside
+        total = scores.log_prob.sum()
+        aligned = total.new_zeros(())
+        if titles:
+            losses = alignment_losses(self.model, self.trie, titles)
+            aligned = sum((w * x for w, x in zip(self.weights, losses, strict=True) if w), aligned)
+        return total, len(scores.log_prob), scores.outside, aligned
 
 
 @dataclass(frozen=True)
@@ -173,8 +187,13 @@ def _train_and_publish(context: StepContext, ranks: Ranks, tokenizer: Manifest, 
         with ranks.together():
             graph = NeighbourGraph.build(content, catalogue.item_index, seed=config.run.seed, device=ranks.device)
             walks = Walks(graph, catalogue, settings.walks)
-    objective = TrainingObjective(model, trie, content if settings.content else None)
-    run_ = _Run(context, ranks, objective, sequences, keep, walks)
+    weights = (settings.title_to_sid, settings.sid_to_title)
+    titles = None
+    if any(weights):
+        with ranks.together():
+            titles = Titles.of(model, *_titles(context, catalogue))
+    objective = TrainingObjective(model, trie, content if settings.content else None, weights)
+    run_ = _Run(context, ranks, objective, sequences, keep, walks, titles)
     progress = run_.resume()
     while progress.epoch < settings.epochs and not progress.is_over(settings.patience):
         progress = run_.epoch(progress)
@@ -214,7 +233,9 @@ class _Run:
         data: LatestSequences,
         keep: np.ndarray,
         walks: Walks | None,
+        titles: Titles | None,
     ) -> None:
+        self.titles = titles
         self.config, self.settings, self.ranks = context.config, context.config.interest, ranks
         self.data, self.keep, self.walks = data, keep, walks
         self.seed = self.config.run.seed
@@ -298,6 +319,9 @@ class _Run:
         histories = self.data.histories(share, TRAIN, self.keep, self._levels, seed=self.seed, epoch=turn)
         if self.walks:
             histories = self.walks.mixed(histories, [self.seed, turn])
+        titles: Iterator[TitlePack | None] = repeat(None)
+        if self.titles:
+            titles = self.titles.packs(int(_TITLE_SHARE * self.budget), seed=[self.seed, turn])
         total_loss = total_targets = outside = users = 0.0
 
         def counted() -> Iterator[History]:
@@ -309,9 +333,9 @@ class _Run:
         packs = training_packs(self.objective.model.vocabulary, counted(), self.max_events, self.budget)
         with tqdm(desc=f"epoch {epoch}", unit="target", disable=not self.ranks.is_main, mininterval=1.0) as bar:
             for pack, targets in self._in_step(packs):
-                log_prob, mine, left_out = self.engine(pack)
+                log_prob, mine, left_out, aligned = self.engine(pack, next(titles))
                 # DeepSpeed averages gradients over ranks; the loss is the mean over the targets of all ranks.
-                loss = -log_prob * (self.ranks.size / targets)
+                loss = -log_prob * (self.ranks.size / targets) + aligned
                 self.engine.backward(loss)
                 self.engine.step()
                 total_loss -= float(log_prob.detach())
@@ -349,7 +373,7 @@ class _Run:
         self.engine.eval()
         log_prob = targets = 0.0
         for pack in training_packs(self.objective.model.vocabulary, self.held_out, self.max_events, self.budget):
-            found, number, _ = self.objective(pack)
+            found, number, *_ = self.objective(pack)
             log_prob, targets = log_prob + float(found), targets + number
         users = [h for h in self.held_out if len(h.sids) > 1][: -(-_HIT_USERS // self.ranks.size)]
         search = BeamSearch(
@@ -412,6 +436,22 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
         out[key] = _merged(out[key], value) if both else value
     return out
+
+
+def _titles(context: StepContext, catalogue: Catalogue) -> tuple[list[str], np.ndarray]:
+    """Titles and SIDs of at most _MOST_TITLES items, the same on every rank; a title of after the run date is not read.
+
+    MissingInputError where there is no table items.
+    """
+    items = np.sort(catalogue.item_index)
+    if len(items) > _MOST_TITLES:
+        items = np.sort(np.random.default_rng(context.config.run.seed).choice(items, _MOST_TITLES, replace=False))
+    snapshot, found = context.snapshot("items"), {}
+    for batch in read_batches(snapshot, snapshot.files, ["item_index", "title", "updated_at"]):
+        chosen = np.isin(batch["item_index"], items) & (batch["updated_at"] < end_of(context.run_date))
+        found.update(zip(batch["item_index"][chosen].tolist(), batch["title"][chosen], strict=True))
+    known = np.array(sorted(found), dtype=np.int64)
+    return [str(found[i]) for i in known], catalogue.sids_of(known)
 
 
 def _positives(context: StepContext, items: int) -> np.ndarray:

@@ -90,6 +90,12 @@ class InterestModel(nn.Module):
             return self.input_rows
         return self._base.lm_head.token_adapter.trainable_tokens_delta[_ADAPTER]
 
+    @property
+    def word_rows(self) -> Tensor:
+        """The base's own output rows, frozen: those of the tokens before the SIDs', [V x D]."""
+        head = self._backbone.embed_tokens if self.config.tie_word_embeddings else self._base.lm_head
+        return head.token_adapter.get_base_layer().weight.detach()[: self.vocabulary.first_id]
+
     def level_rows(self, level: int) -> Tensor:
         """Output rows of the 0-based ``level``, [C x D]."""
         codes = self.vocabulary.codes

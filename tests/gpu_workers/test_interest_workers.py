@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ from safetensors.torch import load_file
 from gpl_core.artifacts import ArtifactStore, Manifest
 from gpl_core.contracts import load_contract
 from gpl_core.errors import LineageError, MissingInputError
+from gpl_core.interest.alignment import Titles
 from gpl_core.interest.bundle import load_bundle
 from gpl_core.interest.content import ContentTable, NeighbourGraph
+from gpl_core.interest.model import InterestModel
 from gpl_core.interest.packing import History
 from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import BeamSearch, SearchSettings
@@ -34,6 +37,7 @@ from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.interest_inputs import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
 from gpu_workers.runtime import Ranks
 from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, LEVELS, InterestLake, User
+from tests.support import legal_rows, put
 
 ROOT = Path(__file__).parents[2]
 
@@ -245,6 +249,41 @@ def test_each_ingredient_can_be_left_out(tmp_path: Path, ranks: Ranks, without: 
     lake.write_stats(users)
     call(lake, train_interest_model, ranks, without, "interest.epochs=1")
     assert ("content.weight" in weights_of(lake)) == (without != "interest.content=false")
+
+
+def test_titles_are_learnt_where_a_weight_says_so(tmp_path: Path, ranks: Ranks) -> None:
+    """Item 0 was renamed after the run date, item 1 has no title: neither is read."""
+    lake = InterestLake(tmp_path)
+    users = lake.users(30)
+    lake.write_sequences(users)
+    lake.write_stats(users)
+    plain = ("interest.epochs=1", "interest.walks=0", "interest.content=false", "interest.tokens_per_batch=64")
+    with pytest.raises(MissingInputError, match="items"):
+        call(lake, train_interest_model, ranks, *plain, "interest.sid_to_title=1")
+    rows = legal_rows(load_contract("items"), len(lake.sids))
+    for number, row in enumerate(rows):
+        row |= {"item_index": number, "title": f"thing {number // lake.per_topic}", "updated_at": 0}
+    rows[0] |= {"updated_at": int(datetime(2026, 1, 3, tzinfo=UTC).timestamp() * 1e6)}
+    rows[1] |= {"title": ""}
+    put(lake.lake, "items", rows)
+    seen: list[int] = []
+    of = Titles.of
+
+    def counted(model: InterestModel, titles: list[str], sids: np.ndarray) -> Titles:
+        made = of(model, titles, sids)
+        seen.append(len(made.tokens))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_interest_model.Titles, "of", counted)
+        for weights in (("0", "0"), ("1", "0"), ("0", "1")):
+            given = (f"interest.title_to_sid={weights[0]}", f"interest.sid_to_title={weights[1]}")
+            call(lake, train_interest_model, ranks, *plain, *given)
+    assert seen == [len(lake.sids) - 2] * 2
+    store = ArtifactStore(str(tmp_path))
+    made = [load_file(store.fetch(m) / "adapter.safetensors") for m in store.manifests("interest_model")]
+    rows_of_sids = [next(v for n, v in state.items() if "trainable_tokens" in n) for state in made]
+    assert not any(torch.equal(a, b) for a, b in combinations(rows_of_sids, 2))
 
 
 def test_walks_are_mixed_among_the_users_at_their_rate(tmp_path: Path) -> None:

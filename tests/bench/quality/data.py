@@ -71,6 +71,11 @@ def content_vectors() -> np.ndarray:
     return build_encoder([EncoderPart("minilm", options={"max_tokens": 96})]).encode(contents).vectors
 
 
+def titles() -> list[str]:
+    """Every item's title, in the order of the item numbers."""
+    return [json.loads(line)["title"] for line in _lines("items")]
+
+
 def judge(rankings: np.ndarray, task: Task) -> dict[str, float]:
     """HR@3, HR@10, NDCG@10, and HR@10 on tail targets; ``rankings`` int [T x >= RANKED], -1 where nothing is."""
     hit = rankings[:, :RANKED] == task.targets[:, None]
