@@ -25,7 +25,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` and `"5"` are not numbers
 
 
-_SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "largest_rate_change",
+_SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "recompute_layers",
+              "largest_rate_change",
               "on_rate_change"}  # fmt: skip
 
 
@@ -225,6 +226,9 @@ class Interest(Section):
     )
     sid_to_title: float = Field(default=0.0, ge=0, description="Weight of predicting the title from the SID; 0: off")
     refresh_days: Positive = Field(default=1, description="A model older than this is trained anew")
+    recompute_layers: bool = Field(
+        default=False, description="Gradient checkpointing: a third more time, a fraction of the memory"
+    )
     deepspeed: dict[str, Any] = Field(default={}, description="Merged over the DeepSpeed configuration we make")
 
 
