@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gpl_core.artifacts import KINDS
+from gpl_core.capacity import capacity, newest_measurement, read_measurement
 from gpl_core.config import Config, date_range, load_config
 from gpl_core.errors import ContractError, GplError, UsageError, exit_code_of, told
 from gpl_core.hints import hints
@@ -132,6 +133,20 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--user", required=True, metavar="USER_ID")
     sub.add_argument("--dry-run", action="store_true", help="count only")
     sub.add_argument("--vacuum-hours", type=int, metavar="N", help="also delete files of versions older than N hours")
+    sub = add("evict", "take out of the anchor cache what nothing has needed for cache.retention_days")
+    sub.add_argument("--run-date", required=True, type=_date, help="as of this date, whose score_requests are written")
+    sub.add_argument("--dry-run", action="store_true", help="count only")
+    text = "GPUs and cost of a day's anchors, extrapolated from a measured search"
+    sub = commands.add_parser("capacity", help=text, description=text, allow_abbrev=False)
+    sub.add_argument("--users", type=float, required=True, help="users whose anchors are generated, e.g. 300e6")
+    sub.add_argument("--hours", type=float, required=True, help="time they may take")
+    sub.add_argument("--gpus", type=int, metavar="N", help="say how long N devices take")
+    sub.add_argument("--gpu-hour-cost", type=float, metavar="COST", help="price of one device hour, in any currency")
+    sub.add_argument("--prompt", type=int, metavar="TOKENS", help="a measured prompt length; default: the slowest")
+    sub.add_argument("--beams", type=int, metavar="K", help="a measured number of anchors; default: the slowest")
+    sub.add_argument(
+        "--measurement", type=Path, metavar="FILE", help="a result of bench_search; default: this checkout's"
+    )
     commands.add_parser("settings", help="print the configuration reference as Markdown")
     commands.add_parser("tables", help="print the data dictionary, views included, as Markdown")
 
@@ -148,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "tables":
             print(dictionary())
             return 0
+        if args.command == "capacity":
+            return _capacity(args)
         config = load_config(args.config, args.overrides)
         return int(_COMMANDS[args.command](args, config))
     except BrokenPipeError:  # the reader of our output (head, less) has enough
@@ -468,6 +485,16 @@ def _migrate(args: argparse.Namespace, config: Config) -> int:
     )  # fmt: skip
 
 
+def _capacity(args: argparse.Namespace) -> int:
+    measurement = read_measurement(args.measurement) if args.measurement else newest_measurement()
+    for line in capacity(
+        measurement, args.users, args.hours, gpus=args.gpus, prompt=args.prompt, beams=args.beams,
+        gpu_hour_cost=args.gpu_hour_cost,
+    ):  # fmt: skip
+        print(line, file=sys.stderr if line.startswith("warning") else sys.stdout)
+    return 0
+
+
 def _forget(args: argparse.Namespace, config: Config) -> int:
     from gpl_core.forget import forget_everywhere
 
@@ -486,6 +513,15 @@ def _decide(args: argparse.Namespace, config: Config) -> int:
     else:
         print(f"in force after {newest.trained_through}: {newest.version}")
     print("gpl status shows what is stale now")
+    return 0
+
+
+def _evict(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.evict import evict
+
+    found = evict(Planner(config), args.run_date, dry_run=args.dry_run)
+    verb = "would be evicted" if args.dry_run else "evicted"
+    print(f"interest_anchors: {sum(r.rows for r in found):,} entries of {len(found):,} files {verb}", file=sys.stderr)
     return 0
 
 
@@ -508,6 +544,7 @@ _COMMANDS = {
     "vacuum": _vacuum,
     "migrate": _migrate,
     "forget": _forget,
+    "evict": _evict,
 }
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` and `"5"` are not numbers
 
 
-_SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "largest_rate_change",
-              "on_rate_change", "publish"}  # fmt: skip
+_SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "recompute_layers",
+              "largest_rate_change", "on_rate_change", "publish"}  # fmt: skip
 
 
 class Section(BaseModel):
@@ -215,12 +215,19 @@ class Interest(Section):
     tokens_per_batch: Positive = Field(default=4096, description="Token budget of a packed batch")
     keep_target_share: Share = Field(default=0.85, description="Share of targets that down-sampling keeps")
     valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
-    patience: Positive = Field(default=3, description="Epochs without a better held-out loss before it stops")
+    patience: Positive = Field(default=3, description="Epochs without a better held-out loss or HR@10 before it stops")
     init: Literal["codebook", "mean"] = Field(default="codebook", description="Where new token rows start from")
     prompt: str = Field(default="", description="Text before the sequence")
     content: bool = Field(default=True, description="Add the items' content vectors at the model's input")
     walks: float = Field(default=1.0, ge=0, description="Synthetic walks between alike items per real user; 0: none")
+    title_to_sid: float = Field(
+        default=0.0, ge=0, description="Weight of predicting an item's SID from its title; 0: off"
+    )
+    sid_to_title: float = Field(default=0.0, ge=0, description="Weight of predicting the title from the SID; 0: off")
     refresh_days: Positive = Field(default=1, description="A model older than this is trained anew")
+    recompute_layers: bool = Field(
+        default=False, description="Gradient checkpointing: a third more time, a fraction of the memory"
+    )
     deepspeed: dict[str, Any] = Field(default={}, description="Merged over the DeepSpeed configuration we make")
 
 
@@ -228,7 +235,18 @@ class Anchors(Section):
     """Interest anchors."""
 
     count: Positive = Field(default=20, description="K: anchors per user")
+    widths: tuple[Positive, ...] = Field(
+        default=(), description="Beams kept after each level, L numbers; empty: K each. Cached anchors stay as they are"
+    )
     tokens_per_batch: Positive = Field(default=8192, description="Token budget of a search batch")
+
+
+class Cache(Section):
+    """The anchor cache (table interest_anchors)."""
+
+    retention_days: Positive = Field(
+        default=30, description="gpl evict takes out what no run date has needed for so many days"
+    )
 
 
 class Calibrator(Section):
@@ -370,6 +388,7 @@ class Config(Section):
     sequences: Sequences = Sequences()
     interest: Interest = Interest()
     anchors: Anchors = Anchors()
+    cache: Cache = Cache()
     labels: Labels = Labels()
     feed: Feed = Feed()
     monitors: Monitors = Monitors()

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import cache, cached_property
@@ -306,6 +307,18 @@ def _regrouped(commit: bytes) -> list[tuple[set[str], set[str]]]:
     return [(gone, come) for gone, come in found.values() if gone and come]
 
 
+def file_groups(files: Iterable[DataFile], rows: int) -> Iterator[tuple[DataFile, ...]]:
+    """`files`, in their order, in groups of at most `rows` rows by the log's statistics; a larger file comes alone."""
+    group: list[DataFile] = []
+    for f in files:
+        if group and Snapshot.rows(group) + f.rows > rows:
+            yield tuple(group)
+            group = []
+        group.append(f)
+    if group:
+        yield tuple(group)
+
+
 def _column_of(part: pa.Table, file: DataFile, wanted: pa.Field) -> pa.Array | pa.ChunkedArray:
     if wanted.name in part.column_names:
         return part.column(wanted.name).cast(wanted.type)
@@ -578,11 +591,21 @@ class PartWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._finish()
-            return
+            try:
+                self._finish()
+            except BaseException:
+                self._discard()
+                raise
+        else:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Remove what was written; on a full disk closing fails too, and must not hide the first error."""
         if self._open is not None:
-            self._open[2].close()  # first: its destructor would write a footer to the closed file
-            self._open[1].close()
-            self._fs.rm(f"{self._base}/{self._open[0]}")
+            path, sink, writer = self._open
+            for handle in (writer, sink):  # the writer first: its destructor would write a footer to the closed file
+                with suppress(OSError, pa.ArrowInvalid):
+                    handle.close()
+            self._fs.rm(f"{self._base}/{path}")
         for part in self.parts:
             self._fs.rm(f"{self._base}/{part['path']}")

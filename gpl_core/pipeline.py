@@ -132,7 +132,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "train_interest_model", "deepspeed",
         reads=(Read("user_sequences", "through"), Read("item_stats", "slice"), Read("item_sids", "lookup"),
-               Read("item_embeddings", "lookup")),
+               Read("item_embeddings", "lookup"), Read("items", "lookup", optional=True)),
         uses=("tokenizer",), publishes="interest_model", sections=("interest", "run.seed"),
         follows={"tokenizer": "sid_version"}, refresh="interest.refresh_days",
     ),
@@ -148,7 +148,7 @@ STEPS: tuple[Step, ...] = (
         reads=(Read("anchor_requests", "slice"), Read("item_sids", "lookup"), Read("item_embeddings", "lookup"),
                Read("interest_anchors", "lookup", optional=True)),
         uses=("tokenizer", "interest_model"), writes=("interest_anchors",), also_writes=("worker_rejects",),
-        sections=("anchors.count",), idle_without="anchor_requests",
+        sections=("anchors.count", "anchors.widths"), idle_without="anchor_requests",
     ),
     Step(
         "score_requests", "spark",
