@@ -6,8 +6,8 @@ Launch: spark-submit … spark_jobs/report.py --config CONFIG --run-date D
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
 from typing import Any
 
 from markupsafe import Markup
@@ -22,6 +22,8 @@ from spark_jobs import report_plots as plots
 from spark_jobs.calibrators import load_calibrator
 from spark_jobs.columns import sids_in_force, with_passthrough
 from spark_jobs.manifests import ensure_manifest
+from spark_jobs.report_changes import changes, feed_figures, warnings
+from spark_jobs.report_lineage import draw, inputs_of, nodes
 from spark_jobs.report_page import Plot, Section, Table, render
 from spark_jobs.session import SparkStep, job_main
 from spark_jobs.whole_files import write_whole
@@ -54,16 +56,19 @@ class Page:
         self.context = step.context
         self.day = step.run_date
         self.warnings: list[str] = []
-        self.manifest = self._manifest(self.day)
+        self.feeds = self._feeds()
+        self.manifest = self.feeds.get(self.day, {})
+        steps = [s.name for s in STEPS if s.name != "report"]
+        self.step_runs = data.step_runs(step.read("job_runs"), self.day, steps) if self.context.has("job_runs") else []
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
-    def _manifest(self, day: Any) -> dict[str, Any]:
-        """Details of the feed's slice of `day`; empty when it was not written."""
-        found = self.context.snapshot("training_feed").mark(day.isoformat(), "training_feed")
-        return dict(found[1].details) if found else {}
+    def _feeds(self) -> dict[date, Mapping[str, Any]]:
+        """Run date -> details of the newest commit of its slice of the feed."""
+        marks = [m for _, m in self.context.snapshot("training_feed").marks() if m.step == "training_feed"]
+        return {date.fromisoformat(d): m.details for m in reversed(marks) for d in m.slices}
 
-    def rows(self, table: str, day: Any) -> int | None:
+    def rows(self, table: str, day: date) -> int | None:
         """Rows of one slice by the table's log; None when there is no such table or slice."""
         if not self.context.has(table):
             return None
@@ -80,11 +85,7 @@ class Page:
     # ---- sections ----------------------------------------------------------------------------------------------
 
     def funnel(self) -> Section:
-        yesterday = self.day - timedelta(days=1)
-        table = Table(
-            ("table", "what", "rows", "the day before"),
-            [(name, what, self.rows(name, self.day), self.rows(name, yesterday)) for name, what in FUNNEL],
-        )
+        table = Table(("table", "what", "rows"), [(name, what, self.rows(name, self.day)) for name, what in FUNNEL])
         left_out: dict[str, int] = self.manifest.get("left_out", {})
         text = []
         unexposed = self.manifest.get("labelled", 0) + sum(left_out.values())
@@ -304,39 +305,74 @@ class Page:
                 "with the candidate-set size."]  # fmt: skip
         return Section(title, text, [compare(found)])
 
-    def versions(self) -> Section:
-        rows = []
-        for kind in KINDS:
-            # The pre-ranker of D has seen D: all others only what lies before it.
-            limit = self.day + timedelta(days=1) if kind == "preranker" else self.day
-            manifest = self.context.artifacts.in_force_or_none(kind, limit)
-            if manifest is not None:
-                on = ", ".join(f"{k} {v}" for k, v in sorted(manifest.lineage.items()))
-                rows.append((kind, manifest.version, manifest.trained_through.isoformat(), on))
-        inputs = [(k, v["version"]) for k, v in sorted(self.context.state.inputs.items()) if "digest" in v]
+    def figures(self, day: date) -> dict[str, Any]:
+        """What the run of `day` recorded: name -> rows, share, mean or version; None where it did not."""
+        details = self.feeds.get(day, {})
+        monitors = self.context.snapshot("monitors") if self.context.has("monitors") else None
+        watched = (
+            monitors.read(monitors.select(start=day, end=day), ["monitor", "value"]).to_pylist() if monitors else []
+        )
+        versions = details.get("versions", {})
+        return {
+            **{name: self.rows(name, day) for name, _ in FUNNEL},
+            **feed_figures(details),
+            "quarantine_share": next((r["value"] for r in watched if r["monitor"] == "quarantine_share"), None),
+            "encoder_version": self.encoder_version(versions.get("sid_version", "")),
+            **{kind: versions.get(kind) for kind in ("sid_version", "model_version", "calibrator_version")},
+            "preranker_version": self.preranker_version(day),
+        }
+
+    def encoder_version(self, sid_version: str) -> str | None:
+        """The encoder below a tokeniser."""
+        tokenizer = self.context.artifacts.find("tokenizer", sid_version) if sid_version else None
+        return tokenizer.lineage.get("encoder_version") if tokenizer else None
+
+    def preranker_version(self, day: date) -> str | None:
+        """The pre-ranker trained on the feed of `day`."""
+        found = self.context.artifacts.in_force_or_none("preranker", day + timedelta(days=1))
+        return found.version if found and found.trained_through == day else None
+
+    def changes(self) -> Section:
+        previous = max((d for d in self.feeds if d < self.day), default=None)
+        now, before = self.figures(self.day), self.figures(previous) if previous else {}
+        found = warnings(now, before)
+        self.warnings += found
+        return changes(now, before, found, self.day, previous)
+
+    def lineage(self) -> Section:
+        # The pre-ranker of D has seen D: all others only what lies before it.
+        limits = {kind: self.day + timedelta(days=kind == "preranker") for kind in KINDS}
+        made = [a for k, limit in limits.items() if (a := self.context.artifacts.in_force_or_none(k, limit))]
+        used = self.figures(self.day)
+        self.warnings += [
+            f"{a.kind} {a.version} was built on {key} {version}, the feed of this date on {used[key]}."
+            for a in made for key, version in sorted(a.lineage.items())
+            if used.get(key) and used[key] not in version.split(",")  # a pre-ranker may be built on several days' feeds
+        ]  # fmt: skip
+        built_on = [(a.kind, a.version, a.trained_through.isoformat(), _listed(a.lineage)) for a in made]
+        known = {"encoder_version": used["encoder_version"], "preranker": used["preranker_version"]}
+        graph = nodes(self.step_runs, {k: v for k, v in known.items() if v})
+        read = [(r["step"], _listed(inputs_of(r))) for r in self.step_runs]
+        caption = (
+            "What each step made, in the versions that this date's steps read (@: of a table). A step may read from "
+            "all that stands above it along the arrows."
+        )
         return Section(
-            "Versions and lineage", ["Each artifact names those it was built on."],
-            [
-                Table(("artifact", "version", "trained through", "built on"), rows),
-                Table(("table", "read at version"), inputs),
-            ],
+            "Versions and lineage", [],
+            [Table(("artifact", "version", "trained through", "built on"), built_on), Table(("step", "read"), read)],
+            [Plot(draw(graph), caption)] if graph else [],
         )  # fmt: skip
 
     def runs(self) -> Section:
-        steps = [s.name for s in STEPS if s.name != "report"]
-        found = data.step_runs(self.step.read("job_runs"), self.day, steps) if self.context.has("job_runs") else []
         columns = (
-            "step",
-            "status",
-            "attempts",
-            "seconds",
-            "rows_in",
-            "rows_out",
-            "rows_quarantined",
-            "rows_dropped",
+            "step", "status", "attempts", "seconds", "rows_in", "rows_out", "rows_quarantined", "rows_dropped",
             "bytes_out",
-        )
-        return Section("Runs", [], [Table(columns, [[r[c] for c in columns] for r in found])] if found else [])
+        )  # fmt: skip
+        return Section("Runs", [], [Table(columns, [[r[c] for c in columns] for r in self.step_runs])])
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
 def _buckets(what: str, found: Sequence[data.Bucket]) -> Table:
@@ -379,8 +415,9 @@ def build(step: SparkStep) -> str:
     calibrator = load_calibrator(context.artifacts, context.artifact("calibrator"))
     found = data.distributions(step.read_slice("pseudo_labels"))
     sections = [
-        page.monitors(), page.funnel(), page.quarantine(), page.labels(calibrator, found), page.calibration(),
-        page.channels(), *page.sids(), page.popularity(), page.evaluations(), page.versions(), page.runs(),
+        page.changes(), page.monitors(), page.funnel(), page.quarantine(), page.labels(calibrator, found),
+        page.calibration(), page.channels(), *page.sids(), page.popularity(), page.evaluations(), page.lineage(),
+        page.runs(),
     ]  # fmt: skip
     made_up = provenance(context.lake)
     banners = [f"Every figure here is {made_up.split(' ')[0]}: the raw tables say '{made_up}'."] if made_up else []

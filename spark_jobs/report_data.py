@@ -370,13 +370,20 @@ def popularity(item_stats: DataFrame, keep_share: float) -> tuple[PopularityBand
 
 
 def step_runs(job_runs: DataFrame, run_date: date, steps: Sequence[str]) -> list[dict[str, Any]]:
-    """The last finished run of each step for the date, in the graph's order; the last failed one if none finished."""
-    columns = ("status", "seconds", "rows_in", "rows_out", "rows_quarantined", "rows_dropped", "bytes_out", "run_id")
-    last = F.max_by(F.struct(*columns), F.struct((F.col("status") == "done").cast("int"), "started_at"))
+    """One run of each step for the date, in the graph's order: the last that was done; else the last that found the
+    work done already; else the last failed one. `attempts` do not count those that found it done.
+    """
+    columns = (
+        "status", "seconds", "rows_in", "rows_out", "rows_quarantined", "rows_dropped", "bytes_out", "inputs",
+        "outputs",
+    )  # fmt: skip
+    rank = F.when(F.col("status") == "done", 2).when(F.col("status") == "noop", 1).otherwise(0)
+    last = F.max_by(F.struct(*columns), F.struct(rank, "started_at"))
     rows = (
-        job_runs.where((F.col("run_date") == F.lit(run_date)) & F.col("status").isin("done", "failed"))
+        job_runs.where((F.col("run_date") == F.lit(run_date)) & F.col("status").isin("done", "noop", "failed"))
+        .withColumn("rows_in", F.nullif("rows_in", F.lit(-1)))
         .groupBy("step")
-        .agg(last.alias("run"), F.count(F.lit(1)).alias("attempts"))
+        .agg(last.alias("run"), F.count_if(F.col("status") != "noop").alias("attempts"))
         .limit(_MANY)
         .collect()
     )

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+ALARMS = ("warn", "fail", "failed", "changed")
 # The fingerprint comes first: the planner looks for it in the first 2,000 bytes.
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="gpl-fingerprint" content="{{ fingerprint }}">
@@ -33,6 +34,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 500; } td.n, th.n { text-align: right; }
 th, td.n, td:first-child { white-space: nowrap; } td { overflow-wrap: break-word; max-width: 32rem; }
+td.long { min-width: 16rem; } td.alarm { color: var(--warn); font-weight: 600; }
+.lineage { font-size: 12px; fill: currentColor; } .lineage rect { fill: none; stroke: var(--soft); }
+.lineage .name { font-weight: 600; } .lineage .edge { fill: none; stroke: var(--soft); }
 figcaption { position: sticky; left: 0; }
 @media (max-width: 40rem) { svg { max-width: none; } }
 </style></head><body>
@@ -50,7 +54,7 @@ figcaption { position: sticky; left: 0; }
 </tr></thead>
 <tbody>
 {% for row in table.rows %}<tr>
-{%- for value in row %}<td{% if loop.index0 in numeric %} class="n"{% endif %}>{{ value|figure }}</td>{% endfor -%}
+{%- for value in row %}<td{{ value|style(loop.index0 in numeric) }}>{{ value|figure }}</td>{% endfor -%}
 </tr>
 {% endfor %}</tbody></table></div>
 {% endfor -%}
@@ -108,12 +112,21 @@ def figure(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
+def style(value: Any, numeric: bool) -> Markup:
+    """The class of a cell: numbers stand right, sentences keep a readable width, alarms stand out."""
+    if numeric:
+        return Markup(' class="n"')
+    if value in ALARMS:
+        return Markup(' class="alarm"')
+    return Markup(' class="long"' if isinstance(value, str) and len(value) > 40 else "")
+
+
 def render(
     *, title: str, fingerprint: str, run_id: str, banners: Sequence[str], sections: Sequence[Section]
 ) -> str:  # fmt: skip
     """The whole page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["figure"] = figure
+    environment.filters |= {"figure": figure, "style": style}
     values: Mapping[str, Any] = {
         "title": title, "fingerprint": fingerprint, "run_id": run_id, "banners": banners, "sections": sections
     }  # fmt: skip

@@ -30,7 +30,8 @@ def _svg(figure: Figure, name: str, title: str) -> str:
 
 
 def _axes(columns: int, rows: int = 1, height: float = 2.4) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(3.4 * columns, height * rows), layout="constrained")
+    width = min(3.4 * columns, 10.2)  # a wider one would be scaled down on the page, its text too
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
     return figure, list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
 
 

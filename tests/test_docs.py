@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from gpl_core.contracts import all_contracts
 from gpl_core.pipeline import STEPS
 from gpl_core.settings_page import settings_page
 from gpl_core.views import all_views
+from tests.bench import table
+from tests.documented import ELSEWHERE, LAUNCHERS, PAGES, ROOT, commands, runner, typed
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(p.relative_to(ROOT)) for p in PAGES]
 
 
@@ -39,24 +40,66 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
             assert anchor in anchors(found), f"{page.name}: {target} has no such heading"
 
 
-def commands(page: Path) -> list[str]:
-    """`gpl …` command lines in code blocks, continued lines joined, and inline ones that are whole."""
-    text = page.read_text(encoding="utf-8")
-    blocks = "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.S)).replace("\\\n", " ")
-    lines = [line.split(" #")[0].strip() for line in blocks.splitlines()]
-    inline = [code.replace("\n", " ") for code in re.findall(r"`(gpl [^`]+)`", text) if " --config" in code]
-    return [c for c in [*lines, *inline] if re.match(r"(\.venv/bin/)?gpl ", c)]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_every_gpl_command_of_the_documents_can_be_typed(page):
-    for command in commands(page):
-        words = shlex.split(command.split(" > ")[0].split(" | ")[0])[1:]
-        # Stand-ins of the documents: D, U, I, N, STEP, START, LAST.
-        days = {"D": "2026-01-03", "START": "2026-01-03", "LAST": "2026-01-04", "N": "1", "STEP": "samples"}
-        args = make_parser().parse_args([days.get(w, w) for w in words])
-        for step in getattr(args, "only", []):
-            assert step in {s.name for s in STEPS}, command
+def test_every_command_is_run_by_something_that_is_there(page):
+    for command in commands(page.read_text(encoding="utf-8")):
+        by = runner(command)
+        assert by, f"{page.name}: nobody runs '{command}': see tests/documented.py"
+        path, _, name = by.partition("::")
+        assert path == "house" or (ROOT / path).exists(), f"{command}: {path} is not there"
+        assert not name or f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{command}: no {by}"
+
+
+def test_what_is_said_to_run_elsewhere_stands_in_a_document():
+    shown = [c for page in PAGES for c in commands(page.read_text(encoding="utf-8"))]
+    lines = {" ".join(shlex.split(c)) for c in shown} | {
+        f"{program} {script}" for c in shown for program in LAUNCHERS for script in shlex.split(c) if program in c
+    }
+    assert [c for c in ELSEWHERE if c not in lines] == []
+
+
+def test_a_new_command_is_found_wherever_it_stands():
+    page = """Run `gpl run` or `gpl frob --now`, `make x`; `spark-submit --py-files` is a word, `gpl.zip` too.
+
+```
+A=1 B=2 deepspeed --num_accelerators 1 \\
+    gpu_workers/new.py --x            # does it
+docker run it
+f = x + 1
+```
+
+`gpl a
+--b`
+"""
+    assert [c.split() for c in commands(page)] == [
+        ["A=1", "B=2", "deepspeed", "--num_accelerators", "1", "gpu_workers/new.py", "--x"], ["docker", "run", "it"],
+        ["gpl", "frob", "--now"], ["make", "x"], ["gpl", "a", "--b"],
+    ]  # fmt: skip
+    assert [runner(c) for c in commands(page)] == ["", "", "house", "", "house"]
+
+
+def test_every_gpl_command_of_the_documents_can_be_typed():
+    for command in (c for page in PAGES for c in commands(page.read_text(encoding="utf-8"))):
+        if re.match(r"(\.venv/bin/)?gpl ", command) and "--help" not in command:
+            args = make_parser().parse_args(
+                typed(command, config="c", first="2026-01-03", last="2026-01-04", user="U", item="I")
+            )
+            for step in getattr(args, "only", []):
+                assert step in {s.name for s in STEPS}, command
+
+
+def test_every_make_target_of_the_documents_can_be_planned():
+    shown = {c for page in PAGES for c in commands(page.read_text(encoding="utf-8")) if c.startswith("make ")}
+    assert len(shown) > 5
+    for command in shown:
+        done = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_benchmarks_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "PAGE", tmp_path / "benchmarks.md")
+    table.main()
+    assert "| figure | value | unit | goal | |" in (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import runpy
+import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gpl_core.lake import SliceMark
@@ -14,7 +17,8 @@ from spark_jobs.manifests import manifest_path
 from tests.spark_jobs.label_lake import FeedLake
 from tests.spark_jobs.tiny_lake import D
 
-EXAMPLES = sorted(Path(__file__).parents[1].joinpath("docs", "examples").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 pytestmark = pytest.mark.spark
 
 
@@ -36,16 +40,16 @@ def manifest(tmp_path_factory, spark) -> dict:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
-def test_every_reader_finds_what_the_manifest_promises(manifest, path):
-    if path.stem.startswith("duckdb"):
-        pytest.importorskip("duckdb", reason="duckdb is no dependency of this project: pip install duckdb to run this")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_every_reader_run_as_it_says_finds_what_the_manifest_promises(manifest, path, tmp_path, monkeypatch, capsys):
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(sys, "argv", [str(path), str(tmp_path / "manifest.json")])
+    module = runpy.run_path(str(path), run_name="__main__")
+    assert f"{path.relative_to(ROOT)} lakehouse/quickstart/manifests/" in module["__doc__"]
+    assert capsys.readouterr().out.strip()
     assert len(manifest["files"]) > 1
     assert manifest["rows"] == 9
     promised = {k: manifest[k] for k in ("rows", "label_sum", "pseudo_label_sum", "weight_sum")}
-    assert module.totals(manifest) == pytest.approx(promised)
+    assert module["totals"](manifest) == pytest.approx(promised)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
@@ -55,3 +59,26 @@ def test_examples_are_short(path):
 
 def test_five_readers():
     assert len(EXAMPLES) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "refused"),
+    [
+        ("b.parquet", {"target": [0.5, 1.0]}, ""),
+        ("b,c.parquet", {"target": [0.5, 1.0]}, "a glob or a comma"),
+        ("b[0].parquet", {"target": [0.5, 1.0]}, "a glob or a comma"),
+        ("b.parquet", {"target": [0.5, None]}, "nulls"),
+        ("b.parquet", {"target": ["0.5", "1.0"]}, "schemas"),
+    ],
+)
+def test_what_torcheasyrec_would_misread_is_refused(tmp_path, name, rows, refused):
+    floats = {c: [0.5, 1.0] for c in ("target", "label", "pseudo_label", "sample_weight")}
+    pq.write_table(pa.table(floats), tmp_path / "a.parquet")
+    pq.write_table(pa.table(floats | rows), tmp_path / name)
+    manifest = {"location": str(tmp_path), "files": [{"path": "a.parquet"}, {"path": name}]}
+    totals = runpy.run_path(str(ROOT / "docs/examples/torcheasyrec_config.py"))["totals"]
+    if refused:
+        with pytest.raises(AssertionError, match=refused):
+            totals(manifest)
+    else:
+        assert totals(manifest) == {"rows": 4, "label_sum": 3.0, "pseudo_label_sum": 3.0, "weight_sum": 3.0}

@@ -31,6 +31,7 @@ from gpl_core.contracts import load_contract
 from gpl_core.lake import SliceMark
 from gpl_core.launch import DELTA_PACKAGE, script_path, tool
 from gpl_core.pipeline import STEPS, Planner
+from tests.documented import PAGES, commands, runner, typed
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed]
 
@@ -275,6 +276,30 @@ def test_analysts_ask_without_spark_what_the_graph_has_made(house: House) -> Non
         assert code == 0, output
         label = json.loads(output)["recomputed"]["pseudo_label"]
         assert label["computed"] == pytest.approx(label["stored"], abs=1e-9)
+
+
+def test_every_gpl_command_of_the_documents_does_what_it_says_here(house: House) -> None:
+    """Every one that needs no other lakehouse; what is to run is done, so nothing is launched."""
+    before = house.contents()
+    pair = house.rows("pseudo_labels", LAST, "user_id", "item_id").to_pylist()[0]
+    place = {"config": str(house.config_file), "first": str(FIRST), "last": str(LAST),
+             "user": pair["user_id"], "item": pair["item_id"]}  # fmt: skip
+    shown = {c: typed(c, **place) for page in PAGES for c in commands(page.read_text("utf-8")) if runner(c) == "house"}
+    assert {a[0] for a in shown.values()} >= {
+        "plan", "run", "status", "summary", "judge", "evaluate", "sql", "explain", "check-raw", "forget", "settings",
+        "tables", "simulate",
+    }  # fmt: skip
+    for command, arguments in shown.items():
+        out = io.StringIO()
+        with redirect_stdout(out), redirect_stderr(out):
+            try:
+                code = main(arguments)
+            except SystemExit as ended:  # --help
+                code = ended.code
+        assert code == 0, f"{command}\n{out.getvalue()}"
+        assert len(out.getvalue()) > 20, command
+        assert "$ " not in out.getvalue() or arguments[0] == "plan", f"{command} launched something"
+    assert house.contents() == before
 
 
 def test_late_candidates_make_that_date_stale_and_no_other_and_it_is_rebuilt(house: House) -> None:

@@ -1,6 +1,5 @@
 """DuckDB over the pinned file list: SQL on a laptop, no Delta extension (it would be a download at run time).
 
-pip install duckdb; it is no dependency of this project.
 python docs/examples/duckdb_files.py lakehouse/quickstart/manifests/training_feed/2026-01-03.json
 """
 

@@ -29,7 +29,7 @@ def totals(manifest: dict) -> dict:
     files = [pq.ParquetFile(f) for f in paths(manifest).split(",")]
     assert len({str(f.schema_arrow) for f in files}) == 1, "files of different schemas"
     rows = pa.concat_tables(f.read(["target", "label", "pseudo_label", "sample_weight"]) for f in files)
-    assert all(pa.types.is_floating(c.type) and not c.null_count for c in rows.columns)
+    assert all(pa.types.is_floating(c.type) and not c.null_count for c in rows.columns), "nulls, or not floating"
     sums = {n: pc.sum(rows[n].cast("double")).as_py() for n in ("label", "pseudo_label", "sample_weight")}
     return {"rows": len(rows), "weight_sum": sums.pop("sample_weight"), **{f"{n}_sum": v for n, v in sums.items()}}
 

@@ -12,7 +12,7 @@ from gpl_core.pipeline import Planner, find_step
 from spark_jobs import pseudo_labels, report, report_data, training_feed
 from spark_jobs.manifests import manifest_path
 from tests.spark_jobs.label_lake import FeedLake, score
-from tests.spark_jobs.tiny_lake import D
+from tests.spark_jobs.tiny_lake import D, day
 
 pytestmark = pytest.mark.spark
 EVIL = "<script>alert('x')</script>"
@@ -75,6 +75,12 @@ def test_report_tells_what_the_tables_hold(lake):
         for m, v, t, s, r in (("label_drift", 0.3, 0.2, "warn", "label_drift 0.3 is above 0.2: look"),
                               ("coverage", 0.9, 0.5, "ok", EVIL))
     ], dt=D.isoformat())  # fmt: skip
+    feed = lake.lake.open("training_feed").contract
+    figures = {"exposed": 5, "labelled": 9, "left_out": {"no history": 1}, "pseudo_label_sum": 0.9, "weight_sum": 14.0}
+    versions = {"sid_version": EVIL, "model_version": lake.model, "calibrator_version": "c"}
+    mark = SliceMark("training_feed", {day(-2).isoformat(): "x"}, "r", {**figures, "versions": versions})
+    lake.lake.commit(feed, [], mark=mark, mode="append")
+    preranker = lake.bundle("preranker", {"calibrator_version": "older,old"}, "{}", D)
     assert lake.run("report", report.run) == "done"
     assert (lake.root / manifest_path(lake.lake, D)).exists()
 
@@ -86,13 +92,27 @@ def test_report_tells_what_the_tables_hold(lake):
     assert "Every figure here is semi-synthetic" in text
     assert [lake.tokenizer, "40", "1", "1.7", "0.9", escaped] in [r[1:] for r in rows]
     warnings = lake.context.counts.details["warnings"]
-    assert len(warnings) == 2
+    assert len(warnings) == 7
     assert "label_drift 0.3 is above 0.2: look" in warnings
     assert any(EVIL in w for w in warnings)
     assert text.count("label_drift 0.3 is above 0.2: look") == 2
+    assert "Against 2026-01-08, the run date before." in text
+    assert [r for r in rows if r and r[0] == "coverage" and len(r) == 4] == [["coverage", "0.6667", "0.9", "-25.9%"]]
+    assert ["sid_version", lake.tokenizer, EVIL_TEXT, "changed"] in rows
+    assert ["training_feed", "4", "0", "from none"] in rows
+    for said in ("coverage is 0.6667, was 0.9.", "training_feed is 4, was 0.", "mean pseudo_label is "):
+        assert [w for w in warnings if w.startswith(said)], said
+    assert any(w.startswith(f"sid_version is {lake.tokenizer}, was {EVIL}: ") for w in warnings)
+    assert any(w.startswith(f"preranker {preranker} was built on calibrator_version older,old") for w in warnings)
+    drawn = re.search(r'<svg class="lineage".*?</svg>', text, re.S)[0]
+    assert re.findall(r'<text class="name".*?>(\w+)<', drawn)[-2:] == ["training_feed", "train_preranker"]
+    read = next(r[1] for r in rows if r[:1] == ["training_feed"] and "pseudo_labels @" in r[1])
+    assert f"pseudo_labels @{lake.version('pseudo_labels')}" in read
+    assert drawn.count(f">@{lake.version('pseudo_labels')}<") >= 1
+    assert f">{preranker}<" in drawn
     assert ["coverage", "ok", "0.9", "0.5", EVIL_TEXT] in rows
     assert "2 of 3 unexposed rows have a pseudo-label (66.7%)" in text
-    assert ["unexposed_samples", "sampled unexposed pairs", "3", "–"] in rows
+    assert ["unexposed_samples", "sampled unexposed pairs", "3"] in rows
     assert ["other", "1"] in rows
     assert ["raw_impressions", "unknown_item", "7", "2", escaped] in rows
     assert [r[1] for r in rows if r and r[0] == escaped] == ["2"]
@@ -130,7 +150,7 @@ def test_report_of_an_empty_day(lake):
     text = text_of(lake)
     for said in (
         "There are no unexposed rows on this date", "No row of this date was refused", "No unexposed pair was labelled",
-        "nothing to judge by", "No positive event lies in the window", "Nothing was judged",
+        "nothing to compare with", "nothing to judge by", "No positive event lies in the window", "Nothing was judged",
     ):  # fmt: skip
         assert said in text
 

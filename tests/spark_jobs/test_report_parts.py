@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+from datetime import date
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from markupsafe import Markup
 
 from spark_jobs import report_plots
 from spark_jobs.report import compare
+from spark_jobs.report_changes import changes, feed_figures, warnings
 from spark_jobs.report_data import Calibration, WeightBin, weight_bins, weight_sentence
+from spark_jobs.report_lineage import Node, draw, nodes
 from spark_jobs.report_page import Plot, Section, Table, figure, render
 
 
@@ -72,6 +78,7 @@ def test_a_browser_shows_titles_as_text_says_nothing_and_asks_for_nothing(tmp_pa
     plots = [
         report_plots.histograms("one", evil, [(evil, np.arange(50.0), (0.0, 1.0))] * 3),
         report_plots.heat_maps("two", "t", [("x", "y", np.eye(4), (0, 1, 0, 1))]),
+        draw([Node(evil, ((evil, evil),)), Node("b", ((evil, evil),), (evil,))]),
     ]
     table = Table(("a", "b"), [(evil, 1), ("w" * 400, 12_345)])
     text = page(
@@ -146,3 +153,114 @@ def test_models_side_by_side():
         ("tail", "auc", "absent: n", "0.6200 [0.5000, 0.7000], 2 seeds", 8.0, 9, "n"),
         ("uniform", "auc", "absent: not measured", "0.5000", 8.0, 9, "n"),
     ]
+
+
+def test_coverage_and_means_come_from_what_the_commit_recorded():
+    """Two exposed pairs of weight one, four labelled ones of mean weight 0.5, one without a label."""
+    sums = {"pseudo_label_sum": 0.4, "weight_sum": 4.0, "exposed": 2, "labelled": 4}
+    found = feed_figures({**sums, "left_out": {"no history": 1}})
+    assert found == pytest.approx({"coverage": 0.8, "mean pseudo_label": 0.1, "mean weight": 0.5})
+    assert set(feed_figures({}).values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "quiet", "alarming"),
+    [
+        ("training_feed", 1000, 2000, 2001), ("candidates", 1000, 500, 499), ("impressions", 10, 10, 0),
+        ("unexposed_samples", 0, 0, 1), ("coverage", 0.9, 0.86, 0.84), ("mean pseudo_label", 0.04, 0.049, 0.0501),
+        ("mean pseudo_label", 0.05, 0.041, 0.039), ("mean weight", 1.0, 1.2, 1.3),
+        ("quarantine_share", 0.001, 0.010, 0.012), ("encoder_version", "a", "a", "b"), ("sid_version", "a", "a", "b"),
+        ("model_version", "a", "a", "b"),
+    ],
+)  # fmt: skip
+def test_a_figure_beyond_its_bound_is_warned_of_by_name(name, before, quiet, alarming):
+    assert warnings({name: quiet}, {name: before}) == []
+    (said,) = warnings({name: alarming}, {name: before})
+    assert said.startswith(f"{name} is {figure(alarming)}, was {figure(before)}")
+
+
+def test_what_no_warning_is_given_for():
+    now = {
+        "coverage": 0.99,
+        "quarantine_share": 0.0,
+        "calibrator_version": "b",
+        "anchor_requests": 0,
+        "items": 5,
+        "x": 1,
+    }
+    before = {"coverage": 0.5, "quarantine_share": 0.5, "calibrator_version": "a", "anchor_requests": 9, "items": None}
+    assert warnings(now, before) == []
+
+
+def test_figures_of_both_dates_stand_side_by_side():
+    now = {"training_feed": 3, "coverage": 0.5, "impressions": None, "candidates": 4, "sid_version": "b"}
+    before = {"training_feed": 2, "coverage": 0.5, "impressions": 1, "candidates": 0, "sid_version": "a"}
+    section = changes(now, before, ["said"], date(2026, 1, 4), date(2026, 1, 2))
+    rows, versions = section.tables
+    assert rows.columns == ("figure", "2026-01-04", "2026-01-02", "change")
+    assert rows.rows == [
+        ("training_feed", 3, 2, "+50.0%"), ("coverage", 0.5, 0.5, "same"), ("impressions", None, 1, None),
+        ("candidates", 4, 0, "from none"),
+    ]  # fmt: skip
+    assert versions.rows == [("sid_version", "b", "a", "changed")]
+    assert section.text == ["Against 2026-01-02, the run date before.", "said"]
+    assert "nothing to compare with" in changes(now, {}, [], date(2026, 1, 4), None).text[0]
+
+
+def run_of(step: str, inputs: dict, outputs: dict) -> dict:
+    versions = {k: {"version": v} for k, v in inputs.items()}
+    return {"step": step, "inputs": json.dumps(versions), "outputs": json.dumps(outputs)}
+
+
+def test_lineage_has_the_versions_that_were_read_and_no_arrow_that_others_imply():
+    """ingest -> encode_items -> train_tokenizer -> assign_sids -> sequences, which reads from ingest too."""
+    runs = [
+        run_of("ingest", {"raw_items": 7, "raw_impressions": 3}, {"items": {"after": 9}, "impressions": {"after": 4}}),
+        run_of("encode_items", {"items": 9}, {"item_embeddings": {"after": 1}}),
+        run_of("train_tokenizer", {"item_embeddings": 1}, {}),
+        run_of("assign_sids", {"artifact:tokenizer": "t1", "item_embeddings": 2}, {"item_sids": {"after": 1}}),
+        run_of("sequences", {"artifact:tokenizer": "t1", "impressions": 12, "item_sids": 1},
+               {"user_sequences": {"after": 5}}),
+    ]  # fmt: skip
+    found = {n.name: n for n in nodes(runs, {"encoder_version": "e1"})}
+    assert list(found) == ["platform", "ingest", "encode_items", "train_tokenizer", "assign_sids", "sequences"]
+    assert found["platform"].outputs == (("raw_impressions", "@3"), ("raw_items", "@7"))
+    assert found["ingest"].outputs == (("impressions", "@12"), ("items", "@9"))  # as read, not as written
+    assert found["encode_items"].outputs == (("item_embeddings", "@1, @2"), ("encoder_version", "e1"))
+    assert found["train_tokenizer"].outputs == (("tokenizer", "t1"),)
+    assert found["sequences"].outputs == (("user_sequences", "@5"),)
+    assert {n.name: n.parents for n in found.values()} == {
+        "platform": (), "ingest": ("platform",), "encode_items": ("ingest",), "train_tokenizer": ("encode_items",),
+        "assign_sids": ("train_tokenizer",), "sequences": ("assign_sids",),
+    }  # fmt: skip
+    assert nodes([], {}) == []
+
+
+def test_a_cache_that_a_step_looks_into_is_no_lineage():
+    runs = [
+        run_of("anchor_requests", {"interest_anchors": 1}, {"anchor_requests": {"after": 3}}),
+        run_of("generate_anchors", {"anchor_requests": 3, "interest_anchors": 1}, {"interest_anchors": {"after": 2}}),
+    ]
+    assert [(n.name, n.parents) for n in nodes(runs, {})] == [
+        ("anchor_requests", ()), ("generate_anchors", ("anchor_requests",)),
+    ]  # fmt: skip
+
+
+@given(st.lists(st.sets(st.integers(0, 30), max_size=3), min_size=1, max_size=10))
+def test_no_arrow_crosses_a_box_and_no_box_another(reads):
+    """Node n reads from some of the nodes before it."""
+    drawn = draw([
+        Node(f"n{n}", (("t", "@1"),) * (n % 3), tuple({f"n{p % n}" for p in parents} if n else ()))
+        for n, parents in enumerate(reads)
+    ])  # fmt: skip
+    boxes = [
+        tuple(map(float, b))
+        for b in re.findall(r'translate\(([\d.]+) ([\d.]+)\)"><rect width="(\d+)" height="(\d+)"', drawn)
+    ]
+    assert len(boxes) == len(reads)
+    for i, (x, y, w, h) in enumerate(boxes):
+        assert all(x + w < a or a + c < x or y + h < b or b + d < y for a, b, c, d in boxes[:i])
+    for path in re.findall(r'd="M([\d.]+) ([\d.]+) V([\d.]+) C', drawn):
+        across, start, end = map(float, path)
+        assert start <= end
+        assert not any(x < across < x + w and y < end and start < y + h for x, y, w, h in boxes if y + h != start)

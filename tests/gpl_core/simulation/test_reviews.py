@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
+from gpl_core.cli import main
 from gpl_core.config import load_config
 from gpl_core.contracts import load_contract
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.lake import Lake
-from gpl_core.simulation.commands import import_settings, run_import, simulation_settings
+from gpl_core.simulation.commands import import_settings, simulation_settings
 from gpl_core.simulation.review_files import ReviewItem, Reviews, ReviewUser, read_reviews
 from gpl_core.simulation.reviews import (
     TABLES,
@@ -307,8 +308,10 @@ def test_dates_follow_the_shipped_configurations(tmp_path: Path) -> None:
     assert (amazon.start_date, amazon.lead_days) == (load_config("amazon").run.start_date, 2)
     assert (amazon.feed_days, amazon.evaluation_days) == (2, 1)
     paths = write(tmp_path, made_reviews(items=200))
-    config = load_config("amazon", [f"lakehouse.root={tmp_path / 'lake'}"])
-    assert run_import(config, str(paths[0]), str(paths[1])) == 0
+    overrides = [f"lakehouse.root={tmp_path / 'lake'}"]
+    config = load_config("amazon", overrides)
+    files = ["--items", str(paths[0]), "--sequences", str(paths[1])]
+    assert main(["import-reviews", "--config", "amazon", "--set", *overrides, *files]) == 0
     slices = Lake(str(tmp_path / "lake")).open("raw_interactions").slices()
     assert config.run.history_start <= min(slices)
     with pytest.raises(UsageError, match="history_start"):

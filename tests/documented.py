@@ -1,0 +1,109 @@
+"""The commands that the documents show: which of them run on the small lakehouse, and what runs the others.
+
+`tests/test_pipeline.py` types the first into `gpl`; `tests/test_docs.py` fails on one that is in neither.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROGRAMS = (
+    "gpl", "make", "python", "python3", "pip", "uv", "mkdocs", "spark-submit", "spark-sql", "pyspark", "deepspeed",
+    "airflow", "tensorboard", "duckdb", "docker", "git", "curl", "bash", ".ci/run",
+)  # fmt: skip
+LAUNCHERS = ("spark-submit", "deepspeed")
+PIPELINE, PACKAGING = "tests/test_pipeline.py::", "tests/test_packaging.py::"
+STANDALONE = PIPELINE + "test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster"
+ELSEWHERE: Mapping[str, str] = {
+    "make quickstart": PIPELINE + "house",
+    "make test": ".ci/run",
+    "make lint": ".ci/run",
+    "make setup": ".ci/run",
+    ".ci/run": ".ci/run",
+    "make clean": "tests/test_docs.py::test_every_make_target_of_the_documents_can_be_planned",
+    "make dist": PACKAGING + "test_the_zip_for_py_files_is_imported_as_a_zip",
+    "make bench": "tests/bench/results",
+    "python -m tests.bench.table": "tests/test_docs.py::test_the_page_of_benchmarks_can_be_written",
+    "python -m pytest tests/gpl_core/labels/test_calibration.py": "tests/gpl_core/labels/test_calibration.py",
+    "python -m pytest -k reliability": "tests/gpl_core/labels/test_calibration.py",
+    "python -m pytest -m not spark and not deepspeed and not pipeline": ".ci/run",
+    # mkdocs is in no extra: what --strict would refuse is looked for without it.
+    "mkdocs build --strict": "tests/test_docs.py::test_every_link_leads_to_a_file_and_a_heading",
+    "gpl simulate --config quickstart": PIPELINE + "house",
+    "gpl simulate --config quickstart --users 5000 --items 4000 --force":
+        "tests/gpl_core/simulation/test_simulate.py::test_a_second_run_writes_nothing_and_other_settings_are_refused",
+    "gpl import-reviews --config amazon --items ../shared/data/amazon_industrial/items.jsonl.gz "
+    "--sequences ../shared/data/amazon_industrial/sequences.jsonl.gz":
+        "tests/gpl_core/simulation/test_reviews.py::test_dates_follow_the_shipped_configurations",
+    "gpl run --config shop.yaml --run-date D --from fit_calibrator --force":
+        PIPELINE + "test_a_backfill_uses_no_model_trained_after_its_date",
+    "gpl forget --config shop.yaml --user U --vacuum-hours 168":
+        "tests/gpl_core/test_forget.py::test_forgetting_removes_the_person_everywhere_and_nobody_else",
+    "spark-submit spark_jobs/publish_views.py":
+        "tests/spark_jobs/test_publish_views.py::test_spark_gives_what_gpl_sql_gives",
+    "spark-submit spark_jobs/samples.py": STANDALONE,
+    "deepspeed gpu_workers/generate_anchors.py": PIPELINE + "house",
+    "deepspeed gpu_workers/score_candidates.py": PIPELINE + "house",
+}  # fmt: skip
+"""Command -> what runs it (or, of launchers, the same script): a test, a fixture, or a file."""
+
+
+def commands(text: str) -> list[str]:
+    """The commands of a page: lines of code blocks that begin with a program, and inline code that is one whole.
+
+    `gpl run` in a sentence names a command; with an option it is one.
+    """
+    found = []
+    for block in re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.S | re.M):
+        lines = [re.split(r"\s#", line)[0].strip() for line in block.replace("\\\n", " ").splitlines()]
+        found += [line for line in lines if _program(line)]
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.S | re.M)
+    for code in re.findall(r"`([^`]+)`", prose):
+        line = " ".join(code.split())
+        program = _program(line)
+        whole = {"gpl": " -" in line or ">" in line, "spark-submit": ".py" in line.replace("--py-files", "")}
+        if program and whole.get(program, " " in line or program == ".ci/run"):
+            found.append(line)
+    return found
+
+
+def _program(line: str) -> str:
+    """The program that a command line starts, past variables that it sets; empty when it starts none."""
+    words = re.sub(r"^(\w+=\S+ +)+", "", line).split()
+    first = words[0].removeprefix(".venv/bin/") if words else ""
+    return first if first in PROGRAMS else ""
+
+
+def runner(command: str) -> str:
+    """What runs `command`: `house` (the small lakehouse), an entry of ELSEWHERE, a benchmark's result; or nothing."""
+    program, words = _program(command), shlex.split(command)
+    if program in LAUNCHERS:
+        command = f"{program} " + next(w for w in words if w.endswith(".py") and "/" in w)
+    else:
+        command = " ".join(words)
+    if command in ELSEWHERE:
+        return ELSEWHERE[command]
+    if bench := re.match(r"python -m tests\.bench\.bench_(\w+)", command):
+        results = sorted((ROOT / "tests/bench/results").glob(f"{bench[1]}.*json"))
+        return str(results[0].relative_to(ROOT)) if results else ""
+    return "house" if program == "gpl" else ""
+
+
+def typed(command: str, *, config: str, first: str, last: str, user: str, item: str) -> list[str]:
+    """The arguments of a `gpl` command for another lakehouse: its configuration, dates, a user and an item of it."""
+    words = shlex.split(re.split(r" [>|] ", command)[0])[1:]
+    stands_for = {"U": user, "I": item, "N": "1", "STEP": "samples", "LAST": last, "D": last}
+    given = []
+    for before, word in zip(["", *words], words):
+        if before == "--config":
+            word = config
+        elif before.endswith("-date"):
+            word = first if before == "--start-date" else last
+        given.append(stands_for.get(word, word))
+    without = "--config" in given or given[0] in ("settings", "tables") or "--help" in given
+    return given if without else [given[0], "--config", config, *given[1:]]
