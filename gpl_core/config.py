@@ -366,6 +366,11 @@ class Prerank(Section):
         default=(), description="Other lambdas trained and judged beside it, as variants gpl@VALUE; to choose by"
     )
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Each variant trains once per seed")
+    pair_features: tuple[str, ...] = Field(
+        default=(),
+        description="Numeric columns of feed.passthrough that the model takes in, each of about unit size; 0 where "
+        "unknown",
+    )
     propensity: str = Field(
         default="",
         description="A float column of feed.passthrough: the logged probability that a pair was shown; adds snips_auc",
@@ -396,7 +401,14 @@ class Config(Section):
     maintenance: Maintenance = Maintenance()
 
     @model_validator(mode="after")
-    def _propensity(self) -> Config:
+    def _passed_through(self) -> Config:
+        numbers = {n for n, kind in self.feed.passthrough.items() if kind not in ("string", "boolean")}
+        for name in self.prerank.pair_features:
+            if name not in numbers:
+                raise ValueError(
+                    f"prerank.pair_features holds '{name}', which feed.passthrough does not hold as a number; add "
+                    f"feed.passthrough.{name}: double, or leave it out"
+                )
         name = self.prerank.propensity
         if name and self.feed.passthrough.get(name) not in ("float", "double"):
             raise ValueError(
