@@ -133,17 +133,18 @@ class ArtifactStore:
 
     def in_force_or_none(self, kind: str, run_date: date) -> Manifest | None:
         """Like `in_force`, None instead of an error."""
-        usable = [
-            m for m in self.manifests(kind) if m.trained_through < run_date and self.allowed(kind, m.version, run_date)
-        ]
-        return max(usable, key=self._rank) if usable else None
+        usable = [m for m in self.manifests(kind) if m.trained_through < run_date and self._usable(m, run_date)]
+        return max(usable, key=self._rank, default=None)
 
-    def allowed(self, kind: str, version: str, run_date: date) -> bool:
-        """Whether `run_date` may use `version`: by the latest decision about it, else when it was published."""
-        if (decision := self.decisions.get((kind, version))) is not None:
-            return decision.allows(run_date)
-        manifest = self.find(kind, version)
-        return manifest is None or manifest.published
+    def passed_by(self, kind: str, version: str, run_date: date) -> bool:
+        """Whether an operator has decided that `run_date` does without `version`."""
+        decision = self.decisions.get((kind, version))
+        return decision is not None and not decision.allows(run_date)
+
+    def _usable(self, manifest: Manifest, run_date: date) -> bool:
+        """Whether `run_date` may use it: by the latest decision, else when it was published."""
+        decision = self.decisions.get((manifest.kind, manifest.version))
+        return manifest.published if decision is None else decision.allows(run_date)
 
     def _rank(self, manifest: Manifest) -> tuple[date, str, str]:
         # Of two versions through one date the one made, or promoted, last.
@@ -193,8 +194,7 @@ class ArtifactStore:
         before = self.decisions.get((kind, version))
         if action == "promote":
             peers = [m for m in self.manifests(kind) if m.trained_through == manifest.trained_through]
-            used = [m for m in peers if self.allowed(kind, m.version, date.max)]
-            stands = bool(used) and max(used, key=self._rank) == manifest
+            stands = max((m for m in peers if self._usable(m, date.max)), key=self._rank, default=None) == manifest
         else:
             stands = before is not None and (before.action, before.from_date) == (action, from_date)
         if stands:

@@ -442,7 +442,7 @@ class Planner:
     def _artifact_state(self, step: Step, run_date: date, fingerprint: str) -> tuple[Status, str]:
         manifest = self._own_artifact(step, run_date)
         made = artifact_version(trained_through(step, run_date), fingerprint)
-        if not self.artifacts.allowed(step.publishes, made, self._limit(step, run_date)):
+        if self.artifacts.passed_by(step.publishes, made, self._limit(step, run_date)):
             # To run again would make that very version: an operator has decided to do without it.
             if manifest is not None and self._unlike(step, manifest, run_date) is None:
                 return "done", f"{step.publishes} {manifest.version}; {made} was rolled back"

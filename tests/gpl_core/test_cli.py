@@ -284,6 +284,19 @@ def test_a_launch_that_ends_early_is_a_failure_of_the_run_whatever_is_allowed(co
     assert "going on" not in capsys.readouterr().out
 
 
+def test_maintenance_starts_its_spark_jobs_for_the_dates_it_is_given(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    config, dates = str(config_file(tmp_path)), ["--start-date", "2026-01-03", "--end-date", "2026-01-04"]
+    commands = stub(monkeypatch, "pass")
+    assert main(["optimize", "--config", config, *dates]) == 0
+    assert main(["quarantine", "retry", "--config", config, "--run-date", "2026-01-03"]) == 0
+    assert [Path(next(a for a in c if a.endswith(".py"))).name for c in commands] == [
+        "optimize.py", "retry_quarantine.py",
+    ]  # fmt: skip
+    assert {*dates} <= set(commands[0])
+    assert {"--run-date", "2026-01-03"} <= set(commands[1])
+
+
 def test_words_in_brackets_are_shown_as_they_are(config, monkeypatch, capsys):
     stub(monkeypatch, "pass")
     given = ["--set", "launch.env={A: '[bold]x[/]'}", "--set", "launch.spark_submit=[a]"]

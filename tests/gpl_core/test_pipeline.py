@@ -13,7 +13,19 @@ import pytest
 
 from gpl_core.contracts import all_contracts, load_contract
 from gpl_core.errors import UsageError
-from gpl_core.pipeline import JUDGE, STEPS, Planner, Read, Step, StepState, find_step, trained_through
+from gpl_core.pipeline import (
+    JUDGE,
+    OPTIMIZE,
+    RETRY,
+    STEPS,
+    Planner,
+    Read,
+    Step,
+    StepState,
+    engine_of,
+    find_step,
+    trained_through,
+)
 from tests.gpl_core.toy import Toy
 from tests.support import DAY, ONE, config_file, small_config
 
@@ -85,8 +97,16 @@ def test_every_table_has_one_data_writer_and_that_is_its_owner():
 
 def test_every_entry_point_of_the_graph_exists():
     root = Path(__file__).parents[2]
-    for step in (*STEPS, JUDGE):
+    for step in (*STEPS, JUDGE, OPTIMIZE, RETRY):
         assert (root / step.script).is_file(), step.script
+
+
+def test_what_workers_write_and_what_is_shared_by_all_is_never_written_by_spark():
+    """Spark steps write their own tables through Spark, but for a handful of rows of monitors."""
+    by_spark = {t for s in STEPS if s.launcher == "spark" for t in (*s.writes, *s.also_writes)}
+    found = {n for n in all_contracts() if engine_of(n) == "spark"}
+    assert found == by_spark - {"monitors"}
+    assert {"job_runs", "artifact_decisions", "interest_anchors"}.isdisjoint(found)
 
 
 def test_slices_are_asked_of_dated_tables_only_and_days_where_needed():
