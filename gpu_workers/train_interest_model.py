@@ -285,7 +285,8 @@ class _Run:
             histories = self.walks.mixed(histories, [self.seed, turn])
         packs = training_packs(self.objective.model.vocabulary, histories, self.max_events, self.budget)
         total_loss = total_targets = 0.0
-        with tqdm(desc=f"epoch {epoch}", unit="target", disable=not self.ranks.is_main, mininterval=1.0) as bar:
+        hidden = None if self.ranks.is_main else True  # None: where there is no terminal
+        with tqdm(desc=f"epoch {epoch}", unit="target", disable=hidden, mininterval=1.0) as bar:
             for pack, targets in self._in_step(packs):
                 log_prob, mine = self.engine(pack)
                 # DeepSpeed averages gradients over ranks; the loss is the mean over the targets of all ranks.

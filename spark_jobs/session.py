@@ -31,7 +31,9 @@ _DEFAULTS = {
     # Row groups small enough that every rank of a trainer gets some; Delta's writer ignores the per-write option.
     "spark.hadoop.parquet.block.size": str(64 * 2**20),
     "spark.databricks.delta.replaceWhere.constraintCheck.enabled": "true",
-    "spark.ui.showConsoleProgress": "true",
+    # A bar in a log file is noise.
+    "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
+    "spark.log.level": "ERROR",
 }
 # On one machine Delta's default of 50 log partitions, and 200 shuffle partitions, are most of the run time.
 _LOCAL_DEFAULTS = {
@@ -58,7 +60,7 @@ def start_session(name: str) -> SparkSession:
             if key not in given:
                 builder = builder.config(key, value)
     spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
+    spark.sparkContext.setLogLevel(given.get("spark.log.level", _DEFAULTS["spark.log.level"]))
     try:
         spark._jvm.java.lang.Class.forName(
             "io.delta.sql.DeltaSparkSessionExtension", False,
