@@ -10,14 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from gpl_core.artifacts import KINDS
@@ -269,11 +269,18 @@ def _start(
         started += 1
         log = folder / "logs" / run_id / f"{started:02d}-{launch.steps[0].name}.log"
         clock = time.monotonic()
-        with console.status(f"{launch.label} …") if console.is_terminal and not verbose else nullcontext():
-            code, lines = _launch(with_free_port(arguments), config, log, verbose)
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console, transient=True, disable=verbose or not console.is_terminal,
+        ) as bar:  # fmt: skip
+            task = bar.add_task(escape(launch.label), total=len(todo) * len(launch.steps))
+
+            def tell(line: dict[str, Any], bar: Progress = bar, task: TaskID = task) -> None:
+                _say(console, line)
+                bar.advance(task)
+
+            code = _launch(with_free_port(arguments), config, log, verbose, tell)
         seconds = time.monotonic() - clock
-        for line in lines:
-            _progress(console, line)
         if code:
             where = f"{launch.label}; log: {escape(str(log))}"
             console.print(f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {where}")
@@ -297,38 +304,52 @@ def _start(
     return code_of_first
 
 
-def _launch(arguments: Sequence[str], config: Config, log: Path, verbose: bool) -> tuple[int, list[dict[str, Any]]]:
-    """Run one command; its output goes to `log` (and the terminal when verbose). Returns exit code and JSON lines."""
-    # A scheduler that ends us must end the launcher too: SIGTERM becomes an exception, handled below.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def _launch(
+    arguments: Sequence[str], config: Config, log: Path, verbose: bool, tell: Callable[[dict[str, Any]], None]
+) -> int:
+    """Run one command; its output goes to `log` (and the terminal when verbose), each step's JSON line to `tell`.
+
+    Returns the exit code.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
-    lines = []
     env = {**os.environ, **environment(config)}
     if shutil.which(arguments[0]) is None:
         raise UsageError(
             f"{arguments[0]} is not on PATH: pip install the project with its extras spark and gpu, or start gpl from "
             "the environment that has them"
         )
-    with (
-        log.open("w", encoding="utf-8") as sink,
-        subprocess.Popen(
-            arguments, env=env, stdout=subprocess.PIPE, stderr=None if verbose else sink, text=True,
-            start_new_session=True,
-        ) as process,
-    ):  # fmt: skip
-        assert process.stdout is not None
+    ended: list[int] = []
+    process: subprocess.Popen[str] | None = None
+
+    def end(number: int, frame: object) -> None:
+        """A scheduler that ends us must end the launcher too: SIGTERM becomes an exception once there is one."""
+        ended.append(128 + number)
+        if process is not None:
+            sys.exit(ended[0])
+
+    signal.signal(signal.SIGTERM, end)
+    with log.open("w", encoding="utf-8") as sink:
         try:
+            process = subprocess.Popen(
+                arguments, env=env, stdout=subprocess.PIPE, stderr=None if verbose else sink, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+            if ended:
+                sys.exit(ended[0])
+            assert process.stdout is not None
             for line in process.stdout:
                 sink.write(line)
                 sink.flush()
                 if verbose:
                     print(line, end="")
                 if (report := _step_line(line)) is not None:
-                    lines.append(report)
+                    tell(report)
+            return process.wait()
         except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)  # launchers start children of their own
+            if process is not None:
+                os.killpg(process.pid, signal.SIGTERM)  # launchers start children of their own
+                process.wait()
             raise
-    return process.returncode, lines
 
 
 def _step_line(line: str) -> dict[str, Any] | None:
@@ -340,7 +361,7 @@ def _step_line(line: str) -> dict[str, Any] | None:
     return body if isinstance(body, dict) and {"step", "run_date", "status", "seconds"} <= body.keys() else None
 
 
-def _progress(console: Console, line: dict[str, Any]) -> None:
+def _say(console: Console, line: dict[str, Any]) -> None:
     parts = [f"  {line['step']} {line['run_date']}: {line['status']}"]
     if line["status"] == "done":
         parts.append(f"{line['rows_out']:,} rows")

@@ -98,7 +98,12 @@ def _generate(
         journal = Journal(local_folder(config, STEP, context.fingerprint[:16]), context.lake.uri("interest_anchors"))
         partition = {"model_version": model.version, "dt": context.run_date.isoformat()}
         with tqdm(
-            total=share.rows, unit="user", desc=f"anchors, rank {ranks.rank}", position=ranks.rank, mininterval=1.0
+            total=share.rows,
+            unit="user",
+            desc=f"anchors, rank {ranks.rank}",
+            position=ranks.rank,
+            mininterval=1.0,
+            disable=None,
         ) as bar:
             for unit, rows, cached in units(context, snapshot, share.files, model.version):
                 done = journal.find(unit)

@@ -333,7 +333,8 @@ class _Run:
                 yield history
 
         packs = training_packs(self.objective.model.vocabulary, counted(), self.max_events, self.budget)
-        with tqdm(desc=f"epoch {epoch}", unit="target", disable=not self.ranks.is_main, mininterval=1.0) as bar:
+        hidden = None if self.ranks.is_main else True  # None: where there is no terminal
+        with tqdm(desc=f"epoch {epoch}", unit="target", disable=hidden, mininterval=1.0) as bar:
             for pack, targets in self._in_step(packs):
                 log_prob, mine, left_out, aligned = self.engine(pack, next(titles))
                 # DeepSpeed averages gradients over ranks; the loss is the mean over the targets of all ranks.

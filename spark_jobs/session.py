@@ -33,7 +33,9 @@ _DEFAULTS = {
     # Row groups small enough that every rank of a trainer gets some; Delta's writer ignores the per-write option.
     "spark.hadoop.parquet.block.size": str(64 * 2**20),
     "spark.databricks.delta.replaceWhere.constraintCheck.enabled": "true",
-    "spark.ui.showConsoleProgress": "true",
+    # A bar in a log file is noise.
+    "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
+    "spark.log.level": "ERROR",
     # Else PySpark walks the stack and calls the JVM twice more for each column expression: a fifth of a short job.
     "spark.python.sql.dataFrameDebugging.enabled": "false",
 }
@@ -62,7 +64,7 @@ def start_session(name: str) -> SparkSession:
             if key not in given:
                 builder = builder.config(key, value)
     spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
+    spark.sparkContext.setLogLevel(given.get("spark.log.level", _DEFAULTS["spark.log.level"]))
     try:
         spark._jvm.java.lang.Class.forName(
             "io.delta.sql.DeltaSparkSessionExtension", False,

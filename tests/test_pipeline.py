@@ -125,6 +125,15 @@ def test_every_step_is_done_for_every_date(house: House) -> None:
         assert set(house.states(day).values()) == {"done"}, house.states(day)
 
 
+def test_logs_hold_no_progress_bars_and_no_chatter_of_spark(house: House) -> None:
+    logs = sorted((Path(house.config.lakehouse.root) / "logs").rglob("*.log"))
+    assert {"ingest", "generate_anchors", "train_interest_model"} <= {p.stem.partition("-")[2] for p in logs}
+    for log in logs:
+        text = log.read_bytes().decode(errors="replace")
+        assert "\r" not in text, f"{log.name}: a bar"
+        assert text.count(" INFO ") < 50, log.name
+
+
 def test_a_second_run_writes_nothing_and_says_so(house: House) -> None:
     before = house.contents()
     code, output = house.gpl("run")

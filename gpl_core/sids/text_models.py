@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.sids.encoders import ItemContent, PartVectors, hash_files
@@ -225,6 +226,7 @@ def _load(kind: Any, folder: Path, name: str) -> Any:
             f"encoder.parts.{name}.path: {folder} holds no .safetensors file; convert the weights, pickled ones are "
             f"not read."
         )
+    disable_progress_bar()  # one bar of a second on every rank, in log files too
     model = kind.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
     )

@@ -212,6 +212,38 @@ def test_a_run_shows_each_steps_report_and_keeps_its_output(config, tmp_path, mo
     assert "{noise" in logs[0].read_text()
 
 
+def test_a_bar_is_shown_where_there_is_a_terminal_and_none_in_a_log_file(config, monkeypatch, capsys):
+    stub(monkeypatch, f"print({json.dumps(REPORT)!r})")
+    arguments = ["run", "--config", config, "--only", "samples", "--run-date", "2026-01-03"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "samples 2026-01-03: done" in said
+    assert "\x1b" not in said
+    assert "1/1" not in said
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich take our output for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(arguments) == 0
+    assert "1/1" in capsys.readouterr().out
+
+
+def test_a_step_is_told_of_while_its_launch_goes_on(config, monkeypatch, tmp_path):
+    """The launch ends only when what it told of its first step has been shown."""
+    shown = tmp_path / "shown"
+    child = (
+        f"import os, signal; signal.alarm(60); os.mkfifo({str(shown)!r})\n"
+        f"print({json.dumps(REPORT)!r}, flush=True); open({str(shown)!r}).read()"
+    )
+    stub(monkeypatch, child)
+    real = cli._say
+
+    def say(console, line):
+        real(console, line)
+        os.close(os.open(shown, os.O_WRONLY))
+
+    monkeypatch.setattr(cli, "_say", say)
+    assert main(["run", "--config", config, "--only", "samples", "--run-date", "2026-01-03"]) == 0
+
+
 @pytest.mark.parametrize("code", [1, 2, 3, 4])
 def test_a_failing_launch_ends_the_run_with_its_exit_code(config, monkeypatch, capsys, code):
     text = f"import sys; print('error: table x: column y', file=sys.stderr); sys.exit({code})"
