@@ -274,8 +274,12 @@ def _start(
             console=console, transient=True, disable=verbose or not console.is_terminal,
         ) as bar:  # fmt: skip
             task = bar.add_task(escape(launch.label), total=len(todo) * len(launch.steps))
+            lines: list[dict[str, Any]] = []
 
-            def tell(line: dict[str, Any], bar: Progress = bar, task: TaskID = task) -> None:
+            def tell(
+                line: dict[str, Any], bar: Progress = bar, task: TaskID = task, lines: list[dict[str, Any]] = lines
+            ) -> None:
+                lines.append(line)
                 _say(console, line)
                 bar.advance(task)
 
@@ -288,12 +292,12 @@ def _start(
                 print(_tail(log), file=sys.stderr)
             for hint in (*hints(log), *(f"missing: {p}" for p in problems())) if code == 1 else ():
                 print(hint, file=sys.stderr)
-            told = {date.fromisoformat(line["run_date"]) for line in lines}
+            reached = {date.fromisoformat(line["run_date"]) for line in lines}
             bad = {date.fromisoformat(line["run_date"]) for line in lines if line["status"] == "failed"}
             single = {d for d in todo if launch.bulk_through is None or d > launch.bulk_through}
             failed |= bad
             # A launch that ended before it came to every date, or in the history, did not merely leave dates out.
-            if len(failed) > max_failures or not bad or not bad <= single <= told:
+            if len(failed) > max_failures or not bad or not bad <= single <= reached:
                 return code
             code_of_first = code_of_first or code
             console.print(f"going on without {', '.join(map(str, sorted(failed)))}: {max_failures} may fail")
