@@ -31,7 +31,6 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
         .config("spark.sql.shuffle.partitions", "2")
         .config("spark.default.parallelism", "2")
         .config("spark.databricks.delta.snapshotPartitions", "1")
-        .config("spark.databricks.delta.stats.skipping", "false")
         .config("spark.python.sql.dataFrameDebugging.enabled", "false")
         # Code generation costs more than it saves here.
         .config("spark.sql.codegen.wholeStage", "false")

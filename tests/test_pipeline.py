@@ -44,7 +44,6 @@ SMALL: dict[str, Any] = {
             "--master", "local[2]", "--driver-memory", "1g",
             # As in conftest: tables of a few rows, a JVM of half a minute.
             "--driver-java-options", JVM,
-            "--conf", "spark.databricks.delta.stats.skipping=false",
             "--conf", "spark.sql.codegen.wholeStage=false", "--conf", "spark.sql.codegen.factoryMode=NO_CODEGEN",
         ],
         "deepspeed": ["--num_accelerators", "1"],
