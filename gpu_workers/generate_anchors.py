@@ -152,7 +152,7 @@ def cached_keys(context: StepContext, requests: Snapshot, files: Sequence[DataFi
     """
     nothing = np.empty(0, dtype=np.uint64)
     cache = context.snapshot("interest_anchors") if context.has("interest_anchors") else None
-    held = cache.select(where={"model_version": model_version}) if cache else ()
+    held = _added_since(context, requests, cache, model_version) if cache else ()
     if cache is None or not held:
         return nothing
     key = ["user_id", "sequence_hash"]
@@ -163,6 +163,17 @@ def cached_keys(context: StepContext, requests: Snapshot, files: Sequence[DataFi
             hashes = _hashes(rows)
             found[np.searchsorted(wanted, hashes[members(hashes, wanted)])] = True
     return wanted[found]
+
+
+def _added_since(context: StepContext, requests: Snapshot, cache: Snapshot, model_version: str) -> tuple[DataFile, ...]:
+    """The files of ``cache`` that the requests have not been compared with, by their commit; all where it is silent."""
+    held = cache.select(where={"model_version": model_version})
+    mark = requests.mark(context.run_date.isoformat())
+    known = mark[1].details.get("cache_version", -1) if mark else -1
+    if not 0 <= known <= cache.version:
+        return held
+    compared = {f.path for f in context.lake.open("interest_anchors", known).files}
+    return tuple(f for f in held if f.path not in compared)
 
 
 def _hashes(rows: Mapping[str, np.ndarray]) -> np.ndarray:

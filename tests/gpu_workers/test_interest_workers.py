@@ -407,6 +407,18 @@ def test_keys_that_the_cache_holds_are_not_generated_again(
     assert context.counts.rows_in == context.counts.rows_out + context.counts.rows_dropped == 12
 
 
+def test_the_worker_looks_only_at_what_the_cache_got_since_the_requests(trained: InterestLake, ranks: Ranks) -> None:
+    """Requests compared with the cache as it is are taken as they are; with the version before, one user is found."""
+    days, model = [DAY + timedelta(days=n) for n in (12, 13, 14)], model_of(trained)
+    before = trained.lake.open("interest_anchors").version
+    users = [User(f"since-{u.user_id}", u.items) for u in trained.users(2, seed=10)]
+    trained.write_requests(users[:1], model.version, days[0], cache_version=before)
+    call(trained, generate_anchors, ranks, day=days[0])
+    for day, known, generated in ((days[1], before, 1), (days[2], before + 2, 2)):
+        trained.write_requests(users, model.version, day, cache_version=known)
+        assert call(trained, generate_anchors, ranks, day=day).counts.details["generated"] == generated
+
+
 def test_wider_beams_find_anchors_that_are_at_least_as_likely(trained: InterestLake, ranks: Ranks) -> None:
     """All prefixes kept: the five most probable SIDs of the whole catalogue."""
     first, second = DAY + timedelta(days=10), DAY + timedelta(days=11)
