@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from gpl_core.artifacts import KINDS
+from gpl_core.contracts import all_contracts
 from gpl_core.labels.calibration import Calibrator
 from gpl_core.lake import Snapshot
 from gpl_core.pipeline import STEPS
@@ -408,6 +409,16 @@ def _figures(rows: Sequence[dict[str, Any]]) -> str:
     return f"{mean('value'):.4f}{interval}" + (f", {len(known)} seeds" if len(known) > 1 else "")
 
 
+def dictionary() -> Section:
+    """Every column of every table, from the contracts."""
+    rows = [
+        (name, c.name, c.type, c.unit, c.comment)
+        for name, contract in all_contracts().items()
+        for c in contract.columns
+    ]
+    return Section("Data dictionary", [], [Table(("table", "column", "type", "unit", "meaning"), rows)], folded=True)
+
+
 def build(step: SparkStep) -> str:
     """The page of the run date."""
     page = Page(step)
@@ -417,7 +428,7 @@ def build(step: SparkStep) -> str:
     sections = [
         page.changes(), page.monitors(), page.funnel(), page.quarantine(), page.labels(calibrator, found),
         page.calibration(), page.channels(), *page.sids(), page.popularity(), page.evaluations(), page.lineage(),
-        page.runs(),
+        page.runs(), dictionary(),
     ]  # fmt: skip
     made_up = provenance(context.lake)
     banners = [f"Every figure here is {made_up.split(' ')[0]}: the raw tables say '{made_up}'."] if made_up else []

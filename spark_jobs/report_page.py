@@ -26,6 +26,7 @@ _PAGE = """<!doctype html>
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 62rem;
   margin: 0 auto; padding: 1rem 1rem 4rem; }
 h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
+summary { font-size: 1.15rem; font-weight: bold; margin: 2.2rem 0 .4rem; cursor: pointer; }
 p, figcaption { max-width: 46rem; } .soft, figcaption, th { color: var(--soft); }
 .banner { background: var(--warn-ground); color: var(--warn); padding: .5rem .8rem; border-radius: .3rem;
   margin: .5rem 0; }
@@ -44,7 +45,8 @@ figcaption { position: sticky; left: 0; }
 {% for text in banners %}<div class="banner">{{ text }}</div>
 {% endfor -%}
 {% for section in sections %}
-<h2>{{ section.title }}</h2>
+{% if section.folded %}<details><summary>{{ section.title }}</summary>{% else %}<h2>{{ section.title }}</h2>{% endif %}
+
 {% for text in section.text %}<p>{{ text }}</p>
 {% endfor -%}
 {% for table in section.tables %}<div class="scroll"><table>
@@ -60,6 +62,8 @@ figcaption { position: sticky; left: 0; }
 {% endfor -%}
 {% for plot in section.plots %}<figure class="scroll">{{ plot.svg }}<figcaption>{{ plot.caption }}</figcaption></figure>
 {% endfor -%}
+{% if section.folded %}</details>{% endif %}
+
 {% endfor %}
 <p class="soft">Made by run {{ run_id }}. Only aggregates were read.</p>
 </body></html>
@@ -93,12 +97,13 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page: sentences, then tables, then plots."""
+    """One part of the page: sentences, then tables, then plots; a folded one shows its title until it is opened."""
 
     title: str
     text: Sequence[str] = ()
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = field(default_factory=tuple)
+    folded: bool = False
 
 
 def figure(value: Any) -> str:

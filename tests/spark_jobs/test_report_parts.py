@@ -11,12 +11,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from gpl_core.contracts import all_contracts
 from spark_jobs import report_plots
-from spark_jobs.report import compare
+from spark_jobs.report import compare, dictionary
 from spark_jobs.report_changes import changes, feed_figures, warnings
 from spark_jobs.report_data import Calibration, WeightBin, weight_bins, weight_sentence
 from spark_jobs.report_lineage import Node, draw, nodes
@@ -179,6 +180,17 @@ def test_a_figure_beyond_its_bound_is_warned_of_by_name(name, before, quiet, ala
     assert said.startswith(f"{name} is {figure(alarming)}, was {figure(before)}")
 
 
+def test_the_folded_data_dictionary_explains_every_column():
+    text = page(sections=[dictionary(), Section("open")])
+    assert text.count("<details>") == text.count("</details>") == 1
+    assert text.index("<summary>Data dictionary</summary>") < text.index("</details>") < text.index("<h2>open</h2>")
+    for name, contract in all_contracts().items():
+        for column in contract.columns:
+            assert re.search(
+                rf"<tr><td>{name}</td><td>{column.name}</td>.*{re.escape(escape(column.comment))}</td></tr>", text
+            )
+
+
 def test_what_no_warning_is_given_for():
     now = {
         "coverage": 0.99,
@@ -246,6 +258,7 @@ def test_a_cache_that_a_step_looks_into_is_no_lineage():
     ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(st.sets(st.integers(0, 30), max_size=3), min_size=1, max_size=10))
 def test_no_arrow_crosses_a_box_and_no_box_another(reads):
     """Node n reads from some of the nodes before it."""
