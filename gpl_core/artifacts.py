@@ -1,11 +1,13 @@
 """Published artifacts: versioned bundles of safetensors and JSON, with a manifest written last.
 
 A bundle without a manifest does not exist. Date D uses the newest published version whose `trained_through` lies
-before D, so that a backfill never sees the future.
+before D, so that a backfill never sees the future. An operator's decision takes a version out of force, or puts it
+back (`gpl promote|rollback`); decisions are rows of the table `artifact_decisions`, bundles are never changed.
 """
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import shutil
@@ -13,14 +15,20 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import pyarrow as pa
+
+from gpl_core.contracts import load_contract
 from gpl_core.errors import ContractError, MissingInputError
+from gpl_core.lake import Lake, SliceMark
 from gpl_core.storage import filesystem
 
 MANIFEST = "manifest.json"
 KINDS = ("tokenizer", "interest_model", "calibrator", "preranker")
+DECISIONS = "artifact_decisions"
 
 
 @dataclass(frozen=True)
@@ -65,16 +73,31 @@ class Manifest:
             ) from None
 
 
+@dataclass(frozen=True)
+class Decision:
+    """The latest decision about one version: out of force (from a run date on, or for all), or in force again."""
+
+    version: str
+    action: Literal["promote", "rollback"]
+    from_date: date | None
+    decided_at: datetime
+
+    def allows(self, run_date: date) -> bool:
+        """Whether `run_date` may use the version."""
+        return self.action == "promote" or (self.from_date is not None and run_date < self.from_date)
+
+
 def artifact_version(trained_through: date, fingerprint: str) -> str:
     """The version name of an artifact made from inputs with `fingerprint`."""
     return f"{trained_through.isoformat()}-{fingerprint[:10]}"
 
 
 class ArtifactStore:
-    """Bundles under `<root>/artifacts/<kind>/<version>/`."""
+    """Bundles under `<root>/artifacts/<kind>/<version>/`; the decisions about them are read once per store."""
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, lake: Lake | None = None):
         self.root = f"{root.rstrip('/')}/artifacts"
+        self.lake = lake or Lake(root)
         self._fs, self._base = filesystem(self.root)
 
     def manifests(self, kind: str) -> list[Manifest]:
@@ -95,24 +118,97 @@ class ArtifactStore:
         return Manifest.from_json(self._fs.cat_file(path).decode(), path)
 
     def in_force(self, kind: str, run_date: date) -> Manifest:
-        """The newest published version trained on nothing at or after `run_date`.
+        """The newest version in force that was trained on nothing at or after `run_date`.
 
         Raises:
             MissingInputError: there is none; names the versions that exist.
         """
         manifest = self.in_force_or_none(kind, run_date)
         if manifest is None:
-            known = [f"{m.version} (through {m.trained_through})" for m in self.manifests(kind)]
             raise MissingInputError(
                 f"artifact {kind}: no published version was trained through a date before {run_date}; "
-                f"existing: {', '.join(known) or 'none'}. Run the step that trains it for {run_date}"
+                f"existing: {self._known(kind)}. Run the step that trains it for {run_date}"
             )
         return manifest
 
     def in_force_or_none(self, kind: str, run_date: date) -> Manifest | None:
         """Like `in_force`, None instead of an error."""
-        usable = [m for m in self.manifests(kind) if m.published and m.trained_through < run_date]
-        return usable[-1] if usable else None
+        usable = [m for m in self.manifests(kind) if m.trained_through < run_date and self._usable(m, run_date)]
+        return max(usable, key=self._rank, default=None)
+
+    def passed_by(self, kind: str, version: str, run_date: date) -> bool:
+        """Whether an operator has decided that `run_date` does without `version`."""
+        decision = self.decisions.get((kind, version))
+        return decision is not None and not decision.allows(run_date)
+
+    def _usable(self, manifest: Manifest, run_date: date) -> bool:
+        """Whether `run_date` may use it: by the latest decision, else when it was published."""
+        decision = self.decisions.get((manifest.kind, manifest.version))
+        return manifest.published if decision is None else decision.allows(run_date)
+
+    def _rank(self, manifest: Manifest) -> tuple[date, str, str]:
+        # Of two versions through one date the one made, or promoted, last.
+        decision = self.decisions.get((manifest.kind, manifest.version))
+        promoted = decision.decided_at.isoformat() if decision and decision.action == "promote" else ""
+        return manifest.trained_through, max(manifest.created_at, promoted), manifest.version
+
+    def _known(self, kind: str) -> str:
+        return ", ".join(f"{m.version} ({self._standing(m)})" for m in self.manifests(kind)) or "none"
+
+    def _standing(self, manifest: Manifest) -> str:
+        decision = self.decisions.get((manifest.kind, manifest.version))
+        if decision is None or decision.action == "promote":
+            left = "" if decision or manifest.published else ", not published"
+        else:
+            left = ", rolled back" + (f" from {decision.from_date} on" if decision.from_date else "")
+        return f"through {manifest.trained_through}{left}"
+
+    @cached_property
+    def decisions(self) -> dict[tuple[str, str], Decision]:
+        """(kind, version) -> the latest decision about it."""
+        if not self.lake.exists(DECISIONS):
+            return {}
+        rows = sorted(self.lake.open(DECISIONS).read().to_pylist(), key=lambda r: r["number"])
+        return {
+            (r["artifact"], r["version"]): Decision(r["version"], r["action"], r["from_date"], r["decided_at"])
+            for r in rows
+        }
+
+    def decide(
+        self, kind: str, version: str, action: Literal["promote", "rollback"], *, from_date: date | None = None,
+        reason: str = "",
+    ) -> bool:  # fmt: skip
+        """Take `version` out of force (for run dates from `from_date` on) or put it back; False when it is so already.
+
+        Raises:
+            MissingInputError: no such version; names those that exist.
+            ConflictError: another decision about this kind was made at the same time.
+        """
+        manifest = self.find(kind, version)
+        if manifest is None:
+            raise MissingInputError(f"artifact {kind}: no version {version}; existing: {self._known(kind)}")
+        contract = load_contract(DECISIONS)
+        app_id = f"{DECISIONS}:{kind}"
+        last = self.lake.open(DECISIONS).transaction_version(app_id) if self.lake.exists(DECISIONS) else -1
+        self.__dict__.pop("decisions", None)  # what others have decided since
+        before = self.decisions.get((kind, version))
+        if action == "promote":
+            peers = [m for m in self.manifests(kind) if m.trained_through == manifest.trained_through]
+            stands = max((m for m in peers if self._usable(m, date.max)), key=self._rank, default=None) == manifest
+        else:
+            stands = before is not None and (before.action, before.from_date) == (action, from_date)
+        if stands:
+            return False
+        row = {
+            "artifact": kind, "number": last + 2, "version": version, "action": action, "from_date": from_date,
+            "reason": reason, "decided_by": _account(), "decided_at": datetime.now(UTC),
+        }  # fmt: skip
+        with self.lake.writer(contract, {}, dims={}) as writer:
+            writer.write(pa.Table.from_pylist([row], schema=contract.arrow_schema()))
+        mark = SliceMark(action, {}, "")
+        self.lake.commit(contract, writer.parts, mark=mark, mode="append", app_id=app_id, last=last)
+        self.__dict__.pop("decisions", None)
+        return True
 
     def publish(
         self,
@@ -181,6 +277,13 @@ class ArtifactStore:
                     "manifest; restore the bundle or delete it and run its step again"
                 )
         return local
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return ""
 
 
 def _sha256(path: Path) -> str:

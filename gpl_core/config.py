@@ -25,8 +25,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` and `"5"` are not numbers
 
 
-_SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "largest_rate_change",
-              "on_rate_change"}  # fmt: skip
+_SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "recompute_layers",
+              "largest_rate_change", "on_rate_change", "publish"}  # fmt: skip
 
 
 class Section(BaseModel):
@@ -215,12 +215,19 @@ class Interest(Section):
     tokens_per_batch: Positive = Field(default=4096, description="Token budget of a packed batch")
     keep_target_share: Share = Field(default=0.85, description="Share of targets that down-sampling keeps")
     valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
-    patience: Positive = Field(default=3, description="Epochs without a better held-out loss before it stops")
+    patience: Positive = Field(default=3, description="Epochs without a better held-out loss or HR@10 before it stops")
     init: Literal["codebook", "mean"] = Field(default="codebook", description="Where new token rows start from")
     prompt: str = Field(default="", description="Text before the sequence")
     content: bool = Field(default=True, description="Add the items' content vectors at the model's input")
     walks: float = Field(default=1.0, ge=0, description="Synthetic walks between alike items per real user; 0: none")
+    title_to_sid: float = Field(
+        default=0.0, ge=0, description="Weight of predicting an item's SID from its title; 0: off"
+    )
+    sid_to_title: float = Field(default=0.0, ge=0, description="Weight of predicting the title from the SID; 0: off")
     refresh_days: Positive = Field(default=1, description="A model older than this is trained anew")
+    recompute_layers: bool = Field(
+        default=False, description="Gradient checkpointing: a third more time, a fraction of the memory"
+    )
     deepspeed: dict[str, Any] = Field(default={}, description="Merged over the DeepSpeed configuration we make")
 
 
@@ -228,7 +235,18 @@ class Anchors(Section):
     """Interest anchors."""
 
     count: Positive = Field(default=20, description="K: anchors per user")
+    widths: tuple[Positive, ...] = Field(
+        default=(), description="Beams kept after each level, L numbers; empty: K each. Cached anchors stay as they are"
+    )
     tokens_per_batch: Positive = Field(default=8192, description="Token budget of a search batch")
+
+
+class Cache(Section):
+    """The anchor cache (table interest_anchors)."""
+
+    retention_days: Positive = Field(
+        default=30, description="gpl evict takes out what no run date has needed for so many days"
+    )
 
 
 class Calibrator(Section):
@@ -290,6 +308,11 @@ class Labels(Section):
 class Feed(Section):
     """The pre-ranker's training feed."""
 
+    publish: Literal["complete", "exposed_only_on_failure"] = Field(
+        default="complete",
+        description="When labels are late or a monitor refuses: hold the slice back, or publish its exposed rows alone",
+    )
+
     rows_per_file: Positive = Field(default=500_000, description="About so many rows per file, all files alike")
     passthrough: dict[str, Literal["int", "long", "float", "double", "string", "boolean"]] = Field(
         default={}, description="Extra columns of raw_impressions and raw_candidates that reach the feed"
@@ -318,6 +341,14 @@ class Monitors(Section):
         return self
 
 
+class Maintenance(Section):
+    """`gpl optimize`."""
+
+    file_mb: Positive = Field(
+        default=128, description="Small files are joined up to this; workers share out whole files, so not too large"
+    )
+
+
 class Prerank(Section):
     """The reference pre-ranker."""
 
@@ -335,6 +366,11 @@ class Prerank(Section):
         default=(), description="Other lambdas trained and judged beside it, as variants gpl@VALUE; to choose by"
     )
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Each variant trains once per seed")
+    pair_features: tuple[str, ...] = Field(
+        default=(),
+        description="Numeric columns of feed.passthrough that the model takes in, each of about unit size; 0 where "
+        "unknown",
+    )
     propensity: str = Field(
         default="",
         description="A float column of feed.passthrough: the logged probability that a pair was shown; adds snips_auc",
@@ -357,13 +393,22 @@ class Config(Section):
     sequences: Sequences = Sequences()
     interest: Interest = Interest()
     anchors: Anchors = Anchors()
+    cache: Cache = Cache()
     labels: Labels = Labels()
     feed: Feed = Feed()
     monitors: Monitors = Monitors()
     prerank: Prerank = Prerank()
+    maintenance: Maintenance = Maintenance()
 
     @model_validator(mode="after")
-    def _propensity(self) -> Config:
+    def _passed_through(self) -> Config:
+        numbers = {n for n, kind in self.feed.passthrough.items() if kind not in ("string", "boolean")}
+        for name in self.prerank.pair_features:
+            if name not in numbers:
+                raise ValueError(
+                    f"prerank.pair_features holds '{name}', which feed.passthrough does not hold as a number; add "
+                    f"feed.passthrough.{name}: double, or leave it out"
+                )
         name = self.prerank.propensity
         if name and self.feed.passthrough.get(name) not in ("float", "double"):
             raise ValueError(

@@ -39,12 +39,13 @@ _SCALARS: dict[str, tuple[str, str, pa.DataType]] = {
 }
 _TOP_KEYS: dict[str, type | tuple[type, ...]] = {
     "name": str, "version": int, "description": str, "owner": str, "grain": str, "primary_key": list,
-    "partition_by": list, "consumers": list, "columns": list, "enforced": bool, "properties": dict,
+    "partition_by": list, "consumers": list, "columns": list, "enforced": bool, "properties": dict, "migrations": list,
 }  # fmt: skip
 _COLUMN_KEYS: dict[str, type | tuple[type, ...]] = {
     "name": str, "type": str, "nullable": bool, "comment": str, "unit": str, "min": (int, float), "max": (int, float),
     "allowed": list, "length": str,
 }  # fmt: skip
+_MIGRATION_KEYS: dict[str, type | tuple[type, ...]] = {"to": int, "rename": dict, "add": dict, "drop": list}
 _CONSUMERS = {"analyst", "trainer", "gpu_worker"}
 
 
@@ -99,6 +100,16 @@ class Violation:
 
 
 @dataclass(frozen=True)
+class Migration:
+    """From the version before `to`: columns dropped, renamed (old -> new), then added with one value for every row."""
+
+    to: int
+    rename: Mapping[str, str] = field(default_factory=dict, hash=False)
+    add: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    drop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Contract:
     """One table's contract; see `schemas/<name>.yaml`."""
 
@@ -113,6 +124,7 @@ class Contract:
     columns: tuple[Column, ...]
     enforced: bool = True
     properties: tuple[tuple[str, str], ...] = field(default_factory=tuple)
+    migrations: tuple[Migration, ...] = ()
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -385,7 +397,7 @@ def parse_contract(text: str, source: str) -> Contract:
         raise ContractError(f"contract {source}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ContractError(f"contract {source}: expected a mapping, found {type(raw).__name__}")
-    problems = _wrong_keys(raw, _TOP_KEYS, set(_TOP_KEYS) - {"enforced", "properties"})
+    problems = _wrong_keys(raw, _TOP_KEYS, set(_TOP_KEYS) - {"enforced", "properties", "migrations"})
     entries = raw["columns"] if isinstance(raw.get("columns"), list) else []
     columns, names = [], []
     for entry in entries:
@@ -420,6 +432,9 @@ def parse_contract(text: str, source: str) -> Contract:
     for key in ("primary_key", "partition_by"):
         problems += [f"{key} names the unknown column '{n}'" for n in _listed(raw, key) if n not in names]
     problems += [f"unknown consumer '{c}'" for c in _listed(raw, "consumers") if c not in _CONSUMERS]
+    for entry in _listed(raw, "migrations"):
+        wrong = _wrong_keys(entry, _MIGRATION_KEYS, {"to"}) if isinstance(entry, dict) else ["expected a mapping"]
+        problems += [f"migration {entry!r}: {w}" for w in wrong]
     if problems:
         raise ContractError(f"contract {source}: " + "; ".join(problems))
     return Contract(
@@ -434,6 +449,10 @@ def parse_contract(text: str, source: str) -> Contract:
         columns=tuple(columns),
         enforced=raw.get("enforced", True),
         properties=tuple(sorted((k, str(v)) for k, v in raw.get("properties", {}).items())),
+        migrations=tuple(
+            Migration(m["to"], m.get("rename", {}), m.get("add", {}), tuple(m.get("drop", [])))
+            for m in raw.get("migrations", [])
+        ),
     )
 
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 
 class GplError(Exception):
@@ -55,10 +56,18 @@ class MissingInputError(GplError):
 
 
 _UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def told(error: BaseException) -> BaseException:
-    """`error`, or the UsageError that it stands for when it says that a place may not be used."""
+    """`error`, or what it stands for: a UsageError where a place may not be used, a GplError where it is full."""
+    # Libraries in other languages raise errors of their own that only say so.
+    full = (isinstance(error, OSError) and error.errno in _FULL) or os.strerror(errno.ENOSPC) in str(error)
+    if full and not isinstance(error, GplError):
+        return GplError(
+            f"{error}; free space there (or move lakehouse.root) and run the same command again: nothing half-written "
+            "counts, finished work is kept"
+        )
     if isinstance(error, OSError) and error.errno in _UNUSABLE and not isinstance(error, GplError):
         return UsageError(
             f"{error.filename}: {error.strerror}; correct lakehouse.root (or the path given), or its owner and mode"

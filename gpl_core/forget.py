@@ -1,32 +1,22 @@
-"""Remove a person from every table of this project, and from old versions when asked to vacuum.
-
-Files that hold the person are written anew by pyarrow and swapped in one commit per table. Not by delta-rs' own DELETE:
-it writes string views, which the pyarrow under Petastorm cannot read.
-"""
+"""Remove a person from every table of this project, and from old versions when asked to vacuum."""
 
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable
-from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction, RemoveAction
+from deltalake import DeltaTable
 
 from gpl_core.contracts import Contract, all_contracts
-from gpl_core.errors import ConflictError, UsageError
-from gpl_core.lake import DataFile, Lake, SliceMark, Snapshot
+from gpl_core.errors import UsageError
+from gpl_core.lake import Lake, Snapshot
+from gpl_core.rewrite import Mask, Removal, remove_rows
 from gpl_core.storage import filesystem
-
-_TRIES = 5
-
-Mask = Callable[[pa.Table], pa.Array]
 
 
 @dataclass(frozen=True)
@@ -55,15 +45,15 @@ def forget(
     if not user:
         raise UsageError("--user is empty; expected the platform's user id")
     for contract in all_contracts().values():
-        found = holds(contract, user)
-        if found is None or not lake.exists(contract.name):
+        named = holds(contract, user)
+        if named is None or not lake.exists(contract.name):
             continue
-        columns, mask = found
+        columns, mask = named
         if contract.owner == "platform":
-            rows, files = _count(lake.open(contract.name), columns, mask)
-            yield Forgotten(contract.name, rows, len(files), 0, "platform")
+            found: Sequence[Removal] = _removals(lake.open(contract.name), columns, mask)
+            yield Forgotten(contract.name, sum(r.rows for r in found), len(found), 0, "platform")
             continue
-        rows, files = _remove(lake, contract, columns, mask, dry_run)
+        found = remove_rows(lake, contract, partial(_removals, columns=columns, mask=mask), "forget", dry_run=dry_run)
         gone = 0
         if vacuum_hours is not None and not dry_run:
             gone = len(
@@ -71,8 +61,8 @@ def forget(
                     retention_hours=vacuum_hours, dry_run=False, enforce_retention_duration=False
                 )
             )
-        dates = tuple(sorted({f.partition["dt"] for f in files if "dt" in f.partition}))
-        yield Forgotten(contract.name, rows, len(files), gone, contract.owner, dates)
+        dates = tuple(sorted({r.file.partition["dt"] for r in found if "dt" in r.file.partition}))
+        yield Forgotten(contract.name, sum(r.rows for r in found), len(found), gone, contract.owner, dates)
 
 
 def holds(contract: Contract, user: str) -> tuple[list[str], Mask] | None:
@@ -94,9 +84,9 @@ def _names(text: str, user: str) -> bool:
         return True
 
 
-def _count(snapshot: Snapshot, columns: list[str], mask: Mask) -> tuple[int, list[DataFile]]:
-    """Rows of the person, and the files that hold them; only the columns of the mask are read."""
-    rows, files = 0, []
+def _removals(snapshot: Snapshot, columns: list[str], mask: Mask) -> list[Removal]:
+    """The files that hold rows of the person; only the columns of the mask are read."""
+    found = []
     for file, uri in zip(snapshot.files, snapshot.uris(snapshot.files), strict=True):
         fs, path = filesystem(uri)
         with fs.open(path, "rb") as handle:
@@ -107,64 +97,8 @@ def _count(snapshot: Snapshot, columns: list[str], mask: Mask) -> tuple[int, lis
                 for g in range(reader.num_row_groups)
             )
         if mine:
-            rows += mine
-            files.append(file)
-    return rows, files
-
-
-def _remove(
-    lake: Lake, contract: Contract, columns: list[str], mask: Mask, dry_run: bool
-) -> tuple[int, list[DataFile]]:  # fmt: skip
-    for _ in range(_TRIES):
-        snapshot = lake.open(contract.name)
-        rows, files = _count(snapshot, columns, mask)
-        if dry_run or not files:
-            return rows, files
-        table = DeltaTable(snapshot.uri, version=snapshot.version)
-        now = int(datetime.now(UTC).timestamp() * 1000)
-        actions: list[AddAction | RemoveAction] = []
-        for file in files:
-            partition: dict[str, str | None] = {k: v for k, v in file.partition.items() if k in contract.partition_by}
-            actions.append(RemoveAction(file.path, True, now, file.size, partition))
-            if (made := _without(snapshot, file, mask, partition)) is not None:
-                actions.append(made)
-        try:
-            table.create_write_transaction(
-                actions, "append", table.schema(), list(contract.partition_by) or None,
-                commit_properties=CommitProperties(
-                    # No slice: what a step has done stays done. Its readers see new files, and are stale.
-                    custom_metadata={"userMetadata": SliceMark("forget", {}, "forget").to_json()},
-                    max_commit_retries=0,
-                ),
-            )  # fmt: skip
-            return rows, files
-        except CommitFailedError:  # somebody else committed: look again; the new files are nobody's
-            continue
-    raise ConflictError(f"table {contract.name}: written by other runs {_TRIES} times meanwhile; run gpl forget again")
-
-
-def _without(snapshot: Snapshot, file: DataFile, mask: Mask, partition: dict[str, str | None]) -> AddAction | None:
-    """`file` written anew without the person, row group by row group; None when nothing is left."""
-    (uri,) = snapshot.uris([file])
-    folder = file.path.rpartition("/")[0]
-    path = f"{folder}/part-{uuid.uuid4()}.parquet".lstrip("/")
-    fs, base = filesystem(snapshot.uri)
-    _, old = filesystem(uri)
-    rows = 0
-    with fs.open(old, "rb") as source, fs.open(f"{base}/{path}", "wb") as sink:
-        reader = pq.ParquetFile(source)
-        with pq.ParquetWriter(sink, reader.schema_arrow, compression="zstd") as writer:
-            for group in range(reader.num_row_groups):
-                kept = reader.read_row_group(group)
-                kept = kept.filter(pc.invert(mask(kept)))
-                if len(kept):
-                    writer.write_table(kept, row_group_size=len(kept))
-                    rows += len(kept)
-    if not rows:
-        fs.rm(f"{base}/{path}")
-        return None
-    modified = int(datetime.now(UTC).timestamp() * 1000)
-    return AddAction(path, fs.size(f"{base}/{path}"), partition, modified, True, json.dumps({"numRecords": rows}))
+            found.append(Removal(file, mine, mask))
+    return found
 
 
 def forget_everywhere(lake: Lake, user: str, *, dry_run: bool, vacuum_hours: int | None) -> int:

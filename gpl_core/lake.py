@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,7 @@ import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.schema import PrimitiveType
 from deltalake.transaction import AddAction, RemoveAction
 
 from gpl_core.config import Lakehouse
@@ -113,17 +115,17 @@ class Snapshot:
         found = self.properties.get(CONTRACT_VERSION)
         if found is not None and self.properties.get(CONTRACT_NAME) != self.contract.name:
             raise ContractError(f"{self.uri}: holds table '{self.properties[CONTRACT_NAME]}', not {self.contract.name}")
+        problems = self._drift()
         if found is not None and int(found) != self.contract.version:
             raise ContractError(
                 f"table {self.contract.name}: was written under contract version {found}, this code reads version "
                 f"{self.contract.version}; run `gpl migrate` or use the matching release"
+                + "".join(f"\n  {p}" for p in problems)
             )
-        names = [self._ours.get(f.name, f.name) for f in self._table.schema().fields]
-        missing = [c.name for c in self.contract.columns if c.name not in names and not c.nullable]
-        if missing:
+        if problems:
             raise ContractError(
-                f"table {self.contract.name} at {self.uri}: missing column(s) {', '.join(missing)}; "
-                f"it has {', '.join(names)}"
+                f"table {self.contract.name} at {self.uri}: its schema drifted from contract version "
+                f"{self.contract.version}:\n  " + "\n  ".join(problems)
             )
         partitions = self._table.metadata().partition_columns
         if not set(self.contract.partition_by) <= set(partitions):
@@ -132,6 +134,21 @@ class Snapshot:
                 f"table {self.contract.name} at {self.uri}: partitioned by {divided}, expected "
                 f"{', '.join(self.contract.partition_by)}; write it with that partition"
             )
+
+    def _drift(self) -> list[str]:
+        """Column-by-column differences from the contract; additional columns are none.
+
+        Types of a platform's table are for ingest to judge, which casts row by row.
+        """
+        have = {self._ours.get(f.name, f.name): f.type for f in self._table.schema().fields}
+        problems = []
+        for name, wanted, nullable in _delta_fields(self.contract):
+            if name not in have:
+                missing = f"missing column '{name}' ({_type_name(wanted)}); it has {', '.join(have)}"
+                problems += [] if nullable else [missing]
+            elif self.contract.enforced and have[name] != wanted:
+                problems.append(f"column '{name}' is {_type_name(have[name])}, expected {_type_name(wanted)}")
+        return problems
 
     @property
     def hidden_features(self) -> list[str]:
@@ -193,8 +210,15 @@ class Snapshot:
     @staticmethod
     def digest(files: Iterable[DataFile]) -> str:
         """Hash of the set of live files: equal digests mean the same rows."""
-        text = "\n".join(sorted(f.path for f in files))
-        return sha256(text.encode()).hexdigest()[:16]
+        return _hash_of(f.path for f in files)
+
+    def identity(self, files: Iterable[DataFile]) -> str:
+        """`digest` under which compaction changes nothing: a file that regroups rows stands for those it is made of."""
+        live = {f.path for f in files}
+        for gone, come in self._history[1]:
+            if come <= live:
+                live = (live - come) | gone
+        return _hash_of(live)
 
     @staticmethod
     def rows(files: Iterable[DataFile]) -> int:
@@ -207,17 +231,26 @@ class Snapshot:
         Read from the log itself: delta-rs' `history` lists every commit there is and numbers them downwards from the
         version it has loaded, so that a pinned table, or one that another run commits to, gets the wrong ones.
         """
+        return list(self._history[0])
+
+    @cached_property
+    def _history(self) -> tuple[tuple[tuple[int, SliceMark], ...], tuple[tuple[set[str], set[str]], ...]]:
+        """Newest first, in one pass: (version, mark), and of commits that only regroup rows (files gone, come)."""
         fs, log = filesystem(f"{self.uri}/_delta_log")
         commits = {int(m[1]): p for p in fs.ls(log, detail=False, refresh=True) if (m := _COMMIT_FILE.search(p))}
-        found = []
+        marks, regrouped = [], []
         for version in sorted((v for v in commits if v <= self.version), reverse=True):
-            for line in fs.cat_file(commits[version]).splitlines():
+            text = fs.cat_file(commits[version])
+            for line in text.splitlines():
                 if not line.lstrip().startswith(b'{"commitInfo"'):
                     continue
                 mark = SliceMark.from_json(json.loads(line)["commitInfo"].get("userMetadata"))
                 if mark is not None:
-                    found.append((version, mark))
-        return found
+                    marks.append((version, mark))
+            # By the protocol a commit whose files all say dataChange = false leaves the rows as they are.
+            if b'"dataChange":false' in text and b'"dataChange":true' not in text:
+                regrouped += _regrouped(text)
+        return tuple(marks), tuple(regrouped)
 
     def mark(self, slice_name: str, step: str | None = None) -> tuple[int, SliceMark] | None:
         """The newest commit that wrote `slice_name`, by `step` when given; None when none did."""
@@ -245,6 +278,45 @@ class Snapshot:
             arrays = [_column_of(part, f, schema.field(n)) for n in schema.names]
             parts.append(pa.table(arrays, schema=schema))
         return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+@cache
+def _delta_fields(contract: Contract) -> tuple[tuple[str, Any, bool], ...]:
+    """Name, Delta type, and whether it may be missing, of each column of `contract`."""
+    fields = DeltaSchema.from_json(contract.spark_json()).fields
+    return tuple((f.name, f.type, c.nullable) for f, c in zip(fields, contract.columns, strict=True))
+
+
+def _type_name(kind: Any) -> str:
+    return kind.type if isinstance(kind, PrimitiveType) else str(kind)
+
+
+def _hash_of(paths: Iterable[str]) -> str:
+    return sha256("\n".join(sorted(paths)).encode()).hexdigest()[:16]
+
+
+def _regrouped(commit: bytes) -> list[tuple[set[str], set[str]]]:
+    """(files gone, files come) of each partition in a commit that compacts."""
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for line in commit.splitlines():
+        action = json.loads(line)
+        for place, kind in enumerate(("remove", "add")):
+            if kind in action:
+                partition = json.dumps(action[kind].get("partitionValues"), sort_keys=True)
+                found.setdefault(partition, (set(), set()))[place].add(action[kind]["path"])
+    return [(gone, come) for gone, come in found.values() if gone and come]
+
+
+def file_groups(files: Iterable[DataFile], rows: int) -> Iterator[tuple[DataFile, ...]]:
+    """`files`, in their order, in groups of at most `rows` rows by the log's statistics; a larger file comes alone."""
+    group: list[DataFile] = []
+    for f in files:
+        if group and Snapshot.rows(group) + f.rows > rows:
+            yield tuple(group)
+            group = []
+        group.append(f)
+    if group:
+        yield tuple(group)
 
 
 def _column_of(part: pa.Table, file: DataFile, wanted: pa.Field) -> pa.Array | pa.ChunkedArray:
@@ -337,6 +409,7 @@ class Lake:
         partition: Mapping[str, str] | None = None,
         app_id: str = "",
         last: int | None = None,
+        replaces: Sequence[Mapping[str, Any]] = (),
     ) -> Commit:
         """Commit part files written by `PartWriter` (of all ranks) in one transaction.
 
@@ -348,6 +421,7 @@ class Lake:
             partition: partition values that every part must have.
             app_id: application transaction to count up; made of step, table and slices when not given.
             last: the version of it that the caller has built on; read here when not given.
+            replaces: parts of an earlier commit that go in this one.
 
         Raises:
             ContractError: a part lies outside `partition` (delta-rs itself would accept it).
@@ -373,6 +447,8 @@ class Lake:
             )
             for part in parts
         ]  # fmt: skip
+        now = int(datetime.now(UTC).timestamp() * 1000)
+        actions += [RemoveAction(p["path"], True, now, p["size"], dict(p["partition"])) for p in replaces]
         filters = [(k, "=", v) for k, v in partition.items()] if mode == "overwrite" and partition else None
         for attempt in range(_COMMIT_TRIES):
             table = before._table
@@ -395,17 +471,17 @@ class Lake:
             except CommitFailedError as error:
                 # To delta-rs any commit that removed a file is a conflict, of another slice too. It is one only when
                 # our slice moved; else the same parts are offered again on top of the newer version.
-                now = self.open(contract.name, contract=contract)
-                moved = now.transaction_version(app_id) != last
+                newer = self.open(contract.name, contract=contract)
+                moved = newer.transaction_version(app_id) != last
                 if mode == "overwrite":
-                    live = [Snapshot.digest(s.select(where=partition)) for s in (before, now)]
+                    live = [s.identity(s.select(where=partition)) for s in (before, newer)]
                     moved = moved or live[0] != live[1]
                 if moved or attempt + 1 == _COMMIT_TRIES:
                     raise ConflictError(
                         f"table {contract.name}: slice {sorted(mark.slices)} was written by another run at the same "
                         f"time ({error}); nothing was changed, run the step again"
                     ) from error
-                before = now
+                before = newer
         after = self.open(contract.name, contract=contract)
         return Commit(before.version, after.version, sum(p["rows"] for p in parts), sum(p["size"] for p in parts))
 
@@ -515,11 +591,21 @@ class PartWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._finish()
-            return
+            try:
+                self._finish()
+            except BaseException:
+                self._discard()
+                raise
+        else:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Remove what was written; on a full disk closing fails too, and must not hide the first error."""
         if self._open is not None:
-            self._open[2].close()  # first: its destructor would write a footer to the closed file
-            self._open[1].close()
-            self._fs.rm(f"{self._base}/{self._open[0]}")
+            path, sink, writer = self._open
+            for handle in (writer, sink):  # the writer first: its destructor would write a footer to the closed file
+                with suppress(OSError, pa.ArrowInvalid):
+                    handle.close()
+            self._fs.rm(f"{self._base}/{path}")
         for part in self.parts:
             self._fs.rm(f"{self._base}/{part['path']}")

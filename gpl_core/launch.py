@@ -7,7 +7,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -109,17 +109,23 @@ def pending(planner: Planner, launch: Launch, force: bool = False) -> tuple[date
 
 def command(
     launch: Launch, dates: Sequence[date], source: Source, config: Config, *, run_id: str = "", force: bool = False,
-    log_level: str = "",
+    log_level: str = "", max_failures: int = 0, without: Collection[date] = (),
 ) -> list[str]:  # fmt: skip
-    """The launcher command of `launch` for `dates`, as an argument list."""
+    """The launcher command of `launch` for `dates`, as an argument list.
+
+    `dates` are given as a range: what is done among them is passed by, those of `without` are named.
+    """
     arguments = source.arguments()
     if len(dates) == 1:
         arguments += ["--run-date", dates[0].isoformat()]
     else:
         arguments += ["--start-date", dates[0].isoformat(), "--end-date", dates[-1].isoformat()]
+        left_out = sorted(d for d in without if dates[0] < d < dates[-1])
+        arguments += [a for d in left_out for a in ("--skip-date", d.isoformat())]
     arguments += ["--run-id", run_id] if run_id else []
     arguments += ["--force"] if force else []
     arguments += ["--log-level", log_level] if log_level else []
+    arguments += ["--max-failures", str(max_failures)] if max_failures and len(dates) > 1 else []
     if launch.bulk_through is not None and dates[0] <= launch.bulk_through:
         arguments += ["--bulk-through", launch.bulk_through.isoformat()]
     if launch.steps[0].launcher == "spark":

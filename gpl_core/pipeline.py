@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 
-from gpl_core.artifacts import ArtifactStore, Manifest
+from gpl_core.artifacts import ArtifactStore, Manifest, artifact_version
 from gpl_core.config import Config
 from gpl_core.contracts import load_contract
 from gpl_core.errors import MissingInputError, UsageError
@@ -41,6 +41,7 @@ class Read:
     column: str = ""
     optional: bool = False
     when: tuple[str, tuple[str, ...]] = ("", ())  # configuration key and the values for which this is read at all
+    may_lack: tuple[str, str] = ("", "")  # configuration key and the value for which the slice need not be there
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "train_interest_model", "deepspeed",
         reads=(Read("user_sequences", "through"), Read("item_stats", "slice"), Read("item_sids", "lookup"),
-               Read("item_embeddings", "lookup")),
+               Read("item_embeddings", "lookup"), Read("items", "lookup", optional=True)),
         uses=("tokenizer",), publishes="interest_model", sections=("interest", "run.seed"),
         follows={"tokenizer": "sid_version"}, refresh="interest.refresh_days",
     ),
@@ -147,7 +148,7 @@ STEPS: tuple[Step, ...] = (
         reads=(Read("anchor_requests", "slice"), Read("item_sids", "lookup"), Read("item_embeddings", "lookup"),
                Read("interest_anchors", "lookup", optional=True)),
         uses=("tokenizer", "interest_model"), writes=("interest_anchors",), also_writes=("worker_rejects",),
-        sections=("anchors.count",), idle_without="anchor_requests",
+        sections=("anchors.count", "anchors.widths"), idle_without="anchor_requests",
     ),
     Step(
         "score_requests", "spark",
@@ -179,7 +180,8 @@ STEPS: tuple[Step, ...] = (
     ),
     Step(
         "training_feed", "spark",
-        reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"), Read("pseudo_labels", "slice"),
+        reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"),
+               Read("pseudo_labels", "slice", may_lack=("feed.publish", "exposed_only_on_failure")),
                Read("item_sids", "lookup"), *(Read(t, "lookup", optional=True) for t in (*FOR_REASONS, *FOR_MONITORS))),
         uses=("tokenizer",), writes=("training_feed",), also_writes=("monitors",), sections=("feed",),
     ),
@@ -206,7 +208,21 @@ JUDGE = Step(
     uses=("preranker",), writes=("truth_metrics",),
 )  # fmt: skip
 
-_BY_NAME = {step.name: step for step in (*STEPS, JUDGE)}
+# Beside the graph too, done whenever they are asked for: compacts what Spark writes; runs ingest for repaired rows.
+OPTIMIZE = Step("optimize", "spark", reads=())
+RETRY = Step("retry_quarantine", "spark", reads=())
+
+_BY_NAME = {step.name: step for step in (*STEPS, JUDGE, OPTIMIZE, RETRY)}
+
+# Small tables of Spark steps whose rows the driver commits without Spark.
+_WITHOUT_SPARK = ("monitors",)
+
+
+def engine_of(table: str) -> Literal["spark", "delta-rs"]:
+    """The one engine that commits to the log of our table `table`: the two do not agree about locks."""
+    owner = _BY_NAME.get(load_contract(table).owner)
+    by_spark = owner is not None and owner.launcher == "spark" and table not in _WITHOUT_SPARK
+    return "spark" if by_spark else "delta-rs"
 
 
 def find_step(name: str) -> Step:
@@ -239,6 +255,10 @@ class StepState:
         """What a commit to the output `table` carries: the step's fingerprint unless the table has one of its own."""
         return self.table_fingerprints.get(table, self.fingerprint)
 
+    def may_run(self, *, force: bool) -> bool:
+        """Whether the inputs are there; `force` also trains beside an artifact that was rolled back."""
+        return self.status != "blocked" or (force and bool(self.fingerprint))
+
     def to_json(self) -> str:
         """As JSON text: what rank 0 sends to the other ranks."""
         return json.dumps(self.__dict__, sort_keys=True)
@@ -259,7 +279,7 @@ class Planner:
     def __init__(self, config: Config):
         self.config = config
         self.lake = Lake.of(config.lakehouse)
-        self.artifacts = ArtifactStore(config.lakehouse.root)
+        self.artifacts = ArtifactStore(config.lakehouse.root, self.lake)
         self._snapshots: dict[str, Snapshot | None] = {}
         self._marks: dict[str, dict[str, list[tuple[int, str]]]] = {}
 
@@ -287,7 +307,9 @@ class Planner:
             status, reason = self._artifact_state(step, run_date, artifact_fingerprint)
             if status != "done" or not step.writes:
                 return StepState(status, reason, fingerprint, inputs, artifact_fingerprint)
-        if step.name == "report":
+        if step in (OPTIMIZE, RETRY):
+            status, reason = "stale", "done whenever it is asked for"
+        elif step.name == "report":
             status, reason = self._report_state(run_date, fingerprint)
         elif step.idle_without and self._is_empty(step.idle_without, run_date):
             status, reason = "done", f"{step.idle_without} has no rows for {run_date}: nothing to do"
@@ -305,6 +327,9 @@ class Planner:
             if read.when[0] and self._value(read.when[0]) not in read.when[1]:
                 continue
             snapshot = self.snapshot(read.table)
+            may_lack = bool(read.may_lack[0]) and self._value(read.may_lack[0]) == read.may_lack[1]
+            if may_lack and run_date.isoformat() not in self._table_marks(read.table):
+                continue  # the step goes on without; when the slice comes, so does its digest, and the step is stale
             owner_step = _BY_NAME.get(load_contract(read.table).owner)
             # A cache may lack this date's rows only where its step had nothing to do; else its reader would silently
             # find nothing.
@@ -320,7 +345,9 @@ class Planner:
                 )
             entry = inputs.setdefault(read.table, {"version": snapshot.version})
             if read.scope != "lookup":
-                digest = Snapshot.digest(self.files(snapshot, read, run_date))
+                files = self.files(snapshot, read, run_date)
+                owned = owner_step is not None
+                digest = snapshot.identity(files) if owned else Snapshot.digest(files)
                 entry["digest"] = f"{entry['digest']}+{digest}" if "digest" in entry else digest
             if (read.scope == "slice" and owner_step is not None) or (idle_without and not idle):
                 self._require_slice(step, snapshot, run_date)
@@ -414,17 +441,21 @@ class Planner:
 
     def _artifact_state(self, step: Step, run_date: date, fingerprint: str) -> tuple[Status, str]:
         manifest = self._own_artifact(step, run_date)
+        made = artifact_version(trained_through(step, run_date), fingerprint)
+        if self.artifacts.passed_by(step.publishes, made, self._limit(step, run_date)):
+            # To run again would make that very version: an operator has decided to do without it.
+            if manifest is not None and self._unlike(step, manifest, run_date) is None:
+                return "done", f"{step.publishes} {manifest.version}; {made} was rolled back"
+            return "blocked", (
+                f"{step.publishes} {made}, which these inputs make, was rolled back and no other serves {run_date}; "
+                "gpl promote one, change the settings, or run with --force"
+            )
         if manifest is None:
             return "absent", f"no {step.publishes} was trained through a date before {self._limit(step, run_date)}"
         if manifest.config_hash != self.config.hash_of(*step.sections):
             return "stale", f"{step.publishes} {manifest.version} was made under other settings"
-        for kind, key in step.follows.items():
-            current = self.artifacts.in_force(kind, run_date).version
-            if manifest.lineage.get(key) != current:
-                return (
-                    "stale",
-                    f"{step.publishes} {manifest.version} is of {key} {manifest.lineage.get(key)}, not {current}",
-                )
+        if (unlike := self._unlike(step, manifest, run_date)) is not None:
+            return "stale", unlike
         age = (trained_through(step, run_date) - manifest.trained_through).days
         if age == 0 and step.refresh != "tokenizer.refresh_days" and manifest.fingerprint != fingerprint:
             return "stale", f"{step.publishes} {manifest.version} was made from other inputs"
@@ -432,6 +463,14 @@ class Planner:
         if age >= refresh:
             return "stale", f"{step.publishes} {manifest.version} is {age} days old, refreshed every {refresh}"
         return "done", f"{step.publishes} {manifest.version}"
+
+    def _unlike(self, step: Step, manifest: Manifest, run_date: date) -> str | None:
+        """Which artifact in force `manifest` was not built on; None when all are its own."""
+        for kind, key in step.follows.items():
+            current = self.artifacts.in_force(kind, run_date).version
+            if manifest.lineage.get(key) != current:
+                return f"{step.publishes} {manifest.version} is of {key} {manifest.lineage.get(key)}, not {current}"
+        return None
 
     def _own_artifact(self, step: Step, run_date: date) -> Manifest | None:
         return self.artifacts.in_force_or_none(step.publishes, self._limit(step, run_date))

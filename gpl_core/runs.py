@@ -1,7 +1,7 @@
 """One run of one step for one date: its arguments, identity, JSON line and `job_runs` row.
 
 Spark jobs and GPU workers share this life cycle: evaluate the state, return a recorded no-op when the tables say done,
-else run the body, then record what happened, failures too.
+else note that it runs, run the body, then record what happened, failures too. A run that was killed leaves its note.
 """
 
 from __future__ import annotations
@@ -44,6 +44,32 @@ class StepArguments:
     force: bool = False
     bulk_through: date | None = None
     steps: tuple[str, ...] = ()
+    max_failures: int = 0
+
+
+class Failures:
+    """Run dates that failed and were passed by: `--max-failures` of them.
+
+    A date that failed is left out of the steps that follow; the others are done, one commit per date, and the process
+    leaves with the first failure's exit code.
+    """
+
+    def __init__(self, allowed: int):
+        self.allowed = allowed
+        self.by_date: dict[date, Exception] = {}
+
+    def note(self, run_date: date, error: Exception) -> None:
+        """Count the failure of `run_date` and tell it; raises `error` when it is one too many."""
+        self.by_date[run_date] = error
+        if len(self.by_date) > self.allowed:
+            raise error
+        exit_with(error)
+        log.info("%s failed: %d of %d failures allowed", run_date, len(self.by_date), self.allowed)
+
+    @property
+    def code(self) -> int:
+        """Exit code of the first failure, 0 when there was none."""
+        return next((exit_code_of(e) for e in self.by_date.values()), 0)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,6 +92,7 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
     parser.add_argument("--run-date", type=_date, help="logical date D; or --start-date and --end-date")
     parser.add_argument("--start-date", type=_date)
     parser.add_argument("--end-date", type=_date)
+    parser.add_argument("--skip-date", action="append", default=[], type=_date, help="leave this date out; repeatable")
     parser.add_argument("--run-id", default="", help="identity of this run; made when not given")
     parser.add_argument("--dry-run", action="store_true", help="print what would be read and written")
     parser.add_argument("--force", action="store_true", help="run even where the tables say done")
@@ -74,6 +101,9 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
         "--bulk-through",
         type=_date,
         help="ingest: the dates up to this one in one commit per table, the rest one by one",
+    )
+    parser.add_argument(
+        "--max-failures", type=count, default=0, metavar="N", help="go on with other dates until more than N failed"
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     if several:
@@ -89,13 +119,14 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
     elif args.start_date:
         if args.end_date < args.start_date:
             parser.error(f"--end-date {args.end_date} lies before --start-date {args.start_date}")
-        dates = date_range(args.start_date, args.end_date)
+        dates = [d for d in date_range(args.start_date, args.end_date) if d not in args.skip_date]
     else:
         parser.error("--run-date, or --start-date and --end-date, is required: steps never assume today")
     logging.getLogger().setLevel(args.log_level.upper())
     steps = tuple(find_step(s.strip()).name for s in args.steps.split(",")) if several else ()
     return StepArguments(
-        config, tuple(dates), args.run_id or new_run_id(), args.dry_run, args.force, args.bulk_through, steps
+        config, tuple(dates), args.run_id or new_run_id(), args.dry_run, args.force, args.bulk_through, steps,
+        args.max_failures,
     )  # fmt: skip
 
 
@@ -106,6 +137,13 @@ def _date(text: str) -> date:
         raise argparse.ArgumentTypeError(f"'{text}' is not a date; expected YYYY-MM-DD") from None
 
 
+def count(text: str) -> int:
+    """A command line's number of 0 or more."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number; expected 0 or more")
+    return int(text)
+
+
 def new_run_id() -> str:
     """A fresh run identity: time and a few random digits."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
@@ -113,7 +151,13 @@ def new_run_id() -> str:
 
 @dataclass
 class Counts:
-    """What a run reports: rows in = rows out + quarantined + dropped holds wherever rows_in is counted."""
+    """What a run reports: rows in = rows out + quarantined + dropped holds wherever rows_in is counted.
+
+    Attributes:
+        core_seconds: what it kept busy: run time of Spark's tasks, or CPU time of all ranks; None when not measured.
+        gpu_seconds: GPUs held, times wall time.
+        bytes_in: read by Spark's tasks, or of a worker's input files in scope by the tables' logs.
+    """
 
     rows_in: int = -1
     rows_out: int = 0
@@ -122,6 +166,9 @@ class Counts:
     bytes_out: int = 0
     outputs: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    core_seconds: float | None = None
+    gpu_seconds: float = 0.0
+    bytes_in: int | None = None
 
 
 class StepContext:
@@ -134,6 +181,7 @@ class StepContext:
         self.state = state
         self.run_id = run_id
         self.force = force
+        self.rewrite: frozenset[str] = frozenset()  # outputs to write though they are current
         self.bulk_dates = bulk_dates or (run_date,)
         self.bulk_states: dict[date, StepState] = {}
         self.config: Config = planner.config
@@ -170,6 +218,12 @@ class StepContext:
         """Whether the (optional) input table exists."""
         return table in self.state.inputs
 
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the live files in the scope of every input, by the tables' logs; look-ups count whole."""
+        pinned = [(self._planner.snapshot(r.table), r) for r in self.step.reads if self.has(r.table)]
+        return sum(f.size for s, r in pinned if s is not None for f in self._planner.files(s, r, self.run_date))
+
     def read(self, table: str) -> Read:
         """How this step reads `table`."""
         return next(r for r in self.step.reads if r.table == table)
@@ -204,7 +258,11 @@ class StepContext:
     def is_current(self, table: str) -> bool:
         """Whether the output `table` was made from just these inputs already, for every date of this run."""
         states = self._states().items()
-        return not self.force and all(self._planner.is_current(table, d, s.fingerprint_of(table)) for d, s in states)
+        return (
+            not self.force
+            and table not in self.rewrite
+            and all(self._planner.is_current(table, d, s.fingerprint_of(table)) for d, s in states)
+        )
 
     def committed(self, table: str, commit: Commit) -> None:
         """Note a finished commit for the report."""
@@ -227,18 +285,20 @@ def run_step(planner: Planner, name: str, run_date: date, args: StepArguments, b
     started, clock = datetime.now(UTC), time.monotonic()
     state = StepState("blocked", "not evaluated")
     context: StepContext | None = None
+    begun: Begun | None = None
     status, error = "failed", None
     try:
         state = planner.state(step, run_date)
         if args.dry_run:
             print_dry_run(planner, name, run_date, state)
             return "planned"
-        if state.status == "blocked":
+        if not state.may_run(force=args.force):
             raise MissingInputError(state.reason)
         if state.status == "done" and not args.force:
             status = "noop"
             return status
         context = StepContext(planner, name, run_date, state, args.run_id, force=args.force)
+        begun = begin(planner.lake, name, run_date, args.run_id, state, started)
         body(context)
         status = "done"
         return status
@@ -248,7 +308,27 @@ def run_step(planner: Planner, name: str, run_date: date, args: StepArguments, b
     finally:
         if not args.dry_run:
             counts = context.counts if context else Counts()
-            record(planner.lake, name, run_date, args.run_id, state, status, counts, error, started, clock)
+            record(planner.lake, name, run_date, args.run_id, state, status, counts, error, started, clock, begun)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The row of job_runs that says a run is under way: its attempt, and the file that the final row replaces."""
+
+    attempt: int
+    part: Mapping[str, Any]
+
+
+def begin(
+    lake: Lake, step: str, run_date: date, run_id: str, state: StepState, started: datetime
+) -> Begun | None:  # fmt: skip
+    """Note in job_runs that a run begins, so that `gpl vacuum` keeps what it reads; None when that was not possible."""
+    try:
+        row = _row(step, run_date, run_id, state, "running", Counts(), None, started, 0.0)
+        return _append(lake, row)
+    except Exception as failure:  # the step may still do its work; its record at the end says it if this lasts
+        log.error("job_runs: the start of %s %s could not be noted: %s", step, run_date, failure)
+        return None
 
 
 def record(
@@ -262,9 +342,25 @@ def record(
     error: BaseException | None,
     started: datetime,
     clock: float,
+    begun: Begun | None = None,
 ) -> None:
-    """Append the `job_runs` row and print it as one JSON line to stdout."""
-    row: dict[str, Any] = {
+    """Append the `job_runs` row, in place of the one of `begin`, and print it as one JSON line to stdout."""
+    row = _row(step, run_date, run_id, state, status, counts, error, started, time.monotonic() - clock)
+    try:
+        _append(lake, row, begun)
+    except Exception as failure:  # the log must not hide the error of the step itself
+        log.error("job_runs: the row of %s %s could not be written: %s", step, run_date, failure)
+        if error is None:
+            raise
+    line = {**row, "inputs": state.inputs, "outputs": counts.outputs, "details": counts.details}
+    print(json.dumps(line, default=str, sort_keys=True), flush=True)
+
+
+def _row(
+    step: str, run_date: date, run_id: str, state: StepState, status: str, counts: Counts,
+    error: BaseException | None, started: datetime, seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    return {
         "run_id": run_id,
         "step": step,
         "run_date": run_date,
@@ -279,33 +375,40 @@ def record(
         "rows_quarantined": counts.rows_quarantined,
         "rows_dropped": counts.rows_dropped,
         "bytes_out": counts.bytes_out,
-        "seconds": time.monotonic() - clock,
+        "seconds": seconds,
         "details": json.dumps(counts.details, sort_keys=True, default=str),
         "error_class": type(error).__name__ if error else "",
         "error_message": str(error)[:4000] if error else "",
         "started_at": started,
+        "core_seconds": counts.core_seconds,
+        "gpu_seconds": counts.gpu_seconds,
+        "bytes_in": counts.bytes_in,
     }
+
+
+def _append(lake: Lake, row: dict[str, Any], begun: Begun | None = None) -> Begun:
+    """Commit `row` under the next attempt number of its step and date, or in place of `begun` under that one's."""
     contract = load_contract("job_runs")
-    try:
-        app_id = f"job_runs:{step}:{run_date}"
-        for remaining in reversed(range(_RECORD_TRIES)):
-            last = lake.create(contract).transaction_version(app_id)
-            row["attempt"] = last + 2
-            with lake.writer(contract, {}, dims={}) as writer:
-                writer.write(pa.Table.from_pylist([row], schema=contract.arrow_schema()))
-            mark = SliceMark("job_runs", {}, run_id)
-            try:
-                lake.commit(contract, writer.parts, mark=mark, mode="append", app_id=app_id, last=last)
-                break
-            except ConflictError:  # another run of this step and date took the number: take the next one
-                if not remaining:
-                    raise
-    except Exception as failure:  # the log must not hide the error of the step itself
-        log.error("job_runs: the row of %s %s could not be written: %s", step, run_date, failure)
-        if error is None:
-            raise
-    line = {**row, "inputs": state.inputs, "outputs": counts.outputs, "details": counts.details}
-    print(json.dumps(line, default=str, sort_keys=True), flush=True)
+    numbered = f"job_runs:{row['step']}:{row['run_date']}"
+    mark = SliceMark("job_runs", {}, row["run_id"])
+    for remaining in reversed(range(_RECORD_TRIES)):
+        if begun is None:
+            last = lake.create(contract).transaction_version(numbered)
+            app_id, row["attempt"] = numbered, last + 2
+        else:
+            app_id, last, row["attempt"] = f"{numbered}:{begun.attempt}", -1, begun.attempt
+        with lake.writer(contract, {}, dims={}) as writer:
+            writer.write(pa.Table.from_pylist([row], schema=contract.arrow_schema()))
+        try:
+            lake.commit(
+                contract, writer.parts, mark=mark, mode="append", app_id=app_id, last=last,
+                replaces=[begun.part] if begun else [],
+            )  # fmt: skip
+            return Begun(row["attempt"], writer.parts[0])
+        except ConflictError:  # another run of this step and date took the number: take the next one
+            if not remaining:
+                raise
+    raise AssertionError("unreachable: the last try returns or raises")
 
 
 def print_dry_run(planner: Planner, step: str, run_date: date, state: StepState) -> None:

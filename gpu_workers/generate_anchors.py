@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +29,16 @@ from gpl_core.interest.content import ContentTable
 from gpl_core.interest.packing import unflatten
 from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
-from gpl_core.lake import DataFile, SliceMark, Snapshot
+from gpl_core.keys import hash_keys, members
+from gpl_core.lake import DataFile, SliceMark, Snapshot, file_groups
 from gpu_workers.feed import assign_files, read_batches, rebatch
-from gpu_workers.interest_inputs import base_checkpoint, content_table, local_folder, read_catalogue, user_hash
+from gpu_workers.interest_inputs import base_checkpoint, content_table, local_folder, read_catalogue
 from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
 
 STEP = "generate_anchors"
 UNIT_ROWS = 65_536
 """Requests per unit of work: what a kill loses at most, and the rows of a part file."""
+_KEYS_AT_A_TIME = 8_000_000  # hashes in memory while the cache is looked through: 64 MB
 _SEARCH_ROWS = 4_096  # requests searched at a time: enough to fill batches of similar length
 _COLUMNS = ("user_id", "sid", "item_index", "length", "sequence_hash", "sid_version", "model_version")
 
@@ -85,13 +87,14 @@ def _generate(
         search = BeamSearch(
             loaded,
             DeviceTrie(catalogue.trie, ranks.device),
-            SearchSettings(config.anchors.count, int(facts["max_events"]), config.anchors.tokens_per_batch),
+            SearchSettings(
+                config.anchors.count, int(facts["max_events"]), config.anchors.tokens_per_batch, config.anchors.widths
+            ),
             content,
         )
         snapshot = context.snapshot("anchor_requests")
         files = snapshot.select(start=context.run_date, end=context.run_date)
         share = assign_files(files, ranks.size)[ranks.rank]
-        cached = cached_keys(context, model.version)
         journal = Journal(local_folder(config, STEP, context.fingerprint[:16]), context.lake.uri("interest_anchors"))
         partition = {"model_version": model.version, "dt": context.run_date.isoformat()}
         with tqdm(
@@ -102,7 +105,7 @@ def _generate(
             mininterval=1.0,
             disable=None,
         ) as bar:
-            for unit, rows in units(snapshot, share.files):
+            for unit, rows, cached in units(context, snapshot, share.files, model.version):
                 done = journal.find(unit)
                 if done is None:
                     done = _work(context, search, rows, cached, tokenizer.version, model.version, partition, bar, ranks)
@@ -125,35 +128,56 @@ def _generate(
         log.info("interest_anchors: %s", ", ".join(f"{value} {name}" for name, value in totals.items()))
 
 
-def units(snapshot: Snapshot, files: tuple[DataFile, ...]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """The requests of ``files`` in units of UNIT_ROWS; a unit's name says which rows it holds, whoever reads them."""
-    for file in files:
-        batches = read_batches(snapshot, [file], _COLUMNS)
-        for number, rows in enumerate(rebatch(batches, UNIT_ROWS)):
-            yield f"{file.path}#{number}x{UNIT_ROWS}", rows
+def units(
+    context: StepContext, requests: Snapshot, files: Sequence[DataFile], model_version: str
+) -> Iterator[tuple[str, dict[str, np.ndarray], np.ndarray]]:
+    """The requests of ``files`` in units of UNIT_ROWS: name, rows, and the hashes of keys that the cache holds already.
+
+    A unit's name says which rows it holds, whoever reads them. The cache is looked through once per _KEYS_AT_A_TIME
+    requests, so that memory grows with neither.
+    """
+    for group in file_groups(files, _KEYS_AT_A_TIME):
+        cached = cached_keys(context, requests, group, model_version)
+        for file in group:
+            batches = read_batches(requests, [file], _COLUMNS)
+            for number, rows in enumerate(rebatch(batches, UNIT_ROWS)):
+                yield f"{file.path}#{number}x{UNIT_ROWS}", rows, cached
 
 
-def cached_keys(context: StepContext, model_version: str) -> np.ndarray:
-    """Sorted hashes (uint64) of the (user_id, sequence_hash) that the cache holds for ``model_version``.
+def cached_keys(context: StepContext, requests: Snapshot, files: Sequence[DataFile], model_version: str) -> np.ndarray:
+    """Ascending hashes (uint64) of the (user_id, sequence_hash) in ``files`` that the cache of ``model_version`` holds.
 
     Rows of another number of anchors do not count: readers of the cache pass them over. The requests are what the cache
     lacked when they were written; this finds what has been added since.
     """
-    if not context.has("interest_anchors"):
-        return np.empty(0, dtype=np.uint64)
-    snapshot = context.snapshot("interest_anchors")
-    files = snapshot.select(where={"model_version": model_version})
-    found = [
-        key_hash(batch["user_id"], batch["sequence_hash"])
-        for batch in read_batches(snapshot, files, ["user_id", "sequence_hash", "log_prob"])
-        if batch["log_prob"].shape[1] == context.config.anchors.count
-    ]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.uint64)
+    nothing = np.empty(0, dtype=np.uint64)
+    cache = context.snapshot("interest_anchors") if context.has("interest_anchors") else None
+    held = _added_since(context, requests, cache, model_version) if cache else ()
+    if cache is None or not held:
+        return nothing
+    key = ["user_id", "sequence_hash"]
+    wanted = np.unique(np.concatenate([nothing, *(_hashes(rows) for rows in read_batches(requests, files, key))]))
+    found = np.zeros(len(wanted), dtype=bool)
+    for rows in read_batches(cache, held, [*key, "log_prob"]):
+        if rows["log_prob"].shape[1] == context.config.anchors.count:
+            hashes = _hashes(rows)
+            found[np.searchsorted(wanted, hashes[members(hashes, wanted)])] = True
+    return wanted[found]
 
 
-def key_hash(user_ids: np.ndarray, sequence_hashes: np.ndarray) -> np.ndarray:
-    """A 64-bit hash of each cache key, uint64."""
-    return user_hash(np.array([f"{u}\x00{s}" for u, s in zip(user_ids, sequence_hashes, strict=True)], dtype=object))
+def _added_since(context: StepContext, requests: Snapshot, cache: Snapshot, model_version: str) -> tuple[DataFile, ...]:
+    """The files of ``cache`` that the requests have not been compared with, by their commit; all where it is silent."""
+    held = cache.select(where={"model_version": model_version})
+    mark = requests.mark(context.run_date.isoformat())
+    known = mark[1].details.get("cache_version", -1) if mark else -1
+    if not 0 <= known <= cache.version:
+        return held
+    compared = {f.path for f in context.lake.open("interest_anchors", known).files}
+    return tuple(f for f in held if f.path not in compared)
+
+
+def _hashes(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    return hash_keys(rows["user_id"], rows["sequence_hash"])
 
 
 class Journal:
@@ -186,7 +210,7 @@ class Journal:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _file(self, unit: str) -> Path:
-        return self._folder / f"{user_hash(np.array([unit]))[0]:016x}.json"
+        return self._folder / f"{hash_keys([unit])[0]:016x}.json"
 
 
 def _work(
@@ -203,7 +227,7 @@ def _work(
     """Search one unit's users and write their rows; returns what the journal notes."""
     _check_versions(rows, sid_version, model_version)
     vocabulary = search.model.vocabulary
-    todo = np.flatnonzero(~np.isin(key_hash(rows["user_id"], rows["sequence_hash"]), cached))
+    todo = np.flatnonzero(~members(_hashes(rows), cached))
     bar.update(len(rows["user_id"]) - len(todo))
     histories: list[np.ndarray] = []
     items: list[np.ndarray] = []

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from gpl_core.errors import LineageError, MissingInputError
 from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import ContentTable
 from gpl_core.interest.packing import History, unflatten
+from gpl_core.keys import hash_keys
 from gpl_core.lake import DataFile, Snapshot
 from gpl_core.sids.catalogue import Catalogue
 from gpu_workers.embeddings import item_vectors
@@ -173,7 +174,7 @@ class LatestSequences:
         for file in self._files:
             first = 0
             for batch in self._read(file, ["user_id", "sid_version", "length"]):
-                key = user_hash(batch["user_id"])
+                key = hash_keys(batch["user_id"])
                 mine = np.flatnonzero(key % np.uint64(passes) == part)
                 new = mine[~np.isin(key[mine], seen)]
                 superseded += len(mine) - len(new)
@@ -190,15 +191,6 @@ class LatestSequences:
     def _read(self, file: DataFile, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         # One file at a time and unshuffled: rows are known by their place in the file.
         return read_batches(self._snapshot, [file], columns)
-
-
-def user_hash(user_ids: np.ndarray) -> np.ndarray:
-    """A 64-bit hash of each string, uint64; the same on every machine."""
-    return np.fromiter(
-        (int.from_bytes(blake2b(str(u).encode(), digest_size=8).digest(), "little") for u in user_ids),
-        dtype=np.uint64,
-        count=len(user_ids),
-    )
 
 
 def hash_share(key: np.ndarray) -> np.ndarray:

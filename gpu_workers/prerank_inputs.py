@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from gpl_core.config import Prerank
+from gpl_core.contracts import Column
 from gpl_core.errors import LineageError
 from gpl_core.lake import DataFile, Snapshot
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
@@ -38,8 +39,8 @@ class TowerInputs:
     settings: Prerank
     device: torch.device
 
-    def batch(self, user_ids: Sequence[str], item_index: np.ndarray) -> TowerBatch:
-        """Model inputs of n pairs; an item that is unknown here has neither content nor SID."""
+    def batch(self, user_ids: Sequence[str], item_index: np.ndarray, pair: np.ndarray) -> TowerBatch:
+        """Model inputs of n pairs; an item that is unknown here has neither content nor SID. pair: see `pair_of`."""
         bucket = user_buckets(user_ids, self.settings.user_buckets)
         index = item_index.astype(np.int64)
         known = index < len(self.sids)
@@ -50,13 +51,28 @@ class TowerInputs:
             item_buckets(index, self.settings.item_buckets),
             self.items.content(index),
             sid,
-            np.zeros((len(index), 0), dtype=np.float32),
+            pair,
         )
         return TowerBatch(*(torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in arrays))
 
 
+def pair_of(batch: dict[str, np.ndarray], settings: Prerank) -> np.ndarray:
+    """The pairs' own features float32 [n x F] of a batch of feed rows or impressions, by `prerank.pair_features`."""
+    if not settings.pair_features:
+        return np.zeros((len(batch["item_index"]), 0), dtype=np.float32)
+    return np.stack([batch[name].astype(np.float32) for name in settings.pair_features], axis=1)
+
+
+def passed_through(context: StepContext, table: str, names: Iterable[str]) -> Snapshot:
+    """`table` at its pinned version, with the columns `names` of `feed.passthrough`."""
+    kinds = context.config.feed.passthrough
+    extra = tuple(Column(n, kinds[n], nullable=True, comment="feed.passthrough") for n in dict.fromkeys(names) if n)
+    contract = context.contract(table).with_columns(extra)
+    return context.lake.open(table, context.state.version(table), contract=contract)
+
+
 def feed_batches(
-    snapshot: Snapshot, files: Sequence[DataFile], rows: int, *, seed: int, epoch: int
+    snapshot: Snapshot, files: Sequence[DataFile], rows: int, settings: Prerank, *, seed: int, epoch: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """The feed in batches of `rows` rows (the last one shorter), in an order that (seed, epoch) decide.
 
@@ -64,7 +80,8 @@ def feed_batches(
     number of ranks.
     """
     order = assign_files(files, 1, seed=seed, epoch=epoch)[0].files
-    yield from rebatch(read_batches(snapshot, order, FEED_COLUMNS, seed=seed * 10_007 + epoch), rows)
+    columns = (*FEED_COLUMNS, *settings.pair_features)
+    yield from rebatch(read_batches(snapshot, order, columns, seed=seed * 10_007 + epoch), rows)
 
 
 @dataclass
@@ -139,6 +156,7 @@ class HeldOut:
         self._inputs, self._most = inputs, most
         self._users: list[str] = []
         self._items: list[np.ndarray] = []
+        self._pairs: list[np.ndarray] = []
         self._clicks: list[np.ndarray] = []
 
     def collect(self, batches: Iterable[dict[str, np.ndarray]]) -> None:
@@ -147,6 +165,7 @@ class HeldOut:
             chosen = held_out(batch["request_id"].tolist()) & batch["is_exposed"]
             self._users += batch["user_id"][chosen].tolist()
             self._items.append(batch["item_index"][chosen])
+            self._pairs.append(pair_of(batch, self._inputs.settings)[chosen])
             self._clicks.append(batch["target"][chosen])
             if len(self._users) >= self._most:
                 return
@@ -160,12 +179,13 @@ class HeldOut:
         """Logits float32 [n] of the collected rows."""
         if not self._users:
             return np.empty(0, np.float32)
-        items = np.concatenate(self._items)
+        items, pairs = np.concatenate(self._items), np.concatenate(self._pairs)
+        parts = []
         with torch.no_grad():
-            parts = [
-                model(self._inputs.batch(self._users[s : s + 8192], items[s : s + 8192])).float().cpu().numpy()
-                for s in range(0, len(items), 8192)
-            ]
+            for start in range(0, len(items), 8192):
+                some = slice(start, start + 8192)
+                batch = self._inputs.batch(self._users[some], items[some], pairs[some])
+                parts.append(model(batch).float().cpu().numpy())
         return np.concatenate(parts)
 
 
@@ -198,15 +218,15 @@ def score_impressions(
     parts: dict[str, list[np.ndarray]] = {n: [] for n in names}
     scores: dict[str, list[np.ndarray]] = {name: [] for name in variants}
     given = inputs.settings.propensity
-    columns = (*_IMPRESSION_COLUMNS, *([given] if given else []))
-    for batch in rebatch(read_batches(snapshot, files, columns), rows):
+    columns = dict.fromkeys([*_IMPRESSION_COLUMNS, *inputs.settings.pair_features, *([given] if given else [])])
+    for batch in rebatch(read_batches(snapshot, files, list(columns)), rows):
         parts["user"].append(digests(batch["user_id"]))
         parts["request"].append(digests(batch["request_id"]))
         parts["item_index"].append(batch["item_index"].astype(np.int64))
         parts["clicked"].append(batch["clicked"].astype(np.float32))
         parts["is_random"].append(batch["is_random"].astype(bool))
         parts["propensity"].append(batch[given].astype(np.float64) if given else np.full(len(batch["clicked"]), np.nan))
-        tower = inputs.batch(batch["user_id"], batch["item_index"])
+        tower = inputs.batch(batch["user_id"], batch["item_index"], pair_of(batch, inputs.settings))
         with torch.no_grad():
             for name, model in variants.items():
                 scores[name].append(model(tower).float().cpu().numpy())

@@ -22,9 +22,12 @@ from gpl_core.errors import GplError, MissingInputError, exit_code_of
 from gpl_core.lake import Commit, SliceMark
 from gpl_core.pipeline import Planner, StepState, find_step
 from gpl_core.runs import (
+    Begun,
     Counts,
+    Failures,
     StepArguments,
     StepContext,
+    begin,
     exit_with,
     log,
     parse_arguments,
@@ -162,10 +165,17 @@ def worker_main(name: str, body: WorkerBody, argv: Sequence[str] | None = None) 
     ranks = start_ranks()
     code, together = 0, True
     try:
+        failures = Failures(args.max_failures)
         for run_date in args.dates:
-            _run_date(name, run_date, args, body, ranks)
+            try:
+                _run_date(name, run_date, args, body, ranks)
+            except Exception as error:
+                if not getattr(error, "agreed", False):  # the other ranks wait for us somewhere: none can go on
+                    raise
+                failures.note(run_date, error)
+        code = failures.code
     except Exception as error:
-        code = error.code if isinstance(error, PeerError) else exit_with(error)
+        code = error.exit_code if isinstance(error, PeerError) else exit_with(error)
         together = getattr(error, "agreed", False)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -180,7 +190,7 @@ class PeerError(GplError):
 
     def __init__(self, code: int, message: str):
         super().__init__(message)
-        self.code = code
+        self.exit_code = code
 
 
 def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, ranks: Ranks) -> None:
@@ -188,6 +198,7 @@ def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, 
     planner = Planner(args.config)
     state = StepState("blocked", "not evaluated")
     context: StepContext | None = None
+    begun: Begun | None = None
     status = "failed"
     error: BaseException | None = None
     try:
@@ -196,7 +207,7 @@ def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, 
             if ranks.is_main:
                 print_dry_run(planner, name, run_date, state)
             return
-        if state.status == "blocked":
+        if not state.may_run(force=args.force):
             with ranks.together():
                 raise MissingInputError(state.reason)
         if state.status == "done" and not args.force:
@@ -204,7 +215,12 @@ def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, 
             return
         context = StepContext(planner, name, run_date, state, args.run_id, force=args.force)
         context.run_id = ranks.broadcast_text(args.run_id)
+        if ranks.is_main:
+            begun = begin(planner.lake, name, run_date, context.run_id, state, started)
+            context.counts.bytes_in = context.input_bytes
+        cpu = time.process_time()
         body(context, ranks)
+        context.counts.core_seconds = ranks.sum(time.process_time() - cpu)
         status = "done"
     except BaseException as caught:
         error = caught
@@ -212,7 +228,9 @@ def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, 
     finally:
         if ranks.is_main and not args.dry_run:
             counts = context.counts if context else Counts()
-            record(planner.lake, name, run_date, args.run_id, state, status, counts, error, started, clock)
+            if context and ranks.device.type == "cuda":
+                counts.gpu_seconds = ranks.size * (time.monotonic() - clock)
+            record(planner.lake, name, run_date, args.run_id, state, status, counts, error, started, clock, begun)
 
 
 def _agreed_state(planner: Planner, name: str, run_date: date, ranks: Ranks) -> StepState:

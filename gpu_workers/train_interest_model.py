@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from gpl_core.artifacts import Manifest
 from gpl_core.config import Interest
 from gpl_core.errors import GateError
+from gpl_core.interest.alignment import TitlePack, Titles, alignment_losses
 from gpl_core.interest.bundle import save_bundle
 from gpl_core.interest.content import ContentTable, NeighbourGraph
 from gpl_core.interest.model import InterestModel, ModelSettings, build_interest_model
@@ -44,27 +46,39 @@ from gpu_workers.interest_inputs import (
     log_found,
     read_catalogue,
 )
+from gpu_workers.item_tables import end_of
 from gpu_workers.runtime import Ranks, StepContext, log, seed_everything, worker_main
 
 STEP = "train_interest_model"
 _HIT_USERS = 1_000  # held-out users whose next SID is searched each epoch
 _HIT_AT = 10
 _WALKS_AT_A_TIME = 4_096
+_TITLE_SHARE = 0.25  # tokens of alignment per token of sequences
+_MOST_TITLES = 50_000  # items whose titles are learnt: bounds a rank's memory
 
 
 class TrainingObjective(torch.nn.Module):
-    """What DeepSpeed wraps: a pack of sequences to the sum of its targets' log p, in nats, and their number."""
+    """What DeepSpeed wraps: a pack of sequences to the summed log p of its targets, in nats, and their number."""
 
-    def __init__(self, model: InterestModel, trie: DeviceTrie, content: ContentTable | None) -> None:
+    def __init__(
+        self, model: InterestModel, trie: DeviceTrie, content: ContentTable | None, weights: tuple[float, float]
+    ) -> None:
+        """``weights``: of the tasks title -> SID and SID -> title."""
         super().__init__()
         self.model = model
         self.trie = trie
         self.content = content
+        self.weights = weights
 
-    def forward(self, pack: Pack) -> tuple[torch.Tensor, int]:
-        """(scalar, targets in the catalogue)."""
+    def forward(self, pack: Pack, titles: TitlePack | None = None) -> tuple[torch.Tensor, int, int, torch.Tensor]:
+        """(scalar, targets in the catalogue, targets outside it: retired items, left out, weighted alignment loss)."""
         scores = target_log_probs(self.model, self.trie, pack, self.content)
-        return scores.log_prob.sum(), len(scores.log_prob)
+        total = scores.log_prob.sum()
+        aligned = total.new_zeros(())
+        if titles:
+            losses = alignment_losses(self.model, self.trie, titles)
+            aligned = sum((w * x for w, x in zip(self.weights, losses, strict=True) if w), aligned)
+        return total, len(scores.log_prob), scores.outside, aligned
 
 
 @dataclass(frozen=True)
@@ -93,15 +107,35 @@ class Walks:
                 due -= 1
 
 
-@dataclass
+@dataclass(frozen=True)
 class Progress:
     """Where a training run stands; saved with every checkpoint."""
 
     epoch: int = 0
     """Finished epochs."""
     best_epoch: int = -1
+    """The one to be published: of the lowest loss, because scores become probabilities, and HR@10 of few is noise."""
     best_loss: float = math.inf
+    best_hit_rate: float = -1.0
+    better_epoch: int = -1
+    """The last one with a lower loss or a higher hit rate than all before it."""
     history: tuple[dict[str, float], ...] = ()
+
+    def after(self, loss: float, hit_rate: float, figures: dict[str, float]) -> Progress:
+        """One epoch later, judged by held-out ``loss`` and ``hit_rate``."""
+        lower, higher = loss < self.best_loss, hit_rate > self.best_hit_rate
+        return Progress(
+            self.epoch + 1,
+            self.epoch if lower else self.best_epoch,
+            loss if lower else self.best_loss,
+            max(hit_rate, self.best_hit_rate),
+            self.epoch if lower or higher else self.better_epoch,
+            (*self.history, figures),
+        )
+
+    def is_over(self, patience: int) -> bool:
+        """Whether neither loss nor hit rate has been better for ``patience`` epochs."""
+        return self.epoch > 0 and self.epoch - 1 - self.better_epoch >= patience
 
 
 def run(context: StepContext, ranks: Ranks) -> None:
@@ -144,6 +178,8 @@ def _train_and_publish(context: StepContext, ranks: Ranks, tokenizer: Manifest, 
             ),
             codebooks if settings.init == "codebook" else None,
         ).to(ranks.device)
+        if settings.recompute_layers:
+            model.recompute_layers()
         most_events(model.vocabulary, config.sequences.max_length, model.config.max_position_embeddings)
     if ranks.is_main:
         log_found(sequences.found)
@@ -153,10 +189,15 @@ def _train_and_publish(context: StepContext, ranks: Ranks, tokenizer: Manifest, 
         with ranks.together():
             graph = NeighbourGraph.build(content, catalogue.item_index, seed=config.run.seed, device=ranks.device)
             walks = Walks(graph, catalogue, settings.walks)
-    objective = TrainingObjective(model, trie, content if settings.content else None)
-    run_ = _Run(context, ranks, objective, sequences, keep, walks)
+    weights = (settings.title_to_sid, settings.sid_to_title)
+    titles = None
+    if any(weights):
+        with ranks.together():
+            titles = Titles.of(model, *_titles(context, catalogue))
+    objective = TrainingObjective(model, trie, content if settings.content else None, weights)
+    run_ = _Run(context, ranks, objective, sequences, keep, walks, titles)
     progress = run_.resume()
-    while progress.epoch < settings.epochs and not run_.is_over(progress):
+    while progress.epoch < settings.epochs and not progress.is_over(settings.patience):
         progress = run_.epoch(progress)
     found = sequences.found
     context.counts.rows_in = found.train + found.held_out + found.superseded + found.other_sid_version
@@ -194,7 +235,9 @@ class _Run:
         data: LatestSequences,
         keep: np.ndarray,
         walks: Walks | None,
+        titles: Titles | None,
     ) -> None:
+        self.titles = titles
         self.config, self.settings, self.ranks = context.config, context.config.interest, ranks
         self.data, self.keep, self.walks = data, keep, walks
         self.seed = self.config.run.seed
@@ -226,29 +269,25 @@ class _Run:
             return Progress()
         progress = Progress(**json.loads(state["progress"]))
         log.info("resumed after epoch %d from %s", progress.epoch, path)
-        return Progress(progress.epoch, progress.best_epoch, progress.best_loss, tuple(progress.history))
-
-    def is_over(self, progress: Progress) -> bool:
-        """Whether the held-out loss has not improved for `interest.patience` epochs."""
-        return progress.epoch - 1 - progress.best_epoch >= self.settings.patience and progress.epoch > 0
+        return replace(progress, history=tuple(progress.history))
 
     def epoch(self, progress: Progress) -> Progress:
         """Train one epoch, judge it, keep it when it is the best so far, save a checkpoint."""
         number = progress.epoch
         seed_everything(self.seed + 7919 * (number + 1))  # dropout after a resume as without one
-        train_loss = self._train(number)
-        figures = {"epoch": number, "train_loss": train_loss, **self._judge()}
-        judged = figures["valid_loss"] if self.ranks.sum(len(self.held_out)) else train_loss
+        figures = {"epoch": number, **self._train(number), **self._judge()}
+        judged = figures["valid_loss" if self.ranks.sum(len(self.held_out)) else "train_loss"]
         if self.ranks.is_main:
             log.info(
-                "epoch %d: train loss %.4f, held-out loss %.4f, held-out HR@%d %.4f (of %d SIDs)",
-                number, train_loss, figures["valid_loss"], _HIT_AT, figures["valid_hr10"], self.objective.trie.size,
+                "epoch %d: train loss %.4f, held-out loss %.4f, held-out HR@%d %.4f (of %d SIDs); left out: %d targets "
+                "outside the catalogue, %d users without a target",
+                number, figures["train_loss"], figures["valid_loss"], _HIT_AT, figures["valid_hr10"],
+                self.objective.trie.size, figures["targets_outside"], figures["users_without_target"],
             )  # fmt: skip
             names = ("train_loss", "valid_loss", "valid_hr10")
             self.engine.monitor.write_events([(f"Epoch/{n}", figures[n], number) for n in names])
-        best_epoch, best_loss = progress.best_epoch, progress.best_loss
-        if judged < best_loss:
-            best_epoch, best_loss = number, judged
+        after = progress.after(judged, figures["valid_hr10"], figures)
+        if after.best_epoch == number:
             with self.ranks.together():
                 if self.ranks.is_main:
                     save_bundle(
@@ -258,7 +297,6 @@ class _Run:
                         sid_version=self.sid_version,
                         max_events=self.max_events,
                     )
-        after = Progress(number + 1, best_epoch, best_loss, (*progress.history, figures))
         self._save(after)
         return after
 
@@ -275,28 +313,44 @@ class _Run:
                 if old.name != tag:
                     shutil.rmtree(old)
 
-    def _train(self, epoch: int) -> float:
-        """One pass over all training users; returns the mean loss per target, in nats."""
+    def _train(self, epoch: int) -> dict[str, float]:
+        """One pass over all training users; the mean loss per target, in nats, and what was left out."""
         self.engine.train()
         share = self.data.shares(self.ranks.size, seed=self.seed, epoch=epoch)[self.ranks.rank]
         turn = epoch * self.ranks.size + self.ranks.rank
         histories = self.data.histories(share, TRAIN, self.keep, self._levels, seed=self.seed, epoch=turn)
         if self.walks:
             histories = self.walks.mixed(histories, [self.seed, turn])
-        packs = training_packs(self.objective.model.vocabulary, histories, self.max_events, self.budget)
-        total_loss = total_targets = 0.0
+        titles: Iterator[TitlePack | None] = repeat(None)
+        if self.titles:
+            titles = self.titles.packs(int(_TITLE_SHARE * self.budget), seed=[self.seed, turn])
+        total_loss = total_targets = outside = users = 0.0
+
+        def counted() -> Iterator[History]:
+            nonlocal users
+            for history in histories:
+                users += 1
+                yield history
+
+        packs = training_packs(self.objective.model.vocabulary, counted(), self.max_events, self.budget)
         hidden = None if self.ranks.is_main else True  # None: where there is no terminal
         with tqdm(desc=f"epoch {epoch}", unit="target", disable=hidden, mininterval=1.0) as bar:
             for pack, targets in self._in_step(packs):
-                log_prob, mine = self.engine(pack)
+                log_prob, mine, left_out, aligned = self.engine(pack, next(titles))
                 # DeepSpeed averages gradients over ranks; the loss is the mean over the targets of all ranks.
-                loss = -log_prob * (self.ranks.size / targets)
+                loss = -log_prob * (self.ranks.size / targets) + aligned
                 self.engine.backward(loss)
                 self.engine.step()
                 total_loss -= float(log_prob.detach())
                 total_targets += mine
+                outside += left_out
+                users -= len(pack.lengths) if len(pack.target_sids) else 0
                 bar.update(int(targets))
-        return self.ranks.sum(total_loss) / max(1.0, self.ranks.sum(total_targets))
+        return {
+            "train_loss": self.ranks.sum(total_loss) / max(1.0, self.ranks.sum(total_targets)),
+            "targets_outside": self.ranks.sum(outside),
+            "users_without_target": self.ranks.sum(users),
+        }
 
     def _in_step(self, packs: Iterator[Pack]) -> Iterator[tuple[Pack, float]]:
         """Packs with the number of targets of all ranks; ends when every rank has run out.
@@ -322,7 +376,7 @@ class _Run:
         self.engine.eval()
         log_prob = targets = 0.0
         for pack in training_packs(self.objective.model.vocabulary, self.held_out, self.max_events, self.budget):
-            found, number = self.objective(pack)
+            found, number, *_ = self.objective(pack)
             log_prob, targets = log_prob + float(found), targets + number
         users = [h for h in self.held_out if len(h.sids) > 1][: -(-_HIT_USERS // self.ranks.size)]
         search = BeamSearch(
@@ -385,6 +439,22 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
         out[key] = _merged(out[key], value) if both else value
     return out
+
+
+def _titles(context: StepContext, catalogue: Catalogue) -> tuple[list[str], np.ndarray]:
+    """Titles and SIDs of at most _MOST_TITLES items, the same on every rank; a title of after the run date is not read.
+
+    MissingInputError where there is no table items.
+    """
+    items = np.sort(catalogue.item_index)
+    if len(items) > _MOST_TITLES:
+        items = np.sort(np.random.default_rng(context.config.run.seed).choice(items, _MOST_TITLES, replace=False))
+    snapshot, found = context.snapshot("items"), {}
+    for batch in read_batches(snapshot, snapshot.files, ["item_index", "title", "updated_at"]):
+        chosen = np.isin(batch["item_index"], items) & (batch["updated_at"] < end_of(context.run_date))
+        found.update(zip(batch["item_index"][chosen].tolist(), batch["title"][chosen], strict=True))
+    known = np.array(sorted(found), dtype=np.int64)
+    return [str(found[i]) for i in known], catalogue.sids_of(known)
 
 
 def _positives(context: StepContext, items: int) -> np.ndarray:

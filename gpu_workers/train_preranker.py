@@ -23,9 +23,7 @@ import torch.distributed as dist
 
 from gpl_core.artifacts import Manifest, artifact_version
 from gpl_core.config import Prerank
-from gpl_core.contracts import Column
 from gpl_core.errors import MissingInputError
-from gpl_core.lake import Snapshot
 from gpl_core.prerank import metrics
 from gpl_core.prerank.export import export_bundle, load_variant
 from gpl_core.prerank.loss import RowMass, dual_label_loss, row_mass
@@ -41,6 +39,8 @@ from gpu_workers.prerank_inputs import (
     TowerInputs,
     feed_batches,
     load_profiles,
+    pair_of,
+    passed_through,
     score_impressions,
     without_held_out,
 )
@@ -121,19 +121,19 @@ def _train(
 ) -> tuple[dict[str, tuple[TwoTower, float]], FeedFacts]:
     """Every variant's model and its mean loss over the last 100 steps, and what the first epoch saw."""
     settings = context.config.prerank
-    feed = context.snapshot("training_feed")
+    feed = passed_through(context, "training_feed", settings.pair_features)
     files = feed.select(start=context.run_date - timedelta(days=settings.train_days - 1), end=context.run_date)
     facts = FeedFacts(np.zeros(len(inputs.sids), dtype=np.int64))
     engines: dict[str, Any] = {}
     recent: dict[str, list[float]] = {name: [] for name in variants_of(settings)}
     best = {name: BestWeights() for name in variants_of(settings)}
     apart = HeldOut(inputs)
-    apart.collect(feed_batches(feed, files, 8192, seed=seed, epoch=0))
+    apart.collect(feed_batches(feed, files, 8192, settings, seed=seed, epoch=0))
     every = max(1, settings.steps // LOOKS)
     step, epoch = 0, 0
     while step < settings.steps:
         before = step
-        for batch in feed_batches(feed, files, settings.batch_size, seed=seed, epoch=epoch):
+        for batch in feed_batches(feed, files, settings.batch_size, settings, seed=seed, epoch=epoch):
             if epoch == 0:
                 facts.add(batch, sid_version, context.run_date)
             batch = without_held_out(batch)
@@ -182,6 +182,7 @@ def _engines(
         levels=inputs.sids.shape[1],
         codes=codes,
         prior_rate=prior,
+        pair_features=settings.pair_features,
     )
     own = {
         "train_micro_batch_size_per_gpu": max(1, settings.batch_size // ranks.size),
@@ -208,7 +209,7 @@ def _step(
     recent: dict[str, list[float]],
 ) -> None:
     mine = {name: values[ranks.rank :: ranks.size] for name, values in batch.items()}
-    tower = inputs.batch(mine["user_id"], mine["item_index"])
+    tower = inputs.batch(mine["user_id"], mine["item_index"], pair_of(mine, inputs.settings))
     target, exposed, weight = (
         torch.from_numpy(np.ascontiguousarray(mine[name])).to(ranks.device)
         for name in ("target", "is_exposed", "sample_weight")
@@ -279,7 +280,9 @@ def _evaluate(context: StepContext, inputs: TowerInputs, manifest: Manifest) -> 
     day = context.run_date + timedelta(days=1)
     if not context.has("impressions"):
         return []
-    snapshot = _impressions(context)
+    snapshot = passed_through(
+        context, "impressions", [*context.config.prerank.pair_features, context.config.prerank.propensity]
+    )
     files = snapshot.select(start=day, end=day)
     if not files:
         log.info("train_preranker: no impressions of %s yet, nothing to judge on", day)
@@ -304,16 +307,6 @@ def _evaluate(context: StepContext, inputs: TowerInputs, manifest: Manifest) -> 
                 if figure.metric in ("auc", "gauc") and figure.value is not None:
                     log.info("train_preranker: %s %s %s = %.4f", name, part, figure.metric, figure.value)
     return rows
-
-
-def _impressions(context: StepContext) -> Snapshot:
-    """Table impressions at its pinned version, with the column of the logged propensities where there is one."""
-    name = context.config.prerank.propensity
-    if not name:
-        return context.snapshot("impressions")
-    column = Column(name, context.config.feed.passthrough[name], nullable=True, comment="feed.passthrough")
-    contract = context.contract("impressions").with_columns((column,))
-    return context.lake.open("impressions", context.state.version("impressions"), contract=contract)
 
 
 def slices_of(found: Impressions, exposures: np.ndarray) -> dict[str, np.ndarray]:

@@ -27,10 +27,14 @@ def run(step: SparkStep) -> None:
         F.lit(model_version).alias("model_version"), F.lit(step.run_date).alias("dt"),
     )  # fmt: skip
     parts = int(step.spark.conf.get("spark.sql.shuffle.partitions"))
-    commit = step.write_slice("anchor_requests", requests.repartition(parts, "user_id"))
-    known = users.join(sequences.select("user_id", F.lit(1).alias("known")), "user_id", "left")
-    found = known.agg(F.count(F.lit(1)).alias("users"), F.count("known").alias("known")).first()
-    total, with_history = found["users"], found["known"]
+    # The worker looks only for what the cache has got since.
+    known = step.context.state.version("interest_anchors") if step.context.has("interest_anchors") else -1
+    commit = step.write_slice(
+        "anchor_requests", requests.repartition(parts, "user_id"), details={"cache_version": known}
+    )
+    found = users.join(sequences.select("user_id", F.lit(1).alias("known")), "user_id", "left")
+    counted = found.agg(F.count(F.lit(1)).alias("users"), F.count("known").alias("known")).first()
+    total, with_history = counted["users"], counted["known"]
     counts = step.context.counts
     counts.rows_in, counts.rows_dropped = total, total - commit.rows
     counts.details = {

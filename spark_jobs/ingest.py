@@ -150,7 +150,13 @@ def run(step: SparkStep) -> None:
         if step.context.has(table):
             raw = step.read_unchecked(table).where(in_slice)
             good[table], bad[table] = split_rows(checked_events(raw, load_contract(table), changes.known))
-    refused = _write_quarantine(step, bad)
+    quarantine = reduce(
+        DataFrame.unionByName, [quarantine_rows(frame, table, step.context.run_id) for table, frame in bad.items()]
+    ).coalesce(1)  # fmt: skip
+    # First, so that it tells what was wrong when the step refuses. A retry writes it last: a row that is accepted now
+    # must stand there until it stands elsewhere, for the tables do not say that a killed retry is not done.
+    retry = bool(step.context.rewrite)
+    refused = summarise_quarantine(quarantine.persist()) if retry else _write_quarantine(step, quarantine)
     _check_share(config, rows_in, refused)
 
     commits = {"items": _write_items(step, changes, known_at)}
@@ -187,6 +193,8 @@ def run(step: SparkStep) -> None:
             step, "interactions", _spread(events, rows_in["raw_interactions"], len(dates)), ["_raw_rows", "_clicks"]
         )
     _balance(step, rows_in, refused, changes, commits, seen["_rows"], merged)
+    if retry:
+        step.write_slice("quarantine", quarantine)
 
 
 def _rows_in(step: SparkStep, table: str) -> int:
@@ -209,9 +217,8 @@ def _spread(frame: DataFrame, rows: int, dates: int) -> DataFrame:
     return frame.repartition(dates * parts, "dt", salt)
 
 
-def _write_quarantine(step: SparkStep, bad: dict[str, DataFrame]) -> Quarantined:
-    frames = [quarantine_rows(frame, table, step.context.run_id) for table, frame in bad.items()]
-    commit = step.write_slice("quarantine", reduce(DataFrame.unionByName, frames).coalesce(1))
+def _write_quarantine(step: SparkStep, quarantine: DataFrame) -> Quarantined:
+    commit = step.write_slice("quarantine", quarantine)
     if not commit.rows:
         return Quarantined({}, {})
     dates = step.context.bulk_dates

@@ -380,7 +380,7 @@ def step_runs(job_runs: DataFrame, run_date: date, steps: Sequence[str]) -> list
     rank = F.when(F.col("status") == "done", 2).when(F.col("status") == "noop", 1).otherwise(0)
     last = F.max_by(F.struct(*columns), F.struct(rank, "started_at"))
     rows = (
-        job_runs.where(F.col("run_date") == F.lit(run_date))
+        job_runs.where((F.col("run_date") == F.lit(run_date)) & F.col("status").isin("done", "noop", "failed"))
         .withColumn("rows_in", F.nullif("rows_in", F.lit(-1)))
         .groupBy("step")
         .agg(last.alias("run"), F.count_if(F.col("status") != "noop").alias("attempts"))

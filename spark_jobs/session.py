@@ -6,6 +6,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -18,7 +20,7 @@ from gpl_core.contracts import Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, UsageError
 from gpl_core.lake import Commit
 from gpl_core.pipeline import Planner
-from gpl_core.runs import StepArguments, StepContext, exit_with, parse_arguments, run_step, setup_logging
+from gpl_core.runs import Failures, StepArguments, StepContext, exit_with, parse_arguments, run_step, setup_logging
 
 # What this project relies on. Each is set only when the launcher left it open.
 _DEFAULTS = {
@@ -34,6 +36,8 @@ _DEFAULTS = {
     # A bar in a log file is noise.
     "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
     "spark.log.level": "ERROR",
+    # Else PySpark walks the stack and calls the JVM twice more for each column expression: a fifth of a short job.
+    "spark.python.sql.dataFrameDebugging.enabled": "false",
 }
 # On one machine Delta's default of 50 log partitions, and 200 shuffle partitions, are most of the run time.
 _LOCAL_DEFAULTS = {
@@ -318,16 +322,24 @@ def run_jobs(
     try:
         args = parse()
         jobs = choose(args)
+        failures = Failures(args.max_failures)
         spark = None if args.dry_run else start_session(program)
         for name, job in jobs.items():
             history = tuple(d for d in args.dates if args.bulk_through and d <= args.bulk_through)
             if history:
                 _run_bulk(spark, name, job, args, history)
             for run_date in args.dates[len(history) :]:
-                # A new planner per step and date: it sees what the step before has written.
-                run_step(
-                    Planner(args.config), name, run_date, args, lambda context, job=job: _body(spark, context, job)
-                )
+                if run_date in failures.by_date:
+                    continue
+                try:
+                    # A new planner per step and date: it sees what the step before has written.
+                    run_step(
+                        Planner(args.config), name, run_date, args,
+                        lambda context, job=job: run_body(spark, context, job),
+                    )  # fmt: skip
+                except Exception as error:
+                    failures.note(run_date, error)
+        code = failures.code
     except Exception as error:
         code = exit_with(error)
     finally:
@@ -338,10 +350,42 @@ def run_jobs(
     sys.exit(code)
 
 
-def _body(spark: SparkSession, context: StepContext, job: Job) -> None:
+@dataclass(frozen=True)
+class Work:
+    """What an application's executors have done so far, lost ones included: task time in seconds, bytes, tasks."""
+
+    seconds: float
+    bytes_in: int
+    shuffled: int
+    tasks: int
+
+    @staticmethod
+    def of(spark: SparkSession) -> Work:
+        """Spark's own count, after every event up to now was counted, or ten seconds have passed."""
+        context = spark.sparkContext._jsc.sc()
+        with suppress(Exception):  # a driver that is behind with its events must not fail the step
+            context.listenerBus().waitUntilEmpty()
+        executors = context.statusStore().executorList(False)
+        each = [executors.apply(i) for i in range(executors.size())]
+        return Work(
+            sum(e.totalDuration() for e in each) / 1000, sum(e.totalInputBytes() for e in each),
+            sum(e.totalShuffleWrite() for e in each), sum(e.totalTasks() for e in each),
+        )  # fmt: skip
+
+
+def run_body(spark: SparkSession, context: StepContext, job: Job) -> None:
+    """Run `job` in the session, and count what it cost."""
+    before = Work.of(spark)
     try:
         job(SparkStep(spark, context))
     finally:
+        after = Work.of(spark)
+        counts = context.counts
+        counts.core_seconds = max(0.0, after.seconds - before.seconds)
+        counts.bytes_in = max(0, after.bytes_in - before.bytes_in)
+        counts.details["spark"] = {
+            "shuffled_bytes": after.shuffled - before.shuffled, "tasks": after.tasks - before.tasks
+        }  # fmt: skip
         spark.catalog.clearCache()  # the next step of the session needs the memory
 
 
@@ -362,7 +406,7 @@ def _run_bulk(spark: SparkSession | None, name: str, job: Job, args: StepArgumen
         assert spark is not None
         context.bulk_dates = dates
         context.bulk_states = states
-        _body(spark, context, job)
+        run_body(spark, context, job)
 
     last = next(d for d in reversed(dates) if states[d].status != "done" or args.force)
     run_step(planner, name, last, args, body)

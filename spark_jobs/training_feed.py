@@ -8,14 +8,14 @@ without a label is left out and counted by reason; an exposed pair never gets a 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from gpl_core.config import Config
-from gpl_core.errors import ContractError
+from gpl_core.errors import ContractError, GateError
 from gpl_core.lake import Snapshot
 from spark_jobs.calibrators import require_one_version
 from spark_jobs.columns import micros, passthrough_of, sids_in_force, with_passthrough
@@ -26,6 +26,7 @@ from spark_jobs.session import SparkStep, job_main
 PAIR = ["user_id", "item_index"]
 FACTORS = ("coherence", "consistency", "llm_confidence")
 NO_HISTORY, NO_ANCHORS, NO_EMBEDDING, OTHER = "no history", "no anchors", "no embedding", "other"
+LATE, REFUSED = "labels late", "a monitor refused"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ class FeedFacts:
     model_versions: tuple[str | None, str | None]
     sid_versions: tuple[str | None, str | None]
     calibrator_versions: tuple[str | None, str | None]
+
+    def exposed_only(self, late: bool) -> FeedFacts:
+        """Facts of the slice without its unexposed rows; without labels none of them could have had one."""
+        left_out = {LATE: sum(self.left_out.values())} if late else {**self.left_out, REFUSED: self.labelled}
+        return replace(
+            self, labelled=0, left_out={k: v for k, v in left_out.items() if v}, pseudo_label_sum=0.0,
+            weight_sum=float(self.exposed), model_versions=(None, None), calibrator_versions=(None, None),
+        )  # fmt: skip
 
 
 # ---- DataFrame functions -----------------------------------------------------------------------------------------
@@ -239,20 +248,26 @@ def run(step: SparkStep) -> None:
     contract = with_passthrough("training_feed", config)
     check_compatible(context.lake, contract)
     exposed, unexposed = step.read_slice("exposed_samples"), step.read_slice("unexposed_samples")
-    found = matched(unexposed, labels_of(step.read_slice("pseudo_labels")), exposed)
+    late = not context.has("pseudo_labels")  # by feed.publish the slice need not be there
+    labels = step.empty("pseudo_labels") if late else step.read_slice("pseudo_labels")
+    found = matched(unexposed, labels_of(labels), exposed)
     facts = feed_facts(exposed, found, reason_tables(step, sid_version))
     snapshots = [context.snapshot(t) for t in ("exposed_samples", "unexposed_samples")]
     context.counts.rows_in = sum(Snapshot.rows(s.select(start=day, end=day)) for s in snapshots)
     check_facts(facts, step, sid_version, context.counts.rows_in)
-    watch(step, facts.labelled, facts.left_out)
-
-    rows = exposed_rows(exposed, config).unionByName(unexposed_rows(found, config))
+    completeness = {"rows": "complete", "because": ""}
+    rows = exposed_rows(exposed, config)
+    if (because := _incomplete(step, facts, late)) is None:
+        rows = rows.unionByName(unexposed_rows(found, config))
+    else:
+        facts = facts.exposed_only(late)
+        completeness = {"rows": "exposed_only", "because": because}
     sids = sids_in_force(step.read("item_sids"), sid_version)
     count = facts.exposed + facts.labelled
     feed = shuffled(finish(rows, sids, sid_version, config.tokenizer.levels), count, config.feed.rows_per_file)
     details = {
-        "rows": count, **_plain(facts), "schema": schema_of(contract), "schema_hash": schema_hash(contract),
-        "contract_version": contract.version,
+        "rows": count, **_plain(facts), "completeness": completeness, "schema": schema_of(contract),
+        "schema_hash": schema_hash(contract), "contract_version": contract.version,
         "versions": {
             "sid_version": sid_version, "model_version": facts.model_versions[0] or "",
             "calibrator_version": facts.calibrator_versions[0] or "",
@@ -264,6 +279,24 @@ def run(step: SparkStep) -> None:
     context.counts.rows_dropped = sum(facts.left_out.values())
     context.counts.details |= details
     ensure_manifest(context.lake, day, contract)
+
+
+def _incomplete(step: SparkStep, facts: FeedFacts, late: bool) -> str | None:
+    """Why only exposed rows are published; None when the slice is complete.
+
+    Raises:
+        GateError: a monitor refuses, and `feed.publish` says that the slice is then held back.
+    """
+    day = step.run_date
+    if late:
+        return f"pseudo_labels has no slice dt={day}"
+    refused = watch(step, facts.labelled, facts.left_out)
+    if refused and step.config.feed.publish == "complete":
+        raise GateError(
+            f"training_feed dt={day}: not published, {len(refused)} monitor(s) refuse: {'; '.join(refused)}. The "
+            "figures are in table monitors; correct the cause, or change the configuration's section monitors"
+        )
+    return "; ".join(refused) or None
 
 
 def _plain(facts: FeedFacts) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
         .config("spark.sql.shuffle.partitions", "2")
         .config("spark.default.parallelism", "2")
         .config("spark.databricks.delta.snapshotPartitions", "1")
-        # Delta's log cache and code generation cost more than they save here.
+        .config("spark.python.sql.dataFrameDebugging.enabled", "false")
+        # Code generation costs more than it saves here.
         .config("spark.sql.codegen.wholeStage", "false")
         .config("spark.sql.codegen.factoryMode", "NO_CODEGEN")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))

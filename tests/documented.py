@@ -44,6 +44,20 @@ ELSEWHERE: Mapping[str, str] = {
         PIPELINE + "test_a_backfill_uses_no_model_trained_after_its_date",
     "gpl forget --config shop.yaml --user U --vacuum-hours 168":
         "tests/gpl_core/test_forget.py::test_forgetting_removes_the_person_everywhere_and_nobody_else",
+    "gpl rollback --config shop.yaml calibrator 2026-03-04-0a1b2c3d4e --reason labels twice too high":
+        "tests/gpl_core/test_cli.py::test_rolling_back_and_promoting_from_the_command_line",
+    "gpl promote --config shop.yaml calibrator 2026-03-04-0a1b2c3d4e":
+        "tests/gpl_core/test_cli.py::test_rolling_back_and_promoting_from_the_command_line",
+    "gpl quarantine retry --config shop.yaml --run-date 2026-03-04":
+        "tests/spark_jobs/test_ingest.py::test_rows_whose_item_came_late_are_accepted_by_a_retry_and_nothing_else_is_written",
+    "gpl optimize --config shop.yaml --start-date 2026-03-01 --end-date 2026-03-07":
+        "tests/spark_jobs/test_optimize.py::test_small_files_are_joined_and_nothing_turns_stale",
+    "gpl vacuum --config shop.yaml --retention-hours 336":
+        "tests/gpl_core/test_maintenance.py::test_the_command_says_what_it_deletes_and_refuses_with_exit_3",
+    "gpl evict --config shop.yaml --run-date 2026-03-31":
+        "tests/gpl_core/test_evict.py::test_what_was_not_needed_within_the_retention_goes",
+    "gpl capacity --users 300e6 --hours 6 --gpu-hour-cost 3":
+        "tests/gpl_core/test_capacity.py::test_devices_cost_and_the_measurement_are_named",
     "spark-submit spark_jobs/publish_views.py":
         "tests/spark_jobs/test_publish_views.py::test_spark_gives_what_gpl_sql_gives",
     "spark-submit spark_jobs/samples.py": STANDALONE,
@@ -105,5 +119,5 @@ def typed(command: str, *, config: str, first: str, last: str, user: str, item: 
         elif before.endswith("-date"):
             word = first if before == "--start-date" else last
         given.append(stands_for.get(word, word))
-    without = "--config" in given or given[0] in ("settings", "tables") or "--help" in given
+    without = "--config" in given or given[0] in ("settings", "tables", "capacity") or "--help" in given
     return given if without else [given[0], "--config", config, *given[1:]]

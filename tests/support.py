@@ -126,6 +126,7 @@ def put(
     slice_name: str | None = None,
     contract: Contract | None = None,
     seed: int = 0,
+    file_rows: int = 1_000_000,
 ) -> Commit:
     """Commit `rows` (or so many legal ones) to one partition of `table`, marked as `step` would mark it."""
     contract = contract or load_contract(table)
@@ -133,7 +134,7 @@ def put(
     values = {**default_partition(contract), **dated, **(partition or {})}
     body = legal_rows(contract, rows, seed=seed, partition=values) if isinstance(rows, int) else rows
     texts = partition_text(values)
-    with lake.writer(contract, texts, dims=DIMS) as writer:
+    with lake.writer(contract, texts, dims=DIMS, file_rows=file_rows) as writer:
         writer.write(data_table(contract, body))
     name = slice_name or (day.isoformat() if "dt" in contract.partition_by else "*")
     mark = SliceMark(step or contract.owner, {name: fingerprint}, "by-hand")

@@ -1,6 +1,6 @@
 """The whole graph through its own commands: spark-submit and deepspeed, started by `gpl run`, on a tiny marketplace.
 
-One lakehouse serves all tests of this module, in the order they stand in: run, run again, late data, backfill.
+One lakehouse serves all tests of this module, in the order they stand in: run, run again, late data, backfill, cluster.
 """
 
 from __future__ import annotations
@@ -310,6 +310,48 @@ def test_every_gpl_command_of_the_documents_does_what_it_says_here(house: House)
     assert house.contents() == before
 
 
+def test_late_candidates_make_that_date_stale_and_no_other_and_it_is_rebuilt(house: House) -> None:
+    planner = Planner(house.config)
+    raw = planner.lake.open("raw_candidates")
+    contract = load_contract("raw_candidates")
+    rows = raw.read(raw.select(start=FIRST, end=FIRST))
+    first_request = rows["request_id"][0].as_py()
+    fewer = rows.filter(pc.not_equal(rows["request_id"], first_request)).drop(["dt"])
+    partition = {"dt": FIRST.isoformat()}
+    with planner.lake.writer(contract, partition, dims={}) as writer:
+        writer.write(fewer)
+    mark = SliceMark("platform", {FIRST.isoformat(): "late"}, "platform")
+    planner.lake.commit(contract, writer.parts, mark=mark, mode="overwrite", partition=partition)
+
+    assert house.states(FIRST)["ingest"] == "stale"
+    assert set(house.states(LAST).values()) == {"done"}
+    untouched = house.rows("pseudo_labels", LAST, "user_id", "item_id", "source", "pseudo_label")
+
+    code, output = house.gpl("run", "--run-date", FIRST.isoformat())
+    assert code == 0, output
+    assert set(house.states(FIRST).values()) == {"done"}
+    assert set(house.states(LAST).values()) == {"done"}
+    assert first_request not in house.rows("unexposed_samples", FIRST, "request_id")["request_id"].to_pylist()
+    assert house.rows("pseudo_labels", LAST, "user_id", "item_id", "source", "pseudo_label").equals(untouched)
+
+
+def test_a_backfill_uses_no_model_trained_after_its_date(house: House) -> None:
+    planner = Planner(house.config)
+    old = planner.artifacts.in_force("interest_model", FIRST)
+    folder = planner.artifacts.fetch(old)
+    newer = planner.artifacts.publish(
+        "interest_model", folder, trained_through=LAST, fingerprint="f" * 24, config_hash=old.config_hash,
+        lineage=old.lineage,
+    )  # fmt: skip
+    code, output = house.gpl("run", "--only", "anchor_requests", "--run-date", FIRST.isoformat(), "--force")
+    assert code == 0, output
+    runs = Planner(house.config).lake.open("job_runs").read(columns=["step", "started_at", "inputs", "run_date"])
+    last = max((r for r in runs.to_pylist() if r["step"] == "anchor_requests"), key=lambda r: r["started_at"])
+    used = json.loads(last["inputs"])["artifact:interest_model"]["version"]
+    assert used == old.version != newer.version
+    assert planner.artifacts.in_force("interest_model", LAST + timedelta(days=1)).version == newer.version
+
+
 def started(arguments: list[str], ready: str) -> subprocess.Popen:
     """Start one of Spark's own daemons and return once it has said `ready`."""
     env = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # by which Spark finds its home
@@ -389,45 +431,3 @@ def test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster(house: Hous
     after = contents()
     assert {t for t in tables if after[t] != before[t]} == set()
     assert all(before[t] for t in tables)
-
-
-def test_late_candidates_make_that_date_stale_and_no_other_and_it_is_rebuilt(house: House) -> None:
-    planner = Planner(house.config)
-    raw = planner.lake.open("raw_candidates")
-    contract = load_contract("raw_candidates")
-    rows = raw.read(raw.select(start=FIRST, end=FIRST))
-    first_request = rows["request_id"][0].as_py()
-    fewer = rows.filter(pc.not_equal(rows["request_id"], first_request)).drop(["dt"])
-    partition = {"dt": FIRST.isoformat()}
-    with planner.lake.writer(contract, partition, dims={}) as writer:
-        writer.write(fewer)
-    mark = SliceMark("platform", {FIRST.isoformat(): "late"}, "platform")
-    planner.lake.commit(contract, writer.parts, mark=mark, mode="overwrite", partition=partition)
-
-    assert house.states(FIRST)["ingest"] == "stale"
-    assert set(house.states(LAST).values()) == {"done"}
-    untouched = house.rows("pseudo_labels", LAST, "user_id", "item_id", "source", "pseudo_label")
-
-    code, output = house.gpl("run", "--run-date", FIRST.isoformat())
-    assert code == 0, output
-    assert set(house.states(FIRST).values()) == {"done"}
-    assert set(house.states(LAST).values()) == {"done"}
-    assert first_request not in house.rows("unexposed_samples", FIRST, "request_id")["request_id"].to_pylist()
-    assert house.rows("pseudo_labels", LAST, "user_id", "item_id", "source", "pseudo_label").equals(untouched)
-
-
-def test_a_backfill_uses_no_model_trained_after_its_date(house: House) -> None:
-    planner = Planner(house.config)
-    old = planner.artifacts.in_force("interest_model", FIRST)
-    folder = planner.artifacts.fetch(old)
-    newer = planner.artifacts.publish(
-        "interest_model", folder, trained_through=LAST, fingerprint="f" * 24, config_hash=old.config_hash,
-        lineage=old.lineage,
-    )  # fmt: skip
-    code, output = house.gpl("run", "--only", "anchor_requests", "--run-date", FIRST.isoformat(), "--force")
-    assert code == 0, output
-    runs = Planner(house.config).lake.open("job_runs").read(columns=["step", "started_at", "inputs", "run_date"])
-    last = max((r for r in runs.to_pylist() if r["step"] == "anchor_requests"), key=lambda r: r["started_at"])
-    used = json.loads(last["inputs"])["artifact:interest_model"]["version"]
-    assert used == old.version != newer.version
-    assert planner.artifacts.in_force("interest_model", LAST + timedelta(days=1)).version == newer.version

@@ -90,6 +90,12 @@ class InterestModel(nn.Module):
             return self.input_rows
         return self._base.lm_head.token_adapter.trainable_tokens_delta[_ADAPTER]
 
+    @property
+    def word_rows(self) -> Tensor:
+        """The base's own output rows, frozen: those of the tokens before the SIDs', [V x D]."""
+        head = self._backbone.embed_tokens if self.config.tie_word_embeddings else self._base.lm_head
+        return head.token_adapter.get_base_layer().weight.detach()[: self.vocabulary.first_id]
+
     def level_rows(self, level: int) -> Tensor:
         """Output rows of the 0-based ``level``, [C x D]."""
         codes = self.vocabulary.codes
@@ -124,6 +130,10 @@ class InterestModel(nn.Module):
         )
         return out.last_hidden_state[0]
 
+    def recompute_layers(self) -> None:
+        """Compute each layer again in the backward pass rather than keep what it made: same gradients."""
+        self._base.activation_checkpointing_enable({"use_reentrant": False})
+
     def merge(self) -> None:
         """Fold LoRA into the linear layers for inference: same function up to rounding, fewer kernels."""
         self.body.merge_adapter()
@@ -150,6 +160,11 @@ def build_interest_model(
     base: Any
     base, tokenizer = load_base(checkpoint, dtype, ATTENTION)
     known = len(tokenizer)
+    if known > base.config.vocab_size:
+        raise UsageError(
+            f"checkpoint: the tokenizer at {checkpoint} has {known} tokens, the model {base.config.vocab_size} rows; "
+            "they are not of one checkpoint."
+        )
     vocabulary = extend_tokenizer(tokenizer, settings.levels, settings.codes, settings.prompt)
     old_rows = base.get_input_embeddings().weight.detach()
     last = vocabulary.first_id + vocabulary.size

@@ -31,17 +31,26 @@ def target_log_probs(
 
     ``content``: vectors for a model that reads them.
     """
+    return target_scores(model, trie, hidden_of(model, pack, content), pack)
+
+
+def hidden_of(model: InterestModel, pack: Pack, content: ContentTable | None = None) -> Tensor:
+    """Last hidden states of ``pack``, [T x D]."""
     device = model.device
-    sids = torch.from_numpy(pack.target_sids).to(device)
-    nodes, found = trie.path(sids)
-    places = torch.from_numpy(pack.target_places).to(device)[found]
-    sids, nodes = sids[found], nodes[found]
-    hidden = model.hidden(
+    return model.hidden(
         torch.from_numpy(pack.token_ids).to(device),
         torch.from_numpy(pack.positions).to(device),
         CausalPlan(pack.lengths, device),
         content_of(content, pack.items, pack.item_places, device),
     )
+
+
+def target_scores(model: InterestModel, trie: DeviceTrie, hidden: Tensor, pack: Pack) -> TargetScores:
+    """log p of every target code of ``pack``, whose hidden states are ``hidden`` [T x D]."""
+    sids = torch.from_numpy(pack.target_sids).to(hidden.device)
+    nodes, found = trie.path(sids)
+    places = torch.from_numpy(pack.target_places).to(hidden.device)[found]
+    sids, nodes = sids[found], nodes[found]
     scores = []
     for level in range(trie.levels):
         logits = level_logits(model, hidden[places[:, level]], level)

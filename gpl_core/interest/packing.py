@@ -13,6 +13,8 @@ import numpy as np
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.interest.vocabulary import SidVocabulary
 
+_NOTHING = np.empty(0, dtype=np.int64)
+
 
 @dataclass(frozen=True, eq=False)
 class History:
@@ -94,9 +96,9 @@ def pack_targets(vocabulary: SidVocabulary, histories: Sequence[History], max_ev
     predicts nothing and is left out.
     """
     levels, prompt = vocabulary.levels, len(vocabulary.prompt_ids)
-    rows, lengths, sids, places = [], [], [], []
-    items: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
-    item_places: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+    rows, sids, places = [], [], []
+    items: list[np.ndarray] = [_NOTHING]
+    item_places: list[np.ndarray] = [_NOTHING]
     start = 0
     for history in histories:
         kept = history.sids[-max_events:]
@@ -110,18 +112,23 @@ def pack_targets(vocabulary: SidVocabulary, histories: Sequence[History], max_ev
             items.append(history.items[-max_events:][:-1])
             item_places.append(start + event_ends(vocabulary, len(kept) - 1))
         rows.append(ids)
-        lengths.append(len(ids))
         start += len(ids)
-    lengths_array = np.array(lengths, dtype=np.int64)
-    return Pack(
-        np.concatenate(rows),
-        _positions(lengths_array),
-        lengths_array,
-        np.concatenate(sids).astype(np.int64),
-        np.concatenate(places).astype(np.int64),
-        np.concatenate(items).astype(np.int64),
-        np.concatenate(item_places).astype(np.int64),
+    return pack_rows(
+        rows, np.concatenate(sids), np.concatenate(places), np.concatenate(items), np.concatenate(item_places)
     )
+
+
+def pack_rows(
+    rows: Sequence[np.ndarray],
+    target_sids: np.ndarray,
+    target_places: np.ndarray,
+    items: np.ndarray = _NOTHING,
+    item_places: np.ndarray = _NOTHING,
+) -> Pack:
+    """A pack of token ``rows``, one after another; the rest as in Pack."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    rest = (a.astype(np.int64) for a in (target_sids, target_places, items, item_places))
+    return Pack(np.concatenate(rows), _positions(lengths), lengths, *rest)
 
 
 def training_packs(

@@ -42,8 +42,8 @@ class SearchSettings:
     """Newest events of a history that the model reads; as in training."""
     token_budget: int = 16_384
     """Positions computed per batch: prompts plus (L - 1) * K per user. Halved when memory runs out."""
-    widths: tuple[int, ...] | None = None
-    """Beams kept after each level, L numbers, the last >= K; None: K at every level (textbook beam search)."""
+    widths: tuple[int, ...] = ()
+    """Beams kept after each level, L numbers, the last >= K; empty: K at every level (textbook beam search)."""
 
     def level_widths(self, levels: int) -> tuple[int, ...]:
         """Beams kept per level, after checks; UsageError where the setting does not fit."""

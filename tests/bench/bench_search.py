@@ -4,17 +4,24 @@ Same weights, same prompts, one run, L = 3, C = 256, Qwen2.5-0.5B's shape (`--qu
 
 Yardsticks: (1) the floor: one packed prefill of P + (L - 1) K positions a user, without any head, which is what beam
 search has to compute; (2) `generate` with `num_beams` and `prefix_allowed_tokens_fn` over a dictionary of prefixes,
-with sdpa attention and the key/value cache, renormalised to the same scores, at the best of several batch sizes.
+with sdpa attention and the key/value cache, renormalised to the same scores; at P 150, K 20 (the goal's point) at the
+best of several batch sizes, elsewhere one batch, once.
 
-    python -m tests.bench.bench_search [--quick]
+On a CPU one thread's CPU time is measured, so that a machine shared with others gives the same figures: about 15
+minutes for the grid, most of them `generate`'s. Each point is printed and written when it is measured; after a
+kill `--resume` keeps the points that this commit has measured. On a GPU also: how far the bf16 anchors agree with
+fp32 (random weights, whose near-ties are harder than a trained model's).
+
+    python -m tests.bench.bench_search [--quick] [--resume]
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +31,20 @@ from gpl_core.interest.attention import ATTENTION, CausalPlan
 from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.model import InterestModel, ModelSettings, build_interest_model
 from gpl_core.interest.scoring import DeviceTrie
-from gpl_core.interest.search import BeamSearch, SearchSettings
+from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.sids.trie import Trie
-from tests.bench.harness import Figure, at_least, at_most, device_name, interleaved, is_quick, median_ratio, report
+from tests.bench.harness import (
+    Figure,
+    at_least,
+    at_most,
+    clock,
+    device,
+    interleaved,
+    median_ratio,
+    report,
+    write,
+    written,
+)
 
 LEVELS, CODES, ITEMS = 3, 256, 20_000
 GRID = tuple((prompt, beams) for prompt in (30, 150, 300) for beams in (20, 50))
@@ -46,7 +64,7 @@ class Bench:
         rng = np.random.default_rng(0)
         return [self.sids[rng.integers(0, len(self.sids), prompt // LEVELS)] for _ in range(users)]
 
-    def ours(self, users: int, prompt: int, beams: int) -> Callable[[], object]:
+    def ours(self, users: int, prompt: int, beams: int) -> Callable[[], Anchors]:
         histories = self.histories(users, prompt)
         search = BeamSearch(self.model, self.trie, SearchSettings(beams, prompt // LEVELS, token_budget=1 << 30))
         return lambda: search.search(histories)
@@ -64,6 +82,25 @@ class Bench:
             return float(out[-1, 0])  # waits for the device
 
         return run
+
+    def profile(self, users: int, prompt: int, beams: int, seconds_of: Callable[[], float]) -> dict[str, Figure]:
+        """Where one search's time goes: the body over prompts, the body over beams, all else (heads, trie, top K)."""
+        search, hidden = self.ours(users, prompt, beams), self.model.hidden
+        spent: list[float] = []
+
+        def timed(*args: object) -> torch.Tensor:
+            start = seconds_of()
+            out = hidden(*args)
+            spent.append(seconds_of() - start)
+            return out
+
+        self.model.hidden = timed
+        try:
+            whole = _once(search, seconds_of)
+        finally:
+            del self.model.hidden
+        parts = {"prefill": spent[0], "beam steps": sum(spent[1:]), "heads, trie and top K": whole - sum(spent)}
+        return {f"share of {name}": Figure(seconds / whole, "share") for name, seconds in parts.items()}
 
     def generate(self, users: int, prompt: int, beams: int) -> Callable[[], object]:
         vocabulary, plain = self.model.vocabulary, self.model.body.get_base_model()
@@ -92,46 +129,88 @@ class Bench:
 
 
 def make_bench(quick: bool) -> Bench:
-    """Random weights at Qwen2.5-0.5B's shape; the cost does not depend on their values."""
-    device = torch.device("cuda" if device_name()[:3] != "cpu" else "cpu")
+    """Random weights at Qwen2.5-0.5B's shape, in float32; the cost does not depend on their values."""
     shape = TinySettings(896, 4 if quick else 24, 14, 2, 4864, 4096, vocabulary=151_936)
+    random = np.random.default_rng(1)
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_checkpoint(folder, shape)
-        model = build_interest_model(folder, ModelSettings(LEVELS, CODES)).eval()
+        # Codebooks, so that the codes' logits lie apart as trained ones do.
+        codebooks = random.normal(size=(LEVELS, CODES, 32))
+        model = build_interest_model(folder, ModelSettings(LEVELS, CODES), codebooks).eval()
     model.merge()
-    model.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    sids = np.random.default_rng(1).integers(0, CODES, (ITEMS, LEVELS))
-    return Bench(model, DeviceTrie(Trie.build(sids, CODES), device), sids, device)
+    model.to(device())
+    sids = random.integers(0, CODES, (ITEMS, LEVELS))
+    return Bench(model, DeviceTrie(Trie.build(sids, CODES), device()), sids, device())
+
+
+def point(bench: Bench, prompt: int, beams: int, users: int, repeats: int, batches: Sequence[int]) -> dict[str, Figure]:
+    """The figures of one point of the grid; `generate` at the best of ``batches``."""
+    on_gpu, seconds_of = bench.device.type == "cuda", clock()
+    jobs = {"ours": bench.ours(users, prompt, beams), "floor": bench.floor(users, prompt, beams)}
+    seconds = interleaved(jobs, repeats, seconds_of)
+    rate = users / statistics.median(seconds["ours"])
+    goal = 1500.0 if on_gpu and (prompt, beams) == (300, 50) else None
+    ratio = median_ratio(seconds["ours"], seconds["floor"])
+    judged = (prompt, beams) == (150, 20)
+    peer = {b: b / _once(bench.generate(b, prompt, beams), seconds_of) for b in batches}
+    best = max(peer, key=lambda b: peer[b])
+    found = {
+        "users per second": at_least(rate, goal, "users/s") if goal else Figure(rate, "users/s"),
+        "time over the floor": at_most(ratio, 1.3 if on_gpu else 1.15, "x"),
+        "the floor, users per second": Figure(users / statistics.median(seconds["floor"]), "users/s"),
+        "generate, users per second": Figure(peer[best], "users/s"),
+        "generate's best batch": Figure(best, "users"),
+        "speed over generate": at_least(rate / peer[best], 20 if on_gpu else 15, "x")
+        if judged
+        else Figure(rate / peer[best], "x"),
+        **bench.profile(users, prompt, beams, seconds_of),
+    }
+    return {f"P {prompt}, K {beams}: {key}": figure for key, figure in found.items()}
+
+
+def agreement(bench: Bench, users: int, prompt: int, beams: int) -> Figure:
+    """Share of the fp32 top 10 that the bf16 top 10 holds; leaves the model in bf16."""
+    search = bench.ours(users, prompt, beams)
+    exact = search().sids[:, :10]
+    bench.model.to(torch.bfloat16)
+    close = search().sids[:, :10]
+    same = (exact[:, :, None] == close[:, None]).all(axis=3).any(axis=2)
+    return at_least(float(same.mean()), 0.95, "share")
+
+
+def _once(job: Callable[[], object], seconds_of: Callable[[], float]) -> float:
+    start = seconds_of()
+    job()
+    return seconds_of() - start
 
 
 def main() -> None:
-    """Measure, print, write."""
-    quick = is_quick()
+    """Measure point by point, print, write."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="the same comparison at a smaller size")
+    parser.add_argument("--resume", action="store_true", help="keep the points that this commit has measured")
+    arguments = parser.parse_args()
+    quick, on_gpu = arguments.quick, device().type == "cuda"
+    if not on_gpu:
+        torch.set_num_threads(1)
+    users, repeats = (512, 10) if on_gpu else (2, 3)
+    title = f"beam search, Qwen2.5-0.5B shape, {4 if quick else 24} layers, {users} users"
+    figures = written("search", quick, title) if arguments.resume else {}
     bench = make_bench(quick)
-    on_gpu = bench.device.type == "cuda"
-    # One thread's CPU time, so that a machine shared with others gives the same figures; on a GPU the wall clock.
-    clock = time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.process_time
-    users, repeats = (512, 10) if on_gpu else (2, 5) if quick else (4, 3)
-    figures: dict[str, Figure] = {}
+    if on_gpu:
+        figures["P 150, K 50: top 10 in bf16 as in fp32"] = agreement(bench, 64, 150, 50)
     for prompt, beams in ((150, 20), (30, 50)) if quick else GRID:
-        jobs = {"ours": bench.ours(users, prompt, beams), "floor": bench.floor(users, prompt, beams)}
-        seconds = interleaved(jobs, repeats, clock)
-        name = f"P {prompt}, K {beams}"
-        rate = users / statistics.median(seconds["ours"])
-        goal = 1500.0 if on_gpu and (prompt, beams) == (300, 50) else None
-        figures[f"{name}: users per second"] = at_least(rate, goal, "users/s") if goal else Figure(rate, "users/s")
-        ratio = median_ratio(seconds["ours"], seconds["floor"])
-        figures[f"{name}: time over the floor"] = at_most(ratio, 1.3 if on_gpu else 1.15, "x")
-        if (prompt, beams) == (150, 20):
-            # `generate` would run out of time, not of memory, at larger batches: its cost per user rises with them.
-            batches = (8, 32, 128) if on_gpu else (1,) if quick else (1, 4)
-            peer = {b: interleaved({"g": bench.generate(b, prompt, beams)}, 1, clock)["g"][0] / b for b in batches}
-            best = min(peer, key=lambda b: peer[b])
-            figures[f"{name}: generate, users per second"] = Figure(1 / peer[best], "users/s")
-            figures[f"{name}: generate's best batch"] = Figure(best, "users")
-            figures[f"{name}: speed over generate"] = at_least(rate * peer[best], 20 if on_gpu else 15, "x")
-    layers = bench.model.config.num_hidden_layers
-    report("search", figures, quick, f"beam search, Qwen2.5-0.5B shape, {layers} layers, {users} users")
+        if f"P {prompt}, K {beams}: users per second" in figures:
+            continue
+        start = time.perf_counter()
+        # On a CPU larger batches of `generate` would run out of time: its cost per user rises with them.
+        batches = (8, 32, 128) if on_gpu else (1, 4) if (prompt, beams) == (150, 20) and not quick else (1,)
+        found = point(bench, prompt, beams, users, repeats, batches)
+        figures |= found
+        write("search", figures, quick, title)
+        told = ", ".join(f"{key.split(': ')[1]} {figure.value:.3g}" for key, figure in found.items())
+        print(f"P {prompt}, K {beams} in {time.perf_counter() - start:.0f} s: {told}", flush=True)
+    report("search", figures, quick, title)
 
 
 if __name__ == "__main__":

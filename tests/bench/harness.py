@@ -116,11 +116,7 @@ def device_name() -> str:
 
 
 def report(name: str, figures: Mapping[str, Figure], quick: bool, title: str, option: str = "") -> Path:
-    """Prints the figures and writes the JSON file; a quick run has a file of its own and never replaces a full one.
-
-    option: `--option value` of the run, where each value has a file of its own.
-    Beyond 40 figures only those with a goal are printed.
-    """
+    """Prints the figures, beyond 40 only those with a goal, and writes the JSON file (see `write`)."""
     device = device_name()
     width = max(map(len, figures))
     print(f"{title} ({device}{', quick' if quick else ''})")
@@ -129,10 +125,20 @@ def report(name: str, figures: Mapping[str, Figure], quick: bool, title: str, op
             continue
         verdict = {None: "", True: "holds", False: "MISSED"}[figure.holds]
         print(f"  {key:<{width}}  {figure.value:>14,.4g} {figure.unit:<12} {figure.goal:<10} {verdict}")
+    path = write(name, figures, quick, title, option)
+    print(f"written: {path}")
+    return path
+
+
+def write(name: str, figures: Mapping[str, Figure], quick: bool, title: str, option: str = "") -> Path:
+    """Writes the JSON file; a quick run has a file of its own and never replaces a full one.
+
+    option: `--option value` of the run, where each value has a file of its own.
+    """
     body = {
         "name": name,
         "about": title,
-        "device": device,
+        "device": device_name(),
         "commit": _commit(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": f"python -m tests.bench.bench_{name}{' --quick' if quick else ''}{option and ' ' + option}",
@@ -140,10 +146,23 @@ def report(name: str, figures: Mapping[str, Figure], quick: bool, title: str, op
         "load_at_end": os.getloadavg()[0],
         "figures": {key: figure.__dict__ for key, figure in figures.items()},
     }
-    path = RESULTS / f"{name}{option and '.' + option.split()[-1]}{'.quick' if quick else ''}.{device}.json"
+    path = result_path(name, quick, option)
     path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {path}")
     return path
+
+
+def written(name: str, quick: bool, title: str) -> dict[str, Figure]:
+    """The figures that a run of this commit, device and title has left: what `--resume` need not measure again."""
+    path = result_path(name, quick)
+    body = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if (body.get("commit"), body.get("about")) != (_commit(), title):
+        return {}
+    return {key: Figure(**figure) for key, figure in body["figures"].items()}
+
+
+def result_path(name: str, quick: bool, option: str = "") -> Path:
+    """Where the result of a benchmark on this device lies."""
+    return RESULTS / f"{name}{option and '.' + option.split()[-1]}{'.quick' if quick else ''}.{device_name()}.json"
 
 
 def _commit() -> str:

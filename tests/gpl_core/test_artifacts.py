@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpl_core.artifacts import MANIFEST, ArtifactStore, Manifest, artifact_version
-from gpl_core.errors import ContractError, MissingInputError
+from gpl_core.errors import ConflictError, ContractError, MissingInputError
 
 DAY = date(2026, 1, 3)
 
@@ -155,7 +155,91 @@ def test_the_version_in_force_is_what_a_scan_of_the_dates_says(tmp_path, bundle,
     assert (found.trained_through if found else None) == (DAY + timedelta(days=max(usable)) if usable else None)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), st.text()), st.dictionaries(st.text(), st.floats(allow_nan=False)), st.booleans())
 def test_manifests_survive_their_json(lineage, metrics, published):
     manifest = Manifest("k", "v", DAY, lineage, "f", "c", {"a": "b"}, published, "now", metrics)
     assert Manifest.from_json(manifest.to_json(), "here") == manifest
+
+
+# ---- operators' decisions --------------------------------------------------------------------------------------
+
+
+def used(store: ArtifactStore, *days: int) -> list[str | None]:
+    """Versions that a fresh reader finds in force for these days of January."""
+    fresh = ArtifactStore(str(Path(store.root).parent))
+    return [m.version if (m := fresh.in_force_or_none("tokenizer", date(2026, 1, d))) else None for d in days]
+
+
+def test_a_version_that_is_rolled_back_is_kept_passed_by_and_can_be_promoted_again(store, bundle):
+    old, new = (publish(store, bundle, date(2026, 1, d), f"{d:020d}").version for d in (1, 5))
+    assert used(store, 2, 5, 6, 9) == [old, old, new, new]
+    assert store.decide("tokenizer", new, "rollback", reason="codes collapsed")
+    assert used(store, 2, 5, 6, 9) == [old, old, old, old]
+    assert store.find("tokenizer", new) is not None, "nothing is deleted"
+    assert store.decide("tokenizer", new, "promote")
+    assert used(store, 2, 5, 6, 9) == [old, old, new, new]
+    rows = store.lake.open("artifact_decisions").read().to_pylist()
+    assert sorted((r["number"], r["action"], r["version"], r["reason"]) for r in rows) == [
+        (1, "rollback", new, "codes collapsed"), (2, "promote", new, ""),
+    ]  # fmt: skip
+
+
+def test_dates_before_a_rollbacks_own_date_go_on_using_the_version(store, bundle):
+    old, new = (publish(store, bundle, date(2026, 1, d), f"{d:020d}").version for d in (1, 5))
+    store.decide("tokenizer", new, "rollback", from_date=date(2026, 1, 8))
+    assert used(store, 6, 7, 8, 9) == [new, new, old, old]
+
+
+def test_the_same_decision_twice_is_one(store, bundle):
+    version = publish(store, bundle).version
+    assert not store.decide("tokenizer", version, "promote"), "it is in force as it is"
+    assert not store.lake.exists("artifact_decisions")
+    assert store.decide("tokenizer", version, "rollback")
+    assert not store.decide("tokenizer", version, "rollback")
+    assert store.decide("tokenizer", version, "rollback", from_date=DAY), "another date is another decision"
+    assert store.lake.open("artifact_decisions").read().num_rows == 2
+
+
+def test_of_versions_through_one_date_the_promoted_one_counts_until_a_later_one_is_made(store, bundle):
+    first, forced = (publish(store, bundle, DAY, c * 20).version for c in "ab")
+    assert used(store, 9) == [forced]
+    store.decide("tokenizer", first, "promote")
+    assert used(store, 9) == [first]
+    later = publish(store, bundle, DAY, "c" * 20).version
+    assert used(store, 9) == [later]
+
+
+def test_promoting_publishes_a_version_that_was_not(store, bundle):
+    version = publish(store, bundle)
+    path = place_of(store, version) / MANIFEST
+    path.write_text(path.read_text().replace('"published": true', '"published": false'))
+    assert used(store, 9) == [None]
+    store.decide("tokenizer", version.version, "promote")
+    assert used(store, 9) == [version.version]
+
+
+def test_an_unknown_version_is_refused_with_those_that_exist_and_how_they_stand(store, bundle):
+    version = publish(store, bundle).version
+    store.decide("tokenizer", version, "rollback", from_date=date(2026, 1, 9))
+    with pytest.raises(
+        MissingInputError,
+        match=rf"no version v9; existing: {version} \(through 2026-01-03, rolled back from 2026-01-09",
+    ):
+        store.decide("tokenizer", "v9", "promote")
+
+
+def test_of_two_decisions_at_once_one_is_told(store, bundle, monkeypatch):
+    """The other one is made after this one has looked and before it commits."""
+    one, two = (publish(store, bundle, DAY, c * 20).version for c in "ab")
+    manifests = store.manifests
+
+    def slow(kind: str) -> list[Manifest]:
+        ArtifactStore(str(Path(store.root).parent)).decide(kind, two, "rollback")
+        return manifests(kind)
+
+    monkeypatch.setattr(store, "manifests", slow)
+    with pytest.raises(ConflictError, match="at the same time"):
+        store.decide("tokenizer", one, "promote")
+    assert used(store, 9) == [one], "only the rollback of the other was recorded"
+    assert store.lake.open("artifact_decisions").read().num_rows == 1

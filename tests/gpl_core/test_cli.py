@@ -147,6 +147,26 @@ def test_a_table_of_another_contract_exits_3(config, tmp_path, capsys):
     assert "holds table 'pair_scores', not raw_impressions" in capsys.readouterr().err
 
 
+def test_rolling_back_and_promoting_from_the_command_line(finished, tmp_path, capsys):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    config = str(config_file(tmp_path))
+    version = Planner(small_config(tmp_path)).artifacts.in_force("calibrator", DAY + ONE).version
+    given = ["--config", config, "calibrator", version]
+    assert main(["rollback", *given, "--reason", "labels too high", "--from-date", "2026-01-04"]) == 0
+    assert "gpl status shows what is stale" in capsys.readouterr().out
+    assert main(["status", "--config", config]) == 0
+    stale = [line for line in capsys.readouterr().out.splitlines() if "│ stale" in line]
+    assert len(stale) >= 2
+    assert all("2026-01-04" in line for line in stale), "the day before goes on using it"
+    assert main(["rollback", *given, "--from-date", "2026-01-04"]) == 0
+    assert "so it is already" in capsys.readouterr().out
+    assert main(["promote", *given]) == 0
+    assert main(["status", "--config", config]) == 0
+    assert "│ stale" not in capsys.readouterr().out
+    assert main(["rollback", "--config", config, "calibrator", "none-such"]) == 4
+    assert version in capsys.readouterr().err
+
+
 # ---- run -------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +253,80 @@ def test_a_failing_launch_ends_the_run_with_its_exit_code(config, monkeypatch, c
     assert len(commands) == 1, "nothing is started after a failure"
     assert f"failed with exit code {code}" in said.out
     assert "error: table x: column y" in said.err
+
+
+BACKFILL = """
+import datetime, json, sys
+from gpl_core.runs import Failures, parse_arguments
+from gpl_core.errors import GateError
+args = parse_arguments("x", sys.argv[sys.argv.index("--config"):])
+failures = Failures(args.max_failures)
+bad = {datetime.date(2026, 1, int(d)) for d in BAD}
+code = 0
+try:
+    for day in args.dates:
+        status = "failed" if day in bad else "done"
+        print(json.dumps({"step": "x", "run_date": str(day), "status": status, "seconds": 0.0, "rows_out": 0,
+                          "rows_quarantined": 0, "error_class": "GateError"}), flush=True)
+        if day in bad:
+            failures.note(day, GateError(f"bad {day}"))
+    code = failures.code
+except GateError as error:
+    print(f"error: {error}", file=sys.stderr)
+    code = 3
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("allowed", "bad", "launches"),
+    [
+        (0, [4], ["encode_items"]),
+        (1, [4], ["encode_items", "assign_sids", "samples"]),
+        (1, [4, 5], ["encode_items"]),
+        (2, [4, 5], ["encode_items", "assign_sids", "samples"]),
+    ],
+)
+def test_a_backfill_goes_on_without_as_many_failed_dates_as_are_allowed(
+    config, monkeypatch, capsys, allowed, bad, launches
+):
+    """Dates 3 to 6; every launch fails for the `bad` ones, and leaves out those that an earlier launch lost."""
+    commands = stub(monkeypatch, BACKFILL.replace("BAD", repr(bad)))
+    only = [a for n in ("encode_items", "assign_sids", "samples") for a in ("--only", n)]
+    dates = ["--start-date", "2026-01-03", "--end-date", "2026-01-06", "--max-failures", str(allowed)]
+    assert main(["run", "--config", config, *only, *dates]) == 3
+    said = capsys.readouterr()
+    assert [Path(next(a for a in c if a.endswith(".py"))).stem for c in commands] == launches
+    assert "error: bad 2026-01-04" in said.err
+    for words in commands[1:]:
+        assert [words[i + 1] for i, w in enumerate(words) if w == "--skip-date"] == [f"2026-01-0{d}" for d in bad]
+        assert "--max-failures" not in words, "none of the failures allowed is left"
+    if len(launches) > 1:
+        assert f"going on without {', '.join(f'2026-01-0{d}' for d in bad)}" in said.out.replace("\n", " ")
+        assert said.out.count("finished") == 2
+
+
+def test_a_launch_that_ends_early_is_a_failure_of_the_run_whatever_is_allowed(config, monkeypatch, capsys):
+    """It reports one date of four: the others were never tried."""
+    report = json.dumps({**REPORT, "status": "failed", "error_class": "OSError"})
+    commands = stub(monkeypatch, f"import sys; print({report!r}); sys.exit(1)")
+    dates = ["--start-date", "2026-01-03", "--end-date", "2026-01-06", "--max-failures", "3"]
+    assert main(["run", "--config", config, "--only", "samples", "--only", "assign_sids", *dates]) == 1
+    assert len(commands) == 1
+    assert "going on" not in capsys.readouterr().out
+
+
+def test_maintenance_starts_its_spark_jobs_for_the_dates_it_is_given(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    config, dates = str(config_file(tmp_path)), ["--start-date", "2026-01-03", "--end-date", "2026-01-04"]
+    commands = stub(monkeypatch, "pass")
+    assert main(["optimize", "--config", config, *dates]) == 0
+    assert main(["quarantine", "retry", "--config", config, "--run-date", "2026-01-03"]) == 0
+    assert [Path(next(a for a in c if a.endswith(".py"))).name for c in commands] == [
+        "optimize.py", "retry_quarantine.py",
+    ]  # fmt: skip
+    assert {*dates} <= set(commands[0])
+    assert {"--run-date", "2026-01-03"} <= set(commands[1])
 
 
 def test_words_in_brackets_are_shown_as_they_are(config, monkeypatch, capsys):

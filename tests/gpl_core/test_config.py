@@ -116,6 +116,7 @@ def test_everything_wrong_is_in_one_message(tmp_path):
         ('prerank.steps="12"', "prerank.steps"),
         ("prerank.seeds=[]", "prerank.seeds"),
         ("prerank.propensity=shown_with", "feed.passthrough.shown_with: double"),
+        ("prerank.pair_features=[price]", "feed.passthrough.price: double"),
         ("encoder.parts=[]", "encoder.parts"),
         ("encoder.parts=[{name: minilm, weight: 0}]", "encoder.parts.0.weight"),
         ("lakehouse.tables={raw_itmes: /x}", "no such table: raw_itmes"),

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import deltalake
@@ -21,8 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpl_core.contracts import load_contract
-from gpl_core.errors import ConflictError, ContractError, MissingInputError
-from gpl_core.lake import Lake, SliceMark, Snapshot
+from gpl_core.errors import ConflictError, ContractError, MissingInputError, exit_code_of, told
+from gpl_core.lake import DataFile, Lake, SliceMark, Snapshot, file_groups
 from tests.support import DAY, DIMS, ONE, data_table, legal_rows, put
 
 TABLE = "pair_scores"
@@ -222,7 +224,7 @@ def test_a_table_of_another_contract_is_refused_naming_both(lake):
 
 def test_a_foreign_table_without_a_needed_column_is_refused_naming_it(tmp_path):
     deltalake.write_deltalake(str(tmp_path / "mine"), pa.table({"item_id": ["a"], "title": ["b"]}))
-    with pytest.raises(ContractError, match=r"raw_items.*missing column\(s\) updated_at; it has item_id, title"):
+    with pytest.raises(ContractError, match=r"(?s)raw_items.*missing column 'updated_at' .*it has item_id, title"):
         Lake(str(tmp_path), {"raw_items": str(tmp_path / "mine")}).open("raw_items")
 
 
@@ -459,3 +461,29 @@ def test_overrides_point_a_table_elsewhere_and_create_keeps_what_is_there(tmp_pa
     put(lake, TABLE, 2)
     assert (tmp_path / "elsewhere" / "_delta_log").is_dir()
     assert lake.create(CONTRACT).version == 1
+
+
+@pytest.mark.parametrize("rows", [10, 20_000])
+def test_a_full_disk_is_told_and_leaves_nothing(lake, monkeypatch, rows):
+    """/dev/full stands in for the second part file: few rows fail when it is closed, many while they are written."""
+    names = [uuid.UUID(int=n) for n in range(2)]
+    monkeypatch.setattr("gpl_core.lake.uuid.uuid4", iter(names).__next__)
+    folder = Path(lake.uri(TABLE), f"dt={DAY}")
+    folder.mkdir(parents=True)
+    (folder / f"part-00000-{names[1]}.parquet").symlink_to("/dev/full")
+    both = data_table(CONTRACT, legal_rows(CONTRACT, 2 * rows - 1))
+    writer = lake.writer(CONTRACT, {"dt": DAY.isoformat()}, dims=DIMS, file_rows=rows)
+    with pytest.raises(OSError) as caught, writer:
+        writer.write(both)
+    assert "No space left on device; free space" in str(told(caught.value))
+    assert exit_code_of(caught.value) == 1
+    assert list(folder.iterdir()) == []
+
+
+@given(sizes=st.lists(st.integers(0, 9), max_size=12), rows=st.integers(1, 12))
+def test_groups_keep_every_file_in_order_and_exceed_the_rows_only_alone(sizes, rows):
+    files = [DataFile(str(n), {}, size, 0, {}) for n, size in enumerate(sizes)]
+    groups = list(file_groups(files, rows))
+    assert [f for group in groups for f in group] == files
+    assert all(Snapshot.rows(group) <= rows or len(group) == 1 for group in groups)
+    assert all(Snapshot.rows((*a, b[0])) > rows for a, b in pairwise(groups))

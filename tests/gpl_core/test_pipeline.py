@@ -13,7 +13,19 @@ import pytest
 
 from gpl_core.contracts import all_contracts, load_contract
 from gpl_core.errors import UsageError
-from gpl_core.pipeline import JUDGE, STEPS, Planner, Read, Step, StepState, find_step, trained_through
+from gpl_core.pipeline import (
+    JUDGE,
+    OPTIMIZE,
+    RETRY,
+    STEPS,
+    Planner,
+    Read,
+    Step,
+    StepState,
+    engine_of,
+    find_step,
+    trained_through,
+)
 from tests.gpl_core.toy import Toy
 from tests.support import DAY, ONE, config_file, small_config
 
@@ -77,14 +89,24 @@ def test_every_table_has_one_data_writer_and_that_is_its_owner():
     assert {find_step(s).launcher for s in rejects} == {"deepspeed"}
     for table, steps in by_table.items():
         assert steps == {load_contract(table).owner}, table
-    elsewhere = {n for n, c in all_contracts().items() if c.owner in ("platform", "simulation", "every step")}
+    elsewhere = {
+        n for n, c in all_contracts().items() if c.owner in ("platform", "simulation", "every step", "gpl promote")
+    }
     assert set(by_table) | elsewhere | {"worker_rejects"} == set(all_contracts())
 
 
 def test_every_entry_point_of_the_graph_exists():
     root = Path(__file__).parents[2]
-    for step in (*STEPS, JUDGE):
+    for step in (*STEPS, JUDGE, OPTIMIZE, RETRY):
         assert (root / step.script).is_file(), step.script
+
+
+def test_what_workers_write_and_what_is_shared_by_all_is_never_written_by_spark():
+    """Spark steps write their own tables through Spark, but for a handful of rows of monitors."""
+    by_spark = {t for s in STEPS if s.launcher == "spark" for t in (*s.writes, *s.also_writes)}
+    found = {n for n in all_contracts() if engine_of(n) == "spark"}
+    assert found == by_spark - {"monitors"}
+    assert {"job_runs", "artifact_decisions", "interest_anchors"}.isdisjoint(found)
 
 
 def test_slices_are_asked_of_dated_tables_only_and_days_where_needed():
@@ -323,6 +345,39 @@ def test_a_second_tokenizer_leaves_the_dates_of_the_first_one_done(toy):
     assert toy.states(RUN, ["assign_sids"]) == {("assign_sids", D1): "done", ("assign_sids", D2): "stale"}
     toy.run("assign_sids", D2)
     assert toy.states(RUN, ["assign_sids"]) == {("assign_sids", D1): "done", ("assign_sids", D2): "done"}
+
+
+def test_a_rollback_turns_stale_what_used_the_version_and_nothing_is_trained_that_would_be_passed_by(toy):
+    """D2 has a model of its own; without it D2 uses the one of D1, and its training does not run for ever."""
+    toy.publish("train_interest_model", D2, toy.state("train_interest_model", D2))
+    toy.run_pending([D1, D2])
+    store = toy.planner.artifacts
+    before, bad = store.in_force("interest_model", D1).version, store.in_force("interest_model", D2).version
+    assert toy.not_done(RUN) == {}
+
+    store.decide("interest_model", bad, "rollback")
+    assert toy.states([D1]) == dict.fromkeys(toy.states([D1]), "done"), "D1 never used it"
+    assert toy.state("train_interest_model", D2).reason == f"interest_model {before}; {bad} was rolled back"
+    assert ("train_interest_model", D2) not in toy.not_done(RUN)
+    assert {"anchor_requests", "score_requests", "fit_calibrator"} <= {s for s, _ in toy.not_done(RUN)}
+    toy.run_pending([D1, D2])
+    assert toy.not_done(RUN) == {}
+    assert toy.state("anchor_requests", D2).inputs["artifact:interest_model"]["version"] == before
+
+    toy.planner.artifacts.decide("interest_model", bad, "promote")
+    toy.run_pending([D1, D2])
+    assert toy.state("anchor_requests", D2).inputs["artifact:interest_model"]["version"] == bad
+
+
+def test_without_another_version_a_rollback_blocks_and_only_force_trains(toy):
+    store = toy.planner.artifacts
+    version = store.in_force("interest_model", D1).version
+    store.decide("interest_model", version, "rollback")
+    state = toy.state("train_interest_model", D1)
+    assert state.status == "blocked"
+    assert version in state.reason
+    assert "gpl promote" in state.reason
+    assert (state.may_run(force=False), state.may_run(force=True)) == (False, True)
 
 
 def test_the_day_after_changes_the_evaluation_but_not_the_preranker(toy):

@@ -15,8 +15,10 @@ from gpl_core.lake import SliceMark, Snapshot
 from gpl_core.pipeline import Planner, StepState
 from gpl_core.runs import (
     Counts,
+    Failures,
     StepArguments,
     StepContext,
+    begin,
     exit_with,
     new_run_id,
     parse_arguments,
@@ -141,6 +143,33 @@ def test_a_run_is_done_recorded_and_then_a_noop(ready, capsys):
         (1, "done", "run-1"), (2, "noop", "run-2"), (3, "done", "run-1"),
     ]  # fmt: skip
     assert {r["fingerprint"] for r in rows} == {Planner(ready).snapshot("item_embeddings").marks()[0][1].slices["*"]}
+
+
+def test_a_run_that_is_under_way_or_was_killed_stands_in_job_runs(ready):
+    """Its row is replaced by the final one; a killed process never gets that far."""
+
+    def look(context: StepContext) -> None:
+        (row,) = job_runs(ready)
+        assert (row["status"], row["attempt"], row["step"], row["run_date"]) == ("running", 1, STEP, DAY)
+        encode(context)
+
+    run_step(Planner(ready), STEP, DAY, arguments(ready), look)
+    (row,) = job_runs(ready)
+    assert (row["status"], row["attempt"]) == ("done", 1)
+    begin(Planner(ready).lake, STEP, DAY, "killed", StepState("stale", ""), datetime.now(UTC))
+    run_step(Planner(ready), STEP, DAY, arguments(ready, force=True), encode)
+    assert [(r["attempt"], r["status"]) for r in job_runs(ready)] == [(1, "done"), (2, "running"), (3, "done")]
+
+
+def test_what_a_run_cost_stands_in_its_row(ready):
+    def costly(context: StepContext) -> None:
+        context.counts.bytes_in = context.input_bytes
+        context.counts.core_seconds, context.counts.gpu_seconds = 2.5, 8.0
+
+    run_step(Planner(ready), STEP, DAY, arguments(ready), costly)
+    (row,) = job_runs(ready)
+    size = sum(f.size for f in Planner(ready).lake.open("items").files)
+    assert (row["core_seconds"], row["gpu_seconds"], row["bytes_in"]) == (2.5, 8.0, size)
 
 
 def test_attempts_count_per_step_and_date(ready):
@@ -294,6 +323,28 @@ def test_any_error_message_fits_the_table(config, message):
     note(config, "failed", ValueError(message))
     (row,) = job_runs(config)
     assert row["error_message"] == message[:4000]
+
+
+# ---- dates that fail -------------------------------------------------------------------------------------------
+
+
+def test_failures_are_passed_by_until_there_is_one_too_many(capsys):
+    failures = Failures(2)
+    assert failures.code == 0
+    failures.note(DAY, MissingInputError("no slice"))
+    failures.note(DAY + ONE, GateError("dead codes"))
+    assert (failures.code, set(failures.by_date)) == (4, {DAY, DAY + ONE}), "the first one's code"
+    assert capsys.readouterr().err == "error: no slice\nerror: dead codes\n"
+    with pytest.raises(ValueError, match="third"):
+        failures.note(DAY + 2 * ONE, ValueError("third"))
+
+
+def test_a_range_leaves_out_the_dates_to_skip(tmp_path):
+    given = ["--config", str(config_file(tmp_path)), "--start-date", "2026-01-03", "--end-date", "2026-01-06"]
+    args = parse_arguments("x", [*given, "--skip-date", "2026-01-04", "--max-failures", "2"])
+    assert ([d.day for d in args.dates], args.max_failures) == ([3, 5, 6], 2)
+    with pytest.raises(UsageError, match=r"--max-failures: '-1' is not a number; expected 0 or more"):
+        parse_arguments("x", [*given, "--max-failures=-1"])
 
 
 # ---- leaving ---------------------------------------------------------------------------------------------------

@@ -20,10 +20,11 @@ States = dict[tuple[str, date], str]
 
 
 class Toy:
-    """One lakehouse and one configuration; see the module."""
+    """One lakehouse and one configuration; see the module. Each write makes `files` files of one row."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, files: int = 1):
         self.config = config
+        self.files = files
         self.seed = 0
 
     @property
@@ -38,14 +39,16 @@ class Toy:
                 self.write(table, day)
         self.write("raw_items", next(iter(days)))
 
-    def write(self, table: str, day: date, rows: int = 1, *, step: str | None = None, fingerprint: str = "x") -> None:
+    def write(
+        self, table: str, day: date, rows: int | None = None, *, step: str | None = None, fingerprint: str = "x"
+    ) -> None:
         """Rewrite one slice of `table` (or add to a table without dates) with new rows."""
         self.seed += 1
         appended = table in ("item_embeddings", "item_sids") or not load_contract(table).partition_by
         partition = {"model_version": "m"} if table == "interest_anchors" else {}
         put(
-            self.planner.lake, table, rows, day=day, step=step, fingerprint=fingerprint, seed=self.seed,
-            partition=partition, mode="append" if appended else "overwrite",
+            self.planner.lake, table, self.files if rows is None else rows, day=day, step=step, fingerprint=fingerprint,
+            seed=self.seed, partition=partition, mode="append" if appended else "overwrite", file_rows=1,
         )  # fmt: skip
 
     def state(self, step: str, day: date) -> StepState:

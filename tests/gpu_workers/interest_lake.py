@@ -95,7 +95,7 @@ class InterestLake:
             out += ["--set", text]
         return out
 
-    def write(self, table: str, partition: dict[str, str], rows: list[dict]) -> None:
+    def write(self, table: str, partition: dict[str, str], rows: list[dict], **details: int) -> None:
         """Replace one partition of ``table`` by ``rows``, marked as its step would."""
         contract = load_contract(table)
         self.lake.create(contract)
@@ -104,8 +104,8 @@ class InterestLake:
                 writer.write(pa.Table.from_pylist(rows, schema=contract.arrow_schema(partitions=False)))
         name = partition.get("dt", "*")
         self.lake.commit(
-            contract, writer.parts, mark=SliceMark(contract.owner, {name: f"{len(rows)}"}, "test"), mode="overwrite",
-            partition=partition,
+            contract, writer.parts, mark=SliceMark(contract.owner, {name: f"{len(rows)}"}, "test", details),
+            mode="overwrite", partition=partition,
         )  # fmt: skip
 
     def users(self, count: int, seed: int = 1) -> list[User]:
@@ -132,14 +132,14 @@ class InterestLake:
         ]
         self.write("item_stats", {"dt": day.isoformat()}, rows)
 
-    def write_requests(self, users: Sequence[User], model_version: str, day: date = DAY) -> None:
-        """The slice ``day`` of anchor_requests."""
+    def write_requests(self, users: Sequence[User], model_version: str, day: date = DAY, **details: int) -> None:
+        """The slice ``day`` of anchor_requests; ``details``: cache_version, as anchor_requests notes it."""
         rows = []
         for user in users:
             row = self._sequence(user, day)
             rows.append({k: row[k] for k in ("user_id", "sid", "item_index", "length", "sequence_hash", "sid_version")})
             rows[-1]["model_version"] = model_version
-        self.write("anchor_requests", {"dt": day.isoformat()}, rows)
+        self.write("anchor_requests", {"dt": day.isoformat()}, rows, **details)
 
     def _sequence(self, user: User, day: date) -> dict:
         length, pad = len(user.items), LENGTH - len(user.items)

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ from safetensors.torch import load_file
 from gpl_core.artifacts import ArtifactStore, Manifest
 from gpl_core.contracts import load_contract
 from gpl_core.errors import LineageError, MissingInputError
+from gpl_core.interest.alignment import Titles
 from gpl_core.interest.bundle import load_bundle
 from gpl_core.interest.content import ContentTable, NeighbourGraph
+from gpl_core.interest.model import InterestModel
 from gpl_core.interest.packing import History
 from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import BeamSearch, SearchSettings
@@ -34,6 +37,7 @@ from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.interest_inputs import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
 from gpu_workers.runtime import Ranks
 from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, LEVELS, InterestLake, User
+from tests.support import legal_rows, put
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,10 +130,10 @@ from gpu_workers import train_interest_model as worker
 forward = worker.TrainingObjective.forward
 root = pathlib.Path(sys.argv[1])
 
-def deadly(self, pack):
+def deadly(self, *packs):
     if any(p.read_text() == "epoch-2" for p in root.rglob("checkpoints/latest")):
         os.kill(os.getpid(), signal.SIGKILL)
-    return forward(self, pack)
+    return forward(self, *packs)
 
 worker.TrainingObjective.forward = deadly
 worker.worker_main(worker.STEP, worker.run, sys.argv[2:])
@@ -210,6 +214,33 @@ def test_down_sampling_drops_targets_by_keep_u_and_keeps_the_context(tmp_path: P
     assert len(history.sids) == 4
 
 
+def test_training_stops_when_neither_loss_nor_hit_rate_gets_better_and_keeps_the_best_loss() -> None:
+    """epoch      0     1     2     3     4
+    loss         2.0   1.5   1.6   nan   1.7
+    hit rate     .1    .1    .2    .2    .1     better until epoch 2
+    """
+    progress, over = train_interest_model.Progress(), []
+    for loss, hit_rate in ((2.0, 0.1), (1.5, 0.1), (1.6, 0.2), (float("nan"), 0.2), (1.7, 0.1)):
+        progress = progress.after(loss, hit_rate, {"valid_loss": loss})
+        over.append(progress.is_over(patience=2))
+    assert over == [False, False, False, False, True]
+    assert (progress.best_epoch, progress.best_loss, progress.better_epoch) == (1, 1.5, 2)
+    assert len(progress.history) == progress.epoch == 5
+
+
+def test_what_cannot_be_learnt_from_is_counted(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two users with one event, which nothing precedes, and one whose second event is of no SID in the catalogue."""
+    lake = InterestLake(tmp_path)
+    users = lake.users(20)
+    lake.write_stats(users)
+    retired = next(c for c in np.ndindex(CODES, CODES, CODES) if not (lake.sids == c).all(axis=1).any())
+    monkeypatch.setattr(lake, "sids", np.concatenate([lake.sids, [retired]]))
+    lake.write_sequences([*users, User("one", [3]), User("uno", [4]), User("gone", [5, len(lake.sids) - 1])])
+    call(lake, train_interest_model, ranks, "interest.epochs=1", "interest.valid_share=0", "interest.walks=0")
+    metrics = model_of(lake).metrics
+    assert (metrics["targets_outside"], metrics["users_without_target"], metrics["train"]) == (1, 2, 23)
+
+
 @pytest.mark.parametrize("without", ["interest.content=false", "interest.walks=0"])
 def test_each_ingredient_can_be_left_out(tmp_path: Path, ranks: Ranks, without: str) -> None:
     lake = InterestLake(tmp_path)
@@ -218,6 +249,41 @@ def test_each_ingredient_can_be_left_out(tmp_path: Path, ranks: Ranks, without: 
     lake.write_stats(users)
     call(lake, train_interest_model, ranks, without, "interest.epochs=1")
     assert ("content.weight" in weights_of(lake)) == (without != "interest.content=false")
+
+
+def test_titles_are_learnt_where_a_weight_says_so(tmp_path: Path, ranks: Ranks) -> None:
+    """Item 0 was renamed after the run date, item 1 has no title: neither is read."""
+    lake = InterestLake(tmp_path)
+    users = lake.users(30)
+    lake.write_sequences(users)
+    lake.write_stats(users)
+    plain = ("interest.epochs=1", "interest.walks=0", "interest.content=false", "interest.tokens_per_batch=64")
+    with pytest.raises(MissingInputError, match="items"):
+        call(lake, train_interest_model, ranks, *plain, "interest.sid_to_title=1")
+    rows = legal_rows(load_contract("items"), len(lake.sids))
+    for number, row in enumerate(rows):
+        row |= {"item_index": number, "title": f"thing {number // lake.per_topic}", "updated_at": 0}
+    rows[0] |= {"updated_at": int(datetime(2026, 1, 3, tzinfo=UTC).timestamp() * 1e6)}
+    rows[1] |= {"title": ""}
+    put(lake.lake, "items", rows)
+    seen: list[int] = []
+    of = Titles.of
+
+    def counted(model: InterestModel, titles: list[str], sids: np.ndarray) -> Titles:
+        made = of(model, titles, sids)
+        seen.append(len(made.tokens))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_interest_model.Titles, "of", counted)
+        for weights in (("0", "0"), ("1", "0"), ("0", "1")):
+            given = (f"interest.title_to_sid={weights[0]}", f"interest.sid_to_title={weights[1]}")
+            call(lake, train_interest_model, ranks, *plain, *given)
+    assert seen == [len(lake.sids) - 2] * 2
+    store = ArtifactStore(str(tmp_path))
+    made = [load_file(store.fetch(m) / "adapter.safetensors") for m in store.manifests("interest_model")]
+    rows_of_sids = [next(v for n, v in state.items() if "trainable_tokens" in n) for state in made]
+    assert not any(torch.equal(a, b) for a, b in combinations(rows_of_sids, 2))
 
 
 def test_walks_are_mixed_among_the_users_at_their_rate(tmp_path: Path) -> None:
@@ -339,6 +405,32 @@ def test_keys_that_the_cache_holds_are_not_generated_again(
     assert searched == [1]
     assert list(anchors_of(trained, second)) == [changed.user_id]
     assert context.counts.rows_in == context.counts.rows_out + context.counts.rows_dropped == 12
+
+
+def test_the_worker_looks_only_at_what_the_cache_got_since_the_requests(trained: InterestLake, ranks: Ranks) -> None:
+    """Requests compared with the cache as it is are taken as they are; with the version before, one user is found."""
+    days, model = [DAY + timedelta(days=n) for n in (12, 13, 14)], model_of(trained)
+    before = trained.lake.open("interest_anchors").version
+    users = [User(f"since-{u.user_id}", u.items) for u in trained.users(2, seed=10)]
+    trained.write_requests(users[:1], model.version, days[0], cache_version=before)
+    call(trained, generate_anchors, ranks, day=days[0])
+    for day, known, generated in ((days[1], before, 1), (days[2], before + 2, 2)):
+        trained.write_requests(users, model.version, day, cache_version=known)
+        assert call(trained, generate_anchors, ranks, day=day).counts.details["generated"] == generated
+
+
+def test_wider_beams_find_anchors_that_are_at_least_as_likely(trained: InterestLake, ranks: Ranks) -> None:
+    """All prefixes kept: the five most probable SIDs of the whole catalogue."""
+    first, second = DAY + timedelta(days=10), DAY + timedelta(days=11)
+    users, model = trained.users(6, seed=9), model_of(trained)
+    trained.write_requests([User(f"n{u.user_id}", u.items) for u in users], model.version, first)
+    call(trained, generate_anchors, ranks, day=first)
+    trained.write_requests([User(f"w{u.user_id}", u.items) for u in users], model.version, second)
+    call(trained, generate_anchors, ranks, "anchors.widths=[16, 96, 96]", day=second)
+    narrow, wide = anchors_of(trained, first), anchors_of(trained, second)
+    gains = [np.subtract(wide[f"w{u.user_id}"]["log_prob"], narrow[f"n{u.user_id}"]["log_prob"]) for u in users]
+    assert (np.array(gains) > -1e-5).all()
+    assert (np.array(gains) > 1e-3).any()
 
 
 def test_another_number_of_anchors_is_not_in_the_cache(trained: InterestLake, ranks: Ranks) -> None:

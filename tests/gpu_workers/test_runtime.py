@@ -43,6 +43,9 @@ def body(context, ranks):
             raise
         finally:
             write("failed", ranks, said)
+    if context.run_date.isoformat() == "2026-01-05":
+        write("after", ranks, said)
+        return
     said["broadcast"] = [ranks.broadcast_text(t if ranks.is_main else "not mine") for t in TEXTS] == TEXTS
     said["gathered"] = [ranks.gather_text(t if ranks.rank else "") for t in TEXTS] == [["", t] for t in TEXTS]
     said["nobody"] = ranks.gather_text("")
@@ -93,11 +96,14 @@ def outcome(tmp_path_factory) -> Outcome:
         port = probe.getsockname()[1]
     done = subprocess.run(
         [tool("deepspeed"), "--num_accelerators", "2", "--master_port", str(port), str(script), "--config",
-         str(config_file(root)), "--start-date", str(DAY), "--end-date", str(DAY + ONE), "--force"],
+         str(config_file(root)), "--start-date", str(DAY), "--end-date", str(DAY + 2 * ONE), "--force",
+         "--max-failures", "1"],
         env={**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "SAID": str(root), "OMP_NUM_THREADS": "1"},
         cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=280,
     )  # fmt: skip
-    said = {n: [json.loads(p.read_text()) for p in sorted(root.glob(f"{n}-*.json"))] for n in ("done", "failed")}
+    said = {
+        n: [json.loads(p.read_text()) for p in sorted(root.glob(f"{n}-*.json"))] for n in ("done", "failed", "after")
+    }
     return Outcome(done.returncode, done.stdout, said, root)
 
 
@@ -140,10 +146,20 @@ def test_what_fails_on_one_rank_ends_all_with_its_code_and_is_recorded(outcome):
     assert "rank 1 failed with exit code 3: GateError: too many dead codes: ☕" in peer[1]
     rows = Planner(small_config(outcome.root)).lake.open("job_runs").read().to_pylist()
     found = {r["run_date"]: (r["status"], r["error_class"], r["rows_out"], r["attempt"]) for r in rows}
+    assert found.pop(DAY + 2 * ONE) == ("done", "", 0, 1)
     assert found == {DAY: ("done", "", 3, 1), DAY + ONE: ("failed", "PeerError", 0, 1)}
     (failed,) = [r for r in rows if r["status"] == "failed"]
+    (done,) = [r for r in rows if r["run_date"] == DAY]
+    assert done["core_seconds"] > 0
+    assert (done["gpu_seconds"], done["bytes_in"] > 0) == (0.0, True)
+    assert failed["core_seconds"] is None, "the ranks parted before they could add up"
     assert "too many dead codes" in failed["error_message"], "the record names the reason, not only that there is one"
     assert "Traceback" not in outcome.text
+
+
+@pytest.mark.deepspeed
+def test_all_ranks_go_on_with_the_next_date_when_a_failure_is_allowed(outcome):
+    assert [r["rank"] for r in outcome.said["after"]] == [0, 1], outcome.text[-3000:]
 
 
 # ---- one rank --------------------------------------------------------------------------------------------------

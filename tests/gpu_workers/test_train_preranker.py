@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 from gpl_core.contracts import Column, load_contract
-from gpl_core.errors import LineageError, MissingInputError
+from gpl_core.errors import ContractError, LineageError, MissingInputError
 from gpl_core.prerank.export import load_variant
 from gpl_core.prerank.features import user_buckets
 from gpl_core.prerank.serving import ServedModel
@@ -35,8 +35,13 @@ def _likes(user: int, item: int) -> float:
     return 0.9 if user % 2 == item % 2 else 0.1
 
 
-def write_feed(lake: LabelsLake, day: date = DAY, rows: int = 240, unexposed: float = 0.6, **same: Any) -> None:
-    """A feed slice: odd-even tastes, exposed rows only of items 0-3, unexposed ones with the truth as pseudo-label."""
+def write_feed(
+    lake: LabelsLake, day: date = DAY, rows: int = 240, unexposed: float = 0.6, hint: bool = False, **same: Any
+) -> None:
+    """A feed slice: odd-even tastes, exposed rows only of items 0-3, unexposed ones with the truth as pseudo-label.
+
+    hint: with a passthrough column of that name that holds the target.
+    """
     rng = np.random.default_rng(day.toordinal())
     out = []
     for number in range(rows):
@@ -53,9 +58,12 @@ def write_feed(lake: LabelsLake, day: date = DAY, rows: int = 240, unexposed: fl
                 "position": 0 if exposed else -1, "event_time": 0, "dt_copy": day.isoformat(),
                 "sid_version": lake.tokenizer, "model_version": "" if exposed else lake.model,
                 "calibrator_version": "" if exposed else "cal-1", "shuffle_key": number, **same,
+                **({"hint": label if exposed else pseudo} if hint else {}),
             }
         )  # fmt: skip
-    lake.write("training_feed", {"dt": day.isoformat()}, out, files=2)
+    extra = (Column("hint", "double", nullable=True, comment="passed through"),) if hint else ()
+    contract = load_contract("training_feed").with_columns(extra)
+    lake.write("training_feed", {"dt": day.isoformat()}, out, files=2, contract=contract)
 
 
 def write_impressions(
@@ -64,8 +72,12 @@ def write_impressions(
     requests: int = 60,
     clicked: int | None = None,
     propensity: float | None = None,
+    hint: bool = False,
 ) -> None:
-    """Impressions of all items 0-9, a fifth of the requests uniformly exposed; propensity: in a column shown_with."""
+    """Impressions of all items 0-9, a fifth of the requests uniformly exposed.
+
+    propensity: in a column shown_with; hint: a column of that name holds the click.
+    """
     rng = np.random.default_rng(5)
     out = []
     for number in range(requests):
@@ -79,8 +91,9 @@ def write_impressions(
                     "is_random": number % 5 == 0,
                 }
             )  # fmt: skip
-    extra = () if propensity is None else (Column("shown_with", "double", nullable=True, comment="passed through"),)
-    rows = out if propensity is None else [{**row, "shown_with": propensity} for row in out]
+    names = [*(["shown_with"] if propensity is not None else []), *(["hint"] if hint else [])]
+    extra = tuple(Column(n, "double", nullable=True, comment="passed through") for n in names)
+    rows = [{**row, **{n: propensity if n == "shown_with" else float(row["clicked"]) for n in names}} for row in out]
     lake.write("impressions", {"dt": day.isoformat()}, rows, contract=load_contract("impressions").with_columns(extra))
 
 
@@ -192,6 +205,22 @@ def test_logged_propensities_add_an_off_policy_auc_and_a_sweep_adds_variants(lak
         found = figures["gpl", part, "snips_auc"]
         assert found["value"] == pytest.approx(figures["gpl", part, "auc"]["value"])
         assert f"{found['rows']} effective rows" in found["note"]
+
+
+def test_features_of_a_pair_reach_the_model_its_judges_and_who_serves_it(lake: LabelsLake, one_rank: Ranks) -> None:
+    write_feed(lake, hint=True)
+    write_impressions(lake, hint=True)
+    given = ("feed.passthrough={hint: double}", "prerank.steps=150", "prerank.learning_rate=0.02")
+    lake.run("train_preranker", train_preranker.body, *given, ranks=one_rank)
+    without = _figures(lake)["exposed_only", "exposed", "auc"]["value"]
+    lake.run("train_preranker", train_preranker.body, *given, "prerank.pair_features=[hint]", ranks=one_rank)
+    assert _figures(lake)["exposed_only", "exposed", "auc"]["value"] > without + 0.1
+    newest = max(lake.store.manifests("preranker"), key=lambda m: m.created_at)
+    served = ServedModel(lake.store.fetch(newest), "gpl-seed0")
+    low, high = (served.score_pairs([_user(0)], np.array([0]), np.array([[x]], np.float32)) for x in (0.0, 1.0))
+    assert high > low + 0.1
+    with pytest.raises(ContractError, match="pair features hint"):
+        served.score_pairs([_user(0)], np.array([0]))
 
 
 def test_one_class_is_absent_with_the_reason(lake: LabelsLake, one_rank: Ranks) -> None:

@@ -9,7 +9,9 @@ import pytest
 from deltalake import write_deltalake
 
 from gpl_core.errors import ContractError, MissingInputError, QuarantineError
-from spark_jobs import ingest
+from gpl_core.pipeline import engine_of
+from spark_jobs import ingest, retry_quarantine
+from spark_jobs.session import SparkStep
 from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
 
 pytestmark = pytest.mark.spark
@@ -81,21 +83,40 @@ def test_clean_tables(ingested):
     assert (counts.rows_in, counts.rows_quarantined, counts.rows_dropped) == (9, 0, 1)
 
 
-def test_a_platforms_own_column_names_are_mapped(lake, tmp_path, spark):
+def test_what_it_cost_stands_in_job_runs(done):
+    ((status, busy, gpu, read, details),) = done.rows(
+        "job_runs", "status", "core_seconds", "gpu_seconds", "bytes_in", "details"
+    )  # fmt: skip
+    assert (status, gpu) == ("done", 0.0)
+    assert (busy > 0, read > 0) == (True, True)
+    assert json.loads(details)["spark"]["shuffled_bytes"] > 0
+
+
+def test_each_log_is_written_by_one_engine(done):
+    """Their ways of locking a log never have to agree."""
+    for table in ("items", "impressions", "candidates", "interactions", "quarantine", "job_runs"):
+        logs = sorted((done.root / "tables" / table / "_delta_log").glob("*.json"))
+        said = [json.loads(line)["commitInfo"]["engineInfo"] for p in logs for line in p.read_text().splitlines()
+                if line.startswith('{"commitInfo"')]  # fmt: skip
+        engines = {"spark" if "Spark" in text else "delta-rs" for text in said}
+        assert engines == {engine_of(table)}, table
+
+
+def test_a_platforms_own_column_names_are_mapped(ingested, tmp_path, spark):
     """In the other house an item's id is called sku, its title item_id, and a click c."""
+    lake = ingested
     other = TinyLake(
         tmp_path / "other", spark,
         "lakehouse.columns={raw_items: {item_id: sku, title: item_id}, raw_impressions: {clicked: c}}",
     )  # fmt: skip
     names = {"raw_items": {"item_id": "sku", "title": "item_id"}, "raw_impressions": {"clicked": "c"}}
-    for table in ("raw_items", "raw_impressions", "raw_candidates"):
+    for table in ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions"):
         snapshot = lake.lake.open(table)
         rows = snapshot.read()
         theirs = rows.rename_columns([names.get(table, {}).get(c, c) for c in rows.column_names])
         write_deltalake(other.lake.uri(table), theirs, partition_by=list(snapshot.contract.partition_by) or None)
-    lake.run("ingest", ingest.run)
     other.run("ingest", ingest.run)
-    for table in ("items", "impressions", "candidates"):
+    for table in ("items", "impressions", "candidates", "interactions"):
         assert other.rows(table) == lake.rows(table)
 
 
@@ -178,6 +199,44 @@ def test_too_much_quarantine_stops_the_step_after_writing_it(ingested):
     assert reasons(lake) == [("raw_impressions", ("out_of_range",), 1)]
 
 
+def test_rows_whose_item_came_late_are_accepted_by_a_retry_and_nothing_else_is_written(ingested, monkeypatch):
+    """The item is described on D + 1: no raw slice of D changed, so ingest of D is done by what the tables say."""
+    lake = ingested
+    lake.candidates(("r2", "u2", "late"), ("r2", "u2", "never"))
+    lake.run("ingest", ingest.run)
+    before = lake.rows("candidates")
+    lake.items({"item_id": "late", "updated_at": at(1)})
+    lake.run("ingest", ingest.run, day(1))
+    assert lake.run("ingest", ingest.run) == "noop"
+    versions = {t: lake.version(t) for t in ("impressions", "interactions", "items")}
+
+    write = SparkStep.write_slice
+
+    def killed(step: SparkStep, table: str, *given, **more):
+        if table == "quarantine":
+            raise KeyboardInterrupt
+        return write(step, table, *given, **more)
+
+    monkeypatch.setattr(SparkStep, "write_slice", killed)
+    with pytest.raises(KeyboardInterrupt):
+        lake.run("ingest", retry_quarantine.run, force=True)
+    monkeypatch.setattr(SparkStep, "write_slice", write)
+    assert len(reasons(lake)) == 2, "not lost: the next retry finds it again"
+    lake.run("ingest", retry_quarantine.run, force=True)
+    assert lake.context.counts.details["retried"] == {"raw_candidates": 1}
+    assert [r for r in lake.rows("candidates") if r not in before] == [
+        r for r in lake.rows("candidates") if "late" in r
+    ]
+    assert len(lake.rows("candidates")) == len(before) + 1
+    assert reasons(lake) == [("raw_candidates", ("unknown_item",), 1)]
+    assert {t: lake.version(t) for t in versions} == versions
+    assert lake.run("ingest", ingest.run) == "noop"
+
+    versions = {t: lake.version(t) for t in ("candidates", "quarantine", *versions)}
+    lake.run("ingest", retry_quarantine.run, force=True)
+    assert {t: lake.version(t) for t in versions} == versions, "a second retry has nothing to do"
+
+
 def test_items_are_updated_by_later_updates_only_and_keep_their_index(ingested):
     lake = ingested
     lake.items(
@@ -213,16 +272,15 @@ def test_an_empty_day_gives_empty_slices_and_is_done(lake):
     assert lake.run("ingest", ingest.run, day(1)) == "noop"
 
 
-def test_history_in_one_go_equals_day_by_day(lake, tmp_path, spark):
-    for offset in (-2, -1):
-        lake.impressions(("r1", "u1", "a", 1), ("r9", "u1", "b", offset + 2), dt=day(offset))
-        lake.candidates(("r1", "u1", "a"), ("r1", "u1", "zz"), dt=day(offset))
+def test_history_in_one_go_equals_day_by_day(lake):
+    lake.impressions(("r1", "u1", "a", 1), ("r9", "u1", "b", 1), dt=day(-1))
+    lake.candidates(("r1", "u1", "a"), ("r1", "u1", "zz"), dt=day(-1))
     tables = ("impressions", "candidates", "interactions", "quarantine", "items")
-    lake.run("ingest", ingest.run, dates=(day(-2), day(-1), D))
+    lake.run("ingest", ingest.run, dates=(day(-1), D))
     at_once = {t: lake.rows(t) for t in tables}
-    assert all(lake.run("ingest", ingest.run, day(o)) == "noop" for o in (-2, -1, 0))
-    for offset in (-2, -1, 0):
-        lake.run("ingest", ingest.run, day(offset), force=True)
+    for on in (day(-1), D):
+        assert lake.run("ingest", ingest.run, on) == "noop"
+        lake.run("ingest", ingest.run, on, force=True)
     assert {t: lake.rows(t) for t in tables} == at_once
 
 

@@ -123,3 +123,17 @@ def test_planted_faults_are_measured_written_and_warned_of(lake):
     assert found["label_drift"][1] == pytest.approx(stability_index({"of 0.01": 9}, {"of 0.5": 1}))
     assert len(lake.context.counts.details["warnings"]) == 5
     assert lake.context.counts.details["monitors"]["coverage"]["status"] == "warn"
+
+
+@pytest.mark.spark
+def test_what_a_monitor_refuses_may_be_published_without_unexposed_rows(lake, tmp_path):
+    made = lake.copied(tmp_path)
+    settings = ("monitors.fail=[anchors_per_user]", "feed.publish=exposed_only_on_failure")
+    assert made.run("training_feed", training_feed.run, D, *settings, force=True) == "done"
+    assert made.feed("is_exposed", "item_index") == [(True, 0)]
+    told = made.mark_details("training_feed")
+    assert told["completeness"]["rows"] == "exposed_only"
+    assert told["completeness"]["because"].startswith("anchors_per_user 1 is below 2")
+    assert told["left_out"].pop("a monitor refused") == 1
+    assert sum(told["left_out"].values()) == 2
+    assert ("anchors_per_user", "fail") in made.rows("monitors", "monitor", "status", dt=D)

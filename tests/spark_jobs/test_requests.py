@@ -75,6 +75,8 @@ def test_only_what_the_cache_lacks_is_asked_for_and_what_it_holds_is_scored(lake
     details = lake.context.counts.details
     assert (details["users"], details["without_history"], details["cached"]) == (5, 1, 1)
     assert lake.run("anchor_requests", anchor_requests.run) == "noop"
+    _, mark = lake.lake.open("anchor_requests").mark(str(D))
+    assert mark.details["cache_version"] == lake.lake.open("interest_anchors").version
 
     lake.anchors(lake.model, ("u1", "h1"), ("u5", "h5"), dt=D)  # u4 got none
     assert lake.run("score_requests", score_requests.run) == "done"

@@ -142,6 +142,29 @@ def test_rerun_is_a_noop_and_forced_rerun_gives_the_same_rows(fed):
     assert lake.feed() == before
 
 
+def test_late_labels_hold_the_slice_back_or_let_its_exposed_rows_through_until_they_come(lake):
+    setting = "feed.publish=exposed_only_on_failure"
+    labels = lake.root / "tables" / "pseudo_labels"
+    labels.rename(lake.root / "late")
+    with pytest.raises(MissingInputError, match="pseudo_labels"):
+        lake.run("training_feed", training_feed.run)
+    assert lake.run("training_feed", training_feed.run, D, setting) == "done"
+    assert lake.feed("is_exposed", "request_id", "item_index") == [
+        (True, "r1", 0), (True, "r1", 1), (True, "r2", 1), (True, "r3", 0)
+    ]  # fmt: skip
+    manifest = json.loads((lake.root / manifest_path(lake.lake, D)).read_text())
+    assert manifest["completeness"] == {"rows": "exposed_only", "because": f"pseudo_labels has no slice dt={D}"}
+    assert (manifest["rows"], manifest["labelled"], manifest["left_out"]) == (4, 0, {"labels late": 7})
+    assert manifest["weight_sum"] == 4.0
+    assert lake.run("training_feed", training_feed.run, D, setting) == "noop"
+
+    (lake.root / "late").rename(labels)
+    assert lake.run("training_feed", training_feed.run, D, setting) == "done", "stale since the labels came"
+    assert len(lake.feed()) == 8
+    assert lake.mark_details("training_feed")["completeness"] == {"rows": "complete", "because": ""}
+    assert lake.run("training_feed", training_feed.run) == "noop", "the setting alone makes nothing stale"
+
+
 def test_even_files_in_the_order_of_the_shuffle_key(lake):
     """3,000 unexposed rows in files of 700: five files, each sorted by shuffle_key, sizes within a fifth."""
     users = [f"v{n}" for n in range(300)]

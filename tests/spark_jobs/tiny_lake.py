@@ -21,7 +21,7 @@ from gpl_core.lake import Lake, SliceMark
 from gpl_core.pipeline import Planner, find_step
 from gpl_core.runs import StepArguments, StepContext, run_step
 from spark_jobs.columns import with_passthrough
-from spark_jobs.session import SparkStep
+from spark_jobs.session import SparkStep, run_body
 
 D = date(2026, 1, 10)
 SETTINGS = (
@@ -157,7 +157,7 @@ class TinyLake:
                 context.bulk_dates = dates
                 context.bulk_states = {d: planner.state(find_step(name), d) for d in dates}
             self.context = context
-            job(SparkStep(self.spark, context))
+            run_body(self.spark, context, job)
 
         return run_step(Planner(config), name, dates[-1] if dates else on, args, body)
 

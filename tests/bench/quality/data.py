@@ -40,20 +40,24 @@ class Task:
         return rank[self.targets] >= self.items // 5
 
 
-def load_task(judged: str, targets: int | None = None) -> Task:
-    """``judged``: valid (rows: train) or test (rows: train and valid). ``targets``: a random sample of that many."""
+def load_task(judged: str, targets: int | None = None, every: int = 1) -> Task:
+    """``judged``: valid (rows: train) or test (rows: train and valid). ``targets``: a random sample of that many.
+
+    ``every``: train on each so-manieth user only.
+    """
     index = {json.loads(line)["item_id"]: n for n, line in enumerate(_lines("items"))}
     train, histories, wanted = [], [], []
     counts = np.zeros(len(index), dtype=np.int64)
     known = {"train"} if judged == "valid" else {"train", "valid"}
-    for line in _lines("sequences"):
+    for user, line in enumerate(_lines("sequences")):
         events = json.loads(line)["events"]
         items = np.array([index[e["item_id"]] for e in events])
         splits = [e["split"] for e in events]
         rows = items[[s in known for s in splits]]
-        np.add.at(counts, rows, 1)
-        if len(rows) > 1:
-            train.append(rows[-MOST_EVENTS:])
+        if user % every == 0:
+            np.add.at(counts, rows, 1)
+            if len(rows) > 1:
+                train.append(rows[-MOST_EVENTS:])
         for place, split in enumerate(splits):
             if split == judged and place:
                 histories.append(items[max(0, place - MOST_EVENTS) : place])
@@ -64,11 +68,16 @@ def load_task(judged: str, targets: int | None = None) -> Task:
     return Task(len(index), train, [histories[n] for n in chosen], np.array(wanted)[chosen], counts)
 
 
-def content_vectors() -> np.ndarray:
-    """The frozen text encoder's unit vectors of all items, float32 [items x d]."""
+def content_vectors(max_tokens: int = 96) -> np.ndarray:
+    """The frozen text encoder's unit vectors of all items, float32 [items x d], from ``max_tokens`` of their texts."""
     rows = [json.loads(line) for line in _lines("items")]
     contents = [ItemContent(n, f"{r['title']}. {r['brand']}. {r['description']}"[:500]) for n, r in enumerate(rows)]
-    return build_encoder([EncoderPart("minilm", options={"max_tokens": 96})]).encode(contents).vectors
+    return build_encoder([EncoderPart("minilm", options={"max_tokens": max_tokens})]).encode(contents).vectors
+
+
+def titles() -> list[str]:
+    """Every item's title, in the order of the item numbers."""
+    return [json.loads(line)["title"] for line in _lines("items")]
 
 
 def judge(rankings: np.ndarray, task: Task) -> dict[str, float]:

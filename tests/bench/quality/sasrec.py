@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,11 +64,20 @@ class SasRec(nn.Module):
 
 def train_sasrec(task: Task, settings: SasRecSettings, content: np.ndarray | None, seed: int) -> np.ndarray:
     """Train on the task's rows and rank its targets: int64 [T x RANKED]."""
+    return rankings_after(task, settings, content, seed, [settings.epochs])[settings.epochs]
+
+
+def rankings_after(
+    task: Task, settings: SasRecSettings, content: np.ndarray | None, seed: int, epochs: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """The ranking int64 [T x RANKED] after each number of ``epochs``: the rate is constant, so one run has them all."""
     torch.manual_seed(seed)
     model = SasRec(task.items, settings, content)
     optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
     random = np.random.default_rng(seed)
-    for _ in range(settings.epochs):
+    found = {}
+    for epoch in range(1, max(epochs) + 1):
+        model.train()
         order = random.permutation(len(task.train))
         for start in range(0, len(order), settings.batch_size):
             rows = _padded([task.train[n] for n in order[start : start + settings.batch_size]], task.items)
@@ -79,7 +89,12 @@ def train_sasrec(task: Task, settings: SasRecSettings, content: np.ndarray | Non
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    model.eval()
+        if epoch in epochs:
+            found[epoch] = _rank(model.eval(), task)
+    return found
+
+
+def _rank(model: SasRec, task: Task) -> np.ndarray:
     out = []
     with torch.no_grad():
         vectors = model.items()

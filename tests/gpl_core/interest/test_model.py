@@ -205,6 +205,16 @@ def test_damaged_bundles_are_refused(bundle, tmp_path: Path, checkpoint: Path) -
         load_bundle(folder, checkpoint, sid_version="sid-1")
 
 
+def test_a_tokenizer_of_another_checkpoint_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    """Ten tokens more than the model has rows for: their rows would be made up."""
+    shutil.copytree(checkpoint, tmp_path / "mixed")
+    tokenizer = load_base(checkpoint, torch.float32, "eager")[1]
+    tokenizer.add_tokens([f"<word_{n}>" for n in range(10)])
+    tokenizer.save_pretrained(tmp_path / "mixed")
+    with pytest.raises(UsageError, match=r"tokenizer at .*mixed has \d+ tokens, the model \d+ rows"):
+        build_interest_model(tmp_path / "mixed", SETTINGS)
+
+
 def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(MissingInputError, match="expected a Qwen2 checkpoint folder"):
         build_interest_model(tmp_path, SETTINGS)

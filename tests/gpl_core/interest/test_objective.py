@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpl_core.errors import ContractError, UsageError
+from gpl_core.interest.model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import (
     History,
@@ -20,7 +22,9 @@ from gpl_core.interest.packing import (
     training_packs,
     unflatten,
 )
+from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.targets import keep_probability
+from gpl_core.sids.trie import Trie
 from tests.gpl_core.interest.conftest import World
 from tests.gpl_core.interest.oracle import next_code_log_probs
 
@@ -96,6 +100,24 @@ def test_a_pack_without_targets_has_loss_zero(world: World) -> None:
         world.model.vocabulary, [History(world.histories[0], np.zeros(len(world.histories[0]), bool))], 9
     )
     assert interest_loss(target_log_probs(world.model, world.trie, pack)).item() == 0
+
+
+def test_recomputed_layers_have_the_same_gradients(checkpoint: Path) -> None:
+    rows = [all_targets(np.random.default_rng(n).integers(0, 8, (n, 3))) for n in (2, 5, 9)]
+    trie = DeviceTrie(Trie.build(np.concatenate([h.sids for h in rows]), 8))
+    gradients, kept = [], []
+    for again in (False, True):
+        model = build_interest_model(checkpoint, ModelSettings(3, 8, lora_rank=4)).train()
+        if again:
+            model.recompute_layers()
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
+            loss = interest_loss(target_log_probs(model, trie, pack_targets(model.vocabulary, rows, 20)))
+        loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+        kept.append(sum(saved))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert kept[1] < kept[0] / 2
 
 
 # --- packing

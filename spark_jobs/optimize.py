@@ -1,0 +1,62 @@
+"""Job: regroups the rows of one date into larger files, in every table that Spark writes. `gpl optimize` starts it.
+
+    spark-submit … spark_jobs/optimize.py --config CONFIG --run-date D
+
+Tables without dates are regrouped whole. Delta marks such a commit as changing no data: nothing turns stale.
+"""
+
+from __future__ import annotations
+
+from delta.tables import DeltaTable
+from pyspark.sql import functions as F
+
+from gpl_core.contracts import Contract
+from gpl_core.errors import ConflictError
+from gpl_core.lake import SliceMark
+from gpl_core.maintenance import compactable
+from spark_jobs.session import SparkStep, job_main, spark_path
+
+
+def run(step: SparkStep) -> None:
+    """One commit per table that has small files to join."""
+    sizes = str(step.config.maintenance.file_mb * 2**20)
+    settings = {
+        "spark.databricks.delta.optimize.minFileSize": sizes,
+        "spark.databricks.delta.optimize.maxFileSize": sizes,
+        "spark.databricks.delta.commitInfo.userMetadata": SliceMark("optimize", {}, step.context.run_id).to_json(),
+    }
+    for key, value in settings.items():
+        step.spark.conf.set(key, value)
+    try:
+        for contract in compactable(step.context.lake, "spark"):
+            step.context.counts.details[contract.name] = _optimize(step, contract)
+    finally:
+        for key in settings:
+            step.spark.conf.unset(key)
+
+
+def _optimize(step: SparkStep, contract: Contract) -> dict[str, int]:
+    lake = step.context.lake
+    builder = DeltaTable.forPath(step.spark, spark_path(lake.uri(contract.name))).optimize()
+    if "dt" in contract.partition_by:
+        builder = builder.where(f"dt = DATE '{step.run_date.isoformat()}'")
+    try:
+        metrics = builder.executeCompaction().select(F.col("metrics.numFilesRemoved"), F.col("metrics.numFilesAdded"))
+    except Exception as error:
+        if "Concurrent" in type(error).__name__ or "DELTA_CONCURRENT" in str(error):
+            raise ConflictError(
+                f"table {contract.name}: written by another run while it was compacted; nothing was changed, run gpl "
+                "optimize again"
+            ) from error
+        raise
+    gone, come = metrics.first()
+    return {"files_before": gone, "files_after": come}
+
+
+def main() -> None:
+    """Entry point."""
+    job_main("optimize", run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Job: ingests a date again when rows of its quarantine would be accepted now. `gpl quarantine retry` starts it.
+
+    spark-submit … spark_jobs/retry_quarantine.py --config CONFIG --run-date D
+
+A raw slice that changed is ingested anew by `gpl run`. This is for what no raw slice of D shows: items that arrived
+later. The rows go through ingest like any other; only tables that gain some are written, so nothing else turns stale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from gpl_core.runs import parse_arguments
+from spark_jobs import ingest
+from spark_jobs.session import SparkStep, run_jobs
+
+# Source of a quarantined row -> what ingest makes of it. A click is an interaction too.
+_OUTPUTS = {
+    "raw_impressions": ("impressions", "interactions"),
+    "raw_candidates": ("candidates",),
+    "raw_interactions": ("interactions",),
+}
+
+
+def repaired(quarantine: DataFrame, items: DataFrame) -> dict[str, int]:
+    """Source table -> rows that failed for an unknown item alone, which is known now."""
+    alone = F.forall("failed_checks", lambda check: check["name"] == "unknown_item")
+    asked = quarantine.where(alone).withColumn("item_id", F.get_json_object("row_json", "$.item_id"))
+    found = asked.join(items.select("item_id"), "item_id", "left_semi")
+    sums = found.groupBy("source_table").agg(F.sum("occurrences").alias("rows")).collect()  # one row per raw table
+    return {r["source_table"]: r["rows"] for r in sums}
+
+
+def run(step: SparkStep) -> None:
+    """Nothing when no row passes now; ingest as usual when it is due anyway."""
+    context, lake = step.context, step.context.lake
+    if context.state.status != "done":
+        ingest.run(step)
+        return
+    quarantine = step.read_version("quarantine", lake.open("quarantine").version)
+    items = step.read_version("items", lake.open("items").version)
+    rows = repaired(quarantine.where(F.col("dt") == F.lit(step.run_date)), items)
+    if rows:
+        context.force, context.rewrite = False, frozenset(t for source in rows for t in _OUTPUTS[source])
+        ingest.run(step)
+    context.counts.details["retried"] = rows
+
+
+def main() -> None:
+    """Entry point."""
+    # Forced: what ingest was made from is the same, so by the tables it is done.
+    run_jobs(
+        "retry_quarantine", lambda args: {"ingest": run},
+        lambda: replace(parse_arguments("retry_quarantine.py"), force=True),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
