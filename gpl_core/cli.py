@@ -492,11 +492,13 @@ def _optimize(args: argparse.Namespace, config: Config) -> int:
 def _vacuum(args: argparse.Namespace, config: Config) -> int:
     from gpl_core.maintenance import vacuum
 
-    lake = Lake.of(config.lakehouse)
+    lake, files = Lake.of(config.lakehouse), 0
+    verb = "would be deleted" if args.dry_run else "deleted"
     for found in vacuum(lake, args.retention_hours, dry_run=args.dry_run, ended=args.ended):
+        files += found.files
         if found.files:
-            verb = "would be deleted" if args.dry_run else "deleted"
             print(f"{found.table}: {found.files:,} files, {found.bytes:,} bytes {verb}")
+    print(f"in all {files:,} files {verb}")
     return 0
 
 

@@ -40,6 +40,8 @@ ELSEWHERE: Mapping[str, str] = {
     "gpl import-reviews --config amazon --items ../shared/data/amazon_industrial/items.jsonl.gz "
     "--sequences ../shared/data/amazon_industrial/sequences.jsonl.gz":
         "tests/gpl_core/simulation/test_reviews.py::test_dates_follow_the_shipped_configurations",
+    "gpl run --run-date D --from anchor_requests --force":
+        PIPELINE + "test_a_backfill_uses_no_model_trained_after_its_date",
     "gpl run --config shop.yaml --run-date D --from fit_calibrator --force":
         PIPELINE + "test_a_backfill_uses_no_model_trained_after_its_date",
     "gpl forget --config shop.yaml --user U --vacuum-hours 168":
