@@ -14,7 +14,7 @@ from gpl_core.contracts import Contract
 from gpl_core.errors import ConflictError
 from gpl_core.lake import SliceMark
 from gpl_core.maintenance import compactable
-from spark_jobs.session import SparkStep, job_main, spark_path
+from spark_jobs.session import SparkStep, is_conflict, job_main, spark_path
 
 
 def run(step: SparkStep) -> None:
@@ -43,7 +43,7 @@ def _optimize(step: SparkStep, contract: Contract) -> dict[str, int]:
     try:
         metrics = builder.executeCompaction().select(F.col("metrics.numFilesRemoved"), F.col("metrics.numFilesAdded"))
     except Exception as error:
-        if "Concurrent" in type(error).__name__ or "DELTA_CONCURRENT" in str(error):
+        if is_conflict(error):
             raise ConflictError(
                 f"table {contract.name}: written by another run while it was compacted; nothing was changed, run gpl "
                 "optimize again"

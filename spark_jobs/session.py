@@ -258,7 +258,7 @@ class SparkStep:
         try:
             save(app_id, version, mark.to_json(), spark_path(before.uri))
         except Exception as error:
-            if "Concurrent" in type(error).__name__ or "DELTA_CONCURRENT" in str(error):
+            if is_conflict(error):
                 raise ConflictError(
                     f"table {contract.name}: slice {sorted(mark.slices)} was written by another run at the same "
                     "time; nothing was changed, run the step again"
@@ -275,6 +275,11 @@ class SparkStep:
         commit = Commit(before.version, found, rows, size)
         self.context.committed(contract.name, commit)
         return commit
+
+
+def is_conflict(error: Exception) -> bool:
+    """Whether Delta refused a commit because another one came between."""
+    return "Concurrent" in type(error).__name__ or "DELTA_CONCURRENT" in str(error)
 
 
 def added(after: Any, before: Any) -> tuple[int, int]:
