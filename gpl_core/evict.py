@@ -9,13 +9,11 @@ too little.) `interest_anchors` is written by delta-rs alone, hence no Spark job
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gpl_core.contracts import load_contract
 from gpl_core.errors import MissingInputError
@@ -24,7 +22,6 @@ from gpl_core.lake import DataFile, Snapshot, file_groups
 from gpl_core.pipeline import Planner, StepState
 from gpl_core.rewrite import Mask, Removal, remove_rows
 from gpl_core.runs import Counts, new_run_id, record
-from gpl_core.storage import filesystem
 
 STEP = "evict_anchors"
 _KEYS_AT_A_TIME = 8_000_000  # cache keys in memory at a time: 64 MB
@@ -86,13 +83,13 @@ def _unneeded(cache: Snapshot, requests: Snapshot, oldest: date) -> list[Removal
     recent = requests.select(start=oldest)
     old = cache.select(end=oldest - timedelta(days=1))
     in_use = {
-        v for rows in _read(requests, recent, ["model_version"]) for v in rows["model_version"].unique().to_pylist()
+        v for rows in requests.row_groups(recent, ["model_version"]) for v in rows["model_version"].unique().to_pylist()
     }
     removals = [Removal(f, f.rows, None) for f in old if f.partition["model_version"] not in in_use]
     for files in file_groups([f for f in old if f.partition["model_version"] in in_use], _KEYS_AT_A_TIME):
         keys = np.unique(np.concatenate([_keys(cache, f) for f in files]))
         needed = np.zeros(len(keys), dtype=bool)
-        for rows in _read(requests, recent, ["user_id", "model_version"]):
+        for rows in requests.row_groups(recent, ["user_id", "model_version"]):
             wanted = hash_keys(*(rows[c].to_pylist() for c in ("user_id", "model_version")))
             needed[np.searchsorted(keys, wanted[members(wanted, keys)])] = True
         for file in files:
@@ -108,18 +105,8 @@ def _mask(file: DataFile, needed: np.ndarray) -> Mask:
 
 
 def _keys(cache: Snapshot, file: DataFile) -> np.ndarray:
-    return np.concatenate([_hashes(rows, file) for rows in _read(cache, [file], ["user_id"])])
+    return np.concatenate([_hashes(rows, file) for rows in cache.row_groups([file], ["user_id"])])
 
 
 def _hashes(rows: pa.Table, file: DataFile) -> np.ndarray:
     return hash_keys(rows["user_id"].to_pylist(), [file.partition["model_version"]] * len(rows))
-
-
-def _read(snapshot: Snapshot, files: Sequence[DataFile], columns: list[str]) -> Iterator[Any]:
-    """Row groups of `files`, `columns` only, as Arrow tables."""
-    for uri in snapshot.uris(files):
-        fs, path = filesystem(uri)
-        with fs.open(path, "rb") as handle:
-            reader = pq.ParquetFile(handle)
-            for group in range(reader.num_row_groups):
-                yield reader.read_row_group(group, columns=columns)

@@ -9,12 +9,11 @@ from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from deltalake import DeltaTable
 
 from gpl_core.contracts import Contract, all_contracts
 from gpl_core.errors import UsageError
 from gpl_core.lake import Lake, Snapshot
+from gpl_core.maintenance import delete_old_files
 from gpl_core.rewrite import Mask, Removal, remove_rows
 from gpl_core.storage import filesystem
 
@@ -56,11 +55,7 @@ def forget(
         found = remove_rows(lake, contract, partial(_removals, columns=columns, mask=mask), "forget", dry_run=dry_run)
         gone = 0
         if vacuum_hours is not None and not dry_run:
-            gone = len(
-                DeltaTable(lake.uri(contract.name)).vacuum(
-                    retention_hours=vacuum_hours, dry_run=False, enforce_retention_duration=False
-                )
-            )
+            gone = delete_old_files(lake, contract.name, vacuum_hours).files
         dates = tuple(sorted({r.file.partition["dt"] for r in found if "dt" in r.file.partition}))
         yield Forgotten(contract.name, sum(r.rows for r in found), len(found), gone, contract.owner, dates)
 
@@ -86,19 +81,11 @@ def _names(text: str, user: str) -> bool:
 
 def _removals(snapshot: Snapshot, columns: list[str], mask: Mask) -> list[Removal]:
     """The files that hold rows of the person; only the columns of the mask are read."""
-    found = []
-    for file, uri in zip(snapshot.files, snapshot.uris(snapshot.files), strict=True):
-        fs, path = filesystem(uri)
-        with fs.open(path, "rb") as handle:
-            reader = pq.ParquetFile(handle)
-            physical = [snapshot.columns.get(c, c) for c in columns]
-            mine = sum(
-                pc.sum(mask(reader.read_row_group(g, columns=physical).rename_columns(columns))).as_py() or 0
-                for g in range(reader.num_row_groups)
-            )
-        if mine:
-            found.append(Removal(file, mine, mask))
-    return found
+    counted = [
+        Removal(file, sum(pc.sum(mask(rows)).as_py() or 0 for rows in snapshot.row_groups([file], columns)), mask)
+        for file in snapshot.files
+    ]
+    return [removal for removal in counted if removal.rows]
 
 
 def forget_everywhere(lake: Lake, user: str, *, dry_run: bool, vacuum_hours: int | None) -> int:

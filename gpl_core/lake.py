@@ -279,6 +279,17 @@ class Snapshot:
             parts.append(pa.table(arrays, schema=schema))
         return pa.concat_tables(parts) if parts else schema.empty_table()
 
+    def row_groups(self, files: Sequence[DataFile], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """`columns` (none of the partition) of `files` under our names, one row group in memory at a time."""
+        physical = [self.columns.get(c, c) for c in columns]
+        for uri in self.uris(files):
+            fs, path = filesystem(uri)
+            with fs.open(path, "rb") as handle:
+                reader = pq.ParquetFile(handle)
+                for group in range(reader.num_row_groups):
+                    rows = reader.read_row_group(group, columns=physical)
+                    yield rows.select(physical).rename_columns(list(columns))
+
 
 @cache
 def _delta_fields(contract: Contract) -> tuple[tuple[str, Any, bool], ...]:
@@ -440,13 +451,7 @@ class Lake:
         before = self.create(contract)
         app_id = app_id or f"{mark.step}:{contract.name}:{','.join(sorted(mark.slices))}"
         last = before.transaction_version(app_id) if last is None else last
-        actions: list[AddAction | RemoveAction] = [
-            AddAction(
-                part["path"], part["size"], dict(part["partition"]), part["modified"], True,
-                json.dumps({"numRecords": part["rows"]}),
-            )
-            for part in parts
-        ]  # fmt: skip
+        actions: list[AddAction | RemoveAction] = [add_action(part) for part in parts]
         now = int(datetime.now(UTC).timestamp() * 1000)
         actions += [RemoveAction(p["path"], True, now, p["size"], dict(p["partition"])) for p in replaces]
         filters = [(k, "=", v) for k, v in partition.items()] if mode == "overwrite" and partition else None
@@ -484,6 +489,14 @@ class Lake:
                 before = newer
         after = self.open(contract.name, contract=contract)
         return Commit(before.version, after.version, sum(p["rows"] for p in parts), sum(p["size"] for p in parts))
+
+
+def add_action(part: Mapping[str, Any], data_change: bool = True) -> AddAction:
+    """What a commit says of a new part file (one of `PartWriter.parts`)."""
+    return AddAction(
+        part["path"], part["size"], dict(part["partition"]), part["modified"], data_change,
+        json.dumps({"numRecords": part["rows"]}),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

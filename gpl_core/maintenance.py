@@ -15,14 +15,13 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable
-from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction, RemoveAction
+from deltalake import DeltaTable
 
 from gpl_core.contracts import Contract, all_contracts
 from gpl_core.errors import ConflictError, ContractError, UsageError
 from gpl_core.lake import DataFile, Lake, SliceMark, Snapshot
 from gpl_core.pipeline import engine_of, find_step
+from gpl_core.rewrite import swap
 from gpl_core.storage import filesystem
 
 _TRIES = 5
@@ -71,11 +70,9 @@ def compact(
         if not groups:
             return Compacted(contract.name, len(files), len(files))
         parts = [_rewrite(lake, snapshot, group) for group in groups]
-        if _swap(snapshot, groups, parts, run_id):
-            after = len(files) - sum(map(len, groups)) + len(parts)
-            return Compacted(contract.name, len(files), after)
-        fs, base = filesystem(snapshot.uri)
-        fs.rm([f"{base}/{part['path']}" for part in parts])
+        gone = [file for group in groups for file in group]
+        if swap(snapshot, gone, parts, SliceMark("optimize", {}, run_id), data_change=False):
+            return Compacted(contract.name, len(files), len(files) - len(gone) + len(parts))
     raise ConflictError(
         f"table {contract.name}: written by other runs {_TRIES} times meanwhile; run gpl optimize again"
     )
@@ -121,31 +118,6 @@ def _rewrite(lake: Lake, snapshot: Snapshot, group: Sequence[DataFile]) -> dict[
                 writer.write(pa.concat_tables(held))
                 held = []
     return writer.parts[0]
-
-
-def _swap(
-    snapshot: Snapshot, groups: Sequence[Sequence[DataFile]], parts: Sequence[dict[str, Any]], run_id: str
-) -> bool:
-    """Commit `parts` in place of the files of `groups`; False when another commit came between."""
-    contract = snapshot.contract
-    table = DeltaTable(snapshot.uri, version=snapshot.version)
-    now = int(datetime.now(UTC).timestamp() * 1000)
-    actions: list[AddAction | RemoveAction] = []
-    for group, part in zip(groups, parts, strict=True):
-        partition = dict(part["partition"])
-        actions += [RemoveAction(f.path, False, now, f.size, partition) for f in group]
-        stats = json.dumps({"numRecords": part["rows"]})
-        actions.append(AddAction(part["path"], part["size"], partition, part["modified"], False, stats))
-    try:
-        table.create_write_transaction(
-            actions, "append", table.schema(), list(contract.partition_by) or None,
-            commit_properties=CommitProperties(
-                custom_metadata={"userMetadata": SliceMark("optimize", {}, run_id).to_json()}, max_commit_retries=0
-            ),
-        )  # fmt: skip
-    except CommitFailedError:
-        return False
-    return True
 
 
 # ---- vacuum ----------------------------------------------------------------------------------------------------
@@ -217,13 +189,23 @@ def vacuum(lake: Lake, hours: int, *, dry_run: bool = False, ended: Sequence[str
         if contract.owner == "platform" or not lake.exists(contract.name):
             continue
         busy = any(contract.name in (*(s := find_step(n)).writes, *s.also_writes) for n in running)
-        uri = lake.uri(contract.name)
-        # delta-rs says which; deleting them ourselves keeps its own record of the vacuum out of Spark's logs.
-        paths = DeltaTable(uri).vacuum(
-            retention_hours=hours, dry_run=True, enforce_retention_duration=False, full=not busy
-        )  # fmt: skip
-        fs, base = filesystem(uri)
-        there = {p: fs.size(f"{base}/{p}") for p in paths if fs.exists(f"{base}/{p}")}
-        if there and not dry_run:
-            fs.rm([f"{base}/{p}" for p in there])
-        yield Vacuumed(contract.name, len(there), sum(there.values()))
+        yield delete_old_files(lake, contract.name, hours, dry_run=dry_run, orphans=not busy)
+
+
+def delete_old_files(
+    lake: Lake, table: str, hours: int, *, dry_run: bool = False, orphans: bool = False
+) -> Vacuumed:  # fmt: skip
+    """Delete the files of one table that no version of the last `hours` names; orphans: those of killed writers too.
+
+    delta-rs says which; deleting them ourselves keeps its own record of the vacuum out of Spark's logs. Whether a run
+    still needs them is for the caller to know.
+    """
+    uri = lake.uri(table)
+    paths = DeltaTable(uri).vacuum(
+        retention_hours=hours, dry_run=True, enforce_retention_duration=False, full=orphans
+    )  # fmt: skip
+    fs, base = filesystem(uri)
+    there = {p: fs.size(f"{base}/{p}") for p in paths if fs.exists(f"{base}/{p}")}
+    if there and not dry_run:
+        fs.rm([f"{base}/{p}" for p in there])
+    return Vacuumed(table, len(there), sum(there.values()))

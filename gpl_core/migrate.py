@@ -10,7 +10,6 @@ kill, the old version stands in the table, every step refuses it, and the same c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,11 +20,10 @@ import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction
 
 from gpl_core.contracts import CONTRACT_VERSION, Column, Contract, Migration
 from gpl_core.errors import ConflictError, ContractError
-from gpl_core.lake import DataFile, Lake, SliceMark, Snapshot
+from gpl_core.lake import DataFile, Lake, SliceMark, Snapshot, add_action
 from gpl_core.maintenance import check_retention
 from gpl_core.storage import filesystem
 
@@ -148,14 +146,8 @@ def _rewrite_all(
     try:
         for file, uri in zip(snapshot.files, snapshot.uris(snapshot.files), strict=True):
             parts += _rewritten(lake, contract, file, uri, steps)
-        actions = [
-            AddAction(
-                p["path"], p["size"], dict(p["partition"]), p["modified"], True, json.dumps({"numRecords": p["rows"]})
-            )
-            for p in parts
-        ]  # fmt: skip
         table.create_write_transaction(
-            list(actions), "overwrite", DeltaSchema.from_json(contract.spark_json()),
+            [add_action(p) for p in parts], "overwrite", DeltaSchema.from_json(contract.spark_json()),
             list(contract.partition_by) or None,
             commit_properties=CommitProperties(
                 # No slice: the writer's slices are of the old version, and stale by their fingerprint.

@@ -1,15 +1,15 @@
-"""Take rows out of a table: the files that hold them are written anew by pyarrow and swapped in one commit.
+"""Swap files of a table for others in one commit; so take rows out, the files that hold them written anew by pyarrow.
 
 Not by delta-rs' own DELETE: it writes string views, which the pyarrow under Petastorm cannot read.
 """
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +20,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from gpl_core.contracts import Contract
 from gpl_core.errors import ConflictError
-from gpl_core.lake import DataFile, Lake, SliceMark, Snapshot
+from gpl_core.lake import DataFile, Lake, SliceMark, Snapshot, add_action
 from gpl_core.storage import filesystem
 
 _TRIES = 5
@@ -54,29 +54,46 @@ def remove_rows(
         found = find(snapshot)
         if dry_run or not found:
             return found
-        table = DeltaTable(snapshot.uri, version=snapshot.version)
-        now = int(datetime.now(UTC).timestamp() * 1000)
-        actions: list[AddAction | RemoveAction] = []
-        for removal in found:
-            file = removal.file
-            partition: dict[str, str | None] = {k: v for k, v in file.partition.items() if k in contract.partition_by}
-            actions.append(RemoveAction(file.path, True, now, file.size, partition))
-            if removal.mask and (made := _without(snapshot, file, removal.mask, partition)) is not None:
-                actions.append(made)
-        try:
-            table.create_write_transaction(
-                actions, "append", table.schema(), list(contract.partition_by) or None,
-                commit_properties=CommitProperties(
-                    custom_metadata={"userMetadata": SliceMark(step, {}, step).to_json()}, max_commit_retries=0
-                ),
-            )  # fmt: skip
+        parts = [
+            made for r in found
+            if r.mask and (made := _without(snapshot, r.file, r.mask)) is not None
+        ]  # fmt: skip
+        if swap(snapshot, [r.file for r in found], parts, SliceMark(step, {}, step)):
             return found
-        except CommitFailedError:  # somebody else committed: look again; the new files are nobody's
-            continue
     raise ConflictError(f"table {contract.name}: written by other runs {_TRIES} times meanwhile; run gpl {step} again")
 
 
-def _without(snapshot: Snapshot, file: DataFile, mask: Mask, partition: dict[str, str | None]) -> AddAction | None:
+def swap(
+    snapshot: Snapshot, gone: Iterable[DataFile], come: Sequence[Mapping[str, Any]], mark: SliceMark,
+    *, data_change: bool = True,
+) -> bool:  # fmt: skip
+    """Commit part files `come` (as `PartWriter.parts`) in place of `gone`; False when another commit came between.
+
+    Then `come` is deleted again. data_change=False says that the rows are the same, only grouped otherwise.
+    """
+    keys = snapshot.contract.partition_by
+    table = DeltaTable(snapshot.uri, version=snapshot.version)
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    actions: list[AddAction | RemoveAction] = [
+        RemoveAction(f.path, data_change, now, f.size, {k: f.partition[k] for k in keys}) for f in gone
+    ]
+    actions += [add_action(part, data_change) for part in come]
+    try:
+        table.create_write_transaction(
+            actions, "append", table.schema(), list(keys) or None,
+            commit_properties=CommitProperties(
+                custom_metadata={"userMetadata": mark.to_json()}, max_commit_retries=0
+            ),
+        )  # fmt: skip
+    except CommitFailedError:
+        fs, base = filesystem(snapshot.uri)
+        if come:
+            fs.rm([f"{base}/{part['path']}" for part in come])
+        return False
+    return True
+
+
+def _without(snapshot: Snapshot, file: DataFile, mask: Mask) -> dict[str, Any] | None:
     """`file` written anew without the rows of `mask`, row group by row group; None when nothing is left."""
     (uri,) = snapshot.uris([file])
     folder = file.path.rpartition("/")[0]
@@ -97,4 +114,7 @@ def _without(snapshot: Snapshot, file: DataFile, mask: Mask, partition: dict[str
         fs.rm(f"{base}/{path}")
         return None
     modified = int(datetime.now(UTC).timestamp() * 1000)
-    return AddAction(path, fs.size(f"{base}/{path}"), partition, modified, True, json.dumps({"numRecords": rows}))
+    partition = {k: file.partition[k] for k in snapshot.contract.partition_by}
+    return {
+        "path": path, "partition": partition, "rows": rows, "size": fs.size(f"{base}/{path}"), "modified": modified
+    }  # fmt: skip
