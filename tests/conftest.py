@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-DELTA_PACKAGE = "io.delta:delta-spark_4.0_2.13:4.2.0"
+from gpl_core.launch import DELTA_PACKAGE
+from tests.support import JVM
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +24,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
         .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
         .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
         .config("spark.driver.memory", "1g")
-        # A test JVM lives for a minute: the first compiler tier and the plain collector win on two cores.
-        .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss4m")
+        .config("spark.driver.extraJavaOptions", JVM)
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         # Tables of ten rows: two tasks show that partitioning does not matter, more only cost time.

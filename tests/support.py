@@ -18,6 +18,8 @@ from gpl_core.lake import Commit, Lake, SliceMark
 DIMS = {"H": 2, "L": 3, "K": 2, "B": 4, "E": 2, "d": 4}
 DAY = date(2026, 1, 3)
 ONE = timedelta(days=1)
+# A test JVM lives for a minute: the first compiler tier and the plain collector win on two cores.
+JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss4m"
 WORDS = ("", "a", "None", "ключ", "naïve ☕", 'it\'s "quoted"\n, ok', "0")
 
 

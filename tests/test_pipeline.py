@@ -32,11 +32,11 @@ from gpl_core.lake import SliceMark
 from gpl_core.launch import DELTA_PACKAGE, script_path, tool
 from gpl_core.pipeline import STEPS, Planner
 from tests.documented import PAGES, commands, runner, typed
+from tests.support import JVM
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed]
 
 FIRST, LAST = date(2026, 1, 3), date(2026, 1, 4)
-JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss4m"
 SMALL: dict[str, Any] = {
     "run": {"start_date": "2026-01-03", "end_date": "2026-01-04", "history_start": "2025-12-24"},
     "launch": {
