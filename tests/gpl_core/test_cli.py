@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpl_core import cli
+from gpl_core import running
 from gpl_core.cli import main
 from gpl_core.pipeline import STEPS, Planner
 from gpl_core.views import dictionary
@@ -174,7 +174,7 @@ def test_a_run_with_nothing_to_do_starts_nothing_writes_nothing_and_says_so(fini
     shutil.copytree(finished / "lake", tmp_path / "lake")
     config = str(config_file(tmp_path))
     before = tree(tmp_path)
-    monkeypatch.setattr(cli, "_launch", lambda *given: pytest.fail(f"started {given[0]}"))
+    monkeypatch.setattr(running, "_launch", lambda *given: pytest.fail(f"started {given[0]}"))
     assert main(["run", "--config", config]) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert tree(tmp_path) == before
@@ -183,13 +183,13 @@ def test_a_run_with_nothing_to_do_starts_nothing_writes_nothing_and_says_so(fini
 def stub(monkeypatch, code: str) -> list[list[str]]:
     """Make every launch run `code` in Python instead; the real commands in order."""
     commands: list[list[str]] = []
-    real = cli.command
+    real = running.command
 
     def command(*given, **more):
         commands.append(real(*given, **more))
         return [sys.executable, "-c", code, *commands[-1][1:]]
 
-    monkeypatch.setattr(cli, "command", command)
+    monkeypatch.setattr(running, "command", command)
     return commands
 
 
@@ -234,13 +234,13 @@ def test_a_step_is_told_of_while_its_launch_goes_on(config, monkeypatch, tmp_pat
         f"print({json.dumps(REPORT)!r}, flush=True); open({str(shown)!r}).read()"
     )
     stub(monkeypatch, child)
-    real = cli._say
+    real = running._say
 
     def say(console, line):
         real(console, line)
         os.close(os.open(shown, os.O_WRONLY))
 
-    monkeypatch.setattr(cli, "_say", say)
+    monkeypatch.setattr(running, "_say", say)
     assert main(["run", "--config", config, "--only", "samples", "--run-date", "2026-01-03"]) == 0
 
 
@@ -354,9 +354,9 @@ def test_only_dates_that_are_not_done_are_started(finished, tmp_path, monkeypatc
 
 ENDED = """
 import sys
-from gpl_core import cli
+from gpl_core import cli, running
 child = "import os, signal, sys; print(os.getpid(), file=sys.stderr, flush=True); signal.pause()"
-cli.command = lambda *given, **more: [sys.executable, "-c", child]
+running.command = lambda *given, **more: [sys.executable, "-c", child]
 sys.exit(cli.main(["run", "--config", sys.argv[1], "--only", "samples", "--verbose"]))
 """
 

@@ -12,9 +12,10 @@ import sys
 
 import pytest
 
-from gpl_core import cli
+from gpl_core import running
 from gpl_core.cli import main
 from gpl_core.errors import UsageError, exit_code_of, told
+from gpl_core.lake import Lake
 from gpl_core.runs import exit_with
 from tests.support import DAY, config_file, put, small_config
 
@@ -49,7 +50,7 @@ def config(tmp_path) -> str:
 )  # fmt: skip
 def test_a_mistake_is_told_in_one_message(config, monkeypatch, capsys, arguments, code, told):
     if "not on PATH" in told:
-        monkeypatch.setattr(cli, "command", lambda *given, **named: ["/nowhere/spark-submit", "x.py"])
+        monkeypatch.setattr(running, "command", lambda *given, **named: ["/nowhere/spark-submit", "x.py"])
     assert main([arguments[0], "--config", config, *arguments[1:]]) == code
     error = capsys.readouterr().err
     assert told in error
@@ -76,8 +77,8 @@ def test_a_file_that_is_no_configuration(tmp_path, capsys, body, told):
 
 
 def test_a_mistyped_run_date_is_warned_of(config, tmp_path, monkeypatch, capsys):
-    put(cli.Lake(str(tmp_path / "lake")), "raw_impressions", 3)
-    monkeypatch.setattr(cli, "command", lambda *given, **named: [sys.executable, "-c", ""])
+    put(Lake(str(tmp_path / "lake")), "raw_impressions", 3)
+    monkeypatch.setattr(running, "command", lambda *given, **named: [sys.executable, "-c", ""])
     assert main(["run", "--config", config, "--only", "samples", "--run-date", "2062-01-03"]) == 0
     assert f"warning: raw_impressions has no rows for 2062-01-03; it has {DAY} to {DAY}" in capsys.readouterr().err
     assert main(["run", "--config", config, "--only", "samples", "--run-date", DAY.isoformat()]) == 0
@@ -90,7 +91,7 @@ def test_a_root_that_does_not_exist_is_noted(config, capsys):
 
 
 def test_a_launch_that_dies_names_what_the_machine_lacks(config, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "command", lambda *given, **named: [sys.executable, "-c", "import sys; sys.exit(1)"])
+    monkeypatch.setattr(running, "command", lambda *given, **named: [sys.executable, "-c", "import sys; sys.exit(1)"])
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["run", "--config", config, "--only", "samples"]) == 1
     error = capsys.readouterr().err
@@ -110,7 +111,7 @@ def test_a_launch_that_dies_names_what_the_machine_lacks(config, monkeypatch, ca
 )
 def test_what_only_a_library_saw_is_told_once_with_what_to_do(config, monkeypatch, capsys, words, hint):
     child = f"import sys; print({words!r}, file=sys.stderr); sys.exit(1)"
-    monkeypatch.setattr(cli, "command", lambda *given, **named: [sys.executable, "-c", child])
+    monkeypatch.setattr(running, "command", lambda *given, **named: [sys.executable, "-c", child])
     assert main(["run", "--config", config, "--only", "samples"]) == 1
     hints = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hint: ")]
     assert len(hints) == 1
