@@ -23,6 +23,7 @@ from gpl_core import __version__
 from gpl_core.artifacts import ArtifactStore, Manifest
 from gpl_core.config import Config, date_range, load_config
 from gpl_core.contracts import Contract, load_contract
+from gpl_core.dry_run import print_dry_run
 from gpl_core.errors import ConflictError, GplError, MissingInputError, UsageError, exit_code_of, told
 from gpl_core.lake import WHOLE, Commit, Lake, SliceMark, Snapshot
 from gpl_core.pipeline import Planner, Read, StepState, find_step
@@ -290,7 +291,7 @@ def run_step(planner: Planner, name: str, run_date: date, args: StepArguments, b
     try:
         state = planner.state(step, run_date)
         if args.dry_run:
-            print_dry_run(planner, name, run_date, state)
+            print_dry_run(planner, name, run_date, state, force=args.force)
             return "planned"
         if not state.may_run(force=args.force):
             raise MissingInputError(state.reason)
@@ -409,32 +410,6 @@ def _append(lake: Lake, row: dict[str, Any], begun: Begun | None = None) -> Begu
             if not remaining:
                 raise
     raise AssertionError("unreachable: the last try returns or raises")
-
-
-def print_dry_run(planner: Planner, step: str, run_date: date, state: StepState) -> None:
-    """Say on stdout what the step would read, with rows and bytes in its scope by the tables' logs, and write.
-
-    A table that is looked up by key counts whole: how much of it is read depends on the rows.
-    """
-    found = find_step(step)
-    inputs = {name: dict(entry) for name, entry in state.inputs.items()}
-    for read in found.reads:
-        snapshot = planner.snapshot(read.table) if read.table in inputs else None
-        if snapshot is not None:
-            files = planner.files(snapshot, read, run_date)
-            entry = inputs[read.table]
-            entry["rows"] = int(entry.get("rows", 0)) + Snapshot.rows(files)
-            entry["bytes"] = int(entry.get("bytes", 0)) + sum(f.size for f in files)
-    body = {
-        "step": step,
-        "run_date": run_date.isoformat(),
-        "state": state.status,
-        "reason": state.reason,
-        "would_read": inputs,
-        "would_write": [*found.writes, *found.also_writes],
-        "would_publish": found.publishes,
-    }
-    print(json.dumps(body, sort_keys=True), flush=True)
 
 
 def setup_logging() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from gpl_core.dry_run import print_dry_run
 from gpl_core.errors import GplError, MissingInputError, exit_code_of
 from gpl_core.lake import Commit, SliceMark
 from gpl_core.pipeline import Planner, StepState, find_step
@@ -31,7 +32,6 @@ from gpl_core.runs import (
     exit_with,
     log,
     parse_arguments,
-    print_dry_run,
     record,
     setup_logging,
 )
@@ -205,7 +205,7 @@ def _run_date(name: str, run_date: date, args: StepArguments, body: WorkerBody, 
         state = _agreed_state(planner, name, run_date, ranks)
         if args.dry_run:
             if ranks.is_main:
-                print_dry_run(planner, name, run_date, state)
+                print_dry_run(planner, name, run_date, state, force=args.force)
             return
         if not state.may_run(force=args.force):
             with ranks.together():

@@ -330,7 +330,9 @@ def run_jobs(
         failures = Failures(args.max_failures)
         spark = None if args.dry_run else start_session(program)
         for name, job in jobs.items():
-            history = tuple(d for d in args.dates if args.bulk_through and d <= args.bulk_through)
+            # A dry run says one line per date, of history too.
+            through = None if args.dry_run else args.bulk_through
+            history = tuple(d for d in args.dates if through and d <= through)
             if history:
                 _run_bulk(spark, name, job, args, history)
             for run_date in args.dates[len(history) :]:

@@ -12,7 +12,7 @@ import pytest
 
 from gpl_core.errors import ContractError, GateError, MissingInputError, UsageError
 from gpl_core.lake import SliceMark, Snapshot
-from gpl_core.pipeline import Planner, StepState
+from gpl_core.pipeline import Planner, StepState, find_step
 from gpl_core.runs import (
     Counts,
     Failures,
@@ -229,7 +229,41 @@ def test_a_dry_run_writes_nothing_and_says_what_it_would(ready, tmp_path, capsys
     assert said["would_read"]["items"]["version"] == 1
     assert said["would_read"]["items"]["rows"] == Snapshot.rows(items.files) > 0
     assert said["would_read"]["items"]["bytes"] == sum(f.size for f in items.files)
-    assert said["would_write"] == ["item_embeddings", "worker_rejects"]
+    nothing = {"version": None, "files": 0, "rows": 0, "bytes": 0}
+    assert said["would_write"] == {
+        "item_embeddings": {"how": "merge", "where": "all rows", **nothing},
+        "worker_rejects": {"how": "replace", "where": f"dt = '{DAY}' AND step = '{STEP}'", **nothing},
+    }
+
+
+def test_a_dry_run_tells_the_size_of_what_it_would_replace_and_what_it_keeps(config, capsys):
+    planner = Planner(config)
+    for day, rows in ((DAY, 3), (DAY + ONE, 5)):
+        put(planner.lake, "pair_scores", rows, day=day)
+    put(planner.lake, "raw_items", 2)
+    for table in ("raw_impressions", "raw_candidates"):
+        put(planner.lake, table, 4)
+    for table in ("impressions", "candidates"):
+        mark = Planner(config).state(find_step("ingest"), DAY).fingerprint_of(table)
+        put(planner.lake, table, 2, fingerprint=mark if table == "candidates" else "of other inputs")
+
+    def written(step: str, force: bool = False) -> dict:
+        run_step(Planner(config), step, DAY, arguments(config, dry_run=True, force=force), encode)
+        return json.loads(capsys.readouterr().out)["would_write"]
+
+    scores = planner.lake.open("pair_scores")
+    (old,) = scores.select(start=DAY, end=DAY)
+    assert written("score_candidates")["pair_scores"] == {
+        "how": "replace", "where": f"dt = '{DAY}'", "version": scores.version, "files": 1, "rows": 3, "bytes": old.size,
+    }  # fmt: skip
+    assert {t: w["how"] for t, w in written("ingest").items()} == {
+        "quarantine": "replace", "impressions": "replace", "candidates": "keep", "interactions": "replace",
+        "items": "merge",
+    }  # fmt: skip
+    assert written("ingest", force=True)["candidates"]["how"] == "replace"
+    assert written("generate_anchors")["interest_anchors"]["how"] == "merge"
+    assert written("optimize")["candidates"]["how"] == "compact"
+    assert [*written("report").values()] == [{"how": "replace", "bytes": 0}]
 
 
 def test_a_dry_run_of_a_blocked_step_is_an_answer_not_a_failure(config, tmp_path, capsys):
