@@ -17,9 +17,9 @@ _LOGICAL_DATE = "%RUN_DATE%"  # stands for the run date in a task's command
 
 _DAG = '''"""Daily run of GPL, a task per step. Written by `gpl plan --format airflow`: make it anew, do not edit it.
 
-The logical date is the run date D: it runs at the end of D, when the slices of D are whole. Exit codes: 0 success, 1
-is tried again, 2 and 3 fail at once (a retry cannot help), 4 (an input is missing) is tried again and skips the rest of
-the date when it is still missing at the last try. A step that is done ends at once, so tasks may be cleared freely.
+The logical date is the run date D: it runs at the end of D, and does not wait for slices that the platform writes late.
+Exit codes: 0 (done, or nothing to do) is success; 2 (configuration), 3 (contract or gate) and 4 (an input is missing)
+fail at once, since a retry cannot help; any other is tried again. A step that is done ends at once: clear tasks freely.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from datetime import datetime, timedelta, timezone
 
 try:  # Airflow 3
     from airflow.sdk import DAG, get_current_context, task
-    from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+    from airflow.sdk.exceptions import AirflowException, AirflowFailException
 except ImportError:  # Airflow 2
     from airflow import DAG
     from airflow.decorators import task
-    from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+    from airflow.exceptions import AirflowException, AirflowFailException
     from airflow.operators.python import get_current_context
 from airflow.timetables.interval import CronDataIntervalTimetable
 
@@ -45,15 +45,13 @@ HISTORY = @HISTORY@  # before the first date, once
 STEPS = @STEPS@
 
 
-def launch(command: str, run_date: str, last_try: bool) -> None:
+def launch(command: str, run_date: str) -> None:
     """Run one launcher command for `run_date` and turn its exit code into what Airflow understands."""
     command = command.replace("@DATE@", run_date)
     print("running", command)
     code = subprocess.run(shlex.split(command), env={**os.environ, **ENVIRONMENT}, check=False).returncode
-    if code in (2, 3):
-        raise AirflowFailException(f"exit code {code}: configuration, contract or gate; see the step's message above")
-    if code == 4 and last_try:
-        raise AirflowSkipException("exit code 4: an input of this date is still missing")
+    if code in (2, 3, 4):
+        raise AirflowFailException(f"exit code {code}: a retry cannot help; see the step's message above")
     if code:
         raise AirflowException(f"exit code {code}")
 
@@ -76,12 +74,13 @@ with DAG(
 
     @task
     def run_step(step: str) -> None:
-        context = get_current_context()
-        run_date = context["data_interval_start"].strftime("%Y-%m-%d")
-        last_try = context["ti"].try_number > context["ti"].max_tries
+        logical_date = get_current_context()["dag_run"].logical_date
+        if logical_date is None:
+            raise AirflowFailException("trigger this DAG with a logical date: it is the run date")
+        run_date = logical_date.strftime("%Y-%m-%d")
         if step == "ingest" and HISTORY and run_date == datetime(*FIRST).strftime("%Y-%m-%d"):
-            launch(HISTORY, run_date, last_try)
-        launch(STEPS[step], run_date, last_try)
+            launch(HISTORY, run_date)
+        launch(STEPS[step], run_date)
 
     previous = None
     for name in STEPS:

@@ -30,6 +30,8 @@ ELSEWHERE: Mapping[str, str] = {
     "make bench": "tests/bench/results",
     "python -m tests.bench.table": "tests/test_docs.py::test_the_page_of_benchmarks_can_be_written",
     "python -m pytest tests/gpl_core/labels/test_calibration.py": "tests/gpl_core/labels/test_calibration.py",
+    "GPL_AIRFLOW_PYTHON=/tmp/airflow/bin/python python -m pytest tests/gpl_core/test_schedule.py":
+        "tests/gpl_core/test_schedule.py::test_airflow_itself_loads_the_dag_and_runs_it_for_a_date",
     "python -m pytest -k reliability": "tests/gpl_core/labels/test_calibration.py",
     "python -m pytest -m not spark and not deepspeed and not pipeline": ".ci/run",
     # mkdocs is in no extra: what --strict would refuse is looked for without it.
