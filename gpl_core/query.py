@@ -180,13 +180,13 @@ def check_reads(sql: str) -> str:
         raise UsageError(
             f"gpl sql only reads: SELECT, WITH, VALUES, EXPLAIN, DESCRIBE name or SHOW TABLES; found '{kind or sql}'"
         )
-    if ";" in code:
-        raise UsageError("gpl sql takes one statement; remove what follows the ';'")
-    # The engine reads \' inside E'…' as part of the string, this check does not: no such strings.
-    if re.search(r"\b[eE]'|\$\$", sql):
-        raise UsageError("gpl sql takes plain strings only: '…' with '' for a quote")
     # A quoted identifier is a name, whatever it says.
     bare = re.sub(r'"[^"]*"|`[^`]*`', " ", code)
+    if ";" in bare:
+        raise UsageError("gpl sql takes one statement; remove what follows the ';'")
+    # What the engine reads as a string and this check does not: E'…\'…' and $tag$…$tag$.
+    if re.search(r"\b[eE]'", sql) or "$" in bare:
+        raise UsageError("gpl sql takes plain strings only: '…' with '' for a quote")
     if writing := sorted({w.lower() for w in re.findall(r"[A-Za-z_]\w*", bare)} & _WRITES):
         raise UsageError(f"gpl sql only reads; '{writing[0].upper()}' writes (a column of that name: put it in quotes)")
     if kind == "show" and not re.fullmatch(r"(?is)\s*show\s+tables\s*", code):

@@ -14,7 +14,7 @@ from importlib import resources
 from gpl_core.contracts import all_contracts, data_dictionary
 from gpl_core.errors import ContractError
 
-_QUOTED_OR_COMMENT = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.S)
+_QUOTED_OR_COMMENT = re.compile(r"""'(?:[^']|'')*'|"[^"]*"|`[^`]*`|--[^\n]*|/\*.*?\*/""", re.S)
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def words(sql: str) -> set[str]:
 
 
 def code_of(sql: str) -> str:
-    """`sql` without comments, its strings empty."""
-    return _QUOTED_OR_COMMENT.sub(lambda m: "''" if m.group().startswith("'") else " ", sql)
+    """`sql` without comments, its strings empty, its quoted identifiers as they are."""
+    return _QUOTED_OR_COMMENT.sub(lambda m: {"'": "''", "-": " ", "/": " "}.get(m[0][0], m[0]), sql)
 
 
 @cache

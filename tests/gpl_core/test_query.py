@@ -112,6 +112,10 @@ def test_no_view_is_called_like_a_table():
         "EXPLAIN ANALYZE COPY (SELECT 1) TO 'FILE'", "/* SELECT */ CREATE VIEW v AS SELECT 1", "SELECT 1; SELECT 2",
         "CREATE EXTERNAL TABLE x STORED AS CSV LOCATION 'FILE'", "SET x = 1", "SHOW ALL", "DESCRIBE SELECT 1", "",
         r"WITH x AS (SELECT E'\'') INSERT INTO items SELECT '1'", "EXPLAIN EXPLAIN ANALYZE DELETE FROM items",
+        "COPY items TO 'FILE'", "ATTACH 'FILE' AS x", "INSTALL httpfs", "PRAGMA database_list", "TABLE items",
+        "SELECT * FROM '/etc/passwd'", 'SELECT * FROM "/etc/passwd"', "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM items; SELECT * FROM items", "SELECT * INTO x FROM items",
+        "EXPLAIN ANALYZE INSERT INTO items SELECT 1",
     ],
 )  # fmt: skip
 def test_what_does_not_only_read_is_refused_and_changes_nothing(gpl, lake, tmp_path, sql):
@@ -124,7 +128,31 @@ def test_what_does_not_only_read_is_refused_and_changes_nothing(gpl, lake, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("sql", ["SELECT 'DROP'';' AS x", 'SELECT "set" FROM t', "(SELECT 1)", "-- drop\nSELECT 1"])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH \"'\" AS (SELECT 1) INSERT INTO items SELECT 1 AS \"'\"",
+        'WITH "--" AS (SELECT 1) INSERT INTO items SELECT 1',
+        "WITH `/*` AS (SELECT 1) INSERT INTO items SELECT 1 AS `*/`", 'SELECT 1 AS "--"; COPY items TO 0',
+        "WITH x AS (SELECT $a$'$a$) INSERT INTO items SELECT 1 -- '",
+    ],
+)  # fmt: skip
+def test_no_quoted_name_hides_what_writes_from_the_check_itself(sql):
+    with pytest.raises(UsageError, match=r"only reads|one statement|plain strings"):
+        check_reads(sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        'SELECT 1 AS "a;\'b"',
+        "SELECT '$5'",
+        "SELECT 'DROP'';' AS x",
+        'SELECT "set" FROM t',
+        "(SELECT 1)",
+        "-- drop\nSELECT 1",
+    ],
+)
 def test_words_inside_strings_names_and_comments_are_no_statement(sql):
     assert check_reads(sql) == "select"
 
