@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,16 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", t.lower()).strip().replace(" ", "-") for t in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_the_site_is_built_and_holds_every_page(tmp_path):
+    """mkdocs in its strict mode refuses links that lead nowhere, and pages that stand in no menu."""
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    built = {p.parent.name for p in tmp_path.rglob("index.html")} | {"index"}
+    assert {p.stem for p in (ROOT / "docs").rglob("*.md")} <= built
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
 def test_every_link_leads_to_a_file_and_a_heading(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
