@@ -88,8 +88,8 @@ FOR_REASONS = ("user_sequences", "score_requests", "worker_rejects")
 FOR_MONITORS = ("quarantine", "impressions", "candidates", "interactions")
 FOR_REPORT = (
     "monitors", "impressions", "candidates", "interactions", "exposed_samples", "unexposed_samples", "user_sequences",
-    "anchor_requests", "interest_anchors", "score_requests", "pair_scores", "item_stats", "item_sids", "items",
-    "job_runs",
+    "anchor_requests", "interest_anchors", "score_requests", "pair_scores", "item_stats", "user_stats",
+    "item_sids", "items", "job_runs",
 )  # fmt: skip
 
 STEPS: tuple[Step, ...] = (
