@@ -225,6 +225,9 @@ class Interest(Section):
     )
     sid_to_title: float = Field(default=0.0, ge=0, description="Weight of predicting the title from the SID; 0: off")
     refresh_days: Positive = Field(default=1, description="A model older than this is trained anew")
+    checkpoint_steps: int = Field(
+        default=2_000, ge=0, description="Optimizer steps between checkpoints within an epoch; 0: only after each epoch"
+    )
     recompute_layers: bool = Field(
         default=False, description="Gradient checkpointing: a third more time, a fraction of the memory"
     )

@@ -131,7 +131,7 @@ forward = worker.TrainingObjective.forward
 root = pathlib.Path(sys.argv[1])
 
 def deadly(self, *packs):
-    if any(p.read_text() == "epoch-2" for p in root.rglob("checkpoints/latest")):
+    if any(p.read_text() == "epoch-2-step-2" for p in root.rglob("checkpoints/latest")):
         os.kill(os.getpid(), signal.SIGKILL)
     return forward(self, *packs)
 
@@ -148,18 +148,19 @@ def test_kill_9_in_an_epoch_then_again_gives_the_weights_of_an_undisturbed_run(
     users = lake.users(120)
     lake.write_sequences(users)
     lake.write_stats(users)
+    often = "interest.checkpoint_steps=2"
     command = [
         sys.executable, "-c", KILLED_IN_THE_THIRD_EPOCH, str(tmp_path), "--run-date", DAY.isoformat(),
-        *lake.arguments(),
+        *lake.arguments(often),
     ]  # fmt: skip
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums of as many parts
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     assert not ArtifactStore(str(tmp_path)).manifests("interest_model")
     with caplog.at_level("INFO"):
-        call(lake, train_interest_model, ranks)
-    assert "resumed after epoch 2" in caplog.text
+        call(lake, train_interest_model, ranks, often)
+    assert "resumed after epoch 2, step 2" in caplog.text
     mine, undisturbed = weights_of(lake), weights_of(trained)
     assert all(torch.equal(mine[name], undisturbed[name]) for name in undisturbed)
 
