@@ -241,6 +241,9 @@ class Anchors(Section):
     widths: tuple[Positive, ...] = Field(
         default=(), description="Beams kept after each level, L numbers; empty: K each. Cached anchors stay as they are"
     )
+    prefixes: Positive = Field(
+        default=256, description="P: likeliest scored SID prefixes cached beside the anchors, for prefix_log_prob"
+    )
     tokens_per_batch: Positive = Field(default=8192, description="Token budget of a search batch")
 
 
@@ -256,6 +259,9 @@ class Calibrator(Section):
     """Similarity to click probability."""
 
     kind: Literal["quantile", "platt", "isotonic", "logistic"] = Field(default="quantile", description="See the method")
+    score: Literal["similarity", "prefix_log_prob"] = Field(
+        default="similarity", description="What quantile, platt and isotonic map to a label"
+    )
     target_rate: float | Literal["uniform"] = Field(
         default="uniform", description="Mean label of unexposed pairs; 'uniform': from the uniformly exposed slice"
     )
@@ -439,6 +445,7 @@ class Config(Section):
             "H": self.sequences.max_length,
             "L": self.tokenizer.levels,
             "K": self.anchors.count,
+            "P": self.anchors.prefixes,
             "B": self.labels.block_size,
             "E": max(1, self.ingest.image_embedding_length),
             **known,
