@@ -26,6 +26,7 @@ Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` and `"5"` 
 
 
 _SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "recompute_layers",
+              "checkpoint_steps",
               "largest_rate_change", "on_rate_change", "publish"}  # fmt: skip
 
 
@@ -228,9 +229,10 @@ class Interest(Section):
     checkpoint_steps: int = Field(
         default=2_000, ge=0, description="Optimizer steps between checkpoints within an epoch; 0: only after each epoch"
     )
-    recompute_layers: bool = Field(
-        default=False, description="Gradient checkpointing: a third more time, a fraction of the memory"
-    )
+    recompute_layers: int = Field(
+        default=0, ge=0, description="Gradient checkpointing of every n-th layer: 1 all, half as much time again and a "
+        "fraction of the memory; 2 every second; 0 none",
+    )  # fmt: skip
     deepspeed: dict[str, Any] = Field(default={}, description="Merged over the DeepSpeed configuration we make")
 
 
