@@ -216,8 +216,8 @@ def test_an_anchor_cache_of_version_1_keeps_its_rows_and_is_passed_over(tmp_path
     new = ("prefixes", "prefix_log_probs")
     old = replace(now, version=1, columns=tuple(c for c in now.columns if c.name not in new), migrations=())
     lake = Lake(str(tmp_path / "lake"))
-    row = {"user_id": "a", "sequence_hash": "h", "anchor_sids": [1, 2, 3] * 2, "log_prob": [-1.0] * 2, "anchor_count": 2,
-           "sid_version": "s", "model_version": "m", "dt": DAY}  # fmt: skip
+    row = {"user_id": "a", "sequence_hash": "h", "anchor_sids": [1, 2, 3] * 2, "log_prob": [-1.0] * 2,
+           "anchor_count": 2, "sid_version": "s", "model_version": "m", "dt": DAY}  # fmt: skip
     put(lake, "interest_anchors", [row], day=DAY, contract=old, partition={"model_version": "m"})
     with pytest.raises(ContractError, match="gpl migrate"):
         lake.open("interest_anchors").read()
