@@ -380,6 +380,9 @@ def test_anchors_are_those_of_the_search(trained: InterestLake, ranks: Ranks) ->
         assert row["sid_version"] == trained.version
         assert row["anchor_count"] == 5
         assert row["log_prob"] == sorted(row["log_prob"], reverse=True)
+        prefixes = np.array(row["prefixes"]).reshape(-1, LEVELS)
+        first = (prefixes[:, 0] >= 0) & (prefixes[:, 1] < 0)
+        assert np.exp(row["prefix_log_probs"])[first].sum() == pytest.approx(1, abs=1e-5)
     assert context.counts.rows_in == context.counts.rows_out == 20
     assert state_of(trained, "generate_anchors", day) == "done"
 
@@ -434,15 +437,21 @@ def test_wider_beams_find_anchors_that_are_at_least_as_likely(trained: InterestL
     assert (np.array(gains) > 1e-3).any()
 
 
-def test_another_number_of_anchors_is_not_in_the_cache(trained: InterestLake, ranks: Ranks) -> None:
-    first, second = DAY + timedelta(days=8), DAY + timedelta(days=9)
-    users, model = trained.users(6, seed=8), model_of(trained)
-    for day, count in ((first, 5), (second, 3)):
+@pytest.mark.parametrize(
+    ("setting", "column", "counts"),
+    [("anchors.count", "log_prob", (5, 3)), ("anchors.prefixes", "prefix_log_probs", (256, 7))],
+)
+def test_another_number_of_anchors_or_prefixes_is_not_in_the_cache(
+    trained: InterestLake, ranks: Ranks, setting: str, column: str, counts: tuple[int, int]
+) -> None:
+    start = DAY + timedelta(days=8 if setting == "anchors.count" else 40)
+    users, model = trained.users(6, seed=start.toordinal()), model_of(trained)
+    for day, count in zip((start, start + timedelta(days=1)), counts, strict=True):
         trained.write_requests(users, model.version, day)
-        call(trained, generate_anchors, ranks, f"anchors.count={count}", day=day)
-    assert {len(r["log_prob"]) for r in anchors_of(trained, first).values()} == {5}
-    assert {len(r["log_prob"]) for r in anchors_of(trained, second).values()} == {3}
-    assert set(anchors_of(trained, second)) == {u.user_id for u in users}
+        call(trained, generate_anchors, ranks, f"{setting}={count}", day=day)
+        rows = anchors_of(trained, day)
+        assert set(rows) == {u.user_id for u in users}
+        assert {len(r[column]) for r in rows.values()} == {count}
 
 
 def test_finished_units_survive_a_crash_and_are_not_computed_again(
