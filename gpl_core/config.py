@@ -26,6 +26,7 @@ Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` and `"5"` 
 
 
 _SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "recompute_layers",
+              "checkpoint_steps",
               "largest_rate_change", "on_rate_change", "publish"}  # fmt: skip
 
 
@@ -225,9 +226,13 @@ class Interest(Section):
     )
     sid_to_title: float = Field(default=0.0, ge=0, description="Weight of predicting the title from the SID; 0: off")
     refresh_days: Positive = Field(default=1, description="A model older than this is trained anew")
-    recompute_layers: bool = Field(
-        default=False, description="Gradient checkpointing: a third more time, a fraction of the memory"
+    checkpoint_steps: int = Field(
+        default=2_000, ge=0, description="Optimizer steps between checkpoints within an epoch; 0: only after each epoch"
     )
+    recompute_layers: int = Field(
+        default=0, ge=0, description="Gradient checkpointing of every n-th layer: 1 all, half as much time again and a "
+        "fraction of the memory; 2 every second; 0 none",
+    )  # fmt: skip
     deepspeed: dict[str, Any] = Field(default={}, description="Merged over the DeepSpeed configuration we make")
 
 
@@ -237,6 +242,9 @@ class Anchors(Section):
     count: Positive = Field(default=20, description="K: anchors per user")
     widths: tuple[Positive, ...] = Field(
         default=(), description="Beams kept after each level, L numbers; empty: K each. Cached anchors stay as they are"
+    )
+    prefixes: Positive = Field(
+        default=256, description="P: likeliest scored SID prefixes cached beside the anchors, for prefix_log_prob"
     )
     tokens_per_batch: Positive = Field(default=8192, description="Token budget of a search batch")
 
@@ -253,6 +261,9 @@ class Calibrator(Section):
     """Similarity to click probability."""
 
     kind: Literal["quantile", "platt", "isotonic", "logistic"] = Field(default="quantile", description="See the method")
+    score: Literal["similarity", "prefix_log_prob"] = Field(
+        default="similarity", description="What quantile, platt and isotonic map to a label"
+    )
     target_rate: float | Literal["uniform"] = Field(
         default="uniform", description="Mean label of unexposed pairs; 'uniform': from the uniformly exposed slice"
     )
@@ -436,6 +447,7 @@ class Config(Section):
             "H": self.sequences.max_length,
             "L": self.tokenizer.levels,
             "K": self.anchors.count,
+            "P": self.anchors.prefixes,
             "B": self.labels.block_size,
             "E": max(1, self.ingest.image_embedding_length),
             **known,

@@ -1,6 +1,6 @@
 """Why a pair has its pseudo-label: the matched anchor, the factors, the history beside it, computed again.
 
-`prefix_log_prob`, which only a `logistic` calibrator reads, is taken as it is stored.
+`prefix_log_prob`, which the calibrator may read, is taken as it is stored.
 
 numpy alone, over the few rows that concern the pair. Formulas: `labels/scoring.py` and `labels/calibration.py`.
 """
@@ -82,7 +82,11 @@ def explain(config: Config, user: str, item: str, day: date) -> Row:
         "raw_weight": pair["raw_weight"],
         "similarity": pair["similarity"],
         "factors": {k: pair[k] for k in ("coherence", "consistency", "llm_confidence")},
-        "calibrator": {"version": pair["calibrator_version"], "kind": calibrator.kind},
+        "calibrator": {
+            "version": pair["calibrator_version"],
+            "kind": calibrator.kind,
+            "features": list(calibrator.features),
+        },
         "model_version": pair["model_version"],
         "sid_version": pair["sid_version"],
         "anchors": anchors,
@@ -288,8 +292,9 @@ def print_explanation(found: Row, console: Console) -> None:
         f"user {escape(found['user_id'])}, item {_item(found['item'])}, {found['run_date']}, {found['source']}"
     )
     console.print(
-        f"pseudo-label {found['pseudo_label']:.5f} ({found['calibrator']['kind']} of similarity "
-        f"{found['similarity']:.4f}, calibrator {found['calibrator']['version']})"
+        f"pseudo-label {found['pseudo_label']:.5f} ({found['calibrator']['kind']} of "
+        f"{', '.join(found['calibrator']['features'])}; similarity {found['similarity']:.4f}; calibrator "
+        f"{found['calibrator']['version']})"
     )
     factors = ", ".join(f"{k} {v:.4f}" for k, v in found["factors"].items())
     console.print(f"weight {found['weight']:.4f} (raw {found['raw_weight']:.4f}: {factors})")

@@ -88,8 +88,8 @@ FOR_REASONS = ("user_sequences", "score_requests", "worker_rejects")
 FOR_MONITORS = ("quarantine", "impressions", "candidates", "interactions")
 FOR_REPORT = (
     "monitors", "impressions", "candidates", "interactions", "exposed_samples", "unexposed_samples", "user_sequences",
-    "anchor_requests", "interest_anchors", "score_requests", "pair_scores", "item_stats", "item_sids", "items",
-    "job_runs",
+    "anchor_requests", "interest_anchors", "score_requests", "pair_scores", "item_stats", "user_stats",
+    "item_sids", "items", "job_runs",
 )  # fmt: skip
 
 STEPS: tuple[Step, ...] = (
@@ -141,21 +141,21 @@ STEPS: tuple[Step, ...] = (
         reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"),
                Read("user_sequences", "through"), Read("interest_anchors", "lookup", optional=True)),
         uses=("tokenizer", "interest_model"), writes=("anchor_requests",),
-        sections=("samples.scored_exposed_share", "anchors.count", "run.seed"),
+        sections=("samples.scored_exposed_share", "anchors.count", "anchors.prefixes", "run.seed"),
     ),
     Step(
         "generate_anchors", "deepspeed",
         reads=(Read("anchor_requests", "slice"), Read("item_sids", "lookup"), Read("item_embeddings", "lookup"),
                Read("interest_anchors", "lookup", optional=True)),
         uses=("tokenizer", "interest_model"), writes=("interest_anchors",), also_writes=("worker_rejects",),
-        sections=("anchors.count", "anchors.widths"), idle_without="anchor_requests",
+        sections=("anchors.count", "anchors.prefixes", "anchors.widths"), idle_without="anchor_requests",
     ),
     Step(
         "score_requests", "spark",
         reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"), Read("anchor_requests", "slice"),
                Read("user_sequences", "through"), Read("interest_anchors", "lookup")),
         uses=("tokenizer", "interest_model"), writes=("score_requests",),
-        sections=("samples.scored_exposed_share", "labels.block_size", "anchors.count", "run.seed"),
+        sections=("samples.scored_exposed_share", "labels.block_size", "anchors.count", "anchors.prefixes", "run.seed"),
     ),
     Step(
         "score_candidates", "deepspeed",

@@ -88,7 +88,11 @@ def _generate(
             loaded,
             DeviceTrie(catalogue.trie, ranks.device),
             SearchSettings(
-                config.anchors.count, int(facts["max_events"]), config.anchors.tokens_per_batch, config.anchors.widths
+                config.anchors.count,
+                int(facts["max_events"]),
+                config.anchors.tokens_per_batch,
+                config.anchors.widths,
+                config.anchors.prefixes,
             ),
             content,
         )
@@ -147,8 +151,8 @@ def units(
 def cached_keys(context: StepContext, requests: Snapshot, files: Sequence[DataFile], model_version: str) -> np.ndarray:
     """Ascending hashes (uint64) of the (user_id, sequence_hash) in ``files`` that the cache of ``model_version`` holds.
 
-    Rows of another number of anchors do not count: readers of the cache pass them over. The requests are what the cache
-    lacked when they were written; this finds what has been added since.
+    Rows of another number of anchors or prefixes do not count: readers of the cache pass them over. The requests are
+    what the cache lacked when they were written; this finds what has been added since.
     """
     nothing = np.empty(0, dtype=np.uint64)
     cache = context.snapshot("interest_anchors") if context.has("interest_anchors") else None
@@ -158,8 +162,9 @@ def cached_keys(context: StepContext, requests: Snapshot, files: Sequence[DataFi
     key = ["user_id", "sequence_hash"]
     wanted = np.unique(np.concatenate([nothing, *(_hashes(rows) for rows in read_batches(requests, files, key))]))
     found = np.zeros(len(wanted), dtype=bool)
-    for rows in read_batches(cache, held, [*key, "log_prob"]):
-        if rows["log_prob"].shape[1] == context.config.anchors.count:
+    sizes = (context.config.anchors.count, context.config.anchors.prefixes)
+    for rows in read_batches(cache, held, [*key, "log_prob", "prefix_log_probs"]):
+        if (rows["log_prob"].shape[1], rows["prefix_log_probs"].shape[1]) == sizes:
             hashes = _hashes(rows)
             found[np.searchsorted(wanted, hashes[members(hashes, wanted)])] = True
     return wanted[found]
@@ -250,7 +255,7 @@ def _work(
     writer = context.lake.writer(
         context.contract("interest_anchors"),
         partition,
-        dims={"K": context.config.anchors.count, "L": vocabulary.levels},
+        dims={**context.config.dims(), "L": vocabulary.levels},
         rank=ranks.rank,
     )
     with writer:
@@ -280,6 +285,8 @@ def anchor_rows(user_ids: np.ndarray, sequence_hashes: np.ndarray, anchors: Anch
             "sequence_hash": pa.array(sequence_hashes, pa.string()),
             "anchor_sids": _lists(anchors.sids.reshape(users, -1), pa.int32()),
             "log_prob": _lists(anchors.log_prob, pa.float32()),
+            "prefixes": _lists(anchors.prefixes.reshape(users, -1), pa.int32()),
+            "prefix_log_probs": _lists(anchors.prefix_log_probs, pa.float32()),
             "anchor_count": pa.array((anchors.sids[:, :, 0] >= 0).sum(axis=1), pa.int32()),
             "sid_version": pa.array([sid_version] * users, pa.string()),
         }

@@ -22,7 +22,8 @@ from gpu_workers.item_tables import ItemRows, end_of, sids_in_force
 from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
 
 COLUMNS = (
-    "user_id", "source", "anchor_sids", "log_prob", "history", "candidates", "sid_version", "model_version",
+    "user_id", "source", "anchor_sids", "log_prob", "prefixes", "prefix_log_probs", "history", "candidates",
+    "sid_version", "model_version",
 )  # fmt: skip
 _TABLE_BYTES = 512 * 2**20  # anchor embeddings of all SIDs are made once when they fit, else per block
 _DEVICE_SHARE = 0.4  # item vectors live on the device when they take less of its memory, else are gathered per block
@@ -138,9 +139,11 @@ def _prefix_log_prob(
 ) -> torch.Tensor:
     """[U x B]; mask [U x K]: usable anchors; rows [U x B]: rows of the candidates' vectors."""
     users, k = mask.shape
+    levels = lookup.catalogue.levels
     leaf = lookup.catalogue.leaf_of_item(rows)
     arrays = (
-        batch["anchor_sids"].reshape(users, k, lookup.catalogue.levels), mask, batch["log_prob"],
+        batch["anchor_sids"].reshape(users, k, levels), mask, batch["log_prob"],
+        batch["prefixes"].reshape(users, -1, levels), batch["prefix_log_probs"],
         lookup.catalogue.sids_of(rows), lookup.below[np.maximum(leaf, 0)],
     )  # fmt: skip
     tensors = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays)

@@ -120,6 +120,10 @@ class Progress:
     better_epoch: int = -1
     """The last one with a lower loss or a higher hit rate than all before it."""
     history: tuple[dict[str, float], ...] = ()
+    step: int = 0
+    """Optimizer steps of the unfinished epoch."""
+    sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Of these steps, over all ranks: loss, targets, targets outside the catalogue."""
 
     def after(self, loss: float, hit_rate: float, figures: dict[str, float]) -> Progress:
         """One epoch later, judged by held-out ``loss`` and ``hit_rate``."""
@@ -179,7 +183,7 @@ def _train_and_publish(context: StepContext, ranks: Ranks, tokenizer: Manifest, 
             codebooks if settings.init == "codebook" else None,
         ).to(ranks.device)
         if settings.recompute_layers:
-            model.recompute_layers()
+            model.recompute_layers(settings.recompute_layers)
         most_events(model.vocabulary, config.sequences.max_length, model.config.max_position_embeddings)
     if ranks.is_main:
         log_found(sequences.found)
@@ -263,19 +267,18 @@ class _Run:
         )
 
     def resume(self) -> Progress:
-        """The state of the last finished epoch, restored; a fresh one where there is none."""
+        """The state of the last checkpoint, restored; a fresh one where there is none."""
         path, state = self.engine.load_checkpoint(str(self.folder / "checkpoints"), load_module_strict=False)
         if path is None:
             return Progress()
         progress = Progress(**json.loads(state["progress"]))
-        log.info("resumed after epoch %d from %s", progress.epoch, path)
-        return replace(progress, history=tuple(progress.history))
+        log.info("resumed after epoch %d, step %d from %s", progress.epoch, progress.step, path)
+        return replace(progress, history=tuple(progress.history), sums=tuple(progress.sums))
 
     def epoch(self, progress: Progress) -> Progress:
         """Train one epoch, judge it, keep it when it is the best so far, save a checkpoint."""
         number = progress.epoch
-        seed_everything(self.seed + 7919 * (number + 1))  # dropout after a resume as without one
-        figures = {"epoch": number, **self._train(number), **self._judge()}
+        figures = {"epoch": number, **self._train(progress), **self._judge()}
         judged = figures["valid_loss" if self.ranks.sum(len(self.held_out)) else "train_loss"]
         if self.ranks.is_main:
             log.info(
@@ -301,7 +304,8 @@ class _Run:
         return after
 
     def _save(self, progress: Progress) -> None:
-        folder, tag = self.folder / "checkpoints", f"epoch-{progress.epoch}"
+        folder = self.folder / "checkpoints"
+        tag = f"epoch-{progress.epoch}" + (f"-step-{progress.step}" if progress.step else "")
         self.engine.save_checkpoint(
             str(folder),
             tag=tag,
@@ -313,8 +317,13 @@ class _Run:
                 if old.name != tag:
                     shutil.rmtree(old)
 
-    def _train(self, epoch: int) -> dict[str, float]:
-        """One pass over all training users; the mean loss per target, in nats, and what was left out."""
+    def _train(self, progress: Progress) -> dict[str, float]:
+        """One pass over all training users; the mean loss per target, in nats, and what was left out.
+
+        Steps that a checkpoint holds are read over, not computed: the rest sees the data and the dropout of an
+        undisturbed run.
+        """
+        epoch, every = progress.epoch, self.settings.checkpoint_steps
         self.engine.train()
         share = self.data.shares(self.ranks.size, seed=self.seed, epoch=epoch)[self.ranks.rank]
         turn = epoch * self.ranks.size + self.ranks.rank
@@ -324,7 +333,9 @@ class _Run:
         titles: Iterator[TitlePack | None] = repeat(None)
         if self.titles:
             titles = self.titles.packs(int(_TITLE_SHARE * self.budget), seed=[self.seed, turn])
-        total_loss = total_targets = outside = users = 0.0
+        users = 0
+        # A checkpoint holds the sums of all ranks: one rank takes them over.
+        total_loss, total_targets, outside = progress.sums if self.ranks.is_main else (0.0, 0.0, 0.0)
 
         def counted() -> Iterator[History]:
             nonlocal users
@@ -335,8 +346,18 @@ class _Run:
         packs = training_packs(self.objective.model.vocabulary, counted(), self.max_events, self.budget)
         hidden = None if self.ranks.is_main else True  # None: where there is no terminal
         with tqdm(desc=f"epoch {epoch}", unit="target", disable=hidden, mininterval=1.0) as bar:
-            for pack, targets in self._in_step(packs):
-                log_prob, mine, left_out, aligned = self.engine(pack, next(titles))
+            for step, (pack, targets) in enumerate(self._in_step(packs)):
+                title_pack = next(titles)
+                users -= len(pack.lengths) if len(pack.target_sids) else 0
+                bar.update(int(targets))
+                if step < progress.step:
+                    continue
+                if step == 0 or (every and step % every == 0):
+                    if step > progress.step:
+                        sums = tuple(self.ranks.sum(x) for x in (total_loss, total_targets, outside))
+                        self._save(replace(progress, step=step, sums=sums))
+                    seed_everything(hash((self.seed, epoch, step)) % 2**31)  # dropout after a resume as without one
+                log_prob, mine, left_out, aligned = self.engine(pack, title_pack)
                 # DeepSpeed averages gradients over ranks; the loss is the mean over the targets of all ranks.
                 loss = -log_prob * (self.ranks.size / targets) + aligned
                 self.engine.backward(loss)
@@ -344,8 +365,6 @@ class _Run:
                 total_loss -= float(log_prob.detach())
                 total_targets += mine
                 outside += left_out
-                users -= len(pack.lengths) if len(pack.target_sids) else 0
-                bar.update(int(targets))
         return {
             "train_loss": self.ranks.sum(total_loss) / max(1.0, self.ranks.sum(total_targets)),
             "targets_outside": self.ranks.sum(outside),

@@ -2,9 +2,10 @@
 
 Launch: spark-submit … spark_jobs/fit_calibrator.py --config CONFIG --run-date D
 
-`quantile` ranks the similarities of D's unexposed pairs and needs one number: the click rate of unexposed pairs, from
-the configuration or from uniformly exposed traffic before D. The other kinds are fitted with pyspark.ml on pairs of
-dates before D that were uniformly exposed and scored. Nothing that happened at or after D is read.
+`quantile` ranks the scores (`labels.calibrator.score`) of D's unexposed pairs and needs one number: the click rate of
+unexposed pairs, from the configuration or from uniformly exposed traffic before D. The other kinds are fitted with
+pyspark.ml on pairs of dates before D that were uniformly exposed and scored. Nothing that happened at or after D is
+read.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from gpl_core.labels.calibration import (
     cell_sql,
     feature_sql,
     fraction_sql,
+    grid_variable_sql,
 )
 from gpl_core.labels.fitting import base_rate_change, check_fitting_rows, fit_quantile, grid_calibrator, grid_mean
 from gpl_core.pipeline import trained_through
@@ -64,7 +66,7 @@ class Clicks:
 
 @dataclass(frozen=True)
 class Histogram:
-    """The run date's scores: its unexposed pairs per cell of the similarity grid, each array [GRID_CELLS].
+    """The run date's scores: its unexposed pairs per cell of the grid, each array [GRID_CELLS].
 
     Attributes:
         rows: pairs in the cell.
@@ -80,11 +82,12 @@ class Histogram:
 # ---- DataFrame functions -----------------------------------------------------------------------------------------
 
 
-def similarity_cells(pairs: DataFrame) -> DataFrame:
+def score_cells(pairs: DataFrame, score: str) -> DataFrame:
     """source, cell, rows, fraction, oldest, newest (model_version): at most GRID_CELLS rows per source."""
-    return pairs.groupBy("source", F.expr(cell_sql("similarity")).alias("cell")).agg(
+    variable = grid_variable_sql(score, score)
+    return pairs.groupBy("source", F.expr(cell_sql(variable)).alias("cell")).agg(
         F.count(F.lit(1)).alias("rows"),
-        F.avg(F.expr(fraction_sql("similarity"))).alias("fraction"),
+        F.avg(F.expr(fraction_sql(variable))).alias("fraction"),
         F.min("model_version").alias("oldest"),
         F.max("model_version").alias("newest"),
     )
@@ -101,18 +104,19 @@ def labelled_pairs(scores: DataFrame, impressions: DataFrame, source: str) -> Da
     )
 
 
-def fit_isotonic(labelled: DataFrame) -> np.ndarray:
-    """Knots [GRID_CELLS + 1] of the isotonic click rate over similarity.
+def fit_isotonic(labelled: DataFrame, score: str) -> np.ndarray:
+    """Knots [GRID_CELLS + 1] of the isotonic click rate over the score.
 
     pyspark.ml's IsotonicRegression collects its pools on the driver, so it is given the grid's cells, weighted by
     their rows, and not the pairs.
     """
+    variable = grid_variable_sql(score, score)
     cells = (
-        labelled.groupBy(F.expr(cell_sql("similarity")).alias("cell"))
+        labelled.groupBy(F.expr(cell_sql(variable)).alias("cell"))
         .agg(
             F.count(F.lit(1)).cast("double").alias("weight"),
             F.avg(F.col("clicked").cast("double")).alias("label"),
-            F.avg(F.expr(fraction_sql("similarity"))).alias("fraction"),
+            F.avg(F.expr(fraction_sql(variable))).alias("fraction"),
         )
         .select("weight", "label", (F.col("cell") + F.col("fraction")).alias("features"))
     )
@@ -150,10 +154,10 @@ def count_clicks(shown: DataFrame, source: str) -> Clicks:
     return Clicks(source, row["rows"], row["clicks"], tuple(sorted(row["scored"])))
 
 
-def collect_histogram(pairs: DataFrame) -> Histogram:
+def collect_histogram(pairs: DataFrame, score: str) -> Histogram:
     """The histogram of `pairs` on the driver: one bounded aggregation."""
     rows, fractions, versions = np.zeros(GRID_CELLS), np.full(GRID_CELLS, 0.5), set()
-    for row in similarity_cells(pairs).collect():
+    for row in score_cells(pairs, score).collect():
         versions |= {row["oldest"], row["newest"]}
         if row["source"] == "unexposed":
             rows[row["cell"]], fractions[row["cell"]] = row["rows"], row["fraction"]
@@ -193,7 +197,7 @@ def quantile(
         log.warning("fit_calibrator: %s has no scored unexposed pair; the calibrator is the constant %.4f", day, rate)
         knots, base = np.full(GRID_CELLS + 1, rate), rate
     fitted = FittedOn("unlabelled", pairs, 0, day, day, base)
-    return grid_calibrator("quantile", knots, fitted), {**details, "target_rate": rate}
+    return grid_calibrator("quantile", knots, fitted, settings.score), {**details, "target_rate": rate}
 
 
 def fitted(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[Calibrator, dict[str, Any]]:
@@ -210,16 +214,16 @@ def fitted(step: SparkStep, settings: Settings, first: date, last: date) -> tupl
     # Earlier dates were scored by the models of their time; their similarities are taken as comparable (ours).
     details["scored_by"] = list(clicks.model_versions)
     if settings.kind == "isotonic":
-        calibrator = grid_calibrator("isotonic", fit_isotonic(labelled), base)
+        calibrator = grid_calibrator("isotonic", fit_isotonic(labelled, settings.score), base, settings.score)
     else:
-        features = ("similarity",) if settings.kind == "platt" else FEATURES
+        features = (settings.score,) if settings.kind == "platt" else FEATURES
         weights, intercept = fit_logistic(labelled, features, rate)
         calibrator = Calibrator(
             kind=settings.kind, fitted_on=base, features=features, weights=weights, intercept=intercept,
             prior_rate=rate, prior_strength=_PRIOR_STRENGTH,
         )  # fmt: skip
         if weights[0] <= 0:
-            details["warning"] = f"clicks do not rise with similarity (weight {weights[0]:.4f}): the labels mean little"
+            details["warning"] = f"clicks do not rise with {features[0]} (weight {weights[0]:.4f}): labels mean little"
             log.warning("fit_calibrator: %s", details["warning"])
     bins, error = label_reliability(with_label(labelled, calibrator), "pseudo_label")
     labelled.unpersist()
@@ -283,7 +287,7 @@ def run(step: SparkStep) -> None:
     model = context.artifact("interest_model")
     through = trained_through(context.step, step.run_date)
     first = step.run_date - timedelta(days=settings.window_days)
-    histogram = collect_histogram(step.read_slice("pair_scores"))
+    histogram = collect_histogram(step.read_slice("pair_scores"), settings.score)
     require_one_version(
         sorted(histogram.model_versions), model.version, f"pair_scores dt={step.run_date}",
         "the interest_model in force", f"run score_requests and score_candidates for {step.run_date} again",

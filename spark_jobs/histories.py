@@ -69,11 +69,15 @@ def read_scored_pairs(step: SparkStep) -> DataFrame:
 
 
 def cached_anchors(step: SparkStep, model_version: str) -> DataFrame:
-    """The anchor cache of one model: one row per (user_id, sequence_hash), of as many anchors as configured."""
+    """The anchor cache of one model: one row per (user_id, sequence_hash), of the configured numbers of anchors and
+    prefixes."""
     table = step.read("interest_anchors") if step.context.has("interest_anchors") else step.empty("interest_anchors")
-    rows = F.struct("anchor_sids", "log_prob")
+    rows = F.struct("anchor_sids", "log_prob", "prefixes", "prefix_log_probs")
+    sized = (F.size("log_prob") == step.config.anchors.count) & (
+        F.size("prefix_log_probs") == step.config.anchors.prefixes
+    )
     return (
-        table.where((F.col("model_version") == model_version) & (F.size("log_prob") == step.config.anchors.count))
+        table.where((F.col("model_version") == model_version) & sized)
         .groupBy("user_id", "sequence_hash")
         .agg(F.max_by(rows, "dt").alias("row"))
         .select("user_id", "sequence_hash", "row.*")

@@ -11,6 +11,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from markupsafe import Markup
+from pyspark.sql import functions as F
 
 from gpl_core.artifacts import KINDS
 from gpl_core.contracts import all_contracts
@@ -18,6 +19,7 @@ from gpl_core.labels.calibration import Calibrator
 from gpl_core.lake import Snapshot
 from gpl_core.pipeline import STEPS
 from gpl_core.summary import provenance
+from gpl_core.views import all_views
 from spark_jobs import report_data as data
 from spark_jobs import report_plots as plots
 from spark_jobs.calibrators import load_calibrator
@@ -47,6 +49,8 @@ FUNNEL = (
 
 RUNS = 20
 """Runs of assign_sids that are listed."""
+SLICES = 40
+"""Slices whose calibration is listed."""
 
 
 class Page:
@@ -187,9 +191,20 @@ class Page:
                 [b.calibration_error for b in judged],
             )  # fmt: skip
             drawn.append(Plot(Markup(svg), f"Error of the label by raw weight, {found[0].source} pairs."))
-        return Section(
-            "Are the labels right?", text, [Table(("source", "rows", "mean label", "click rate"), rows)], drawn
-        )
+        tables = [Table(("source", "rows", "mean label", "click rate"), rows), *self._calibration_slices()]
+        return Section("Are the labels right?", text, tables, drawn)
+
+    def _calibration_slices(self) -> list[Table]:
+        """The view of that name on this date; of many categories those with most impressions."""
+        view = all_views()["calibration_slices"]
+        if not all(self.context.has(name) for name in view.reads):
+            return []
+        for name in view.reads:
+            frame = self.step.read(name) if name == "items" else self.slice(name)
+            frame.createOrReplaceTempView(name)
+        columns = ("source", "slice", "value", "impressions", "mean_label", "click_rate", "calibration_error")
+        found = self.step.spark.sql(view.sql).orderBy(F.desc("impressions"), *columns[:3]).limit(SLICES).collect()
+        return [Table(columns, [[r[c] for c in columns] for r in sorted(found)])] if found else []
 
     def channels(self) -> Section:
         columns = ("channel", "rows", "mean_label", "mean_weight", "mean_probability")

@@ -37,8 +37,8 @@ def run(step: SparkStep) -> None:
     sequences = read_latest_sequences(step).select("user_id", "sequence_hash", F.col("item_index").alias("history"))
     anchors = sequences.join(cached_anchors(step, model_version), ["user_id", "sequence_hash"]).drop("sequence_hash")
     requests = with_anchors(candidate_blocks(pairs, step.config.labels.block_size), anchors).select(
-        "user_id", "source", "block", "anchor_sids", "log_prob", "history", "candidates",
-        F.lit(sid_version).alias("sid_version"), F.lit(model_version).alias("model_version"),
+        "user_id", "source", "block", "anchor_sids", "log_prob", "prefixes", "prefix_log_probs", "history",
+        "candidates", F.lit(sid_version).alias("sid_version"), F.lit(model_version).alias("model_version"),
         F.lit(step.run_date).alias("dt"),
     )  # fmt: skip
     observed = Observation(f"score_requests_{step.run_date}_{step.context.run_id}")

@@ -62,7 +62,7 @@ SMALL: dict[str, Any] = {
         "epochs": 1, "lora_rank": 8, "lora_alpha": 16, "refresh_days": 7,
         "tiny": {"hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "kv_heads": 1},
     },
-    "anchors": {"count": 5},
+    "anchors": {"count": 5, "prefixes": 12},
     "labels": {"block_size": 32, "calibrator": {"target_rate": 0.04}},
     "prerank": {"train_days": 1, "steps": 20, "batch_size": 128, "dimension": 8, "hidden": 16},
 }  # fmt: skip
@@ -203,14 +203,24 @@ def test_one_users_labels_are_what_an_analyst_computes_from_the_tables(house: Ho
         if r["sid_version"] == mine[0]["sid_version"] and not r["retired_at"]
     }  # fmt: skip
 
+    known = {
+        tuple(c for c in codes if c >= 0): np.exp(p)
+        for codes, p in zip(np.array(cached["prefixes"]).reshape(-1, levels).tolist(), cached["prefix_log_probs"])
+    }  # fmt: skip
+
     def prefix_log_prob(item: int) -> float:
-        """The mass of the anchors with the longest shared prefix, in equal parts for the SIDs below it."""
+        """An anchor's own; else an equal part of the longest known prefix, of what its anchors leave."""
         for length in range(levels, 0, -1):
             prefix = sid_of[item][:length]
-            mass = sum(np.exp(p) for sid, p in zip(sids, log_prob) if tuple(sid[:length]) == prefix)
-            if mass > 0:
-                return float(np.log(mass / sum(sid[:length] == prefix for sid in carriers)))
-        return float(np.log(max(1 - np.exp(log_prob).sum(), 1e-6) / len(carriers)))
+            masses = [np.exp(p) for sid, p in zip(sids, log_prob) if tuple(sid[:length]) == prefix]
+            below = sum(sid[:length] == prefix for sid in carriers)
+            if prefix in known:
+                left = max(known[prefix] - sum(masses), 1e-6 * known[prefix])
+                return float(np.log(left / max(below - len(masses), 1)))
+            if masses:
+                return float(np.log(sum(masses) / below))
+        first = sum(p for prefix, p in known.items() if len(prefix) == 1)
+        return float(np.log(max(1 - max(np.exp(log_prob).sum(), first), 1e-6) / len(carriers)))
 
     feed = {(r["user_id"], r["item_id"]): r for r in house.table("training_feed", LAST) if not r["is_exposed"]}
     for row in mine:

@@ -130,9 +130,9 @@ class InterestModel(nn.Module):
         )
         return out.last_hidden_state[0]
 
-    def recompute_layers(self) -> None:
-        """Compute each layer again in the backward pass rather than keep what it made: same gradients."""
-        self._base.activation_checkpointing_enable({"use_reentrant": False})
+    def recompute_layers(self, every: int = 1) -> None:
+        """Compute every n-th layer again in the backward pass rather than keep what it made: same gradients."""
+        self._base.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
 
     def merge(self) -> None:
         """Fold LoRA into the linear layers for inference: same function up to rounding, fewer kernels."""

@@ -46,6 +46,12 @@ class DeviceTrie:
             torch.from_numpy(p * np.int64(trie.codes) + t).to(device) for p, t in zip(parents, trie.tokens, strict=True)
         ]
 
+        none = np.full((1, trie.levels), -1, dtype=np.int32)
+        self.prefixes = torch.from_numpy(np.concatenate([trie.prefixes(), none])).to(device)
+        """int32 [n_1 + ... + n_(L-1) + 1 x L]: `Trie.prefixes`, and a last row without any code."""
+        self.first_prefix = [0, *np.cumsum([len(t) for t in trie.tokens[:-1]]).tolist()]
+        """Where the prefixes of length 1, 2, ... begin in it."""
+
     def children(self, level: int, node: Tensor) -> Children:
         """The children of ``node`` (int64 [R], node numbers at depth ``level``)."""
         first, end = self.offsets[level][node], self.offsets[level][node + 1]

@@ -44,24 +44,37 @@ class SearchSettings:
     """Positions computed per batch: prompts plus (L - 1) * K per user. Halved when memory runs out."""
     widths: tuple[int, ...] = ()
     """Beams kept after each level, L numbers, the last >= K; empty: K at every level (textbook beam search)."""
+    prefixes: int = 0
+    """P, scored prefixes that are given back beside the anchors; they change no beam."""
 
     def level_widths(self, levels: int) -> tuple[int, ...]:
         """Beams kept per level, after checks; UsageError where the setting does not fit."""
         widths = self.widths or (self.beams,) * levels
-        if self.beams < 1 or self.token_budget < 1:
-            raise UsageError(f"beams = {self.beams}, token_budget = {self.token_budget}: expected both >= 1.")
+        if self.beams < 1 or self.token_budget < 1 or self.prefixes < 0:
+            raise UsageError(
+                f"beams = {self.beams}, token_budget = {self.token_budget}, prefixes = {self.prefixes}: expected the "
+                "first two >= 1, the last >= 0."
+            )
         if len(widths) != levels or min(widths) < 1 or widths[-1] < self.beams:
             raise UsageError(f"widths = {widths}: expected {levels} numbers >= 1, the last >= beams = {self.beams}.")
         return widths
 
 
 class Anchors(NamedTuple):
-    """The K most probable beams of U users, best first; equal probabilities are ordered by SID."""
+    """The K most probable beams of U users, best first; equal probabilities are ordered by SID.
+
+    Beside them the P likeliest of the prefixes that the search scored on its way: all of length 1, and the children of
+    the beams kept.
+    """
 
     sids: np.ndarray
     """int32 [U x K x L]; -1 where there are fewer than K SIDs."""
     log_prob: np.ndarray
     """float32 [U x K] (float64 from a float64 model), descending; PAD_LOG_PROB where sids is -1."""
+    prefixes: np.ndarray
+    """int32 [U x P x L]: by length, then lexicographic; -1 after a prefix' end, and where there are fewer than P."""
+    prefix_log_probs: np.ndarray
+    """Like log_prob [U x P]: their log p; PAD_LOG_PROB where there is none."""
 
 
 class _Beams(NamedTuple):
@@ -75,6 +88,21 @@ class _Beams(NamedTuple):
     """int64 [U x W]: the last code."""
     parent: Tensor
     """int64 [U x W]: the slot of the level before."""
+
+
+class _Kept(NamedTuple):
+    """The likeliest prefixes scored so far, in the order of their numbers."""
+
+    number: Tensor
+    """int64 [U x P]: rows of `DeviceTrie.prefixes`."""
+    score: Tensor
+    """[U x P], log p; -inf for a slot without a prefix."""
+
+    def with_more(self, number: Tensor, score: Tensor, most: int) -> _Kept:
+        """The best ``most`` of these and of longer ones, [U x n] each."""
+        every = torch.cat([self.score.to(score.dtype), score], dim=1)
+        chosen, scores = _best_in_order(every, most)
+        return _Kept(torch.cat([self.number, number], dim=1).gather(1, chosen), scores)
 
 
 class BeamSearch:
@@ -109,13 +137,18 @@ class BeamSearch:
         ``items``: the histories' item_index (int [n] each), for a model that reads content vectors.
         A user's result does not depend on the others beyond float rounding. ContractError on an empty history.
         """
-        levels, beams = self.trie.levels, self.settings.beams
         dtype = np.float64 if self.model.input_rows.dtype == torch.float64 else np.float32
-        sids = np.full((len(histories), beams, levels), -1, dtype=np.int32)
-        log_prob = np.full((len(histories), beams), PAD_LOG_PROB, dtype=dtype)
-        for users, found in self.batches(histories, items):
-            sids[users], log_prob[users] = found
-        return Anchors(sids, log_prob)
+        users, levels, beams, prefixes = len(histories), self.trie.levels, self.settings.beams, self.settings.prefixes
+        out = Anchors(
+            np.full((users, beams, levels), -1, dtype=np.int32),
+            np.full((users, beams), PAD_LOG_PROB, dtype=dtype),
+            np.full((users, prefixes, levels), -1, dtype=np.int32),
+            np.full((users, prefixes), PAD_LOG_PROB, dtype=dtype),
+        )
+        for rows, found in self.batches(histories, items):
+            for whole, part in zip(out, found, strict=True):
+                whole[rows] = part
+        return out
 
     def batches(
         self, histories: Sequence[np.ndarray], items: Sequence[np.ndarray] | None = None
@@ -187,7 +220,9 @@ class BeamSearch:
         visible = visible[:, None].expand(users, 1, longest)
 
         root = torch.zeros(users, 1, dtype=torch.int64, device=device)
-        beams = self._extend(0, hidden, _Beams(root.to(hidden.dtype), root, root, root))
+        nothing = hidden.new_full((users, self.settings.prefixes), -torch.inf)
+        kept = _Kept(nothing.long().zero_(), nothing)
+        beams, kept = self._extend(0, hidden, _Beams(root.to(hidden.dtype), root, root, root), kept)
         trail = [beams]
         first_slot = longest
         for level in range(1, trie.levels):
@@ -199,9 +234,9 @@ class BeamSearch:
             at = (length + level - 1)[:, None].expand(users, width)
             hidden = model.hidden(ids.flatten(), at.flatten(), TreePlan(store, visible, first_slot))
             first_slot += width
-            beams = self._extend(level, hidden, beams)
+            beams, kept = self._extend(level, hidden, beams, kept)
             trail.append(beams)
-        return self._collect(trail)
+        return self._collect(trail, kept)
 
     def _content(self, lengths: np.ndarray, items: Sequence[np.ndarray] | None) -> tuple[Tensor, Tensor] | None:
         """Content of the prompts' events; beams have none: a half-finished SID is no item."""
@@ -211,23 +246,30 @@ class BeamSearch:
         places = [s + event_ends(self.model.vocabulary, len(i)) for s, i in zip(starts, items, strict=True)]
         return content_of(self.content, np.concatenate(items), np.concatenate(places), self.model.device)
 
-    def _extend(self, level: int, hidden: Tensor, beams: _Beams) -> _Beams:
-        """The best ``widths[level]`` children of ``beams``: ``hidden`` [U * W x D] are the beams' last states."""
+    def _extend(self, level: int, hidden: Tensor, beams: _Beams, kept: _Kept) -> tuple[_Beams, _Kept]:
+        """The best ``widths[level]`` children of ``beams``, and ``kept`` with what is better among all children.
+
+        ``hidden`` [U * W x D] are the beams' last states.
+        """
         users, width = beams.score.shape
         children = self.trie.children(level, beams.node.flatten())
         log_prob = child_log_probs(level_logits(self.model, hidden, level), children)
         most = log_prob.shape[1]
         score = beams.score[:, :, None].to(log_prob.dtype) + log_prob.view(users, width, most)
-        chosen, scores = _best_in_order(score.flatten(1), self.widths[level])
-        return _Beams(
+        score, node = score.flatten(1), children.node.view(users, -1)
+        chosen, scores = _best_in_order(score, self.widths[level])
+        extended = _Beams(
             scores,
-            children.node.view(users, -1).gather(1, chosen).masked_fill(scores == -torch.inf, 0),
+            node.gather(1, chosen).masked_fill(scores == -torch.inf, 0),
             children.code.view(users, -1).gather(1, chosen),
             chosen // most,
         )
+        if self.settings.prefixes and level < self.trie.levels - 1:
+            kept = kept.with_more(node + self.trie.first_prefix[level], score, self.settings.prefixes)
+        return extended, kept
 
-    def _collect(self, trail: list[_Beams]) -> Anchors:
-        """SIDs and scores of the last level's best K, read back through the parents."""
+    def _collect(self, trail: list[_Beams], kept: _Kept) -> Anchors:
+        """SIDs and scores of the last level's best K, read back through the parents; the kept prefixes."""
         best = trail[-1].score.sort(dim=1, descending=True, stable=True)
         slot = best.indices[:, : self.settings.beams]
         score = best.values[:, : self.settings.beams]
@@ -236,10 +278,12 @@ class BeamSearch:
             codes.append(beams.code.gather(1, slot))
             slot = beams.parent.gather(1, slot)
         sids = torch.stack(codes[::-1], dim=2)
-        missing = score == -torch.inf
+        missing, absent = score == -torch.inf, kept.score == -torch.inf
         return Anchors(
             sids.masked_fill(missing[:, :, None], -1).to(torch.int32).cpu().numpy(),
             score.masked_fill(missing, PAD_LOG_PROB).cpu().numpy(),
+            self.trie.prefixes[kept.number.masked_fill(absent, -1)].cpu().numpy(),
+            kept.score.masked_fill(absent, PAD_LOG_PROB).cpu().numpy(),
         )
 
 

@@ -3,17 +3,19 @@
 A pseudo-label is `y~ = calibrate(sim)` in [0, 1]. All formulas here are ours (METHOD.md, stage 1, step 5), after
 published parts: Platt 1999 (`platt`), isotonic regression by pool-adjacent-violators (Zadrozny & Elkan 2002).
 
-Every calibrator of one variable is *defined* as a piecewise linear map on one uniform grid of similarity, so that
-numpy and Spark evaluate the very same few float64 operations:
+Every calibrator of one variable is *defined* as a piecewise linear map on one uniform grid, so that numpy and Spark
+evaluate the very same few float64 operations. The variable is the similarity, or the prefix_log_prob brought to the
+same range (NATS nats below 0 become 0, 2 NATS and what lies below -1):
 
-    t = (clip(sim, -1, 1) + 1) * GRID_CELLS / 2,  j = min(floor(t), GRID_CELLS - 1),  f = t - j
+    x = similarity, or 1 + prefix_log_prob / NATS
+    t = (clip(x, -1, 1) + 1) * GRID_CELLS / 2,  j = min(floor(t), GRID_CELLS - 1),  f = t - j
     label = (1 - f) * y[j] + f * y[j + 1]
 
 | kind | formula | parameters |
 |---|---|---|
-| quantile | the grid map | knots (GRID_CELLS + 1 values) |
-| isotonic | the grid map | knots |
-| platt | sigmoid(a * similarity + b) | weights (a,), intercept b |
+| quantile | the grid map | features (the variable,), knots (GRID_CELLS + 1 values) |
+| isotonic | the grid map | features (the variable,), knots |
+| platt | sigmoid(a * variable + b) | features (the variable,), weights (a,), intercept b |
 | logistic | sigmoid(w . x + b), x of `FEATURES` | features, weights, intercept, prior_rate, prior_strength |
 
 This module imports neither torch nor Spark: Spark's driver imports it for the text of the expressions.
@@ -37,10 +39,16 @@ from gpl_core.errors import ContractError
 GRID_CELLS = 1024
 """Cells of the similarity grid over [-1, 1]; a grid map has GRID_CELLS + 1 knots, one per cell edge."""
 
+NATS = 16.0
+"""prefix_log_prob over this, plus 1, is its place on the grid: a SID of 10^13 alike ones is still told apart."""
+
 GRID_KINDS = ("quantile", "isotonic")
 KINDS = (*GRID_KINDS, "platt", "logistic")
 CALIBRATOR_FILE = "calibrator.json"
 """The one file of a calibrator's bundle."""
+
+VARIABLES = ("similarity", "prefix_log_prob")
+"""What a calibrator of one variable may map to a label."""
 
 SCORES = ("similarity", "history_similarity", "prefix_log_prob")
 """Features that pair_scores holds as they are."""
@@ -103,11 +111,15 @@ class Calibrator:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ContractError(f"calibrator.kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
+        if self.kind in GRID_KINDS and not self.features:  # published before there was a choice
+            object.__setattr__(self, "features", ("similarity",))
+        if self.kind != "logistic" and self.features not in [(name,) for name in VARIABLES]:
+            raise ContractError(
+                f"calibrator.features of kind {self.kind} is {self.features!r}; expected one of {', '.join(VARIABLES)}"
+            )
         if self.kind in GRID_KINDS:
             _check_knots(self.knots)
             return
-        if self.kind == "platt" and self.features != ("similarity",):
-            raise ContractError(f"calibrator.features of kind platt is {self.features!r}; expected ('similarity',)")
         unknown = [name for name in self.features if name not in FEATURES]
         if unknown or not self.features or len(set(self.features)) != len(self.features):
             raise ContractError(
@@ -177,6 +189,17 @@ class Columns:
     item_positives: str = "item_positives"
 
 
+def grid_variable(name: str, values: npt.ArrayLike) -> FloatArray:
+    """A variable of `VARIABLES` on the grid's range [-1, 1] (beyond it: clipped by `grid_position`), any shape."""
+    values = np.asarray(values, dtype=np.float64)
+    return values if name == "similarity" else 1.0 + values / NATS
+
+
+def grid_variable_sql(name: str, column: str) -> str:
+    """Spark SQL text (double) of `grid_variable` of a column."""
+    return column if name == "similarity" else f"(1.0D + cast({column} as double) / {_double(NATS)})"
+
+
 def grid_position(similarity: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], FloatArray]:
     """(cell j in [0, GRID_CELLS), fraction f in [0, 1]) of similarities of any shape, clipped to [-1, 1]."""
     position = (np.clip(np.asarray(similarity, dtype=np.float64), -1.0, 1.0) + 1.0) * (GRID_CELLS / 2)
@@ -213,10 +236,11 @@ def feature_values(calibrator: Calibrator, columns: Mapping[str, npt.ArrayLike])
 
 
 def apply(calibrator: Calibrator, columns: Mapping[str, npt.ArrayLike]) -> FloatArray:
-    """Pseudo-labels float64 [n] in [0, 1] from the columns of `feature_values` (grid kinds: `similarity` alone)."""
+    """Pseudo-labels float64 [n] in [0, 1] from the columns of `feature_values`."""
     if calibrator.kind in GRID_KINDS:
         knots = np.asarray(calibrator.knots, dtype=np.float64)
-        cell, fraction = grid_position(columns["similarity"])
+        (name,) = calibrator.features
+        cell, fraction = grid_position(grid_variable(name, columns[name]))
         return (1.0 - fraction) * knots[cell] + fraction * knots[cell + 1]
     logits = feature_values(calibrator, columns) @ np.asarray(calibrator.weights) + calibrator.intercept
     return sigmoid(logits)
@@ -247,7 +271,9 @@ def sql_expression(calibrator: Calibrator, columns: Columns | None = None) -> st
     columns = columns or Columns()
     if calibrator.kind in GRID_KINDS:
         knots = "array(" + ",".join(_double(value) for value in calibrator.knots) + ")"
-        cell, fraction = cell_sql(columns.similarity), fraction_sql(columns.similarity)
+        (name,) = calibrator.features
+        variable = grid_variable_sql(name, getattr(columns, name))
+        cell, fraction = cell_sql(variable), fraction_sql(variable)
         return f"((1.0D - {fraction}) * element_at({knots}, {cell} + 1) + {fraction} * element_at({knots}, {cell} + 2))"
     terms = [_double(calibrator.intercept)]
     for name, weight in zip(calibrator.features, calibrator.weights, strict=True):

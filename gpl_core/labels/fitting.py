@@ -269,11 +269,12 @@ def grid_reliability(
     return reliability_table(*sums)
 
 
-def grid_calibrator(kind: str, knots: npt.ArrayLike, fitted_on: FittedOn) -> Calibrator:
-    """A `quantile` or `isotonic` Calibrator from fitted knots."""
+def grid_calibrator(kind: str, knots: npt.ArrayLike, fitted_on: FittedOn, variable: str = "similarity") -> Calibrator:
+    """A `quantile` or `isotonic` Calibrator of `variable` from fitted knots."""
     if kind not in GRID_KINDS:
         raise ContractError(f"calibrator.kind is {kind!r}; expected one of {', '.join(GRID_KINDS)} for a grid map")
-    return Calibrator(kind=kind, knots=tuple(np.asarray(knots, dtype=np.float64).tolist()), fitted_on=fitted_on)
+    values = tuple(np.asarray(knots, dtype=np.float64).tolist())
+    return Calibrator(kind=kind, knots=values, fitted_on=fitted_on, features=(variable,))
 
 
 def _cell_labels(knots: npt.ArrayLike, fractions: npt.ArrayLike | None) -> FloatArray:

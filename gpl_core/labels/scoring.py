@@ -9,8 +9,7 @@ item embedding, w_k = p_k / sum p over the user's anchors:
     coherence R_u            = || sum_k w_k g(a_k) ||           (mean resultant length: Mardia & Jupp 2000)
     consistency h_u          = sum_k w_k max_{j in H_u} max(0, <g(a_k), e(j)>)
     llm_confidence q_ui      = exp(log p_{k*} / L)              (geometric-mean token probability)
-    prefix_log_prob(u, i)    = ln(m_l / n_l), l the longest prefix of s(i) with m_l > 0,
-                               m_l = sum of p_k over the anchors with that prefix, n_l = SIDs below it
+    prefix_log_prob(u, i)    = see the function: what the search says of the candidate's own SID
 
 Legend for shapes: U users of a block, K anchors, H history items, B candidates, N items, d width, L levels of a SID.
 """
@@ -135,26 +134,54 @@ def _score(
 
 
 def prefix_log_prob(
-    anchor_sids: Tensor, anchor_mask: Tensor, log_prob: Tensor, candidate_sids: Tensor, below: Tensor, size: int
+    anchor_sids: Tensor,
+    anchor_mask: Tensor,
+    log_prob: Tensor,
+    prefixes: Tensor,
+    prefix_log_probs: Tensor,
+    candidate_sids: Tensor,
+    below: Tensor,
+    size: int,
 ) -> Tensor:
-    """ln of the probability that the anchors alone give to a candidate's own SID, backed off, float32 [U x B] (ours).
+    """ln of the probability of a candidate's own SID as far as the search scored it, float32 [U x B] (ours).
 
-    The mass of the anchors that share the candidate's longest prefix, in equal parts for all SIDs below it. A SID that
-    shares none, or a candidate without one, shares the mass that no anchor has (at least 1e-6) with all SIDs. A score:
-    over the catalogue it does not sum to 1.
+    An anchor has its own. Any other SID has an equal part of its longest prefix that is known: of a kept prefix what
+    its anchors leave, else the mass of the anchors that have the prefix. A SID without any known prefix, or a candidate
+    without a SID, shares what no known prefix has (at least 1e-6) with all SIDs. A score: over the catalogue it need
+    not sum to 1.
 
-    anchor_sids: int [U x K x L]; anchor_mask, log_prob: [U x K], as in `score_block`; candidate_sids: int [U x B x L],
-    -1 where there is none; below: int [U x B x L], SIDs below each of the candidate's prefixes (`Trie.leaves_below`),
-    ignored where there is none; size: SIDs in the catalogue.
+    anchor_sids: int [U x K x L]; anchor_mask, log_prob: [U x K], as in `score_block`; prefixes: int [U x P x L], -1
+    after a prefix' end; prefix_log_probs: [U x P]; candidate_sids: int [U x B x L], -1 where there is none; below: int
+    [U x B x L], SIDs below each of the candidate's prefixes (`Trie.leaves_below`), ignored where there is none; size:
+    SIDs in the catalogue.
     """
+    levels = candidate_sids.shape[2]
     p = torch.exp(log_prob.float()).masked_fill(~anchor_mask, 0.0)
-    rest = (1.0 - p.sum(dim=1)).clamp(min=1e-6)
+    # A prefix as one number; 0 is the empty one, which stands for padding.
+    base = 2 + max((int(x.max()) for x in (prefixes, candidate_sids) if x.numel()), default=0)
+    weights = base ** torch.arange(levels - 1, -1, -1, device=p.device)
+    known, order = torch.nn.functional.pad(((prefixes.long() + 1) * weights).sum(dim=2), (0, 1)).sort(dim=1)
+    mass_of = torch.nn.functional.pad(torch.exp(prefix_log_probs.float()), (0, 1)).gather(1, order)
+    of_one = (prefixes[..., 0] >= 0) & (prefixes[..., 1:] < 0).all(dim=2)
+    first = (torch.exp(prefix_log_probs.float()) * of_one).sum(dim=1)
+    rest = (1.0 - torch.maximum(first, p.sum(dim=1))).clamp(min=1e-6)
     out = torch.log(rest / size)[:, None].expand(candidate_sids.shape[:2])
-    shared = (candidate_sids[..., 0] >= 0)[:, :, None] & anchor_mask[:, None]  # [U x B x K]
-    for level in range(candidate_sids.shape[2]):
+    there = candidate_sids[..., 0] >= 0
+    shared = there[:, :, None] & anchor_mask[:, None]  # [U x B x K]
+    own = torch.zeros_like(candidate_sids[..., 0], dtype=torch.long)
+    for level in range(levels):
         shared = shared & (candidate_sids[:, :, None, level] == anchor_sids[:, None, :, level])
-        mass = (shared * p[:, None]).sum(dim=2)
-        out = torch.where(mass > 0, torch.log(mass / below[..., level].clamp(min=1)), out)
+        mass, count = (shared * p[:, None]).sum(dim=2), shared.sum(dim=2)
+        leaves = below[..., level]
+        value, found = mass / leaves.clamp(min=1), mass > 0
+        if level < levels - 1:
+            own = own + (candidate_sids[..., level].long() + 1) * weights[level]
+            place = torch.searchsorted(known, own).clamp_max(known.shape[1] - 1)
+            hit = there & (known.gather(1, place) == own)
+            of_prefix = mass_of.gather(1, place)
+            free = torch.maximum(of_prefix - mass, 1e-6 * of_prefix) / (leaves - count).clamp(min=1)
+            value, found = torch.where(hit, free, value), found | hit
+        out = torch.where(found, torch.log(value.clamp(min=1e-30)), out)
     return out
 
 

@@ -106,6 +106,17 @@ class Trie:
             out[:, level - 1] = np.bincount(node, minlength=len(self.tokens[level - 1]))[node]
         return out
 
+    def prefixes(self) -> np.ndarray:
+        """Every prefix shorter than a SID, int32 [n_1 + ... + n_(L-1) x L], by length, then in lexicographic order; -1
+        after its end."""
+        out = [np.empty((0, self.levels), dtype=np.int32)]
+        above = np.full((1, self.levels), -1, dtype=np.int32)
+        for level in range(self.levels - 1):
+            above = above[self._parents[level]]
+            above[:, level] = self.tokens[level]
+            out.append(above)
+        return np.concatenate(out)
+
     def leaf_of(self, sids: np.ndarray) -> np.ndarray:
         """The leaf ordinal of each SID, int64 [S]; -1 where the catalogue has no such SID (codes outside [0, C)
         too)."""

@@ -38,7 +38,8 @@ def main() -> None:
         print("one seed: no paired differences, nothing is written")
         return
     figures: dict[str, Figure] = {}
-    for ours, control in (("gpl_quantile", "cosine_quantile"), ("gpl_logistic_prefix", "logistic_no_anchors")):
+    controls = (("gpl_quantile", "cosine_quantile"), ("gpl_prefix", "cosine_quantile"))
+    for ours, control in (*controls, ("gpl_logistic_prefix", "logistic_no_anchors")):
         for right in ("exposed_only", "random_negatives", control):
             for figure in ("unexposed/auc", "unexposed/gauc"):
                 figures |= difference(results, ours, right, figure, 0.0)

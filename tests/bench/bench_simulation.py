@@ -51,10 +51,11 @@ def goals(results: Results) -> dict[str, Figure]:
         out[f"  the gap: oracle_hard - exposed_only, {metric}"] = Figure(gap, metric)
         out[f"  its half width, {metric}"] = Figure(half, "95 %")
     out |= difference(results, BEST, "random_negatives", "unexposed/gauc", 0.0)
-    for fixed in (n for n in results if n.startswith("gpl_quantile@")):
+    for fixed in (n for n in variants.NO_UNIFORM_ROWS if n in results):
         for metric, goal in (("auc", 0.45), ("gauc", 0.60)):
             out[f"{fixed} (no uniform rows) closes the {metric} gap"] = gap_closed(results, fixed, metric, goal)
-    for with_anchors, without in (("gpl_quantile", "cosine_quantile"), (BEST, "logistic_no_anchors")):
+    controls = (("gpl_quantile", "cosine_quantile"), ("gpl_prefix", "cosine_quantile"), (BEST, "logistic_no_anchors"))
+    for with_anchors, without in controls:
         out |= difference(results, with_anchors, without, "unexposed/gauc", 0.004, above_zero=True)
     out |= difference(results, BEST, "exposed_only", "exposed/auc", 0.0)
     for figure in ("tail/gauc", "top10/coverage"):

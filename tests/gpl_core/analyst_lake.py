@@ -36,7 +36,7 @@ class AnalystLake:
     """Writes the tables; `labels` holds what scoring and labelling made of each pair, by plain loops."""
 
     def __init__(self, root: Path):
-        self.config: Config = small_config(root, {"tokenizer": {"levels": 3}, "anchors": {"count": 2}})
+        self.config: Config = small_config(root, {"tokenizer": {"levels": 3}, "anchors": {"count": 2, "prefixes": 1}})
         self.lake = Lake(self.config.lakehouse.root)
         self.tokenizer = self.publish("tokenizer", {"encoder_version": "enc"}, "{}", "x.json")
         self.model = self.publish("interest_model", {"sid_version": self.tokenizer}, "{}", "x.json")
@@ -125,6 +125,7 @@ class AnalystLake:
         ])  # fmt: skip
         self.put("score_requests", [
             {"user_id": u, "source": source, "block": 0, "anchor_sids": sids, "log_prob": [math.log(p) for p in ps],
+             "prefixes": [1, -1, -1], "prefix_log_probs": [-0.5],
              "history": [*past, *[-1] * 17], "candidates": [0] * 128, "sid_version": self.tokenizer,
              "model_version": self.model}
             for u, (sids, ps, past) in ANCHORS.items() for source in ("unexposed", "exposed")

@@ -208,3 +208,21 @@ migrations:
     assert parse_contract(text, "t.yaml").migrations == (Migration(2, {"b": "a"}, {"c": 1}, ("d",)),)
     with pytest.raises(ContractError, match=r"migration .*unknown key 'rnm'.*missing key 'to'"):
         parse_contract(text.replace("to: 2, rename", "rnm"), "t.yaml")
+
+
+def test_an_anchor_cache_of_version_1_keeps_its_rows_and_is_passed_over(tmp_path):
+    """Its rows have no prefixes: one that stands for none, so that no configured number fits and they are made anew."""
+    now = load_contract("interest_anchors")
+    new = ("prefixes", "prefix_log_probs")
+    old = replace(now, version=1, columns=tuple(c for c in now.columns if c.name not in new), migrations=())
+    lake = Lake(str(tmp_path / "lake"))
+    row = {"user_id": "a", "sequence_hash": "h", "anchor_sids": [1, 2, 3] * 2, "log_prob": [-1.0] * 2,
+           "anchor_count": 2, "sid_version": "s", "model_version": "m", "dt": DAY}  # fmt: skip
+    put(lake, "interest_anchors", [row], day=DAY, contract=old, partition={"model_version": "m"})
+    with pytest.raises(ContractError, match="gpl migrate"):
+        lake.open("interest_anchors").read()
+    assert migrate(lake, now, {}).rows == 1
+    (found,) = lake.open("interest_anchors").read().to_pylist()
+    assert {n: found[n] for n in ("user_id", "log_prob", *new)} == {
+        "user_id": "a", "log_prob": [-1.0] * 2, "prefixes": [-1], "prefix_log_probs": [-100.0],
+    }  # fmt: skip

@@ -79,6 +79,16 @@ def test_calibration_compares_labels_with_the_clicks_of_their_own_source(lake):
     assert found["exposed"]["squared_error"] == pytest.approx((labels["exposed"] - 1) ** 2)
     for source, row in found.items():
         assert row["band_from"] <= labels[source] < row["band_from"] * 2**0.5
+    rows = Query(lake.lake).rows("SELECT * FROM calibration_slices")
+    assert {(r["source"], r["slice"], r["value"]) for r in rows} == {
+        *((s, "all", "all") for s in labels), ("exposed", "category", "a"), ("uniform", "category", "b"),
+        ("exposed", "popularity", "2"), ("uniform", "popularity", "unseen"), ("exposed", "item", "known"),
+        ("uniform", "item", "new"), ("exposed", "user", "known"), ("uniform", "user", "new"),
+    }  # fmt: skip
+    for row in rows:
+        clicked = found[row["source"]]["clicks"]
+        assert (row["impressions"], row["clicks"], row["click_rate"]) == (1, clicked, clicked)
+        assert row["calibration_error"] == pytest.approx(abs(labels[row["source"]] - clicked))
 
 
 def test_anchors_of_a_user_with_the_titles_that_carry_them(lake):

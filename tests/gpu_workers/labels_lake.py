@@ -32,11 +32,12 @@ from gpl_core.runs import StepContext
 from gpu_workers.runtime import Ranks, WorkerBody
 
 DAY = date(2026, 1, 2)
-H, L, K, B, WIDTH = 4, 3, 2, 5, 6
-DIMS = {"H": H, "L": L, "K": K, "B": B, "d": WIDTH}
+H, L, K, P, B, WIDTH = 4, 3, 2, 2, 5, 6
+DIMS = {"H": H, "L": L, "K": K, "P": P, "B": B, "d": WIDTH}
 SETTINGS = (
     "run.start_date=2026-01-02", "run.end_date=2026-01-02", "run.history_start=null", f"sequences.max_length={H}",
-    f"anchors.count={K}", f"labels.block_size={B}", "prerank.steps=30", "prerank.batch_size=64", "prerank.dimension=8",
+    f"anchors.count={K}", f"anchors.prefixes={P}",
+    f"labels.block_size={B}", "prerank.steps=30", "prerank.batch_size=64", "prerank.dimension=8",
     "prerank.hidden=16", "prerank.user_buckets=97", "prerank.item_buckets=31", "prerank.train_days=2",
 )  # fmt: skip
 SIDS = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1], [2, 0, 0], [2, 0, 0], [2, 1, 0]])
@@ -113,12 +114,13 @@ class LabelsLake:
     def write_requests(self, rows: Sequence[dict[str, Any]], files: int = 1, **overrides: str) -> None:
         """The slice DAY of score_requests: user_id, anchors [(item, p)], history, candidates; the rest is filled in.
 
-        An anchor is named by an item that carries its SID, or is a SID itself.
+        An anchor is named by an item that carries its SID, or is a SID itself. prefixes [(codes, p)]: where given.
         """
         out = []
         for row in rows:
             sids = [SIDS[a].tolist() if isinstance(a, int) else list(a) for a, _ in row["anchors"]]
             pad = K - len(sids)
+            prefixes = [*row.get("prefixes", ()), *[((), float(np.exp(-100)))] * P][:P]
             out.append(
                 {
                     "user_id": row["user_id"],
@@ -126,6 +128,8 @@ class LabelsLake:
                     "block": row.get("block", 0),
                     "anchor_sids": [code for sid in sids for code in sid] + [-1] * (pad * L),
                     "log_prob": [float(np.log(p)) for _, p in row["anchors"]] + [-100.0] * pad,
+                    "prefixes": [c for codes, _ in prefixes for c in (*codes, -1, -1, -1)[:L]],
+                    "prefix_log_probs": [float(np.log(p)) for _, p in prefixes],
                     "history": [*row["history"], *[-1] * (H - len(row["history"]))],
                     "candidates": [*row["candidates"], *[-1] * (B - len(row["candidates"]))],
                     "sid_version": self.tokenizer,

@@ -131,7 +131,7 @@ forward = worker.TrainingObjective.forward
 root = pathlib.Path(sys.argv[1])
 
 def deadly(self, *packs):
-    if any(p.read_text() == "epoch-2" for p in root.rglob("checkpoints/latest")):
+    if any(p.read_text() == "epoch-2-step-2" for p in root.rglob("checkpoints/latest")):
         os.kill(os.getpid(), signal.SIGKILL)
     return forward(self, *packs)
 
@@ -148,18 +148,19 @@ def test_kill_9_in_an_epoch_then_again_gives_the_weights_of_an_undisturbed_run(
     users = lake.users(120)
     lake.write_sequences(users)
     lake.write_stats(users)
+    often = "interest.checkpoint_steps=2"
     command = [
         sys.executable, "-c", KILLED_IN_THE_THIRD_EPOCH, str(tmp_path), "--run-date", DAY.isoformat(),
-        *lake.arguments(),
+        *lake.arguments(often),
     ]  # fmt: skip
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums of as many parts
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     assert not ArtifactStore(str(tmp_path)).manifests("interest_model")
     with caplog.at_level("INFO"):
-        call(lake, train_interest_model, ranks)
-    assert "resumed after epoch 2" in caplog.text
+        call(lake, train_interest_model, ranks, often)
+    assert "resumed after epoch 2, step 2" in caplog.text
     mine, undisturbed = weights_of(lake), weights_of(trained)
     assert all(torch.equal(mine[name], undisturbed[name]) for name in undisturbed)
 
@@ -379,6 +380,9 @@ def test_anchors_are_those_of_the_search(trained: InterestLake, ranks: Ranks) ->
         assert row["sid_version"] == trained.version
         assert row["anchor_count"] == 5
         assert row["log_prob"] == sorted(row["log_prob"], reverse=True)
+        prefixes = np.array(row["prefixes"]).reshape(-1, LEVELS)
+        first = (prefixes[:, 0] >= 0) & (prefixes[:, 1] < 0)
+        assert np.exp(row["prefix_log_probs"])[first].sum() == pytest.approx(1, abs=1e-5)
     assert context.counts.rows_in == context.counts.rows_out == 20
     assert state_of(trained, "generate_anchors", day) == "done"
 
@@ -433,15 +437,21 @@ def test_wider_beams_find_anchors_that_are_at_least_as_likely(trained: InterestL
     assert (np.array(gains) > 1e-3).any()
 
 
-def test_another_number_of_anchors_is_not_in_the_cache(trained: InterestLake, ranks: Ranks) -> None:
-    first, second = DAY + timedelta(days=8), DAY + timedelta(days=9)
-    users, model = trained.users(6, seed=8), model_of(trained)
-    for day, count in ((first, 5), (second, 3)):
+@pytest.mark.parametrize(
+    ("setting", "column", "counts"),
+    [("anchors.count", "log_prob", (5, 3)), ("anchors.prefixes", "prefix_log_probs", (256, 7))],
+)
+def test_another_number_of_anchors_or_prefixes_is_not_in_the_cache(
+    trained: InterestLake, ranks: Ranks, setting: str, column: str, counts: tuple[int, int]
+) -> None:
+    start = DAY + timedelta(days=8 if setting == "anchors.count" else 40)
+    users, model = trained.users(6, seed=start.toordinal()), model_of(trained)
+    for day, count in zip((start, start + timedelta(days=1)), counts, strict=True):
         trained.write_requests(users, model.version, day)
-        call(trained, generate_anchors, ranks, f"anchors.count={count}", day=day)
-    assert {len(r["log_prob"]) for r in anchors_of(trained, first).values()} == {5}
-    assert {len(r["log_prob"]) for r in anchors_of(trained, second).values()} == {3}
-    assert set(anchors_of(trained, second)) == {u.user_id for u in users}
+        call(trained, generate_anchors, ranks, f"{setting}={count}", day=day)
+        rows = anchors_of(trained, day)
+        assert set(rows) == {u.user_id for u in users}
+        assert {len(r[column]) for r in rows.values()} == {count}
 
 
 def test_finished_units_survive_a_crash_and_are_not_computed_again(

@@ -15,7 +15,14 @@ from tests.gpu_workers.labels_lake import DAY, LabelsLake
 ROWS = [
     {"user_id": "a", "anchors": [(0, 0.5), (3, 0.25)], "history": [1, 2], "candidates": [4, 5, 4, 8]},
     {"user_id": "a", "anchors": [(0, 0.5), (3, 0.25)], "history": [1, 2], "candidates": [0, 9], "source": "uniform"},
-    {"user_id": "b", "anchors": [(6, 0.1)], "history": [3], "candidates": [6, 7, 1], "source": "exposed"},
+    {
+        "user_id": "b",
+        "anchors": [(6, 0.1)],
+        "history": [3],
+        "candidates": [6, 7, 1],
+        "source": "exposed",
+        "prefixes": [((2,), 0.7), ((2, 0), 0.4)],
+    },
     {"user_id": "c", "anchors": [((2, 1, 0), 0.3)], "history": [3], "candidates": [1, 2]},
     {"user_id": "d", "anchors": [((2, 1, 0), 0.3), (2, 0.2)], "history": [8], "candidates": [1, 2]},
 ]
@@ -46,8 +53,8 @@ def test_rows_equal_the_formulas(lake: LabelsLake) -> None:
     assert row["similarity"] == pytest.approx(e[1] @ shared, abs=1e-6)
     assert row["history_similarity"] == pytest.approx(e[1] @ e[3], abs=1e-6)
     assert (row["anchor_rank"], row["coherence"]) == (0, pytest.approx(1.0, abs=1e-6))
-    # Item 1 shares no code with b's anchor; item 6 carries it (7 too: one SID). 7 SIDs have a usable vector.
-    assert row["prefix_log_prob"] == pytest.approx(math.log(0.9 / 7), abs=1e-6)
+    # Item 1 shares no code with b's prefixes; item 6 carries the anchor (7 too: one SID). 7 SIDs have a usable vector.
+    assert row["prefix_log_prob"] == pytest.approx(math.log(0.3 / 7), abs=1e-6)
     assert found["b", 6, "exposed"]["prefix_log_prob"] == pytest.approx(math.log(0.1), abs=1e-6)
     assert found["a", 5, "unexposed"]["prefix_log_prob"] == pytest.approx(math.log(0.25 / 3), abs=1e-6)  # code 1 of 3
     assert row["consistency"] == pytest.approx(max(0.0, shared @ e[3]), abs=1e-6)

@@ -64,6 +64,17 @@ def test_quantile_labels_average_the_uniform_click_rate_before_the_date(lake):
     assert fitted(lake)[0] == calibrator
 
 
+def test_quantile_of_the_prefix_log_prob_ranks_by_it(lake):
+    """Similarity rises with the item, the prefix_log_prob falls (but item 7's is item 0's again)."""
+    assert lake.run("fit_calibrator", fit_calibrator.run, D, "labels.calibrator.score=prefix_log_prob") == "done"
+    calibrator, _ = fitted(lake)
+    assert calibrator.features == ("prefix_log_prob",)
+    labels = apply(calibrator, {"prefix_log_prob": [-1.0 - i % 7 for i in range(9)]})
+    assert labels.mean() == pytest.approx(3 / 10, abs=1e-9)
+    assert (np.diff(labels[:7]) < 0).all()
+    assert labels[7] == labels[0]
+
+
 def test_configured_rate_needs_no_clicks_and_a_window_bounds_what_is_seen(lake):
     lake.run("fit_calibrator", fit_calibrator.run, D, "labels.calibrator.target_rate=0.07")
     assert fitted(lake)[0].fitted_on.base_rate == pytest.approx(0.07, abs=1e-9)

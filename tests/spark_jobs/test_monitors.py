@@ -93,7 +93,8 @@ def lake(tmp_path_factory, spark) -> FeedLake:
     ], dt=D.isoformat())  # fmt: skip
     made.table("score_requests", [
         {"user_id": "u1", "source": "unexposed", "block": 0, "anchor_sids": [1, 1, 1, -1, -1, -1],
-         "log_prob": [-1.0, -100.0], "history": [1, -1, -1, -1], "candidates": [3, 4, 5],
+         "log_prob": [-1.0, -100.0], "prefixes": [1, -1, -1], "prefix_log_probs": [-0.5],
+         "history": [1, -1, -1, -1], "candidates": [3, 4, 5],
          "model_version": made.model, "sid_version": made.tokenizer}
     ], dt=D.isoformat())  # fmt: skip
     return made

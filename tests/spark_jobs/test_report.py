@@ -91,6 +91,12 @@ def test_report_tells_what_the_tables_hold(lake):
     assert "<script" not in text
     assert "Every figure here is semi-synthetic" in text
     assert [lake.tokenizer, "40", "1", "1.7", "0.9", escaped] in [r[1:] for r in rows]
+    sliced = {tuple(r[:4]) for r in rows if len(r) == 7}
+    assert {
+        ("uniform", "all", "all", "1"),
+        ("exposed", "item", "known", "1"),
+        ("uniform", "user", "new", "1"),
+    } <= sliced
     warnings = lake.context.counts.details["warnings"]
     assert len(warnings) == 7
     assert "label_drift 0.3 is above 0.2: look" in warnings

@@ -58,7 +58,8 @@ class RequestLake(TinyLake):
         """Rows of the cache: two anchors each."""
         self.table("interest_anchors", [
             {"user_id": u, "sequence_hash": h, "anchor_sids": [1, 2, 3, 4, 5, 6], "log_prob": [-1.0, -2.0],
-             "anchor_count": 2, "sid_version": self.tokenizer} for u, h in keys
+             "prefixes": [1, -1, -1], "prefix_log_probs": [-0.5], "anchor_count": 2,
+             "sid_version": self.tokenizer} for u, h in keys
         ], model_version=model, dt=str(dt or day(-1)))  # fmt: skip
 
 

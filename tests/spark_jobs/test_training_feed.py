@@ -51,6 +51,7 @@ def labelled(tmp_path_factory, spark) -> FeedLake:
         dt=(D - timedelta(days=3)).isoformat(),
     )
     request = {"source": "unexposed", "block": 0, "anchor_sids": [0] * 6, "log_prob": [-1.0] * 2,
+               "prefixes": [1, -1, -1], "prefix_log_probs": [-0.5],
                "history": [0, -1, -1, -1], "candidates": [1, 2, -1], "sid_version": made.tokenizer,
                "model_version": made.model}  # fmt: skip
     made.table("score_requests", [{"user_id": u, **request} for u in ("u1", "u2")], dt=D.isoformat())

@@ -26,7 +26,8 @@ from spark_jobs.session import SparkStep, run_body
 D = date(2026, 1, 10)
 SETTINGS = (
     "run.start_date=2026-01-10", "run.end_date=2026-01-12", "run.history_start=null", "sequences.max_length=4",
-    "anchors.count=2", "labels.block_size=3", "samples.unexposed_per_request=4", "ingest.max_quarantine_share=1.0",
+    "anchors.count=2", "anchors.prefixes=1",
+    "labels.block_size=3", "samples.unexposed_per_request=4", "ingest.max_quarantine_share=1.0",
     "monitors.ignore=[label_drift, coverage, quarantine_share, anchors_per_user, calibration_error]",
 )  # fmt: skip
 

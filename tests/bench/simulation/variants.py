@@ -12,8 +12,9 @@
 | gpl_quantile@f | the same, target rate fixed beforehand to f x the exposed click rate: no uniform rows needed |
 | gpl_logistic, logistic_no_anchors | all features; all but the anchors' |
 | gpl_softmax | gpl_quantile with softmax pooling instead of the maximum |
+| gpl_prefix, gpl_prefix@f | gpl_quantile of the prefix_log_prob (`labels.calibrator.score`) instead of the similarity |
 | gpl_own, gpl_logistic_own | the candidate's own SID likelihood: instead of the similarity; as one more feature |
-| gpl_logistic_level1, gpl_logistic_prefix | the same from level 1 alone; from the cached anchors alone (the product) |
+| gpl_logistic_level1, gpl_logistic_prefix | the same from level 1 alone; from what the cache holds (the product) |
 | gpl_learned, gpl_logistic_unweighted | the weights are learned from the uniform slice; all weights alike |
 | oracle_hard, oracle_probability | clicks drawn from the true probabilities; the probabilities themselves |
 """
@@ -27,16 +28,18 @@ import numpy as np
 from gpl_core.labels import calibration, fitting
 from gpl_core.labels.calibration import Calibrator, FittedOn
 from gpl_core.labels.confidence import Exponents, combined_weight
-from tests.bench.simulation.world import Known, Pairs, Scores, World
+from tests.bench.simulation.world import Known, L, Pairs, Scores, World
 
 CONTROLS = (
     "exposed_only", "exposed_only_id", "ipw", "random_negatives", "constant", "shuffled", "distilled",
     "cosine_quantile", "logistic_no_anchors",
 )  # fmt: skip
 FIXED = (0.25, 0.5, 1.0)
-GPL = ("gpl_quantile", "gpl_unweighted", *(f"gpl_quantile@{f:g}" for f in FIXED), "gpl_logistic")
+NO_UNIFORM_ROWS = tuple(f"gpl_{score}@{f:g}" for score in ("quantile", "prefix") for f in FIXED)
+GPL = ("gpl_quantile", "gpl_unweighted", *NO_UNIFORM_ROWS, "gpl_logistic")
 EXTRAS = {
-    "gpl_softmax": "gpl_quantile", "gpl_own": "gpl_quantile", "gpl_learned": "gpl_quantile",
+    "gpl_prefix": "gpl_quantile", "gpl_softmax": "gpl_quantile", "gpl_own": "gpl_quantile",
+    "gpl_learned": "gpl_quantile",
     "gpl_logistic_own": "gpl_logistic", "gpl_logistic_level1": "gpl_logistic", "gpl_logistic_prefix": "gpl_logistic",
     "gpl_logistic_unweighted": "gpl_logistic",
 }  # fmt: skip
@@ -49,7 +52,7 @@ ORACLES = ("oracle_hard", "oracle_probability")
 ALL = (*CONTROLS, *GPL, *EXTRAS, *ORACLES)
 QUICK = (
     "exposed_only", "random_negatives", "constant", "cosine_quantile", "logistic_no_anchors", "gpl_quantile",
-    "gpl_logistic", "gpl_logistic_prefix", "oracle_hard",
+    "gpl_prefix", "gpl_logistic", "gpl_logistic_prefix", "oracle_hard",
 )  # fmt: skip
 
 FEATURES = ("similarity", "history_similarity", "item_click_logit", "user_click_logit", "log_popularity")
@@ -140,7 +143,10 @@ def _labels(
     rate = base
     if "@" in name:
         rate = float(name.split("@")[1]) * float(train.clicked[train.is_exposed].mean())
-    ranked = {"gpl_softmax": scores.soft_similarity, "gpl_own": scores.own_likelihood}.get(name, scores.similarity)
+    on_grid = calibration.grid_variable("prefix_log_prob", L * np.log(scores.anchor_likelihood))
+    ranked = {"gpl_softmax": scores.soft_similarity, "gpl_own": scores.own_likelihood, "gpl_prefix": on_grid}.get(
+        name.split("@")[0], scores.similarity
+    )
     labels = _quantile(ranked, ~train.is_exposed & np.isfinite(ranked), rate)
     if name == "constant":
         return np.where(np.isfinite(labels), base, np.nan), None

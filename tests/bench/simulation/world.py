@@ -30,17 +30,18 @@ from gpl_core.interest.model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import History, training_packs
 from gpl_core.interest.scoring import DeviceTrie
-from gpl_core.interest.search import SearchSettings
+from gpl_core.interest.search import Anchors, SearchSettings
 from gpl_core.interest.targets import keep_probability
-from gpl_core.labels.scoring import score_block
+from gpl_core.labels.scoring import prefix_log_prob, score_block
 from gpl_core.sids.catalogue import Catalogue
 from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
 from gpl_core.sids.rqvae import RqVaeSettings, fit_rq_kmeans
 from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.simulate import generate
-from tests.bench.simulation.likelihood import VisitedSearch, from_anchors
+from tests.bench.simulation.likelihood import VisitedSearch
 
 H, L, K = 20, 3, 20
+PREFIXES = 256
 SOFTNESS = 0.1  # temperature of the softmax pooling that is tried beside the maximum
 
 
@@ -127,7 +128,7 @@ class Scores:
     level1_likelihood: np.ndarray
     """The same backed off to level 1, whose probabilities come with the prefill."""
     anchor_likelihood: np.ndarray
-    """The same from the anchors and their probabilities alone, nothing else of the search."""
+    """The same from what the cache holds, the product's: the anchors and the `PREFIXES` likeliest scored prefixes."""
     spread: np.ndarray
     """Standard deviation of the anchors' cosines to the candidate."""
 
@@ -340,12 +341,13 @@ def _sample(pairs: Pairs, most: int, rng: np.random.Generator) -> tuple[np.ndarr
 class UserAnchors:
     """Anchors of the users that have a history.
 
-    row of a user; leaves int [R x K], log_prob [R x K]; visited, level1 float32 [R x S]: ln p of every SID, backed off.
+    row of a user; found: R users' anchors; leaves int [R x K]; visited, level1 float32 [R x S]: ln p of every SID,
+    backed off.
     """
 
     row: dict[int, int]
+    found: Anchors
     leaf: np.ndarray
-    log_prob: np.ndarray
     visited: np.ndarray
     level1: np.ndarray
 
@@ -382,7 +384,7 @@ def _interest_search(
             optimiser.step()
         falling.step()
     model.eval()
-    return VisitedSearch(model, trie, SearchSettings(K, H), content)
+    return VisitedSearch(model, trie, SearchSettings(K, H, prefixes=PREFIXES), content)
 
 
 def _with_sids(catalogue: Catalogue, history: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
@@ -396,7 +398,7 @@ def _anchors(search: VisitedSearch, catalogue: Catalogue, history: dict[int, np.
     items = list(sequences.values())
     found, visited, level1 = search.search_with_likelihoods([catalogue.sids_of(i) for i in items], items)
     leaf = catalogue.trie.leaf_of(found.sids.reshape(-1, L)).reshape(len(items), K)
-    return UserAnchors({user: n for n, user in enumerate(sequences)}, leaf, found.log_prob, visited, level1)
+    return UserAnchors({user: n for n, user in enumerate(sequences)}, found, leaf, visited, level1)
 
 
 def _score(
@@ -406,7 +408,7 @@ def _score(
     table = catalogue.anchor_embeddings(vectors)
     items = torch.from_numpy(vectors)
     there = torch.ones(len(vectors), dtype=torch.bool)
-    leaf_of = catalogue.leaf_of_item(np.arange(len(vectors)))
+    leaf_of, below = catalogue.leaf_of_item(np.arange(len(vectors))), catalogue.trie.leaves_below()
     out = {name: np.full(len(pairs), np.nan) for name in Scores.__dataclass_fields__}
     order = np.argsort(pairs.user, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(pairs.user[order])) + 1):
@@ -419,7 +421,7 @@ def _score(
         found = score_block(
             torch.from_numpy(np.where(mask[:, None], table[leaf], 0))[None],
             torch.from_numpy(mask)[None],
-            torch.from_numpy(anchors.log_prob[row])[None],
+            torch.from_numpy(anchors.found.log_prob[row])[None],
             torch.from_numpy(history[user])[None],
             torch.from_numpy(pairs.item[rows])[None],
             items,
@@ -434,9 +436,14 @@ def _score(
         out["soft_similarity"][rows] = SOFTNESS * np.log(np.exp(cosines / SOFTNESS).mean(axis=1))
         out["spread"][rows] = cosines.std(axis=1)
         own = leaf_of[pairs.item[rows]]
-        alone = from_anchors(catalogue.trie, leaf, anchors.log_prob[row])
-        found_of = {"own": anchors.visited[row], "level1": anchors.level1[row], "anchor": alone}
+        sids, log_prob, prefixes, prefix_log_probs = (torch.from_numpy(a[row])[None] for a in anchors.found)
+        alone = prefix_log_prob(
+            sids, torch.from_numpy(mask)[None], log_prob, prefixes, prefix_log_probs,
+            torch.from_numpy(catalogue.sids_of(pairs.item[rows]))[None], torch.from_numpy(below[own])[None],
+            catalogue.trie.size,
+        )[0].numpy()  # fmt: skip
+        found_of = {"own": anchors.visited[row][own], "level1": anchors.level1[row][own], "anchor": alone}
         for name, log_p in found_of.items():
             # An item that came after the SIDs has no likelihood: the pair is left out where it counts.
-            out[f"{name}_likelihood"][rows] = np.where(own >= 0, np.exp(log_p[own] / L), np.nan)
+            out[f"{name}_likelihood"][rows] = np.where(own >= 0, np.exp(log_p / L), np.nan)
     return Scores(**out)

@@ -106,17 +106,18 @@ def test_recomputed_layers_have_the_same_gradients(checkpoint: Path) -> None:
     rows = [all_targets(np.random.default_rng(n).integers(0, 8, (n, 3))) for n in (2, 5, 9)]
     trie = DeviceTrie(Trie.build(np.concatenate([h.sids for h in rows]), 8))
     gradients, kept = [], []
-    for again in (False, True):
+    for every in (0, 1, 2):
         model = build_interest_model(checkpoint, ModelSettings(3, 8, lora_rank=4)).train()
-        if again:
-            model.recompute_layers()
+        if every:
+            model.recompute_layers(every)
         saved: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
             loss = interest_loss(target_log_probs(model, trie, pack_targets(model.vocabulary, rows, 20)))
         loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
         kept.append(sum(saved))
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*gradients, strict=True))
+    assert kept[1] < kept[2] < kept[0]
     assert kept[1] < kept[0] / 2
 
 

@@ -20,7 +20,7 @@ from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import PAD_LOG_PROB, Anchors, BeamSearch, SearchSettings
 from gpl_core.sids.trie import Trie
 from tests.gpl_core.interest.conftest import World, make_world
-from tests.gpl_core.interest.oracle import textbook_beams
+from tests.gpl_core.interest.oracle import next_code_log_probs, textbook_beams
 
 slow_but_few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -57,6 +57,29 @@ def test_widening_beams_equal_a_textbook_search_of_the_same_widths(world: World)
     for user, history in enumerate(world.histories):
         expected = textbook_beams(world.model, world.trie.trie.sids(), history, (3, 7, 4))[:2]
         assert_same_beams(as_beams(anchors, user), expected)
+
+
+@slow_but_few
+@given(seed=st.integers(0, 10_000), items=st.integers(1, 40), beams=st.integers(1, 4), most=st.integers(1, 20))
+def test_kept_prefixes_are_the_likeliest_that_were_scored(
+    model: InterestModel, seed: int, items: int, beams: int, most: int
+) -> None:
+    world = make_world(model, np.random.default_rng(seed), items, users=2)
+    anchors, sids = search(world, beams, prefixes=most), world.trie.trie.sids()
+    for user, history in enumerate(world.histories):
+        first = next_code_log_probs(model, sids, history, ())
+        scored = {(c,): p for c, p in first.items()}
+        for (c,), p in textbook_beams(model, sids, history, (beams,)):
+            scored |= {(c, d): p + q for d, q in next_code_log_probs(model, sids, history, (c,)).items()}
+        best = sorted(scored, key=lambda x: -scored[x])[:most]
+        expected = [(x, scored[x]) for x in sorted(best, key=lambda x: (len(x), x))]
+        real = anchors.prefixes[user, :, 0] >= 0
+        found = [tuple(c for c in row if c >= 0) for row in anchors.prefixes[user][real].tolist()]
+        assert_same_beams(list(zip(found, anchors.prefix_log_probs[user][real], strict=True)), expected)
+        assert (anchors.prefix_log_probs[user][~real] == PAD_LOG_PROB).all()
+    plain = search(world, beams)
+    np.testing.assert_array_equal(anchors.sids, plain.sids)
+    assert plain.prefixes.shape == (2, 0, 3)
 
 
 def test_as_many_beams_as_sids_is_brute_force_and_probabilities_sum_to_one(world: World) -> None:

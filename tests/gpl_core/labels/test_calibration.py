@@ -17,6 +17,7 @@ from gpl_core.labels.confidence import Exponents, combined_weight, weight_sql
 FITTED = FittedOn("uniform", 1200, 60, "2026-01-01", "2026-01-03", 0.05, (ReliabilityBin(1200, 0.05, 0.05),), 0.0)
 KNOTS = tuple(np.linspace(0.01, 0.9, GRID_CELLS + 1).tolist())
 GRID = Calibrator("quantile", FITTED, knots=KNOTS)
+BY_PREFIX = Calibrator("quantile", FITTED, knots=KNOTS, features=("prefix_log_prob",))
 PLATT = Calibrator("platt", FITTED, features=("similarity",), weights=(3.0,), intercept=-2.0)
 LOGISTIC = Calibrator(
     "logistic", FITTED, features=calibration.FEATURES, weights=(2.0, -1.0, 0.3, 0.5, 0.25, -0.125), intercept=-1.0
@@ -27,6 +28,17 @@ LOGISTIC = Calibrator(
 def test_a_linear_grid_map_is_that_line(similarity: float) -> None:
     label = calibration.apply(GRID, {"similarity": [similarity]})[0]
     assert label == pytest.approx(0.01 + (similarity + 1) / 2 * 0.89, abs=1e-12)
+
+
+def test_a_grid_map_of_log_probabilities_is_a_line_over_32_nats_and_flat_below() -> None:
+    nats = np.array([0.0, -8.0, -16.0, -32.0, -80.0])
+    labels = calibration.apply(BY_PREFIX, {"prefix_log_prob": nats})
+    assert labels == pytest.approx(0.01 + np.array([1, 0.75, 0.5, 0, 0]) * 0.89, abs=1e-12)
+
+
+def test_a_grid_calibrator_of_old_is_one_of_similarity() -> None:
+    data = json.loads(GRID.to_json()) | {"features": []}
+    assert Calibrator.from_json(json.dumps(data)) == GRID
 
 
 def test_grid_position_of_the_edges_and_beyond() -> None:
@@ -56,7 +68,7 @@ def test_platt_and_logistic_are_the_sigmoid_of_their_features() -> None:
     assert not PLATT.needs_counts
 
 
-@pytest.mark.parametrize("calibrator", [GRID, PLATT, LOGISTIC], ids=lambda c: c.kind)
+@pytest.mark.parametrize("calibrator", [GRID, BY_PREFIX, PLATT, LOGISTIC], ids=lambda c: c.kind)
 def test_json_round_trip(calibrator: Calibrator) -> None:
     again = Calibrator.from_json(calibrator.to_json())
     assert again == calibrator
@@ -83,6 +95,10 @@ def test_json_with_a_wrong_field_is_refused_by_name() -> None:
         ({"kind": "logistic", "features": ("similarity",), "weights": ()}, "0 values"),
         ({"kind": "platt", "features": ("similarity",), "weights": (float("inf"),)}, "not finite"),
         ({"kind": "platt", "features": ("log_popularity",), "weights": (1.0,)}, "platt"),
+        (
+            {"kind": "quantile", "features": ("history_similarity",), "knots": KNOTS},
+            "quantile is .'history_similarity'",
+        ),
     ],
 )
 def test_a_calibrator_that_could_give_a_wrong_label_is_refused(changes: dict, message: str) -> None:
@@ -150,6 +166,7 @@ def test_spark_evaluates_the_same_formulas() -> None:
             calibration.sql_expression(curved),
             calibration.sql_expression(PLATT, Columns(similarity="`similarity`")),
             calibration.sql_expression(LOGISTIC),
+            calibration.sql_expression(BY_PREFIX),
             calibration.cell_sql("similarity"),
             calibration.fraction_sql("similarity"),
             weight_sql(exponents, consistency="0.5", llm_confidence="coherence"),
@@ -165,6 +182,7 @@ def test_spark_evaluates_the_same_formulas() -> None:
         calibration.apply(curved, columns),
         calibration.apply(PLATT, columns),
         calibration.apply(LOGISTIC, columns),
+        calibration.apply(BY_PREFIX, columns),
         cell,
         fraction,
         combined_weight(columns["coherence"], 0.5 * np.ones(n), columns["coherence"], exponents),
