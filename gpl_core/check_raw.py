@@ -19,6 +19,7 @@ from gpl_core.contracts import Column, Contract, load_contract
 from gpl_core.errors import GplError
 from gpl_core.lake import Lake, Snapshot
 from gpl_core.query import Query
+from gpl_core.storage import filesystem
 
 TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions")
 _OPTIONAL = "raw_interactions"
@@ -80,13 +81,19 @@ def _table(lake: Lake, contract: Contract) -> Iterator[Finding]:
         if name == _OPTIONAL:
             yield Finding("warning", name, f"none at {uri}: positives are then clicked impressions alone")
         else:
-            yield error(f"there is no Delta table at {uri}: write it, or set lakehouse.tables.{name}")
+            todo = f"write it, or set lakehouse.tables.{name}"
+            if _holds_parquet(uri):
+                dated = " PARTITIONED BY (dt DATE)" if "dt" in contract.partition_by else ""
+                todo = f"it holds Parquet without a Delta log; in Spark: CONVERT TO DELTA parquet.`{uri}`{dated}"
+            yield error(f"there is no Delta table at {uri}: {todo}")
         return
     try:
         table = DeltaTable(uri)
     except (DeltaError, OSError) as problem:
         yield error(f"the Delta table at {uri} cannot be opened: {str(problem).splitlines()[0]}")
         return
+    if name == "raw_items" and not table.file_uris():
+        yield error("it has no rows: every event would be quarantined for its unknown item")
     have = _columns(lake, name)
     for column in contract.columns:
         if column.name not in have:
@@ -103,6 +110,12 @@ def _table(lake: Lake, contract: Contract) -> Iterator[Finding]:
     if "dt" in contract.partition_by and "dt" in have and "dt" not in table.metadata().partition_columns:
         divided = ", ".join(table.metadata().partition_columns) or "nothing"
         yield error(f"partitioned by {divided}, expected dt: write it with partitionBy('dt')")
+
+
+def _holds_parquet(uri: str) -> bool:
+    """Whether a file right in the folder, or in one of its partitions, is Parquet."""
+    fs, path = filesystem(uri)
+    return any(fs.glob(f"{path}/{deep}*.parquet") for deep in ("", "*/"))
 
 
 def _columns(lake: Lake, name: str) -> dict[str, str]:

@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("evaluate", "the pre-ranker with and without pseudo-labels on the day after, your own tables", dates=True)
     add("summary", "rows per table, coverage and evaluation of the run dates", dates=True)
     sub = add("sql", "read-only SQL over tables and views, without Spark")
-    sub.add_argument("statement", help="SELECT …, EXPLAIN …, DESCRIBE name or SHOW TABLES")
+    sub.add_argument("statement", nargs="+", help="SELECT …, EXPLAIN …, DESCRIBE name or SHOW TABLES")
     form = sub.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_const", dest="form", const="json", help="one JSON object per row")
     form.add_argument("--csv", action="store_const", dest="form", const="csv")
@@ -289,6 +289,8 @@ def _summary(args: argparse.Namespace, config: Config) -> int:
 def _sql(args: argparse.Namespace, config: Config) -> int:
     from gpl_core.query import Query, print_result
 
+    if len(args.statement) > 1:
+        raise UsageError('put the statement in quotes, for example "SELECT * FROM items": a shell takes it apart else')
     versions = {}
     for text in args.version:
         table, _, number = text.partition("=")
@@ -296,7 +298,7 @@ def _sql(args: argparse.Namespace, config: Config) -> int:
             raise UsageError(f"--version {text}: expected TABLE=N, for example training_feed=3")
         versions[table] = int(number)
     query = Query(Lake.of(config.lakehouse), versions)
-    print_result(query.run(args.statement), args.form or "table", sys.stdout)
+    print_result(query.run(args.statement[0]), args.form or "table", sys.stdout)
     if query.versions:
         print("read: " + ", ".join(f"{t}@{v}" for t, v in sorted(query.versions.items())), file=sys.stderr)
     return 0

@@ -474,7 +474,10 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
         except UnicodeDecodeError as error:
             raise UsageError(f"config '{source}': not text in UTF-8 ({error.reason} at byte {error.start})") from None
     else:
-        raise UsageError(f"config '{source}': no such file, nor a shipped one ({', '.join(shipped_configs())})")
+        close = difflib.get_close_matches(source, shipped_configs(), 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        shipped = ", ".join(shipped_configs())
+        raise UsageError(f"config '{source}': no such file, nor a shipped one ({shipped}){hint}")
     try:
         body = yaml.safe_load(text) or {}
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date such as 2026-13-01
@@ -510,6 +513,11 @@ def _override(body: dict[str, Any], text: str) -> str | None:
     return None
 
 
+_MAPPING = "expected a mapping of keys to values"
+_EXPECTED = {"model_type": _MAPPING, "dict_type": _MAPPING, "tuple_type": "expected a list, such as [a, b]"}
+"""Kind of a pydantic error -> what to write in YAML, where pydantic speaks of Python."""
+
+
 def _problem(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
@@ -517,7 +525,7 @@ def _problem(error: Any) -> str:
         return f"{where}: unknown key; " + (f"did you mean {close[0]}?" if close else "remove it")
     if error["type"] == "missing":
         return f"{where}: required, but not given"
-    return f"{where}: {error['msg']} (got {error['input']!r})"
+    return f"{where}: {_EXPECTED.get(error['type'], error['msg'])} (got {error['input']!r})"
 
 
 def _keys_at(loc: Sequence[Any]) -> list[str]:

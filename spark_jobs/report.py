@@ -406,7 +406,9 @@ def compare(evaluations: Sequence[dict[str, Any]]) -> Table:
     for (part, metric), by_model in sorted(groups.items()):
         one = next(iter(by_model.values()))[0]
         cells = [_figures(by_model.get(m, [])) for m in models]
-        rows.append((part, metric, *cells, one["candidate_set_size"], one["rows"], one["note"]))
+        # An absent figure tells its own reason.
+        note = next((r["note"] for each in by_model.values() for r in each if r["value"] is not None), "")
+        rows.append((part, metric, *cells, one["candidate_set_size"], one["rows"], note))
     return Table(("slice", "metric", *models, "candidate-set size", "pairs", "note"), rows)
 
 

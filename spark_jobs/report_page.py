@@ -34,8 +34,8 @@ p, figcaption { max-width: 46rem; } .soft, figcaption, th { color: var(--soft); 
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 500; } td.n, th.n { text-align: right; }
-th, td.n, td:first-child { white-space: nowrap; } td { overflow-wrap: break-word; max-width: 32rem; }
-td.long { min-width: 16rem; } td.alarm { color: var(--warn); font-weight: 600; }
+th, td.n, td.word, td:first-child { white-space: nowrap; } td { overflow-wrap: break-word; max-width: 32rem; }
+td.long { min-width: 11rem; overflow-wrap: anywhere; } td.alarm { color: var(--warn); font-weight: 600; }
 .lineage { font-size: 12px; fill: currentColor; } .lineage rect { fill: none; stroke: var(--soft); }
 .lineage .name { font-weight: 600; } .lineage .edge { fill: none; stroke: var(--soft); }
 figcaption { position: sticky; left: 0; }
@@ -118,12 +118,15 @@ def figure(value: Any) -> str:
 
 
 def style(value: Any, numeric: bool) -> Markup:
-    """The class of a cell: numbers stand right, sentences keep a readable width, alarms stand out."""
+    """The class of a cell: numbers stand right, long text keeps a readable width, versions stay whole, alarms show."""
     if numeric:
         return Markup(' class="n"')
     if value in ALARMS:
         return Markup(' class="alarm"')
-    return Markup(' class="long"' if isinstance(value, str) and len(value) > 40 else "")
+    text = str(value)
+    if len(text) > (24 if " " in text else 40):
+        return Markup(' class="long"')
+    return Markup(' class="word"' if "-" in text and " " not in text else "")
 
 
 def render(

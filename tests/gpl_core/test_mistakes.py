@@ -1,21 +1,27 @@
 """Mistakes of a first day, each told with what is wrong, where, and what to do; never with a traceback.
 
-Others stand where their step is tested: Delta's jars (test_session), quarantine and missing columns (test_ingest),
-gates (test_sid_workers), too little random exposure (test_fit_calibrator), the raw tables (test_check_raw).
+Others stand where their step is tested: quarantine and missing columns (test_ingest), gates (test_sid_workers), too
+little random exposure (test_fit_calibrator), a raw table's columns, types, partitions and slices (test_check_raw), wrong
+names in SQL (test_query), a step's own arguments (test_runs).
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gpl_core import running
 from gpl_core.cli import main
 from gpl_core.errors import UsageError, exit_code_of, told
 from gpl_core.lake import Lake
+from gpl_core.launch import script_path, tool
+from gpl_core.prerequisites import problems
 from gpl_core.runs import exit_with
 from tests.support import DAY, config_file, put, small_config
 
@@ -41,9 +47,19 @@ def config(tmp_path) -> str:
         (["status", "--set", "lakehouse.tables={raw_item: /x}"], 2, "no such table: raw_item"),
         (["run", "--only", "samples", "--set", "lakehouse.root=/dev/null/x"], 2, "/dev/null/x"),
         (["simulate", "--set", "lakehouse.root=/dev/null/x"], 2, "correct lakehouse.root"),
+        (["status", "--set", "anchors.count=three"], 2, "a valid integer (got 'three')"),
+        (["status", "--set", "launch.deepspeed=--num_accelerators 2"], 2, "expected a list, such as [a, b]"),
+        (["status", "--set", "anchors=3"], 2, "anchors: expected a mapping of keys to values"),
+        (["status", "--set", "anchors.count"], 2, "expected section.key=value"),
+        (["run", "--run-date", "03.01.2026"], 2, "'03.01.2026' is not a date; expected YYYY-MM-DD"),
+        (["run", "--start-date", "2026-01-05", "--end-date", "2026-01-03"], 2, "lies before --start-date 2026-01-05"),
+        (["run", "--start-date", "2026-01-05"], 2, "belong together"),
         (["run", "--only", "sample"], 2, "the steps are ingest"),
         (["run", "--only", "samples", "--set", "run.seed=1"], 2, "is not on PATH"),
         (["sql", "DROP TABLE items"], 2, "gpl sql only reads"),
+        (["sql", "SELECT", "x.py", "y.py", "FROM", "items"], 2, "put the statement in quotes"),
+        (["sql", "SELECT * FROM itmes"], 2, "did you mean items?"),
+        (["rollback", "calibrator", "2026-01-01-nosuch"], 4, "no version 2026-01-01-nosuch; existing: none"),
         (["sql", "SELECT * FROM items"], 4, "run the step ingest first"),
         (["explain", "--user", "u", "--item", "i", "--run-date", "2026-01-03"], 4, "pseudo_labels"),
     ],
@@ -74,6 +90,43 @@ def test_a_file_that_is_no_configuration(tmp_path, capsys, body, told):
     error = capsys.readouterr().err
     assert told in error
     assert "x.yaml" in error
+
+
+def test_a_mistyped_shipped_configuration_is_named(capsys):
+    assert main(["status", "--config", "quickstrat"]) == 2
+    assert "did you mean quickstart?" in capsys.readouterr().err
+
+
+def test_raw_tables_that_are_parquet_alone_or_empty_are_told_of(config, tmp_path, capsys):
+    plain = tmp_path / "plain" / "dt=2026-01-03"
+    plain.mkdir(parents=True)
+    pq.write_table(pa.table({"user_id": ["u"]}), plain / "a.parquet")
+    put(Lake(str(tmp_path / "lake")), "raw_items", [])
+    given = f"lakehouse.tables={{raw_candidates: {plain.parent}}}"
+    assert main(["check-raw", "--config", config, "--set", given]) == 3
+    said = capsys.readouterr().out
+    assert f"CONVERT TO DELTA parquet.`{plain.parent}` PARTITIONED BY (dt DATE)" in said
+    assert "raw_items: it has no rows" in said
+    assert "raw_impressions: there is no Delta table" in said
+
+
+@pytest.mark.spark
+def test_spark_without_deltas_jars_says_what_to_add(config):
+    command = [tool("spark-submit"), "--master", "local[1]", script_path("spark_jobs/samples.py")]
+    command += ["--config", config, "--run-date", DAY.isoformat()]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 2, done.stdout
+    assert "error: Delta's jars are not on the class path: start with spark-submit --packages" in done.stdout
+
+
+def test_a_java_that_spark_cannot_use_is_named_with_what_it_says(tmp_path, monkeypatch):
+    java = tmp_path / "java"
+    java.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\" 2019-01-15' >&2\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (told,) = [p for p in problems() if "Java" in p]
+    assert told.startswith("Java 17 (or 21) is needed by Spark 4.0")
+    assert '"11.0.2"' in told
 
 
 def test_a_mistyped_run_date_is_warned_of(config, tmp_path, monkeypatch, capsys):

@@ -21,7 +21,7 @@ from spark_jobs.report import compare, dictionary
 from spark_jobs.report_changes import changes, feed_figures, warnings
 from spark_jobs.report_data import Calibration, WeightBin, weight_bins, weight_sentence
 from spark_jobs.report_lineage import Node, draw, nodes
-from spark_jobs.report_page import Plot, Section, Table, figure, render
+from spark_jobs.report_page import Plot, Section, Table, figure, render, style
 
 
 def page(**changes) -> str:
@@ -148,10 +148,12 @@ def test_what_the_weights_are_said_to_tell(errors, rows, says):
 def test_models_side_by_side():
     row = {"slice": "tail", "metric": "auc", "low": 0.5, "high": 0.7, "candidate_set_size": 8.0, "rows": 9, "note": "n"}
     found = [{**row, "model": "gpl", "value": v} for v in (0.61, 0.63)] + [{**row, "model": "base", "value": None}]
-    table = compare([*found, {**row, "slice": "uniform", "model": "gpl", "value": 0.5, "low": None}])
+    absent = {**row, "metric": "gauc", "model": "base", "value": None}
+    table = compare([*found, {**row, "slice": "uniform", "model": "gpl", "value": 0.5, "low": None}, absent])
     assert table.columns == ("slice", "metric", "base", "gpl", "candidate-set size", "pairs", "note")
     assert table.rows == [
         ("tail", "auc", "absent: n", "0.6200 [0.5000, 0.7000], 2 seeds", 8.0, 9, "n"),
+        ("tail", "gauc", "absent: n", "absent: not measured", 8.0, 9, ""),
         ("uniform", "auc", "absent: not measured", "0.5000", 8.0, 9, "n"),
     ]
 
@@ -189,6 +191,15 @@ def test_the_folded_data_dictionary_explains_every_column():
             assert re.search(
                 rf"<tr><td>{name}</td><td>{column.name}</td>.*{re.escape(escape(column.comment))}</td></tr>", text
             )
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [("2026-01-02-877ac4f234", "word"), ("auc", ""), ("two words", ""), ("x " * 20, "long"), ("array<" * 8, "long"),
+     ("fail", "alarm")],
+)  # fmt: skip
+def test_a_version_is_not_broken_and_an_endless_type_pushes_nothing_out(value, name):
+    assert style(value, False) == (f' class="{name}"' if name else "")
 
 
 def test_what_no_warning_is_given_for():
