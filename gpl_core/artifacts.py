@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -260,23 +261,38 @@ class ArtifactStore:
             ContractError: a file is missing or differs from the manifest.
         """
         source = f"{self._base}/{manifest.kind}/{manifest.version}"
-        if "file" in self._fs.protocol:
-            local = Path(source)
-        else:
-            local = Path(tempfile.gettempdir()) / "gpl-artifacts" / manifest.kind / manifest.version
-            shutil.rmtree(local, ignore_errors=True)
-            local.mkdir(parents=True)
-            for name in manifest.files:
-                (local / name).parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(f"{source}/{name}", str(local / name))
+        local = Path(source)
+        if "file" not in self._fs.protocol:
+            place = hashlib.sha256(f"{source}:{manifest.to_json()}".encode()).hexdigest()[:16]
+            local = Path(tempfile.gettempdir()) / f"gpl-artifacts-{_account()}" / place
+            if not local.is_dir():
+                self._copy(source, manifest, local)
         for name, digest in manifest.files.items():
             path = local / name
             if not path.is_file() or _sha256(path) != digest:
+                if "file" not in self._fs.protocol:
+                    shutil.rmtree(local, ignore_errors=True)  # the next try copies again
                 raise ContractError(
                     f"artifact {manifest.kind} {manifest.version}: file {name} is missing or differs from its "
                     "manifest; restore the bundle or delete it and run its step again"
                 )
         return local
+
+    def _copy(self, source: str, manifest: Manifest, local: Path) -> None:
+        """Copy a bundle aside and rename it: ranks of one machine may race, and a killed copy is no bundle."""
+        local.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        aside = Path(tempfile.mkdtemp(dir=local.parent))
+        try:
+            for name in manifest.files:
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):  # told below, with what to do
+                    self._fs.get_file(f"{source}/{name}", str(aside / name))
+            aside.rename(local)
+        except OSError:
+            if not local.is_dir():  # else another rank was faster
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _account() -> str:

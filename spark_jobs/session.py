@@ -56,13 +56,10 @@ def start_session(name: str) -> SparkSession:
     builder = SparkSession.builder.appName(f"gpl-{name}")
     spark = None
     given = _launcher_settings()
-    for key, value in _DEFAULTS.items():
+    local = given.get("spark.master", "").startswith("local")
+    for key, value in {**_DEFAULTS, **(_LOCAL_DEFAULTS if local else {}), **_object_store()}.items():
         if key not in given:
             builder = builder.config(key, value)
-    if given.get("spark.master", "").startswith("local"):
-        for key, value in _LOCAL_DEFAULTS.items():
-            if key not in given:
-                builder = builder.config(key, value)
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel(given.get("spark.log.level", _DEFAULTS["spark.log.level"]))
     try:
@@ -77,6 +74,16 @@ def start_session(name: str) -> SparkSession:
             "spark-submit --packages io.delta:delta-spark_4.0_2.13:4.2.0, or --jars with delta-spark and delta-storage"
         ) from None
     return spark
+
+
+def _object_store() -> dict[str, str]:
+    """What s3a needs beside the endpoint and the credentials, which Spark takes from the environment by itself."""
+    found = {}
+    if "AWS_ENDPOINT_URL" in os.environ:  # a store of one's own: its buckets are seldom names in DNS
+        found["spark.hadoop.fs.s3a.path.style.access"] = "true"
+    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+        found["spark.hadoop.fs.s3a.endpoint.region"] = region
+    return found
 
 
 def _launcher_settings() -> dict[str, str]:
