@@ -123,6 +123,16 @@ def test_of_two_writers_of_one_slice_one_wins_whole_and_the_other_is_told(store,
     assert lake.open("pair_scores").read().num_rows == 2
 
 
+def test_workers_stream_what_lies_there(store):
+    from gpu_workers.feed import read_batches
+
+    lake = Lake(f"{store}/streamed")
+    put(lake, "pair_scores", 5, file_rows=2)
+    snapshot = lake.open("pair_scores")
+    streamed = [u for batch in read_batches(snapshot, snapshot.files, ["user_id"]) for u in batch["user_id"]]
+    assert sorted(streamed) == sorted(snapshot.read(columns=["user_id"])["user_id"].to_pylist())
+
+
 def test_what_is_not_there_is_said_as_on_a_disk(store):
     lake = Lake(f"{store}/nothing")
     assert not lake.exists("pair_scores")
