@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -21,8 +22,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from gpl_core.config import Shadow
 from gpl_core.contracts import load_contract
-from gpl_core.errors import ContractError, MissingInputError
+from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.lake import Lake, SliceMark
 from gpl_core.storage import filesystem
 
@@ -93,15 +95,23 @@ def artifact_version(trained_through: date, fingerprint: str) -> str:
 
 
 class ArtifactStore:
-    """Bundles under `<root>/artifacts/<kind>/<version>/`; the decisions about them are read once per store."""
+    """Bundles under `<root>/artifacts/<kind>/<version>/`; the decisions about them are read once per store.
 
-    def __init__(self, root: str, lake: Lake | None = None):
+    A shadow run reads some kinds from the store of another lakehouse, and publishes none of them.
+    """
+
+    def __init__(self, root: str, lake: Lake | None = None, shadow: Shadow | None = None):
         self.root = f"{root.rstrip('/')}/artifacts"
         self.lake = lake or Lake(root)
         self._fs, self._base = filesystem(self.root)
+        shadow = shadow or Shadow()
+        self._pinned = dict(shadow.artifacts)
+        self._theirs = ArtifactStore(shadow.of) if shadow.of else self
 
     def manifests(self, kind: str) -> list[Manifest]:
         """Every complete bundle of `kind`, oldest first (by trained_through, then by creation)."""
+        if kind in self._pinned:
+            return [m for m in self._theirs.manifests(kind) if self._pinned[kind] in ("", m.version)]
         folder = f"{self._base}/{kind}"
         if not self._fs.exists(folder):
             return []
@@ -112,6 +122,8 @@ class ArtifactStore:
 
     def find(self, kind: str, version: str) -> Manifest | None:
         """The manifest of one version, None when it does not exist."""
+        if kind in self._pinned:
+            return self._theirs.find(kind, version)
         path = f"{self._base}/{kind}/{version}/{MANIFEST}"
         if not self._fs.exists(path):
             return None
@@ -133,6 +145,8 @@ class ArtifactStore:
 
     def in_force_or_none(self, kind: str, run_date: date) -> Manifest | None:
         """Like `in_force`, None instead of an error."""
+        if self._pinned.get(kind) == "":
+            return self._theirs.in_force_or_none(kind, run_date)
         usable = [m for m in self.manifests(kind) if m.trained_through < run_date and self._usable(m, run_date)]
         return max(usable, key=self._rank, default=None)
 
@@ -142,7 +156,9 @@ class ArtifactStore:
         return decision is not None and not decision.allows(run_date)
 
     def _usable(self, manifest: Manifest, run_date: date) -> bool:
-        """Whether `run_date` may use it: by the latest decision, else when it was published."""
+        """Whether `run_date` may use it: by the latest decision, else when it was published; pinned, always."""
+        if manifest.kind in self._pinned:
+            return True
         decision = self.decisions.get((manifest.kind, manifest.version))
         return manifest.published if decision is None else decision.allows(run_date)
 
@@ -187,6 +203,7 @@ class ArtifactStore:
         manifest = self.find(kind, version)
         if manifest is None:
             raise MissingInputError(f"artifact {kind}: no version {version}; existing: {self._known(kind)}")
+        self._refuse_pinned(kind)
         contract = load_contract(DECISIONS)
         app_id = f"{DECISIONS}:{kind}"
         last = self.lake.open(DECISIONS).transaction_version(app_id) if self.lake.exists(DECISIONS) else -1
@@ -225,6 +242,7 @@ class ArtifactStore:
 
         Publishing the same fingerprint again replaces an unfinished bundle and leaves a finished one alone.
         """
+        self._refuse_pinned(kind)
         version = artifact_version(trained_through, fingerprint)
         existing = self.find(kind, version)
         if existing is not None:
@@ -259,24 +277,45 @@ class ArtifactStore:
         Raises:
             ContractError: a file is missing or differs from the manifest.
         """
+        if manifest.kind in self._pinned:
+            return self._theirs.fetch(manifest)
         source = f"{self._base}/{manifest.kind}/{manifest.version}"
-        if "file" in self._fs.protocol:
-            local = Path(source)
-        else:
-            local = Path(tempfile.gettempdir()) / "gpl-artifacts" / manifest.kind / manifest.version
-            shutil.rmtree(local, ignore_errors=True)
-            local.mkdir(parents=True)
-            for name in manifest.files:
-                (local / name).parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(f"{source}/{name}", str(local / name))
+        local = Path(source)
+        if "file" not in self._fs.protocol:
+            place = hashlib.sha256(f"{source}:{manifest.to_json()}".encode()).hexdigest()[:16]
+            local = Path(tempfile.gettempdir()) / f"gpl-artifacts-{_account()}" / place
+            if not local.is_dir():
+                self._copy(source, manifest, local)
         for name, digest in manifest.files.items():
             path = local / name
             if not path.is_file() or _sha256(path) != digest:
+                if "file" not in self._fs.protocol:
+                    shutil.rmtree(local, ignore_errors=True)  # the next try copies again
                 raise ContractError(
                     f"artifact {manifest.kind} {manifest.version}: file {name} is missing or differs from its "
                     "manifest; restore the bundle or delete it and run its step again"
                 )
         return local
+
+    def _refuse_pinned(self, kind: str) -> None:
+        if kind in self._pinned:
+            raise UsageError(f"artifact {kind}: this shadow run only reads it from {self._theirs.root}")
+
+    def _copy(self, source: str, manifest: Manifest, local: Path) -> None:
+        """Copy a bundle aside and rename it: ranks of one machine may race, and a killed copy is no bundle."""
+        local.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        aside = Path(tempfile.mkdtemp(dir=local.parent))
+        try:
+            for name in manifest.files:
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):  # told below, with what to do
+                    self._fs.get_file(f"{source}/{name}", str(aside / name))
+            aside.rename(local)
+        except OSError:
+            if not local.is_dir():  # else another rank was faster
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _account() -> str:

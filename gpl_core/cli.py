@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -20,7 +21,7 @@ from gpl_core.capacity import capacity, newest_measurement, read_measurement
 from gpl_core.config import Config, date_range, load_config
 from gpl_core.errors import ContractError, GplError, UsageError, exit_code_of, told
 from gpl_core.lake import Lake
-from gpl_core.launch import Launch, Source, plan
+from gpl_core.launch import Launch, Source, environment, plan, shell, spark_submit
 from gpl_core.pipeline import JUDGE, OPTIMIZE, RETRY, STEPS, Planner, find_step
 from gpl_core.running import run_launches
 from gpl_core.runs import LOG_LEVELS, count
@@ -77,6 +78,16 @@ def make_parser() -> argparse.ArgumentParser:
             )  # fmt: skip
             sub.add_argument("--verbose", action="store_true", help="show the steps' own output")
             sub.add_argument("--log-level", choices=LOG_LEVELS, default="", help="of the steps' words, default info")
+    sub = add("shadow", "print the configuration of a run in tables of its own, beside what is published")
+    sub.add_argument("--name", required=True, help="its tables lie under lakehouse.root/shadow/NAME")
+    sub.add_argument(
+        "--from", dest="first", required=True, metavar="STEP", help="what lies before is read, never written"
+    )
+    sub.add_argument(
+        "--use", action="append", default=[], metavar="ARTIFACT=VERSION", help="in force there; repeatable"
+    )
+    sub = add("compare", "labels and anchors of this lakehouse and of a shadow run, side by side", dates=True)
+    sub.add_argument("--with", dest="other", required=True, metavar="CONFIG", help="the shadow run's configuration")
     add("status", "done, absent or stale per run date and step, by what the tables say", dates=True)
     add("judge", "simulation only: pre-ranker variants against the true click probabilities", dates=True)
     add("evaluate", "the pre-ranker with and without pseudo-labels on the day after, your own tables", dates=True)
@@ -103,6 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--reason", default="", help="kept in the table artifact_decisions")
         if name == "rollback":
             sub.add_argument("--from-date", type=_date, metavar="D", help="run dates before D go on using it")
+    add("register", "ask Spark's catalog where raw tables lie, and name our tables in lakehouse.database")
     sub = add("quarantine", "retry: accept the quarantined rows of a date that pass now", dates=True)
     sub.add_argument("action", choices=("retry",))
     add("optimize", "join small files, so that nothing turns stale", dates=True)
@@ -151,6 +163,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "capacity":
             return _capacity(args)
         config = load_config(args.config, args.overrides)
+        if (shadow := config.lakehouse.shadow).of and args.command in _NOT_IN_A_SHADOW:
+            raise UsageError(
+                f"gpl {args.command} is not for a shadow run: it would change {shadow.of}. Give that lakehouse's "
+                f"configuration; a shadow that is done with is deleted as a folder: {config.lakehouse.root}"
+            )
         return int(_COMMANDS[args.command](args, config))
     except BrokenPipeError:  # the reader of our output (head, less) has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -239,6 +256,26 @@ def _start(
         launches, _source(args), config, force=force, verbose=verbose, log_level=getattr(args, "log_level", ""),
         max_failures=max_failures,
     )  # fmt: skip
+
+
+def _shadow(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.shadow import as_yaml, shadow_config
+
+    use = dict(text.partition("=")[::2] for text in args.use)
+    if wrong := [k for k in use if k not in KINDS]:
+        raise UsageError(f"--use {wrong[0]}: expected ARTIFACT=VERSION, ARTIFACT one of {', '.join(KINDS)}")
+    print(as_yaml(shadow_config(config, args.name, args.first, use)), end="")
+    return 0
+
+
+def _compare(args: argparse.Namespace, config: Config) -> int:
+    from gpl_core.shadow import compare, print_comparison
+
+    other = load_config(args.other)
+    for day in _dates(args, config):
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+        print_comparison(compare(config, other, day), day, (config.lakehouse.root, other.lakehouse.root), console)
+    return 0
 
 
 def _status(args: argparse.Namespace, config: Config) -> int:
@@ -331,6 +368,12 @@ def _check_raw(args: argparse.Namespace, config: Config) -> int:
     return ContractError.exit_code if errors else 0
 
 
+def _register(args: argparse.Namespace, config: Config) -> int:
+    arguments = spark_submit(config, "spark_jobs/register.py", _source(args).arguments())
+    print(f"$ {shell(arguments, environment(config))}", flush=True)
+    return subprocess.run(arguments, env={**os.environ, **environment(config)}, check=False).returncode
+
+
 def _quarantine(args: argparse.Namespace, config: Config) -> int:
     return _start([Launch((RETRY,), _dates(args, config))], args, config)
 
@@ -414,6 +457,8 @@ _COMMANDS = {
     "import-reviews": _import_reviews,
     "plan": _plan,
     "run": _run,
+    "shadow": _shadow,
+    "compare": _compare,
     "status": _status,
     "judge": _judge,
     "evaluate": _evaluate,
@@ -423,6 +468,7 @@ _COMMANDS = {
     "check-raw": _check_raw,
     "promote": _decide,
     "rollback": _decide,
+    "register": _register,
     "quarantine": _quarantine,
     "optimize": _optimize,
     "vacuum": _vacuum,
@@ -430,6 +476,12 @@ _COMMANDS = {
     "forget": _forget,
     "evict": _evict,
 }
+
+# They change tables that a shadow run only reads.
+_NOT_IN_A_SHADOW = {
+    "simulate", "import-reviews", "promote", "rollback", "register", "quarantine", "optimize", "vacuum", "migrate",
+    "forget", "evict",
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

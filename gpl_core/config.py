@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from datetime import date, timedelta
 from importlib import resources
@@ -36,11 +37,34 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+CATALOG = "catalog://"
+_CATALOG_NAME = re.compile(r"\w+(\.\w+){1,2}")
+
+
+class Shadow(Section):
+    """What a shadow run reads of another lakehouse and never writes; `gpl shadow` writes this section."""
+
+    of: str = Field(default="", description="Root of the lakehouse that it reads; empty: this is no shadow run")
+    tables: tuple[str, ...] = Field(default=(), description="Tables read from there")
+    artifacts: dict[str, str] = Field(
+        default={}, description="Artifact read from there -> the version in force here; empty: as in force there"
+    )
+
+
 class Lakehouse(Section):
     """Where the tables are."""
 
     root: str = Field(description="A local path or s3://bucket/prefix; holds tables/, artifacts/, reports/, work/")
-    tables: dict[str, str] = Field(default={}, description="Locations of tables that live elsewhere, e.g. raw_items")
+    tables: dict[str, str] = Field(
+        default={},
+        description="Locations of tables that live elsewhere, e.g. raw_items; of a raw table also "
+        "catalog://database.table, its name in Spark's catalog (gpl register looks it up)",
+    )
+    database: str = Field(
+        default="",
+        description="In Spark's catalog, name or catalog.name: gpl register names our tables and views there",
+    )
+    shadow: Shadow = Shadow()
     columns: dict[str, dict[str, str]] = Field(
         default={}, description="Raw table -> our column -> the platform's name for it, where the two differ"
     )
@@ -50,6 +74,13 @@ class Lakehouse(Section):
     def _known(cls, tables: dict[str, str]) -> dict[str, str]:
         if unknown := sorted(set(tables) - set(all_contracts())):
             raise ValueError(f"no such table: {', '.join(unknown)}; the tables are {', '.join(all_contracts())}")
+        for table, location in tables.items():
+            if not location.startswith(CATALOG):
+                continue
+            if all_contracts()[table].owner != "platform":
+                raise ValueError(f"{table}: {location}: only raw tables have a name in a catalog; give a location")
+            if not _CATALOG_NAME.fullmatch(location.removeprefix(CATALOG)):
+                raise ValueError(f"{table}: {location}: expected {CATALOG}database.table")
         return tables
 
     @field_validator("columns")

@@ -30,11 +30,12 @@ from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.schema import PrimitiveType
 from deltalake.transaction import AddAction, RemoveAction
 
-from gpl_core.config import Lakehouse
+from gpl_core.config import CATALOG, Lakehouse
 from gpl_core.contracts import CONTRACT_NAME, CONTRACT_VERSION, Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
 from gpl_core.storage import filesystem
 
+LOCATIONS = "catalog.json"  # under the root
 WHOLE = "*"  # slice name of tables without a dt partition
 _COMMIT_TRIES = 15
 _COMMIT_FILE = re.compile(r"/(\d{20})\.json$")
@@ -349,7 +350,8 @@ def _earlier(value: Any, time: datetime) -> bool:
 class Lake:
     """All tables under one root.
 
-    `overrides` maps a table to a location of its own, `columns` to the platform's names of its columns (raw tables).
+    `overrides` maps a table to a location of its own, or a raw table to its name in Spark's catalog; `columns` to the
+    platform's names of its columns (raw tables).
     """
 
     def __init__(
@@ -363,11 +365,31 @@ class Lake:
     @classmethod
     def of(cls, settings: Lakehouse) -> Lake:
         """The lake that the configuration's section `lakehouse` describes."""
-        return cls(settings.root, settings.tables, settings.columns)
+        shadow = settings.shadow
+        borrowed = {t: f"{shadow.of}/tables/{t}" for t in shadow.tables}
+        return cls(settings.root, {**borrowed, **settings.tables}, settings.columns)
 
     def uri(self, table: str) -> str:
-        """Location of `table`."""
-        return self.overrides.get(table, f"{self.root}/tables/{table}").rstrip("/")
+        """Location of `table`.
+
+        Raises:
+            MissingInputError: it is named by Spark's catalog, and `gpl register` has not looked up where it lies.
+        """
+        location = self.overrides.get(table, f"{self.root}/tables/{table}").rstrip("/")
+        if not location.startswith(CATALOG):
+            return location
+        if location not in self._located:
+            raise MissingInputError(
+                f"table {table}: where {location} lies is not known to {self.path(LOCATIONS)}; run gpl register, which "
+                "asks Spark's catalog"
+            )
+        return self._located[location]
+
+    @cached_property
+    def _located(self) -> dict[str, str]:
+        """catalog://name -> location, as `gpl register` found them: the workers have no catalog to ask."""
+        fs, path = filesystem(self.path(LOCATIONS))
+        return dict(json.loads(fs.cat_file(path))) if fs.exists(path) else {}
 
     def path(self, *parts: str) -> str:
         """A location under the root that is not a table."""

@@ -129,14 +129,19 @@ def command(
     if launch.bulk_through is not None and dates[0] <= launch.bulk_through:
         arguments += ["--bulk-through", launch.bulk_through.isoformat()]
     if launch.steps[0].launcher == "spark":
-        given = list(config.launch.spark_submit)
-        jars = [] if {"--packages", "--jars"} & set(given) else ["--packages", DELTA_PACKAGE]
         if len(launch.steps) == 1:
             script, names = launch.steps[0].script, []
         else:
             script, names = "spark_jobs/run.py", ["--steps", ",".join(s.name for s in launch.steps)]
-        return [tool("spark-submit"), *given, *jars, script_path(script), *names, *arguments]
+        return spark_submit(config, script, [*names, *arguments])
     return [tool("deepspeed"), *config.launch.deepspeed, script_path(launch.steps[0].script), *arguments]
+
+
+def spark_submit(config: Config, script: str, arguments: Sequence[str]) -> list[str]:
+    """The command that starts `script` on Spark; Delta's package is added unless the configuration names jars."""
+    given = list(config.launch.spark_submit)
+    jars = [] if {"--packages", "--jars"} & set(given) else ["--packages", DELTA_PACKAGE]
+    return [tool("spark-submit"), *given, *jars, script_path(script), *arguments]
 
 
 def shell(arguments: Sequence[str], env: Mapping[str, str]) -> str:

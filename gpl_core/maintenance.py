@@ -205,7 +205,7 @@ def delete_old_files(
         retention_hours=hours, dry_run=True, enforce_retention_duration=False, full=orphans
     )  # fmt: skip
     fs, base = filesystem(uri)
-    there = {p: fs.size(f"{base}/{p}") for p in paths if fs.exists(f"{base}/{p}")}
+    there = {p: fs.size(f"{base}/{p}") for p in paths if fs.isfile(f"{base}/{p}")}
     if there and not dry_run:
         fs.rm([f"{base}/{p}" for p in there])
     return Vacuumed(table, len(there), sum(there.values()))

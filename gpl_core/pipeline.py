@@ -279,7 +279,7 @@ class Planner:
     def __init__(self, config: Config):
         self.config = config
         self.lake = Lake.of(config.lakehouse)
-        self.artifacts = ArtifactStore(config.lakehouse.root, self.lake)
+        self.artifacts = ArtifactStore(config.lakehouse.root, self.lake, config.lakehouse.shadow)
         self._snapshots: dict[str, Snapshot | None] = {}
         self._marks: dict[str, dict[str, list[tuple[int, str]]]] = {}
 
@@ -289,8 +289,15 @@ class Planner:
             self._snapshots[table] = self.lake.open(table) if self.lake.exists(table) else None
         return self._snapshots[table]
 
+    def borrowed(self, step: Step) -> list[str]:
+        """Which outputs of `step` a shadow run only reads."""
+        shadow = self.config.lakehouse.shadow
+        return sorted({*shadow.tables, *shadow.artifacts} & {*step.writes, *step.also_writes, step.publishes})
+
     def state(self, step: Step, run_date: date) -> StepState:
         """Whether `step` is done for `run_date`, and from which inputs it would run."""
+        if theirs := self.borrowed(step):
+            return StepState("done", f"{', '.join(theirs)}: read from {self.config.lakehouse.shadow.of}")
         try:
             inputs = self._inputs(step, run_date, with_next=True)
         except MissingInputError as error:

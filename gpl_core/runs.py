@@ -289,6 +289,11 @@ def run_step(planner: Planner, name: str, run_date: date, args: StepArguments, b
     begun: Begun | None = None
     status, error = "failed", None
     try:
+        if args.force and (theirs := planner.borrowed(step)):
+            raise UsageError(
+                f"step {name} writes {', '.join(theirs)}, which this shadow run only reads from "
+                f"{planner.config.lakehouse.shadow.of}: give --from with a later step"
+            )
         state = planner.state(step, run_date)
         if args.dry_run:
             print_dry_run(planner, name, run_date, state, force=args.force)

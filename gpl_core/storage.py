@@ -1,10 +1,55 @@
-"""File systems by location: local paths, or `scheme://…` where the scheme's driver is installed."""
+"""File systems by location: local paths, `s3://…` through pyarrow's own client, other schemes by their fsspec drivers.
+
+Endpoint and credentials are the environment's, under the names that delta-rs reads too: `AWS_ENDPOINT_URL`,
+`AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, or what AWS' default chain finds.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
 import fsspec
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow.fs import S3FileSystem
 
 from gpl_core.errors import UsageError
+
+
+class ObjectStore(ArrowFSWrapper):
+    """S3 for fsspec: an object appears when it is complete; there are no folders, and no listing is remembered."""
+
+    protocol = ("s3", "s3a")
+    cachable = False  # the client is; this follows the environment
+
+    def __init__(self, **kwargs: Any) -> None:
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        super().__init__(_client(os.environ.get("AWS_ENDPOINT_URL"), region), **kwargs)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Nothing: else pyarrow leaves an empty object in each folder's place."""
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        """The object, or its bytes `start` to `end`."""
+        # fsspec opens a stream for `start` 0, and then asks it where it is: it cannot say.
+        found: bytes = super().cat_file(path, start, end, seekable=(start, end) != (None, None), **kwargs)
+        return found
+
+    def rm(self, path: str | Sequence[str], recursive: bool = False, maxdepth: int | None = None) -> None:
+        """Delete one object, several, or all under a prefix."""
+        for one in [path] if isinstance(path, str) else path:
+            super().rm(one, recursive)
+
+
+@cache
+def _client(endpoint: str | None, region: str | None) -> S3FileSystem:
+    return S3FileSystem(endpoint_override=endpoint, region=region)
+
+
+# Also for what opens files by fsspec alone: Petastorm, pictures.
+fsspec.register_implementation("s3", ObjectStore, clobber=True)
 
 
 def filesystem(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -14,6 +59,7 @@ def filesystem(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
         UsageError: the driver of its scheme is not installed, or there is no such scheme.
     """
     try:
-        return fsspec.core.url_to_fs(location)
+        # Never by a remembered listing: other processes write beside this one.
+        return fsspec.core.url_to_fs(location, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise UsageError(f"location {location}: {error}; pip install its driver, or correct lakehouse.root") from None

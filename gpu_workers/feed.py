@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from gpl_core.contracts import Contract, schema_differences
 from gpl_core.errors import ContractError
 from gpl_core.lake import DataFile, Snapshot
+from gpl_core.storage import filesystem
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,11 @@ def read_batches(
         # Petastorm 0.12 uses pyarrow's old filesystem and dataset API: a screenful of FutureWarnings per reader.
         warnings.simplefilter("ignore", FutureWarning)
         from petastorm import make_batch_reader
+        from pyarrow.filesystem import S3FSWrapper
 
+        # Petastorm 0.12 reads through pyarrow's old file systems alone; this one wraps any of fsspec's.
+        fs, _ = filesystem(snapshot.uri)
+        store = {} if "file" in fs.protocol else {"filesystem": S3FSWrapper(fs)}
         # Within one call row groups arrive in order only with one worker: the order must not depend on timing.
         with make_batch_reader(
             [
@@ -91,6 +96,7 @@ def read_batches(
             workers_count=1,
             results_queue_size=queue_size,
             num_epochs=1,
+            **store,
             shuffle_row_groups=seed is not None,
             shuffle_rows=False,
             seed=seed,

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import torch
@@ -31,6 +30,7 @@ from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.keys import hash_keys, members
 from gpl_core.lake import DataFile, SliceMark, Snapshot, file_groups
+from gpl_core.storage import filesystem
 from gpu_workers.feed import assign_files, read_batches, rebatch
 from gpu_workers.interest_inputs import base_checkpoint, content_table, local_folder, read_catalogue
 from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
@@ -190,7 +190,7 @@ class Journal:
 
     def __init__(self, folder: Path, table_uri: str) -> None:
         self._folder = folder
-        self._fs, self._base = fsspec.core.url_to_fs(table_uri)
+        self._fs, self._base = filesystem(table_uri)
         folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, unit: str) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,13 +13,15 @@ from datetime import date
 from typing import Any
 
 from delta.tables import DeltaTable
+from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from gpl_core.config import CATALOG
 from gpl_core.contracts import Contract, load_contract
-from gpl_core.errors import ConflictError, ContractError, UsageError
-from gpl_core.lake import Commit
+from gpl_core.errors import ConflictError, ContractError, MissingInputError, UsageError
+from gpl_core.lake import Commit, Lake
 from gpl_core.pipeline import Planner
 from gpl_core.runs import Failures, StepArguments, StepContext, exit_with, parse_arguments, run_step, setup_logging
 
@@ -56,13 +59,10 @@ def start_session(name: str) -> SparkSession:
     builder = SparkSession.builder.appName(f"gpl-{name}")
     spark = None
     given = _launcher_settings()
-    for key, value in _DEFAULTS.items():
+    local = given.get("spark.master", "").startswith("local")
+    for key, value in {**_DEFAULTS, **(_LOCAL_DEFAULTS if local else {}), **_object_store()}.items():
         if key not in given:
             builder = builder.config(key, value)
-    if given.get("spark.master", "").startswith("local"):
-        for key, value in _LOCAL_DEFAULTS.items():
-            if key not in given:
-                builder = builder.config(key, value)
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel(given.get("spark.log.level", _DEFAULTS["spark.log.level"]))
     try:
@@ -77,6 +77,16 @@ def start_session(name: str) -> SparkSession:
             "spark-submit --packages io.delta:delta-spark_4.0_2.13:4.2.0, or --jars with delta-spark and delta-storage"
         ) from None
     return spark
+
+
+def _object_store() -> dict[str, str]:
+    """What s3a needs beside the endpoint and the credentials, which Spark takes from the environment by itself."""
+    found = {}
+    if "AWS_ENDPOINT_URL" in os.environ:  # a store of one's own: its buckets are seldom names in DNS
+        found["spark.hadoop.fs.s3a.path.style.access"] = "true"
+    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+        found["spark.hadoop.fs.s3a.endpoint.region"] = region
+    return found
 
 
 def _launcher_settings() -> dict[str, str]:
@@ -115,6 +125,7 @@ class SparkStep:
     def read_unchecked(self, table: str) -> DataFrame:
         """The whole input table at its pinned version, its columns under our names: ingest checks platform rows."""
         snapshot = self.context.snapshot(table)
+        check_registered(self.spark, self.context.lake, table)
         frame = self.read_version(table, snapshot.version)
         if not snapshot.columns:
             return frame
@@ -287,6 +298,40 @@ def added(after: Any, before: Any) -> tuple[int, int]:
     known = {f.path for f in before.files}
     fresh = [f for f in after.files if f.path not in known]
     return sum(f.rows for f in fresh), sum(f.size for f in fresh)
+
+
+def located(spark: SparkSession, name: str) -> str:
+    """Where the catalog's table `name` lies, as delta-rs names the place.
+
+    Raises:
+        MissingInputError: the catalog has no such table.
+        ContractError: it is no Delta table.
+    """
+    if not spark.catalog.tableExists(name):
+        raise MissingInputError(
+            f"Spark's catalog has no table {name}; correct lakehouse.tables, or the launcher's catalog"
+        )
+    try:
+        found = spark.sql(f"DESCRIBE DETAIL {name}").first()
+    except AnalysisException:
+        found = None
+    if found is None or found["format"] != "delta":
+        raise ContractError(f"{name} is no Delta table; write it as one, or give another under lakehouse.tables")
+    return re.sub("^file:/*", "/", re.sub("^s3a:", "s3:", found["location"])).rstrip("/")
+
+
+def check_registered(spark: SparkSession, lake: Lake, table: str) -> None:
+    """Refuse a raw table that the catalog has moved since `gpl register`: workers would go on with the old one.
+
+    Raises:
+        ContractError: naming both places.
+    """
+    name = lake.overrides.get(table, "")
+    if name.startswith(CATALOG) and (now := located(spark, name.removeprefix(CATALOG))) != lake.uri(table):
+        raise ContractError(
+            f"table {table}: {name} lies at {now} by Spark's catalog, gpl register found it at {lake.uri(table)}; "
+            "run gpl register again"
+        )
 
 
 def spark_path(uri: str) -> str:

@@ -120,6 +120,8 @@ def test_everything_wrong_is_in_one_message(tmp_path):
         ("encoder.parts=[]", "encoder.parts"),
         ("encoder.parts=[{name: minilm, weight: 0}]", "encoder.parts.0.weight"),
         ("lakehouse.tables={raw_itmes: /x}", "no such table: raw_itmes"),
+        ("lakehouse.tables={items: catalog://shop.items}", "items: catalog://shop.items: only raw tables"),
+        ("lakehouse.tables={raw_items: catalog://items}", "expected catalog://database.table"),
         ("lakehouse=here", "lakehouse"),
         ("=3", "expected section.key=value"),
     ],

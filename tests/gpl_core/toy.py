@@ -13,6 +13,7 @@ from pathlib import Path
 from gpl_core.config import Config
 from gpl_core.contracts import load_contract
 from gpl_core.pipeline import STEPS, Planner, StepState, find_step, trained_through
+from spark_jobs.whole_files import write_whole
 from tests.support import ONE, put
 
 RAW = ("raw_impressions", "raw_candidates", "raw_interactions")
@@ -75,9 +76,8 @@ class Toy:
         if step.publishes:
             self.publish(name, day, state)
         if name == "report":
-            path = Path(self.planner.report_path(day))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f'<meta name="gpl-fingerprint" content="{state.fingerprint}">')
+            page = f'<meta name="gpl-fingerprint" content="{state.fingerprint}">'
+            write_whole(self.planner.report_path(day), page.encode())
 
     def publish(self, name: str, day: date, state: StepState) -> None:
         """Publish the artifact of step `name` for `day`."""

@@ -1,0 +1,75 @@
+"""Tables by their names in Spark's catalog: what `gpl register` finds is what every process reads, until it moves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gpl_core.cli import main
+from gpl_core.config import Lakehouse
+from gpl_core.errors import ContractError, MissingInputError
+from gpl_core.lake import LOCATIONS, Lake
+from spark_jobs.register import locate, register
+from spark_jobs.session import check_registered
+from tests.support import DAY, config_file, put
+
+pytestmark = pytest.mark.spark
+
+
+@pytest.fixture
+def catalog(spark, tmp_path):
+    """A database `shop` with an external table, a managed one and one that is not Delta."""
+    put(Lake(str(tmp_path / "there")), "raw_items", 2)
+    spark.sql("CREATE DATABASE shop")
+    spark.sql(f"CREATE TABLE shop.items USING delta LOCATION '{tmp_path}/there/tables/raw_items'")
+    spark.sql(f"CREATE TABLE shop.shown USING delta PARTITIONED BY (dt) AS SELECT 'r' AS request_id, DATE'{DAY}' AS dt")
+    spark.sql("CREATE TABLE shop.plain (a INT) USING parquet")
+    yield spark
+    spark.sql("DROP DATABASE shop CASCADE")
+    spark.sql("DROP DATABASE IF EXISTS ours CASCADE")
+
+
+def test_the_command_starts_the_job_and_ends_with_its_exit_code(tmp_path, capfd):
+    path = config_file(tmp_path, {"launch": {"spark_submit": ["--version"]}})  # it says its version and starts nothing
+    assert main(["register", "--config", str(path)]) == 0
+    said = capfd.readouterr()
+    assert f"spark_jobs/register.py --config {path}" in said.out
+    assert "version 4.0" in said.err
+    wrong = config_file(tmp_path, {"launch": {"spark_submit": ["--no-such-option"]}})
+    assert main(["register", "--config", str(wrong)]) == 1
+
+
+def test_names_are_looked_up_once_for_every_process_and_a_move_is_noticed(catalog, tmp_path):
+    named = {"raw_items": "catalog://shop.items", "raw_impressions": "catalog://spark_catalog.shop.shown"}
+    house = Lakehouse(root=str(tmp_path / "lake"), tables=named, database="ours")
+    with pytest.raises(MissingInputError, match=r"raw_items: where catalog://shop\.items .*gpl register"):
+        Lake.of(house).open("raw_items")
+    put(Lake(house.root), "user_stats", 1)
+    done = register(catalog, house)
+    found = done["located"]
+    assert set(done["tables"]) == {"raw_items", "raw_impressions", "user_stats"}
+    assert catalog.table("ours.user_stats").count() == 1
+    assert json.loads((tmp_path / "lake" / LOCATIONS).read_text()) == found
+    lake = Lake.of(house)
+    assert lake.uri("raw_items") == f"{tmp_path}/there/tables/raw_items"
+    assert len(lake.open("raw_items").read(columns=["item_id"])) == 2
+    managed = Path(lake.uri("raw_impressions"))
+    assert (managed.name, (managed / "_delta_log").is_dir()) == ("shown", True)
+    assert lake.uri("items") == f"{tmp_path}/lake/tables/items"
+
+    check_registered(catalog, lake, "raw_items")
+    put(Lake(str(tmp_path / "moved")), "raw_items", 1)
+    catalog.sql("DROP TABLE shop.items")
+    catalog.sql(f"CREATE TABLE shop.items USING delta LOCATION '{tmp_path}/moved/tables/raw_items'")
+    with pytest.raises(ContractError, match=r"raw_items: .*moved.*there.*gpl register again"):
+        check_registered(catalog, lake, "raw_items")
+
+
+@pytest.mark.parametrize(("name", "error"), [("shop.nothing", MissingInputError), ("shop.plain", ContractError)])
+def test_a_name_that_leads_nowhere_changes_nothing(catalog, tmp_path, name, error):
+    house = Lakehouse(root=str(tmp_path / "lake"), tables={"raw_items": f"catalog://{name}"})
+    with pytest.raises(error, match=name):
+        locate(catalog, house)
+    assert not (tmp_path / "lake").exists()

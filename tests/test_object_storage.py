@@ -1,0 +1,60 @@
+"""The whole graph on S3 (moto's server) and without a network for jars: `gpl run` with Spark on s3a:// and workers on s3://.
+
+`GPL_JARS` names a folder with Delta's jars, hadoop-aws of Spark's Hadoop and the AWS bundle it was built with (600 MB:
+docs/deploy.md says how to fill it). Without it, or without moto's server, this is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gpl_core.cli import main
+from gpl_core.config import load_config
+from gpl_core.pipeline import STEPS, Planner
+from gpl_core.storage import filesystem
+from tests.object_store import bucket
+from tests.test_pipeline import SMALL
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed]
+DAY = date(2026, 1, 3)
+
+
+@pytest.fixture
+def store() -> Iterator[str]:
+    with bucket() as location:
+        yield location
+
+
+def test_every_step_runs_on_object_storage(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jars = Path(os.environ.get("GPL_JARS", ""))
+    if not list(jars.glob("*hadoop-aws-*.jar")):
+        pytest.skip("GPL_JARS names no folder with hadoop-aws: see docs/deploy.md")
+    monkeypatch.chdir(tmp_path)  # logs/ come here
+    offline = ["--jars", f"{jars}/*.jar", "--conf", f"spark.jars.ivy={tmp_path}/ivy"]
+    path = tmp_path / "s3.yaml"
+    body = {
+        **SMALL,
+        "lakehouse": {"root": f"{store}/small"},
+        "run": {**SMALL["run"], "end_date": DAY.isoformat()},
+        "launch": {**SMALL["launch"], "spark_submit": [*SMALL["launch"]["spark_submit"], *offline]},
+    }
+    path.write_text(yaml.safe_dump(body), encoding="utf-8")
+    given = ["--config", str(path)]
+    assert main(["simulate", *given, "--users", "60", "--items", "90", "--candidates", "24", "--exposed", "6"]) == 0
+    assert main(["run", *given]) == 0
+
+    planner = Planner(load_config(str(path)))
+    assert {s.name: planner.state(s, DAY).status for s in STEPS} == {s.name: "done" for s in STEPS}
+    fs, manifest = filesystem(planner.lake.path("manifests", "training_feed", f"{DAY}.json"))
+    feed = planner.lake.open("training_feed")
+    assert json.loads(fs.cat_file(manifest))["rows"] == feed.read().num_rows > 0
+    assert main(["summary", *given]) == 0
+    assert main(["vacuum", *given]) == 0
+    assert not (tmp_path / "ivy").exists(), "no jar was looked for elsewhere"
