@@ -30,13 +30,14 @@ def print_dry_run(planner: Planner, name: str, run_date: date, state: StepState,
     if step.name == "report":
         path = planner.report_path(run_date)
         fs, local = filesystem(path)
-        writes[path] = {"how": "replace", "bytes": fs.size(local) if fs.exists(local) else 0}
+        kept = state.status == "done" and not force
+        writes[path] = {"how": "keep" if kept else "replace", "bytes": fs.size(local) if fs.exists(local) else 0}
     publishes = {}
     if step.publishes and state.artifact_fingerprint:
         made = artifact_version(trained_through(step, run_date), state.artifact_fingerprint)
         if force:
             publishes[step.publishes] = f"{made} with another hash: a forced run makes a version of its own"
-        elif planner.artifacts.find(step.publishes, made) is None:
+        elif state.status != "done" and planner.artifacts.find(step.publishes, made) is None:
             publishes[step.publishes] = made
     body = {
         "step": name,
@@ -67,10 +68,11 @@ def _write(
     values = {"dt": run_date.isoformat(), "step": step.name}
     where = {column: values[column] for column in load_contract(table).partition_by if column in values}
     snapshot = planner.snapshot(table)
+    files = snapshot.select(where=where) if snapshot else ()
     # A slice is replaced only where date and step name it whole.
     how = "replace" if where and set(where) == set(load_contract(table).partition_by) else "merge"
     if step is OPTIMIZE:
-        how = "compact"
+        how = "compact" if len(files) > 1 else "keep"
     elif not force and (
         state.status == "done"
         or (table in step.shaped_by and planner.is_current(table, run_date, state.fingerprint_of(table)))
@@ -80,7 +82,7 @@ def _write(
         "how": how,
         "where": " AND ".join(f"{column} = '{value}'" for column, value in where.items()) or "all rows",
         "version": snapshot.version if snapshot else None,
-        **_sizes(snapshot.select(where=where) if snapshot else ()),
+        **_sizes(files),
     }
 
 

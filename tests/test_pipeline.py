@@ -28,6 +28,7 @@ import yaml
 from gpl_core.cli import main
 from gpl_core.config import Config, load_config
 from gpl_core.contracts import load_contract
+from gpl_core.dry_run import print_dry_run
 from gpl_core.lake import SliceMark
 from gpl_core.launch import DELTA_PACKAGE, script_path, tool
 from gpl_core.pipeline import STEPS, Planner
@@ -260,6 +261,24 @@ def test_every_run_left_a_row_in_job_runs(house: House) -> None:
     done = {(r["step"], r["run_date"]) for r in runs.to_pylist() if r["status"] in ("done", "noop")}
     for step in STEPS:
         assert {(step.name, FIRST), (step.name, LAST)} <= done, step.name
+
+
+def test_a_dry_run_of_every_step_tells_what_it_reads_with_sizes_and_that_it_leaves_all_alone(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = house.contents()
+    planner = Planner(house.config)
+    for step in STEPS:
+        print_dry_run(planner, step.name, LAST, planner.state(step, LAST))
+        said = json.loads(capsys.readouterr().out)
+        assert {r.table for r in step.reads if not r.optional and not r.when[0]} <= set(said["would_read"]), step.name
+        tables = [t for name, t in said["would_read"].items() if not name.startswith("artifact:")]
+        assert sum(t["rows"] for t in tables) > 0, step.name
+        assert sum(t["bytes"] for t in tables) > 0, step.name
+        assert {*step.writes, *step.also_writes} <= set(said["would_write"])
+        assert {w["how"] for w in said["would_write"].values()} <= {"keep"}, step.name
+        assert said["would_publish"] == {}
+    assert house.contents() == before
 
 
 def test_judge_and_summary_name_the_variants(house: House) -> None:

@@ -4,7 +4,10 @@
 --   value: Channel; category; decile of positives (10 the most popular, unseen without any); new or known
 --   feed_rows: Unexposed rows of the feed
 --   mean_label: Mean pseudo-label
+--   spread_label: Standard deviation of the pseudo-label; null for a single row
+--   highest_label: Largest pseudo-label
 --   mean_weight: Mean sample weight
+--   spread_weight: Standard deviation of the sample weight; null for a single row
 WITH deciles AS (
   SELECT dt, item_index, ntile(10) OVER (PARTITION BY dt ORDER BY positives, item_index) AS decile
   FROM item_stats
@@ -39,7 +42,10 @@ SELECT
   END AS value,
   count(*) AS feed_rows,
   avg(l.pseudo_label) AS mean_label,
-  avg(l.sample_weight) AS mean_weight
+  stddev(l.pseudo_label) AS spread_label,
+  max(l.pseudo_label) AS highest_label,
+  avg(l.sample_weight) AS mean_weight,
+  stddev(l.sample_weight) AS spread_weight
 FROM labelled l
 CROSS JOIN (VALUES ('channel'), ('category'), ('popularity'), ('item'), ('user')) AS s(slice)
 GROUP BY 1, 2, 3

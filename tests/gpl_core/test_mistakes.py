@@ -1,8 +1,8 @@
 """Mistakes of a first day, each told with what is wrong, where, and what to do; never with a traceback.
 
 Others stand where their step is tested: quarantine and missing columns (test_ingest), gates (test_sid_workers), too
-little random exposure (test_fit_calibrator), a raw table's columns, types, partitions and slices (test_check_raw), wrong
-names in SQL (test_query), a step's own arguments (test_runs).
+little random exposure (test_fit_calibrator), a raw table's columns, types, partitions and slices (test_check_raw),
+wrong names in SQL (test_query), a step's own arguments (test_runs).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,11 @@ def test_distributions_and_slices_count_every_row_once_per_measure(lake):
         ("channel", "popular"): 3, ("category", "a"): 2, ("category", "b"): 1, ("popularity", "2"): 1,
         ("popularity", "unseen"): 2, ("item", "known"): 1, ("item", "new"): 2, ("user", "known"): 2, ("user", "new"): 1,
     }  # fmt: skip
+    (whole,) = query.rows("SELECT * FROM label_slices WHERE slice = 'channel'")
+    labels = [r["pseudo_label"] for r in lake.labels if r["source"] == "unexposed"]
+    assert (whole["mean_label"], whole["spread_label"], whole["highest_label"]) == pytest.approx(
+        (statistics.mean(labels), statistics.stdev(labels), max(labels)), abs=1e-6
+    )
 
 
 def test_coverage_tells_why_a_row_has_no_label(lake):

@@ -262,7 +262,9 @@ def test_a_dry_run_tells_the_size_of_what_it_would_replace_and_what_it_keeps(con
     }  # fmt: skip
     assert written("ingest", force=True)["candidates"]["how"] == "replace"
     assert written("generate_anchors")["interest_anchors"]["how"] == "merge"
-    assert written("optimize")["candidates"]["how"] == "compact"
+    assert written("optimize")["candidates"]["how"] == "keep"  # one file
+    put(planner.lake, "items", 4, file_rows=2)
+    assert written("optimize")["items"]["how"] == "compact"
     assert [*written("report").values()] == [{"how": "replace", "bytes": 0}]
 
 
