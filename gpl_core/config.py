@@ -293,7 +293,7 @@ class Calibrator(Section):
 
     kind: Literal["quantile", "platt", "isotonic", "logistic"] = Field(default="quantile", description="See the method")
     score: Literal["similarity", "prefix_log_prob"] = Field(
-        default="similarity", description="What quantile, platt and isotonic map to a label"
+        default="prefix_log_prob", description="What quantile, platt and isotonic map to a label"
     )
     target_rate: float | Literal["uniform"] = Field(
         default="uniform", description="Mean label of unexposed pairs; 'uniform': from the uniformly exposed slice"

@@ -229,7 +229,7 @@ def test_one_users_labels_are_what_an_analyst_computes_from_the_tables(house: Ho
         best = int(np.argmax(cosines))
         confidence = np.exp(log_prob[best] / levels)
         raw = (coherence * consistency * confidence) ** (1 / 3)
-        label = np.interp(cosines[best], np.linspace(-1, 1, len(knots)), knots)
+        label = np.interp(1 + prefix_log_prob(row["item_index"]) / 16, np.linspace(-1, 1, len(knots)), knots)
         expected = {
             "similarity": cosines[best], "history_similarity": (history @ e[row["item_index"]]).max(),
             "prefix_log_prob": prefix_log_prob(row["item_index"]), "anchor_rank": best,

@@ -6,7 +6,7 @@ sequences, no pad tokens, loss over the valid children of a prefix. The Trainer:
 Equal lengths (20 events each), and the lengths of the shared Industrial data where it is present (2 to 20 events).
 Each side runs in a process of its own, because peak memory is a process's; it is counted from when the model stands, as
 making and loading it are no part of training. Speed is tokens of real events per second.
-Ours recomputes every second layer in the backward pass (`interest.recompute_layers: 2`, as in the shipped production
+Ours recomputes its layers in the backward pass (`interest.recompute_layers: 1`, as in the shipped production
 configuration); the Trainer keeps them, its fastest setting, and cannot give up the logits of the whole vocabulary.
 
 On a CPU one thread's CPU time is measured: about 12 minutes in all and 12 GiB, `--quick` about 2 minutes and 5 GiB.
@@ -63,7 +63,7 @@ def train_ours(model: InterestModel, histories: list[History], sids: np.ndarray,
     trie = DeviceTrie(Trie.build(sids, CODES), model.device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    model.recompute_layers(2)
+    model.recompute_layers()
 
     def epoch() -> None:
         for pack in training_packs(model.vocabulary, histories, MOST_EVENTS, budget):

@@ -37,7 +37,7 @@ class LabelLake(TinyLake):
     """A tokenizer and an interest model in force for D; the rest is added by the test."""
 
     def __init__(self, root: Path, spark: SparkSession, *overrides: str):
-        super().__init__(root, spark, "labels.calibrator.min_rows=4", *overrides)
+        super().__init__(root, spark, "labels.calibrator.min_rows=4", "labels.calibrator.score=similarity", *overrides)
         self.tokenizer = self.bundle("tokenizer", {}, "{}")
         self.model = self.bundle("interest_model", {"sid_version": self.tokenizer}, "{}")
 
