@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -30,8 +31,8 @@ from gpl_core.config import Config, load_config
 from gpl_core.contracts import load_contract
 from gpl_core.dry_run import print_dry_run
 from gpl_core.lake import SliceMark
-from gpl_core.launch import DELTA_PACKAGE, script_path, tool
-from gpl_core.pipeline import STEPS, Planner
+from gpl_core.launch import script_path, tool
+from gpl_core.pipeline import STEPS, Planner, engine_of
 from tests.documented import PAGES, commands, runner, typed
 from tests.support import JVM
 
@@ -281,6 +282,17 @@ def test_a_dry_run_of_every_step_tells_what_it_reads_with_sizes_and_that_it_leav
     assert house.contents() == before
 
 
+def test_each_log_is_written_by_one_engine(house: House) -> None:
+    """Delta's Spark and delta-rs do not lock alike on every store: no table's log may hold commits of both."""
+    lake, found = Planner(house.config).lake, {}
+    for log in Path(lake.root).glob("tables/*/_delta_log"):
+        said = [json.loads(line)["commitInfo"]["engineInfo"] for commit in log.glob("*.json")
+                for line in commit.read_text("utf-8").splitlines() if line.startswith('{"commitInfo"')]  # fmt: skip
+        found[log.parent.name] = {"spark" if "Spark" in text else "delta-rs" for text in said}
+    assert set(found) >= {t for s in STEPS for t in s.writes}
+    assert {t: engines for t, engines in found.items() if engines != {engine_of(t)}} == {}
+
+
 def test_judge_and_summary_name_the_variants(house: House) -> None:
     assert house.gpl("judge")[0] == 0
     code, output = house.gpl("summary")
@@ -433,22 +445,34 @@ def test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster(house: Hous
             found[table] = sorted(map(str, house.rows(table, LAST, *columns).to_pylist()))
         return found
 
+    from spark_jobs.session import _DEFAULTS
+
     before = contents()
     archive = tmp_path / "gpl.zip"
     subprocess.run(
         [sys.executable, "-m", "zipfile", "-c", str(archive), "gpl_core/", "schemas/", "spark_jobs/"],
         cwd=Path(__file__).parents[1], check=True,
     )  # fmt: skip
+    # As docs/deploy.md says for machines without a network: jars from a folder, an empty cache to resolve them from.
+    jars, cache, events = tmp_path / "jars", tmp_path / "ivy", tmp_path / "events"
+    for folder in (jars, events):
+        folder.mkdir()
+    for jar in (Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ivy2.5.2" / "jars").glob("io.delta_*.jar"):
+        (jars / jar.name).symlink_to(jar)
+    settings = {
+        "spark.driver.host": "127.0.0.1", "spark.executor.extraJavaOptions": JVM, "spark.ui.enabled": "false",
+        # What start_session sets for local masters only: a cluster's defaults are for a cluster's tables.
+        "spark.databricks.delta.snapshotPartitions": "2", "spark.sql.shuffle.partitions": "4",
+        "spark.jars.ivy": str(cache), "spark.eventLog.enabled": "true", "spark.eventLog.dir": str(events),
+        # Other than start_session's own.
+        "spark.hadoop.parquet.block.size": str(32 * 2**20), "spark.log.level": "WARN",
+    }  # fmt: skip
     steps = ",".join(s.name for s in STEPS if s.launcher == "spark")
     done = subprocess.run(
         [
-            tool("spark-submit"), "--master", standalone, "--packages", DELTA_PACKAGE, "--py-files", str(archive),
+            tool("spark-submit"), "--master", standalone, "--jars", f"{jars}/*.jar", "--py-files", str(archive),
             *SMALL["launch"]["spark_submit"][2:], "--executor-memory", "600m",
-            # What start_session sets for local masters only: a cluster's defaults are for a cluster's tables.
-            *(a for conf in (
-                "spark.driver.host=127.0.0.1", f"spark.executor.extraJavaOptions={JVM}", "spark.ui.enabled=false",
-                "spark.databricks.delta.snapshotPartitions=2", "spark.sql.shuffle.partitions=4",
-            ) for a in ("--conf", conf)),
+            *(a for key, value in settings.items() for a in ("--conf", f"{key}={value}")),
             script_path("spark_jobs/run.py"), "--steps", steps, "--config", str(house.config_file),
             "--run-date", LAST.isoformat(), "--force",
         ],
@@ -460,3 +484,16 @@ def test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster(house: Hous
     after = contents()
     assert {t for t in tables if after[t] != before[t]} == set()
     assert all(before[t] for t in tables)
+    assert not list(cache.rglob("*.jar")), "no jar was looked for elsewhere"
+    in_force = spark_properties(events)
+    assert {key: in_force.get(key) for key in settings} == settings, "what the launcher sets is never overridden"
+    assert {key for key in _DEFAULTS if key not in in_force} == set(), "what it leaves open is set"
+
+
+def spark_properties(events: Path) -> dict[str, str]:
+    """The settings of the application whose event log lies under `events`."""
+    for log in events.rglob("*"):
+        for line in log.read_text("utf-8").splitlines() if log.is_file() else ():
+            if line.startswith('{"Event":"SparkListenerEnvironmentUpdate"'):
+                return dict(json.loads(line)["Spark Properties"])
+    raise AssertionError(f"no event log under {events} holds the settings")
