@@ -6,6 +6,7 @@ GRANT SELECT ON VIEW gpl.label_quality TO `analysts`;
 GRANT SELECT ON VIEW gpl.label_distribution TO `analysts`;
 GRANT SELECT ON VIEW gpl.label_slices TO `analysts`;
 GRANT SELECT ON VIEW gpl.calibration_slices TO `analysts`;
+GRANT SELECT ON VIEW gpl.down_sampling TO `analysts`;
 GRANT SELECT ON VIEW gpl.coverage TO `analysts`;
 GRANT SELECT ON VIEW gpl.confidence_factors TO `analysts`;
 GRANT SELECT ON VIEW gpl.calibration TO `analysts`;

@@ -21,8 +21,8 @@ from gpl_core.lake import Lake, Snapshot
 from gpl_core.query import Query
 from gpl_core.storage import filesystem
 
-TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions")
-_OPTIONAL = "raw_interactions"
+TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions", "raw_opt_outs")
+_OPTIONAL = ("raw_interactions", "raw_opt_outs")
 _NUMBERS = {"byte", "short", "integer", "long", "float", "double"}
 _WHOLE = {"byte", "short", "integer", "long"}
 # contract type -> (Delta's word for it, words of types whose values can mean it)
@@ -78,9 +78,14 @@ def _table(lake: Lake, contract: Contract) -> Iterator[Finding]:
         return Finding("error", name, text)
 
     if not lake.exists(name):
-        if name == _OPTIONAL:
+        if name in lake.overrides:
+            yield error(
+                f"there is no Delta table at {uri}, where lakehouse.tables.{name} says it is: write it, or "
+                + ("take the setting out" if name in _OPTIONAL else "correct the setting")
+            )
+        elif name == "raw_interactions":
             yield Finding("warning", name, f"none at {uri}: positives are then clicked impressions alone")
-        else:
+        elif name not in _OPTIONAL:
             todo = f"write it, or set lakehouse.tables.{name}"
             if _holds_parquet(uri):
                 dated = " PARTITIONED BY (dt DATE)" if "dt" in contract.partition_by else ""
@@ -154,7 +159,7 @@ def _slices(lake: Lake, config: Config, name: str, dates: Sequence[date]) -> Ite
     table = Snapshot(lake.uri(name), load_contract(name))
     have = set(table.slices())
     lacking = [d.isoformat() for d in dates if d not in have]
-    if lacking and name != _OPTIONAL:
+    if lacking and name not in _OPTIONAL:
         known = f"it has {min(have)} to {max(have)}" if have else "it has no rows"
         yield Finding("error", name, f"no slice for {_some(lacking)}; {known}")
     start = config.run.history_start
@@ -226,7 +231,7 @@ def _rows(
             yield Finding(
                 "warning", name, f"{twice:,} keys ({', '.join(keys)}) occur more than once: one row of each is kept"
             )
-        if items and name != "raw_items":
+        if items and name != "raw_items" and "item_id" in have:
             known = f"(SELECT DISTINCT item_id FROM {_source(lake, 'raw_items')} AS r) AS i"
             lost = query.rows(
                 f"SELECT count(*) AS n, min(s.item_id) AS example FROM {sample} "

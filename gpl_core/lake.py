@@ -14,6 +14,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import cache, cached_property
@@ -26,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake import Schema as DeltaSchema
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.schema import PrimitiveType
 from deltalake.transaction import AddAction, RemoveAction
 
@@ -167,7 +168,11 @@ class Snapshot:
         found = []
         for row in rows:
             partition = {k.removeprefix("partition."): str(v) for k, v in row.items() if k.startswith("partition.")}
-            found_minima = {k.removeprefix("min."): v for k, v in row.items() if k.startswith("min.") and v is not None}
+            found_minima = {
+                name: v for k, v in row.items()
+                # A null may stand for any value: a column with nulls has no minimum.
+                if (name := k.removeprefix("min.")) != k and v is not None and not row.get(f"null_count.{name}")
+            }  # fmt: skip
             minima = {self._ours.get(k, k): v for k, v in found_minima.items()}
             records = row["num_records"] if row["num_records"] is not None else -1
             found.append(DataFile(row["path"], partition, records, row["size_bytes"], minima))
@@ -215,11 +220,25 @@ class Snapshot:
 
     def identity(self, files: Iterable[DataFile]) -> str:
         """`digest` under which compaction changes nothing: a file that regroups rows stands for those it is made of."""
-        live = {f.path for f in files}
-        for gone, come in self._history[1]:
-            if come <= live:
-                live = (live - come) | gone
-        return _hash_of(live)
+        return _hash_of(_followed_back({f.path for f in files}, self._history[1]))
+
+    def uncompacted(self, version: int) -> Snapshot | None:
+        """This snapshot as if what has only regrouped rows since `version` had not happened.
+
+        Reads the commits since then alone. None when the log does not say: its older part was cleaned away, or files
+        that came after `version` were regrouped too.
+        """
+        try:
+            then = Snapshot(self.uri, self.contract, version, self.columns)
+        except (DeltaError, OSError):
+            return None
+        live = _followed_back({f.path for f in self.files}, self._read_log(version)[1])
+        known = {f.path: f for f in (*self.files, *then.files)}
+        if not live <= known.keys():
+            return None
+        made = copy(self)
+        made.files = tuple(known[path] for path in sorted(live))
+        return made
 
     @staticmethod
     def rows(files: Iterable[DataFile]) -> int:
@@ -236,11 +255,17 @@ class Snapshot:
 
     @cached_property
     def _history(self) -> tuple[tuple[tuple[int, SliceMark], ...], tuple[tuple[set[str], set[str]], ...]]:
-        """Newest first, in one pass: (version, mark), and of commits that only regroup rows (files gone, come)."""
+        return self._read_log()
+
+    def _read_log(
+        self, since: int = -1
+    ) -> tuple[tuple[tuple[int, SliceMark], ...], tuple[tuple[set[str], set[str]], ...]]:
+        """Commits after version `since`, newest first: (version, mark), and of those that only regroup rows (files
+        gone, come)."""
         fs, log = filesystem(f"{self.uri}/_delta_log")
         commits = {int(m[1]): p for p in fs.ls(log, detail=False, refresh=True) if (m := _COMMIT_FILE.search(p))}
         marks, regrouped = [], []
-        for version in sorted((v for v in commits if v <= self.version), reverse=True):
+        for version in sorted((v for v in commits if since < v <= self.version), reverse=True):
             text = fs.cat_file(commits[version])
             for line in text.splitlines():
                 if not line.lstrip().startswith(b'{"commitInfo"'):
@@ -305,6 +330,14 @@ def _type_name(kind: Any) -> str:
 
 def _hash_of(paths: Iterable[str]) -> str:
     return sha256("\n".join(sorted(paths)).encode()).hexdigest()[:16]
+
+
+def _followed_back(live: set[str], regrouped: Iterable[tuple[set[str], set[str]]]) -> set[str]:
+    """The files that `live` was made of: one that regroups rows stands for those whose rows it holds."""
+    for gone, come in regrouped:
+        if come <= live:
+            live = (live - come) | gone
+    return live
 
 
 def _regrouped(commit: bytes) -> list[tuple[set[str], set[str]]]:

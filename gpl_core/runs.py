@@ -26,7 +26,7 @@ from gpl_core.contracts import Contract, load_contract
 from gpl_core.dry_run import print_dry_run
 from gpl_core.errors import ConflictError, GplError, MissingInputError, UsageError, exit_code_of, told
 from gpl_core.lake import WHOLE, Commit, Lake, SliceMark, Snapshot
-from gpl_core.pipeline import Planner, Read, StepState, find_step
+from gpl_core.pipeline import RAW_TABLES, Planner, Read, StepState, find_step
 
 log = logging.getLogger("gpl")
 
@@ -251,7 +251,8 @@ class StepContext:
         slices = {WHOLE: self.fingerprint}
         if "dt" in load_contract(table).partition_by:
             slices = {d.isoformat(): s.fingerprint_of(table) for d, s in self._states().items()}
-        return SliceMark(self.step.name, slices, self.run_id, dict(details or {}))
+        raw = {t: self.state.version(t) for t in RAW_TABLES if self.has(t)}
+        return SliceMark(self.step.name, slices, self.run_id, {**(details or {}), **({"raw": raw} if raw else {})})
 
     def _states(self) -> dict[date, StepState]:
         return self.bulk_states or {self.run_date: self.state}

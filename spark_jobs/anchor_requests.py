@@ -18,11 +18,12 @@ def missing_anchors(users: DataFrame, sequences: DataFrame, cache: DataFrame) ->
 
 
 def run(step: SparkStep) -> None:
-    """Write the run date's slice; users without history are counted, not guessed."""
+    """Write the run date's slice; users without history, or who opted out, are left out and counted."""
     sid_version, model_version = require_model_of(step)
     users = read_scored_pairs(step).select("user_id").distinct()
     sequences = read_latest_sequences(step)
-    requests = missing_anchors(users, sequences, cached_anchors(step, model_version)).select(
+    wanted = sequences.where(~F.col("opted_out"))
+    requests = missing_anchors(users, wanted, cached_anchors(step, model_version)).select(
         "user_id", "sid", "item_index", "length", "sequence_hash", F.lit(sid_version).alias("sid_version"),
         F.lit(model_version).alias("model_version"), F.lit(step.run_date).alias("dt"),
     )  # fmt: skip
@@ -32,13 +33,15 @@ def run(step: SparkStep) -> None:
     commit = step.write_slice(
         "anchor_requests", requests.repartition(parts, "user_id"), details={"cache_version": known}
     )
-    found = users.join(sequences.select("user_id", F.lit(1).alias("known")), "user_id", "left")
-    counted = found.agg(F.count(F.lit(1)).alias("users"), F.count("known").alias("known")).first()
-    total, with_history = counted["users"], counted["known"]
+    found = users.join(sequences.select("user_id", "opted_out"), "user_id", "left")
+    total, with_history, without_consent = found.agg(
+        F.count(F.lit(1)), F.count("opted_out"), F.count_if("opted_out")
+    ).first()  # fmt: skip
     counts = step.context.counts
     counts.rows_in, counts.rows_dropped = total, total - commit.rows
     counts.details = {
-        "users": total, "without_history": total - with_history, "cached": with_history - commit.rows,
+        "users": total, "without_history": total - with_history, "opted_out": without_consent,
+        "cached": with_history - without_consent - commit.rows,
         "model_version": model_version,
     }  # fmt: skip
 

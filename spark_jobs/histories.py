@@ -11,6 +11,7 @@ from gpl_core.errors import LineageError
 from gpl_core.lake import Snapshot
 from gpl_core.pipeline import start_of
 from spark_jobs.columns import unit_hash
+from spark_jobs.exclusions import flagged, opted_out, withdrawn_items
 from spark_jobs.session import SparkStep
 
 
@@ -43,12 +44,16 @@ def latest_sequences(slices: DataFrame, sid_version: str, run_date: date, histor
 
 
 def read_latest_sequences(step: SparkStep) -> DataFrame:
-    """`latest_sequences` of the run date, reading no slice before the newest snapshot."""
+    """`latest_sequences` of the run date, reading no slice before the newest snapshot, with the flag `opted_out`.
+
+    Here, because these rows lie by user already: a user whose flag is set gets neither anchors nor scores.
+    """
     snapshot = step.context.snapshot("user_sequences")
     version = step.context.artifact("tokenizer").version
     start = newest_snapshot(snapshot, step.run_date, version) or min(snapshot.slices(), default=step.run_date)
     slices = step.read_dates("user_sequences", start, step.run_date)
-    return latest_sequences(slices, version, step.run_date, step.config.sequences.history_days)
+    latest = latest_sequences(slices, version, step.run_date, step.config.sequences.history_days)
+    return flagged(latest, opted_out(step), "user_id", "opted_out")
 
 
 def scored_pairs(unexposed: DataFrame, exposed: DataFrame, share: float, seed: int) -> DataFrame:
@@ -61,11 +66,13 @@ def scored_pairs(unexposed: DataFrame, exposed: DataFrame, share: float, seed: i
 
 
 def read_scored_pairs(step: SparkStep) -> DataFrame:
-    """`scored_pairs` of the run date."""
+    """`scored_pairs` of the run date, none of a withdrawn item."""
+    exposed, gone = step.read_slice("exposed_samples"), withdrawn_items(step)
+    if gone is not None:  # unexposed ones were left out by `samples`
+        exposed = exposed.join(gone, "item_index", "left_anti")
     return scored_pairs(
-        step.read_slice("unexposed_samples"), step.read_slice("exposed_samples"),
-        step.config.samples.scored_exposed_share, step.config.run.seed,
-    )  # fmt: skip
+        step.read_slice("unexposed_samples"), exposed, step.config.samples.scored_exposed_share, step.config.run.seed
+    )
 
 
 def cached_anchors(step: SparkStep, model_version: str) -> DataFrame:

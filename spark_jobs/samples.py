@@ -2,7 +2,8 @@
 
     spark-submit … spark_jobs/samples.py --config CONFIG --run-date D
 
-A pair that was exposed to the user within the exposure window, also later on D, is never an unexposed sample.
+A pair that was exposed to the user within the exposure window, also later on D, is never an unexposed sample; nor is
+one of an item withdrawn by the end of D, or of a user who had opted out by then. Exposed samples stay: they happened.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pyspark.sql import functions as F
 from gpl_core.config import Config
 from gpl_core.errors import ContractError
 from spark_jobs.columns import passthrough_of, with_passthrough
+from spark_jobs.exclusions import flagged, opted_out, withdrawn_items
 from spark_jobs.session import SparkStep, job_main
 
 _PAIR = ("user_id", "item_index")
@@ -75,21 +77,33 @@ def run(step: SparkStep) -> None:
     window = impressions.where(
         F.col("dt").between(F.lit(step.run_date - timedelta(days=days - 1)), F.lit(step.run_date))
     )
-    candidates = step.read_slice("candidates", with_passthrough("candidates", config))
-    chosen = sample_unexposed(
-        never_exposed(candidates, window), config.samples.unexposed_per_request, config.run.seed
-    )  # fmt: skip
+    offered = step.read_slice("candidates", with_passthrough("candidates", config))
+    withdrawn = every = 0
+    if (gone := withdrawn_items(step)) is not None:
+        both = offered.select("item_index", F.lit(1).alias("n")).union(today.select("item_index", F.lit(0).alias("n")))
+        sums = F.coalesce(F.sum("n"), F.lit(0)), F.count("n")
+        withdrawn, every = both.join(gone, "item_index", "left_semi").agg(*sums).first()
+        offered = offered.join(gone, "item_index", "left_anti")
+    drawn = sample_unexposed(never_exposed(offered, window), config.samples.unexposed_per_request, config.run.seed)
+    # All of a request are one user's: leaving them out after the draw changes no other one, and looks at fewer rows.
+    chosen = flagged(drawn, opted_out(step), "user_id", "opted_out")
     rows = chosen.select(
         "request_id", "item_id", "user_id", "item_index", "channel", "sampling_probability", "event_time", "dt",
-        *passthrough_of(chosen, config),
+        *passthrough_of(chosen, config), "opted_out",
     )  # fmt: skip
     observed = Observation(f"samples_{step.run_date}_{context.run_id}")
-    rows = rows.observe(observed, F.coalesce(F.sum(1 / F.col("sampling_probability")), F.lit(0.0)).alias("population"))
+    stands_for = 1 / F.col("sampling_probability")
+    rows = rows.observe(
+        observed,
+        F.coalesce(F.sum(stands_for), F.lit(0.0)).alias("population"),
+        F.coalesce(F.sum(F.when(F.col("opted_out"), stands_for)), F.lit(0.0)).alias("opted_out"),
+    )
+    rows = rows.where(~F.col("opted_out")).drop("opted_out")
     written = step.write_slice("unexposed_samples", rows, contract=with_passthrough("unexposed_samples", config))
     snapshot = context.snapshot("candidates")
     recalled = snapshot.rows(snapshot.select(start=step.run_date, end=step.run_date))
-    unexposed = round(observed.get["population"])
-    if not written.rows <= unexposed <= recalled:
+    unexposed, without_consent = round(observed.get["population"]), round(observed.get["opted_out"])
+    if not written.rows <= unexposed - without_consent <= recalled - withdrawn:
         raise ContractError(
             f"table unexposed_samples: {written.rows} rows drawn stand for {unexposed} of {recalled} candidates, which "
             "cannot be. This is a defect of samples, report it"
@@ -98,8 +112,11 @@ def run(step: SparkStep) -> None:
     counts.rows_in = recalled + commit.rows
     counts.rows_dropped = recalled - written.rows
     counts.details = {
-        "exposed": commit.rows, "candidates": recalled, "candidates_exposed_in_window": recalled - unexposed,
-        "candidates_unexposed": unexposed, "not_drawn": unexposed - written.rows, "unexposed_sampled": written.rows,
+        "exposed": commit.rows, "exposed_withdrawn": every - withdrawn,
+        "candidates": recalled, "candidates_withdrawn": withdrawn,
+        "candidates_exposed_in_window": recalled - withdrawn - unexposed, "candidates_unexposed": unexposed,
+        "candidates_opted_out": without_consent, "not_drawn": unexposed - without_consent - written.rows,
+        "unexposed_sampled": written.rows,
     }  # fmt: skip
 
 

@@ -31,11 +31,17 @@ def with_anchors(blocks: DataFrame, anchors: DataFrame) -> DataFrame:
 
 
 def run(step: SparkStep) -> None:
-    """Write the run date's slice; users without anchors are left out and counted."""
+    """Write the run date's slice; users without anchors, or who opted out, are left out and counted."""
     sid_version, model_version = require_model_of(step)
     pairs = read_scored_pairs(step)
-    sequences = read_latest_sequences(step).select("user_id", "sequence_hash", F.col("item_index").alias("history"))
-    anchors = sequences.join(cached_anchors(step, model_version), ["user_id", "sequence_hash"]).drop("sequence_hash")
+    sequences = read_latest_sequences(step).select(
+        "user_id", "sequence_hash", F.col("item_index").alias("history"), "opted_out"
+    )
+    anchors = (
+        sequences.where(~F.col("opted_out"))
+        .join(cached_anchors(step, model_version), ["user_id", "sequence_hash"])
+        .drop("sequence_hash", "opted_out")
+    )
     requests = with_anchors(candidate_blocks(pairs, step.config.labels.block_size), anchors).select(
         "user_id", "source", "block", "anchor_sids", "log_prob", "prefixes", "prefix_log_probs", "history",
         "candidates", F.lit(sid_version).alias("sid_version"), F.lit(model_version).alias("model_version"),
@@ -50,11 +56,14 @@ def run(step: SparkStep) -> None:
     step.write_slice("score_requests", spread.observe(observed, counted))
     scored = observed.get["scored"]
     users = pairs.groupBy("user_id").agg(F.count(F.lit(1)).alias("pairs"))
-    known = users.join(anchors.select("user_id", F.lit(1).alias("known")), "user_id", "left")
+    known = users.join(sequences.select("user_id", "opted_out"), "user_id", "left").join(
+        anchors.select("user_id", F.lit(1).alias("known")), "user_id", "left"
+    )
     total = known.agg(
         F.coalesce(F.sum("pairs"), F.lit(0)).alias("pairs"),
         F.count(F.lit(1)).alias("users"),
         F.count("known").alias("known"),
+        F.count_if("opted_out").alias("opted_out"),
         F.coalesce(F.sum(F.when(F.col("known").isNotNull(), F.col("pairs"))), F.lit(0)).alias("of_known"),
     ).first()
     if scored != total["of_known"]:
@@ -66,7 +75,8 @@ def run(step: SparkStep) -> None:
     counts.rows_in, counts.rows_dropped = total["pairs"], total["pairs"] - scored
     counts.details = {
         "pairs": total["pairs"], "pairs_scored": scored, "users": total["users"],
-        "users_without_anchors": total["users"] - total["known"], "model_version": model_version,
+        "users_opted_out": total["opted_out"],
+        "users_without_anchors": total["users"] - total["opted_out"] - total["known"], "model_version": model_version,
     }  # fmt: skip
 
 

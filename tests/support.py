@@ -129,6 +129,7 @@ def put(
     contract: Contract | None = None,
     seed: int = 0,
     file_rows: int = 1_000_000,
+    details: Mapping[str, Any] | None = None,
 ) -> Commit:
     """Commit `rows` (or so many legal ones) to one partition of `table`, marked as `step` would mark it."""
     contract = contract or load_contract(table)
@@ -139,7 +140,7 @@ def put(
     with lake.writer(contract, texts, dims=DIMS, file_rows=file_rows) as writer:
         writer.write(data_table(contract, body))
     name = slice_name or (day.isoformat() if "dt" in contract.partition_by else "*")
-    mark = SliceMark(step or contract.owner, {name: fingerprint}, "by-hand")
+    mark = SliceMark(step or contract.owner, {name: fingerprint}, "by-hand", details or {})
     chosen = mode or ("overwrite" if contract.partition_by else "append")
     return lake.commit(
         contract, writer.parts, mark=mark, mode=chosen, partition=texts if chosen == "overwrite" else None

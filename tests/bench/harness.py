@@ -115,7 +115,9 @@ def device_name() -> str:
     return f"cpu-{len(os.sched_getaffinity(0))}core"
 
 
-def report(name: str, figures: Mapping[str, Figure], quick: bool, title: str, option: str = "") -> Path:
+def report(
+    name: str, figures: Mapping[str, Figure], quick: bool, title: str, option: str = "", module: str = ""
+) -> Path:  # fmt: skip
     """Prints the figures, beyond 40 only those with a goal, and writes the JSON file (see `write`)."""
     device = device_name()
     width = max(map(len, figures))
@@ -125,15 +127,17 @@ def report(name: str, figures: Mapping[str, Figure], quick: bool, title: str, op
             continue
         verdict = {None: "", True: "holds", False: "MISSED"}[figure.holds]
         print(f"  {key:<{width}}  {figure.value:>14,.4g} {figure.unit:<12} {figure.goal:<10} {verdict}")
-    path = write(name, figures, quick, title, option)
+    path = write(name, figures, quick, title, option, module)
     print(f"written: {path}")
     return path
 
 
-def write(name: str, figures: Mapping[str, Figure], quick: bool, title: str, option: str = "") -> Path:
+def write(
+    name: str, figures: Mapping[str, Figure], quick: bool, title: str, option: str = "", module: str = ""
+) -> Path:  # fmt: skip
     """Writes the JSON file; a quick run has a file of its own and never replaces a full one.
 
-    option: `--option value` of the run, where each value has a file of its own.
+    option: `--option value` of the run, where each value has a file of its own. module: when not bench_<name>.
     """
     body = {
         "name": name,
@@ -141,7 +145,7 @@ def write(name: str, figures: Mapping[str, Figure], quick: bool, title: str, opt
         "device": device_name(),
         "commit": _commit(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"python -m tests.bench.bench_{name}{' --quick' if quick else ''}{option and ' ' + option}",
+        "command": f"python -m tests.bench.{module or f'bench_{name}'}{' --quick' * quick}{option and ' ' + option}",
         "python": sys.version.split()[0],
         "load_at_end": os.getloadavg()[0],
         "figures": {key: figure.__dict__ for key, figure in figures.items()},

@@ -129,6 +129,20 @@ def test_a_mapping_that_means_nothing_is_refused(tmp_path, columns, told):
         small_config(tmp_path, {"lakehouse": {"columns": columns}})
 
 
+def test_opt_outs_may_be_absent_and_are_looked_at_when_they_are_there(config):
+    good(config)
+    write(config, "raw_opt_outs", pa.table({"user_id": pa.array([None, "u", "u"], pa.string())}))
+    assert texts(config) == [
+        "error: raw_opt_outs: user_id is null in 1 of 3 rows looked at",
+        "warning: raw_opt_outs: 1 keys (user_id) occur more than once: one row of each is kept",
+    ]
+    config.lakehouse.tables["raw_opt_outs"] = f"{config.lakehouse.root}/elsewhere"
+    assert texts(config) == [
+        f"error: raw_opt_outs: there is no Delta table at {config.lakehouse.root}/elsewhere, where "
+        "lakehouse.tables.raw_opt_outs says it is: write it, or take the setting out"
+    ]
+
+
 def test_rows_that_do_not_belong_together_are_named(config):
     write(config, "raw_items", rows("raw_items", {"title": ""}, count=2))
     twice = {"request_id": "r0", "item_id": "i0"}

@@ -189,6 +189,38 @@ def test_rewriting_one_dates_raw_slice_is_noticed_by_that_date_only(toy):
     assert toy.states([D2]) == before
 
 
+def test_a_compacted_raw_table_makes_nothing_stale_until_its_rows_change(tmp_path):
+    toy = Toy(small_config(tmp_path, SETTINGS), files=3)
+    toy.raw([D1, D2])
+    for day in RUN:
+        toy.run("ingest", day)
+
+    def states() -> list[str]:
+        return [toy.state("ingest", day).status for day in RUN]
+
+    def compact(table: str, files: int) -> None:
+        done = deltalake.DeltaTable(toy.planner.lake.uri(table)).optimize.compact()
+        assert done["numFilesRemoved"] == files
+
+    for table, files in (("raw_candidates", 6), ("raw_impressions", 6), ("raw_items", 3)):
+        compact(table, files)
+        assert states() == ["done", "done"]
+    toy.write("raw_items", D1)  # no statistics here: of any date
+    assert states() == ["stale", "stale"]
+    toy.run("ingest", D1)
+    toy.run("ingest", D2)
+    compact("raw_items", 4)
+    toy.write("raw_candidates", D2)
+    assert states() == ["done", "stale"]
+    compact("raw_candidates", 3)
+    assert states() == ["done", "stale"]  # the files it was read from are no more, whatever has regrouped the new ones
+    log = sorted((tmp_path / "lake/tables/raw_items/_delta_log").glob("*.json"))
+    deltalake.DeltaTable(toy.planner.lake.uri("raw_items")).create_checkpoint()
+    for commit in log[:-1]:
+        commit.unlink()
+    assert states()[0] == "stale"  # a log that was cleaned tells nothing
+
+
 def test_a_rewritten_raw_slice_is_rebuilt_through_that_date_and_through_no_other(tmp_path):
     """Late candidates of D1: everything made from them is made again, for D1 alone, and then all is done."""
     one_day = {**SETTINGS, "prerank": {"train_days": 1}}
@@ -256,6 +288,25 @@ def test_an_as_of_read_does_not_see_updates_of_later_dates(tmp_path):
     update(D2)
     assert toy.state("ingest", D1).fingerprint == prints[D1]
     assert toy.state("ingest", D2).fingerprint != prints[D2]
+
+
+def test_an_opt_out_is_noticed_from_its_day_on_and_a_table_that_is_named_must_be_there(toy, tmp_path):
+    where = str(tmp_path / "opt_outs")
+    toy.config = small_config(tmp_path, SETTINGS, [f"lakehouse.tables.raw_opt_outs={where}"])
+    assert f"raw_opt_outs, which does not exist at {where}" in toy.state("samples", D1).reason
+
+    def opt_out(*times: datetime | None) -> set:
+        kind = pa.timestamp("us", tz="UTC")
+        rows = pa.table({"user_id": ["u"] * len(times), "opted_out_at": pa.array(times, kind)})
+        deltalake.write_deltalake(where, rows, mode="append")
+        return {key for key, status in toy.not_done(RUN).items() if status == "stale"}
+
+    noon = datetime(D2.year, D2.month, D2.day, 12, tzinfo=UTC)
+    steps = ("samples", "anchor_requests", "score_requests")
+    assert opt_out(noon + timedelta(days=9)) == set()
+    assert opt_out(noon) == {(s, D2) for s in steps}
+    # A row without a time holds always, whatever the smallest time of its file.
+    assert opt_out(noon, None) == {(s, d) for s in steps for d in RUN}
 
 
 @pytest.mark.parametrize(

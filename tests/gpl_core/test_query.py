@@ -6,17 +6,19 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpl_core.cli import main
 from gpl_core.contracts import all_contracts
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.explain import explain
+from gpl_core.interest.targets import keep_probability
 from gpl_core.lake import Lake
 from gpl_core.query import Query, check_reads
 from gpl_core.views import all_views, parse_view
 from tests.gpl_core.analyst_lake import AnalystLake
-from tests.support import DAY
+from tests.support import DAY, put
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,25 @@ def test_distributions_and_slices_count_every_row_once_per_measure(lake):
     assert (whole["mean_label"], whole["spread_label"], whole["highest_label"]) == pytest.approx(
         (statistics.mean(labels), statistics.stdev(labels), max(labels)), abs=1e-6
     )
+
+
+def test_down_sampling_shows_what_the_trainers_rule_removes(lake, tmp_path):
+    """Another lakehouse's counts: 37 items of very different popularity, one of them without positives."""
+    counts = np.array([0, *(int(2000 / n**1.5) + 1 for n in range(1, 37))])
+    apart = Lake(str(tmp_path))
+    put(apart, "item_stats", [
+        {"item_index": i, "impressions": 0, "clicks": 0, "positives": int(n), "popularity_share": 0.0, "dt": DAY}
+        for i, n in enumerate(counts)
+    ])  # fmt: skip
+    rows = Query(apart).rows("SELECT * FROM down_sampling")
+    assert {r["keep_target_share"] for r in rows} == {0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95}
+    deciles = np.array_split(np.argsort(counts, kind="stable")[1:], 10)
+    for row in rows:
+        removed = counts * (1 - keep_probability(counts, row["keep_target_share"]))
+        members = deciles[row["popularity"] - 1]
+        assert (row["items"], row["positives"]) == (len(members), counts[members].sum())
+        assert row["removed_share"] == pytest.approx(removed[members].sum() / counts[members].sum(), abs=1e-12)
+    assert max(r["removed_share"] for r in rows if r["popularity"] == 10) > 0.5
 
 
 def test_coverage_tells_why_a_row_has_no_label(lake):

@@ -6,13 +6,14 @@ Lets a test change one thing and read from the tables which steps notice.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from gpl_core.config import Config
 from gpl_core.contracts import load_contract
-from gpl_core.pipeline import STEPS, Planner, StepState, find_step, trained_through
+from gpl_core.pipeline import RAW_TABLES, STEPS, Planner, StepState, find_step, trained_through
 from spark_jobs.whole_files import write_whole
 from tests.support import ONE, put
 
@@ -41,8 +42,9 @@ class Toy:
         self.write("raw_items", next(iter(days)))
 
     def write(
-        self, table: str, day: date, rows: int | None = None, *, step: str | None = None, fingerprint: str = "x"
-    ) -> None:
+        self, table: str, day: date, rows: int | None = None, *, step: str | None = None, fingerprint: str = "x",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Rewrite one slice of `table` (or add to a table without dates) with new rows."""
         self.seed += 1
         appended = table in ("item_embeddings", "item_sids") or not load_contract(table).partition_by
@@ -50,6 +52,7 @@ class Toy:
         put(
             self.planner.lake, table, self.files if rows is None else rows, day=day, step=step, fingerprint=fingerprint,
             seed=self.seed, partition=partition, mode="append" if appended else "overwrite", file_rows=1,
+            details=details,
         )  # fmt: skip
 
     def state(self, step: str, day: date) -> StepState:
@@ -67,12 +70,14 @@ class Toy:
         step, state = find_step(name), self.state(name, day)
         assert state.status != "blocked", state.reason
         planner = self.planner
+        raw = {t: state.version(t) for t in RAW_TABLES if t in state.inputs}
         for table in (*step.also_writes, *step.writes):
             # As ingest does: an output whose own inputs are the same is left alone.
             current = table in step.shaped_by and planner.is_current(table, day, state.fingerprint_of(table))
             current = current or (table == "items" and planner.lake.exists("items"))  # no item is new after the first
             if table != "worker_rejects" and not current:
-                self.write(table, day, step=name, fingerprint=state.fingerprint_of(table))
+                print_ = state.fingerprint_of(table)
+                self.write(table, day, step=name, fingerprint=print_, details={"raw": raw} if raw else None)
         if step.publishes:
             self.publish(name, day, state)
         if name == "report":

@@ -7,14 +7,15 @@ from pyspark.sql import DataFrame
 
 from spark_jobs import anchor_requests, ingest, samples, score_requests, sequences
 from spark_jobs.session import SparkStep
-from tests.spark_jobs.tiny_lake import D, TinyLake, day
+from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
 
 pytestmark = pytest.mark.spark
 
 
 def test_plans(tmp_path, spark, monkeypatch):
     lake = TinyLake(tmp_path, spark)
-    lake.items({"item_id": "a"}, {"item_id": "b"})
+    lake.items({"item_id": "a"}, {"item_id": "b"}, {"item_id": "c", "withdrawn_at": at(-1)})
+    lake.opt_outs(("u2", None))
     lake.impressions(("r0", "u1", "a", 1), dt=day(-1))
     lake.impressions(("r1", "u1", "a", 0))
     for offset in (-1, 0):
@@ -53,14 +54,17 @@ def test_plans(tmp_path, spark, monkeypatch):
 
     # What is shuffled: by item to find it (both sides), then by key; a table more than named here needs a reason.
     most = {
-        "impressions": 4, "candidates": 4, "exposed_samples": 0, "unexposed_samples": 5, "user_sequences": 5,
-        "user_stats": 1, "anchor_requests": 8, "score_requests": 9,
+        "impressions": 4, "candidates": 4, "exposed_samples": 0, "unexposed_samples": 7, "user_sequences": 5,
+        "user_stats": 1, "anchor_requests": 9, "score_requests": 10,
     }  # fmt: skip
+    # Withdrawn items, a bounded number, are broadcast: nothing else is, at a threshold that lets Spark choose nothing.
+    few = ("unexposed_samples", "anchor_requests", "score_requests")
     for table, (plan, files) in found.items():
         for never in ("CartesianProduct", "Python", "Scan ExistingRDD"):
             assert never not in plan, (table, never)
         # One row, the total of positives, is broadcast to every item.
         assert ("BroadcastNestedLoopJoin" in plan) == (table == "item_stats"), table
+        assert ("BroadcastHashJoin" in plan) == (table in few), (table, plan)
         assert plan.count("Exchange hashpartitioning") <= most.get(table, 20), (table, plan)
         dated = [f for f in files if "/dt=" in f and "/raw_" in f]
         assert all(f"/dt={D.isoformat()}/" in f for f in dated)

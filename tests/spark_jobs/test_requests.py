@@ -100,6 +100,27 @@ def test_only_what_the_cache_lacks_is_asked_for_and_what_it_holds_is_scored(lake
     assert len(lake.rows("anchor_requests")) == 4
 
 
+def test_of_users_who_opted_out_and_withdrawn_items_nothing_is_asked(lake):
+    """u1 and u2 opt out, item 5 (u5's) is withdrawn: u4 and its item 4 are left."""
+    lake.opt_outs(("u1", at(0, 23)), ("u2", None), ("u4", at(1, 0)))
+    lake.table("items", [
+        {"item_id": f"i{i}", "item_index": i, "withdrawn_at": int(t.timestamp() * 1e6), "updated_at": 0, "image": b"",
+         "image_embedding": [0.0],
+         **{c: "" for c in ("title", "description", "category", "brand", "text", "image_uri", "content_hash")}}
+        for i, t in ((4, at(1, 0)), (5, at(0)))
+    ])  # fmt: skip
+    lake.run("anchor_requests", anchor_requests.run)
+    assert lake.rows("anchor_requests", "user_id") == [("u4",)]
+    details = lake.context.counts.details
+    assert [details[k] for k in ("users", "without_history", "opted_out", "cached")] == [4, 1, 2, 0]
+
+    lake.anchors(lake.model, *((f"u{n}", f"h{n}") for n in (1, 2, 5)), ("u4", "h4b"), dt=D)
+    lake.run("score_requests", score_requests.run)
+    assert lake.rows("score_requests", "user_id", "source", "candidates") == [("u4", "exposed", (4, -1, -1))]
+    details = lake.context.counts.details
+    assert [details[k] for k in ("users", "users_opted_out", "users_without_anchors")] == [4, 2, 1]
+
+
 def test_a_model_of_other_semantic_ids_is_refused(lake):
     other = lake.artifact("tokenizer", day(-1), {"encoder_version": "new"}).version
     for name, job in (("anchor_requests", anchor_requests), ("score_requests", score_requests)):

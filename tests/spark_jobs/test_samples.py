@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 
 from spark_jobs import ingest, samples
 from spark_jobs.samples import never_exposed, sample_unexposed
-from tests.spark_jobs.tiny_lake import D, TinyLake, day
+from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
 
 pytestmark = pytest.mark.spark
 
@@ -54,6 +54,34 @@ def test_pairs_exposed_in_the_window_are_never_unexposed(lake):
     assert lake.run("samples", samples.run) == "noop"
     assert lake.run("samples", samples.run, D, "samples.exposure_window_days=1") == "done"
     assert {row[0] for row in lake.rows("unexposed_samples", "item_id")} == {"a", "c", "d"}
+
+
+def test_withdrawn_items_and_users_who_opted_out_give_no_unexposed_samples(lake):
+    """Of u1's candidates c and d, d is withdrawn on D, c only after it; then u1 opts out."""
+    lake.items(
+        {"item_id": "d", "withdrawn_at": at(0, 23), "updated_at": at(0)},
+        {"item_id": "c", "withdrawn_at": at(1, 0), "updated_at": at(0)},
+        {"item_id": "b", "withdrawn_at": at(-1), "updated_at": at(0)},
+    )
+    lake.run("ingest", ingest.run)
+    assert lake.run("samples", samples.run) == "done"
+    assert lake.rows("unexposed_samples", "item_id", "sampling_probability") == [("c", 1.0)]
+    exposed = lake.rows("exposed_samples")
+    details = lake.context.counts.details
+    assert [details[k] for k in ("candidates_withdrawn", "exposed_withdrawn", "candidates_exposed_in_window",
+                                 "candidates_opted_out", "unexposed_sampled")] == [3, 2, 2, 0, 1]  # fmt: skip
+
+    lake.opt_outs(("u1", at(1, 0)), ("u2", at(-9)))
+    assert lake.run("samples", samples.run) == "done"  # for u2, who has no unexposed candidate
+    assert lake.rows("unexposed_samples", "item_id") == [("c",)]
+    lake.opt_outs(("u1", at(1, 1)))
+    assert lake.run("samples", samples.run) == "noop"  # tomorrow is no affair of today
+    lake.opt_outs(("u1", None), ("u9", at(1)))
+    assert lake.run("samples", samples.run) == "done"
+    assert lake.rows("unexposed_samples") == []
+    assert lake.rows("exposed_samples") == exposed
+    details = lake.context.counts.details
+    assert [details[k] for k in ("candidates_opted_out", "not_drawn", "unexposed_sampled")] == [1, 0, 0]
 
 
 def test_candidates_that_were_all_exposed_and_an_empty_day_give_empty_slices(lake):

@@ -101,6 +101,10 @@ class TinyLake:
             })  # fmt: skip
         self.raw("raw_interactions", full, dt)
 
+    def opt_outs(self, *rows: tuple[str, datetime | None]) -> None:
+        """Rows (user, time) of raw_opt_outs."""
+        self.raw("raw_opt_outs", [{"user_id": user, "opted_out_at": time} for user, time in rows])
+
     def raw(
         self, table: str, rows: Sequence[dict[str, Any]], dt: date | None = None, schema: pa.Schema | None = None
     ) -> None:
