@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import cache, cached_property
 from hashlib import sha256
@@ -220,24 +220,19 @@ class Snapshot:
 
     def identity(self, files: Iterable[DataFile]) -> str:
         """`digest` under which compaction changes nothing: a file that regroups rows stands for those it is made of."""
-        return _hash_of(_followed_back({f.path for f in files}, self._history[1]))
+        return _hash_of(_followed_back(files, self._history[1]))
 
     def uncompacted(self, version: int) -> Snapshot | None:
-        """This snapshot as if what has only regrouped rows since `version` had not happened.
-
-        Reads the commits since then alone. None when the log does not say: its older part was cleaned away, or files
-        that came after `version` were regrouped too.
-        """
+        """This snapshot as if what has only regrouped rows since `version` had not happened; None when the log has
+        been cleaned of that version. Reads the commits since then alone."""
         try:
-            then = Snapshot(self.uri, self.contract, version, self.columns)
-        except (DeltaError, OSError):
+            then = Snapshot(self.uri, self.contract, version, self.columns).files
+        except (MissingInputError, DeltaError, OSError):
             return None
-        live = _followed_back({f.path for f in self.files}, self._read_log(version)[1])
-        known = {f.path: f for f in (*self.files, *then.files)}
-        if not live <= known.keys():
-            return None
+        live = _followed_back(self.files, self._read_log(version)[1])
+        live |= {f.path: f for f in then if f.path in live}  # with the statistics that a removal does not tell
         made = copy(self)
-        made.files = tuple(known[path] for path in sorted(live))
+        made.files = tuple(live[path] for path in sorted(live))
         return made
 
     @staticmethod
@@ -332,11 +327,16 @@ def _hash_of(paths: Iterable[str]) -> str:
     return sha256("\n".join(sorted(paths)).encode()).hexdigest()[:16]
 
 
-def _followed_back(live: set[str], regrouped: Iterable[tuple[set[str], set[str]]]) -> set[str]:
-    """The files that `live` was made of: one that regroups rows stands for those whose rows it holds."""
+def _followed_back(
+    files: Iterable[DataFile], regrouped: Iterable[tuple[set[str], set[str]]]
+) -> dict[str, DataFile]:  # fmt: skip
+    """Path -> file of what `files` were made of: one that regroups rows stands for those whose rows it holds."""
+    live = {f.path: f for f in files}
     for gone, come in regrouped:
-        if come <= live:
-            live = (live - come) | gone
+        if come <= live.keys():
+            like = live[next(iter(come))]  # of the same partition
+            kept = {path: f for path, f in live.items() if path not in come}
+            live = kept | {path: replace(like, path=path, rows=-1, stats_min={}) for path in gone}
     return live
 
 

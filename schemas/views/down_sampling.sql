@@ -2,7 +2,7 @@
 --   dt: Run date
 --   keep_target_share: The setting interest.keep_target_share that the row is for
 --   popularity: Decile of positives in the window, 10 the most popular
---   items: Items with positives
+--   item_count: Items with positives
 --   positives: Their positives in the window
 --   removed_share: Share of these that are no targets; the context keeps them
 WITH shares AS (
@@ -35,7 +35,7 @@ SELECT
   l.dt,
   s.keep_target_share,
   l.popularity,
-  count(*) AS items,
+  count(*) AS item_count,
   sum(l.positives) AS positives,
   sum(CASE WHEN sqrt(l.f) > s.scale THEN l.f * (1 - s.scale / sqrt(l.f)) ELSE 0 END) / sum(l.f) AS removed_share
 FROM lines l

@@ -89,7 +89,7 @@ def test_down_sampling_shows_what_the_trainers_rule_removes(lake, tmp_path):
     for row in rows:
         removed = counts * (1 - keep_probability(counts, row["keep_target_share"]))
         members = deciles[row["popularity"] - 1]
-        assert (row["items"], row["positives"]) == (len(members), counts[members].sum())
+        assert (row["item_count"], row["positives"]) == (len(members), counts[members].sum())
         assert row["removed_share"] == pytest.approx(removed[members].sum() / counts[members].sum(), abs=1e-12)
     assert max(r["removed_share"] for r in rows if r["popularity"] == 10) > 0.5
 
