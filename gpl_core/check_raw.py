@@ -78,19 +78,17 @@ def _table(lake: Lake, contract: Contract) -> Iterator[Finding]:
         return Finding("error", name, text)
 
     if not lake.exists(name):
-        if name in lake.overrides:
-            yield error(
-                f"there is no Delta table at {uri}, where lakehouse.tables.{name} says it is: write it, or "
-                + ("take the setting out" if name in _OPTIONAL else "correct the setting")
-            )
+        absent = f"there is no Delta table at {uri}"
+        if _holds_parquet(uri):
+            dated = " PARTITIONED BY (dt DATE)" if "dt" in contract.partition_by else ""
+            yield error(f"{absent}: it holds Parquet without a log; in Spark: CONVERT TO DELTA parquet.`{uri}`{dated}")
+        elif name in lake.overrides:
+            todo = "take the setting out" if name in _OPTIONAL else "correct the setting"
+            yield error(f"{absent}, where lakehouse.tables.{name} says it is: write it, or {todo}")
         elif name == "raw_interactions":
             yield Finding("warning", name, f"none at {uri}: positives are then clicked impressions alone")
         elif name not in _OPTIONAL:
-            todo = f"write it, or set lakehouse.tables.{name}"
-            if _holds_parquet(uri):
-                dated = " PARTITIONED BY (dt DATE)" if "dt" in contract.partition_by else ""
-                todo = f"it holds Parquet without a Delta log; in Spark: CONVERT TO DELTA parquet.`{uri}`{dated}"
-            yield error(f"there is no Delta table at {uri}: {todo}")
+            yield error(f"{absent}: write it, or set lakehouse.tables.{name}")
         return
     try:
         table = DeltaTable(uri)
