@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from gpl_core.launch import DELTA_PACKAGE
 from tests.support import JVM
+
+os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # by which spark-submit finds its home
 
 
 @pytest.fixture(scope="session")

@@ -464,6 +464,7 @@ def test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster(house: Hous
         # What start_session sets for local masters only: a cluster's defaults are for a cluster's tables.
         "spark.databricks.delta.snapshotPartitions": "2", "spark.sql.shuffle.partitions": "4",
         "spark.jars.ivy": str(cache), "spark.eventLog.enabled": "true", "spark.eventLog.dir": str(events),
+        "spark.eventLog.compress": "false",
         # Other than start_session's own.
         "spark.hadoop.parquet.block.size": str(32 * 2**20), "spark.log.level": "WARN",
     }  # fmt: skip

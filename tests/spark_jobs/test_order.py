@@ -63,7 +63,7 @@ def build(lake: FeedLake) -> dict[str, list[tuple]]:
         lake.run(name, job.run)
     lake.table("interest_anchors", [
         {"user_id": user, "sequence_hash": digest, "anchor_count": 2, "anchor_sids": [0, 0, 0, 1, 1, 1],
-         "log_prob": [-1.0, -2.0], "sid_version": lake.tokenizer}
+         "log_prob": [-1.0, -2.0], "prefixes": [1, -1, -1], "prefix_log_probs": [-0.5], "sid_version": lake.tokenizer}
         for user, digest in lake.rows("anchor_requests", "user_id", "sequence_hash")
     ], model_version=lake.model, dt=D.isoformat())  # fmt: skip
     lake.run("score_requests", score_requests.run)
