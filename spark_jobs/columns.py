@@ -12,6 +12,14 @@ from gpl_core.contracts import Contract, load_contract
 _NEUTRAL = {"int": "0", "long": "0L", "float": "0.0F", "double": "0.0D", "string": "''", "boolean": "false"}
 
 
+_MOST_BROADCAST = 500_000  # numbers or user ids: a hash table of 16 to 50 MB
+
+
+def broadcast_if_few(keys: DataFrame, rows: int) -> DataFrame:
+    """`keys` of `rows` rows, broadcast while they are few: else all rows of a large table move for the sake of some."""
+    return F.broadcast(keys) if rows <= _MOST_BROADCAST else keys
+
+
 def unit_hash(*columns: Column) -> Column:
     """Hash of `columns` as a double in [0, 1): the top 24 bits of xxhash64, so that a float holds it exactly."""
     return F.shiftrightunsigned(F.xxhash64(*columns), 40).cast("double") / F.lit(float(2**24))

@@ -8,9 +8,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from gpl_core.pipeline import start_of
+from spark_jobs.columns import broadcast_if_few
 from spark_jobs.session import SparkStep
-
-_MOST_BROADCAST = 500_000  # ints: some 8 MB as a hash table, below Spark's own bound of 10 MB
 
 
 def opted_out(step: SparkStep) -> DataFrame | None:
@@ -24,18 +23,13 @@ def opted_out(step: SparkStep) -> DataFrame | None:
 
 
 def withdrawn_items(step: SparkStep) -> DataFrame | None:
-    """item_index of items withdrawn before the end of the run date, by their newest rows; None where there are none.
-
-    Broadcast while they are few: else all candidates would be shuffled by item for the sake of some.
-    """
+    """item_index of items withdrawn before the end of the run date, by their newest rows; None where there are none."""
     if not step.context.has("items"):
         return None
     end = int(_end(step).timestamp() * 1_000_000)
     gone = step.read("items").where(F.col("withdrawn_at").between(0, end - 1)).select("item_index")
     count = gone.count()
-    if not count:
-        return None
-    return F.broadcast(gone) if count <= _MOST_BROADCAST else gone
+    return broadcast_if_few(gone, count) if count else None
 
 
 def flagged(frame: DataFrame, gone: DataFrame | None, key: str, flag: str) -> DataFrame:

@@ -11,10 +11,10 @@ Rows in = rows out + quarantined + documented drops, per raw table, or the step 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 
-from pyspark.sql import DataFrame, Observation
+from pyspark.sql import DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
 from gpl_core.config import Config
@@ -33,7 +33,7 @@ _EVENTS = ("raw_impressions", "raw_candidates", "raw_interactions")
 def checked_events(raw: DataFrame, contract: Contract, known: DataFrame) -> Checked:
     """Events of a raw table, checked: types, nulls, ranges, time inside the slice, known item."""
     frame, checks = typed_rows(raw, contract)
-    return Checked.of(frame.join(known, "item_id", "left"), [*checks, inside_slice(), known_item()])
+    return Checked.of(frame.join(known, "item_id", "left"), [*checks, inside_slice(), known_item()], frame)
 
 
 def split_impressions(checked: Checked) -> tuple[DataFrame, DataFrame]:
@@ -45,9 +45,8 @@ def split_impressions(checked: Checked) -> tuple[DataFrame, DataFrame]:
 
 def split_candidates(checked: Checked) -> tuple[DataFrame, DataFrame]:
     """(good, bad) candidates: of rows with one (request, item, channel) the earliest stays, then the best score."""
-    # One exchange by (dt, request, item) serves this window and the folding that follows.
     return split(
-        replace(checked, rows=checked.rows.repartition("dt", "request_id", "item_id")),
+        checked,
         ["dt", "request_id", "item_id", "channel"],
         [F.col("event_time"), F.col("recall_score").desc_nulls_last(), F.col("user_id")],
     )
@@ -61,16 +60,18 @@ def split_interactions(checked: Checked) -> tuple[DataFrame, DataFrame]:
 def fold_channels(good: DataFrame, config: Config) -> DataFrame:
     """One row per (request, item): its channels sorted, the first of them, the best score, `_rows` folded into it."""
     extra = [f for f in config.feed.passthrough if f in good.columns]
-    first = F.min_by(F.struct("user_id", "event_time", "item_index", *extra), F.struct("channel"))
-    folded = good.groupBy("dt", "request_id", "item_id").agg(
-        first.alias("_first"),
-        F.sort_array(F.collect_set("channel")).alias("channels"),
-        F.coalesce(F.max("recall_score"), F.lit(0.0)).alias("recall_score"),
-        F.count(F.lit(1)).alias("_rows"),
-    )
-    return folded.select(
-        "request_id", "item_id", "_first.*", "channels", F.element_at("channels", 1).alias("channel"),
-        "recall_score", "dt", "_rows",
+    # A window and no aggregation: collecting channels in one would serialise and sort every row twice.
+    by_channel = Window.partitionBy("dt", "request_id", "item_id").orderBy("channel")
+    whole = by_channel.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
+    folded = good.withColumns({
+        "channels": F.collect_list("channel").over(whole),
+        "recall_score": F.coalesce(F.max("recall_score").over(whole), F.lit(0.0)),
+        "_rows": F.count(F.lit(1)).over(whole),
+        "_place": F.row_number().over(by_channel),
+    })  # fmt: skip
+    return folded.where("_place = 1").select(
+        "request_id", "item_id", "user_id", "event_time", "item_index", *extra, "channels", "channel", "recall_score",
+        "dt", "_rows",
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
 from gpl_core.lake import SliceMark, Snapshot
-from spark_jobs.columns import padded, sids_in_force, unit_hash
+from spark_jobs.columns import broadcast_if_few, padded, sids_in_force, unit_hash
 from spark_jobs.session import SparkStep, job_main
 
 _ORDER = ("event_time", "item_index", "kind")
@@ -116,18 +116,83 @@ def _int_padded(array: Column, length: int) -> Column:
     return padded(array, length, F.lit(-1))
 
 
-def count_stats(interactions: DataFrame, impressions: DataFrame, key: str, run_date: date) -> DataFrame:
-    """Impressions, clicks and positives per `key`."""
-    zero = F.lit(0).cast("long")
-    shown = impressions.select(key, F.lit(1).cast("long").alias("i"), F.col("clicked").cast("long").alias("c"),
-                               zero.alias("p"))  # fmt: skip
-    liked = interactions.select(key, zero.alias("i"), zero.alias("c"), F.lit(1).cast("long").alias("p"))
+@dataclass(frozen=True)
+class Counted:
+    """What counts of a run date are made of: days of the two windows that end before it."""
+
+    run_date: date
+    liked_days: int
+    shown_days: int
+
+    @property
+    def windows(self) -> Mapping[str, int]:
+        """Table -> days."""
+        return {"interactions": self.liked_days, "impressions": self.shown_days}
+
+    def digests(self, tables: Mapping[str, Snapshot], run_date: date) -> dict[str, dict[str, str]]:
+        """Digests of every date that counts of `run_date` see, as the tables are now."""
+        last = run_date - timedelta(days=1)
+        return {t: event_digests(tables[t], run_date - timedelta(days=n), last) for t, n in self.windows.items()}
+
+    def base(self, table: Snapshot | None, tables: Mapping[str, Snapshot], reach: int) -> date | None:
+        """The newest slice, at most `reach` days old, whose dates still have the rows it saw; None: count anew."""
+        marks: dict[str, SliceMark] = {}
+        for _, mark in table.marks() if table else ():  # newest first
+            for name in mark.slices:
+                marks.setdefault(name, mark)
+        for days in range(1, min(reach + 1, self.liked_days, self.shown_days)):
+            day = self.run_date - timedelta(days=days)
+            mark = marks.get(day.isoformat())
+            if mark is not None and mark.details.get("saw") == self.digests(tables, day):
+                return day
+        return None
+
+    def events(self, step: SparkStep, table: str, base: date | None) -> DataFrame:
+        """Rows of the window with `sign` 1; with a base those that came since then, and with -1 those that left."""
+        window, last = timedelta(days=self.windows[table]), self.run_date - timedelta(days=1)
+        if base is None:
+            return step.read_dates(table, self.run_date - window, last).withColumn("sign", F.lit(1))
+        came, left = F.col("dt") >= F.lit(base), F.col("dt") < F.lit(self.run_date - window)
+        rows = step.read_dates(table, base - window, last).where(came | left)
+        return rows.withColumn("sign", F.when(came, 1).otherwise(-1))
+
+
+def count_stats(liked: DataFrame, shown: DataFrame, before: DataFrame | None, key: str, run_date: date) -> DataFrame:
+    """Impressions, clicks and positives per `key`: signed events added to the counts `before`."""
+    zero, sign = F.lit(0).cast("long"), F.col("sign").cast("long")
+    rows = shown.select(key, sign.alias("i"), (sign * F.col("clicked")).alias("c"), zero.alias("p")).union(
+        liked.select(key, zero.alias("i"), zero.alias("c"), sign.alias("p"))
+    )
+    if before is not None:
+        rows = rows.union(before.select(key, "impressions", "clicks", "positives"))
     return (
-        shown.union(liked)
-        .groupBy(key)
+        rows.groupBy(key)
         .agg(F.sum("i").alias("impressions"), F.sum("c").alias("clicks"), F.sum("p").alias("positives"))
+        .where("impressions + positives > 0")
         .withColumn("dt", F.lit(run_date))
     )
+
+
+def write_counts(step: SparkStep) -> None:
+    """item_stats and user_stats: positives over the window that the sequences come from, exposures over their own."""
+    lake, config, day = step.context.lake, step.config.sequences, step.run_date
+    counted = Counted(day, config.history_days, config.stats_days)
+    tables = {t: step.context.snapshot(t) for t in counted.windows}
+    saw = counted.digests(tables, day)
+    for table, key in (("item_stats", "item_index"), ("user_stats", "user_id")):
+        own = lake.open(table) if lake.exists(table) else None
+        base = counted.base(own, tables, config.snapshot_every)
+        liked, shown = (counted.events(step, t, base) for t in counted.windows)
+        before = None
+        if own is not None and base is not None:
+            before = step.read_version(table, own.version).where(F.col("dt") == F.lit(base))
+        rows = count_stats(liked, shown, before, key, day)
+        if table == "item_stats":
+            # One row, broadcast: the sum over the window's positives.
+            total = rows.agg(F.greatest(F.sum("positives"), F.lit(1)).alias("_all"))
+            share = (F.col("positives") / F.col("_all")).cast("double")
+            rows = rows.crossJoin(F.broadcast(total)).withColumn("popularity_share", share).drop("_all")
+        step.write_slice(table, rows, details={"saw": saw, "base": base.isoformat() if base else ""})
 
 
 def run(step: SparkStep) -> None:
@@ -151,7 +216,8 @@ def run(step: SparkStep) -> None:
             then = sids_in_force(step.read_version("item_sids", base.item_sids), sid_version)
             moved = events.join(moved_items(sids, then), "item_index", "left_semi")
             users = users.union(moved.select("user_id")).distinct()
-        events = events.join(users, "user_id", "left_semi")
+        users = users.persist()
+        events = events.join(broadcast_if_few(users, users.count()), "user_id", "left_semi")
     observed = Observation(f"sequences_{day}_{context.run_id}")
     with_sid = (
         events.join(sids, "item_index", "left")
@@ -178,16 +244,7 @@ def run(step: SparkStep) -> None:
     context.counts.rows_dropped = found["without_sid"]
     context.counts.details = {**details, "events_without_sid": found["without_sid"]}
 
-    # Positives are counted over the window that the sequences come from, exposures over a window of their own.
-    liked = step.read_dates("interactions", day - window, yesterday)
-    shown = step.read_dates("impressions", day - timedelta(days=config.stats_days), yesterday)
-    items = count_stats(liked, shown, "item_index", day)
-    # One row, broadcast: the sum over the window's positives.
-    total = items.agg(F.greatest(F.sum("positives"), F.lit(1)).alias("_all"))
-    share = (F.col("positives") / F.col("_all")).cast("double")
-    shares = items.crossJoin(F.broadcast(total)).withColumn("popularity_share", share).drop("_all")
-    step.write_slice("item_stats", shares)
-    step.write_slice("user_stats", count_stats(liked, shown, "user_id", day))
+    write_counts(step)
 
 
 def main() -> None:

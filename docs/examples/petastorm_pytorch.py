@@ -16,7 +16,8 @@ COLUMNS = ["item_index", "is_exposed", "target", "label", "pseudo_label", "sampl
 
 def batches(manifest: dict, size: int = 256):
     """Dicts of tensors; the files are the manifest's, so a later version of the table changes nothing."""
-    urls = [f"file://{manifest['location']}/{f['path']}" for f in manifest["files"]]
+    place = manifest["location"] if "://" in manifest["location"] else f"file://{manifest['location']}"
+    urls = [f"{place}/{f['path']}" for f in manifest["files"]]
     reader = make_batch_reader(urls, schema_fields=COLUMNS, num_epochs=1, reader_pool_type="thread", workers_count=1)
     with BatchedDataLoader(reader, batch_size=size) as loader:
         yield from loader

@@ -159,6 +159,55 @@ def test_rows_of_a_sequence(spark):
     assert build(frame.where("kind = 'click'"))["u1"]["sequence_hash"] != rows["u1"]["sequence_hash"]
 
 
+def test_counts_that_build_on_the_day_before_equal_a_loop_over_events(tmp_path, spark):
+    lake = SequenceLake(tmp_path, spark, "sequences.snapshot_every=2")
+    lake.add(*draw(3))
+    rng = random.Random(3)
+    shown = {o: [(f"u{rng.randrange(6)}", rng.randrange(8), rng.randrange(2)) for _ in range(5)] for o in range(-6, 3)}
+
+    def write(offset: int) -> None:
+        lake.table("impressions", [
+            {"request_id": f"r{n}", "item_id": f"i{i}", "item_index": i, "user_id": u, "event_time": at(offset),
+             "position": n, "clicked": c, "is_random": False} for n, (u, i, c) in enumerate(shown[offset])
+        ], dt=day(offset).isoformat())  # fmt: skip
+
+    def expected(on: int, field: int) -> list[tuple]:
+        counts: dict = defaultdict(lambda: [0, 0, 0])
+        for offset in range(on - 3, on):  # sequences.stats_days
+            for row in shown[offset]:
+                counts[row[field]][0] += 1
+                counts[row[field]][1] += row[2]
+        for event in lake.events:
+            if day(on - HISTORY) <= event[2].date() < day(on):
+                counts[event[field]][2] += 1
+        return sorted([(key, *c) for key, c in counts.items()], key=repr)
+
+    def check(on: int, base: str) -> None:
+        assert lake.run("sequences", sequences.run, day(on)) == "done"
+        for field, table in enumerate(("user_stats", "item_stats")):
+            key = ("user_id", "item_index")[field]
+            assert lake.rows(table, key, "impressions", "clicks", "positives", dt=day(on)) == expected(on, field)
+            mark = lake.lake.open(table).mark(day(on).isoformat())
+            assert mark is not None
+            assert mark[1].details["base"] == base
+
+    for offset in shown:
+        write(offset)
+    check(0, "")
+    check(1, day(0).isoformat())
+    check(3, day(1).isoformat())  # a date was left out
+    for late, base in ((0, day(0).isoformat()), (-1, "")):  # D + 1 had seen both dates, D the second only
+        shown[late].append(("u9", 9, 1))
+        write(late)
+        check(2, base)
+    check(3, day(2).isoformat())
+    assert lake.run("sequences", sequences.run, day(3)) == "noop"
+    lake.run("sequences", sequences.run, day(3), "sequences.stats_days=2")  # another window: no base fits
+    mark = lake.lake.open("item_stats").mark(day(3).isoformat())
+    assert mark is not None
+    assert mark[1].details["base"] == ""
+
+
 def test_counts_before_the_date(tmp_path, spark):
     lake = SequenceLake(tmp_path, spark)
     lake.add(
