@@ -31,7 +31,7 @@ CANDIDATES, TWICE, SHOWN = 100, 5, 10  # per request
 _POPULAR = 140
 SETTINGS = (
     f"run.start_date={D}", f"run.end_date={D + timedelta(days=1)}", "run.history_start=null",
-    f"sequences.history_days={HISTORY}", f"sequences.stats_days={WINDOW}", "sequences.max_length=50",
+    f"sequences.history_days={2 * HISTORY}", f"sequences.stats_days={2 * HISTORY}", "sequences.max_length=50",
     "sequences.snapshot_every=7", f"samples.exposure_window_days={WINDOW}", "samples.unexposed_per_request=20",
     "anchors.count=20", "labels.block_size=256", "labels.calibrator.kind=quantile",
     "labels.calibrator.target_rate=0.05", "feed.rows_per_file=1000000",
@@ -137,10 +137,11 @@ class Marketplace:
         self._append("pair_scores", made, {D.isoformat(): "1"}, "score_candidates")
 
     def news(self, day: date, share: float) -> None:
-        """The interactions of `day` anew: one event of each of a hashed share of the users, of nobody else."""
+        """The events of `day` anew: of a hashed share of the users, of nobody else; nothing leaves the windows then."""
         index = self._read("items").where("item_index = 0").select("item_id", "item_index")
-        users = self._read("user_sequences").select("user_id").distinct()
-        few = users.where(F.expr(_SHARE.format("user_id, 8")) < share).crossJoin(F.broadcast(index))
+        chosen = F.expr(_SHARE.format("user_id, 8")) < share
+        self.slice("impressions", self._read("impressions").where(chosen & (F.col("dt") == F.lit(day))), day)
+        few = self._read("user_sequences").select("user_id").distinct().where(chosen).crossJoin(F.broadcast(index))
         time = F.lit(day).cast("timestamp") + F.expr("INTERVAL 1 HOUR")
         self.slice("interactions", few.select("*", time.alias("event_time"), F.lit("purchase").alias("kind"),
                                               F.lit(day).alias("dt")), day)  # fmt: skip
