@@ -216,7 +216,7 @@ class Campaign:
             mark = lake.open(table).mark(day, owner) if lake.exists(table) else None
             for path in list((root / "tables" / table / "_delta_log").iterdir()) if mark else ():
                 version = re.match(r"\.?(\d{20})\.", path.name)
-                if version is None or int(version[1]) >= mark[0]:
+                if path.is_file() and (version is None or int(version[1]) >= mark[0]):
                     path.unlink()
         if step.publishes:
             made = [p.parent for p in (root / "artifacts" / step.publishes).glob(f"{LAST - timedelta(days=1)}*/*")]
