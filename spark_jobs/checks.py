@@ -182,7 +182,7 @@ def split(checked: Checked, key: Sequence[str], order: Sequence[str | Column]) -
     Only rows whose key occurs twice are brought together: that takes a count by the key's hash first, which moves eight
     bytes a row, and spares every other row the way. Two keys of one hash are looked at and told apart.
     """
-    hashed = F.xxhash64(*key).alias(KEY)
+    hashed = key_hash(key).alias(KEY)
     twice = checked.bare.select(hashed).groupBy(KEY).count().where("count > 1").select(KEY).persist()
     number = twice.count()
     failed = F.array_compact(F.array(*[c.failure for c in checked.checks]))
@@ -199,6 +199,11 @@ def split(checked: Checked, key: Sequence[str], order: Sequence[str | Column]) -
         again = _failure("duplicate_key", F.concat(F.lit("another row has the key "), text), names)
         bad = bad.union(ranked.where("_rank > 1").select(RAW, "dt", F.array(again).alias(FAILED)))
     return good.drop(RAW, BAD, HASH), bad
+
+
+def key_hash(key: Sequence[str]) -> Column:
+    """64 bits that two rows of one key share; two keys hardly ever."""
+    return F.xxhash64(*key)
 
 
 def quarantine_rows(bad: DataFrame, source_table: str, run_id: str) -> DataFrame:

@@ -7,10 +7,11 @@ import json
 import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
+from pyspark.sql import functions as F
 
 from gpl_core.errors import ContractError, MissingInputError, QuarantineError
 from gpl_core.pipeline import engine_of
-from spark_jobs import ingest, retry_quarantine
+from spark_jobs import checks, columns, ingest, retry_quarantine
 from spark_jobs.session import SparkStep
 from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
 
@@ -57,8 +58,8 @@ def ingested(done, tmp_path) -> TinyLake:
 def reasons(lake: TinyLake) -> list[tuple]:
     """(table, check names, columns, occurrences) of every quarantined row."""
     found = []
-    for table, checks, n in lake.rows("quarantine", "source_table", "failed_checks", "occurrences"):
-        found.append((table, tuple(dict(c)["name"] for c in checks), n))
+    for table, failed, n in lake.rows("quarantine", "source_table", "failed_checks", "occurrences"):
+        found.append((table, tuple(dict(c)["name"] for c in failed), n))
     return sorted(found)
 
 
@@ -324,8 +325,9 @@ def test_missing_table_and_missing_column_are_refused_by_name(tmp_path, spark):
         lake.run("ingest", ingest.run)
 
 
-def test_layout_and_partition_number_decide_nothing(tmp_path, spark):
-    """The same rows, appended one by one in reverse, with other shuffle partitions."""
+def test_layout_partition_number_and_hashes_decide_nothing(tmp_path, spark, monkeypatch):
+    """The same rows: appended one by one in reverse, with other shuffle partitions; where all keys have one hash; and
+    where keys that occur twice are too many to be broadcast."""
     rows = [
         ("r1", "u1", "a", 0, 12.0),
         ("r1", "u1", "a", 1, 12.0),
@@ -333,11 +335,14 @@ def test_layout_and_partition_number_decide_nothing(tmp_path, spark):
         ("r1", "u1", "b", 0, 9.0),
     ]
     found = []
-    for turn, parts in (("one", "2"), ("two", "5")):
+    for turn, parts in (("one", "2"), ("two", "5"), ("three", "2")):
+        if turn == "three":
+            monkeypatch.setattr(checks, "key_hash", lambda key: F.lit(7).cast("long"))
+            monkeypatch.setattr(columns, "_MOST_BROADCAST", 0)
         lake = TinyLake(tmp_path / turn, spark)
         lake.items({"item_id": "a"}, {"item_id": "b"})
         lake.candidates()
-        for some in [rows] if turn == "one" else [[r] for r in reversed(rows)]:
+        for some in [[r] for r in reversed(rows)] if turn == "two" else [rows]:
             lake.impressions(*some)
         spark.conf.set("spark.sql.shuffle.partitions", parts)
         try:
@@ -347,7 +352,8 @@ def test_layout_and_partition_number_decide_nothing(tmp_path, spark):
         found.append(
             (lake.rows("impressions", "request_id", "item_id", "user_id", "clicked"), len(lake.rows("quarantine")))
         )
-    assert found[0][0] == found[1][0] == [("r1", "a", "u1", 1), ("r1", "b", "u1", 0)]
+    assert found[0][0] == [("r1", "a", "u1", 1), ("r1", "b", "u1", 0)]
+    assert found == [(found[0][0], 2)] * 3
 
 
 def test_extra_columns_pass_through_by_configuration(tmp_path, spark):
