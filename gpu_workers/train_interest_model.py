@@ -424,6 +424,7 @@ class _Run:
 def deepspeed_config(settings: Interest, ranks: Ranks, steps: int, logs: Path) -> dict[str, Any]:
     """The DeepSpeed configuration of a run of about ``steps`` steps; `interest.deepspeed` is merged over it."""
     on_gpu = ranks.device.type == "cuda"
+    warmup = max(2, round(settings.warmup_share * steps))
     made = {
         "train_batch_size": ranks.size,
         "train_micro_batch_size_per_gpu": 1,  # one pack
@@ -439,8 +440,9 @@ def deepspeed_config(settings: Interest, ranks: Ranks, steps: int, logs: Path) -
             "type": "WarmupDecayLR",
             "params": {
                 "total_num_steps": steps,
-                "warmup_num_steps": max(2, round(settings.warmup_share * steps)),
-                "warmup_min_lr": 0.0,
+                "warmup_num_steps": warmup,
+                # Not 0: DeepSpeed takes its first two steps at this rate.
+                "warmup_min_lr": settings.learning_rate / warmup,
                 "warmup_max_lr": settings.learning_rate,
                 "warmup_type": "linear",
             },

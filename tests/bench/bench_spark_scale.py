@@ -170,8 +170,8 @@ class Meter:
         self.spark.stop()
         groups: dict[int, str] = {}
         tasks: dict[tuple[str, int], list[float]] = {}
-        for path in self.log.rglob("*"):
-            for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        for path in self.log.rglob("events_*"):  # beside them: checksums and a file that tells the application's state
+            for text in path.read_text(encoding="utf-8").splitlines():
                 event = json.loads(text)
                 if event["Event"] == "SparkListenerStageSubmitted":
                     stage = event["Stage Info"]["Stage ID"]
