@@ -57,12 +57,13 @@ def read_latest_sequences(step: SparkStep) -> DataFrame:
 
 
 def scored_pairs(unexposed: DataFrame, exposed: DataFrame, share: float, seed: int) -> DataFrame:
-    """Distinct (user_id, item_index, source): unexposed pairs, a hashed share of exposed ones, all uniform ones."""
+    """(user_id, item_index, source), a pair as often as it was wanted: unexposed ones, a hashed share of exposed ones,
+    all uniform ones."""
     chance = unit_hash(F.col("request_id"), F.col("item_id"), F.lit(seed))
     chosen = exposed.where(~F.col("is_random") & (chance < share))
     parts = {"unexposed": unexposed, "exposed": chosen, "uniform": exposed.where("is_random")}
     frames = [f.select("user_id", "item_index", F.lit(s).alias("source")) for s, f in parts.items()]
-    return frames[0].union(frames[1]).union(frames[2]).distinct()
+    return frames[0].union(frames[1]).union(frames[2])
 
 
 def read_scored_pairs(step: SparkStep) -> DataFrame:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from pyspark.sql import DataFrame, Observation, Window
+from pyspark.sql import Column, DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
 from gpl_core.config import Config
@@ -35,7 +35,7 @@ def never_exposed(candidates: DataFrame, shown: DataFrame) -> DataFrame:
     return candidates.join(shown.select(*_PAIR).distinct(), list(_PAIR), "left_anti")
 
 
-def sample_unexposed(candidates: DataFrame, per_request: int, seed: int) -> DataFrame:
+def sample_unexposed(candidates: DataFrame, per_request: int, seed: int, many: bool = True) -> DataFrame:
     """At most `per_request` candidates of each request, chosen by hash and stratified by channel.
 
     Every channel gets the same number, what a small one leaves goes to the larger ones. How many each gets follows
@@ -43,25 +43,44 @@ def sample_unexposed(candidates: DataFrame, per_request: int, seed: int) -> Data
     exact, and the sum of 1 / probability over a request is its number of candidates. A request with more channels
     than `per_request` is one stratum: else some channel could never be drawn. Which rows are drawn is a function of
     (request, item, seed): neither file layout nor partition number decides.
+
+    Args:
+        many: whether some request may have more channels than `per_request`; finding them sorts all rows once more.
     """
     request = Window.partitionBy("request_id")
     stratum = Window.partitionBy("request_id", "_stratum")
-    # Round r deals the r-th row of every stratum, large strata first: they are the ones that get the odd rows.
-    dealt = request.orderBy("_round", F.col("_available").desc(), "_stratum")
-    many = F.size(F.collect_set("channel").over(request)) > per_request
+    # One exchange serves every window below; one sort too, that of the first with an order.
+    rows = candidates.repartition("request_id").withColumn("_stratum", F.col("channel"))
+    if many:
+        channels = F.size(F.collect_set("channel").over(request))
+        rows = rows.withColumn("_stratum", F.when(channels > per_request, F.lit("")).otherwise(F.col("channel")))
+    size = F.struct(F.col("_available").alias("size"), F.col("_stratum").alias("name"))
     return (
-        # One exchange serves every window below.
-        candidates.repartition("request_id")
-        .withColumn("_hash", F.xxhash64(F.col("request_id"), F.col("item_id"), F.lit(seed)))
-        .withColumn("_stratum", F.when(many, F.lit("")).otherwise(F.col("channel")))
+        rows.withColumn("_hash", F.xxhash64(F.col("request_id"), F.col("item_id"), F.lit(seed)))
         .withColumn("_round", F.row_number().over(stratum.orderBy("_hash", "item_id")))
         .withColumn("_available", F.count(F.lit(1)).over(stratum))
-        .withColumn("_place", F.row_number().over(dealt))
-        .withColumn("_taken", F.count(F.when(F.col("_place") <= per_request, 1)).over(stratum))
-        .where(F.col("_place") <= per_request)
+        .where(F.col("_round") <= per_request)
+        .withColumn("_strata", F.collect_list(F.when(F.col("_round") == 1, size)).over(request))
+        .where(_place() <= per_request)
+        .withColumn("_taken", F.count(F.lit(1)).over(stratum))
         .withColumn("sampling_probability", F.col("_taken").cast("double") / F.col("_available"))
-        .drop("_hash", "_stratum", "_round", "_place", "_available", "_taken")
+        .drop("_hash", "_stratum", "_round", "_available", "_strata", "_taken")
     )
+
+
+def _place() -> Column:
+    """When a row is dealt: round r deals the r-th row of every stratum, large strata first, then by name.
+
+    Large ones first: it is they that get the odd rows.
+    """
+    turn = F.col("_round")
+
+    def dealt_before_or_now(sum_: Column, stratum: Column) -> Column:
+        size, name = stratum["size"], stratum["name"]
+        first = (size > F.col("_available")) | ((size == F.col("_available")) & (name <= F.col("_stratum")))
+        return sum_ + F.least(size, turn - 1) + F.when((size >= turn) & first, 1).otherwise(0)
+
+    return F.aggregate("_strata", F.lit(0).cast("long"), dealt_before_or_now)
 
 
 def run(step: SparkStep) -> None:
@@ -84,7 +103,9 @@ def run(step: SparkStep) -> None:
         sums = F.coalesce(F.sum("n"), F.lit(0)), F.count("n")
         withdrawn, every = both.join(gone, "item_index", "left_semi").agg(*sums).first()
         offered = offered.join(gone, "item_index", "left_anti")
-    drawn = sample_unexposed(never_exposed(offered, window), config.samples.unexposed_per_request, config.run.seed)
+    most = config.samples.unexposed_per_request
+    many = offered.select("channel").distinct().limit(most + 1).count() > most
+    drawn = sample_unexposed(never_exposed(offered, window), most, config.run.seed, many)
     # All of a request are one user's: leaving them out after the draw changes no other one, and looks at fewer rows.
     chosen = flagged(drawn, opted_out(step), "user_id", "opted_out")
     rows = chosen.select(

@@ -31,7 +31,7 @@ LATE, REFUSED = "labels late", "a monitor refused"
 
 @dataclass(frozen=True)
 class FeedFacts:
-    """What one pass over the date's pairs tells before anything is written.
+    """What is known of the date's pairs before anything is written.
 
     Attributes:
         exposed, labelled: rows that reach the feed.
@@ -72,10 +72,22 @@ def labels_of(pseudo_labels: DataFrame) -> DataFrame:
     )  # fmt: skip
 
 
-def matched(unexposed: DataFrame, labels: DataFrame, exposed: DataFrame) -> DataFrame:
-    """Unexposed rows with their label, null where there is none, and whether the user saw the item all the same."""
-    shown = exposed.select(*PAIR).distinct().withColumn("shown", F.lit(True))
-    return unexposed.join(labels, PAIR, "left").join(shown, PAIR, "left")
+def counted_pairs(unexposed: DataFrame, labels: DataFrame, exposed: DataFrame) -> DataFrame:
+    """Per pair of `unexposed`: its `rows`, `labels` and times `shown`, `label` and `weight` (null without a label).
+
+    One hash aggregation of all three: a join would sort them.
+    """
+    none, zero = F.lit(None).cast("double"), F.lit(0)
+    counts = ("rows", "labels", "shown")
+
+    def counted(frame: DataFrame, name: str, label: Column = none, weight: Column = none) -> DataFrame:
+        ones = [F.lit(1).alias(c) if c == name else zero.alias(c) for c in counts]
+        return frame.select(*PAIR, *ones, label.alias("label"), weight.alias("weight"))
+
+    label, weight = (F.col(c).cast("double") for c in ("pseudo_label", "weight"))
+    every = counted(unexposed, "rows").union(counted(labels, "labels", label, weight)).union(counted(exposed, "shown"))
+    sums = [F.sum(c).alias(c) for c in (*counts, "label", "weight")]
+    return every.groupBy(*PAIR).agg(*sums).where(F.col("rows") > 0)
 
 
 def unlabelled_reasons(
@@ -129,9 +141,9 @@ def exposed_rows(exposed: DataFrame, config: Config) -> DataFrame:
 
 
 def unexposed_rows(found: DataFrame, config: Config) -> DataFrame:
-    """The same columns of those rows of `matched` that have a label."""
+    """The same columns of unexposed rows with their label."""
     nothing = F.lit(0.0).cast("float")
-    return found.where(F.col("pseudo_label").isNotNull()).select(
+    return found.select(
         "request_id", "item_id", *reversed(PAIR),
         F.lit(False).alias("is_exposed"), F.lit(False).alias("is_random"), F.lit(False).alias("has_label"),
         nothing.alias("label"), "pseudo_label", F.col("pseudo_label").alias("target"),
@@ -167,33 +179,37 @@ def shuffled(rows: DataFrame, count: int, rows_per_file: int) -> DataFrame:
 # ---- orchestration -----------------------------------------------------------------------------------------------
 
 
-def feed_facts(exposed: DataFrame, found: DataFrame, reasons: dict[str, DataFrame | None]) -> FeedFacts:
-    """One bounded aggregation. Labelled rows fall into one group, the others keep their pair to look up why."""
+def feed_facts(
+    exposed: DataFrame, unexposed: DataFrame, labels: DataFrame, reasons: dict[str, DataFrame | None]
+) -> FeedFacts:
+    """Bounded aggregations. Labelled pairs fall into one group, the others keep their names to look up why."""
     seen = exposed.agg(
         F.count(F.lit(1)).alias("exposed"), F.count(F.when(F.col("is_random"), 1)).alias("random"),
         F.coalesce(F.sum("label"), F.lit(0)).alias("clicks"),
     )  # fmt: skip
-    without = F.col("pseudo_label").isNull()
-    versions = ("model_version", "sid_version", "calibrator_version")
-    groups = found.groupBy(*[F.when(without, F.col(c)).alias(c) for c in PAIR]).agg(
-        F.count(F.when(without, 1)).alias("missing"),
-        F.count(F.when(~without, 1)).alias("labelled"),
-        F.count("shown").alias("shown"),
-        F.sum(F.col("pseudo_label").cast("double")).alias("labels"),
-        F.sum(F.when(~without, F.col("weight").cast("double"))).alias("weights"),
-        *[F.min(v).alias(f"min_{v}") for v in versions],
-        *[F.max(v).alias(f"max_{v}") for v in versions],
+    kinds = ("model_version", "sid_version", "calibrator_version")
+    versions = labels.agg(*[f(v).alias(f"{f.__name__}_{v}") for v in kinds for f in (F.min, F.max)])
+    without = F.col("labels") == 0
+    groups = (
+        counted_pairs(unexposed, labels, exposed)
+        .groupBy(*[F.when(without, F.col(c)).alias(c) for c in PAIR])
+        .agg(
+            F.sum(F.when(without, F.col("rows")).otherwise(0)).alias("missing"),
+            # Rows that a join would give: a pair with two labels is found by their number.
+            F.sum(F.col("rows") * F.col("labels")).alias("labelled"),
+            F.sum(F.when(F.col("shown") > 0, F.col("rows")).otherwise(0)).alias("shown"),
+            F.sum(F.col("rows") * F.col("label")).alias("labels"),
+            F.sum(F.col("rows") * F.col("weight")).alias("weights"),
+        )
     )
     told = unlabelled_reasons(groups, **reasons)
     names = (NO_HISTORY, NO_ANCHORS, NO_EMBEDDING, OTHER)
     total = told.agg(
         *[F.coalesce(F.sum(F.when(F.col("reason") == n, F.col("missing"))), F.lit(0)).alias(n) for n in names],
         *[F.coalesce(F.sum(c), F.lit(0)).alias(c) for c in ("labelled", "shown", "labels", "weights")],
-        *[F.min(f"min_{v}").alias(f"min_{v}") for v in versions],
-        *[F.max(f"max_{v}").alias(f"max_{v}") for v in versions],
     )
-    row = total.crossJoin(seen).first()  # one row beside one row
-    model, sid, calibrator = ((row[f"min_{v}"], row[f"max_{v}"]) for v in versions)
+    row = total.crossJoin(seen).crossJoin(versions).first()  # one row each
+    model, sid, calibrator = ((row[f"min_{v}"], row[f"max_{v}"]) for v in kinds)
     return FeedFacts(
         exposed=row["exposed"], random=row["random"], labelled=row["labelled"],
         left_out={n: row[n] for n in names if row[n]}, shown=row["shown"], label_sum=float(row["clicks"]),
@@ -250,15 +266,15 @@ def run(step: SparkStep) -> None:
     exposed, unexposed = step.read_slice("exposed_samples"), step.read_slice("unexposed_samples")
     late = not context.has("pseudo_labels")  # by feed.publish the slice need not be there
     labels = step.empty("pseudo_labels") if late else step.read_slice("pseudo_labels")
-    found = matched(unexposed, labels_of(labels), exposed)
-    facts = feed_facts(exposed, found, reason_tables(step, sid_version))
+    labels = labels_of(labels)
+    facts = feed_facts(exposed, unexposed, labels, reason_tables(step, sid_version))
     snapshots = [context.snapshot(t) for t in ("exposed_samples", "unexposed_samples")]
     context.counts.rows_in = sum(Snapshot.rows(s.select(start=day, end=day)) for s in snapshots)
     check_facts(facts, step, sid_version, context.counts.rows_in)
     completeness = {"rows": "complete", "because": ""}
     rows = exposed_rows(exposed, config)
     if (because := _incomplete(step, facts, late)) is None:
-        rows = rows.unionByName(unexposed_rows(found, config))
+        rows = rows.unionByName(unexposed_rows(unexposed.join(labels, PAIR), config))
     else:
         facts = facts.exposed_only(late)
         completeness = {"rows": "exposed_only", "because": because}

@@ -262,7 +262,8 @@ class Campaign:
         before, known = contents(root, job), orphans(root, job)
         code = kill_at(moment, self.command(job, root, *master), root, job, victim)
         state = contents(root, job)
-        torn = sum(state.get(t) not in (before.get(t), wanted[t]) for t in wanted if t in before.keys() | state.keys())
+        # Made and still empty is as before.
+        torn = sum(state.get(t, []) not in (before.get(t, []), wanted[t]) for t in wanted)
         left = len(orphans(root, job) - known)
         self.again(job, root)
         return {
