@@ -49,7 +49,9 @@ def sample_unexposed(candidates: DataFrame, per_request: int, seed: int, many: b
     """
     request = Window.partitionBy("request_id")
     stratum = Window.partitionBy("request_id", "_stratum")
-    # One exchange serves every window below; one sort too, that of the first with an order.
+    by_hash = stratum.orderBy("_hash", "item_id")
+    every = by_hash.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)  # ordered: one pass gives both
+    # One exchange and one sort, that of `by_hash`, serve every window below.
     rows = candidates.repartition("request_id").withColumn("_stratum", F.col("channel"))
     if many:
         channels = F.size(F.collect_set("channel").over(request))
@@ -57,8 +59,8 @@ def sample_unexposed(candidates: DataFrame, per_request: int, seed: int, many: b
     size = F.struct(F.col("_available").alias("size"), F.col("_stratum").alias("name"))
     return (
         rows.withColumn("_hash", F.xxhash64(F.col("request_id"), F.col("item_id"), F.lit(seed)))
-        .withColumn("_round", F.row_number().over(stratum.orderBy("_hash", "item_id")))
-        .withColumn("_available", F.count(F.lit(1)).over(stratum))
+        .withColumn("_round", F.row_number().over(by_hash))
+        .withColumn("_available", F.count(F.lit(1)).over(every))
         .where(F.col("_round") <= per_request)
         .withColumn("_strata", F.collect_list(F.when(F.col("_round") == 1, size)).over(request))
         .where(_place() <= per_request)
