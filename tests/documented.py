@@ -76,6 +76,8 @@ ELSEWHERE: Mapping[str, str] = {
         SHADOW + "test_a_shadow_trains_a_model_of_its_own_under_other_settings",
     "uv venv moto-env": "tests/object_store.py",
     "uv pip install --python moto-env moto[server]": "tests/object_store.py",
+    "python docs/examples/petastorm_pytorch.py s3://your-bucket/gpl/manifests/training_feed/2026-03-01.json":
+        "tests/gpl_core/test_object_storage.py::test_petastorm_reads_every_row_that_the_manifest_names_once",
     "python -m pytest tests/gpl_core/test_object_storage.py": "tests/gpl_core/test_object_storage.py",
     "python -m pytest tests/test_object_storage.py": ON_S3,
     "spark-submit spark_jobs/check_delta.py": "Makefile",
