@@ -20,6 +20,7 @@ LAUNCHERS = ("spark-submit", "deepspeed")
 PIPELINE, PACKAGING = "tests/test_pipeline.py::", "tests/test_packaging.py::"
 ON_S3 = "tests/test_object_storage.py::test_every_step_runs_on_object_storage"
 SHADOW = "tests/gpl_core/test_shadow.py::"
+CATALOG = "tests/spark_jobs/test_register.py::test_the_catalog_of_the_documents_outlives_its_sessions"
 STANDALONE = PIPELINE + "test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster"
 ELSEWHERE: Mapping[str, str] = {
     "make quickstart": PIPELINE + "house",
@@ -63,8 +64,9 @@ ELSEWHERE: Mapping[str, str] = {
         "tests/gpl_core/test_evict.py::test_what_was_not_needed_within_the_retention_goes",
     "gpl capacity --users 300e6 --hours 6 --gpu-hour-cost 3":
         "tests/gpl_core/test_capacity.py::test_devices_cost_and_the_measurement_are_named",
-    "gpl register --config shop.yaml":
-        "tests/spark_jobs/test_register.py::test_the_command_starts_the_job_and_ends_with_its_exit_code",
+    "gpl register --config shop.yaml": CATALOG,
+    "spark-sql --properties-file catalog.conf -f shop.sql": CATALOG,
+    "spark-sql --properties-file catalog.conf -e SELECT * FROM gpl.coverage ORDER BY dt, outcome": CATALOG,
     "gpl shadow --config shop.yaml --name new-model --from anchor_requests --use interest_model=2026-03-04-0a1b2c3d4e "
     "> shadow.yaml": SHADOW + "test_a_rolled_back_model_runs_beside_the_published_one",
     "gpl run --config shadow.yaml --run-date 2026-03-05":
@@ -76,6 +78,8 @@ ELSEWHERE: Mapping[str, str] = {
         SHADOW + "test_a_shadow_trains_a_model_of_its_own_under_other_settings",
     "uv venv moto-env": "tests/object_store.py",
     "uv pip install --python moto-env moto[server]": "tests/object_store.py",
+    "python docs/examples/petastorm_pytorch.py s3://your-bucket/gpl/manifests/training_feed/2026-03-01.json":
+        "tests/gpl_core/test_object_storage.py::test_petastorm_reads_every_row_that_the_manifest_names_once",
     "python -m pytest tests/gpl_core/test_object_storage.py": "tests/gpl_core/test_object_storage.py",
     "python -m pytest tests/test_object_storage.py": ON_S3,
     "spark-submit spark_jobs/check_delta.py": "Makefile",

@@ -1,24 +1,25 @@
-"""Petastorm -> PyTorch: batches of tensors from one pinned slice of the feed.
-
+"""Petastorm -> PyTorch: batches of tensors from one pinned slice of the feed, on a disk or at s3://….
 python docs/examples/petastorm_pytorch.py lakehouse/quickstart/manifests/training_feed/2026-01-03.json
 """
 
 import json
 import sys
 import warnings
-from pathlib import Path
 
 from petastorm import make_batch_reader
 from petastorm.pytorch import BatchedDataLoader
+from pyarrow.filesystem import S3FSWrapper  # the old kind, all that Petastorm 0.12 takes; it wraps any of fsspec's
+
+from gpl_core.storage import filesystem
 
 COLUMNS = ["item_index", "is_exposed", "target", "label", "pseudo_label", "sample_weight"]
 
 
 def batches(manifest: dict, size: int = 256):
     """Dicts of tensors; the files are the manifest's, so a later version of the table changes nothing."""
-    place = manifest["location"] if "://" in manifest["location"] else f"file://{manifest['location']}"
-    urls = [f"{place}/{f['path']}" for f in manifest["files"]]
-    reader = make_batch_reader(urls, schema_fields=COLUMNS, num_epochs=1, reader_pool_type="thread", workers_count=1)
+    fs, base = filesystem(manifest["location"])
+    urls = [fs.unstrip_protocol(f"{base}/{f['path']}") for f in manifest["files"]]
+    reader = make_batch_reader(urls, COLUMNS, "thread", workers_count=1, num_epochs=1, filesystem=S3FSWrapper(fs))
     with BatchedDataLoader(reader, batch_size=size) as loader:
         yield from loader
 
@@ -29,12 +30,11 @@ def totals(manifest: dict) -> dict:
     for batch in batches(manifest):
         # loss = dual_label_loss(model(batch), batch["target"], batch["is_exposed"].bool(), batch["sample_weight"], 2.0)
         found["rows"] += len(batch["target"])
-        for name in ("label", "pseudo_label"):
-            found[f"{name}_sum"] += batch[name].double().sum().item()
-        found["weight_sum"] += batch["sample_weight"].double().sum().item()
+        for name in ("label", "pseudo_label", "sample_weight"):
+            found[f"{name.removeprefix('sample_')}_sum"] += batch[name].double().sum().item()
     return found
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore", FutureWarning)
-    print(totals(json.loads(Path(sys.argv[1]).read_text())))
+    print(totals(json.loads(filesystem(sys.argv[1])[0].cat_file(sys.argv[1]))))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
@@ -19,11 +23,14 @@ from gpl_core.maintenance import compact, vacuum
 from gpl_core.migrate import migrate
 from gpl_core.query import Query
 from gpl_core.storage import filesystem
+from spark_jobs.manifests import ensure_manifest, manifest_path
 from tests.gpl_core.test_lake import APPEND, at_once, python
 from tests.gpl_core.test_migrate import ROWS, V1, V2
 from tests.gpl_core.toy import Toy
 from tests.object_store import bucket
-from tests.support import DAY, ONE, put, small_config
+from tests.support import DAY, ONE, legal_rows, put, small_config
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +138,30 @@ def test_workers_stream_what_lies_there(store):
     snapshot = lake.open("pair_scores")
     streamed = [u for batch in read_batches(snapshot, snapshot.files, ["user_id"]) for u in batch["user_id"]]
     assert sorted(streamed) == sorted(snapshot.read(columns=["user_id"])["user_id"].to_pylist())
+
+
+def test_petastorm_reads_every_row_that_the_manifest_names_once(store):
+    """The example as a trainer starts it: the manifest's files alone, though the table has moved on since."""
+    lake, contract = Lake(f"{store}/feed"), load_contract("training_feed")
+    # Of as many rows, powers of two have their sum only when each occurs once.
+    weights = [0.5**n for n in range(11)]
+    sums = {"label_sum": 0.0, "pseudo_label_sum": 2.75, "weight_sum": sum(weights)}
+    rows = [
+        {**row, "label": 0.0, "pseudo_label": 0.25, "sample_weight": weight}
+        for row, weight in zip(legal_rows(contract, len(weights)), weights)
+    ]
+    put(lake, "training_feed", rows, file_rows=4, details={"rows": len(rows), **sums})
+    manifest = ensure_manifest(lake, DAY, contract)
+    put(lake, "training_feed", 5, seed=2)
+    assert manifest["location"].startswith("s3://")
+    assert sorted(f["rows"] for f in manifest["files"]) == [3, 4, 4]
+
+    command = [sys.executable, "docs/examples/petastorm_pytorch.py", manifest_path(lake, DAY)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    promised = {name: manifest[name] for name in ("rows", *sums)}
+    assert ast.literal_eval(done.stdout) == promised == {"rows": 11, **sums}
 
 
 def test_what_is_not_there_is_said_as_on_a_disk(store):

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gpl_core.cli import main
 from gpl_core.config import Lakehouse
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.lake import LOCATIONS, Lake
+from gpl_core.launch import tool
+from gpl_core.query import Query
 from spark_jobs.register import locate, register
 from spark_jobs.session import check_registered
-from tests.support import DAY, config_file, put
+from tests.documented import ROOT, commands
+from tests.gpl_core.analyst_lake import AnalystLake
+from tests.support import DAY, JVM, config_file, put
 
 pytestmark = pytest.mark.spark
+# As in conftest: tables of a few rows, a JVM of half a minute.
+QUICK = f"""
+spark.driver.extraJavaOptions {JVM}
+spark.ui.enabled false
+spark.sql.shuffle.partitions 2
+spark.databricks.delta.snapshotPartitions 1
+spark.sql.codegen.wholeStage false
+spark.sql.codegen.factoryMode NO_CODEGEN
+"""
 
 
 @pytest.fixture
@@ -73,3 +92,37 @@ def test_a_name_that_leads_nowhere_changes_nothing(catalog, tmp_path, name, erro
     with pytest.raises(error, match=name):
         locate(catalog, house)
     assert not (tmp_path / "lake").exists()
+
+
+def test_the_catalog_of_the_documents_outlives_its_sessions(tmp_path):
+    """Files and commands of docs/deploy.md as they stand there, but for `gpl run`: the tables are there already."""
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Tables in a catalog\n")[2].partition("\n## ")[0]
+    conf, config, sql, _ = re.findall(r"```\w*\n(.*?)```", section.replace("/data/", f"{tmp_path}/"), re.S)
+    (tmp_path / "catalog.conf").write_text(conf + QUICK)
+    (tmp_path / "shop.sql").write_text(sql)
+    house = AnalystLake(tmp_path).lake
+    Path(house.root).rename(tmp_path / "gpl")
+    lake = Lake(str(tmp_path / "gpl"))
+    raw = {name.removeprefix("raw_"): name for name in yaml.safe_load(config)["lakehouse"]["tables"]}
+    for name, table in raw.items():
+        put(Lake(str(tmp_path / "made")), table, 2)
+        (tmp_path / "shop").mkdir(exist_ok=True)
+        (tmp_path / "made" / "tables" / table).rename(tmp_path / "shop" / name)
+    (tmp_path / "shop.yaml").write_text(f"{config}run: {{start_date: {DAY}, end_date: {DAY}}}\n")
+
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "SPARK_LOCAL_IP": "127.0.0.1"}
+    said = {}
+    for command in dict.fromkeys(c for c in commands(section) if not c.startswith("gpl run")):
+        program, *words = shlex.split(command)
+        start = [sys.executable, "-m", "gpl_core.cli"] if program == "gpl" else [tool(program)]
+        done = subprocess.run([*start, *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said[command] = done.stdout
+    _, registered, coverage = said.values()
+    done = json.loads(registered.splitlines()[-1])
+    assert sorted(done["located"].values()) == sorted(str(tmp_path / "shop" / name) for name in raw)
+    assert done["left_out"] == []
+    rows = Query(lake).rows("SELECT * FROM coverage ORDER BY dt, outcome")
+    assert [line.split("\t") for line in coverage.splitlines()] == [[str(v) for v in row.values()] for row in rows]
+    assert len(rows) > 1
