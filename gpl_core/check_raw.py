@@ -16,7 +16,7 @@ from deltalake.exceptions import DeltaError
 
 from gpl_core.config import Config
 from gpl_core.contracts import Column, Contract, load_contract
-from gpl_core.errors import GplError
+from gpl_core.errors import GplError, MissingInputError
 from gpl_core.lake import Lake, Snapshot
 from gpl_core.query import Query
 from gpl_core.storage import filesystem
@@ -53,6 +53,11 @@ def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[F
     found: list[Finding] = []
     readable: set[str] = set()
     for name in TABLES:
+        try:
+            lake.uri(name)
+        except MissingInputError as problem:  # named by a catalog that was not asked yet
+            found.append(Finding("error", name, str(problem).removeprefix(f"table {name}: ")))
+            continue
         problems = list(_table(lake, load_contract(name)))
         found += problems
         if lake.exists(name) and not any(p.level == "error" for p in problems):

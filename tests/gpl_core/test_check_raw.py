@@ -157,6 +157,17 @@ def test_rows_that_do_not_belong_together_are_named(config):
     ]
 
 
+def test_tables_that_no_catalog_was_asked_for_are_all_named_and_the_others_looked_at(config):
+    good(config)
+    named = {t: f"catalog://shop.{t}" for t in ("raw_items", "raw_candidates")}
+    lakehouse = config.lakehouse.model_copy(update={"tables": named})
+    write(config, "raw_impressions", rows("raw_impressions", {"request_id": "late", "clicked": 7}))
+    found = check_raw(config.model_copy(update={"lakehouse": lakehouse}), [DAY, DAY + ONE], 100)
+    errors = {f.table: f.text for f in found if f.level == "error"}
+    assert errors.keys() == {*named, "raw_impressions"}
+    assert all(name in errors[t] and "gpl register" in errors[t] for t, name in named.items())
+
+
 def test_missing_slices_history_and_random_exposure_are_named(tmp_path):
     history = {"history_start": (DAY - 3 * ONE).isoformat(), "end_date": (DAY + 2 * ONE).isoformat()}
     config = small_config(tmp_path, {"run": history})
