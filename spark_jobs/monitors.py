@@ -86,7 +86,9 @@ def measure(step: SparkStep, settings: Monitors) -> Measured:
         shown = step.read_slice("impressions").where("is_random").select("user_id", "item_index", "clicked")
         judged = step.read_slice("pseudo_labels").where("source = 'uniform'").join(shown, ["user_id", "item_index"])
         cell = F.least(F.floor(F.col("pseudo_label") * LABEL_CELLS), F.lit(LABEL_CELLS - 1))
-        part("calibration", judged, cell, one, F.sum("pseudo_label"), F.sum("clicked"))
+        # Decimals: a sum of doubles depends on the order in which tasks end.
+        exact = F.sum(F.col("pseudo_label").cast("decimal(18,12)"))
+        part("calibration", judged, cell, one, exact, F.sum("clicked"))
     if not parts:
         return Measured()
     union = parts[0]
@@ -122,7 +124,7 @@ def _drift(bands: Sequence[tuple[str, str, float]], day: str) -> float | None:
 
 def stability_index(before: Mapping[str, float], after: Mapping[str, float]) -> float:
     """Population stability index, sum (p - q) ln(p / q), of two histograms; every cell of either gets half a row."""
-    keys = before.keys() | after.keys()
+    keys = sorted(before.keys() | after.keys())  # a set of strings has another order in every process
     p, q = ({k: h.get(k, 0.0) + 0.5 for k in keys} for h in (before, after))
     totals = sum(p.values()), sum(q.values())
     shares = [(p[k] / totals[0], q[k] / totals[1]) for k in keys]

@@ -290,33 +290,27 @@ class Campaign:
                 yield job, f"file {place} of {self.reference(job)[1]}", at_file(place)
 
     def run(self, kills: int, executors: int, seed: int) -> list[dict[str, Any]]:
-        """All outcomes, those of earlier calls first."""
+        """All outcomes by number; those that earlier calls wrote down are not made again."""
         text = self.results.read_text(encoding="utf-8") if self.results.exists() else ""
-        found = [json.loads(line) for line in text.splitlines()]
-        drivers = [o for o in found if o["victim"] == "driver"]
+        found = {(o["victim"], o["number"]): o for o in map(json.loads, text.splitlines())}
         for number, (job, kind, moment) in enumerate(self.plan(kills, seed)):
-            if number >= len(drivers):
-                found.append(self.keep("driver", self.kill(job, kind, moment)))
-        for number in range(sum(o["victim"] == "executor" for o in found), executors):
+            if ("driver", number) not in found:
+                found["driver", number] = self.keep("driver", number, self.kill(job, kind, moment))
+        for number in range(executors):
+            if ("executor", number) in found:
+                continue
             job = ("samples", "sequences", "training_feed")[number % 3]
             table = find_step(job).writes[0]
             with cluster(self.work / "cluster") as (address, worker):
-                master = (
-                    "--master",
-                    address,
-                    "--executor-memory",
-                    "600m",
-                    "--conf",
-                    "spark.driver.host=127.0.0.1",
-                    *_LOCAL,
-                )
+                size = ["--executor-memory", "600m", "--conf", "spark.driver.host=127.0.0.1"]
+                master = ["--master", address, *size, *_LOCAL]
                 outcome = self.kill(job, f"written {table}", written(table), *master, victim=lambda _: executor(worker))
-            found.append(self.keep("executor", outcome))
-        return found
+            found["executor", number] = self.keep("executor", number, outcome)
+        return [found[key] for key in sorted(found)]
 
-    def keep(self, victim: str, outcome: dict[str, Any]) -> dict[str, Any]:
+    def keep(self, victim: str, number: int, outcome: dict[str, Any]) -> dict[str, Any]:
         """Write one outcome down."""
-        kept = {"victim": victim, **outcome}
+        kept = {"victim": victim, "number": number, **outcome}
         with self.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(kept) + "\n")
         print(line(kept), flush=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -65,6 +68,20 @@ def test_stability_index_by_hand():
     # all 4 rows in one cell before, in the other after; each cell gets half a row more
     p, q = 4.5 / 5, 0.5 / 5
     assert stability_index({"a": 4.0}, {"b": 4.0}) == pytest.approx(2 * (p - q) * math.log(p / q))
+
+
+def test_the_index_is_the_same_to_the_last_bit_in_every_process():
+    code = (
+        "from spark_jobs.monitors import stability_index as f; "
+        "print(f({str(n): 1 / (n + 3) for n in range(40)}, {str(n): 1 / (n + 7) for n in range(20, 60)}))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in "012"
+    }
+    assert len(found) == 1
 
 
 @pytest.fixture(scope="module")
