@@ -127,7 +127,7 @@ def runner(command: str) -> str:
         command = " ".join(words)
     if command in ELSEWHERE:
         return ELSEWHERE[command]
-    if bench := re.match(r"python -m tests\.bench\.bench_(\w+)", command):
+    if bench := re.match(r"python -m tests\.bench\.(?:bench_)?(\w+)", command):
         results = sorted((ROOT / "tests/bench/results").glob(f"{bench[1]}.*json"))
         return str(results[0].relative_to(ROOT)) if results else ""
     return "house" if program == "gpl" else ""
