@@ -71,10 +71,7 @@ def sample_unexposed(candidates: DataFrame, per_request: int, seed: int, many: b
 
 
 def _place() -> Column:
-    """When a row is dealt: round r deals the r-th row of every stratum, large strata first, then by name.
-
-    Large ones first: it is they that get the odd rows.
-    """
+    """When a row is dealt: round r deals the r-th row of every stratum, large strata, which get the odd rows, first."""
     turn = F.col("_round")
 
     def dealt_before_or_now(sum_: Column, stratum: Column) -> Column:
@@ -99,14 +96,15 @@ def run(step: SparkStep) -> None:
         F.col("dt").between(F.lit(step.run_date - timedelta(days=days - 1)), F.lit(step.run_date))
     )
     offered = step.read_slice("candidates", with_passthrough("candidates", config))
+    most = config.samples.unexposed_per_request
+    # Of the slice as it lies: one column is read, and no exclusion is joined twice.
+    many = offered.agg(F.count_distinct("channel")).first()[0] > most
     withdrawn = every = 0
     if (gone := withdrawn_items(step)) is not None:
         both = offered.select("item_index", F.lit(1).alias("n")).union(today.select("item_index", F.lit(0).alias("n")))
         sums = F.coalesce(F.sum("n"), F.lit(0)), F.count("n")
         withdrawn, every = both.join(gone, "item_index", "left_semi").agg(*sums).first()
         offered = offered.join(gone, "item_index", "left_anti")
-    most = config.samples.unexposed_per_request
-    many = offered.select("channel").distinct().limit(most + 1).count() > most
     drawn = sample_unexposed(never_exposed(offered, window), most, config.run.seed, many)
     # All of a request are one user's: leaving them out after the draw changes no other one, and looks at fewer rows.
     chosen = flagged(drawn, opted_out(step), "user_id", "opted_out")
