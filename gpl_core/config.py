@@ -26,7 +26,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` and `"5"` are not numbers
 
 
-_SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "recompute_layers",
+_SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "recompute",
               "checkpoint_steps",
               "largest_rate_change", "on_rate_change", "publish"}  # fmt: skip
 
@@ -260,9 +260,9 @@ class Interest(Section):
     checkpoint_steps: int = Field(
         default=2_000, ge=0, description="Optimizer steps between checkpoints within an epoch; 0: only after each epoch"
     )
-    recompute_layers: int = Field(
-        default=0, ge=0, description="Gradient checkpointing of every n-th layer: 1 all, half as much time again and a "
-        "fraction of the memory; 2 every second; 0 none",
+    recompute: Literal["nothing", "elementwise", "layers"] = Field(
+        default="nothing", description="What the backward pass computes again instead of keeping it: `elementwise` all "
+        "but attention and matrix products, `layers` whole layers: slower, least memory",
     )  # fmt: skip
     deepspeed: dict[str, Any] = Field(default={}, description="Merged over the DeepSpeed configuration we make")
 

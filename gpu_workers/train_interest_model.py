@@ -182,8 +182,8 @@ def _train_and_publish(context: StepContext, ranks: Ranks, tokenizer: Manifest, 
             ),
             codebooks if settings.init == "codebook" else None,
         ).to(ranks.device)
-        if settings.recompute_layers:
-            model.recompute_layers(settings.recompute_layers)
+        if settings.recompute != "nothing":
+            model.recompute(settings.recompute)
         most_events(model.vocabulary, config.sequences.max_length, model.config.max_position_embeddings)
     if ranks.is_main:
         log_found(sequences.found)

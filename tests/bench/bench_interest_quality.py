@@ -64,9 +64,11 @@ class Ours:
     walks: int = 1
     title_to_sid: float = 0.0
     sid_to_title: float = 0.0
-    epochs: int = 8
+    epochs: int = 16
     learning_rate: float = 2e-3
-    token_budget: int = 4_096
+    token_budget: int = 1_024
+    lora_rank: int = 128
+    lora_dropout: float = 0.3
     beams: int = 20
 
 
@@ -94,11 +96,17 @@ def train_ours(task: Task, items: Items, variant: Ours, seed: int) -> np.ndarray
     torch.manual_seed(seed)
     table = ContentTable(items.vectors, np.arange(task.items)) if variant.content else None
     settings = ModelSettings(
-        3, items.catalogue.codes, lora_rank=64, lora_alpha=128, seed=seed, content_width=table.width if table else 0
+        3,
+        items.catalogue.codes,
+        lora_rank=variant.lora_rank,
+        lora_alpha=2 * variant.lora_rank,
+        lora_dropout=variant.lora_dropout,
+        seed=seed,
+        content_width=table.width if table else 0,
     )
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_checkpoint(folder, TinySettings(seed=seed))
-        model = build_interest_model(folder, settings, items.codebooks if variant.codebook else None)
+        model = build_interest_model(folder, settings, items.codebooks if variant.codebook else None).train()
     trie = DeviceTrie(items.catalogue.trie)
     graph = NeighbourGraph.build(ContentTable(items.vectors, np.arange(task.items)), np.arange(task.items), seed=seed)
     random = np.random.default_rng(seed)

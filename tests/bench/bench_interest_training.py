@@ -6,10 +6,12 @@ sequences, no pad tokens, loss over the valid children of a prefix. The Trainer:
 Equal lengths (20 events each), and the lengths of the shared Industrial data where it is present (2 to 20 events).
 Each side runs in a process of its own, because peak memory is a process's; it is counted from when the model stands, as
 making and loading it are no part of training. Speed is tokens of real events per second.
-Ours recomputes its layers in the backward pass (`interest.recompute_layers: 1`, as in the shipped production
-configuration); the Trainer keeps them, its fastest setting, and cannot give up the logits of the whole vocabulary.
+Ours computes elementwise operations again in the backward pass (`interest.recompute: elementwise`, as in the shipped
+production configuration); the Trainer keeps all, its fastest setting, and cannot give up the whole vocabulary's logits.
 
-On a CPU one thread's CPU time is measured: about 12 minutes in all and 12 GiB, `--quick` about 2 minutes and 5 GiB.
+On a CPU one thread's CPU time is measured: about 10 minutes in all and 12 GiB, `--quick` about 2 minutes and 5 GiB.
+On Linux both sides' malloc gives freed blocks back at once and asks for huge pages, so that the peak of the resident
+set is what is in use (as an accelerator's peak is), not what malloc holds back: with its defaults 2 to 3 GiB.
 
     python -m tests.bench.bench_interest_training [--quick]
 """
@@ -63,7 +65,7 @@ def train_ours(model: InterestModel, histories: list[History], sids: np.ndarray,
     trie = DeviceTrie(Trie.build(sids, CODES), model.device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    model.recompute_layers()
+    model.recompute("elementwise")
 
     def epoch() -> None:
         for pack in training_packs(model.vocabulary, histories, MOST_EVENTS, budget):
@@ -134,6 +136,7 @@ def main() -> None:
     """Measure, print, write."""
     quick, on_gpu = is_quick(), device().type == "cuda"
     layers, users, budget = (2, 32, 1_200) if quick else (24, 512, 4_800) if on_gpu else (24, 128, 1_200)
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4194304"  # read by new processes
     figures: dict[str, Figure] = {}
     for kind, goal in (("equal", 1.4), ("Industrial", 2.5)):
         if kind == "Industrial" and not SHARED.is_file():

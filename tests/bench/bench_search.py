@@ -7,7 +7,11 @@ search has to compute; (2) `generate` with `num_beams` and `prefix_allowed_token
 with sdpa attention and the key/value cache, renormalised to the same scores; at P 150, K 20 (the goal's point) at the
 best of several batch sizes, elsewhere one batch, once.
 
-On a CPU one thread's CPU time is measured, so that a machine shared with others gives the same figures: about 15
+Ours and the floor compute the same users at once: as many as make about 1,024 positions on a CPU, 512 users on a GPU.
+Every pass reads all weights once, so with a user or two ours would be judged by its two more readings, not by what it
+computes; a worker fills batches of thousands of positions (`anchors.tokens_per_batch`).
+
+On a CPU one thread's CPU time is measured, so that a machine shared with others gives the same figures: about 20
 minutes for the grid, most of them `generate`'s. Each point is printed and written when it is measured; after a
 kill `--resume` keeps the points that this commit has measured. On a GPU also: how far the bf16 anchors agree with
 fp32 (random weights, whose near-ties are harder than a trained model's).
@@ -47,6 +51,7 @@ from tests.bench.harness import (
 )
 
 LEVELS, CODES, ITEMS = 3, 256, 20_000
+POSITIONS = 1_024  # of a batch on a CPU
 GRID = tuple((prompt, beams) for prompt in (30, 150, 300) for beams in (20, 50))
 
 
@@ -193,8 +198,8 @@ def main() -> None:
     quick, on_gpu = arguments.quick, device().type == "cuda"
     if not on_gpu:
         torch.set_num_threads(1)
-    users, repeats = (512, 10) if on_gpu else (2, 3)
-    title = f"beam search, Qwen2.5-0.5B shape, {4 if quick else 24} layers, {users} users"
+    repeats, batch = (10, "512 users") if on_gpu else (3, f"{POSITIONS} positions")
+    title = f"beam search, Qwen2.5-0.5B shape, {4 if quick else 24} layers, batches of {batch}"
     figures = written("search", quick, title) if arguments.resume else {}
     bench = make_bench(quick)
     if on_gpu:
@@ -205,6 +210,7 @@ def main() -> None:
         start = time.perf_counter()
         # On a CPU larger batches of `generate` would run out of time: its cost per user rises with them.
         batches = (8, 32, 128) if on_gpu else (1, 4) if (prompt, beams) == (150, 20) and not quick else (1,)
+        users = 512 if on_gpu else round(POSITIONS / (prompt + (LEVELS - 1) * beams))
         found = point(bench, prompt, beams, users, repeats, batches)
         figures |= found
         write("search", figures, quick, title)

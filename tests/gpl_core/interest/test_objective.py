@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.interest.model import ModelSettings, build_interest_model
@@ -102,23 +104,37 @@ def test_a_pack_without_targets_has_loss_zero(world: World) -> None:
     assert interest_loss(target_log_probs(world.model, world.trie, pack)).item() == 0
 
 
-def test_recomputed_layers_have_the_same_gradients(checkpoint: Path) -> None:
+class Operations(TorchDispatchMode):
+    """Counts what runs, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.ran[operation.name()] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def test_recomputation_gives_the_same_gradients_and_computes_again_only_what_it_names(checkpoint: Path) -> None:
     rows = [all_targets(np.random.default_rng(n).integers(0, 8, (n, 3))) for n in (2, 5, 9)]
     trie = DeviceTrie(Trie.build(np.concatenate([h.sids for h in rows]), 8))
-    gradients, kept = [], []
-    for every in (0, 1, 2):
-        model = build_interest_model(checkpoint, ModelSettings(3, 8, lora_rank=4)).train()
-        if every:
-            model.recompute_layers(every)
-        saved: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
-            loss = interest_loss(target_log_probs(model, trie, pack_targets(model.vocabulary, rows, 20)))
-        loss.backward()
-        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
-        kept.append(sum(saved))
-    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*gradients, strict=True))
-    assert kept[1] < kept[2] < kept[0]
-    assert kept[1] < kept[0] / 2
+    gradients, again = {}, {}
+    for what in ("nothing", "elementwise", "layers"):
+        model = build_interest_model(checkpoint, ModelSettings(3, 8, lora_rank=4, lora_dropout=0.5)).train()
+        if what != "nothing":
+            model.recompute(what)
+        torch.manual_seed(0)
+        loss = interest_loss(target_log_probs(model, trie, pack_targets(model.vocabulary, rows, 20)))
+        with Operations() as counted:
+            loss.backward()
+        gradients[what] = [p.grad for p in model.parameters() if p.requires_grad]
+        attention = {name for name in counted.ran if "scaled_dot_product" in name and "backward" not in name}
+        again[what] = (counted.ran["aten::silu"], bool(attention))
+    layers = model.config.num_hidden_layers
+    assert again == {"nothing": (0, False), "elementwise": (layers, False), "layers": (layers, True)}
+    for other in ("elementwise", "layers"):
+        assert all(torch.equal(a, b) for a, b in zip(gradients["nothing"], gradients[other], strict=True))
 
 
 # --- packing
