@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gpl_core.errors import UsageError
 
+_STAY = 1 / 6  # chance that a walk stays where it is: people buy again, and a walk that never does teaches otherwise
 _BLOCK = 2_048  # items compared with all others at a time: bounds memory to this times the pool
 
 
@@ -79,12 +80,16 @@ class NeighbourGraph:
         return cls(usable.astype(np.int64), np.concatenate(near))
 
     def walks(self, count: int, *, seed: Sequence[int], length: int = 3) -> np.ndarray:
-        """``count`` random walks of ``length`` items, int64 [count x length] of item_index; same seed, same walks."""
+        """``count`` random walks of ``length`` items, int64 [count x length] of item_index; same seed, same walks.
+
+        Each step goes to one of the neighbours, or stays with probability 1/6.
+        """
         random = np.random.default_rng(seed)
         nodes = np.empty((count, length), dtype=np.int64)
         nodes[:, 0] = random.integers(0, len(self.items), count)
         for step in range(1, length):
-            nodes[:, step] = self.near[nodes[:, step - 1], random.integers(0, self.near.shape[1], count)]
+            moved = self.near[nodes[:, step - 1], random.integers(0, self.near.shape[1], count)]
+            nodes[:, step] = np.where(random.random(count) < _STAY, nodes[:, step - 1], moved)
         return self.items[nodes]
 
 

@@ -117,7 +117,7 @@ def test_a_search_without_the_content_its_model_needs_is_refused(reader: Interes
         BeamSearch(reader, trie, SearchSettings(2, max_events=3), table).search([make_sids()[:2]])
 
 
-def test_walks_go_to_near_items_and_never_stay(table: ContentTable) -> None:
+def test_walks_go_to_near_items_or_stay_one_step_in_six(table: ContentTable) -> None:
     graph = NeighbourGraph.build(table, np.arange(ITEMS), seed=0, neighbours=3)
     walks = graph.walks(400, seed=[1], length=4)
     assert walks.shape == (400, 4)
@@ -127,8 +127,8 @@ def test_walks_go_to_near_items_and_never_stay(table: ContentTable) -> None:
     np.fill_diagonal(cosine, -np.inf)
     cosine[:, 7] = -np.inf
     for here, there in walks[:, [0, 1]].tolist() + walks[:, [2, 3]].tolist():
-        assert here != there
-        assert (cosine[here] > cosine[here, there]).sum() < 3
+        assert here == there or (cosine[here] > cosine[here, there]).sum() < 3
+    assert 0.13 < (walks[:, 1:] == walks[:, :-1]).mean() < 0.21
     np.testing.assert_array_equal(walks, graph.walks(400, seed=[1], length=4))
     assert not np.array_equal(walks, graph.walks(400, seed=[2], length=4))
 
