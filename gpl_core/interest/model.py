@@ -168,8 +168,8 @@ class _FusedLora(lora.Linear):
             return super().forward(x, *args, **kwargs)
         wide = self.base_layer(x)
         low = self.lora_A[_ADAPTER](self.lora_dropout[_ADAPTER](x))
-        product = self.lora_B[_ADAPTER].weight.T
-        return torch.addmm(wide.flatten(0, -2), low.flatten(0, -2), product, alpha=self.scaling[_ADAPTER]).view_as(wide)
+        up = self.lora_B[_ADAPTER].get_parameter("weight")
+        return torch.addmm(wide.flatten(0, -2), low.flatten(0, -2), up.T, alpha=self.scaling[_ADAPTER]).view_as(wide)
 
 
 def _keep_costly(rank: int, _: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
