@@ -2,9 +2,10 @@
 
 Candidate set: the whole catalogue (3,686 items). All train on the same rows: the events of train and valid that
 ../shared/data holds, at most 20 a user; figures of others who trained on more rows are not comparable. Judged: every
-test event with a history. SASRec's dropout and epochs are chosen on the valid split, trained on the train split; so were
-our rank, dropout, epochs and token budget (decision 018). Ours: a two-layer Qwen2 of width 128 from random weights (no pre-trained language model is at hand): this shows the method's
-ingredients, not a language model's knowledge. Ingredients are taken away, or added, one at a time.
+test event with a history. SASRec's dropout and epochs are chosen on the valid split, trained on the train split; so
+were our rank, dropout, epochs and token budget (decision 018). Ours: a two-layer Qwen2 of width 128 from random weights
+(no pre-trained language model is at hand): this shows the method's ingredients, not a language model's knowledge.
+Ingredients are taken away, or added, one at a time.
 
 Three seeds take about 70 minutes of one core's time (SASRec's tuning 12, SASRec 11, ours and each variant 8); with
 `--work FOLDER` every finished model is kept there, and a killed run goes on with the rest. `--quick` (2 minutes of one
