@@ -24,7 +24,7 @@ setup: .venv/ready
 
 # Made again when a version or the package's metadata changes.
 .venv/ready: constraints.txt setup.cfg pyproject.toml
-	@$(PYTHON) gpl_core/prerequisites.py
+	@$(PYTHON) gpl_core/graph/prerequisites.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet -c constraints.txt uv
 	@echo "installing into .venv (about 5 GB, mostly torch) …"

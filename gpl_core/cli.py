@@ -16,18 +16,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gpl_core.artifacts import KINDS
-from gpl_core.capacity import capacity, newest_measurement, read_measurement
+from gpl_core.commands.capacity import capacity, newest_measurement, read_measurement
+from gpl_core.commands.settings import settings_page
 from gpl_core.config import Config, date_range, load_config
 from gpl_core.errors import ContractError, GplError, UsageError, exit_code_of, told
-from gpl_core.lake import Lake
-from gpl_core.launch import Launch, Source, environment, plan, shell, spark_submit
-from gpl_core.pipeline import JUDGE, OPTIMIZE, RETRY, STEPS, Planner, find_step
-from gpl_core.running import run_launches
-from gpl_core.runs import LOG_LEVELS, count
-from gpl_core.schedule import FORMATS, render
-from gpl_core.settings_page import settings_page
-from gpl_core.views import dictionary
+from gpl_core.graph.launches import Launch, Source, environment, plan, shell, spark_submit
+from gpl_core.graph.planner import JUDGE, OPTIMIZE, RETRY, STEPS, Planner, find_step
+from gpl_core.graph.runner import run_launches
+from gpl_core.graph.schedulers import FORMATS, render
+from gpl_core.graph.step_run import LOG_LEVELS, count
+from gpl_core.lakehouse.artifacts import KINDS
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.views import dictionary
 
 
 class _Parser(argparse.ArgumentParser):
@@ -238,7 +238,7 @@ def _judge(args: argparse.Namespace, config: Config) -> int:
 
 
 def _evaluate(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.comparison import print_comparison
+    from gpl_core.commands.evaluate import print_comparison
 
     for day in _dates(args, config):
         # Late impressions of the day after are a reason to judge again; nothing is trained twice.
@@ -259,7 +259,7 @@ def _start(
 
 
 def _shadow(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.shadow import as_yaml, shadow_config
+    from gpl_core.commands.shadow import as_yaml, shadow_config
 
     use = dict(text.partition("=")[::2] for text in args.use)
     if wrong := [k for k in use if k not in KINDS]:
@@ -269,7 +269,7 @@ def _shadow(args: argparse.Namespace, config: Config) -> int:
 
 
 def _compare(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.shadow import compare, print_comparison
+    from gpl_core.commands.shadow import compare, print_comparison
 
     other = load_config(args.other)
     for day in _dates(args, config):
@@ -314,7 +314,7 @@ def _import_reviews(args: argparse.Namespace, config: Config) -> int:
 
 
 def _summary(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.summary import print_summary
+    from gpl_core.commands.summary import print_summary
 
     print_summary(config, _dates(args, config))
     return 0
@@ -324,7 +324,7 @@ def _summary(args: argparse.Namespace, config: Config) -> int:
 
 
 def _sql(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.query import Query, print_result
+    from gpl_core.lakehouse.query import Query, print_result
 
     if len(args.statement) > 1:
         raise UsageError('put the statement in quotes, for example "SELECT * FROM items": a shell takes it apart else')
@@ -342,7 +342,7 @@ def _sql(args: argparse.Namespace, config: Config) -> int:
 
 
 def _explain(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.explain import explain, print_explanation
+    from gpl_core.commands.explain import explain, print_explanation
 
     found = explain(config, args.user, args.item, args.run_date)
     if args.json:
@@ -356,7 +356,7 @@ def _explain(args: argparse.Namespace, config: Config) -> int:
 
 
 def _check_raw(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.check_raw import check_raw
+    from gpl_core.commands.check_raw import check_raw
 
     if args.sample_rows < 1:
         raise UsageError(f"--sample-rows {args.sample_rows}: expected at least 1")
@@ -379,7 +379,7 @@ def _quarantine(args: argparse.Namespace, config: Config) -> int:
 
 
 def _optimize(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.maintenance import compact, compactable
+    from gpl_core.commands.maintenance import compact, compactable
 
     dates, lake = _dates(args, config), Lake.of(config.lakehouse)
     for contract in compactable(lake, "delta-rs"):
@@ -390,7 +390,7 @@ def _optimize(args: argparse.Namespace, config: Config) -> int:
 
 
 def _vacuum(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.maintenance import vacuum
+    from gpl_core.commands.maintenance import vacuum
 
     lake, files = Lake.of(config.lakehouse), 0
     verb = "would be deleted" if args.dry_run else "deleted"
@@ -403,8 +403,8 @@ def _vacuum(args: argparse.Namespace, config: Config) -> int:
 
 
 def _migrate(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.contracts import all_contracts, load_contract
-    from gpl_core.migrate import migrate_all
+    from gpl_core.commands.migrate import migrate_all
+    from gpl_core.contracts.contract import all_contracts, load_contract
 
     contracts = [load_contract(t) for t in args.table] or list(all_contracts().values())
     return migrate_all(
@@ -423,7 +423,7 @@ def _capacity(args: argparse.Namespace) -> int:
 
 
 def _forget(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.forget import forget_everywhere
+    from gpl_core.commands.forget import forget_everywhere
 
     lake = Lake.of(config.lakehouse)
     return forget_everywhere(lake, args.user, dry_run=args.dry_run, vacuum_hours=args.vacuum_hours)
@@ -444,7 +444,7 @@ def _decide(args: argparse.Namespace, config: Config) -> int:
 
 
 def _evict(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.evict import evict
+    from gpl_core.commands.evict import evict
 
     found = evict(Planner(config), args.run_date, dry_run=args.dry_run)
     verb = "would be evicted" if args.dry_run else "evicted"

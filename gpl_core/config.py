@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gpl_core.contracts import all_contracts
+from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import UsageError
 
 Share = Annotated[float, Field(ge=0, le=1)]

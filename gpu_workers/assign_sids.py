@@ -23,14 +23,14 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from gpl_core.contracts import Contract
+from gpl_core.contracts.contract import Contract
 from gpl_core.errors import LineageError
-from gpl_core.lake import PartWriter, Snapshot
+from gpl_core.lakehouse.lake import PartWriter, Snapshot
 from gpl_core.sids.issue import RowView, drift, issue
 from gpl_core.sids.tokenizer import Encoded, Tokenizer, load_tokenizer
-from gpu_workers.embeddings import ItemVectors, digests, encoder_version_of, item_vectors
-from gpu_workers.feed import read_batches
-from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
+from gpu_workers.inputs.embeddings import ItemVectors, digests, encoder_version_of, item_vectors
+from gpu_workers.inputs.feed import read_batches
+from gpu_workers.worker import Ranks, StepContext, commit_parts, log, worker_main
 
 _ROWS = 65_536
 _COLUMNS = ["item_index", "issue", "sid", "residual_norm", "bucket_size", "content_hash", "retired_at"]

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from gpl_core.config import Config
-from gpl_core.lake import DataFile, Snapshot
+from gpl_core.lakehouse.lake import DataFile, Snapshot
 from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
-from gpu_workers.embeddings import NewestContent, digests, newest_content
-from gpu_workers.feed import assign_files, read_batches
-from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
+from gpu_workers.inputs.embeddings import NewestContent, digests, newest_content
+from gpu_workers.inputs.feed import assign_files, read_batches
+from gpu_workers.worker import Ranks, StepContext, commit_parts, log, worker_main
 
 _COLUMNS = ["item_index", "text", "image", "image_uri", "image_embedding", "content_hash", "updated_at"]
 _ITEMS = 2048  # encoded at a time: what is held in memory, pictures included

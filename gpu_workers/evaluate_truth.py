@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gpl_core.artifacts import Manifest
 from gpl_core.errors import MissingInputError
+from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.prerank import metrics
 from gpl_core.prerank.serving import ServedModel
-from gpu_workers.embeddings import digests
-from gpu_workers.feed import read_batches, rebatch
-from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
+from gpu_workers.inputs.embeddings import digests
+from gpu_workers.inputs.feed import read_batches, rebatch
+from gpu_workers.worker import Ranks, StepContext, commit_parts, log, worker_main
 
 BAYES = "bayes"
 _TRUTH_COLUMNS = ("item_id", "user_id", "true_probability", "is_exposed")

@@ -28,12 +28,12 @@ from gpl_core.interest.content import ContentTable
 from gpl_core.interest.packing import unflatten
 from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
-from gpl_core.keys import hash_keys, members
-from gpl_core.lake import DataFile, SliceMark, Snapshot, file_groups
-from gpl_core.storage import filesystem
-from gpu_workers.feed import assign_files, read_batches, rebatch
-from gpu_workers.interest_inputs import base_checkpoint, content_table, local_folder, read_catalogue
-from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
+from gpl_core.lakehouse.keys import hash_keys, members
+from gpl_core.lakehouse.lake import DataFile, SliceMark, Snapshot, file_groups
+from gpl_core.lakehouse.storage import filesystem
+from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
+from gpu_workers.inputs.interest import base_checkpoint, content_table, local_folder, read_catalogue
+from gpu_workers.worker import Ranks, StepContext, commit_parts, log, worker_main
 
 STEP = "generate_anchors"
 UNIT_ROWS = 65_536

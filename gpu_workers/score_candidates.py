@@ -16,10 +16,10 @@ import torch
 from gpl_core.errors import LineageError
 from gpl_core.labels.scoring import first_occurrence, prefix_log_prob, score_block
 from gpl_core.sids.catalogue import Catalogue
-from gpu_workers.embeddings import item_vectors
-from gpu_workers.feed import assign_files, read_batches, rebatch
-from gpu_workers.item_tables import ItemRows, end_of, sids_in_force
-from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, worker_main
+from gpu_workers.inputs.embeddings import item_vectors
+from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
+from gpu_workers.inputs.item_tables import ItemRows, end_of, sids_in_force
+from gpu_workers.worker import Ranks, StepContext, commit_parts, log, worker_main
 
 COLUMNS = (
     "user_id", "source", "anchor_sids", "log_prob", "prefixes", "prefix_log_probs", "history", "candidates",

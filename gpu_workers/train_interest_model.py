@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gpl_core.artifacts import Manifest
 from gpl_core.config import Interest
 from gpl_core.errors import GateError
 from gpl_core.interest.alignment import TitlePack, Titles, alignment_losses
@@ -33,10 +32,11 @@ from gpl_core.interest.packing import History, Pack, most_events, training_packs
 from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.targets import keep_probability
+from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.sids.catalogue import Catalogue
 from gpl_core.sids.tokenizer import load_tokenizer
-from gpu_workers.feed import read_batches
-from gpu_workers.interest_inputs import (
+from gpu_workers.inputs.feed import read_batches
+from gpu_workers.inputs.interest import (
     HELD_OUT,
     TRAIN,
     LatestSequences,
@@ -46,8 +46,8 @@ from gpu_workers.interest_inputs import (
     log_found,
     read_catalogue,
 )
-from gpu_workers.item_tables import end_of
-from gpu_workers.runtime import Ranks, StepContext, log, seed_everything, worker_main
+from gpu_workers.inputs.item_tables import end_of
+from gpu_workers.worker import Ranks, StepContext, log, seed_everything, worker_main
 
 STEP = "train_interest_model"
 _HIT_USERS = 1_000  # held-out users whose next SID is searched each epoch

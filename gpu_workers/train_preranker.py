@@ -21,18 +21,18 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from gpl_core.artifacts import Manifest, artifact_version
 from gpl_core.config import Prerank
 from gpl_core.errors import MissingInputError
+from gpl_core.lakehouse.artifacts import Manifest, artifact_version
 from gpl_core.prerank import metrics
 from gpl_core.prerank.export import export_bundle, load_variant
 from gpl_core.prerank.loss import RowMass, dual_label_loss, row_mass
 from gpl_core.prerank.metrics import Figure
 from gpl_core.prerank.model import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
 from gpl_core.prerank.selection import BestWeights
-from gpu_workers.embeddings import item_vectors
-from gpu_workers.item_tables import ItemRows, end_of, sample_vectors, sid_table, sids_in_force
-from gpu_workers.prerank_inputs import (
+from gpu_workers.inputs.embeddings import item_vectors
+from gpu_workers.inputs.item_tables import ItemRows, end_of, sample_vectors, sid_table, sids_in_force
+from gpu_workers.inputs.prerank import (
     FeedFacts,
     HeldOut,
     Impressions,
@@ -44,7 +44,7 @@ from gpu_workers.prerank_inputs import (
     score_impressions,
     without_held_out,
 )
-from gpu_workers.runtime import Ranks, StepContext, commit_parts, log, seed_everything, worker_main
+from gpu_workers.worker import Ranks, StepContext, commit_parts, log, seed_everything, worker_main
 
 EXPOSED_ONLY, GPL = "exposed_only", "gpl"
 LOOKS = 8  # times that held-out rows are looked at during training

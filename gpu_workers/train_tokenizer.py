@@ -21,12 +21,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gpl_core.config import Config
-from gpl_core.pipeline import start_of, trained_through
+from gpl_core.graph.planner import start_of, trained_through
 from gpl_core.sids.health import Gates, as_scalars, check_gates, measure
 from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit, fit_rq_kmeans
 from gpl_core.sids.tokenizer import Tokenizer
-from gpu_workers.embeddings import encoder_version_of, item_vectors
-from gpu_workers.runtime import Ranks, StepContext, log, seed_everything, work_folder, worker_main
+from gpu_workers.inputs.embeddings import encoder_version_of, item_vectors
+from gpu_workers.worker import Ranks, StepContext, log, seed_everything, work_folder, worker_main
 
 
 class DeepSpeedEngine:

@@ -25,9 +25,9 @@ from pyspark.ml.regression import IsotonicRegression
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.artifacts import Manifest
 from gpl_core.config import Calibrator as Settings
 from gpl_core.errors import GateError, MissingInputError
+from gpl_core.graph.planner import trained_through
 from gpl_core.labels.calibration import (
     FEATURES,
     GRID_CELLS,
@@ -39,8 +39,14 @@ from gpl_core.labels.calibration import (
     grid_variable_sql,
 )
 from gpl_core.labels.fitting import base_rate_change, check_fitting_rows, fit_quantile, grid_calibrator, grid_mean
-from gpl_core.pipeline import trained_through
-from spark_jobs.calibrators import CALIBRATOR_FILE, label_reliability, require_one_version, with_counts, with_label
+from gpl_core.lakehouse.artifacts import Manifest
+from spark_jobs.common.calibrators import (
+    CALIBRATOR_FILE,
+    label_reliability,
+    require_one_version,
+    with_counts,
+    with_label,
+)
 from spark_jobs.session import SparkStep, job_main
 
 log = logging.getLogger("gpl")

@@ -18,12 +18,12 @@ from pyspark.sql import DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
 from gpl_core.config import Config
-from gpl_core.contracts import Contract, load_contract
+from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ContractError, QuarantineError
-from gpl_core.lake import Commit
-from spark_jobs.catalogue import ItemChanges, checked_items, item_changes, latest_items
-from spark_jobs.checks import Checked, inside_slice, known_item, quarantine_rows, split, typed_rows
-from spark_jobs.columns import passthrough_of, with_passthrough
+from gpl_core.lakehouse.lake import Commit
+from spark_jobs.common.checks import Checked, inside_slice, known_item, quarantine_rows, split, typed_rows
+from spark_jobs.common.columns import passthrough_of, with_passthrough
+from spark_jobs.common.items import ItemChanges, checked_items, item_changes, latest_items
 from spark_jobs.session import SparkStep, job_main
 
 _ROWS_PER_TASK = 4_000_000

@@ -10,10 +10,10 @@ from __future__ import annotations
 from delta.tables import DeltaTable
 from pyspark.sql import functions as F
 
-from gpl_core.contracts import Contract
+from gpl_core.commands.maintenance import compactable
+from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ConflictError
-from gpl_core.lake import SliceMark
-from gpl_core.maintenance import compactable
+from gpl_core.lakehouse.lake import SliceMark
 from spark_jobs.session import SparkStep, is_conflict, job_main, spark_path
 
 

@@ -14,8 +14,8 @@ from gpl_core.config import Weights
 from gpl_core.errors import ContractError
 from gpl_core.labels.calibration import Calibrator
 from gpl_core.labels.confidence import Exponents, weight_sql
-from gpl_core.lake import Snapshot
-from spark_jobs.calibrators import load_calibrator, require_one_version, with_counts, with_label
+from gpl_core.lakehouse.lake import Snapshot
+from spark_jobs.common.calibrators import load_calibrator, require_one_version, with_counts, with_label
 from spark_jobs.session import SparkStep, job_main
 
 

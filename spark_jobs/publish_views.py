@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pyspark.sql import SparkSession
 
 from gpl_core.config import load_config
-from gpl_core.contracts import all_contracts
+from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, UsageError
-from gpl_core.lake import Lake
-from gpl_core.runs import exit_with, setup_logging
-from gpl_core.views import View, all_views
+from gpl_core.graph.step_run import exit_with, setup_logging
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.views import View, all_views
 from spark_jobs.session import spark_path, start_session
 
 

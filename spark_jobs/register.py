@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pyspark.sql import SparkSession
 
 from gpl_core.config import CATALOG, Lakehouse, load_config
-from gpl_core.lake import LOCATIONS, Lake
-from gpl_core.runs import exit_with, setup_logging
+from gpl_core.graph.step_run import exit_with, setup_logging
+from gpl_core.lakehouse.lake import LOCATIONS, Lake
+from spark_jobs.common.whole_files import write_whole
 from spark_jobs.publish_views import publish
 from spark_jobs.session import located, start_session
-from spark_jobs.whole_files import write_whole
 
 
 def locate(spark: SparkSession, settings: Lakehouse) -> dict[str, str]:

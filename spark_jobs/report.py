@@ -13,23 +13,23 @@ from typing import Any
 from markupsafe import Markup
 from pyspark.sql import functions as F
 
-from gpl_core.artifacts import KINDS
-from gpl_core.contracts import all_contracts
+from gpl_core.commands.summary import provenance
+from gpl_core.contracts.contract import all_contracts
+from gpl_core.graph.planner import STEPS
 from gpl_core.labels.calibration import Calibrator
-from gpl_core.lake import Snapshot
-from gpl_core.pipeline import STEPS
-from gpl_core.summary import provenance
-from gpl_core.views import all_views
-from spark_jobs import report_data as data
-from spark_jobs import report_plots as plots
-from spark_jobs.calibrators import load_calibrator
-from spark_jobs.columns import sids_in_force, with_passthrough
-from spark_jobs.manifests import ensure_manifest
-from spark_jobs.report_changes import changes, feed_figures, warnings
-from spark_jobs.report_lineage import draw, inputs_of, nodes
-from spark_jobs.report_page import Plot, Section, Table, render
+from gpl_core.lakehouse.artifacts import KINDS
+from gpl_core.lakehouse.lake import Snapshot
+from gpl_core.lakehouse.views import all_views
+from spark_jobs.common.calibrators import load_calibrator
+from spark_jobs.common.columns import sids_in_force, with_passthrough
+from spark_jobs.common.manifests import ensure_manifest
+from spark_jobs.common.whole_files import write_whole
+from spark_jobs.reporting import data as data
+from spark_jobs.reporting import plots as plots
+from spark_jobs.reporting.changes import changes, feed_figures, warnings
+from spark_jobs.reporting.lineage import draw, inputs_of, nodes
+from spark_jobs.reporting.page import Plot, Section, Table, render
 from spark_jobs.session import SparkStep, job_main
-from spark_jobs.whole_files import write_whole
 
 log = logging.getLogger("gpl")
 

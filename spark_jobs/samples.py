@@ -15,8 +15,8 @@ from pyspark.sql import functions as F
 
 from gpl_core.config import Config
 from gpl_core.errors import ContractError
-from spark_jobs.columns import passthrough_of, with_passthrough
-from spark_jobs.exclusions import flagged, opted_out, withdrawn_items
+from spark_jobs.common.columns import passthrough_of, with_passthrough
+from spark_jobs.common.exclusions import flagged, opted_out, withdrawn_items
 from spark_jobs.session import SparkStep, job_main
 
 _PAIR = ("user_id", "item_index")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pyspark.sql import DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
-from spark_jobs.columns import padded
-from spark_jobs.histories import cached_anchors, read_latest_sequences, read_scored_pairs, require_model_of
+from spark_jobs.common.columns import padded
+from spark_jobs.common.histories import cached_anchors, read_latest_sequences, read_scored_pairs, require_model_of
 from spark_jobs.session import SparkStep, job_main
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
-from gpl_core.lake import SliceMark, Snapshot
-from spark_jobs.columns import broadcast_if_few, padded, sids_in_force, unit_hash
+from gpl_core.lakehouse.lake import SliceMark, Snapshot
+from spark_jobs.common.columns import broadcast_if_few, padded, sids_in_force, unit_hash
 from spark_jobs.session import SparkStep, job_main
 
 _ORDER = ("event_time", "item_index", "kind")

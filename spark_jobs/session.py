@@ -19,11 +19,19 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from gpl_core.config import CATALOG
-from gpl_core.contracts import Contract, load_contract
+from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError, UsageError
-from gpl_core.lake import Commit, Lake
-from gpl_core.pipeline import Planner
-from gpl_core.runs import Failures, StepArguments, StepContext, exit_with, parse_arguments, run_step, setup_logging
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.step_run import (
+    Failures,
+    StepArguments,
+    StepContext,
+    exit_with,
+    parse_arguments,
+    run_step,
+    setup_logging,
+)
+from gpl_core.lakehouse.lake import Commit, Lake
 
 # What this project relies on. Each is set only when the launcher left it open.
 _DEFAULTS = {
@@ -444,7 +452,7 @@ def run_body(spark: SparkSession, context: StepContext, job: Job) -> None:
 def _run_bulk(spark: SparkSession | None, name: str, job: Job, args: StepArguments, dates: tuple[date, ...]) -> None:
     """All of `dates` in one commit per table, each slice with a fingerprint of its own."""
     planner = Planner(args.config)
-    from gpl_core.pipeline import find_step
+    from gpl_core.graph.planner import find_step
 
     step = find_step(name)
     if any(read.scope not in ("slice", "as_of") for read in step.reads):

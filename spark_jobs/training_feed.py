@@ -16,11 +16,11 @@ from pyspark.sql import functions as F
 
 from gpl_core.config import Config
 from gpl_core.errors import ContractError, GateError
-from gpl_core.lake import Snapshot
-from spark_jobs.calibrators import require_one_version
-from spark_jobs.columns import micros, passthrough_of, sids_in_force, with_passthrough
-from spark_jobs.manifests import check_compatible, ensure_manifest, schema_hash, schema_of
-from spark_jobs.monitors import watch
+from gpl_core.lakehouse.lake import Snapshot
+from spark_jobs.common.calibrators import require_one_version
+from spark_jobs.common.columns import micros, passthrough_of, sids_in_force, with_passthrough
+from spark_jobs.common.manifests import check_compatible, ensure_manifest, schema_hash, schema_of
+from spark_jobs.common.monitors import watch
 from spark_jobs.session import SparkStep, job_main
 
 PAIR = ["user_id", "item_index"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gpl_core.launch import DELTA_PACKAGE
+from gpl_core.graph.launches import DELTA_PACKAGE
 from tests.support import JVM
 
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # by which spark-submit finds its home

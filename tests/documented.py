@@ -19,7 +19,7 @@ PROGRAMS = (
 LAUNCHERS = ("spark-submit", "deepspeed")
 PIPELINE, PACKAGING = "tests/test_pipeline.py::", "tests/test_packaging.py::"
 ON_S3 = "tests/test_object_storage.py::test_every_step_runs_on_object_storage"
-SHADOW = "tests/gpl_core/test_shadow.py::"
+SHADOW = "tests/gpl_core/commands/test_shadow.py::"
 CATALOG = "tests/spark_jobs/test_register.py::test_the_catalog_of_the_documents_outlives_its_sessions"
 STANDALONE = PIPELINE + "test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster"
 ELSEWHERE: Mapping[str, str] = {
@@ -33,8 +33,8 @@ ELSEWHERE: Mapping[str, str] = {
     "make bench": "tests/bench/results",
     "python -m tests.bench.table": "tests/test_docs.py::test_the_page_of_benchmarks_can_be_written",
     "python -m pytest tests/gpl_core/labels/test_calibration.py": "tests/gpl_core/labels/test_calibration.py",
-    "GPL_AIRFLOW_PYTHON=/tmp/airflow/bin/python python -m pytest tests/gpl_core/test_schedule.py":
-        "tests/gpl_core/test_schedule.py::test_airflow_itself_loads_the_dag_and_runs_it_for_a_date",
+    "GPL_AIRFLOW_PYTHON=/tmp/airflow/bin/python python -m pytest tests/gpl_core/graph/test_schedulers.py":
+        "tests/gpl_core/graph/test_schedulers.py::test_airflow_itself_loads_the_dag_and_runs_it_for_a_date",
     "python -m pytest -k reliability": "tests/gpl_core/labels/test_calibration.py",
     "python -m pytest -m not spark and not deepspeed and not pipeline": ".ci/run",
     "mkdocs build --strict": "tests/test_docs.py::test_the_site_is_built_and_holds_every_page",
@@ -49,21 +49,21 @@ ELSEWHERE: Mapping[str, str] = {
     "gpl run --config shop.yaml --run-date D --from fit_calibrator --force":
         PIPELINE + "test_a_backfill_uses_no_model_trained_after_its_date",
     "gpl forget --config shop.yaml --user U --vacuum-hours 168":
-        "tests/gpl_core/test_forget.py::test_forgetting_removes_the_person_everywhere_and_nobody_else",
+        "tests/gpl_core/commands/test_forget.py::test_forgetting_removes_the_person_everywhere_and_nobody_else",
     "gpl rollback --config shop.yaml calibrator 2026-03-04-0a1b2c3d4e --reason labels twice too high":
-        "tests/gpl_core/test_cli.py::test_rolling_back_and_promoting_from_the_command_line",
+        "tests/gpl_core/commands/test_cli.py::test_rolling_back_and_promoting_from_the_command_line",
     "gpl promote --config shop.yaml calibrator 2026-03-04-0a1b2c3d4e":
-        "tests/gpl_core/test_cli.py::test_rolling_back_and_promoting_from_the_command_line",
+        "tests/gpl_core/commands/test_cli.py::test_rolling_back_and_promoting_from_the_command_line",
     "gpl quarantine retry --config shop.yaml --run-date 2026-03-04":
         "tests/spark_jobs/test_ingest.py::test_rows_whose_item_came_late_are_accepted_by_a_retry_and_nothing_else_is_written",
     "gpl optimize --config shop.yaml --start-date 2026-03-01 --end-date 2026-03-07":
         "tests/spark_jobs/test_optimize.py::test_small_files_are_joined_and_nothing_turns_stale",
     "gpl vacuum --config shop.yaml --retention-hours 336":
-        "tests/gpl_core/test_maintenance.py::test_the_command_says_what_it_deletes_and_refuses_with_exit_3",
+        "tests/gpl_core/commands/test_maintenance.py::test_the_command_says_what_it_deletes_and_refuses_with_exit_3",
     "gpl evict --config shop.yaml --run-date 2026-03-31":
-        "tests/gpl_core/test_evict.py::test_what_was_not_needed_within_the_retention_goes",
+        "tests/gpl_core/commands/test_evict.py::test_what_was_not_needed_within_the_retention_goes",
     "gpl capacity --users 300e6 --hours 6 --gpu-hour-cost 3":
-        "tests/gpl_core/test_capacity.py::test_devices_cost_and_the_measurement_are_named",
+        "tests/gpl_core/commands/test_capacity.py::test_devices_cost_and_the_measurement_are_named",
     "gpl register --config shop.yaml": CATALOG,
     "spark-sql --properties-file catalog.conf -f shop.sql": CATALOG,
     "spark-sql --properties-file catalog.conf -e SELECT * FROM gpl.coverage ORDER BY dt, outcome": CATALOG,
@@ -79,8 +79,9 @@ ELSEWHERE: Mapping[str, str] = {
     "uv venv moto-env": "tests/object_store.py",
     "uv pip install --python moto-env moto[server]": "tests/object_store.py",
     "python docs/examples/petastorm_pytorch.py s3://your-bucket/gpl/manifests/training_feed/2026-03-01.json":
-        "tests/gpl_core/test_object_storage.py::test_petastorm_reads_every_row_that_the_manifest_names_once",
-    "python -m pytest tests/gpl_core/test_object_storage.py": "tests/gpl_core/test_object_storage.py",
+        "tests/gpl_core/lakehouse/test_object_storage.py::test_petastorm_reads_every_row_that_the_manifest_names_once",
+    "python -m pytest tests/gpl_core/lakehouse/test_object_storage.py":
+        "tests/gpl_core/lakehouse/test_object_storage.py",
     "python -m pytest tests/test_object_storage.py": ON_S3,
     "spark-submit spark_jobs/check_delta.py": "Makefile",
     "spark-submit spark_jobs/publish_views.py":

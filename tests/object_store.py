@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from gpl_core.storage import filesystem
+from gpl_core.lakehouse.storage import filesystem
 
 BUCKET = "lakes"
 

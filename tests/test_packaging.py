@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from gpl_core.config import shipped_configs
-from gpl_core.contracts import all_contracts
-from gpl_core.pipeline import JUDGE, STEPS
-from gpl_core.views import all_views
+from gpl_core.contracts.contract import all_contracts
+from gpl_core.graph.planner import JUDGE, STEPS
+from gpl_core.lakehouse.views import all_views
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("gpl_core", "spark_jobs", "gpu_workers", "schemas")
@@ -95,11 +95,11 @@ def test_the_zip_for_py_files_is_imported_as_a_zip(tree, tmp_path):
     target = tmp_path / "gpl.zip"
     subprocess.run([sys.executable, "-m", "zipfile", "-c", str(target), *arguments.split()], cwd=tree, check=True)
     code = (
-        "import gpl_core.contracts as c, gpl_core.config as f; print(c.__file__, len(c.all_contracts())); "
+        "import gpl_core.contracts.contract as c, gpl_core.config as f; print(c.__file__, len(c.all_contracts())); "
         "print(f.load_config('quickstart').run.start_date, len(f.shipped_configs()))"
     )
     said = python(code, target, tmp_path)
-    assert f"{target}/gpl_core/contracts.py {len(all_contracts())}" in said
+    assert f"{target}/gpl_core/contracts/contract.py {len(all_contracts())}" in said
     assert f"2026-01-03 {len(shipped_configs())}" in said
 
 

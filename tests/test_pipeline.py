@@ -28,11 +28,11 @@ import yaml
 
 from gpl_core.cli import main
 from gpl_core.config import Config, load_config
-from gpl_core.contracts import load_contract
-from gpl_core.dry_run import print_dry_run
-from gpl_core.lake import SliceMark
-from gpl_core.launch import script_path, tool
-from gpl_core.pipeline import STEPS, Planner, engine_of
+from gpl_core.contracts.contract import load_contract
+from gpl_core.graph.dry_run import print_dry_run
+from gpl_core.graph.launches import script_path, tool
+from gpl_core.graph.planner import STEPS, Planner, engine_of
+from gpl_core.lakehouse.lake import SliceMark
 from tests.documented import PAGES, commands, runner, typed
 from tests.support import JVM
 

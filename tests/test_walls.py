@@ -43,7 +43,7 @@ def test_bad_imports_are_refused_each_under_its_walls_name(copy):
         "spark_jobs/bad_through_core.py": "from gpl_core.sids import trie, tokenizer\n",
         "gpu_workers/bad_spark.py": "def late():\n    from pyspark.sql import functions\n    return functions\n",
         "gpl_core/bad_spark.py": "import pyspark\n",
-        "gpl_core/bad_room.py": "def late():\n    import gpu_workers.feed\n    return gpu_workers\n",
+        "gpl_core/bad_room.py": "def late():\n    import gpu_workers.inputs.feed\n    return gpu_workers\n",
         "gpl_core/labels/calibration.py": (copy / "gpl_core/labels/calibration.py").read_text() + "\nimport torch\n",
         "spark_jobs/bad_cli.py": "import gpl_core.cli\n",
     }

@@ -10,7 +10,7 @@ from petastorm import make_batch_reader
 from petastorm.pytorch import BatchedDataLoader
 from pyarrow.filesystem import S3FSWrapper  # the old kind, all that Petastorm 0.12 takes; it wraps any of fsspec's
 
-from gpl_core.storage import filesystem
+from gpl_core.lakehouse.storage import filesystem
 
 COLUMNS = ["item_index", "is_exposed", "target", "label", "pseudo_label", "sample_weight"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpl_core.config import Config
 from gpl_core.errors import UsageError
-from gpl_core.lake import Lake
+from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.reviews import PROVENANCE, ImportSettings, import_reviews
 from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.simulate import simulate

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from gpl_core.errors import UsageError
-from gpl_core.lake import Lake
+from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.recall import (
     LoggingPolicy,
     Observed,

@@ -11,7 +11,7 @@ from datetime import timedelta
 import numpy as np
 import pyarrow as pa
 
-from gpl_core.lake import Lake
+from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.items import ItemWorld, Taste, item_id, item_texts, make_items, make_taste
 from gpl_core.simulation.pictures import render
 from gpl_core.simulation.recall import LoggingPolicy, Observed, bought_together, expose, nearest, recall, text_features

@@ -12,9 +12,9 @@ from typing import Protocol
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from gpl_core.contracts import load_contract
+from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError
-from gpl_core.lake import WHOLE, Lake, PartWriter, SliceMark
+from gpl_core.lakehouse.lake import WHOLE, Lake, PartWriter, SliceMark
 
 PROVENANCE = "gpl.provenance"
 

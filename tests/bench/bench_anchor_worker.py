@@ -19,17 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
-from gpl_core.artifacts import ArtifactStore
+from gpl_core.graph.planner import Planner, find_step
+from gpl_core.graph.step_run import StepContext
 from gpl_core.interest.bundle import load_bundle
 from gpl_core.interest.content import ContentTable
 from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import BeamSearch, SearchSettings
-from gpl_core.pipeline import Planner, find_step
-from gpl_core.runs import StepContext
+from gpl_core.lakehouse.artifacts import ArtifactStore
 from gpl_core.sids.trie import Trie
 from gpu_workers import generate_anchors, train_interest_model
-from gpu_workers.interest_inputs import base_checkpoint
-from gpu_workers.runtime import Ranks, start_ranks
+from gpu_workers.inputs.interest import base_checkpoint
+from gpu_workers.worker import Ranks, start_ranks
 from tests.bench.harness import Figure, at_least, at_most, growth_exponent, is_quick, report
 from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, InterestLake, User
 

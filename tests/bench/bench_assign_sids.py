@@ -27,8 +27,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from gpl_core.contracts import load_contract
-from gpl_core.lake import WHOLE, Lake, SliceMark
+from gpl_core.contracts.contract import load_contract
+from gpl_core.lakehouse.lake import WHOLE, Lake, SliceMark
 from gpl_core.sids.health import collision_share
 from gpl_core.sids.issue import Issued, RowView, issue
 from gpl_core.sids.kmeans import residual_kmeans
@@ -36,8 +36,8 @@ from gpl_core.sids.repair import duplicates
 from gpl_core.sids.tokenizer import Encoded, Tokenizer, mlp
 from gpl_core.sids.trie import Trie
 from gpu_workers.assign_sids import encode_rows
-from gpu_workers.embeddings import item_vectors
-from gpu_workers.runtime import Ranks
+from gpu_workers.inputs.embeddings import item_vectors
+from gpu_workers.worker import Ranks
 from tests.bench.harness import (
     Figure,
     at_least,

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from gpl_core.cli import main
 from gpl_core.config import Config, date_range, load_config, shipped_configs
-from gpl_core.contracts import all_contracts
+from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import UsageError
-from gpl_core.pipeline import STEPS, find_step
+from gpl_core.graph.planner import STEPS, find_step
 from tests.support import config_file, small_config
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gpl_core.config import Config
-from gpl_core.contracts import load_contract
-from gpl_core.pipeline import RAW_TABLES, STEPS, Planner, StepState, find_step, trained_through
-from spark_jobs.whole_files import write_whole
+from gpl_core.contracts.contract import load_contract
+from gpl_core.graph.planner import RAW_TABLES, STEPS, Planner, StepState, find_step, trained_through
+from spark_jobs.common.whole_files import write_whole
 from tests.support import ONE, put
 
 RAW = ("raw_impressions", "raw_candidates", "raw_interactions")

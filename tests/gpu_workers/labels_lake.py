@@ -22,14 +22,14 @@ import pyarrow as pa
 import torch
 
 import gpu_workers
-from gpl_core.artifacts import ArtifactStore
 from gpl_core.config import load_config
-from gpl_core.contracts import Contract, load_contract
+from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import MissingInputError
-from gpl_core.lake import Lake, SliceMark
-from gpl_core.pipeline import Planner, StepState, find_step, start_of
-from gpl_core.runs import StepContext
-from gpu_workers.runtime import Ranks, WorkerBody
+from gpl_core.graph.planner import Planner, StepState, find_step, start_of
+from gpl_core.graph.step_run import StepContext
+from gpl_core.lakehouse.artifacts import ArtifactStore
+from gpl_core.lakehouse.lake import Lake, SliceMark
+from gpu_workers.worker import Ranks, WorkerBody
 
 DAY = date(2026, 1, 2)
 H, L, K, P, B, WIDTH = 4, 3, 2, 2, 5, 6

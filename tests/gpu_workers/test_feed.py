@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpl_core.contracts import load_contract
+from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError
-from gpl_core.lake import DataFile, Lake, Snapshot
-from gpu_workers.feed import assign_files, read_batches, rebatch
+from gpl_core.lakehouse.lake import DataFile, Lake, Snapshot
+from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
 from tests.support import DAY, DIMS, ONE, data_table, legal_rows, partition_text, put
 
 TABLE = "training_feed"
@@ -33,7 +33,7 @@ def lake(tmp_path_factory) -> Lake:
 
 
 def write(lake: Lake, count: int, *, day=DAY, file_rows: int = 7, row_group_rows: int = 3) -> list[dict]:
-    from gpl_core.lake import SliceMark
+    from gpl_core.lakehouse.lake import SliceMark
 
     rows = legal_rows(CONTRACT, count, partition={"dt": day})
     for i, row in enumerate(rows):
@@ -263,7 +263,7 @@ def test_files_without_statistics_are_read_without_a_promise(lake):
 
 
 def test_passthrough_columns_are_read_through_the_wider_contract(tmp_path):
-    from gpl_core.contracts import Column
+    from gpl_core.contracts.contract import Column
 
     wider = CONTRACT.with_columns((Column("price", "double", False, "Price"),))
     lake = Lake(str(tmp_path))

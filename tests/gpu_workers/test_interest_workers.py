@@ -19,9 +19,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpl_core.artifacts import ArtifactStore, Manifest
-from gpl_core.contracts import load_contract
+from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import LineageError, MissingInputError
+from gpl_core.graph.planner import Planner, find_step
+from gpl_core.graph.step_run import StepContext
 from gpl_core.interest.alignment import Titles
 from gpl_core.interest.bundle import load_bundle
 from gpl_core.interest.content import ContentTable, NeighbourGraph
@@ -29,13 +30,12 @@ from gpl_core.interest.model import InterestModel
 from gpl_core.interest.packing import History
 from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import BeamSearch, SearchSettings
-from gpl_core.pipeline import Planner, find_step
-from gpl_core.runs import StepContext
+from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
 from gpl_core.sids.catalogue import Catalogue
 from gpl_core.sids.trie import Trie
 from gpu_workers import generate_anchors, train_interest_model
-from gpu_workers.interest_inputs import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
-from gpu_workers.runtime import Ranks
+from gpu_workers.inputs.interest import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
+from gpu_workers.worker import Ranks
 from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, LEVELS, InterestLake, User
 from tests.support import legal_rows, put
 
@@ -197,7 +197,7 @@ def test_latest_rows_do_not_depend_on_the_number_of_passes(tmp_path: Path, monke
         lake.write_sequences(lake.users(30, seed=back)[: 30 - 5 * back], DAY - timedelta(days=back))
     snapshot = lake.lake.open("user_sequences")
     once = LatestSequences(snapshot, snapshot.files, lake.version, 0.3)
-    monkeypatch.setattr("gpu_workers.interest_inputs._KEYS_AT_A_TIME", 7)
+    monkeypatch.setattr("gpu_workers.inputs.interest._KEYS_AT_A_TIME", 7)
     often = LatestSequences(snapshot, snapshot.files, lake.version, 0.3)
     assert often.found == once.found
     assert all((often._use[path] == once._use[path]).all() for path in once._use)

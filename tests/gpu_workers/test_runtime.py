@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from gpl_core.errors import GateError
-from gpl_core.launch import tool
-from gpl_core.pipeline import Planner
-from gpu_workers.runtime import Ranks
+from gpl_core.graph.launches import tool
+from gpl_core.graph.planner import Planner
+from gpu_workers.worker import Ranks
 from tests.support import DAY, ONE, config_file, put, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ WORKER = """
 import json, os, sys
 import numpy as np, torch
 from gpl_core.errors import GateError
-from gpu_workers.runtime import commit_parts, seed_everything, worker_main
+from gpu_workers.worker import commit_parts, seed_everything, worker_main
 from tests.support import DIMS, data_table, legal_rows
 
 TEXTS = ["", "plain", "\\u043a\\u043b\\u044e\\u0447 \\u2615", "\\0", "x" * 200_000, "[1, 2]"]

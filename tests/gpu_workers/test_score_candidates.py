@@ -8,8 +8,8 @@ import pytest
 
 from gpl_core.errors import ContractError, LineageError
 from gpu_workers import score_candidates
-from gpu_workers.embeddings import ItemVectors
-from gpu_workers.item_tables import ItemRows
+from gpu_workers.inputs.embeddings import ItemVectors
+from gpu_workers.inputs.item_tables import ItemRows
 from tests.gpu_workers.labels_lake import DAY, LabelsLake
 
 ROWS = [

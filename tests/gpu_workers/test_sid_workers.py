@@ -19,13 +19,13 @@ import yaml
 from PIL import Image
 
 from gpl_core.config import load_config
-from gpl_core.contracts import load_contract
+from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import GateError, LineageError, MissingInputError
-from gpl_core.lake import WHOLE, Lake, SliceMark
-from gpl_core.pipeline import Planner, find_step
-from gpl_core.runs import Counts, StepContext
+from gpl_core.graph.planner import Planner, find_step
+from gpl_core.graph.step_run import Counts, StepContext
+from gpl_core.lakehouse.lake import WHOLE, Lake, SliceMark
 from gpu_workers import assign_sids, encode_items, train_tokenizer
-from gpu_workers.runtime import start_ranks
+from gpu_workers.worker import start_ranks
 
 ROOT = Path(__file__).parents[2]
 DAY = "2026-01-02"

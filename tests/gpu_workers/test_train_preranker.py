@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from gpl_core.contracts import Column, load_contract
+from gpl_core.contracts.contract import Column, load_contract
 from gpl_core.errors import ContractError, LineageError, MissingInputError
 from gpl_core.prerank.export import load_variant
 from gpl_core.prerank.features import user_buckets
 from gpl_core.prerank.serving import ServedModel
 from gpu_workers import train_preranker
-from gpu_workers.runtime import Ranks
+from gpu_workers.worker import Ranks
 from tests.gpu_workers.labels_lake import DAY, SIDS, H, L, LabelsLake
 
 NEXT = DAY + timedelta(days=1)

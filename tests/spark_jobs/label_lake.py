@@ -12,9 +12,9 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from gpl_core.graph.planner import Planner
 from gpl_core.labels.calibration import Calibrator, FittedOn
-from gpl_core.pipeline import Planner
-from spark_jobs.calibrators import CALIBRATOR_FILE, load_calibrator
+from spark_jobs.common.calibrators import CALIBRATOR_FILE, load_calibrator
 from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
 
 BEFORE = day(-1)

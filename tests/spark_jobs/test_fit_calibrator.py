@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gpl_core.errors import GateError, LineageError, MissingInputError
+from gpl_core.graph.planner import Planner, find_step
 from gpl_core.labels.calibration import FEATURES, apply, feature_values, grid_position
 from gpl_core.labels.fitting import fit_isotonic, fit_logistic, histogram
-from gpl_core.pipeline import Planner, find_step
 from spark_jobs import fit_calibrator
 from tests.spark_jobs.label_lake import LabelLake, score
 from tests.spark_jobs.tiny_lake import D, day

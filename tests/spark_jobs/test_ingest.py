@@ -10,8 +10,9 @@ from deltalake import write_deltalake
 from pyspark.sql import functions as F
 
 from gpl_core.errors import ContractError, MissingInputError, QuarantineError
-from gpl_core.pipeline import engine_of
-from spark_jobs import checks, columns, ingest, retry_quarantine
+from gpl_core.graph.planner import engine_of
+from spark_jobs import ingest, retry_quarantine
+from spark_jobs.common import checks, columns
 from spark_jobs.session import SparkStep
 from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
 

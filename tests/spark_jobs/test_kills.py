@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from gpl_core.launch import DELTA_PACKAGE, script_path, tool
-from gpl_core.pipeline import Planner
+from gpl_core.graph.launches import DELTA_PACKAGE, script_path, tool
+from gpl_core.graph.planner import Planner
 from spark_jobs import ingest, samples
 from tests.bench.kill_campaign import contents, differing, kill_at, orphans, written
 from tests.spark_jobs.tiny_lake import SETTINGS, D, TinyLake

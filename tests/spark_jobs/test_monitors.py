@@ -12,9 +12,9 @@ import pytest
 
 from gpl_core.config import Monitors
 from gpl_core.errors import GateError
-from gpl_core.pipeline import Planner, find_step
+from gpl_core.graph.planner import Planner, find_step
 from spark_jobs import training_feed
-from spark_jobs.monitors import Measured, judge, stability_index
+from spark_jobs.common.monitors import Measured, judge, stability_index
 from tests.spark_jobs.label_lake import FeedLake
 from tests.spark_jobs.tiny_lake import D, day
 
@@ -72,7 +72,7 @@ def test_stability_index_by_hand():
 
 def test_the_index_is_the_same_to_the_last_bit_in_every_process():
     code = (
-        "from spark_jobs.monitors import stability_index as f; "
+        "from spark_jobs.common.monitors import stability_index as f; "
         "print(f({str(n): 1 / (n + 3) for n in range(40)}, {str(n): 1 / (n + 7) for n in range(20, 60)}))"
     )
     found = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gpl_core.errors import ContractError, LineageError
+from gpl_core.graph.planner import Planner
 from gpl_core.labels.calibration import FEATURES, Calibrator, FittedOn, apply
-from gpl_core.pipeline import Planner
 from spark_jobs import pseudo_labels
 from tests.spark_jobs.label_lake import LabelLake, score
 from tests.spark_jobs.tiny_lake import D, day

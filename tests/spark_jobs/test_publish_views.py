@@ -6,11 +6,11 @@ import math
 
 import pytest
 
+from gpl_core.commands.forget import forget
 from gpl_core.errors import ContractError, UsageError
-from gpl_core.forget import forget
-from gpl_core.lake import Lake
-from gpl_core.query import Query
-from gpl_core.views import all_views
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.query import Query
+from gpl_core.lakehouse.views import all_views
 from spark_jobs.publish_views import publish
 from tests.gpl_core.analyst_lake import AnalystLake
 

@@ -16,9 +16,9 @@ import yaml
 from gpl_core.cli import main
 from gpl_core.config import Lakehouse
 from gpl_core.errors import ContractError, MissingInputError
-from gpl_core.lake import LOCATIONS, Lake
-from gpl_core.launch import tool
-from gpl_core.query import Query
+from gpl_core.graph.launches import tool
+from gpl_core.lakehouse.lake import LOCATIONS, Lake
+from gpl_core.lakehouse.query import Query
 from spark_jobs.register import locate, register
 from spark_jobs.session import check_registered
 from tests.documented import ROOT, commands

@@ -6,11 +6,12 @@ import re
 
 import pytest
 
-from gpl_core.contracts import load_contract
-from gpl_core.lake import SliceMark
-from gpl_core.pipeline import Planner, find_step
-from spark_jobs import pseudo_labels, report, report_data, training_feed
-from spark_jobs.manifests import manifest_path
+from gpl_core.contracts.contract import load_contract
+from gpl_core.graph.planner import Planner, find_step
+from gpl_core.lakehouse.lake import SliceMark
+from spark_jobs import pseudo_labels, report, training_feed
+from spark_jobs.common.manifests import manifest_path
+from spark_jobs.reporting import data as report_data
 from tests.spark_jobs.label_lake import FeedLake, score
 from tests.spark_jobs.tiny_lake import D, day
 

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup, escape
 
-from gpl_core.contracts import all_contracts
-from spark_jobs import report_plots
+from gpl_core.contracts.contract import all_contracts
 from spark_jobs.report import compare, dictionary
-from spark_jobs.report_changes import changes, feed_figures, warnings
-from spark_jobs.report_data import Calibration, WeightBin, weight_bins, weight_sentence
-from spark_jobs.report_lineage import Node, draw, nodes
-from spark_jobs.report_page import Plot, Section, Table, figure, render, style
+from spark_jobs.reporting import plots as report_plots
+from spark_jobs.reporting.changes import changes, feed_figures, warnings
+from spark_jobs.reporting.data import Calibration, WeightBin, weight_bins, weight_sentence
+from spark_jobs.reporting.lineage import Node, draw, nodes
+from spark_jobs.reporting.page import Plot, Section, Table, figure, render, style
 
 
 def page(**changes) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from gpl_core.errors import LineageError
 from spark_jobs import anchor_requests, score_requests
-from spark_jobs.histories import scored_pairs
+from spark_jobs.common.histories import scored_pairs
 from spark_jobs.score_requests import candidate_blocks
 from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
 

@@ -11,7 +11,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from spark_jobs import sequences
-from spark_jobs.histories import latest_sequences, newest_snapshot
+from spark_jobs.common.histories import latest_sequences, newest_snapshot
 from spark_jobs.sequences import build_sequences
 from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
 

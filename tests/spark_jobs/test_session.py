@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from pyspark.sql import functions as F
 
-from gpl_core.contracts import load_contract
+from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ConflictError, ContractError
-from gpl_core.pipeline import Planner, StepState
-from gpl_core.runs import StepContext
+from gpl_core.graph.planner import Planner, StepState
+from gpl_core.graph.step_run import StepContext
 from spark_jobs.session import SparkStep, schema_drift, spark_schema
 from tests.spark_jobs.tiny_lake import D, TinyLake, day
 

@@ -14,13 +14,13 @@ import pyarrow as pa
 from deltalake import write_deltalake
 from pyspark.sql import SparkSession
 
-from gpl_core.artifacts import Manifest
 from gpl_core.config import Config, load_config
-from gpl_core.contracts import load_contract
-from gpl_core.lake import Lake, SliceMark
-from gpl_core.pipeline import Planner, find_step
-from gpl_core.runs import StepArguments, StepContext, run_step
-from spark_jobs.columns import with_passthrough
+from gpl_core.contracts.contract import load_contract
+from gpl_core.graph.planner import Planner, find_step
+from gpl_core.graph.step_run import StepArguments, StepContext, run_step
+from gpl_core.lakehouse.artifacts import Manifest
+from gpl_core.lakehouse.lake import Lake, SliceMark
+from spark_jobs.common.columns import with_passthrough
 from spark_jobs.session import SparkStep, run_body
 
 D = date(2026, 1, 10)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gpl_core.comparison import T95
+from gpl_core.commands.evaluate import T95
 from gpl_core.labels.calibration import sigmoid
 from tests.bench.harness import Figure, at_least
 from tests.bench.simulation import variants

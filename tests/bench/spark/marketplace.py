@@ -18,10 +18,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from gpl_core.config import Config, load_config
-from gpl_core.contracts import load_contract
-from gpl_core.lake import Lake, SliceMark
-from gpl_core.pipeline import Planner
-from gpl_core.runs import StepArguments, run_step
+from gpl_core.contracts.contract import load_contract
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.step_run import StepArguments, run_step
+from gpl_core.lakehouse.lake import Lake, SliceMark
 from spark_jobs.run import job_of
 from spark_jobs.session import run_body, spark_schema
 

@@ -1,0 +1,268 @@
+"""Look at a platform's raw tables before the first run: every problem at once, from schemas, logs and a sample of rows.
+
+The rules are ingest's own (spark_jobs/common/checks.py): what is called an error here is refused or quarantined there.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any, Literal
+
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from gpl_core.config import Config
+from gpl_core.contracts.contract import Column, Contract, load_contract
+from gpl_core.errors import GplError, MissingInputError
+from gpl_core.lakehouse.lake import Lake, Snapshot
+from gpl_core.lakehouse.query import Query
+from gpl_core.lakehouse.storage import filesystem
+
+TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions", "raw_opt_outs")
+_OPTIONAL = ("raw_interactions", "raw_opt_outs")
+_NUMBERS = {"byte", "short", "integer", "long", "float", "double"}
+_WHOLE = {"byte", "short", "integer", "long"}
+# contract type -> (Delta's word for it, words of types whose values can mean it)
+_TYPES: dict[str, tuple[str, set[str]]] = {
+    "string": ("string", _NUMBERS | {"boolean"}),
+    "int": ("integer", _NUMBERS | {"string", "boolean"}),
+    "long": ("long", _NUMBERS | {"string", "boolean"}),
+    "double": ("double", _NUMBERS | {"string", "boolean"}),
+    "boolean": ("boolean", _WHOLE | {"string"}),
+    "timestamp": ("timestamp", {"string", "date", "timestamp_ntz"}),
+    "date": ("date", set()),
+    "binary": ("binary", set()),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to say about a raw table."""
+
+    level: Literal["error", "warning"]
+    table: str
+    text: str
+
+
+def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[Finding]:
+    """Findings over all raw tables; at most `sample_rows` rows of each are looked at, on its first of `dates`."""
+    lake = Lake.of(config.lakehouse)
+    found: list[Finding] = []
+    readable: set[str] = set()
+    for name in TABLES:
+        try:
+            lake.uri(name)
+        except MissingInputError as problem:  # named by a catalog that was not asked yet
+            found.append(Finding("error", name, str(problem).removeprefix(f"table {name}: ")))
+            continue
+        problems = list(_table(lake, load_contract(name)))
+        found += problems
+        if lake.exists(name) and not any(p.level == "error" for p in problems):
+            readable.add(name)
+            if "dt" in load_contract(name).partition_by:
+                found += _slices(lake, config, name, dates)
+    query = Query(lake)
+    for name in TABLES:
+        if name in readable:
+            found += _rows(query, lake, load_contract(name), dates, sample_rows, "raw_items" in readable)
+    if "raw_impressions" in readable:
+        found += _rate(query, lake, config, dates[0])
+    return found
+
+
+# ---- schemas and logs --------------------------------------------------------------------------------------------
+
+
+def _table(lake: Lake, contract: Contract) -> Iterator[Finding]:
+    name, uri = contract.name, lake.uri(contract.name)
+
+    def error(text: str) -> Finding:
+        return Finding("error", name, text)
+
+    if not lake.exists(name):
+        absent = f"there is no Delta table at {uri}"
+        if _holds_parquet(uri):
+            dated = " PARTITIONED BY (dt DATE)" if "dt" in contract.partition_by else ""
+            yield error(f"{absent}: it holds Parquet without a log; in Spark: CONVERT TO DELTA parquet.`{uri}`{dated}")
+        elif name in lake.overrides:
+            todo = "take the setting out" if name in _OPTIONAL else "correct the setting"
+            yield error(f"{absent}, where lakehouse.tables.{name} says it is: write it, or {todo}")
+        elif name == "raw_interactions":
+            yield Finding("warning", name, f"none at {uri}: positives are then clicked impressions alone")
+        elif name not in _OPTIONAL:
+            yield error(f"{absent}: write it, or set lakehouse.tables.{name}")
+        return
+    try:
+        table = DeltaTable(uri)
+    except (DeltaError, OSError) as problem:
+        yield error(f"the Delta table at {uri} cannot be opened: {str(problem).splitlines()[0]}")
+        return
+    if name == "raw_items" and not table.file_uris():
+        yield error("it has no rows: every event would be quarantined for its unknown item")
+    have = _columns(lake, name)
+    for column in contract.columns:
+        if column.name not in have:
+            if not column.nullable:
+                close = difflib.get_close_matches(column.name, have, 1, 0.5)
+                hint = (
+                    f"; is it '{close[0]}'? then lakehouse.columns.{name}: {{{column.name}: {close[0]}}}"
+                    if close
+                    else ""
+                )
+                yield error(f"column '{column.name}' ({column.type}) is missing{hint}")
+        elif wrong := _wrong_type(column, have[column.name]):
+            yield error(wrong)
+    if "dt" in contract.partition_by and "dt" in have and "dt" not in table.metadata().partition_columns:
+        divided = ", ".join(table.metadata().partition_columns) or "nothing"
+        yield error(f"partitioned by {divided}, expected dt: write it with partitionBy('dt')")
+
+
+def _holds_parquet(uri: str) -> bool:
+    """Whether a file right in the folder, or in one of its partitions, is Parquet."""
+    fs, path = filesystem(uri)
+    return any(fs.glob(f"{path}/{deep}*.parquet") for deep in ("", "*/"))
+
+
+def _columns(lake: Lake, name: str) -> dict[str, str]:
+    """Our name of each column -> Delta's word for its type."""
+    ours = {theirs: our for our, theirs in lake.columns.get(name, {}).items()}
+    return {ours.get(f.name, f.name): _kind(f.type) for f in DeltaTable(lake.uri(name)).schema().fields}
+
+
+def _source(lake: Lake, name: str) -> str:
+    """The table under our column names, as SQL."""
+    theirs = lake.columns.get(name, {})
+    ours = {v: k for k, v in theirs.items()}
+    names = [f.name for f in DeltaTable(lake.uri(name)).schema().fields if f.name in ours or f.name not in theirs]
+    return "(SELECT " + ", ".join(f'"{n}" AS "{ours.get(n, n)}"' for n in names) + f" FROM {name})"
+
+
+def _kind(kind: Any) -> str:
+    """Delta's word for a type; `array` for arrays of numbers."""
+    text = getattr(kind, "type", str(kind))
+    element = getattr(kind, "element_type", None)
+    if element is not None:
+        return "array" if getattr(element, "type", "") in _NUMBERS else "array of others"
+    return text if isinstance(text, str) else str(kind)
+
+
+def _wrong_type(column: Column, kind: str) -> str:
+    if column.type.startswith("array<"):
+        return "" if kind == "array" else f"column '{column.name}' is {kind}, expected {column.type}"
+    wanted, castable = _TYPES[column.type]
+    if kind == wanted or kind in castable or kind.startswith("decimal"):
+        return ""
+    return f"column '{column.name}' is {kind}, expected {column.type}: no cast mends it"
+
+
+def _slices(lake: Lake, config: Config, name: str, dates: Sequence[date]) -> Iterator[Finding]:
+    table = Snapshot(lake.uri(name), load_contract(name))
+    have = set(table.slices())
+    lacking = [d.isoformat() for d in dates if d not in have]
+    if lacking and name not in _OPTIONAL:
+        known = f"it has {min(have)} to {max(have)}" if have else "it has no rows"
+        yield Finding("error", name, f"no slice for {_some(lacking)}; {known}")
+    start = config.run.history_start
+    if name == "raw_impressions" and start is not None:
+        days = [start + timedelta(days=i) for i in range((dates[0] - start).days)]
+        lacking = [d.isoformat() for d in days if d not in have]
+        if lacking:
+            yield Finding("warning", name, f"history from run.history_start {start} lacks {_some(lacking)}")
+
+
+def _some(words: Sequence[str], most: int = 5) -> str:
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
+# ---- a sample of rows --------------------------------------------------------------------------------------------
+
+
+def _rows(
+    query: Query, lake: Lake, contract: Contract, dates: Sequence[date], most: int, items: bool
+) -> Iterator[Finding]:  # fmt: skip
+    name = contract.name
+    have = _columns(lake, name)
+    where, day = "", None
+    if "dt" in contract.partition_by:
+        days = [d for d in dates if d in set(Snapshot(lake.uri(name), contract).slices())]
+        if not days:
+            return
+        day = days[0]
+        where = f" WHERE dt = DATE '{day}'"
+    sample = f"(SELECT * FROM {_source(lake, name)} AS r{where} LIMIT {most}) AS s"
+    counts = {"rows": "count(*)"}
+    for column in contract.columns:
+        if column.name not in have or column.name == "dt":
+            continue
+        if not column.nullable:
+            counts[f"{column.name} is null"] = f"count(*) FILTER (WHERE {column.name} IS NULL)"
+        if column.type == "string" and not column.nullable and have[column.name] == "string":
+            counts[f"{column.name} is empty"] = f"count(*) FILTER (WHERE {column.name} = '')"
+        if check := column.check_sql():
+            value = f"try_cast({column.name} AS DOUBLE)" if have[column.name] == "string" else column.name
+            bad = check.replace(column.name, value)
+            counts[f"{column.name} breaks {check}"] = f"count(*) FILTER (WHERE NOT ({bad}))"
+    if day is not None and have["event_time"] != "string":
+        low, high = (f"CAST(TIMESTAMP '{d}T00:00:00Z' AS TIMESTAMP)" for d in (day, day + timedelta(days=1)))
+        time = "CAST(event_time AS TIMESTAMP)"
+        counts[f"event_time is not within dt {day} (UTC)"] = (
+            f"count(*) FILTER (WHERE {time} < {low} OR {time} >= {high})"
+        )
+    if name == "raw_items":
+        told = [c for c in ("title", "description", "image", "image_uri", "image_embedding") if c in have]
+        empty = " AND ".join(
+            f"({c} IS NULL OR {c} = '')" if have[c] == "string" else f"{c} IS NULL" for c in told
+        ) or "true"  # fmt: skip
+        counts["no title, description or picture: nothing to encode"] = f"count(*) FILTER (WHERE {empty})"
+    keys = [k for k in contract.primary_key if k in have]
+    duplicates = (
+        f"SELECT count(*) AS n FROM (SELECT 1 FROM {sample} GROUP BY {', '.join(keys)} HAVING count(*) > 1) AS d"
+    )
+    try:
+        names = list(counts)
+        row = query.rows(
+            "SELECT " + ", ".join(f"{sql} AS c{i}" for i, sql in enumerate(counts.values())) + f" FROM {sample}"
+        )[0]
+        total = row["c0"]
+        for place, text in enumerate(names[1:], 1):
+            if row[f"c{place}"]:
+                yield Finding("error", name, f"{text} in {row[f'c{place}']:,} of {total:,} rows looked at")
+        if twice := query.rows(duplicates)[0]["n"]:
+            yield Finding(
+                "warning", name, f"{twice:,} keys ({', '.join(keys)}) occur more than once: one row of each is kept"
+            )
+        if items and name != "raw_items" and "item_id" in have:
+            known = f"(SELECT DISTINCT item_id FROM {_source(lake, 'raw_items')} AS r) AS i"
+            lost = query.rows(
+                f"SELECT count(*) AS n, min(s.item_id) AS example FROM {sample} "
+                f"LEFT JOIN {known} ON i.item_id = s.item_id WHERE i.item_id IS NULL"
+            )[0]
+            if lost["n"]:
+                text = (
+                    f"item_id not in raw_items in {lost['n']:,} of {total:,} rows looked at, e.g. '{lost['example']}'"
+                )
+                yield Finding("error", name, text)
+    except GplError as problem:
+        yield Finding("error", name, f"rows cannot be read: {problem}")
+
+
+def _rate(query: Query, lake: Lake, config: Config, day: date) -> Iterator[Finding]:
+    """Whether the label rate can be had: the one setting that needs thought."""
+    wanted = config.labels.calibrator
+    if wanted.target_rate != "uniform" and wanted.kind == "quantile":
+        return
+    start = day - timedelta(days=wanted.window_days)
+    rows = query.rows(
+        f"SELECT count(*) AS n FROM {_source(lake, 'raw_impressions')} AS r "
+        f"WHERE dt >= DATE '{start}' AND dt < DATE '{day}' AND is_random"
+    )[0]["n"]
+    if rows < wanted.min_rows:
+        yield Finding(
+            "error", "raw_impressions",
+            f"{rows:,} uniformly exposed rows (is_random) in the {wanted.window_days} days before {day}, but "
+            f"labels.calibrator.min_rows is {wanted.min_rows:,}: set labels.calibrator.target_rate to the click rate "
+            "you expect of unexposed pairs, or log a slice of random exposure",
+        )  # fmt: skip

@@ -1,0 +1,112 @@
+"""`gpl evict`: take out of the anchor cache what nothing has needed for `cache.retention_days`.
+
+A date needs an entry when its score_requests hold the entry's user with the entry's model: there the cache is looked
+up. So an entry goes when it was generated, and its user last scored with its model, before the retention. (Of a user
+who is still scored with that model an entry of an older sequence stays until the model goes: too much is kept, never
+too little.) `interest_anchors` is written by delta-rs alone, hence no Spark job.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+
+from gpl_core.contracts.contract import load_contract
+from gpl_core.errors import MissingInputError
+from gpl_core.graph.planner import Planner, StepState
+from gpl_core.graph.step_run import Counts, new_run_id, record
+from gpl_core.lakehouse.keys import hash_keys, members
+from gpl_core.lakehouse.lake import DataFile, Snapshot, file_groups
+from gpl_core.lakehouse.rewrite import Mask, Removal, remove_rows
+
+STEP = "evict_anchors"
+_KEYS_AT_A_TIME = 8_000_000  # cache keys in memory at a time: 64 MB
+
+
+def evict(planner: Planner, run_date: date, *, dry_run: bool = False) -> Sequence[Removal]:
+    """Evict as of `run_date`; returns what was (dry_run: would be) taken out, and records a `job_runs` row.
+
+    Memory does not grow with the number of users. Old files become deletable by VACUUM, none is deleted here.
+
+    Raises:
+        MissingInputError: there is no cache, or a date has asked for anchors and not read them yet: what it needs
+            must not go.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    counts, error = Counts(), None
+    state = StepState("absent", "runs when called")
+    try:
+        lake = planner.lake
+        oldest = run_date - timedelta(days=planner.config.cache.retention_days - 1)
+        requests = _complete_requests(planner, run_date, oldest)
+        state = StepState("absent", state.reason, inputs={"score_requests": {"version": requests.version}})
+        found = remove_rows(
+            lake, load_contract("interest_anchors"), lambda cache: _unneeded(cache, requests, oldest), "evict",
+            dry_run=dry_run,
+        )  # fmt: skip
+        counts.rows_dropped = sum(r.rows for r in found)
+        counts.details = {"oldest_needed": oldest.isoformat(), "files": len(found), "evicted": counts.rows_dropped}
+        return found
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        if not dry_run:
+            status = "failed" if error else "done" if counts.rows_dropped else "noop"
+            record(planner.lake, STEP, run_date, new_run_id(), state, status, counts, error, started, clock)
+
+
+def _complete_requests(planner: Planner, run_date: date, oldest: date) -> Snapshot:
+    """score_requests, after checking that no date from `oldest` on still waits for it."""
+    scored = planner.lake.open("score_requests")
+    asked = planner.lake.open("anchor_requests")
+    written = _dates(scored)
+    waiting = sorted(d for d in {*_dates(asked), run_date} - written if d >= oldest)
+    if waiting:
+        raise MissingInputError(
+            f"table score_requests: no slice for {', '.join(map(str, waiting[:5]))}, so that what is needed of the "
+            "cache is not known yet; run score_requests for it, then evict"
+        )
+    return scored
+
+
+def _dates(snapshot: Snapshot) -> set[date]:
+    return {date.fromisoformat(name) for _, mark in snapshot.marks() for name in mark.slices}
+
+
+def _unneeded(cache: Snapshot, requests: Snapshot, oldest: date) -> list[Removal]:
+    """What may go: entries generated before `oldest` whose (user, model) no request from `oldest` on holds."""
+    recent = requests.select(start=oldest)
+    old = cache.select(end=oldest - timedelta(days=1))
+    in_use = {
+        v for rows in requests.row_groups(recent, ["model_version"]) for v in rows["model_version"].unique().to_pylist()
+    }
+    removals = [Removal(f, f.rows, None) for f in old if f.partition["model_version"] not in in_use]
+    for files in file_groups([f for f in old if f.partition["model_version"] in in_use], _KEYS_AT_A_TIME):
+        keys = np.unique(np.concatenate([_keys(cache, f) for f in files]))
+        needed = np.zeros(len(keys), dtype=bool)
+        for rows in requests.row_groups(recent, ["user_id", "model_version"]):
+            wanted = hash_keys(*(rows[c].to_pylist() for c in ("user_id", "model_version")))
+            needed[np.searchsorted(keys, wanted[members(wanted, keys)])] = True
+        for file in files:
+            gone = ~members(_keys(cache, file), keys[needed])
+            if gone.any():
+                whole = bool(gone.all())
+                removals.append(Removal(file, int(gone.sum()), None if whole else _mask(file, keys[needed])))
+    return removals
+
+
+def _mask(file: DataFile, needed: np.ndarray) -> Mask:
+    return lambda rows: pa.array(~members(_hashes(rows, file), needed))
+
+
+def _keys(cache: Snapshot, file: DataFile) -> np.ndarray:
+    return np.concatenate([_hashes(rows, file) for rows in cache.row_groups([file], ["user_id"])])
+
+
+def _hashes(rows: pa.Table, file: DataFile) -> np.ndarray:
+    return hash_keys(rows["user_id"].to_pylist(), [file.partition["model_version"]] * len(rows))

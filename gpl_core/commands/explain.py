@@ -1,0 +1,318 @@
+"""Why a pair has its pseudo-label: the matched anchor, the factors, the history beside it, computed again.
+
+`prefix_log_prob`, which the calibrator may read, is taken as it is stored.
+
+numpy alone, over the few rows that concern the pair. Formulas: `labels/scoring.py` and `labels/calibration.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gpl_core.config import Config
+from gpl_core.errors import ContractError, MissingInputError
+from gpl_core.graph.planner import Planner, start_of
+from gpl_core.labels.calibration import CALIBRATOR_FILE, COUNT_COLUMNS, SCORES, Calibrator, apply
+from gpl_core.labels.confidence import Exponents, combined_weight
+from gpl_core.lakehouse.artifacts import Manifest
+from gpl_core.lakehouse.query import Query, quoted
+
+NEAREST = 5
+"""Items of the history, and titles per anchor, that are shown."""
+_VECTOR_TOLERANCE = 1e-4  # scores were made in float32, on a GPU perhaps in another order
+_FORMULA_TOLERANCE = 1e-9
+
+Row = dict[str, Any]
+
+
+def explain(config: Config, user: str, item: str, day: date) -> Row:
+    """Everything behind the label of one pair, as a JSON-able dict; `recomputed` holds stored and recomputed values.
+
+    Raises:
+        MissingInputError: the pair has no label on `day`; says why.
+        ContractError: a recomputed value differs from the stored one.
+    """
+    planner = Planner(config)
+    query = Query(planner.lake, _versions(planner, day))
+    pair = _pair(query, user, item, day)
+    request = _request(query, user, day)
+    encoder_version = _artifact(planner, "tokenizer", pair["sid_version"]).lineage["encoder_version"]
+    anchors = _anchors(query, request, pair["sid_version"])
+    history = [i for i in request["history"] if i >= 0]
+    carriers = {i for a in anchors for i in a["carriers"]}
+    vectors = _vectors(query, {pair["item_index"], *history, *carriers}, encoder_version, day)
+    scores = _score(pair["item_index"], anchors, history, vectors)
+    calibrator = _calibrator(planner, pair["calibrator_version"])
+    label, raw, weight = _label(planner, query, config, calibrator, pair, day)
+    names = _titles(query, {pair["item_index"], *history, *carriers})
+    pairs = {
+        **{k: (pair[k], scores[k], _VECTOR_TOLERANCE) for k in
+           ("similarity", "history_similarity", "coherence", "consistency", "llm_confidence")},
+        "pseudo_label": (pair["pseudo_label"], label, _FORMULA_TOLERANCE),
+        "raw_weight": (pair["raw_weight"], raw, _FORMULA_TOLERANCE),
+    }  # fmt: skip
+    if weight is not None:
+        pairs["weight"] = (pair["weight"], weight, _FORMULA_TOLERANCE * max(1.0, weight))
+    wrong = [f"{k} is stored as {a!r}, computed as {b!r}" for k, (a, b, t) in pairs.items() if abs(a - b) > t]
+    if wrong:
+        raise ContractError(
+            f"pseudo_labels dt={day}, user {user}, item {item}: {'; '.join(wrong)}. The tables it was made from have "
+            f"changed since, or the label is wrong: run the steps from score_candidates on for {day} again"
+        )
+    for place, anchor in enumerate(anchors):
+        anchor["items"] = [names[i] for i in sorted(anchor.pop("carriers"))[:NEAREST]]
+        anchor["matched"] = place == scores["matched"]
+    nearest = sorted(scores["history"], key=lambda pair: -pair[1])[:NEAREST]
+    return {
+        "user_id": user,
+        "item": names[pair["item_index"]],
+        "run_date": day.isoformat(),
+        "source": pair["source"],
+        "pseudo_label": pair["pseudo_label"],
+        "weight": pair["weight"],
+        "raw_weight": pair["raw_weight"],
+        "similarity": pair["similarity"],
+        "factors": {k: pair[k] for k in ("coherence", "consistency", "llm_confidence")},
+        "calibrator": {
+            "version": pair["calibrator_version"],
+            "kind": calibrator.kind,
+            "features": list(calibrator.features),
+        },
+        "model_version": pair["model_version"],
+        "sid_version": pair["sid_version"],
+        "anchors": anchors,
+        "nearest_history": [{**names[i], "similarity": s, "events_ago": ago} for i, s, ago in nearest],
+        "recomputed": {k: {"stored": a, "computed": b} for k, (a, b, _) in pairs.items()},
+        "versions": dict(sorted(query.versions.items())),
+    }
+
+
+# ---- what the pair was made from ---------------------------------------------------------------------------------
+
+
+def _versions(planner: Planner, day: date) -> dict[str, int]:
+    """Versions that scoring read, where a run of it is on record: later SIDs and embeddings are not what it saw."""
+    if planner.snapshot("job_runs") is None:
+        return {}
+    runs = Query(planner.lake).rows(
+        f"SELECT inputs FROM job_runs WHERE step = 'score_candidates' AND run_date = DATE '{day}' AND status = 'done' "
+        "ORDER BY started_at DESC LIMIT 1"
+    )
+    inputs = json.loads(runs[0]["inputs"]) if runs else {}
+    return {t: int(inputs[t]["version"]) for t in ("item_sids", "item_embeddings") if t in inputs}
+
+
+def _pair(query: Query, user: str, item: str, day: date) -> Row:
+    wanted = (
+        "user_id", "item_index", "source", "similarity", "history_similarity", "coherence", "consistency",
+        "llm_confidence", "prefix_log_prob", "pseudo_label", "raw_weight", "weight", "calibrator_version",
+        "model_version", "sid_version",
+    )  # fmt: skip
+    found = query.rows(
+        f"SELECT {', '.join(wanted)} FROM pseudo_labels WHERE dt = DATE '{day}' AND user_id = {quoted(user)} "
+        f"AND item_id = {quoted(item)} ORDER BY source LIMIT 1"
+    )
+    if not found:
+        raise MissingInputError(
+            f"no pseudo-label of user {user}, item {item} on {day}: {_reason(query, user, item, day)}"
+        )
+    return found[0]
+
+
+def _request(query: Query, user: str, day: date) -> Row:
+    """Anchors and history that the user's pairs were scored with: the same in all of the user's rows."""
+    found = query.rows(
+        f"SELECT anchor_sids, log_prob, history FROM score_requests WHERE dt = DATE '{day}' "
+        f"AND user_id = {quoted(user)} LIMIT 1"
+    )
+    if not found:
+        raise MissingInputError(
+            f"score_requests dt={day} has no row of user {user}, whose pairs are labelled; run score_requests for {day}"
+        )
+    return found[0]
+
+
+def _reason(query: Query, user: str, item: str, day: date) -> str:
+    """Why a pair has no label, in words."""
+
+    def some(table: str, where: str) -> bool:
+        if not query.lake.exists(table):
+            return False
+        return bool(query.rows(f"SELECT 1 FROM {table} WHERE {where} LIMIT 1"))
+
+    on, pair = f"dt = DATE '{day}'", f"user_id = {quoted(user)} AND item_id = {quoted(item)}"
+    if not some("pseudo_labels", on):
+        return f"no pair of that date is labelled; run pseudo_labels for {day}"
+    if not some("items", f"item_id = {quoted(item)}"):
+        return "table items does not know the item"
+    if some("exposed_samples", f"{on} AND {pair}"):
+        return (
+            "the user was shown the item: its click is in the feed, and only a share of exposed pairs is scored "
+            "as control (samples.scored_exposed_share)"
+        )
+    if not some("unexposed_samples", f"{on} AND {pair}"):
+        return (
+            "the pair is not in unexposed_samples: the item was not recalled for the user, was shown within "
+            "samples.exposure_window_days, or was not among the sampled ones (samples.unexposed_per_request)"
+        )
+    if some("score_requests", f"{on} AND user_id = {quoted(user)}"):
+        return "the worker rejected the item or the user's anchors: see worker_rejects of that date"
+    return "the user has no anchors: no history before that date, or none whose items have a semantic ID"
+
+
+def _anchors(query: Query, request: Row, sid_version: str) -> list[Row]:
+    """Anchors that are not padding: rank, sid, log_prob and the items that carry the SID."""
+    count = len(request["log_prob"])
+    sids = np.asarray(request["anchor_sids"], dtype=np.int64).reshape(count, -1)
+    wanted = {",".join(map(str, s)) for s in sids.tolist()}
+    listed = ", ".join(quoted(s) for s in sorted(wanted))
+    found = query.rows(
+        "SELECT item_index, array_join(sid, ',') AS anchor FROM item_sids WHERE retired_at = 0 "
+        f"AND sid_version = {quoted(sid_version)} AND array_join(sid, ',') IN ({listed})"
+    )
+    return [
+        {
+            "rank": k, "sid": sid, "log_prob": float(log_prob), "probability": float(np.exp(log_prob)),
+            "carriers": [r["item_index"] for r in found if r["anchor"] == ",".join(map(str, sid))],
+        }
+        for k, (sid, log_prob) in enumerate(zip(sids.tolist(), request["log_prob"], strict=True)) if sid[0] >= 0
+    ]  # fmt: skip
+
+
+def _vectors(query: Query, items: Iterable[int], encoder_version: str, day: date) -> dict[int, npt.NDArray[np.float64]]:
+    """item_index -> its newest usable embedding before the end of `day`, of `encoder_version`."""
+    end = int(start_of(day + timedelta(days=1)).timestamp() * 1_000_000)
+    rows = query.rows(
+        f"SELECT item_index, embedding FROM item_embeddings WHERE encoder_version = {quoted(encoder_version)} "
+        f"AND updated_at < {end} AND item_index IN ({', '.join(map(str, sorted(items)))}) ORDER BY updated_at"
+    )
+    found = {r["item_index"]: np.asarray(r["embedding"], dtype=np.float64) for r in rows}
+    return {i: v for i, v in found.items() if np.isfinite(v).all() and v.any()}
+
+
+def _score(
+    item: int, anchors: Sequence[Row], history: Sequence[int], vectors: Mapping[int, npt.NDArray[np.float64]]
+) -> Row:
+    """The formulas of `labels/scoring.py` for one pair; adds `similarity` to every anchor that an item carries."""
+    live = []
+    for anchor in anchors:
+        anchor["carriers"] = [i for i in anchor["carriers"] if i in vectors]
+        anchor["carried_by"] = len(anchor["carriers"])
+        if anchor["carriers"]:
+            live.append(anchor)
+    if item not in vectors or not live:
+        raise ContractError(
+            "the pair has a label, but the item's embedding or every anchor's SID is gone from item_embeddings and "
+            "item_sids at the versions that scoring read"
+        )
+    points = np.stack([_unit(np.mean([vectors[i] for i in a["carriers"]], axis=0)) for a in live])  # [K x d]
+    # Every item once, at its last event.
+    past = list({i: len(history) - place - 1 for place, i in enumerate(history) if i in vectors}.items())
+    similarity = points @ vectors[item]
+    for anchor, value in zip(live, similarity.tolist(), strict=True):
+        anchor["similarity"] = value
+    logs = np.array([a["log_prob"] for a in live])
+    share = np.exp(logs - logs.max())
+    share /= share.sum()
+    best = int(similarity.argmax())
+    nearness = [(i, float(vectors[i] @ vectors[item]), ago) for i, ago in past]
+    agreement = np.zeros(len(live))
+    if past:
+        agreement = np.maximum(points @ np.stack([vectors[i] for i, _ in past]).T, 0).max(axis=1)
+    return {
+        "matched": anchors.index(live[best]),
+        "similarity": float(np.clip(similarity[best], -1, 1)),
+        "history_similarity": max((s for _, s, _ in nearness), default=0.0),
+        "coherence": float(np.clip(np.linalg.norm(share @ points), 0, 1)),
+        "consistency": float(np.clip(share @ agreement, 0, 1)),
+        "llm_confidence": float(np.exp(logs[best] / len(live[best]["sid"]))),
+        "history": nearness,
+    }
+
+
+def _unit(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return vector / np.linalg.norm(vector)
+
+
+def _label(
+    planner: Planner, query: Query, config: Config, calibrator: Calibrator, pair: Row, day: date
+) -> tuple[float, float, float | None]:
+    """(label, raw weight, weight) from the stored scores; the weight None when no commit tells the date's mean."""
+    columns: dict[str, Any] = {c: [0.0] for c in COUNT_COLUMNS}
+    if calibrator.needs_counts:
+        keys = {"item": f"item_index = {pair['item_index']}", "user": f"user_id = {quoted(pair['user_id'])}"}
+        for owner, key in keys.items():
+            for row in query.rows(f"SELECT * FROM {owner}_stats WHERE dt = DATE '{day}' AND {key}"):
+                columns |= {c: [row[c.removeprefix(f"{owner}_")]] for c in COUNT_COLUMNS if c.startswith(owner)}
+    columns |= {name: [pair[name]] for name in SCORES}
+    label = float(apply(calibrator, columns)[0])
+    given = config.labels.weights
+    exponents = Exponents(given.coherence, given.consistency, given.llm_confidence)
+    raw = min(1.0, float(combined_weight(pair["coherence"], pair["consistency"], pair["llm_confidence"], exponents)))
+    found = planner.lake.open("pseudo_labels").mark(day.isoformat(), "pseudo_labels")
+    if found is None or "mean_raw_weight" not in found[1].details:
+        return label, raw, None
+    mean = found[1].details["mean_raw_weight"] if found[1].details["weight_scale"] == "mean" else 1.0
+    return label, raw, raw / (mean or 1.0)
+
+
+def _calibrator(planner: Planner, version: str) -> Calibrator:
+    folder = planner.artifacts.fetch(_artifact(planner, "calibrator", version))
+    return Calibrator.from_json((folder / CALIBRATOR_FILE).read_text(encoding="utf-8"))
+
+
+def _artifact(planner: Planner, kind: str, version: str) -> Manifest:
+    manifest = planner.artifacts.find(kind, version)
+    if manifest is None:
+        raise MissingInputError(f"artifact {kind} {version}, which made the label, is not at {planner.artifacts.root}")
+    return manifest
+
+
+def _titles(query: Query, items: Iterable[int]) -> dict[int, Row]:
+    listed = ", ".join(map(str, sorted(items)))
+    rows = query.rows(f"SELECT item_index, item_id, title FROM items WHERE item_index IN ({listed})")
+    return {r["item_index"]: {"item_id": r["item_id"], "title": r["title"]} for r in rows}
+
+
+# ---- words -------------------------------------------------------------------------------------------------------
+
+
+def print_explanation(found: Row, console: Console) -> None:
+    """An explanation as people read it."""
+    console.print(
+        f"user {escape(found['user_id'])}, item {_item(found['item'])}, {found['run_date']}, {found['source']}"
+    )
+    console.print(
+        f"pseudo-label {found['pseudo_label']:.5f} ({found['calibrator']['kind']} of "
+        f"{', '.join(found['calibrator']['features'])}; similarity {found['similarity']:.4f}; calibrator "
+        f"{found['calibrator']['version']})"
+    )
+    factors = ", ".join(f"{k} {v:.4f}" for k, v in found["factors"].items())
+    console.print(f"weight {found['weight']:.4f} (raw {found['raw_weight']:.4f}: {factors})")
+    table = Table("rank", "anchor", "probability", "similarity", "carried by", title="anchors of the user, * matched")
+    for anchor in found["anchors"]:
+        mark = " *" if anchor["matched"] else ""
+        names = "; ".join(_item(i) for i in anchor["items"]) or "no item any more"
+        more = f" and {anchor['carried_by'] - len(anchor['items'])} more" if anchor["carried_by"] > NEAREST else ""
+        near = f"{anchor['similarity']:.4f}" if "similarity" in anchor else "–"
+        sid = ",".join(map(str, anchor["sid"]))
+        table.add_row(f"{anchor['rank']}{mark}", sid, f"{anchor['probability']:.5f}", near, names + more)
+    console.print(table)
+    table = Table("item of the history", "similarity", "events ago", title="nearest history items")
+    for row in found["nearest_history"]:
+        table.add_row(_item(row), f"{row['similarity']:.4f}", str(row["events_ago"]))
+    console.print(table)
+    console.print("computed again from vectors and formulas: equal to what is stored")
+
+
+def _item(item: Row) -> str:
+    return escape(f"{item['item_id']} ({item['title']})" if item["title"] else item["item_id"])

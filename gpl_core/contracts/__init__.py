@@ -1,0 +1,1 @@
+"""Table contracts: the only place where a column is declared, read from `schemas/`."""

@@ -1,0 +1,91 @@
+"""What `--dry-run` of a step prints: what it would read and write, with sizes by the tables' logs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import date
+from typing import Any
+
+from gpl_core.commands.maintenance import compactable
+from gpl_core.contracts.contract import load_contract
+from gpl_core.graph.planner import OPTIMIZE, Planner, Step, StepState, find_step, trained_through
+from gpl_core.lakehouse.artifacts import artifact_version
+from gpl_core.lakehouse.lake import DataFile, Snapshot
+from gpl_core.lakehouse.storage import filesystem
+
+
+def print_dry_run(planner: Planner, name: str, run_date: date, state: StepState, *, force: bool = False) -> None:
+    """One JSON line to stdout: state, inputs and outputs of the step `name`; nothing is started or changed.
+
+    `would_read`: version, files, rows and bytes of each table in the step's scope; one that is looked up by key, whole:
+    how much of it is read depends on the rows. `would_write`: which rows of each table (`where`), `how`, and what is
+    there: replaced (`replace`), added to (`merge`), rewritten in fewer files (`compact`) or left alone (`keep`).
+    """
+    step = find_step(name)
+    tables = [*step.writes, *step.also_writes]
+    if step is OPTIMIZE:
+        tables = [contract.name for contract in compactable(planner.lake, "spark")]
+    writes = {table: _write(planner, step, table, run_date, state, force) for table in tables}
+    if step.name == "report":
+        path = planner.report_path(run_date)
+        fs, local = filesystem(path)
+        kept = state.status == "done" and not force
+        writes[path] = {"how": "keep" if kept else "replace", "bytes": fs.size(local) if fs.exists(local) else 0}
+    publishes = {}
+    if step.publishes and state.artifact_fingerprint:
+        made = artifact_version(trained_through(step, run_date), state.artifact_fingerprint)
+        if force:
+            publishes[step.publishes] = f"{made} with another hash: a forced run makes a version of its own"
+        elif state.status != "done" and planner.artifacts.find(step.publishes, made) is None:
+            publishes[step.publishes] = made
+    body = {
+        "step": name,
+        "run_date": run_date.isoformat(),
+        "state": state.status,
+        "reason": state.reason,
+        "would_read": _reads(planner, step, run_date, state),
+        "would_write": writes,
+        "would_publish": publishes,
+    }
+    print(json.dumps(body, sort_keys=True), flush=True)
+
+
+def _reads(planner: Planner, step: Step, run_date: date, state: StepState) -> dict[str, dict[str, Any]]:
+    inputs = {name: dict(entry) for name, entry in state.inputs.items()}
+    for read in step.reads:
+        snapshot = planner.snapshot(read.table) if read.table in inputs else None
+        if snapshot is not None:
+            entry = inputs[read.table]
+            for key, size in _sizes(planner.files(snapshot, read, run_date)).items():
+                entry[key] = int(entry.get(key, 0)) + size
+    return inputs
+
+
+def _write(
+    planner: Planner, step: Step, table: str, run_date: date, state: StepState, force: bool
+) -> dict[str, Any]:  # fmt: skip
+    values = {"dt": run_date.isoformat(), "step": step.name}
+    where = {column: values[column] for column in load_contract(table).partition_by if column in values}
+    snapshot = planner.snapshot(table)
+    files = snapshot.select(where=where) if snapshot else ()
+    # A slice is replaced only where date and step name it whole.
+    how = "replace" if where and set(where) == set(load_contract(table).partition_by) else "merge"
+    if step is OPTIMIZE:
+        how = "compact" if len(files) > 1 else "keep"
+    elif not force and (
+        state.status == "done"
+        or (table in step.shaped_by and planner.is_current(table, run_date, state.fingerprint_of(table)))
+    ):
+        how = "keep"
+    return {
+        "how": how,
+        "where": " AND ".join(f"{column} = '{value}'" for column, value in where.items()) or "all rows",
+        "version": snapshot.version if snapshot else None,
+        **_sizes(files),
+    }
+
+
+def _sizes(files: Iterable[DataFile]) -> dict[str, int]:
+    files = tuple(files)
+    return {"files": len(files), "rows": Snapshot.rows(files), "bytes": sum(f.size for f in files)}

@@ -1,0 +1,179 @@
+"""What `gpl plan` prints and `gpl run` starts: launcher commands made from the graph and the configuration."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+from gpl_core.config import Config, date_range
+from gpl_core.errors import UsageError
+from gpl_core.graph.planner import JUDGE, STEPS, Planner, Step
+
+DELTA_PACKAGE = "io.delta:delta-spark_4.0_2.13:4.2.0"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process to start: a worker, or several Spark steps in one session.
+
+    Attributes:
+        bulk_through: the dates up to this one are history, ingested in one commit per table.
+    """
+
+    steps: tuple[Step, ...]
+    dates: tuple[date, ...]
+    bulk_through: date | None = None
+
+    @property
+    def label(self) -> str:
+        """What the progress line calls it."""
+        return ", ".join(s.name for s in self.steps)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the configuration came from: repeated in every command."""
+
+    config: str
+    overrides: tuple[str, ...] = ()
+
+    def arguments(self) -> list[str]:
+        """The command-line form."""
+        return ["--config", self.config, *[a for o in self.overrides for a in ("--set", o)]]
+
+
+def plan(
+    planner: Planner,
+    dates: Sequence[date],
+    *,
+    first: str | None = None,
+    only: Sequence[str] = (),
+    isolated: bool = False,
+) -> list[Launch]:
+    """The launches that cover `dates`, in order; Spark steps that follow each other share one unless `isolated`.
+
+    History is ingested in one go before the first date, and the day after the last one too when its raw slice exists:
+    evaluation of D needs D + 1.
+
+    Raises:
+        UsageError: an unknown step in `first` or `only`.
+    """
+    names = [s.name for s in STEPS]
+    for name in [*only, *([first] if first else [])]:
+        if name == JUDGE.name:
+            raise UsageError(f"{name} is not part of the graph: run it with `gpl judge`")
+        if name not in names:
+            raise UsageError(f"no step '{name}'; the steps are {', '.join(names)}")
+    chosen = [s for s in STEPS if not only or s.name in only]
+    if first:
+        chosen = [s for s in chosen if names.index(s.name) >= names.index(first)]
+    launches: list[Launch] = []
+    for step in chosen:
+        if step.name == "ingest":
+            run, before = planner.config.run, dates[0] - timedelta(days=1)
+            history = []
+            if run.history_start is not None and run.history_start < dates[0] == run.start_date:
+                history = date_range(run.history_start, before)
+            launches.append(
+                Launch((step,), (*history, *dates, *_day_after(planner, dates[-1])), before if history else None)
+            )
+        elif (
+            step.launcher == "spark" and launches and not isolated
+            and launches[-1].steps[-1].launcher == "spark" and launches[-1].dates == tuple(dates)
+        ):  # fmt: skip
+            launches[-1] = Launch((*launches[-1].steps, step), tuple(dates))
+        else:
+            launches.append(Launch((step,), tuple(dates)))
+    return launches
+
+
+def _day_after(planner: Planner, last: date) -> tuple[date, ...]:
+    following = last + timedelta(days=1)
+    snapshot = planner.snapshot("raw_impressions")
+    return (following,) if snapshot is not None and following in snapshot.slices() else ()
+
+
+def pending(planner: Planner, launch: Launch, force: bool = False) -> tuple[date, ...]:
+    """The dates of `launch` for which at least one of its steps is not done."""
+    if force:
+        return launch.dates
+    return tuple(d for d in launch.dates if any(planner.state(s, d).status != "done" for s in launch.steps))
+
+
+def command(
+    launch: Launch, dates: Sequence[date], source: Source, config: Config, *, run_id: str = "", force: bool = False,
+    log_level: str = "", max_failures: int = 0, without: Collection[date] = (),
+) -> list[str]:  # fmt: skip
+    """The launcher command of `launch` for `dates`, as an argument list.
+
+    `dates` are given as a range: what is done among them is passed by, those of `without` are named.
+    """
+    arguments = source.arguments()
+    if len(dates) == 1:
+        arguments += ["--run-date", dates[0].isoformat()]
+    else:
+        arguments += ["--start-date", dates[0].isoformat(), "--end-date", dates[-1].isoformat()]
+        left_out = sorted(d for d in without if dates[0] < d < dates[-1])
+        arguments += [a for d in left_out for a in ("--skip-date", d.isoformat())]
+    arguments += ["--run-id", run_id] if run_id else []
+    arguments += ["--force"] if force else []
+    arguments += ["--log-level", log_level] if log_level else []
+    arguments += ["--max-failures", str(max_failures)] if max_failures and len(dates) > 1 else []
+    if launch.bulk_through is not None and dates[0] <= launch.bulk_through:
+        arguments += ["--bulk-through", launch.bulk_through.isoformat()]
+    if launch.steps[0].launcher == "spark":
+        if len(launch.steps) == 1:
+            script, names = launch.steps[0].script, []
+        else:
+            script, names = "spark_jobs/run.py", ["--steps", ",".join(s.name for s in launch.steps)]
+        return spark_submit(config, script, [*names, *arguments])
+    return [tool("deepspeed"), *config.launch.deepspeed, script_path(launch.steps[0].script), *arguments]
+
+
+def spark_submit(config: Config, script: str, arguments: Sequence[str]) -> list[str]:
+    """The command that starts `script` on Spark; Delta's package is added unless the configuration names jars."""
+    given = list(config.launch.spark_submit)
+    jars = [] if {"--packages", "--jars"} & set(given) else ["--packages", DELTA_PACKAGE]
+    return [tool("spark-submit"), *given, *jars, script_path(script), *arguments]
+
+
+def shell(arguments: Sequence[str], env: Mapping[str, str]) -> str:
+    """One line that a shell runs, its environment variables first."""
+    return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in sorted(env.items())), shlex.join(arguments)])
+
+
+def environment(config: Config) -> dict[str, str]:
+    """Environment of the launched processes beyond ours: this Python for Spark's driver, then the configuration's."""
+    return {"PYSPARK_PYTHON": sys.executable, **config.launch.env}
+
+
+def with_free_port(arguments: Sequence[str]) -> list[str]:
+    """A local deepspeed command with a free rendezvous port, so that two runs on one machine do not meet."""
+    if Path(arguments[0]).name != "deepspeed" or {"--master_port", "--hostfile"} & set(arguments):
+        return list(arguments)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [arguments[0], "--master_port", str(port), *arguments[1:]]
+
+
+def tool(name: str) -> str:
+    """A launcher of this environment: the one beside the running Python when it is there."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else name
+
+
+def script_path(script: str) -> str:
+    """Absolute path of an entry point, in the source tree or in the installed package."""
+    package, _, name = script.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(f"package {package} is not installed; pip install the gpl-prerank wheel")
+    return os.path.join(next(iter(spec.submodule_search_locations)), name)

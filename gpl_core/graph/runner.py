@@ -1,0 +1,177 @@
+"""Runs launches one after another: commands, logs, progress and failures. What `gpl run` does once it is planned."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from gpl_core.config import Config
+from gpl_core.errors import UsageError
+from gpl_core.graph.hints import hints
+from gpl_core.graph.launches import Launch, Source, command, environment, pending, shell, with_free_port
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.prerequisites import problems
+from gpl_core.graph.step_run import new_run_id
+
+
+def run_launches(
+    launches: Sequence[Launch], source: Source, config: Config, *, force: bool = False, verbose: bool = False,
+    log_level: str = "", max_failures: int = 0,
+) -> int:  # fmt: skip
+    """Start what is pending of `launches`, in order; the exit code of the first failure, 0 without one.
+
+    A failure ends the run, but that up to `max_failures` dates may fail by themselves and are left out from then on.
+    verbose: the launches' own output is shown too. Their logs lie under the lakehouse (object storage: here).
+    """
+    console = Console(highlight=False)
+    run_id = new_run_id()
+    folder = Path(config.lakehouse.root) if "://" not in config.lakehouse.root else Path.cwd()
+    started = skipped = code_of_first = 0
+    failed: set[date] = set()
+    for launch in launches:
+        todo = tuple(d for d in pending(Planner(config), launch, force) if d not in failed)
+        if not todo:
+            skipped += 1
+            console.print(f"[dim]done already   {launch.label}: {_span(launch.dates)}[/dim]")
+            continue
+        arguments = command(
+            launch, todo, source, config, run_id=run_id, force=force, log_level=log_level,
+            max_failures=max_failures - len(failed), without=failed,
+        )  # fmt: skip
+        console.print(f"[dim]$ {escape(shell(arguments, environment(config)))}[/dim]", soft_wrap=True)
+        started += 1
+        log = folder / "logs" / run_id / f"{started:02d}-{launch.steps[0].name}.log"
+        clock = time.monotonic()
+        code, lines = _shown(console, launch, len(todo), with_free_port(arguments), config, log, verbose)
+        seconds = time.monotonic() - clock
+        if not code:
+            console.print(f"[green]finished[/green] {launch.label}: {_span(todo)} in {seconds:.0f} s")
+            continue
+        where = f"{launch.label}; log: {escape(str(log))}"
+        console.print(f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {where}")
+        if not verbose:
+            print(_tail(log), file=sys.stderr)
+        for hint in (*hints(log), *(f"missing: {p}" for p in problems())) if code == 1 else ():
+            print(hint, file=sys.stderr)
+        reached = {date.fromisoformat(line["run_date"]) for line in lines}
+        bad = {date.fromisoformat(line["run_date"]) for line in lines if line["status"] == "failed"}
+        single = {d for d in todo if launch.bulk_through is None or d > launch.bulk_through}
+        failed |= bad
+        # A launch that ended before it came to every date, or in the history, did not merely leave dates out.
+        if len(failed) > max_failures or not bad or not bad <= single <= reached:
+            return code
+        code_of_first = code_of_first or code
+        console.print(f"going on without {', '.join(map(str, sorted(failed)))}: {max_failures} may fail")
+    if not started:
+        console.print(f"nothing to do: all {skipped} launches are done by what the tables say")
+    return code_of_first
+
+
+def _shown(
+    console: Console, launch: Launch, dates: int, arguments: Sequence[str], config: Config, log: Path, verbose: bool
+) -> tuple[int, list[dict[str, Any]]]:
+    """Run one launch under a bar (where there is a terminal) and say each step's line; exit code and lines."""
+    lines: list[dict[str, Any]] = []
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=console, transient=True, disable=verbose or not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(escape(launch.label), total=dates * len(launch.steps))
+
+        def tell(line: dict[str, Any]) -> None:
+            lines.append(line)
+            _say(console, line)
+            bar.advance(task)
+
+        return _launch(arguments, config, log, verbose, tell), lines
+
+
+def _launch(
+    arguments: Sequence[str], config: Config, log: Path, verbose: bool, tell: Callable[[dict[str, Any]], None]
+) -> int:
+    """Run one command; its output goes to `log` (and the terminal when verbose), each step's JSON line to `tell`.
+
+    Returns the exit code.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    env = {**os.environ, **environment(config)}
+    if shutil.which(arguments[0]) is None:
+        raise UsageError(
+            f"{arguments[0]} is not on PATH: pip install the project with its extras spark and gpu, or start gpl from "
+            "the environment that has them"
+        )
+    ended: list[int] = []
+    process: subprocess.Popen[str] | None = None
+
+    def end(number: int, frame: object) -> None:
+        """A scheduler that ends us must end the launcher too: SIGTERM becomes an exception once there is one."""
+        ended.append(128 + number)
+        if process is not None:
+            sys.exit(ended[0])
+
+    signal.signal(signal.SIGTERM, end)
+    with log.open("w", encoding="utf-8") as sink:
+        try:
+            process = subprocess.Popen(
+                arguments, env=env, stdout=subprocess.PIPE, stderr=None if verbose else sink, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+            if ended:
+                sys.exit(ended[0])
+            assert process.stdout is not None
+            for line in process.stdout:
+                sink.write(line)
+                sink.flush()
+                if verbose:
+                    print(line, end="")
+                if (report := _step_line(line)) is not None:
+                    tell(report)
+            return process.wait()
+        except BaseException:
+            if process is not None:
+                os.killpg(process.pid, signal.SIGTERM)  # launchers start children of their own
+                process.wait()
+            raise
+
+
+def _step_line(line: str) -> dict[str, Any] | None:
+    """The JSON line of a step (see `runs.record`), None for whatever else a launcher or library prints."""
+    try:
+        body = json.loads(line) if line.startswith("{") else None
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) and {"step", "run_date", "status", "seconds"} <= body.keys() else None
+
+
+def _say(console: Console, line: dict[str, Any]) -> None:
+    parts = [f"  {line['step']} {line['run_date']}: {line['status']}"]
+    if line["status"] == "done":
+        parts.append(f"{line['rows_out']:,} rows")
+        parts += [f"{line['rows_quarantined']:,} quarantined"] if line["rows_quarantined"] else []
+        parts.append(f"{line['seconds']:.1f} s")
+    if line["status"] == "failed":
+        parts.append(f"{line['error_class']}")
+    console.print(", ".join(parts))
+
+
+def _span(dates: Sequence[date]) -> str:
+    return str(dates[0]) if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+
+
+def _tail(log: Path, lines: int = 40) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in text if line.startswith("error:")]
+    return "\n".join(errors or text[-lines:])

@@ -1,0 +1,333 @@
+"""Published artifacts: versioned bundles of safetensors and JSON, with a manifest written last.
+
+A bundle without a manifest does not exist. Date D uses the newest published version whose `trained_through` lies
+before D, so that a backfill never sees the future. An operator's decision takes a version out of force, or puts it
+back (`gpl promote|rollback`); decisions are rows of the table `artifact_decisions`, bundles are never changed.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from gpl_core.config import Shadow
+from gpl_core.contracts.contract import load_contract
+from gpl_core.errors import ContractError, MissingInputError, UsageError
+from gpl_core.lakehouse.lake import Lake, SliceMark
+from gpl_core.lakehouse.storage import filesystem
+
+MANIFEST = "manifest.json"
+KINDS = ("tokenizer", "interest_model", "calibrator", "preranker")
+DECISIONS = "artifact_decisions"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle is and where it comes from.
+
+    Attributes:
+        version: `<trained_through>-<hash of the inputs>`: the same inputs give the same version.
+        trained_through: last date whose events the artifact has seen.
+        lineage: versions of the artifacts it was built on, e.g. `{"encoder_version": …}`.
+        files: file name -> sha256.
+        config_hash: hash of the configuration that shaped it.
+    """
+
+    kind: str
+    version: str
+    trained_through: date
+    lineage: Mapping[str, str]
+    fingerprint: str
+    config_hash: str
+    files: Mapping[str, str]
+    published: bool = True
+    created_at: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Manifest as JSON text."""
+        body = asdict(self)
+        body["trained_through"] = self.trained_through.isoformat()
+        return json.dumps(body, indent=2, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str, source: str) -> Manifest:
+        """Parse a manifest; ContractError names `source` when it is broken."""
+        try:
+            body = json.loads(text)
+            body["trained_through"] = date.fromisoformat(body["trained_through"])
+            return Manifest(**body)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ContractError(
+                f"artifact manifest {source} is broken: {error}; delete the bundle or restore it"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The latest decision about one version: out of force (from a run date on, or for all), or in force again."""
+
+    version: str
+    action: Literal["promote", "rollback"]
+    from_date: date | None
+    decided_at: datetime
+
+    def allows(self, run_date: date) -> bool:
+        """Whether `run_date` may use the version."""
+        return self.action == "promote" or (self.from_date is not None and run_date < self.from_date)
+
+
+def artifact_version(trained_through: date, fingerprint: str) -> str:
+    """The version name of an artifact made from inputs with `fingerprint`."""
+    return f"{trained_through.isoformat()}-{fingerprint[:10]}"
+
+
+class ArtifactStore:
+    """Bundles under `<root>/artifacts/<kind>/<version>/`; the decisions about them are read once per store.
+
+    A shadow run reads some kinds from the store of another lakehouse, and publishes none of them.
+    """
+
+    def __init__(self, root: str, lake: Lake | None = None, shadow: Shadow | None = None):
+        self.root = f"{root.rstrip('/')}/artifacts"
+        self.lake = lake or Lake(root)
+        self._fs, self._base = filesystem(self.root)
+        shadow = shadow or Shadow()
+        self._pinned = dict(shadow.artifacts)
+        self._theirs = ArtifactStore(shadow.of) if shadow.of else self
+
+    def manifests(self, kind: str) -> list[Manifest]:
+        """Every complete bundle of `kind`, oldest first (by trained_through, then by creation)."""
+        if kind in self._pinned:
+            return [m for m in self._theirs.manifests(kind) if self._pinned[kind] in ("", m.version)]
+        folder = f"{self._base}/{kind}"
+        if not self._fs.exists(folder):
+            return []
+        found = []
+        for path in self._fs.glob(f"{folder}/*/{MANIFEST}"):
+            found.append(Manifest.from_json(self._fs.cat_file(path).decode(), path))
+        return sorted(found, key=lambda m: (m.trained_through, m.created_at, m.version))
+
+    def find(self, kind: str, version: str) -> Manifest | None:
+        """The manifest of one version, None when it does not exist."""
+        if kind in self._pinned:
+            return self._theirs.find(kind, version)
+        path = f"{self._base}/{kind}/{version}/{MANIFEST}"
+        if not self._fs.exists(path):
+            return None
+        return Manifest.from_json(self._fs.cat_file(path).decode(), path)
+
+    def in_force(self, kind: str, run_date: date) -> Manifest:
+        """The newest version in force that was trained on nothing at or after `run_date`.
+
+        Raises:
+            MissingInputError: there is none; names the versions that exist.
+        """
+        manifest = self.in_force_or_none(kind, run_date)
+        if manifest is None:
+            raise MissingInputError(
+                f"artifact {kind}: no published version was trained through a date before {run_date}; "
+                f"existing: {self._known(kind)}. Run the step that trains it for {run_date}"
+            )
+        return manifest
+
+    def in_force_or_none(self, kind: str, run_date: date) -> Manifest | None:
+        """Like `in_force`, None instead of an error."""
+        if self._pinned.get(kind) == "":
+            return self._theirs.in_force_or_none(kind, run_date)
+        usable = [m for m in self.manifests(kind) if m.trained_through < run_date and self._usable(m, run_date)]
+        return max(usable, key=self._rank, default=None)
+
+    def passed_by(self, kind: str, version: str, run_date: date) -> bool:
+        """Whether an operator has decided that `run_date` does without `version`."""
+        decision = self.decisions.get((kind, version))
+        return decision is not None and not decision.allows(run_date)
+
+    def _usable(self, manifest: Manifest, run_date: date) -> bool:
+        """Whether `run_date` may use it: by the latest decision, else when it was published; pinned, always."""
+        if manifest.kind in self._pinned:
+            return True
+        decision = self.decisions.get((manifest.kind, manifest.version))
+        return manifest.published if decision is None else decision.allows(run_date)
+
+    def _rank(self, manifest: Manifest) -> tuple[date, str, str]:
+        # Of two versions through one date the one made, or promoted, last.
+        decision = self.decisions.get((manifest.kind, manifest.version))
+        promoted = decision.decided_at.isoformat() if decision and decision.action == "promote" else ""
+        return manifest.trained_through, max(manifest.created_at, promoted), manifest.version
+
+    def _known(self, kind: str) -> str:
+        return ", ".join(f"{m.version} ({self._standing(m)})" for m in self.manifests(kind)) or "none"
+
+    def _standing(self, manifest: Manifest) -> str:
+        decision = self.decisions.get((manifest.kind, manifest.version))
+        if decision is None or decision.action == "promote":
+            left = "" if decision or manifest.published else ", not published"
+        else:
+            left = ", rolled back" + (f" from {decision.from_date} on" if decision.from_date else "")
+        return f"through {manifest.trained_through}{left}"
+
+    @cached_property
+    def decisions(self) -> dict[tuple[str, str], Decision]:
+        """(kind, version) -> the latest decision about it."""
+        if not self.lake.exists(DECISIONS):
+            return {}
+        rows = sorted(self.lake.open(DECISIONS).read().to_pylist(), key=lambda r: r["number"])
+        return {
+            (r["artifact"], r["version"]): Decision(r["version"], r["action"], r["from_date"], r["decided_at"])
+            for r in rows
+        }
+
+    def decide(
+        self, kind: str, version: str, action: Literal["promote", "rollback"], *, from_date: date | None = None,
+        reason: str = "",
+    ) -> bool:  # fmt: skip
+        """Take `version` out of force (for run dates from `from_date` on) or put it back; False when it is so already.
+
+        Raises:
+            MissingInputError: no such version; names those that exist.
+            ConflictError: another decision about this kind was made at the same time.
+        """
+        manifest = self.find(kind, version)
+        if manifest is None:
+            raise MissingInputError(f"artifact {kind}: no version {version}; existing: {self._known(kind)}")
+        self._refuse_pinned(kind)
+        contract = load_contract(DECISIONS)
+        app_id = f"{DECISIONS}:{kind}"
+        last = self.lake.open(DECISIONS).transaction_version(app_id) if self.lake.exists(DECISIONS) else -1
+        self.__dict__.pop("decisions", None)  # what others have decided since
+        before = self.decisions.get((kind, version))
+        if action == "promote":
+            peers = [m for m in self.manifests(kind) if m.trained_through == manifest.trained_through]
+            stands = max((m for m in peers if self._usable(m, date.max)), key=self._rank, default=None) == manifest
+        else:
+            stands = before is not None and (before.action, before.from_date) == (action, from_date)
+        if stands:
+            return False
+        row = {
+            "artifact": kind, "number": last + 2, "version": version, "action": action, "from_date": from_date,
+            "reason": reason, "decided_by": _account(), "decided_at": datetime.now(UTC),
+        }  # fmt: skip
+        with self.lake.writer(contract, {}, dims={}) as writer:
+            writer.write(pa.Table.from_pylist([row], schema=contract.arrow_schema()))
+        mark = SliceMark(action, {}, "")
+        self.lake.commit(contract, writer.parts, mark=mark, mode="append", app_id=app_id, last=last)
+        self.__dict__.pop("decisions", None)
+        return True
+
+    def publish(
+        self,
+        kind: str,
+        folder: Path,
+        *,
+        trained_through: date,
+        fingerprint: str,
+        config_hash: str,
+        lineage: Mapping[str, str],
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Copy the files of `folder` into the store and write the manifest last.
+
+        Publishing the same fingerprint again replaces an unfinished bundle and leaves a finished one alone.
+        """
+        self._refuse_pinned(kind)
+        version = artifact_version(trained_through, fingerprint)
+        existing = self.find(kind, version)
+        if existing is not None:
+            return existing
+        target = f"{self._base}/{kind}/{version}"
+        if self._fs.exists(target):  # left behind by a killed run: it has no manifest
+            self._fs.rm(target, recursive=True)
+        files = {}
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name = path.relative_to(folder).as_posix()
+            parent = f"{target}/{name}".rsplit("/", 1)[0]
+            self._fs.makedirs(parent, exist_ok=True)
+            self._fs.put_file(str(path), f"{target}/{name}")
+            files[name] = _sha256(path)
+        manifest = Manifest(
+            kind=kind,
+            version=version,
+            trained_through=trained_through,
+            lineage=dict(lineage),
+            fingerprint=fingerprint,
+            config_hash=config_hash,
+            files=files,
+            created_at=datetime.now(UTC).isoformat(),
+            metrics=dict(metrics or {}),
+        )
+        self._fs.pipe_file(f"{target}/{MANIFEST}", manifest.to_json().encode())
+        return manifest
+
+    def fetch(self, manifest: Manifest) -> Path:
+        """A local folder with the bundle's files, their hashes checked.
+
+        Raises:
+            ContractError: a file is missing or differs from the manifest.
+        """
+        if manifest.kind in self._pinned:
+            return self._theirs.fetch(manifest)
+        source = f"{self._base}/{manifest.kind}/{manifest.version}"
+        local = Path(source)
+        if "file" not in self._fs.protocol:
+            place = hashlib.sha256(f"{source}:{manifest.to_json()}".encode()).hexdigest()[:16]
+            local = Path(tempfile.gettempdir()) / f"gpl-artifacts-{_account()}" / place
+            if not local.is_dir():
+                self._copy(source, manifest, local)
+        for name, digest in manifest.files.items():
+            path = local / name
+            if not path.is_file() or _sha256(path) != digest:
+                if "file" not in self._fs.protocol:
+                    shutil.rmtree(local, ignore_errors=True)  # the next try copies again
+                raise ContractError(
+                    f"artifact {manifest.kind} {manifest.version}: file {name} is missing or differs from its "
+                    "manifest; restore the bundle or delete it and run its step again"
+                )
+        return local
+
+    def _refuse_pinned(self, kind: str) -> None:
+        if kind in self._pinned:
+            raise UsageError(f"artifact {kind}: this shadow run only reads it from {self._theirs.root}")
+
+    def _copy(self, source: str, manifest: Manifest, local: Path) -> None:
+        """Copy a bundle aside and rename it: ranks of one machine may race, and a killed copy is no bundle."""
+        local.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        aside = Path(tempfile.mkdtemp(dir=local.parent))
+        try:
+            for name in manifest.files:
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):  # told below, with what to do
+                    self._fs.get_file(f"{source}/{name}", str(aside / name))
+            aside.rename(local)
+        except OSError:
+            if not local.is_dir():  # else another rank was faster
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return ""
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,120 @@
+"""Swap files of a table for others in one commit; so take rows out, the files that hold them written anew by pyarrow.
+
+Not by delta-rs' own DELETE: it writes string views, which the pyarrow under Petastorm cannot read.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction, RemoveAction
+
+from gpl_core.contracts.contract import Contract
+from gpl_core.errors import ConflictError
+from gpl_core.lakehouse.lake import DataFile, Lake, SliceMark, Snapshot, add_action
+from gpl_core.lakehouse.storage import filesystem
+
+_TRIES = 5
+
+Mask = Callable[[pa.Table], pa.Array]
+"""Rows of a row group -> bool per row: True where it is to go."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Rows to take out of one file."""
+
+    file: DataFile
+    rows: int
+    mask: Mask | None
+    """Which ones; None: the whole file, which need not be read."""
+
+
+def remove_rows(
+    lake: Lake, contract: Contract, find: Callable[[Snapshot], Sequence[Removal]], step: str, *, dry_run: bool = False
+) -> Sequence[Removal]:
+    """Commit what `find` says of the newest version of the table; returns it. Nothing found: no commit.
+
+    The commit marks no slice: what a step has done stays done. Its readers see new files, and are stale.
+
+    Raises:
+        ConflictError: the table was written at the same time, again and again.
+    """
+    for _ in range(_TRIES):
+        snapshot = lake.open(contract.name)
+        found = find(snapshot)
+        if dry_run or not found:
+            return found
+        parts = [
+            made for r in found
+            if r.mask and (made := _without(snapshot, r.file, r.mask)) is not None
+        ]  # fmt: skip
+        if swap(snapshot, [r.file for r in found], parts, SliceMark(step, {}, step)):
+            return found
+    raise ConflictError(f"table {contract.name}: written by other runs {_TRIES} times meanwhile; run gpl {step} again")
+
+
+def swap(
+    snapshot: Snapshot, gone: Iterable[DataFile], come: Sequence[Mapping[str, Any]], mark: SliceMark,
+    *, data_change: bool = True,
+) -> bool:  # fmt: skip
+    """Commit part files `come` (as `PartWriter.parts`) in place of `gone`; False when another commit came between.
+
+    Then `come` is deleted again. data_change=False says that the rows are the same, only grouped otherwise.
+    """
+    keys = snapshot.contract.partition_by
+    table = DeltaTable(snapshot.uri, version=snapshot.version)
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    actions: list[AddAction | RemoveAction] = [
+        RemoveAction(f.path, data_change, now, f.size, {k: f.partition[k] for k in keys}) for f in gone
+    ]
+    actions += [add_action(part, data_change) for part in come]
+    try:
+        table.create_write_transaction(
+            actions, "append", table.schema(), list(keys) or None,
+            commit_properties=CommitProperties(
+                custom_metadata={"userMetadata": mark.to_json()}, max_commit_retries=0
+            ),
+        )  # fmt: skip
+    except CommitFailedError:
+        fs, base = filesystem(snapshot.uri)
+        if come:
+            fs.rm([f"{base}/{part['path']}" for part in come])
+        return False
+    return True
+
+
+def _without(snapshot: Snapshot, file: DataFile, mask: Mask) -> dict[str, Any] | None:
+    """`file` written anew without the rows of `mask`, row group by row group; None when nothing is left."""
+    (uri,) = snapshot.uris([file])
+    folder = file.path.rpartition("/")[0]
+    path = f"{folder}/part-{uuid.uuid4()}.parquet".lstrip("/")
+    fs, base = filesystem(snapshot.uri)
+    _, old = filesystem(uri)
+    rows = 0
+    with fs.open(old, "rb") as source, fs.open(f"{base}/{path}", "wb") as sink:
+        reader = pq.ParquetFile(source)
+        with pq.ParquetWriter(sink, reader.schema_arrow, compression="zstd") as writer:
+            for group in range(reader.num_row_groups):
+                kept = reader.read_row_group(group)
+                kept = kept.filter(pc.invert(mask(kept)))
+                if len(kept):
+                    writer.write_table(kept, row_group_size=len(kept))
+                    rows += len(kept)
+    if not rows:
+        fs.rm(f"{base}/{path}")
+        return None
+    modified = int(datetime.now(UTC).timestamp() * 1000)
+    partition = {k: file.partition[k] for k in snapshot.contract.partition_by}
+    return {
+        "path": path, "partition": partition, "rows": rows, "size": fs.size(f"{base}/{path}"), "modified": modified
+    }  # fmt: skip

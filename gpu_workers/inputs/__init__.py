@@ -1,0 +1,1 @@
+"""What workers read: the feed, embeddings, and item tables."""

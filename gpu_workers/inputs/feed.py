@@ -1,0 +1,178 @@
+"""The one place where Petastorm is touched: bounded batches of a pinned list of Delta data files.
+
+Petastorm reads the file list of a snapshot, never a directory (tombstoned files would be read). Files are assigned to
+ranks by us, balanced by rows and reshuffled by (seed, epoch), because Petastorm's own sharding is static and uneven.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from gpl_core.contracts.contract import Contract, schema_differences
+from gpl_core.errors import ContractError
+from gpl_core.lakehouse.lake import DataFile, Snapshot
+from gpl_core.lakehouse.storage import filesystem
+
+
+@dataclass(frozen=True)
+class FileShare:
+    """The files of one rank and how many rows they hold."""
+
+    files: tuple[DataFile, ...]
+    rows: int
+
+
+def assign_files(files: Sequence[DataFile], ranks: int, *, seed: int = 0, epoch: int = 0) -> list[FileShare]:
+    """Row-balanced files per rank: shuffled by (seed, epoch), then each to the rank with the fewest rows so far.
+
+    Every file goes to exactly one rank; the order within a rank is the shuffled one.
+    """
+    order = sorted(files, key=lambda f: f.path)
+    random.Random(f"{seed}:{epoch}").shuffle(order)
+    order.sort(key=lambda f: -f.rows)  # stable: largest first, ties stay shuffled
+    shares: list[list[DataFile]] = [[] for _ in range(ranks)]
+    rows = [0] * ranks
+    for f in order:
+        target = rows.index(min(rows))
+        shares[target].append(f)
+        rows[target] += max(f.rows, 0)
+    for share in shares:
+        random.Random(f"{seed}:{epoch}:order").shuffle(share)
+    return [FileShare(tuple(s), r) for s, r in zip(shares, rows, strict=True)]
+
+
+def read_batches(
+    snapshot: Snapshot,
+    files: Sequence[DataFile],
+    columns: Sequence[str],
+    *,
+    seed: int | None = None,
+    queue_size: int = 4,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Stream `columns` of `files`, one row group at a time, as numpy arrays (array columns as [rows x length]).
+
+    Rows come in file order, or with row groups and rows shuffled by `seed`. Memory: `queue_size` row groups.
+
+    Raises:
+        ContractError: the table uses deletion vectors, column mapping or type widening, a file's footer does not fit
+            the contract, a file vanished (vacuumed), or fewer rows came
+            than the log promises.
+    """
+    files = [f for f in files if f.rows != 0]
+    if not files:
+        return
+    if hidden := snapshot.hidden_features:
+        raise ContractError(
+            f"table {snapshot.contract.name}: version {snapshot.version} uses {', '.join(hidden)}, which its Parquet "
+            "files alone do not show; drop the feature (ALTER TABLE … DROP FEATURE) before workers read it"
+        )
+    uris = snapshot.uris(files)
+    _check_footers(snapshot, uris, columns)
+    promised = Snapshot.rows(files) if all(f.rows >= 0 for f in files) else -1  # -1: the log does not say
+    seen = 0
+    with warnings.catch_warnings():
+        # Petastorm 0.12 uses pyarrow's old filesystem and dataset API: a screenful of FutureWarnings per reader.
+        warnings.simplefilter("ignore", FutureWarning)
+        from petastorm import make_batch_reader
+        from pyarrow.filesystem import S3FSWrapper
+
+        # Petastorm 0.12 reads through pyarrow's old file systems alone; this one wraps any of fsspec's.
+        fs, _ = filesystem(snapshot.uri)
+        store = {} if "file" in fs.protocol else {"filesystem": S3FSWrapper(fs)}
+        # Within one call row groups arrive in order only with one worker: the order must not depend on timing.
+        with make_batch_reader(
+            [
+                u if "://" in u else f"file://{u}" for u in uris
+            ],  # not as_uri(): it escapes "=", Petastorm does not unescape
+            schema_fields=[f"^{c}$" for c in columns],
+            reader_pool_type="thread",
+            workers_count=1,
+            results_queue_size=queue_size,
+            num_epochs=1,
+            **store,
+            shuffle_row_groups=seed is not None,
+            shuffle_rows=False,
+            seed=seed,
+        ) as reader:
+            try:
+                for row_group in reader:
+                    batch = {c: _dense(getattr(row_group, c), snapshot.contract, c) for c in columns}
+                    rows = len(batch[columns[0]])
+                    seen += rows
+                    if seed is not None:
+                        order = np.random.default_rng([seed, seen]).permutation(rows)
+                        batch = {c: v[order] for c, v in batch.items()}
+                    yield batch
+            except FileNotFoundError as error:
+                raise ContractError(
+                    f"table {snapshot.contract.name}: a file of version {snapshot.version} is gone ({error}); it was "
+                    "vacuumed while being read: run the step again, and keep the retention above the longest run"
+                ) from error
+    if promised >= 0 and seen != promised:
+        raise ContractError(
+            f"table {snapshot.contract.name}: version {snapshot.version} promises {promised} rows, {seen} were read"
+        )
+
+
+def _check_footers(snapshot: Snapshot, uris: Sequence[str], columns: Sequence[str]) -> None:
+    """Petastorm takes the first file's schema for all and drops what it cannot map: compare every footer ourselves."""
+    import fsspec
+
+    wanted = snapshot.contract.arrow_schema(partitions=False)
+    missing = [c for c in columns if c not in wanted.names]
+    if missing:
+        raise ContractError(
+            f"table {snapshot.contract.name}: {missing} are not data columns of it; it has {', '.join(wanted.names)}"
+        )
+    for uri in uris:
+        try:
+            with fsspec.open(uri, "rb") as handle:
+                found = pq.read_schema(handle)
+        except FileNotFoundError as error:
+            raise ContractError(
+                f"table {snapshot.contract.name}: file {uri} of version {snapshot.version} is gone; it was vacuumed"
+            ) from error
+        problems = [
+            p for p in schema_differences(wanted, found) if "not in the contract" not in p and "timestamp" not in p
+        ]
+        # Spark names list elements "element", pyarrow "item": the same type for every reader.
+        problems = [p for p in problems if not _only_list_names_differ(wanted, found, p)]
+        if problems:
+            raise ContractError(f"table {snapshot.contract.name}: file {uri}: " + "; ".join(problems))
+
+
+def _only_list_names_differ(wanted: Any, found: Any, problem: str) -> bool:
+    name = problem.split("'")[1]
+    if name not in found.names:
+        return False
+    left, right = wanted.field(name).type, found.field(name).type
+    return hasattr(left, "value_type") and hasattr(right, "value_type") and left.value_type == right.value_type
+
+
+def _dense(values: np.ndarray, contract: Contract, column: str) -> np.ndarray:
+    """Array columns as one [rows x length] array; Petastorm gives an object array when there is a single row."""
+    if contract.column(column).type.startswith("array<") and (values.dtype == object or values.ndim == 1):
+        return np.stack([np.asarray(v) for v in values]) if len(values) else values.reshape(0, 0)
+    return values
+
+
+def rebatch(batches: Iterator[dict[str, np.ndarray]], rows: int) -> Iterator[dict[str, np.ndarray]]:
+    """Cut a stream of batches into batches of exactly `rows` rows; the last one may be shorter."""
+    held: dict[str, np.ndarray] | None = None
+    for batch in batches:
+        held = batch if held is None else {c: np.concatenate([held[c], batch[c]]) for c in batch}
+        size = len(next(iter(held.values())))
+        start = 0
+        while size - start >= rows:
+            yield {c: v[start : start + rows] for c, v in held.items()}
+            start += rows
+        held = {c: v[start:] for c, v in held.items()}
+    if held is not None and len(next(iter(held.values()))):
+        yield held

@@ -1,0 +1,211 @@
+"""What the interest model's two workers read: catalogue, base checkpoint, users' latest sequences."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from gpl_core.config import Config
+from gpl_core.errors import LineageError, MissingInputError
+from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
+from gpl_core.interest.content import ContentTable
+from gpl_core.interest.packing import History, unflatten
+from gpl_core.lakehouse.keys import hash_keys
+from gpl_core.lakehouse.lake import DataFile, Snapshot
+from gpl_core.sids.catalogue import Catalogue
+from gpu_workers.inputs.embeddings import item_vectors
+from gpu_workers.inputs.feed import FileShare, assign_files, read_batches
+from gpu_workers.inputs.item_tables import ItemRows, end_of, sids_in_force
+from gpu_workers.worker import Ranks, StepContext, log
+
+STALE, TRAIN, HELD_OUT = 0, 1, 2
+
+_KEYS_AT_A_TIME = 8_000_000  # user hashes in memory while the latest rows are found: 64 MB
+_SHUFFLE_ROWS = 65_536  # users held to be shuffled before they are packed
+_MOST_HELD_OUT = 20_000  # more would only make every epoch's evaluation longer
+
+
+def read_catalogue(context: StepContext, sid_version: str, codes: int) -> Catalogue:
+    """Items and SIDs in force of ``sid_version``; MissingInputError when there are none."""
+    items, sids = sids_in_force(context.snapshot("item_sids"), sid_version)
+    return Catalogue(items, sids, codes)
+
+
+@contextmanager
+def content_table(context: StepContext, encoder_version: str, ranks: Ranks) -> Iterator[ContentTable]:
+    """Item vectors of ``encoder_version`` as of the run date, memory-mapped; a call of all ranks together."""
+    snapshot = context.snapshot("item_embeddings")
+    with item_vectors(snapshot, encoder_version, ranks, before=end_of(context.run_date)) as found:
+        rows = ItemRows.of(found)
+        index = np.arange(len(rows.row_of))
+        yield ContentTable(rows.vectors, rows.rows(index))
+
+
+def base_checkpoint(config: Config) -> Path:
+    """The folder of the base model: `interest.base_model`, or a small model made from `interest.tiny`.
+
+    The small one lies in a folder named by its settings; made aside and renamed, so that ranks and runs may race.
+    """
+    if config.interest.base_model:
+        folder = Path(config.interest.base_model)
+        if not (folder / "config.json").is_file():
+            raise MissingInputError(
+                f"interest.base_model: {folder} is no model folder on this machine (no config.json); give the local "
+                "folder of a Qwen2 checkpoint, or leave it empty to make a small model from interest.tiny"
+            )
+        return folder
+    tiny = config.interest.tiny
+    settings = TinySettings(
+        hidden=tiny.hidden_size,
+        layers=tiny.layers,
+        heads=tiny.heads,
+        kv_heads=tiny.kv_heads,
+        intermediate=tiny.intermediate_size,
+        max_positions=max(1024, 4 * config.tokenizer.levels * config.sequences.max_length),
+        seed=config.run.seed,
+    )
+    root = local_folder(config, "base")
+    target = root / sha256(repr(settings).encode()).hexdigest()[:16]
+    if not target.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=root))
+        make_tiny_checkpoint(aside, settings)
+        try:
+            os.rename(aside, target)
+        except OSError:  # another rank was faster; its weights are the same
+            shutil.rmtree(aside)
+    return target
+
+
+def local_folder(config: Config, *parts: str) -> Path:
+    """A folder on this machine for what need not outlive it, under the lakehouse's work/ when that is local."""
+    root = config.lakehouse.root
+    if "://" in root:
+        root = os.path.join(tempfile.gettempdir(), "gpl", sha256(root.encode()).hexdigest()[:16])
+    return Path(root, "work", *parts)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search for users' latest rows counted."""
+
+    train: int = 0
+    held_out: int = 0
+    superseded: int = 0
+    other_sid_version: int = 0
+    events: int = 0
+    """Events of the training users."""
+
+
+class LatestSequences:
+    """Every user's latest row of `user_sequences`, split into training and held-out users by a hash of the user.
+
+    A byte per row is kept, not a key per user: the keys are looked at in as many passes as it takes to hold no more
+    than 64 MB of them at a time.
+    """
+
+    def __init__(self, snapshot: Snapshot, files: Sequence[DataFile], sid_version: str, held_out_share: float):
+        """``files``: the slices that may be read. LineageError when no row is of ``sid_version``."""
+        self._snapshot = snapshot
+        self._files = sorted(files, key=lambda f: (f.partition["dt"], f.path), reverse=True)
+        self._use = {f.path: np.zeros(f.rows, dtype=np.uint8) for f in self._files}
+        rows = Snapshot.rows(self._files)
+        passes = max(1, -(-rows // _KEYS_AT_A_TIME))
+        share = min(held_out_share, _MOST_HELD_OUT / max(rows, 1))
+        counts = [self._mark(sid_version, share, part, passes) for part in range(passes)]
+        self.found = Found(*np.sum([list(vars(c).values()) for c in counts], axis=0).tolist())
+        if not self.found.train + self.found.held_out:
+            others = sorted({v for f in self._files for b in self._read(f, ["sid_version"]) for v in b["sid_version"]})
+            if others:
+                raise LineageError(
+                    f"table user_sequences@{snapshot.version}: sequences are of sid_version {', '.join(others)}, "
+                    f"the tokenizer in force is {sid_version}; run sequences for this date"
+                )
+            raise MissingInputError(f"table user_sequences@{snapshot.version}: no sequence up to this date")
+
+    def shares(self, ranks: int, *, seed: int, epoch: int) -> list[FileShare]:
+        """Row-balanced files per rank, shuffled by (seed, epoch)."""
+        return assign_files(self._files, ranks, seed=seed, epoch=epoch)
+
+    def histories(
+        self, share: FileShare, use: int, keep: np.ndarray, levels: int, *, seed: int, epoch: int
+    ) -> Iterator[History]:
+        """The users of ``share`` marked ``use`` (TRAIN or HELD_OUT), shuffled within a bounded buffer.
+
+        ``keep`` float [N]: p_keep by item_index; an event is a target when its keep_u is below. Held-out events are all
+        targets: down-sampling shapes what is learnt, not how it is judged.
+        """
+        held: list[History] = []
+        turn = 0
+        for file in share.files:
+            first = 0
+            for batch in self._read(file, ["sid", "item_index", "keep_u", "length"]):
+                rows = len(batch["length"])
+                wanted = np.flatnonzero(self._use[file.path][first : first + rows] == use)
+                first += rows
+                for row in wanted:
+                    length = int(batch["length"][row])
+                    items = batch["item_index"][row][:length]
+                    chance = np.where(items < len(keep), keep[np.minimum(items, len(keep) - 1)], 1.0)
+                    held.append(
+                        History(
+                            unflatten(batch["sid"][row], length, levels),
+                            (batch["keep_u"][row][:length] < chance) if use == TRAIN else np.ones(length, dtype=bool),
+                            items,
+                        )
+                    )
+                if len(held) >= _SHUFFLE_ROWS:
+                    yield from _shuffled(held, [seed, epoch, turn])
+                    held, turn = [], turn + 1
+        yield from _shuffled(held, [seed, epoch, turn])
+
+    def _mark(self, sid_version: str, share: float, part: int, passes: int) -> Found:
+        """Mark the latest rows of the users whose hash falls into ``part``: newest slice first, first seen wins."""
+        seen = np.empty(0, dtype=np.uint64)
+        train = held_out = superseded = other = events = 0
+        for file in self._files:
+            first = 0
+            for batch in self._read(file, ["user_id", "sid_version", "length"]):
+                key = hash_keys(batch["user_id"])
+                mine = np.flatnonzero(key % np.uint64(passes) == part)
+                new = mine[~np.isin(key[mine], seen)]
+                superseded += len(mine) - len(new)
+                seen = np.union1d(seen, key[new])
+                current = new[batch["sid_version"][new] == sid_version]
+                other += len(new) - len(current)
+                out = hash_share(key[current]) < share
+                self._use[file.path][first + current] = np.where(out, HELD_OUT, TRAIN)
+                train, held_out = train + int((~out).sum()), held_out + int(out.sum())
+                events += int(batch["length"][current[~out]].sum())
+                first += len(key)
+        return Found(train, held_out, superseded, other, events)
+
+    def _read(self, file: DataFile, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        # One file at a time and unshuffled: rows are known by their place in the file.
+        return read_batches(self._snapshot, [file], columns)
+
+
+def hash_share(key: np.ndarray) -> np.ndarray:
+    """Hashes as numbers in [0, 1), float64; from the high bits, the low ones choose a pass."""
+    return (key >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def log_found(found: Found) -> None:
+    """Say what will be trained on, and what was left out."""
+    log.info(
+        "user_sequences: %d users to train on, %d held out; left out: %d superseded rows, %d of another sid_version",
+        found.train, found.held_out, found.superseded, found.other_sid_version,
+    )  # fmt: skip
+
+
+def _shuffled(held: list[History], seed: list[int]) -> Iterator[History]:
+    for place in np.random.default_rng(seed).permutation(len(held)):
+        yield held[place]

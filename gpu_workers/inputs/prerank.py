@@ -1,0 +1,244 @@
+"""What the pre-ranker's workers feed to its towers: batches of the training feed, impressions, users' profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from gpl_core.config import Prerank
+from gpl_core.contracts.contract import Column
+from gpl_core.errors import LineageError
+from gpl_core.lakehouse.lake import DataFile, Snapshot
+from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
+from gpl_core.prerank.selection import held_out
+from gpu_workers.inputs.embeddings import digests
+from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
+from gpu_workers.inputs.item_tables import ItemRows
+from gpu_workers.worker import Ranks, StepContext
+
+FEED_COLUMNS = (
+    "request_id", "user_id", "item_index", "is_exposed", "target", "sample_weight", "sid_version", "model_version",
+    "calibrator_version", "dt_copy",
+)  # fmt: skip
+_IMPRESSION_COLUMNS = ("request_id", "user_id", "item_index", "clicked", "is_random")
+
+
+@dataclass(frozen=True)
+class TowerInputs:
+    """Looks up what the towers need for (user, item) pairs."""
+
+    items: ItemRows
+    sids: np.ndarray
+    """int32 [N x L] by item_index, -1 where an item has none."""
+    profiles: UserProfiles
+    settings: Prerank
+    device: torch.device
+
+    def batch(self, user_ids: Sequence[str], item_index: np.ndarray, pair: np.ndarray) -> TowerBatch:
+        """Model inputs of n pairs; an item that is unknown here has neither content nor SID. pair: see `pair_of`."""
+        bucket = user_buckets(user_ids, self.settings.user_buckets)
+        index = item_index.astype(np.int64)
+        known = index < len(self.sids)
+        sid = np.where(known[:, None], self.sids[np.where(known, index, 0)], -1).astype(np.int64)
+        arrays = TowerBatch(
+            bucket,
+            self.profiles.of(bucket),
+            item_buckets(index, self.settings.item_buckets),
+            self.items.content(index),
+            sid,
+            pair,
+        )
+        return TowerBatch(*(torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in arrays))
+
+
+def pair_of(batch: dict[str, np.ndarray], settings: Prerank) -> np.ndarray:
+    """The pairs' own features float32 [n x F] of a batch of feed rows or impressions, by `prerank.pair_features`."""
+    if not settings.pair_features:
+        return np.zeros((len(batch["item_index"]), 0), dtype=np.float32)
+    return np.stack([batch[name].astype(np.float32) for name in settings.pair_features], axis=1)
+
+
+def passed_through(context: StepContext, table: str, names: Iterable[str]) -> Snapshot:
+    """`table` at its pinned version, with the columns `names` of `feed.passthrough`."""
+    kinds = context.config.feed.passthrough
+    extra = tuple(Column(n, kinds[n], nullable=True, comment="feed.passthrough") for n in dict.fromkeys(names) if n)
+    contract = context.contract(table).with_columns(extra)
+    return context.lake.open(table, context.state.version(table), contract=contract)
+
+
+def feed_batches(
+    snapshot: Snapshot, files: Sequence[DataFile], rows: int, settings: Prerank, *, seed: int, epoch: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The feed in batches of `rows` rows (the last one shorter), in an order that (seed, epoch) decide.
+
+    Every rank reads all of it and takes its part of each batch: the batches, and so the model, do not depend on the
+    number of ranks.
+    """
+    order = assign_files(files, 1, seed=seed, epoch=epoch)[0].files
+    columns = (*FEED_COLUMNS, *settings.pair_features)
+    yield from rebatch(read_batches(snapshot, order, columns, seed=seed * 10_007 + epoch), rows)
+
+
+@dataclass
+class FeedFacts:
+    """What the first epoch, as far as the steps went, saw of the feed."""
+
+    exposures: np.ndarray
+    """int64 [N]: exposed rows by item_index."""
+    exposed: int = 0
+    unexposed: int = 0
+    other_sid_version: int = 0
+    model_versions: frozenset[str] = frozenset()
+    calibrator_versions: frozenset[str] = frozenset()
+
+    def add(self, batch: dict[str, np.ndarray], sid_version: str, run_date: date) -> None:
+        """Counts a batch. Raises LineageError when rows of `run_date` itself carry another sid_version."""
+        other = batch["sid_version"] != sid_version
+        today = other & (batch["dt_copy"] == run_date.isoformat())
+        if today.any():
+            raise LineageError(
+                f"training_feed dt={run_date}: {int(today.sum())} row(s) carry sid_version "
+                f"{batch['sid_version'][today][0]}, in force is {sid_version}; run training_feed again for this date"
+            )
+        # Older slices may be of an older tokeniser: their SIDs are looked up anew, so they stay usable.
+        self.other_sid_version += int(other.sum())
+        exposed = batch["is_exposed"]
+        index = batch["item_index"][exposed]
+        self.exposures += np.bincount(index[index < len(self.exposures)], minlength=len(self.exposures))
+        self.exposed += int(exposed.sum())
+        self.unexposed += int((~exposed).sum())
+        self.model_versions |= frozenset(batch["model_version"][~exposed].tolist())
+        self.calibrator_versions |= frozenset(batch["calibrator_version"][~exposed].tolist())
+
+
+def load_profiles(context: StepContext, ranks: Ranks, items: ItemRows) -> UserProfiles:
+    """Profiles from user_sequences as of the first training day, of every slice since the last snapshot of all users.
+
+    Later slices are not read: they hold the very clicks that the training rows are labelled with. Each rank reads its
+    share of a date, ranks add up. Without the table all profiles are 0.
+    """
+    profiles = UserProfiles(context.config.prerank.user_buckets, items.vectors.shape[1])
+    text = ""
+    with ranks.together():
+        if ranks.is_main and context.lake.exists("user_sequences"):
+            pinned = context.state.inputs.get("user_sequences", {}).get("version")
+            text = str(pinned if pinned is not None else context.lake.open("user_sequences").version)
+    text = ranks.broadcast_text(text)
+    if not text:
+        return profiles
+    snapshot = context.lake.open("user_sequences", int(text))
+    last = context.run_date - timedelta(days=context.config.prerank.train_days - 1)
+    first = last - timedelta(days=context.config.sequences.snapshot_every - 1)
+    for day in [d for d in snapshot.slices() if first <= d <= last]:
+        with ranks.together():
+            share = assign_files(snapshot.select(start=day, end=day), ranks.size)[ranks.rank]
+            for batch in read_batches(snapshot, share.files, ["user_id", "item_index"]):
+                profiles.add(batch["user_id"], items.rows(batch["item_index"]), items.vectors, items.finite)
+        sums, rows = profiles.open_slice
+        if ranks.size > 1:
+            sums, rows = _added(sums, ranks), _added(rows, ranks)
+        profiles.close_slice(sums, rows)
+    return profiles
+
+
+class HeldOut:
+    """Exposed feed rows of the held-out requests, for early stopping; about `most` of them at most.
+
+    Every rank reads the whole feed, so all ranks hold the same rows and take the same decision without a word.
+    """
+
+    def __init__(self, inputs: TowerInputs, most: int = 20_000) -> None:
+        self._inputs, self._most = inputs, most
+        self._users: list[str] = []
+        self._items: list[np.ndarray] = []
+        self._pairs: list[np.ndarray] = []
+        self._clicks: list[np.ndarray] = []
+
+    def collect(self, batches: Iterable[dict[str, np.ndarray]]) -> None:
+        """Reads batches of the feed until enough rows are found or they end."""
+        for batch in batches:
+            chosen = held_out(batch["request_id"].tolist()) & batch["is_exposed"]
+            self._users += batch["user_id"][chosen].tolist()
+            self._items.append(batch["item_index"][chosen])
+            self._pairs.append(pair_of(batch, self._inputs.settings)[chosen])
+            self._clicks.append(batch["target"][chosen])
+            if len(self._users) >= self._most:
+                return
+
+    @property
+    def clicks(self) -> np.ndarray:
+        """float32 [n]."""
+        return np.concatenate(self._clicks) if self._clicks else np.empty(0, np.float32)
+
+    def score(self, model: torch.nn.Module) -> np.ndarray:
+        """Logits float32 [n] of the collected rows."""
+        if not self._users:
+            return np.empty(0, np.float32)
+        items, pairs = np.concatenate(self._items), np.concatenate(self._pairs)
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(items), 8192):
+                some = slice(start, start + 8192)
+                batch = self._inputs.batch(self._users[some], items[some], pairs[some])
+                parts.append(model(batch).float().cpu().numpy())
+        return np.concatenate(parts)
+
+
+def without_held_out(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The rows of `batch` to train on."""
+    out = held_out(batch["request_id"].tolist())
+    return {name: values[~out] for name, values in batch.items()}
+
+
+@dataclass(frozen=True)
+class Impressions:
+    """One day's impressions as the metrics want them; users and requests as 64-bit digests."""
+
+    user: np.ndarray
+    request: np.ndarray
+    item_index: np.ndarray
+    clicked: np.ndarray
+    is_random: np.ndarray
+    propensity: np.ndarray
+    """float64: the logged probability of being shown; NaN where the platform gives none."""
+    scores: dict[str, np.ndarray]
+    """variant -> logits float32 [n]."""
+
+
+def score_impressions(
+    snapshot: Snapshot, files: Sequence[DataFile], inputs: TowerInputs, variants: dict[str, torch.nn.Module], rows: int
+) -> Impressions:
+    """Scores of every variant for every impression in `files`, `rows` at a time."""
+    names = ("user", "request", "item_index", "clicked", "is_random", "propensity")
+    parts: dict[str, list[np.ndarray]] = {n: [] for n in names}
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in variants}
+    given = inputs.settings.propensity
+    columns = dict.fromkeys([*_IMPRESSION_COLUMNS, *inputs.settings.pair_features, *([given] if given else [])])
+    for batch in rebatch(read_batches(snapshot, files, list(columns)), rows):
+        parts["user"].append(digests(batch["user_id"]))
+        parts["request"].append(digests(batch["request_id"]))
+        parts["item_index"].append(batch["item_index"].astype(np.int64))
+        parts["clicked"].append(batch["clicked"].astype(np.float32))
+        parts["is_random"].append(batch["is_random"].astype(bool))
+        parts["propensity"].append(batch[given].astype(np.float64) if given else np.full(len(batch["clicked"]), np.nan))
+        tower = inputs.batch(batch["user_id"], batch["item_index"], pair_of(batch, inputs.settings))
+        with torch.no_grad():
+            for name, model in variants.items():
+                scores[name].append(model(tower).float().cpu().numpy())
+    kinds = dict(zip(names, (np.uint64, np.uint64, np.int64, np.float32, bool, np.float64)))
+    joined = {name: np.concatenate(held) if held else np.empty(0, kinds[name]) for name, held in parts.items()}
+    return Impressions(
+        **joined,
+        scores={n: np.concatenate(held) if held else np.empty(0, np.float32) for n, held in scores.items()},
+    )
+
+
+def _added(values: np.ndarray, ranks: Ranks) -> np.ndarray:
+    tensor = torch.from_numpy(values.copy()).to(ranks.device)
+    dist.all_reduce(tensor)
+    return tensor.cpu().numpy()

@@ -1,0 +1,227 @@
+"""Row checks of raw tables: cast to the contract's types, name every check a row fails, find duplicate keys.
+
+A checked frame has the contract's typed columns and `_raw`, the row as it came (a struct). A bad row is told with
+`_failed`: an array of struct<name, message, columns>, one per check that it fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+from pyspark.sql.types import (
+    ArrayType,
+    BooleanType,
+    DataType,
+    DateType,
+    FractionalType,
+    IntegralType,
+    NumericType,
+    StringType,
+    TimestampNTZType,
+    TimestampType,
+)
+
+from gpl_core.contracts.contract import Contract
+from gpl_core.errors import ContractError
+from spark_jobs.common.columns import broadcast_if_few
+from spark_jobs.session import spark_schema
+
+RAW, BAD, HASH, FAILED, KEY = "_raw", "_bad", "_hash", "_failed", "_key"
+_IDS = ("request_id", "item_id", "user_id", "channel", "kind")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row check: rows where `bad` holds fail `name`; null counts as not bad."""
+
+    bad: Column
+    name: str
+    message: Column
+    columns: tuple[str, ...]
+
+    @property
+    def failure(self) -> Column:
+        """The failed check as a struct, null for rows that pass."""
+        return F.when(F.coalesce(self.bad, F.lit(False)), _failure(self.name, self.message, self.columns))
+
+
+def _failure(name: str, message: Column, columns: Sequence[str]) -> Column:
+    return F.struct(F.lit(name).alias("name"), message.alias("message"), F.array(*map(F.lit, columns)).alias("columns"))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Typed rows and their checks. `rows` has `_raw`, `_bad` (some check fails) and `_hash` (of the whole row).
+
+    `bare` are the same rows without columns of other tables. Messages are made for the rows that go to quarantine only:
+    good rows pay for the conditions, not for the words.
+    """
+
+    rows: DataFrame
+    checks: tuple[Check, ...]
+    bare: DataFrame
+
+    @staticmethod
+    def of(typed: DataFrame, checks: Sequence[Check], bare: DataFrame | None = None) -> Checked:
+        """Evaluate `checks` on `typed`."""
+        bad = reduce(lambda a, b: a | b, [F.coalesce(c.bad, F.lit(False)) for c in checks])
+        rows = typed.withColumns({BAD: bad, HASH: F.xxhash64(RAW)})
+        return Checked(rows, tuple(checks), typed if bare is None else bare)
+
+
+def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Check]]:
+    """(`raw` in the contract's types beside `_raw`, the checks that need no other table).
+
+    A column of another, castable type is cast row by row; a row whose value does not survive the cast fails
+    `wrong_type`. Columns that the contract allows to be null may be missing.
+
+    Raises:
+        ContractError: a column is missing, or of a type that no cast can mend; shows both, column by column.
+    """
+    problems: list[str] = []
+    typed: list[Column] = []
+    checks: list[Check] = []
+    for field in spark_schema(contract):
+        column = contract.column(field.name)
+        if field.name not in raw.columns:
+            if column.nullable:
+                typed.append(F.lit(None).cast(field.dataType).alias(field.name))
+            else:
+                problems.append(f"column '{field.name}' ({field.dataType.simpleString()}) is missing")
+            continue
+        have = raw.schema[field.name].dataType
+        source = F.col(f"{RAW}.`{field.name}`")
+        if have == field.dataType:
+            typed.append(source.alias(field.name))
+        elif castable(have, field.dataType):
+            typed.append(_cast(source, have, field.dataType).alias(field.name))
+            message = F.concat(F.lit("'"), source.cast("string"), F.lit(f"' is not a {column.type}"))
+            lost = F.col(field.name).isNull() & source.isNotNull()
+            checks.append(Check(lost, "wrong_type", message, (field.name,)))
+        else:
+            kinds = f"{have.simpleString()}, expected {field.dataType.simpleString()}"
+            problems.append(f"column '{field.name}' is {kinds}: no cast mends it")
+        if not column.nullable:
+            message = F.lit(f"{field.name} is null")
+            checks.append(Check(source.isNull(), "null_value", message, (field.name,)))
+        if field.name in _IDS and isinstance(field.dataType, StringType):
+            message = F.lit(f"{field.name} is empty")
+            checks.append(Check(F.col(field.name) == "", "empty_value", message, (field.name,)))
+        if isinstance(field.dataType, FractionalType):
+            bad = F.isnan(field.name) | (F.abs(field.name) == float("inf"))
+            message = F.lit(f"{field.name} is not a finite number")
+            checks.append(Check(bad, "not_finite", message, (field.name,)))
+        if column.check_sql():
+            message = F.concat(
+                F.lit(f"{field.name} is "), F.col(field.name).cast("string"), F.lit(f", expected {column.check_sql()}")
+            )
+            checks.append(Check(~F.expr(column.check_sql()), "out_of_range", message, (field.name,)))
+    if problems:
+        raise ContractError(
+            f"table {contract.name}: its schema drifted from contract version {contract.version}, nothing was written; "
+            "repair the table or declare a new contract version:\n  " + "\n  ".join(problems)
+        )
+    extra = [c for c in raw.columns if c not in contract.column_names]
+    wide = raw.select(F.struct(*[F.col(f"`{c}`") for c in raw.columns]).alias(RAW))
+    return wide.select(*typed, *[F.col(f"{RAW}.`{c}`").alias(c) for c in extra], RAW), checks
+
+
+def castable(have: DataType, wanted: DataType) -> bool:
+    """Whether values of `have` can mean `wanted` without guessing (a number as a time would be a guess)."""
+    if isinstance(wanted, ArrayType):
+        return isinstance(have, ArrayType) and castable_element(have.elementType, wanted.elementType)
+    if isinstance(wanted, StringType):
+        return isinstance(have, NumericType | BooleanType)
+    if isinstance(wanted, NumericType):
+        return isinstance(have, NumericType | StringType | BooleanType)
+    if isinstance(wanted, BooleanType):
+        return isinstance(have, IntegralType | StringType)
+    if isinstance(wanted, TimestampType):
+        return isinstance(have, StringType | DateType | TimestampNTZType)
+    return False
+
+
+def castable_element(have: DataType, wanted: DataType) -> bool:
+    """`castable` for the elements of arrays: numbers only."""
+    return isinstance(have, NumericType) and isinstance(wanted, NumericType)
+
+
+def _cast(source: Column, have: DataType, wanted: DataType) -> Column:
+    cast = source.try_cast(wanted)
+    if isinstance(wanted, IntegralType) and isinstance(have, NumericType):
+        return F.when(cast.cast("double") == source.cast("double"), cast)  # 0.5 is not a 0
+    if isinstance(wanted, BooleanType) and isinstance(have, IntegralType):
+        return F.when(source.isin(0, 1), cast)
+    return cast
+
+
+def inside_slice() -> Check:
+    """Events lie in their own dt (UTC)."""
+    before = F.col("event_time") < F.col("dt").cast("timestamp")
+    after = F.col("event_time") >= F.date_add("dt", 1).cast("timestamp")
+    time, dt = F.col("event_time").cast("string"), F.col("dt").cast("string")
+    message = F.concat(F.lit("event_time "), time, F.lit(" is not within dt "), dt)
+    return Check(before | after, "outside_slice", message, ("event_time",))
+
+
+def known_item() -> Check:
+    """The item is in table items: `item_index` was joined."""
+    unknown = F.col("item_index").isNull() & (F.col("item_id") != "")
+    message = F.concat(F.lit("no item "), F.col("item_id"), F.lit(" in table items"))
+    return Check(unknown, "unknown_item", message, ("item_id",))
+
+
+def split(checked: Checked, key: Sequence[str], order: Sequence[str | Column]) -> tuple[DataFrame, DataFrame]:
+    """(good rows, bad rows with `_failed`) of checked rows; of rows with the same `key` the first by `order` stays.
+
+    Ties in `order` are broken by a hash of the whole row, so that neither file layout nor partition number decides.
+    Only rows whose key occurs twice are brought together: that takes a count by the key's hash first, which moves eight
+    bytes a row, and spares every other row the way. Two keys of one hash are looked at and told apart.
+    """
+    hashed = key_hash(key).alias(KEY)
+    twice = checked.bare.select(hashed).groupBy(KEY).count().where("count > 1").select(KEY).persist()
+    number = twice.count()
+    failed = F.array_compact(F.array(*[c.failure for c in checked.checks]))
+    bad = checked.rows.where(BAD).select(RAW, "dt", failed.alias(FAILED))
+    good = checked.rows.where(~F.col(BAD))
+    if number:
+        few, keyed = broadcast_if_few(twice, number), good.select("*", hashed)
+        first = Window.partitionBy(*key).orderBy(*order, HASH)
+        ranked = keyed.join(few, KEY, "left_semi").withColumn("_rank", F.row_number().over(first)).persist()
+        single = keyed.join(few, KEY, "left_anti")
+        good = single.unionByName(ranked.where("_rank = 1").drop("_rank")).drop(KEY)
+        names = [k for k in key if k != "dt"]
+        text = F.concat_ws(", ", *[F.concat(F.lit(f"{k} = "), F.col(k).cast("string")) for k in names])
+        again = _failure("duplicate_key", F.concat(F.lit("another row has the key "), text), names)
+        bad = bad.union(ranked.where("_rank > 1").select(RAW, "dt", F.array(again).alias(FAILED)))
+    return good.drop(RAW, BAD, HASH), bad
+
+
+def key_hash(key: Sequence[str]) -> Column:
+    """64 bits that two rows of one key share; two keys hardly ever."""
+    return F.xxhash64(*key)
+
+
+def quarantine_rows(bad: DataFrame, source_table: str, run_id: str) -> DataFrame:
+    """Rows of table `quarantine` from the bad rows of `split`: one per distinct row, with how often it came."""
+    rows = bad.select(
+        F.to_json(RAW, {"ignoreNullFields": "false"}).alias("row_json"), F.col(FAILED).alias("failed_checks"), "dt"
+    )
+    # A row that came twice and is otherwise good fails by the second copy alone: the checks belong to the key.
+    return (
+        rows.groupBy("dt", "row_json", "failed_checks")
+        .agg(F.count(F.lit(1)).alias("occurrences"))
+        .select(
+            F.lit(source_table).alias("source_table"),
+            F.sha2(F.col("row_json"), 256).substr(1, 32).alias("row_hash"),
+            "row_json",
+            "occurrences",
+            "failed_checks",
+            F.lit(run_id).alias("run_id"),
+            "dt",
+        )
+    )

@@ -1,0 +1,64 @@
+"""Column expressions that several jobs share. Nothing here runs Python on an executor."""
+
+from __future__ import annotations
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from gpl_core.config import Config
+from gpl_core.contracts.contract import Column as ContractColumn
+from gpl_core.contracts.contract import Contract, load_contract
+
+_NEUTRAL = {"int": "0", "long": "0L", "float": "0.0F", "double": "0.0D", "string": "''", "boolean": "false"}
+
+
+_MOST_BROADCAST = 500_000  # numbers or user ids: a hash table of 16 to 50 MB
+
+
+def broadcast_if_few(keys: DataFrame, rows: int) -> DataFrame:
+    """`keys` of `rows` rows, broadcast while they are few: else all rows of a large table move for the sake of some."""
+    return F.broadcast(keys) if rows <= _MOST_BROADCAST else keys
+
+
+def unit_hash(*columns: Column) -> Column:
+    """Hash of `columns` as a double in [0, 1): the top 24 bits of xxhash64, so that a float holds it exactly."""
+    return F.shiftrightunsigned(F.xxhash64(*columns), 40).cast("double") / F.lit(float(2**24))
+
+
+def micros(column: str) -> Column:
+    """A timestamp as microseconds since 1970-01-01 UTC."""
+    return F.unix_micros(F.col(column))
+
+
+def padded(array: Column, length: int, fill: Column) -> Column:
+    """`array` (at most `length` long) with `fill` at its end up to `length`."""
+    return F.concat(array, F.array_repeat(fill, F.lit(length) - F.size(array)))
+
+
+def sids_in_force(item_sids: DataFrame, sid_version: str) -> DataFrame:
+    """item_index, sid: the latest issue of each item under `sid_version` that is not retired."""
+    live = item_sids.where((F.col("sid_version") == sid_version) & (F.col("retired_at") == 0))
+    return live.groupBy("item_index").agg(F.max_by("sid", "issue").alias("sid"))
+
+
+def passthrough_columns(config: Config) -> tuple[ContractColumn, ...]:
+    """`feed.passthrough` as contract columns."""
+    return tuple(
+        ContractColumn(name, kind, nullable=True, comment="Passed through from the raw tables (feed.passthrough)")
+        for name, kind in config.feed.passthrough.items()
+    )
+
+
+def with_passthrough(table: str, config: Config) -> Contract:
+    """The contract of `table` with the configured extra columns."""
+    return load_contract(table).with_columns(passthrough_columns(config))
+
+
+def passthrough_of(frame: DataFrame, config: Config) -> list[Column]:
+    """The configured extra columns of `frame`, neutral (0, false, empty) where it lacks them or holds null."""
+    found = []
+    for name, kind in config.feed.passthrough.items():
+        neutral = F.expr(_NEUTRAL[kind])
+        value = F.coalesce(F.col(name), neutral) if name in frame.columns else neutral
+        found.append(value.alias(name))
+    return found

@@ -1,0 +1,107 @@
+"""Users' latest sequences, the pairs to be scored, and the cached anchors: what two jobs must agree on."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from gpl_core.errors import LineageError
+from gpl_core.graph.planner import start_of
+from gpl_core.lakehouse.lake import Snapshot
+from spark_jobs.common.columns import unit_hash
+from spark_jobs.common.exclusions import flagged, opted_out, withdrawn_items
+from spark_jobs.session import SparkStep
+
+
+def newest_snapshot(snapshot: Snapshot, until: date, sid_version: str) -> date | None:
+    """The last date up to `until` whose slice holds every user's sequence of `sid_version`, by the commits' marks."""
+    found: dict[str, bool] = {}
+    for _, mark in snapshot.marks():
+        for name in mark.slices:
+            whole = bool(mark.details.get("snapshot")) and mark.details.get("sid_version") == sid_version
+            found.setdefault(name, whole)
+    dates = [date.fromisoformat(name) for name, whole in found.items() if whole]
+    return max((d for d in dates if d <= until), default=None)
+
+
+def latest_sequences(slices: DataFrame, sid_version: str, run_date: date, history_days: int) -> DataFrame:
+    """Each user's latest row of user_sequences up to `run_date`, of the SIDs in force.
+
+    A user whose newest event is older than the history window has no sequence any more: nothing rewrites such a row,
+    so readers leave it out.
+    """
+    rows = F.struct("sid", "item_index", "length", "last_event_time", "sequence_hash", "sid_version")
+    oldest = int(start_of(run_date - timedelta(days=history_days)).timestamp() * 1_000_000)
+    return (
+        slices.where((F.col("dt") <= F.lit(run_date)) & (F.col("sid_version") == sid_version))
+        .groupBy("user_id")
+        .agg(F.max_by(rows, "dt").alias("row"))
+        .select("user_id", "row.*")
+        .where(F.col("last_event_time") >= oldest)
+    )
+
+
+def read_latest_sequences(step: SparkStep) -> DataFrame:
+    """`latest_sequences` of the run date, reading no slice before the newest snapshot, with the flag `opted_out`.
+
+    Here, because these rows lie by user already: a user whose flag is set gets neither anchors nor scores.
+    """
+    snapshot = step.context.snapshot("user_sequences")
+    version = step.context.artifact("tokenizer").version
+    start = newest_snapshot(snapshot, step.run_date, version) or min(snapshot.slices(), default=step.run_date)
+    slices = step.read_dates("user_sequences", start, step.run_date)
+    latest = latest_sequences(slices, version, step.run_date, step.config.sequences.history_days)
+    return flagged(latest, opted_out(step), "user_id", "opted_out")
+
+
+def scored_pairs(unexposed: DataFrame, exposed: DataFrame, share: float, seed: int) -> DataFrame:
+    """(user_id, item_index, source), a pair as often as it was wanted: unexposed ones, a hashed share of exposed ones,
+    all uniform ones."""
+    chance = unit_hash(F.col("request_id"), F.col("item_id"), F.lit(seed))
+    chosen = exposed.where(~F.col("is_random") & (chance < share))
+    parts = {"unexposed": unexposed, "exposed": chosen, "uniform": exposed.where("is_random")}
+    frames = [f.select("user_id", "item_index", F.lit(s).alias("source")) for s, f in parts.items()]
+    return frames[0].union(frames[1]).union(frames[2])
+
+
+def read_scored_pairs(step: SparkStep) -> DataFrame:
+    """`scored_pairs` of the run date, none of a withdrawn item."""
+    exposed, gone = step.read_slice("exposed_samples"), withdrawn_items(step)
+    if gone is not None:  # unexposed ones were left out by `samples`
+        exposed = exposed.join(gone, "item_index", "left_anti")
+    return scored_pairs(
+        step.read_slice("unexposed_samples"), exposed, step.config.samples.scored_exposed_share, step.config.run.seed
+    )
+
+
+def cached_anchors(step: SparkStep, model_version: str) -> DataFrame:
+    """The anchor cache of one model: one row per (user_id, sequence_hash), of the configured numbers of anchors and
+    prefixes."""
+    table = step.read("interest_anchors") if step.context.has("interest_anchors") else step.empty("interest_anchors")
+    rows = F.struct("anchor_sids", "log_prob", "prefixes", "prefix_log_probs")
+    sized = (F.size("log_prob") == step.config.anchors.count) & (
+        F.size("prefix_log_probs") == step.config.anchors.prefixes
+    )
+    return (
+        table.where((F.col("model_version") == model_version) & sized)
+        .groupBy("user_id", "sequence_hash")
+        .agg(F.max_by(rows, "dt").alias("row"))
+        .select("user_id", "sequence_hash", "row.*")
+    )
+
+
+def require_model_of(step: SparkStep) -> tuple[str, str]:
+    """(sid_version, model_version) in force.
+
+    Raises:
+        LineageError: the model was trained on other semantic IDs; names both versions.
+    """
+    tokenizer, model = step.context.artifact("tokenizer"), step.context.artifact("interest_model")
+    if model.lineage.get("sid_version") != tokenizer.version:
+        raise LineageError(
+            f"interest_model {model.version} was trained on sid_version {model.lineage.get('sid_version')}, but the "
+            f"tokenizer in force for {step.run_date} is {tokenizer.version}; run train_interest_model for this date"
+        )
+    return tokenizer.version, model.version

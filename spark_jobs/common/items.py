@@ -1,0 +1,151 @@
+"""raw_items -> items: the latest description of every item, and a dense index that never changes once given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from gpl_core.config import Config
+from gpl_core.contracts.contract import load_contract
+from spark_jobs.common.checks import Check, Checked, split, typed_rows
+
+_IDS_PER_TASK = 1_000_000
+_TEXT = ("title", "brand", "category", "description")
+
+
+def clean(column: str) -> Column:
+    """Text without leading, trailing and repeated white space; empty for null."""
+    return F.trim(F.regexp_replace(F.coalesce(F.col(column), F.lit("")), r"\s+", " "))
+
+
+def checked_items(raw: DataFrame, start: date, until: date, config: Config) -> Checked:
+    """raw_items that became valid before the end of `until`, checked (see `checks`); dt is the day of the update.
+
+    Updates older than the first configured day (or `start`) belong to that day, so that every bad row has one slice.
+    """
+    first = min(config.run.history_start or config.run.start_date, start)
+    length = config.ingest.image_embedding_length
+    frame, checks = typed_rows(raw, load_contract("raw_items"))
+    frame = frame.where(F.col("updated_at").isNull() | (F.to_date("updated_at") <= F.lit(until)))
+    frame = frame.withColumn("dt", F.greatest(F.coalesce(F.to_date("updated_at"), F.lit(first)), F.lit(first)))
+    no_text = F.concat(clean("title"), clean("description"), clean("category")) == ""
+    no_picture = (F.coalesce(F.length("image"), F.lit(0)) == 0) & (F.coalesce(F.trim("image_uri"), F.lit("")) == "")
+    if length:
+        no_picture = no_picture & F.col("image_embedding").isNull()
+        message = F.concat(
+            F.lit("image_embedding has "), F.size("image_embedding").cast("string"),
+            F.lit(f" values, expected {length} (ingest.image_embedding_length)"),
+        )  # fmt: skip
+        checks.append(Check(F.size("image_embedding") != length, "wrong_length", message, ("image_embedding",)))
+    message = F.lit("title, description, category and picture are all empty: nothing to encode")
+    columns = ("title", "description", "category", "image", "image_uri")
+    return Checked.of(frame, [*checks, Check(no_text & no_picture, "no_content", message, columns)])
+
+
+def latest_items(checked: Checked, config: Config) -> tuple[DataFrame, DataFrame]:
+    """(latest good row per item without index, bad rows): two updates of one time are a duplicate key."""
+    good, bad = split(checked, ["item_id", "updated_at"], ["title", "description", "category"])
+    newest = Window.partitionBy("item_id").orderBy(F.col("updated_at").desc())
+    good = good.withColumn("_age", F.row_number().over(newest)).where(F.col("_age") == 1)
+    text = F.concat_ws(". ", *[F.when(clean(c) != "", clean(c)) for c in _TEXT])
+    length = config.ingest.image_embedding_length
+    given = F.col("image_embedding") if length else F.lit(None)
+    frame = good.select(
+        "item_id",
+        *[clean(c).alias(c) for c in ("title", "description", "category", "brand")],
+        F.substring(text, 1, config.ingest.text_max_chars).alias("text"),
+        F.coalesce("image", F.lit(b"")).alias("image"),
+        F.coalesce(F.trim("image_uri"), F.lit("")).alias("image_uri"),
+        F.coalesce(given, F.array_repeat(F.lit(0.0).cast("float"), max(1, length))).alias("image_embedding"),
+        F.unix_micros("updated_at").alias("updated_at"),
+        F.coalesce(F.unix_micros("withdrawn_at"), F.lit(-1)).cast("long").alias("withdrawn_at"),
+    )
+    digest = F.sha2(
+        F.concat_ws("|", F.sha2("text", 256), F.sha2("image", 256), "image_uri", F.to_json("image_embedding")), 256
+    )
+    return frame.withColumn("content_hash", digest.substr(1, 32)), bad
+
+
+@dataclass(frozen=True)
+class ItemChanges:
+    """What ingest found about items.
+
+    Attributes:
+        rows: new and changed items, all columns of table items.
+        known: item_id and item_index of every item after the changes.
+        new, updated: how many.
+    """
+
+    rows: DataFrame
+    known: DataFrame
+    new: int
+    updated: int
+
+
+def item_changes(latest: DataFrame, items: DataFrame) -> ItemChanges:
+    """Compare the latest descriptions with table items; new items get the next indices in item_id order.
+
+    Only a newer update changes a row: a backfill of an old date never takes an item back. Persists what changed.
+    """
+    old = items.select(
+        "item_id", "item_index", F.col("updated_at").alias("_at"), F.col("content_hash").alias("_hash"),
+        F.struct("title", "description", "category", "brand", "withdrawn_at").alias("_rest"),
+    )  # fmt: skip
+    rest = F.struct("title", "description", "category", "brand", "withdrawn_at")
+    changed = (
+        latest.join(old, "item_id", "left")
+        .where(
+            F.col("item_index").isNull()
+            | (
+                (F.col("updated_at") > F.col("_at"))
+                & ((F.col("content_hash") != F.col("_hash")) | (rest != F.col("_rest")))
+            )
+        )
+        .drop("_at", "_hash", "_rest")
+        .persist()
+    )
+    counts = changed.agg(
+        F.count(F.when(F.col("item_index").isNull(), 1)).alias("new"), F.count("item_index").alias("updated")
+    ).first()
+    new, updated = counts["new"], counts["updated"]
+    rows = changed
+    if new:
+        top = items.agg(F.coalesce(F.max("item_index") + 1, F.lit(0)).alias("n")).first()["n"]
+        numbered = number_ids(changed.where("item_index IS NULL").select("item_id"), new, top)
+        given = numbered.withColumnRenamed("item_index", "_new")
+        rows = changed.join(given, "item_id", "left").withColumn("item_index", F.coalesce("item_index", "_new"))
+        rows = rows.drop("_new")
+        known = items.select("item_id", "item_index").union(numbered.select("item_id", "item_index"))
+    else:
+        known = items.select("item_id", "item_index")
+    columns = load_contract("items").column_names
+    return ItemChanges(rows.select(*columns), known, new, updated)
+
+
+def number_ids(ids: DataFrame, count: int, first: int) -> DataFrame:
+    """item_id, item_index = first, first + 1, … in item_id order, without one task that sorts them all.
+
+    Ranges of ids are sorted in parallel; only the number of ids per range reaches the driver.
+    """
+    parts = -(-count // _IDS_PER_TASK)
+    ranged = ids.repartitionByRange(parts, "item_id") if parts > 1 else ids.coalesce(1)
+    # The low 33 bits of monotonically_increasing_id count the rows of a partition.
+    placed = (
+        ranged.sortWithinPartitions("item_id")
+        .select(
+            "item_id",
+            F.spark_partition_id().alias("_part"),
+            F.monotonically_increasing_id().bitwiseAND(F.lit((1 << 33) - 1)).alias("_row"),
+        )
+        .persist()
+    )
+    sizes = {row["_part"]: row["n"] for row in placed.groupBy("_part").agg(F.count(F.lit(1)).alias("n")).collect()}
+    offsets, total = [], first
+    for part in range(max(sizes, default=-1) + 1):
+        offsets.append(total)
+        total += sizes.get(part, 0)
+    start = F.element_at(F.array(*[F.lit(o) for o in offsets]), F.col("_part") + 1)
+    return placed.select("item_id", (start + F.col("_row")).cast("int").alias("item_index"))

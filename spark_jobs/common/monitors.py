@@ -1,0 +1,199 @@
+"""Monitors of a run date: measured and judged by `training_feed` before it publishes the slice.
+
+There, because a monitor that may refuse must stand before the commit that trainers read, and because most of what it
+looks at (coverage, labels, requests) that step reads anyway. The rows are written first, in a commit of their own, so
+that they tell what was wrong when the feed is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Literal
+
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from gpl_core.config import Monitors
+from gpl_core.graph.step_run import StepContext
+from gpl_core.lakehouse.lake import Snapshot
+from spark_jobs.common.calibrators import LABEL_CELLS, group_reliability
+from spark_jobs.session import SparkStep
+
+TABLE = "monitors"
+_ACCEPTED = ("impressions", "candidates", "interactions")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of one date, None where there was nothing to measure.
+
+    Attributes:
+        label_drift: population stability index of the unexposed labels against the day before.
+        quarantine_share: quarantined rows / (quarantined + accepted rows).
+        anchors_per_user: mean anchors of the users with unexposed pairs.
+        calibration_error: expected calibration error on uniformly exposed impressions, and how many they are.
+    """
+
+    label_drift: float | None = None
+    quarantine_share: float | None = None
+    anchors_per_user: float | None = None
+    calibration_error: float | None = None
+    uniform_impressions: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One monitor's row, but for run and date; see `schemas/monitors.yaml`."""
+
+    monitor: str
+    value: float | None
+    threshold: float
+    bound: Literal["most", "least"]
+    status: Literal["ok", "warn", "fail", "absent"]
+    reason: str
+
+
+def label_band(label: str) -> Column:
+    """Bands of the label, two per doubling: labels lie near a small rate, where cells of equal width see no drift."""
+    return F.floor(2 * F.log2(F.greatest(F.col(label), F.lit(1e-6)))).cast("int")
+
+
+def measure(step: SparkStep, settings: Monitors) -> Measured:
+    """Figures of the run date in one bounded action; an ignored monitor costs nothing."""
+    context, day = step.context, step.run_date
+    parts: list[DataFrame] = []
+
+    def part(name: str, frame: DataFrame, key: Column, rows: Column, labels: Column, clicks: Column) -> None:
+        grouped = frame.groupBy(F.lit(name).alias("name"), key.cast("string").alias("key"))
+        sums = [c.cast("double").alias(n) for c, n in ((rows, "rows"), (labels, "labels"), (clicks, "clicks"))]
+        parts.append(grouped.agg(*sums))
+
+    one, none = F.count(F.lit(1)), F.lit(0.0)
+    if "label_drift" not in settings.ignore:
+        labels = step.read_dates("pseudo_labels", day - timedelta(days=1), day).where("source = 'unexposed'")
+        part("drift", labels, F.concat_ws(" ", F.col("dt"), label_band("pseudo_label")), one, none, none)
+    if "quarantine_share" not in settings.ignore and context.has("quarantine"):
+        part("quarantine", step.read_slice("quarantine"), F.lit(""), F.sum("occurrences"), none, none)
+    if "anchors_per_user" not in settings.ignore and context.has("score_requests"):
+        users = step.read_slice("score_requests").where("source = 'unexposed' AND block = 0")
+        anchors = F.size(F.filter("log_prob", lambda p: p > -100))
+        part("anchors", users, F.lit(""), one, F.sum(anchors), none)
+    if "calibration_error" not in settings.ignore and context.has("impressions"):
+        shown = step.read_slice("impressions").where("is_random").select("user_id", "item_index", "clicked")
+        judged = step.read_slice("pseudo_labels").where("source = 'uniform'").join(shown, ["user_id", "item_index"])
+        cell = F.least(F.floor(F.col("pseudo_label") * LABEL_CELLS), F.lit(LABEL_CELLS - 1))
+        # Decimals: a sum of doubles depends on the order in which tasks end.
+        exact = F.sum(F.col("pseudo_label").cast("decimal(18,12)"))
+        part("calibration", judged, cell, one, exact, F.sum("clicked"))
+    if not parts:
+        return Measured()
+    union = parts[0]
+    for other in parts[1:]:
+        union = union.unionByName(other)
+    found = union.collect()  # at most LABEL_CELLS rows and two dates of label bands
+
+    refused = sum(r["rows"] or 0.0 for r in found if r["name"] == "quarantine")
+    accepted = sum(_rows(context, t) for t in _ACCEPTED)
+    users = [r for r in found if r["name"] == "anchors" and r["rows"]]
+    cells = sorted((r for r in found if r["name"] == "calibration"), key=lambda r: int(r["key"]))
+    _, error = group_reliability(*([r[c] for r in cells] for c in ("rows", "labels", "clicks")), 10)
+    return Measured(
+        label_drift=_drift([(*r["key"].split(" "), r["rows"]) for r in found if r["name"] == "drift"], day.isoformat()),
+        quarantine_share=refused / (refused + accepted) if refused + accepted else None,
+        anchors_per_user=users[0]["labels"] / users[0]["rows"] if users else None,
+        calibration_error=error,
+        uniform_impressions=int(sum(r["rows"] for r in cells)),
+    )
+
+
+def _rows(context: StepContext, table: str) -> int:
+    if not context.has(table):
+        return 0
+    return Snapshot.rows(context.snapshot(table).select(start=context.run_date, end=context.run_date))
+
+
+def _drift(bands: Sequence[tuple[str, str, float]], day: str) -> float | None:
+    now = {band: rows for dt, band, rows in bands if dt == day}
+    before = {band: rows for dt, band, rows in bands if dt != day}
+    return stability_index(before, now) if now and before else None
+
+
+def stability_index(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """Population stability index, sum (p - q) ln(p / q), of two histograms; every cell of either gets half a row."""
+    keys = sorted(before.keys() | after.keys())  # a set of strings has another order in every process
+    p, q = ({k: h.get(k, 0.0) + 0.5 for k in keys} for h in (before, after))
+    totals = sum(p.values()), sum(q.values())
+    shares = [(p[k] / totals[0], q[k] / totals[1]) for k in keys]
+    return sum((a - b) * math.log(a / b) for a, b in shares)
+
+
+def judge(found: Measured, labelled: int, left_out: Mapping[str, int], settings: Monitors) -> list[Verdict]:
+    """The verdicts of all monitors that are not ignored."""
+    unexposed = labelled + sum(left_out.values())
+    coverage = labelled / unexposed if unexposed else None
+    causes = ", ".join(f"{v:,} {k}" for k, v in sorted(left_out.items(), key=lambda r: -r[1])) or "none left out"
+    few = found.uniform_impressions < settings.least_impressions
+    figures: list[tuple[str, float | None, Literal["most", "least"], str]] = [
+        ("label_drift", found.label_drift, "most",
+         "population stability index of the labels against the day before: compare calibrator, target_rate and model"),
+        ("coverage", coverage, "least",
+         f"share of unexposed rows with a label ({causes}): look at view coverage and worker_rejects"),
+        ("quarantine_share", found.quarantine_share, "most",
+         "share of raw rows refused: look at failed_checks in table quarantine"),
+        ("anchors_per_user", found.anchors_per_user, "least",
+         "mean anchors per user: look at the interest model and at retired SIDs"),
+        ("calibration_error", None if few else found.calibration_error, "most",
+         f"expected calibration error on {found.uniform_impressions:,} uniformly exposed impressions: "
+         + (f"too few, at least {settings.least_impressions:,} are needed" if few else "look at view calibration")),
+    ]  # fmt: skip
+    return [
+        _verdict(name, value, bound, about, getattr(settings, name), "fail" if name in settings.fail else "warn")
+        for name, value, bound, about in figures
+        if name not in settings.ignore
+    ]
+
+
+def _verdict(
+    name: str, value: float | None, bound: Literal["most", "least"], about: str, threshold: float,
+    action: Literal["warn", "fail"],
+) -> Verdict:  # fmt: skip
+    if value is None:
+        return Verdict(name, None, threshold, bound, "absent", f"nothing to measure: {about}")
+    kept = value <= threshold if bound == "most" else value >= threshold
+    status: Literal["ok", "warn", "fail"] = "ok" if kept else action
+    sign = "at" if kept else ("above" if bound == "most" else "below")
+    allowed = f"{sign} {'most' if bound == 'most' else 'least'} {threshold:g}" if kept else f"{sign} {threshold:g}"
+    return Verdict(name, value, threshold, bound, status, f"{name} {value:.4g} is {allowed}: {about}")
+
+
+def write(step: SparkStep, verdicts: Sequence[Verdict]) -> None:
+    """Replace the date's slice of `monitors`, through delta-rs: a handful of rows."""
+    context = step.context
+    contract = context.contract(TABLE)
+    partition = {"dt": step.run_date.isoformat()}
+    with context.lake.writer(contract, partition, dims={}) as writer:
+        rows = [{**asdict(v), "run_id": context.run_id} for v in verdicts]
+        writer.write(pa.Table.from_pylist(rows, schema=contract.arrow_schema(partitions=False)))
+    mark = context.mark(TABLE)
+    commit = context.lake.commit(contract, writer.parts, mark=mark, mode="overwrite", partition=partition)
+    context.counts.outputs[TABLE] = {
+        "before": commit.version_before, "after": commit.version_after, "rows": commit.rows
+    }  # fmt: skip
+
+
+def watch(step: SparkStep, labelled: int, left_out: Mapping[str, int]) -> list[str]:
+    """Measure, judge and record, warnings in the step's details too; why monitors under `monitors.fail` refuse."""
+    settings = step.config.monitors
+    verdicts = judge(measure(step, settings), labelled, left_out, settings)
+    if not verdicts:
+        return []
+    write(step, verdicts)
+    step.context.counts.details["monitors"] = {v.monitor: {"status": v.status, "value": v.value} for v in verdicts}
+    told = [v.reason for v in verdicts if v.status == "warn"]
+    if told:
+        step.context.counts.details["warnings"] = told
+    return [v.reason for v in verdicts if v.status == "fail"]

@@ -1,0 +1,1 @@
+"""The report: bounded aggregates, plots, lineage and the page."""

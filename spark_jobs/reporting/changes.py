@@ -1,0 +1,83 @@
+"""What changed on a run date against the one before, by figures that both dates' runs recorded: nothing is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any
+
+from spark_jobs.reporting.page import Section, Table, figure
+
+ROWS_RATIO = 2.0
+"""Rows are warned of when one date has more than this times the other's: weekdays differ, but not twofold."""
+MEAN_RATIO = 1.25
+"""The same for the mean label and the mean weight."""
+COVERAGE_FALL = 0.05
+QUARANTINE_RISE = 0.01
+LASTING = {
+    "encoder_version": "embeddings, semantic IDs and models are all new",
+    "sid_version": "the two dates' labels are of different semantic IDs",
+    "model_version": "the anchors of all users are new",
+}
+"""Versions that stay for days, and what another one means."""
+FREE = ("anchor_requests", "calibrator_version", "preranker_version")
+"""Never warned of: what the cache lacks falls from thousands to none on a good day; the artifacts are made daily."""
+
+
+def feed_figures(details: Mapping[str, Any]) -> dict[str, float | None]:
+    """Coverage and means from what the feed's commit recorded; None where there are no such rows."""
+    exposed, labelled = details.get("exposed", 0), details.get("labelled", 0)
+    unexposed = labelled + sum(details.get("left_out", {}).values())
+    return {
+        "coverage": labelled / unexposed if unexposed else None,
+        "mean pseudo_label": details["pseudo_label_sum"] / labelled if labelled else None,
+        # The sum holds a weight of one for every exposed pair.
+        "mean weight": (details["weight_sum"] - exposed) / labelled if labelled else None,
+    }
+
+
+def changes(
+    now: Mapping[str, Any], before: Mapping[str, Any], warned: Sequence[str], day: date, previous: date | None
+) -> Section:
+    """The section: what `warnings` found, and the figures of both dates side by side.
+
+    Args:
+        now, before: name -> rows (int), mean or share (float), version (str) or None; in the order of the page.
+        previous: the run date before `day`; None when there is none.
+    """
+    title = "What changed"
+    if previous is None:
+        return Section(title, ["No earlier run date has a feed: there is nothing to compare with."])
+    text = [f"Against {previous}, the run date before.", *(warned or ["Nothing moved beyond its bound."])]
+    rows = [(name, value, before.get(name), _change(value, before.get(name))) for name, value in now.items()]
+    columns = ("figure", day.isoformat(), previous.isoformat(), "change")
+    tables = [Table(columns, [r for r in rows if ("version" in r[0]) == versions]) for versions in (False, True)]
+    return Section(title, text, tables)
+
+
+def warnings(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """A sentence for each figure that moved beyond its bound; none for what either date lacks."""
+    return [text for name, value in now.items() if (text := _warning(name, value, before.get(name)))]
+
+
+def _warning(name: str, now: Any, before: Any) -> str:
+    if now is None or before is None or now == before or name in FREE:
+        return ""
+    if name in LASTING:
+        return f"{name} is {now}, was {before}: {LASTING[name]}."
+    if name == "coverage":
+        moved = now < before - COVERAGE_FALL
+    elif name == "quarantine_share":
+        moved = now > before + QUARANTINE_RISE
+    else:
+        low, high = sorted((now, before))
+        moved = high > low * (ROWS_RATIO if isinstance(now, int) else MEAN_RATIO)
+    return f"{name} is {figure(now)}, was {figure(before)}." if moved else ""
+
+
+def _change(now: Any, before: Any) -> str | None:
+    if now is None or before is None:
+        return None
+    if isinstance(now, str) or now == before:
+        return "same" if now == before else "changed"
+    return f"{now / before - 1:+.1%}" if before else "from none"

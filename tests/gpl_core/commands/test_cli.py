@@ -1,0 +1,387 @@
+"""The `gpl` command: wrong words exit 2 by name, plans only print, runs pass exit codes on and skip what is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gpl_core.cli import main
+from gpl_core.graph import runner as running
+from gpl_core.graph.planner import STEPS, Planner
+from gpl_core.lakehouse.views import dictionary
+from tests.gpl_core.toy import Toy
+from tests.support import DAY, ONE, config_file, put, small_config
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def config(tmp_path) -> str:
+    return str(config_file(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """Both run dates of `small_config` done in every step."""
+    root = tmp_path_factory.mktemp("finished")
+    toy = Toy(small_config(root))
+    days = [DAY + i * ONE for i in range(-1, 3)]
+    toy.raw(days)
+    toy.run("ingest", days[0])
+    toy.run_pending(days[1:3])
+    return root
+
+
+def tree(root: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in root.rglob("*")}
+
+
+# ---- words -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ([], "command"),
+        (["paln"], "paln"),
+        (["plan"], "--config"),
+        (["plan", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["plan", "--config", "CONFIG", "--run-date", "tomorrow"], "'tomorrow' is not a date"),
+        (["plan", "--config", "CONFIG", "--run-date", "2026-01-03", "--end-date", "2026-01-04"], "either --run-date"),
+        (["plan", "--config", "CONFIG", "--start-date", "2026-01-03"], "belong together"),
+        (["plan", "--config", "CONFIG", "--start-date", "2026-01-04", "--end-date", "2026-01-03"], "lies before"),
+        (["plan", "--config", "CONFIG", "--onyl", "samples"], "--onyl"),
+        (["plan", "--config", "CONFIG", "--only", "smaples"], "no step 'smaples'"),
+        (["plan", "--config", "CONFIG", "--from", "evaluate_truth"], "gpl judge"),
+        (["run", "--config", "CONFIG", "--set", "anchors.cuont=1", "--set", "x"], "2 problem(s)"),
+        (["status", "--config", "CONFIG", "--set", "run.seed=x"], "run.seed"),
+        (["simulate", "--config", "CONFIG", "--users", "many"], "--users"),
+        (["simulate", "--config", "CONFIG", "--world", "flat"], "flat"),
+        (["import-reviews", "--config", "CONFIG", "--items", "x"], "--sequences"),
+        (["tables", "--config", "CONFIG"], "--config"),
+    ],
+)
+def test_wrong_words_exit_2_and_are_named(config, given, named, capsys):
+    assert main([config if g == "CONFIG" else g for g in given]) == 2
+    said = capsys.readouterr()
+    assert named in said.err
+    assert said.err.startswith("error: ")
+    assert said.out == ""
+
+
+def test_the_command_line_imports_neither_torch_nor_spark():
+    code = (
+        "import sys; import gpl_core.cli, gpl_core.commands.summary, gpl_core.simulation.commands; "
+        "print(sorted({m.split('.')[0] for m in sys.modules} & "
+        "{'torch', 'pyspark', 'transformers', 'peft', 'deepspeed', 'petastorm', 'delta'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_tables_prints_the_data_dictionary(capsys):
+    assert main(["tables"]) == 0
+    assert capsys.readouterr().out == dictionary() + "\n"
+
+
+# ---- plan ------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_prints_commands_that_begin_with_the_launcher_and_writes_nothing(config, tmp_path, capsys):
+    before = tree(tmp_path)
+    assert main(["plan", "--config", config, "--run-date", "2026-01-03", "--isolated"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    titles, commands = [x[2:] for x in lines if x.startswith("# ")], [x for x in lines if not x.startswith("# ")]
+    assert titles == [s.name for s in STEPS]
+    for step, line in zip(STEPS, commands, strict=True):
+        words = [w for w in shlex.split(line) if not re.match(r"[A-Z_]+=", w)]
+        assert Path(words[0]).name == {"spark": "spark-submit", "deepspeed": "deepspeed"}[step.launcher]
+        assert str(ROOT / step.script) in words
+        assert words[-2:] == ["--run-date", "2026-01-03"]
+    assert tree(tmp_path) == before
+
+
+def test_a_relative_configuration_is_printed_so_that_it_works_from_anywhere(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "--config", "test.yaml", "--only", "samples"]) == 0
+    assert f"--config {config} " in capsys.readouterr().out
+
+
+# ---- status ----------------------------------------------------------------------------------------------------
+
+
+def test_status_shows_every_step_of_every_date(finished, tmp_path, capsys):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    toy = Toy(small_config(tmp_path))
+    assert main(["status", "--config", str(tmp_path / "test.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"│ done ", said)) == 2 * len(STEPS)
+    toy.write("raw_candidates", DAY)
+    assert main(["status", "--config", str(tmp_path / "test.yaml")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "stale" in line]
+    assert len(lines) == 1
+    assert "2026-01-03" in lines[0]
+    assert "ingest" in lines[0]
+
+
+def test_status_without_tables_is_an_answer(config, capsys):
+    assert main(["status", "--config", config, "--run-date", "2026-01-03"]) == 0
+    assert capsys.readouterr().out.count("blocked") == len(STEPS)
+
+
+def test_a_table_of_another_contract_exits_3(config, tmp_path, capsys):
+    lake = Planner(small_config(tmp_path)).lake
+    put(lake, "pair_scores", 1)
+    shutil.move(lake.uri("pair_scores"), lake.uri("raw_impressions"))
+    assert main(["status", "--config", config]) == 3
+    assert "holds table 'pair_scores', not raw_impressions" in capsys.readouterr().err
+
+
+def test_rolling_back_and_promoting_from_the_command_line(finished, tmp_path, capsys):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    config = str(config_file(tmp_path))
+    version = Planner(small_config(tmp_path)).artifacts.in_force("calibrator", DAY + ONE).version
+    given = ["--config", config, "calibrator", version]
+    assert main(["rollback", *given, "--reason", "labels too high", "--from-date", "2026-01-04"]) == 0
+    assert "gpl status shows what is stale" in capsys.readouterr().out
+    assert main(["status", "--config", config]) == 0
+    stale = [line for line in capsys.readouterr().out.splitlines() if "│ stale" in line]
+    assert len(stale) >= 2
+    assert all("2026-01-04" in line for line in stale), "the day before goes on using it"
+    assert main(["rollback", *given, "--from-date", "2026-01-04"]) == 0
+    assert "so it is already" in capsys.readouterr().out
+    assert main(["promote", *given]) == 0
+    assert main(["status", "--config", config]) == 0
+    assert "│ stale" not in capsys.readouterr().out
+    assert main(["rollback", "--config", config, "calibrator", "none-such"]) == 4
+    assert version in capsys.readouterr().err
+
+
+# ---- run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_nothing_to_do_starts_nothing_writes_nothing_and_says_so(finished, tmp_path, capsys, monkeypatch):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    config = str(config_file(tmp_path))
+    before = tree(tmp_path)
+    monkeypatch.setattr(running, "_launch", lambda *given: pytest.fail(f"started {given[0]}"))
+    assert main(["run", "--config", config]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert tree(tmp_path) == before
+
+
+def stub(monkeypatch, code: str) -> list[list[str]]:
+    """Make every launch run `code` in Python instead; the real commands in order."""
+    commands: list[list[str]] = []
+    real = running.command
+
+    def command(*given, **more):
+        commands.append(real(*given, **more))
+        return [sys.executable, "-c", code, *commands[-1][1:]]
+
+    monkeypatch.setattr(running, "command", command)
+    return commands
+
+
+REPORT = {
+    "step": "samples", "run_date": "2026-01-03", "status": "done", "seconds": 1.5, "rows_out": 1234,
+    "rows_quarantined": 5,
+}  # fmt: skip
+
+
+def test_a_run_shows_each_steps_report_and_keeps_its_output(config, tmp_path, monkeypatch, capsys):
+    text = f"print({json.dumps(REPORT)!r}); print('{{noise'); print('[]'); import sys; print('a log', file=sys.stderr)"
+    commands = stub(monkeypatch, text)
+    assert main(["run", "--config", config, "--only", "samples", "--only", "encode_items"]) == 0
+    said = capsys.readouterr().out
+    assert [Path(c[0]).name for c in commands] == ["deepspeed", "spark-submit"]
+    assert "samples 2026-01-03: done, 1,234 rows, 5 quarantined, 1.5 s" in said
+    logs = sorted((tmp_path / "lake" / "logs").glob("*/*.log"))
+    assert [p.name for p in logs] == ["01-encode_items.log", "02-samples.log"]
+    assert "a log" in logs[0].read_text()
+    assert "{noise" in logs[0].read_text()
+
+
+def test_a_bar_is_shown_where_there_is_a_terminal_and_none_in_a_log_file(config, monkeypatch, capsys):
+    stub(monkeypatch, f"print({json.dumps(REPORT)!r})")
+    arguments = ["run", "--config", config, "--only", "samples", "--run-date", "2026-01-03"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "samples 2026-01-03: done" in said
+    assert "\x1b" not in said
+    assert "1/1" not in said
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich take our output for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(arguments) == 0
+    assert "1/1" in capsys.readouterr().out
+
+
+def test_a_step_is_told_of_while_its_launch_goes_on(config, monkeypatch, tmp_path):
+    """The launch ends only when what it told of its first step has been shown."""
+    shown = tmp_path / "shown"
+    child = (
+        f"import os, signal; signal.alarm(60); os.mkfifo({str(shown)!r})\n"
+        f"print({json.dumps(REPORT)!r}, flush=True); open({str(shown)!r}).read()"
+    )
+    stub(monkeypatch, child)
+    real = running._say
+
+    def say(console, line):
+        real(console, line)
+        os.close(os.open(shown, os.O_WRONLY))
+
+    monkeypatch.setattr(running, "_say", say)
+    assert main(["run", "--config", config, "--only", "samples", "--run-date", "2026-01-03"]) == 0
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 4])
+def test_a_failing_launch_ends_the_run_with_its_exit_code(config, monkeypatch, capsys, code):
+    text = f"import sys; print('error: table x: column y', file=sys.stderr); sys.exit({code})"
+    commands = stub(monkeypatch, text)
+    assert main(["run", "--config", config]) == code
+    said = capsys.readouterr()
+    assert len(commands) == 1, "nothing is started after a failure"
+    assert f"failed with exit code {code}" in said.out
+    assert "error: table x: column y" in said.err
+
+
+BACKFILL = """
+import datetime, json, sys
+from gpl_core.graph.step_run import Failures, parse_arguments
+from gpl_core.errors import GateError
+args = parse_arguments("x", sys.argv[sys.argv.index("--config"):])
+failures = Failures(args.max_failures)
+bad = {datetime.date(2026, 1, int(d)) for d in BAD}
+code = 0
+try:
+    for day in args.dates:
+        status = "failed" if day in bad else "done"
+        print(json.dumps({"step": "x", "run_date": str(day), "status": status, "seconds": 0.0, "rows_out": 0,
+                          "rows_quarantined": 0, "error_class": "GateError"}), flush=True)
+        if day in bad:
+            failures.note(day, GateError(f"bad {day}"))
+    code = failures.code
+except GateError as error:
+    print(f"error: {error}", file=sys.stderr)
+    code = 3
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("allowed", "bad", "launches"),
+    [
+        (0, [4], ["encode_items"]),
+        (1, [4], ["encode_items", "assign_sids", "samples"]),
+        (1, [4, 5], ["encode_items"]),
+        (2, [4, 5], ["encode_items", "assign_sids", "samples"]),
+    ],
+)
+def test_a_backfill_goes_on_without_as_many_failed_dates_as_are_allowed(
+    config, monkeypatch, capsys, allowed, bad, launches
+):
+    """Dates 3 to 6; every launch fails for the `bad` ones, and leaves out those that an earlier launch lost."""
+    commands = stub(monkeypatch, BACKFILL.replace("BAD", repr(bad)))
+    only = [a for n in ("encode_items", "assign_sids", "samples") for a in ("--only", n)]
+    dates = ["--start-date", "2026-01-03", "--end-date", "2026-01-06", "--max-failures", str(allowed)]
+    assert main(["run", "--config", config, *only, *dates]) == 3
+    said = capsys.readouterr()
+    assert [Path(next(a for a in c if a.endswith(".py"))).stem for c in commands] == launches
+    assert "error: bad 2026-01-04" in said.err
+    for words in commands[1:]:
+        assert [words[i + 1] for i, w in enumerate(words) if w == "--skip-date"] == [f"2026-01-0{d}" for d in bad]
+        assert "--max-failures" not in words, "none of the failures allowed is left"
+    if len(launches) > 1:
+        assert f"going on without {', '.join(f'2026-01-0{d}' for d in bad)}" in said.out.replace("\n", " ")
+        assert said.out.count("finished") == 2
+
+
+def test_a_launch_that_ends_early_is_a_failure_of_the_run_whatever_is_allowed(config, monkeypatch, capsys):
+    """It reports one date of four: the others were never tried."""
+    report = json.dumps({**REPORT, "status": "failed", "error_class": "OSError"})
+    commands = stub(monkeypatch, f"import sys; print({report!r}); sys.exit(1)")
+    dates = ["--start-date", "2026-01-03", "--end-date", "2026-01-06", "--max-failures", "3"]
+    assert main(["run", "--config", config, "--only", "samples", "--only", "assign_sids", *dates]) == 1
+    assert len(commands) == 1
+    assert "going on" not in capsys.readouterr().out
+
+
+def test_maintenance_starts_its_spark_jobs_for_the_dates_it_is_given(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    config, dates = str(config_file(tmp_path)), ["--start-date", "2026-01-03", "--end-date", "2026-01-04"]
+    commands = stub(monkeypatch, "pass")
+    assert main(["optimize", "--config", config, *dates]) == 0
+    assert main(["quarantine", "retry", "--config", config, "--run-date", "2026-01-03"]) == 0
+    assert [Path(next(a for a in c if a.endswith(".py"))).name for c in commands] == [
+        "optimize.py", "retry_quarantine.py",
+    ]  # fmt: skip
+    assert {*dates} <= set(commands[0])
+    assert {"--run-date", "2026-01-03"} <= set(commands[1])
+
+
+def test_words_in_brackets_are_shown_as_they_are(config, monkeypatch, capsys):
+    stub(monkeypatch, "pass")
+    given = ["--set", "launch.env={A: '[bold]x[/]'}", "--set", "launch.spark_submit=[a]"]
+    assert main(["run", "--config", config, "--only", "samples", *given]) == 0
+    said = capsys.readouterr().out
+    assert "launch.spark_submit=[a]" in said
+    assert "[bold]x[/]" in said
+
+
+def test_only_dates_that_are_not_done_are_started(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    toy = Toy(small_config(tmp_path))
+    toy.write("raw_candidates", DAY + ONE)
+    commands = stub(monkeypatch, "pass")
+    assert main(["run", "--config", str(tmp_path / "test.yaml")]) == 0
+    assert len(commands) == 1
+    assert Path(next(a for a in commands[0] if a.endswith(".py"))).name == "ingest.py"
+    assert commands[0][commands[0].index("--run-date") + 1] == "2026-01-04"
+    commands.clear()
+    assert main(["run", "--config", str(tmp_path / "test.yaml"), "--only", "samples", "--force"]) == 0
+    assert commands[0][-1] == "--force"
+
+
+ENDED = """
+import sys
+from gpl_core import cli
+from gpl_core.graph import runner as running
+child = "import os, signal, sys; print(os.getpid(), file=sys.stderr, flush=True); signal.pause()"
+running.command = lambda *given, **more: [sys.executable, "-c", child]
+sys.exit(cli.main(["run", "--config", sys.argv[1], "--only", "samples", "--verbose"]))
+"""
+
+
+def test_ending_a_run_ends_what_it_started(config):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen([sys.executable, "-c", ENDED, config], env=env, text=True, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.PIPE)  # fmt: skip
+    child = psutil.Process(int(run.stderr.readline()))
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=30) == 128 + signal.SIGTERM
+    run.stderr.close()
+    _, alive = psutil.wait_procs([child], timeout=30)
+    assert not alive
+
+
+@pytest.mark.spark
+def test_without_raw_tables_the_real_run_exits_4_and_leaves_a_record(config, tmp_path, capsys):
+    assert main(["run", "--config", config, "--run-date", "2026-01-03"]) == 4
+    said = capsys.readouterr()
+    assert "failed with exit code 4" in said.out
+    assert re.search(r"error: .*raw_impressions.*platform's input", said.err)
+    (row,) = Planner(small_config(tmp_path)).lake.open("job_runs").read().to_pylist()
+    assert (row["step"], row["status"], row["error_class"], row["run_date"]) == (
+        "ingest", "failed", "MissingInputError", DAY,
+    )  # fmt: skip
+    assert f'"run_id": "{row["run_id"]}"' in next((tmp_path / "lake" / "logs").glob("*/*.log")).read_text()

@@ -1,0 +1,397 @@
+"""The life of one run of one step: arguments, state, body, and a record of whatever happened."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+
+from gpl_core.errors import ContractError, GateError, MissingInputError, UsageError
+from gpl_core.graph.planner import Planner, StepState, find_step
+from gpl_core.graph.step_run import (
+    Counts,
+    Failures,
+    StepArguments,
+    StepContext,
+    begin,
+    exit_with,
+    new_run_id,
+    parse_arguments,
+    record,
+    run_step,
+)
+from gpl_core.lakehouse.lake import SliceMark, Snapshot
+from tests.support import DAY, DIMS, ONE, config_file, data_table, legal_rows, put, small_config
+
+STEP = "encode_items"  # reads `items` whole
+
+
+@pytest.fixture
+def config(tmp_path):
+    return small_config(tmp_path)
+
+
+@pytest.fixture
+def ready(config):
+    """A lakehouse in which encode_items has something to do."""
+    put(Planner(config).lake, "items", 3)
+    return config
+
+
+def arguments(config, **given) -> StepArguments:
+    return StepArguments(config, (DAY,), given.pop("run_id", "run-1"), **given)
+
+
+def encode(context: StepContext) -> None:
+    """A body that writes one row with the mark of its step."""
+    contract = context.contract("item_embeddings")
+    with context.lake.writer(contract, {"encoder_version": "v1"}, dims=DIMS) as writer:
+        writer.write(data_table(contract, legal_rows(contract, 1)))
+    mark = context.mark("item_embeddings")
+    context.committed("item_embeddings", context.lake.commit(contract, writer.parts, mark=mark, mode="append"))
+    context.counts.rows_in = 3
+    context.counts.rows_dropped = 2
+
+
+def job_runs(config) -> list[dict]:
+    return sorted(Planner(config).lake.open("job_runs").read().to_pylist(), key=lambda r: r["attempt"])
+
+
+def tree(root: Path) -> dict[str, float]:
+    return {str(p): p.stat().st_mtime_ns for p in root.rglob("*")}
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--run-date", "2026-01-03", "--epochs", "5"], "--epochs 5"),
+        (["--run-dat", "2026-01-03"], "--run-dat"),
+        (["--run-date", "03.01.2026"], r"--run-date: '03\.01\.2026' is not a date"),
+        (["--run-date", "2026-02-30"], "2026-02-30"),
+        (["--run-date"], "--run-date"),
+        ([], "steps never assume today"),
+        (["--start-date", "2026-01-03"], "belong together"),
+        (["--end-date", "2026-01-03"], "belong together"),
+        (["--start-date", "2026-01-05", "--end-date", "2026-01-03"], "2026-01-03 lies before"),
+        (["--run-date", "2026-01-03", "--start-date", "2026-01-03", "--end-date", "2026-01-04"], "either --run-date"),
+        (["--run-date", "2026-01-03", "--local_rank", "x"], "local_rank"),
+        (["--run-date", "2026-01-03", "--set", "anchors.cuont=3"], "anchors.cuont"),
+        (["--run-date", "2026-01-03", "--steps", "samples"], "--steps"),
+    ],
+)
+def test_wrong_arguments_are_a_usage_error_that_names_them(tmp_path, given, named):
+    with pytest.raises(UsageError, match=named):
+        parse_arguments("samples.py", ["--config", str(config_file(tmp_path)), *given])
+
+
+def test_the_configuration_is_required(tmp_path):
+    with pytest.raises(UsageError, match="--config"):
+        parse_arguments("samples.py", ["--run-date", "2026-01-03"])
+
+
+def test_arguments_come_out_typed(tmp_path):
+    args = parse_arguments(
+        "generate_anchors.py",
+        ["--config", str(config_file(tmp_path)), "--start-date", "2026-01-03", "--end-date", "2026-01-05", "--force",
+         "--set", "anchors.count=3", "--set", "run.seed=9", "--run-id", "abc", "--local_rank=1"],
+    )  # fmt: skip
+    assert args.dates == (date(2026, 1, 3), date(2026, 1, 4), date(2026, 1, 5))
+    assert (args.config.anchors.count, args.config.run.seed, args.run_id) == (3, 9, "abc")
+    assert (args.force, args.dry_run, args.bulk_through, args.steps) == (True, False, None, ())
+
+
+def test_several_steps_are_named_and_checked(tmp_path):
+    common = ["--config", str(config_file(tmp_path)), "--run-date", "2026-01-03"]
+    args = parse_arguments("run.py", [*common, "--steps", "samples, sequences"], several=True)
+    assert args.steps == ("samples", "sequences")
+    with pytest.raises(UsageError, match="no step 'sample'"):
+        parse_arguments("run.py", [*common, "--steps", "sample"], several=True)
+    with pytest.raises(UsageError, match="--steps"):
+        parse_arguments("run.py", common, several=True)
+
+
+def test_run_ids_differ():
+    assert len({new_run_id() for _ in range(50)}) == 50
+
+
+# ---- one run ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_done_recorded_and_then_a_noop(ready, capsys):
+    assert run_step(Planner(ready), STEP, DAY, arguments(ready), encode) == "done"
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (line["status"], line["rows_in"], line["rows_out"], line["rows_dropped"]) == ("done", 3, 1, 2)
+    assert line["outputs"] == {"item_embeddings": {"before": 0, "after": 1, "rows": 1}}
+    assert line["inputs"]["items"]["version"] == 1
+    assert line["seconds"] > 0
+    assert line["bytes_out"] > 0
+
+    def never(context: StepContext) -> None:
+        raise AssertionError("a step that is done must not run")
+
+    assert run_step(Planner(ready), STEP, DAY, arguments(ready, run_id="run-2"), never) == "noop"
+    assert run_step(Planner(ready), STEP, DAY, arguments(ready, force=True), encode) == "done"
+    rows = job_runs(ready)
+    assert [(r["attempt"], r["status"], r["run_id"]) for r in rows] == [
+        (1, "done", "run-1"), (2, "noop", "run-2"), (3, "done", "run-1"),
+    ]  # fmt: skip
+    assert {r["fingerprint"] for r in rows} == {Planner(ready).snapshot("item_embeddings").marks()[0][1].slices["*"]}
+
+
+def test_a_run_that_is_under_way_or_was_killed_stands_in_job_runs(ready):
+    """Its row is replaced by the final one; a killed process never gets that far."""
+
+    def look(context: StepContext) -> None:
+        (row,) = job_runs(ready)
+        assert (row["status"], row["attempt"], row["step"], row["run_date"]) == ("running", 1, STEP, DAY)
+        encode(context)
+
+    run_step(Planner(ready), STEP, DAY, arguments(ready), look)
+    (row,) = job_runs(ready)
+    assert (row["status"], row["attempt"]) == ("done", 1)
+    begin(Planner(ready).lake, STEP, DAY, "killed", StepState("stale", ""), datetime.now(UTC))
+    run_step(Planner(ready), STEP, DAY, arguments(ready, force=True), encode)
+    assert [(r["attempt"], r["status"]) for r in job_runs(ready)] == [(1, "done"), (2, "running"), (3, "done")]
+
+
+def test_what_a_run_cost_stands_in_its_row(ready):
+    def costly(context: StepContext) -> None:
+        context.counts.bytes_in = context.input_bytes
+        context.counts.core_seconds, context.counts.gpu_seconds = 2.5, 8.0
+
+    run_step(Planner(ready), STEP, DAY, arguments(ready), costly)
+    (row,) = job_runs(ready)
+    size = sum(f.size for f in Planner(ready).lake.open("items").files)
+    assert (row["core_seconds"], row["gpu_seconds"], row["bytes_in"]) == (2.5, 8.0, size)
+
+
+def test_attempts_count_per_step_and_date(ready):
+    for day in (DAY, DAY + ONE, DAY):
+        run_step(Planner(ready), STEP, day, arguments(ready, force=True), encode)
+    assert sorted((r["run_date"], r["attempt"]) for r in job_runs(ready)) == [(DAY, 1), (DAY, 2), (DAY + ONE, 1)]
+
+
+@pytest.mark.parametrize("error", [GateError("too many dead codes"), ValueError("odd"), KeyboardInterrupt()])
+def test_a_failure_is_recorded_and_passes_through(ready, capsys, error):
+    def fails(context: StepContext) -> None:
+        context.counts.rows_in = 7
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        run_step(Planner(ready), STEP, DAY, arguments(ready), fails)
+    assert caught.value is error
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (row,) = job_runs(ready)
+    for found in (line, row):
+        assert found["status"] == "failed"
+        assert (found["error_class"], found["error_message"]) == (type(error).__name__, str(error))
+        assert (found["rows_in"], found["rows_out"], found["attempt"]) == (7, 0, 1)
+    assert run_step(Planner(ready), STEP, DAY, arguments(ready), encode) == "done"
+    assert [r["attempt"] for r in job_runs(ready)] == [1, 2]
+
+
+def test_a_blocked_step_says_what_is_missing_and_is_recorded(config, capsys):
+    with pytest.raises(MissingInputError, match="table items, which does not exist"):
+        run_step(Planner(config), STEP, DAY, arguments(config), encode)
+    (row,) = job_runs(config)
+    assert (row["status"], row["error_class"], row["fingerprint"]) == ("failed", "MissingInputError", "")
+    assert json.loads(capsys.readouterr().out)["error_message"] == row["error_message"]
+
+
+def test_a_table_of_another_contract_is_recorded_too(ready):
+    """The failure happens while the state is evaluated, before there is a context."""
+    planner = Planner(ready)
+    planner.lake.overrides["items"] = planner.lake.uri("job_runs")
+    put(planner.lake, "job_runs", 1)
+    with pytest.raises(ContractError, match="holds table 'job_runs', not items"):
+        run_step(planner, STEP, DAY, arguments(ready), encode)
+    assert "ContractError" in {r["error_class"] for r in job_runs(ready)}
+
+
+def test_a_dry_run_writes_nothing_and_says_what_it_would(ready, tmp_path, capsys):
+    before = tree(tmp_path)
+
+    def never(context: StepContext) -> None:
+        raise AssertionError("a dry run runs nothing")
+
+    assert run_step(Planner(ready), STEP, DAY, arguments(ready, dry_run=True), never) == "planned"
+    assert tree(tmp_path) == before
+    said = json.loads(capsys.readouterr().out)
+    assert said["state"] == "absent"
+    items = Planner(ready).lake.open("items")
+    assert said["would_read"]["items"]["version"] == 1
+    assert said["would_read"]["items"]["rows"] == Snapshot.rows(items.files) > 0
+    assert said["would_read"]["items"]["bytes"] == sum(f.size for f in items.files)
+    nothing = {"version": None, "files": 0, "rows": 0, "bytes": 0}
+    assert said["would_write"] == {
+        "item_embeddings": {"how": "merge", "where": "all rows", **nothing},
+        "worker_rejects": {"how": "replace", "where": f"dt = '{DAY}' AND step = '{STEP}'", **nothing},
+    }
+
+
+def test_a_dry_run_tells_the_size_of_what_it_would_replace_and_what_it_keeps(config, capsys):
+    planner = Planner(config)
+    for day, rows in ((DAY, 3), (DAY + ONE, 5)):
+        put(planner.lake, "pair_scores", rows, day=day)
+    put(planner.lake, "raw_items", 2)
+    for table in ("raw_impressions", "raw_candidates"):
+        put(planner.lake, table, 4)
+    for table in ("impressions", "candidates"):
+        mark = Planner(config).state(find_step("ingest"), DAY).fingerprint_of(table)
+        put(planner.lake, table, 2, fingerprint=mark if table == "candidates" else "of other inputs")
+
+    def written(step: str, force: bool = False) -> dict:
+        run_step(Planner(config), step, DAY, arguments(config, dry_run=True, force=force), encode)
+        return json.loads(capsys.readouterr().out)["would_write"]
+
+    scores = planner.lake.open("pair_scores")
+    (old,) = scores.select(start=DAY, end=DAY)
+    assert written("score_candidates")["pair_scores"] == {
+        "how": "replace", "where": f"dt = '{DAY}'", "version": scores.version, "files": 1, "rows": 3, "bytes": old.size,
+    }  # fmt: skip
+    assert {t: w["how"] for t, w in written("ingest").items()} == {
+        "quarantine": "replace", "impressions": "replace", "candidates": "keep", "interactions": "replace",
+        "items": "merge",
+    }  # fmt: skip
+    assert written("ingest", force=True)["candidates"]["how"] == "replace"
+    assert written("generate_anchors")["interest_anchors"]["how"] == "merge"
+    assert written("optimize")["candidates"]["how"] == "keep"  # one file
+    put(planner.lake, "items", 4, file_rows=2)
+    assert written("optimize")["items"]["how"] == "compact"
+    assert [*written("report").values()] == [{"how": "replace", "bytes": 0}]
+
+
+def test_a_dry_run_of_a_blocked_step_is_an_answer_not_a_failure(config, tmp_path, capsys):
+    before = tree(tmp_path)
+    assert run_step(Planner(config), STEP, DAY, arguments(config, dry_run=True), encode) == "planned"
+    assert json.loads(capsys.readouterr().out)["state"] == "blocked"
+    assert tree(tmp_path) == before
+
+
+# ---- the context -----------------------------------------------------------------------------------------------
+
+
+def test_the_context_reads_what_the_state_pinned(ready):
+    planner = Planner(ready)
+    state = planner.state(__import__("gpl_core.graph.planner", fromlist=["x"]).find_step(STEP), DAY)
+    context = StepContext(planner, STEP, DAY, state, "run-1")
+    put(planner.lake, "items", 2, seed=1)
+    assert context.snapshot("items").read().num_rows == 3
+    assert len(context.input_files("items")) == 1
+    assert context.has("items")
+    assert not context.has("truth")
+    with pytest.raises(MissingInputError, match="table truth does not exist"):
+        context.snapshot("truth")
+
+
+def test_marks_name_the_slice_of_a_dated_table_and_all_of_another(ready):
+    state = StepState("absent", "", "fp", {}, "afp")
+    context = StepContext(Planner(ready), STEP, DAY, state, "run-1")
+    assert context.mark("pair_scores") == SliceMark(STEP, {"2026-01-03": "fp"}, "run-1", {})
+    assert context.mark("item_embeddings", {"a": 1}) == SliceMark(STEP, {"*": "fp"}, "run-1", {"a": 1})
+    context.bulk_states = {d: StepState("absent", "", f) for d, f in ((date(2026, 1, 1), "x"), (date(2026, 1, 2), "y"))}
+    assert context.mark("pair_scores").slices == {"2026-01-01": "x", "2026-01-02": "y"}
+    assert context.mark("item_sids").slices == {"*": "fp"}
+
+
+def test_a_forced_artifact_gets_a_version_of_its_own(ready):
+    state = StepState("done", "", "fp", {}, "afp")
+    given = (Planner(ready), "train_tokenizer", DAY, state)
+    assert StepContext(*given, "run-1").artifact_fingerprint == "afp"
+    forced = {StepContext(*given, r, force=True).artifact_fingerprint for r in ("run-1", "run-2")}
+    assert len(forced | {"afp"}) == 3
+
+
+# ---- the record ------------------------------------------------------------------------------------------------
+
+
+def note(config, status: str = "done", error: BaseException | None = None, run_id: str = "r") -> None:
+    state = StepState("absent", "", "fp")
+    record(
+        Planner(config).lake, STEP, DAY, run_id, state, status, Counts(), error, datetime.now(UTC), time.monotonic()
+    )  # fmt: skip
+
+
+def test_two_runs_of_the_same_step_and_date_are_both_recorded(config):
+    note(config)
+    threads = [threading.Thread(target=note, args=(config,), kwargs={"run_id": f"r{i}"}) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rows = job_runs(config)
+    assert [r["attempt"] for r in rows] == [1, 2, 3, 4, 5]
+    assert {r["run_id"] for r in rows} == {"r", "r0", "r1", "r2", "r3"}
+
+
+def test_a_record_that_cannot_be_written_does_not_hide_the_error_of_the_step(ready, monkeypatch, capsys):
+    planner = Planner(ready)
+
+    def full(*given, **more):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(planner.lake, "create", full)
+
+    def fails(context: StepContext) -> None:
+        raise GateError("the real reason")
+
+    with pytest.raises(GateError, match="the real reason"):
+        run_step(planner, STEP, DAY, arguments(ready), fails)
+    assert json.loads(capsys.readouterr().out)["error_message"] == "the real reason"
+
+
+def test_a_record_that_cannot_be_written_fails_a_run_that_went_well(ready, monkeypatch):
+    planner = Planner(ready)
+    with pytest.raises(OSError, match="disk full"):
+        run_step(planner, STEP, DAY, arguments(ready), lambda context: monkeypatch.setattr(
+            planner.lake, "create", lambda *given: (_ for _ in ()).throw(OSError("disk full"))))  # fmt: skip
+
+
+@pytest.mark.parametrize("message", ["", "ключ ☕\nsecond line", "x" * 10_000])
+def test_any_error_message_fits_the_table(config, message):
+    note(config, "failed", ValueError(message))
+    (row,) = job_runs(config)
+    assert row["error_message"] == message[:4000]
+
+
+# ---- dates that fail -------------------------------------------------------------------------------------------
+
+
+def test_failures_are_passed_by_until_there_is_one_too_many(capsys):
+    failures = Failures(2)
+    assert failures.code == 0
+    failures.note(DAY, MissingInputError("no slice"))
+    failures.note(DAY + ONE, GateError("dead codes"))
+    assert (failures.code, set(failures.by_date)) == (4, {DAY, DAY + ONE}), "the first one's code"
+    assert capsys.readouterr().err == "error: no slice\nerror: dead codes\n"
+    with pytest.raises(ValueError, match="third"):
+        failures.note(DAY + 2 * ONE, ValueError("third"))
+
+
+def test_a_range_leaves_out_the_dates_to_skip(tmp_path):
+    given = ["--config", str(config_file(tmp_path)), "--start-date", "2026-01-03", "--end-date", "2026-01-06"]
+    args = parse_arguments("x", [*given, "--skip-date", "2026-01-04", "--max-failures", "2"])
+    assert ([d.day for d in args.dates], args.max_failures) == ([3, 5, 6], 2)
+    with pytest.raises(UsageError, match=r"--max-failures: '-1' is not a number; expected 0 or more"):
+        parse_arguments("x", [*given, "--max-failures=-1"])
+
+
+# ---- leaving ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UsageError("u"), 2), (GateError("g"), 3), (MissingInputError("m"), 4), (ValueError("v"), 1)]
+)
+def test_the_exit_code_and_the_message_for_people(error, code, capsys):
+    assert exit_with(error) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    if code > 1:
+        assert said.err == f"error: {error}\n"
