@@ -1,0 +1,1 @@
+"""Delta tables and artifacts without a JVM: snapshots, commits, views and SQL."""
