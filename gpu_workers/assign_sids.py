@@ -25,7 +25,8 @@ import torch.distributed as dist
 
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import LineageError
-from gpl_core.lakehouse.lake import PartWriter, Snapshot
+from gpl_core.lakehouse.snapshot import Snapshot
+from gpl_core.lakehouse.writer import PartWriter
 from gpl_core.sids.issue import RowView, drift, issue
 from gpl_core.sids.tokenizer import Encoded, Tokenizer, load_tokenizer
 from gpu_workers.inputs.embeddings import ItemVectors, digests, encoder_version_of, item_vectors

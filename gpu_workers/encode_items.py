@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from gpl_core.config import Config
-from gpl_core.lakehouse.lake import DataFile, Snapshot
+from gpl_core.lakehouse.files import DataFile
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
 from gpu_workers.inputs.embeddings import NewestContent, digests, newest_content
 from gpu_workers.inputs.feed import assign_files, read_batches

@@ -28,8 +28,10 @@ from gpl_core.interest.content import ContentTable
 from gpl_core.interest.packing import unflatten
 from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
+from gpl_core.lakehouse.files import DataFile, file_groups
 from gpl_core.lakehouse.keys import hash_keys, members
-from gpl_core.lakehouse.lake import DataFile, SliceMark, Snapshot, file_groups
+from gpl_core.lakehouse.marks import SliceMark
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
 from gpu_workers.inputs.interest import base_checkpoint, content_table, local_folder, read_catalogue

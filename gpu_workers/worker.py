@@ -34,7 +34,8 @@ from gpl_core.graph.step_run import (
     record,
     setup_logging,
 )
-from gpl_core.lakehouse.lake import Commit, SliceMark
+from gpl_core.lakehouse.lake import Commit
+from gpl_core.lakehouse.marks import SliceMark
 
 
 @dataclass(frozen=True)

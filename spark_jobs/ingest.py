@@ -20,6 +20,7 @@ from pyspark.sql import functions as F
 from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ContractError, QuarantineError
+from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Commit
 from spark_jobs.common.checks import Checked, inside_slice, known_item, quarantine_rows, split, typed_rows
 from spark_jobs.common.columns import passthrough_of, with_passthrough
@@ -247,7 +248,7 @@ def _as_it_is(step: SparkStep, table: str) -> Commit | None:
     if not step.context.is_current(table):
         return None
     dates, snapshot = step.context.bulk_dates, step.context.lake.open(table)
-    return Commit(snapshot.version, snapshot.version, snapshot.rows(snapshot.select(start=dates[0], end=dates[-1])), 0)
+    return Commit(snapshot.version, snapshot.version, rows_in(snapshot.select(start=dates[0], end=dates[-1])), 0)
 
 
 def _write_items(step: SparkStep, changes: ItemChanges, since: int) -> Commit | None:

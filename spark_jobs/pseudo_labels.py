@@ -14,7 +14,7 @@ from gpl_core.config import Weights
 from gpl_core.errors import ContractError
 from gpl_core.labels.calibration import Calibrator
 from gpl_core.labels.confidence import Exponents, weight_sql
-from gpl_core.lakehouse.lake import Snapshot
+from gpl_core.lakehouse.files import rows_in
 from spark_jobs.common.calibrators import load_calibrator, require_one_version, with_counts, with_label
 from spark_jobs.session import SparkStep, job_main
 
@@ -107,7 +107,7 @@ def run(step: SparkStep) -> None:
 
     contract = context.contract("pseudo_labels")
     snapshot = context.snapshot("pair_scores")
-    context.counts.rows_in = Snapshot.rows(snapshot.select(start=day, end=day))
+    context.counts.rows_in = rows_in(snapshot.select(start=day, end=day))
     details = {
         "calibrator_version": manifest.version, "model_version": model.version, "unexposed_pairs": facts.unexposed,
         "mean_raw_weight": facts.mean_weight, "weight_scale": step.config.labels.weights.scale,

@@ -18,7 +18,7 @@ from gpl_core.contracts.contract import all_contracts
 from gpl_core.graph.planner import STEPS
 from gpl_core.labels.calibration import Calibrator
 from gpl_core.lakehouse.artifacts import KINDS
-from gpl_core.lakehouse.lake import Snapshot
+from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.views import all_views
 from spark_jobs.common.calibrators import load_calibrator
 from spark_jobs.common.columns import sids_in_force, with_passthrough
@@ -81,7 +81,7 @@ class Page:
         files = snapshot.select(start=day, end=day)
         if not files and snapshot.mark(day.isoformat()) is None:
             return None
-        return Snapshot.rows(files)
+        return rows_in(files)
 
     def slice(self, table: str) -> Any:
         """The date's slice as a DataFrame, empty when the (optional) table does not exist."""

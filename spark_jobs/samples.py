@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 
 from gpl_core.config import Config
 from gpl_core.errors import ContractError
+from gpl_core.lakehouse.files import rows_in
 from spark_jobs.common.columns import passthrough_of, with_passthrough
 from spark_jobs.common.exclusions import flagged, opted_out, withdrawn_items
 from spark_jobs.session import SparkStep, job_main
@@ -122,7 +123,7 @@ def run(step: SparkStep) -> None:
     rows = rows.where(~F.col("opted_out")).drop("opted_out")
     written = step.write_slice("unexposed_samples", rows, contract=with_passthrough("unexposed_samples", config))
     snapshot = context.snapshot("candidates")
-    recalled = snapshot.rows(snapshot.select(start=step.run_date, end=step.run_date))
+    recalled = rows_in(snapshot.select(start=step.run_date, end=step.run_date))
     unexposed, without_consent = round(observed.get["population"]), round(observed.get["opted_out"])
     if not written.rows <= unexposed - without_consent <= recalled - withdrawn:
         raise ContractError(

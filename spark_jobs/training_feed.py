@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 
 from gpl_core.config import Config
 from gpl_core.errors import ContractError, GateError
-from gpl_core.lakehouse.lake import Snapshot
+from gpl_core.lakehouse.files import rows_in
 from spark_jobs.common.calibrators import require_one_version
 from spark_jobs.common.columns import micros, passthrough_of, sids_in_force, with_passthrough
 from spark_jobs.common.manifests import check_compatible, ensure_manifest, schema_hash, schema_of
@@ -269,7 +269,7 @@ def run(step: SparkStep) -> None:
     labels = labels_of(labels)
     facts = feed_facts(exposed, unexposed, labels, reason_tables(step, sid_version))
     snapshots = [context.snapshot(t) for t in ("exposed_samples", "unexposed_samples")]
-    context.counts.rows_in = sum(Snapshot.rows(s.select(start=day, end=day)) for s in snapshots)
+    context.counts.rows_in = sum(rows_in(s.select(start=day, end=day)) for s in snapshots)
     check_facts(facts, step, sid_version, context.counts.rows_in)
     completeness = {"rows": "complete", "because": ""}
     rows = exposed_rows(exposed, config)

@@ -13,7 +13,8 @@ import yaml
 
 from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import Column, Contract, load_contract, parse_type
-from gpl_core.lakehouse.lake import Commit, Lake, SliceMark
+from gpl_core.lakehouse.lake import Commit, Lake
+from gpl_core.lakehouse.marks import SliceMark
 
 DIMS = {"H": 2, "L": 3, "K": 2, "B": 4, "E": 2, "d": 4}
 DAY = date(2026, 1, 3)

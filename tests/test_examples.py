@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpl_core.lakehouse.lake import SliceMark
+from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs import training_feed
 from spark_jobs.common.manifests import manifest_path
 from tests.spark_jobs.label_lake import FeedLake

@@ -17,8 +17,9 @@ from deltalake.exceptions import DeltaError
 from gpl_core.config import Config
 from gpl_core.contracts.contract import Column, Contract, load_contract
 from gpl_core.errors import GplError, MissingInputError
-from gpl_core.lakehouse.lake import Lake, Snapshot
+from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.query import Query
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
 
 TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions", "raw_opt_outs")

@@ -19,9 +19,10 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import MissingInputError
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.step_run import Counts, new_run_id, record
+from gpl_core.lakehouse.files import DataFile, file_groups
 from gpl_core.lakehouse.keys import hash_keys, members
-from gpl_core.lakehouse.lake import DataFile, Snapshot, file_groups
 from gpl_core.lakehouse.rewrite import Mask, Removal, remove_rows
+from gpl_core.lakehouse.snapshot import Snapshot
 
 STEP = "evict_anchors"
 _KEYS_AT_A_TIME = 8_000_000  # cache keys in memory at a time: 64 MB

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from gpl_core.commands.maintenance import delete_old_files
 from gpl_core.contracts.contract import Contract, all_contracts
 from gpl_core.errors import UsageError
-from gpl_core.lakehouse.lake import Lake, Snapshot
+from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.rewrite import Mask, Removal, remove_rows
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
 
 

@@ -20,8 +20,11 @@ from deltalake import DeltaTable
 from gpl_core.contracts.contract import Contract, all_contracts
 from gpl_core.errors import ConflictError, ContractError, UsageError
 from gpl_core.graph.planner import engine_of, find_step
-from gpl_core.lakehouse.lake import DataFile, Lake, SliceMark, Snapshot
+from gpl_core.lakehouse.files import DataFile
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.rewrite import swap
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
 
 _TRIES = 5

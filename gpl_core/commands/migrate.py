@@ -24,8 +24,12 @@ from deltalake.exceptions import CommitFailedError
 from gpl_core.commands.maintenance import check_retention
 from gpl_core.contracts.contract import CONTRACT_VERSION, Column, Contract, Migration
 from gpl_core.errors import ConflictError, ContractError
-from gpl_core.lakehouse.lake import DataFile, Lake, SliceMark, Snapshot, add_action
+from gpl_core.lakehouse.files import DataFile, rows_in
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import SliceMark
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
+from gpl_core.lakehouse.writer import add_action
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def migrate(
             f"schemas/{contract.name}.yaml"
         )
     files = [] if done else list(snapshot.files)
-    result = Migrated(found, contract.version, (), len(files), Snapshot.rows(files))
+    result = Migrated(found, contract.version, (), len(files), rows_in(files))
     if dry_run:
         return result
     if not done:

@@ -22,8 +22,10 @@ from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.graph.planner import STEPS, find_step
 from gpl_core.lakehouse.artifacts import ArtifactStore
+from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.keys import hash_keys
-from gpl_core.lakehouse.lake import Lake, Snapshot
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.snapshot import Snapshot
 
 _MEANS = ("pseudo_label", "weight", "similarity", "coherence", "consistency", "llm_confidence")
 
@@ -89,7 +91,7 @@ def compare(mine: Config, other: Config, run_date: date, most_rows: int = 2_000_
     lakes = [Lake.of(c.lakehouse) for c in (mine, other)]
     labels = [_slice(lake, "pseudo_labels", run_date) for lake in lakes]
     pairs = _slice(lakes[0], "unexposed_samples", run_date)
-    share = min(1.0, most_rows / max(1, *(Snapshot.rows(files) for _, files in (*labels, pairs))))
+    share = min(1.0, most_rows / max(1, *(rows_in(files) for _, files in (*labels, pairs))))
     found = [_sampled(s, share, "user_id", "item_id", "source", *_MEANS) for s in labels]
     found = [t.filter(pc.equal(t["source"], "unexposed")).drop_columns("source") for t in found]
     asked = _sampled(pairs, share, "user_id", "item_id").group_by(["user_id", "item_id"]).aggregate([])

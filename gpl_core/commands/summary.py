@@ -15,7 +15,8 @@ from rich.table import Table
 from gpl_core.config import Config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.graph.planner import Planner
-from gpl_core.lakehouse.lake import Lake, Snapshot
+from gpl_core.lakehouse.files import rows_in
+from gpl_core.lakehouse.lake import Lake
 
 PROVENANCE = "gpl.provenance"
 SHOWN = ("auc", "gauc")  # the rest is in table evaluations and in the report
@@ -48,8 +49,8 @@ def _slice_rows(planner: Planner, table: str, dates: Sequence[date]) -> int | No
     if snapshot is None:
         return None
     if "dt" not in snapshot.contract.partition_by:
-        return Snapshot.rows(snapshot.files)
-    return Snapshot.rows(snapshot.select(start=dates[0], end=dates[-1]))
+        return rows_in(snapshot.files)
+    return rows_in(snapshot.select(start=dates[0], end=dates[-1]))
 
 
 def _rows_table(planner: Planner, dates: Sequence[date]) -> Table:

@@ -11,7 +11,7 @@ from gpl_core.commands.maintenance import compactable
 from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.planner import OPTIMIZE, Planner, Step, StepState, find_step, trained_through
 from gpl_core.lakehouse.artifacts import artifact_version
-from gpl_core.lakehouse.lake import DataFile, Snapshot
+from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.storage import filesystem
 
 
@@ -88,4 +88,4 @@ def _write(
 
 def _sizes(files: Iterable[DataFile]) -> dict[str, int]:
     files = tuple(files)
-    return {"files": len(files), "rows": Snapshot.rows(files), "bytes": sum(f.size for f in files)}
+    return {"files": len(files), "rows": rows_in(files), "bytes": sum(f.size for f in files)}

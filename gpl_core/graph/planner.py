@@ -18,7 +18,10 @@ from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest, artifact_version
-from gpl_core.lakehouse.lake import WHOLE, DataFile, Lake, Snapshot
+from gpl_core.lakehouse.files import DataFile, digest_of
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import WHOLE
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
 
 Scope = Literal["slice", "next", "before", "through", "window", "as_of", "whole", "lookup"]
@@ -367,7 +370,7 @@ class Planner:
             if read.scope != "lookup":
                 files = self.files(snapshot, read, run_date)
                 owned = owner_step is not None
-                digest = snapshot.identity(files) if owned else Snapshot.digest(files)
+                digest = snapshot.identity(files) if owned else digest_of(files)
                 entry["digest"] = f"{entry['digest']}+{digest}" if "digest" in entry else digest
             if (read.scope == "slice" and owner_step is not None) or (idle_without and not idle):
                 self._require_slice(step, snapshot, run_date)
@@ -415,7 +418,7 @@ class Planner:
         return value
 
     def _hash(self, step: Step, inputs: Mapping[str, Mapping[str, str | int]], run_date: date | None = None) -> str:
-        nothing = Snapshot.digest(())
+        nothing = digest_of(())
         body = {
             "step": step.name,
             # A look-up is never a reason to run again, nor is a table that comes to exist without rows in the scope.
@@ -476,7 +479,7 @@ class Planner:
                     continue
                 if (before := raw.uncompacted(since)) is None:
                     return False
-                digest = Snapshot.digest(self.files(before, read, run_date))
+                digest = digest_of(self.files(before, read, run_date))
                 then[read.table] = {**then[read.table], "digest": digest}
             if newest[1].slices[name] != self._hash(step, then):
                 return False

@@ -26,7 +26,9 @@ from gpl_core.errors import ConflictError, GplError, MissingInputError, UsageErr
 from gpl_core.graph.dry_run import print_dry_run
 from gpl_core.graph.planner import RAW_TABLES, Planner, Read, StepState, find_step
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
-from gpl_core.lakehouse.lake import WHOLE, Commit, Lake, SliceMark, Snapshot
+from gpl_core.lakehouse.lake import Commit, Lake
+from gpl_core.lakehouse.marks import WHOLE, SliceMark
+from gpl_core.lakehouse.snapshot import Snapshot
 
 log = logging.getLogger("gpl")
 

@@ -25,7 +25,8 @@ import pyarrow as pa
 from gpl_core.config import Shadow
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError, MissingInputError, UsageError
-from gpl_core.lakehouse.lake import Lake, SliceMark
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.storage import filesystem
 
 MANIFEST = "manifest.json"

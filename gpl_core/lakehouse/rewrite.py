@@ -20,8 +20,12 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ConflictError
-from gpl_core.lakehouse.lake import DataFile, Lake, SliceMark, Snapshot, add_action
+from gpl_core.lakehouse.files import DataFile
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import SliceMark
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
+from gpl_core.lakehouse.writer import add_action
 
 _TRIES = 5
 

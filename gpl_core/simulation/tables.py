@@ -14,7 +14,9 @@ from deltalake import DeltaTable
 
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError
-from gpl_core.lakehouse.lake import WHOLE, Lake, PartWriter, SliceMark
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import WHOLE, SliceMark
+from gpl_core.lakehouse.writer import PartWriter
 
 PROVENANCE = "gpl.provenance"
 

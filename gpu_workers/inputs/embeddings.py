@@ -17,7 +17,9 @@ import numpy as np
 import torch.distributed as dist
 
 from gpl_core.errors import ContractError, MissingInputError
-from gpl_core.lakehouse.lake import WHOLE, DataFile, Snapshot
+from gpl_core.lakehouse.files import DataFile
+from gpl_core.lakehouse.marks import WHOLE
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpu_workers.inputs.feed import read_batches
 from gpu_workers.worker import Ranks
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from gpl_core.contracts.contract import Contract, schema_differences
 from gpl_core.errors import ContractError
-from gpl_core.lakehouse.lake import DataFile, Snapshot
+from gpl_core.lakehouse.files import DataFile, rows_in
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
 
 
@@ -75,7 +76,7 @@ def read_batches(
         )
     uris = snapshot.uris(files)
     _check_footers(snapshot, uris, columns)
-    promised = Snapshot.rows(files) if all(f.rows >= 0 for f in files) else -1  # -1: the log does not say
+    promised = rows_in(files) if all(f.rows >= 0 for f in files) else -1  # -1: the log does not say
     seen = 0
     with warnings.catch_warnings():
         # Petastorm 0.12 uses pyarrow's old filesystem and dataset API: a screenful of FutureWarnings per reader.

@@ -18,8 +18,9 @@ from gpl_core.errors import LineageError, MissingInputError
 from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import ContentTable
 from gpl_core.interest.packing import History, unflatten
+from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.keys import hash_keys
-from gpl_core.lakehouse.lake import DataFile, Snapshot
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.sids.catalogue import Catalogue
 from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.feed import FileShare, assign_files, read_batches
@@ -117,7 +118,7 @@ class LatestSequences:
         self._snapshot = snapshot
         self._files = sorted(files, key=lambda f: (f.partition["dt"], f.path), reverse=True)
         self._use = {f.path: np.zeros(f.rows, dtype=np.uint8) for f in self._files}
-        rows = Snapshot.rows(self._files)
+        rows = rows_in(self._files)
         passes = max(1, -(-rows // _KEYS_AT_A_TIME))
         share = min(held_out_share, _MOST_HELD_OUT / max(rows, 1))
         counts = [self._mark(sid_version, share, part, passes) for part in range(passes)]

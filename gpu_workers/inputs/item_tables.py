@@ -9,7 +9,7 @@ import numpy as np
 
 from gpl_core.errors import MissingInputError
 from gpl_core.graph.planner import start_of
-from gpl_core.lakehouse.lake import Snapshot
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpu_workers.inputs.embeddings import ItemVectors
 from gpu_workers.inputs.feed import read_batches
 

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from gpl_core.config import Prerank
 from gpl_core.contracts.contract import Column
 from gpl_core.errors import LineageError
-from gpl_core.lakehouse.lake import DataFile, Snapshot
+from gpl_core.lakehouse.files import DataFile
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
 from gpl_core.prerank.selection import held_out
 from gpu_workers.inputs.embeddings import digests

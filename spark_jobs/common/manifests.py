@@ -14,7 +14,8 @@ from typing import Any
 
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ContractError, MissingInputError
-from gpl_core.lakehouse.lake import Lake, Snapshot
+from gpl_core.lakehouse.files import rows_in
+from gpl_core.lakehouse.lake import Lake
 from spark_jobs.common.whole_files import read_text, write_whole
 
 TABLE = "training_feed"
@@ -85,7 +86,7 @@ def build_manifest(lake: Lake, run_date: date, contract: Contract) -> dict[str, 
         raise MissingInputError(f"table {TABLE}: no slice dt={run_date}; run the step training_feed for {run_date}")
     version, mark = found
     files = snapshot.select(start=run_date, end=run_date)
-    rows = Snapshot.rows(files)
+    rows = rows_in(files)
     if rows != mark.details.get("rows", rows):
         raise ContractError(
             f"table {TABLE}: slice dt={run_date} has {rows} rows, its commit {version} promised "

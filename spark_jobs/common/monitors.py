@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 
 from gpl_core.config import Monitors
 from gpl_core.graph.step_run import StepContext
-from gpl_core.lakehouse.lake import Snapshot
+from gpl_core.lakehouse.files import rows_in
 from spark_jobs.common.calibrators import LABEL_CELLS, group_reliability
 from spark_jobs.session import SparkStep
 
@@ -113,7 +113,7 @@ def measure(step: SparkStep, settings: Monitors) -> Measured:
 def _rows(context: StepContext, table: str) -> int:
     if not context.has(table):
         return 0
-    return Snapshot.rows(context.snapshot(table).select(start=context.run_date, end=context.run_date))
+    return rows_in(context.snapshot(table).select(start=context.run_date, end=context.run_date))
 
 
 def _drift(bands: Sequence[tuple[str, str, float]], day: str) -> float | None:

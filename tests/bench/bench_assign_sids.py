@@ -28,7 +28,8 @@ import pyarrow as pa
 import torch
 
 from gpl_core.contracts.contract import load_contract
-from gpl_core.lakehouse.lake import WHOLE, Lake, SliceMark
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpl_core.sids.health import collision_share
 from gpl_core.sids.issue import Issued, RowView, issue
 from gpl_core.sids.kmeans import residual_kmeans

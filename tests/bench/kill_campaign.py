@@ -42,6 +42,7 @@ from gpl_core.config import Config, load_config
 from gpl_core.graph.launches import DELTA_PACKAGE, script_path, tool
 from gpl_core.graph.planner import STEPS, Planner, find_step
 from gpl_core.graph.step_run import StepArguments, run_step
+from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Lake
 from tests.bench.harness import Figure, at_least, at_most, report
 from tests.test_pipeline import FIRST, LAST, SMALL, started
@@ -124,7 +125,7 @@ def contents(root: Path, job: str) -> dict[str, list[str]]:
         if lake.exists(table):
             snapshot = lake.open(table)
             rows = snapshot.read().to_pylist()
-            assert len(rows) == snapshot.rows(snapshot.files), f"{table}: {len(rows)} rows read, not what the log says"
+            assert len(rows) == rows_in(snapshot.files), f"{table}: {len(rows)} rows read, not what the log says"
             found[table] = sorted(repr({k: v for k, v in r.items() if k not in VOLATILE}) for r in rows)
     if step.publishes:
         for path in sorted((root / "artifacts" / step.publishes).glob("*/*.json")):

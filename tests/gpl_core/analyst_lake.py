@@ -20,7 +20,8 @@ from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.planner import Planner
 from gpl_core.labels.calibration import CALIBRATOR_FILE, Calibrator, FittedOn, apply
-from gpl_core.lakehouse.lake import Lake, SliceMark
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import SliceMark
 from tests.support import DAY, ONE, data_table, small_config
 
 VECTORS = {0: (1.0, 0.0), 1: (0.6, 0.8), 2: (0.0, 1.0), 3: (0.8, 0.6)}

@@ -17,7 +17,8 @@ import pyarrow as pa
 from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.lakehouse.artifacts import ArtifactStore
-from gpl_core.lakehouse.lake import Lake, SliceMark
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.sids.rqvae import RqVaeSettings, fit_rq_kmeans
 
 DAY = date(2026, 1, 2)

@@ -28,7 +28,8 @@ from gpl_core.errors import MissingInputError
 from gpl_core.graph.planner import Planner, StepState, find_step, start_of
 from gpl_core.graph.step_run import StepContext
 from gpl_core.lakehouse.artifacts import ArtifactStore
-from gpl_core.lakehouse.lake import Lake, SliceMark
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import SliceMark
 from gpu_workers.worker import Ranks, WorkerBody
 
 DAY = date(2026, 1, 2)

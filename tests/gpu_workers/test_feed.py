@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError
-from gpl_core.lakehouse.lake import DataFile, Lake, Snapshot
+from gpl_core.lakehouse.files import DataFile
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
 from tests.support import DAY, DIMS, ONE, data_table, legal_rows, partition_text, put
 
@@ -33,7 +35,7 @@ def lake(tmp_path_factory) -> Lake:
 
 
 def write(lake: Lake, count: int, *, day=DAY, file_rows: int = 7, row_group_rows: int = 3) -> list[dict]:
-    from gpl_core.lakehouse.lake import SliceMark
+    from gpl_core.lakehouse.marks import SliceMark
 
     rows = legal_rows(CONTRACT, count, partition={"dt": day})
     for i, row in enumerate(rows):

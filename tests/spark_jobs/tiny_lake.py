@@ -19,7 +19,8 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.planner import Planner, find_step
 from gpl_core.graph.step_run import StepArguments, StepContext, run_step
 from gpl_core.lakehouse.artifacts import Manifest
-from gpl_core.lakehouse.lake import Lake, SliceMark
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs.common.columns import with_passthrough
 from spark_jobs.session import SparkStep, run_body
 

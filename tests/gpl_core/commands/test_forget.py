@@ -11,7 +11,9 @@ from gpl_core.cli import main
 from gpl_core.commands.forget import forget, holds
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError
-from gpl_core.lakehouse.lake import Lake, SliceMark, Snapshot
+from gpl_core.lakehouse.files import rows_in
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs.common.manifests import build_manifest
 from tests.support import DAY, DIMS, ONE, config_file, data_table, legal_rows, put, small_config
 
@@ -76,7 +78,7 @@ def test_forgetting_removes_the_person_everywhere_and_nobody_else(lake, tmp_path
     said = capsys.readouterr().out
     assert holding(lake, GONE) == platform
     assert holding(lake, STAYS) == set(NAMING)
-    assert all(Snapshot.rows(lake.open(t).files) == len(lake.open(t).read()) == 1 for t in set(NAMING) - platform)
+    assert all(rows_in(lake.open(t).files) == len(lake.open(t).read()) == 1 for t in set(NAMING) - platform)
     assert {t: lake.open(t).mark(DAY.isoformat()) for t in NAMING} == marks
     assert "pseudo_labels: 3 rows removed" in said
     assert "left: raw_impressions still has 3 rows" in said

@@ -19,7 +19,8 @@ from gpl_core.contracts.contract import all_contracts, load_contract
 from gpl_core.errors import ConflictError, ContractError
 from gpl_core.graph.planner import StepState
 from gpl_core.graph.step_run import begin
-from gpl_core.lakehouse.lake import DataFile, Lake
+from gpl_core.lakehouse.files import DataFile
+from gpl_core.lakehouse.lake import Lake
 from tests.gpl_core.toy import RAW, Toy
 from tests.support import DAY, ONE, config_file, put, small_config
 

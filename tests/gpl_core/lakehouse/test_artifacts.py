@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpl_core.lakehouse.artifacts import MANIFEST, ArtifactStore, Manifest, artifact_version
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
+from gpl_core.lakehouse.artifacts import MANIFEST, ArtifactStore, Manifest, artifact_version
 
 DAY = date(2026, 1, 3)
 

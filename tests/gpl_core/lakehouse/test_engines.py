@@ -15,7 +15,9 @@ import pytest
 
 from gpl_core.contracts.contract import CONTRACT_NAME, CONTRACT_VERSION, Column, Contract, all_contracts, load_contract
 from gpl_core.errors import ContractError
-from gpl_core.lakehouse.lake import Lake, SliceMark, Snapshot
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import SliceMark
+from gpl_core.lakehouse.snapshot import Snapshot
 from tests.support import DAY, data_table, default_partition, legal_rows, partition_text, put
 
 pytestmark = pytest.mark.spark

@@ -24,7 +24,10 @@ from hypothesis import strategies as st
 
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError, exit_code_of, told
-from gpl_core.lakehouse.lake import DataFile, Lake, SliceMark, Snapshot, file_groups
+from gpl_core.lakehouse.files import DataFile, digest_of, file_groups, rows_in
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import SliceMark
+from gpl_core.lakehouse.snapshot import Snapshot
 from tests.support import DAY, DIMS, ONE, data_table, legal_rows, put
 
 TABLE = "pair_scores"
@@ -145,12 +148,12 @@ def test_as_of_leaves_out_files_that_hold_nothing_earlier_and_keeps_those_withou
 
 @given(st.lists(st.integers(0, 9), max_size=6), st.randoms())
 def test_digest_ignores_order_and_sees_every_file(numbers, rng):
-    from gpl_core.lakehouse.lake import DataFile
+    from gpl_core.lakehouse.files import DataFile
 
     files = [DataFile(f"p{n}", {}, 1, 1, {}) for n in numbers]
     shuffled = rng.sample(files, len(files))
-    assert Snapshot.digest(files) == Snapshot.digest(shuffled)
-    assert Snapshot.digest([*files, DataFile("new", {}, 1, 1, {})]) != Snapshot.digest(files)
+    assert digest_of(files) == digest_of(shuffled)
+    assert digest_of([*files, DataFile("new", {}, 1, 1, {})]) != digest_of(files)
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------
@@ -305,7 +308,9 @@ def test_writers_of_different_slices_both_land(lake):
 APPEND = """
 import sys
 from gpl_core.contracts.contract import load_contract
-from gpl_core.lakehouse.lake import Lake, SliceMark
+from gpl_core.lakehouse.files import digest_of, rows_in
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.marks import SliceMark
 from tests.support import data_table, legal_rows
 
 root, name, commits = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -348,6 +353,7 @@ def test_appends_of_two_processes_all_land_even_while_the_table_is_made(lake):
 KILLED = """
 import sys
 from gpl_core.contracts.contract import load_contract
+from gpl_core.lakehouse.files import digest_of, rows_in
 from gpl_core.lakehouse.lake import Lake
 from tests.support import DIMS, data_table, legal_rows
 
@@ -467,7 +473,7 @@ def test_overrides_point_a_table_elsewhere_and_create_keeps_what_is_there(tmp_pa
 def test_a_full_disk_is_told_and_leaves_nothing(lake, monkeypatch, rows):
     """/dev/full stands in for the second part file: few rows fail when it is closed, many while they are written."""
     names = [uuid.UUID(int=n) for n in range(2)]
-    monkeypatch.setattr("gpl_core.lakehouse.lake.uuid.uuid4", iter(names).__next__)
+    monkeypatch.setattr("gpl_core.lakehouse.writer.uuid.uuid4", iter(names).__next__)
     folder = Path(lake.uri(TABLE), f"dt={DAY}")
     folder.mkdir(parents=True)
     (folder / f"part-00000-{names[1]}.parquet").symlink_to("/dev/full")
@@ -485,5 +491,5 @@ def test_groups_keep_every_file_in_order_and_exceed_the_rows_only_alone(sizes, r
     files = [DataFile(str(n), {}, size, 0, {}) for n, size in enumerate(sizes)]
     groups = list(file_groups(files, rows))
     assert [f for group in groups for f in group] == files
-    assert all(Snapshot.rows(group) <= rows or len(group) == 1 for group in groups)
-    assert all(Snapshot.rows((*a, b[0])) > rows for a, b in pairwise(groups))
+    assert all(rows_in(group) <= rows or len(group) == 1 for group in groups)
+    assert all(rows_in((*a, b[0])) > rows for a, b in pairwise(groups))

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
-from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import ConflictError, ContractError, MissingInputError
 from gpl_core.commands.evict import evict
 from gpl_core.commands.forget import forget
-from gpl_core.lakehouse.lake import Lake
 from gpl_core.commands.maintenance import compact, vacuum
 from gpl_core.commands.migrate import migrate
+from gpl_core.contracts.contract import load_contract
+from gpl_core.errors import ConflictError, ContractError, MissingInputError
+from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
+from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.query import Query
 from gpl_core.lakehouse.storage import filesystem
 from spark_jobs.common.manifests import ensure_manifest, manifest_path
-from tests.gpl_core.lakehouse.test_lake import APPEND, at_once, python
 from tests.gpl_core.commands.test_migrate import ROWS, V1, V2
+from tests.gpl_core.lakehouse.test_lake import APPEND, at_once, python
 from tests.gpl_core.toy import Toy
 from tests.object_store import bucket
 from tests.support import DAY, ONE, legal_rows, put, small_config

@@ -1,0 +1,41 @@
+"""Data files of a table, as its log lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One live data file of a snapshot."""
+
+    path: str
+    partition: Mapping[str, str]
+    rows: int
+    size: int
+    stats_min: Mapping[str, Any]
+
+
+def rows_in(files: Iterable[DataFile]) -> int:
+    """Rows in `files` by the log's statistics."""
+    return sum(f.rows for f in files)
+
+
+def digest_of(files: Iterable[DataFile]) -> str:
+    """Hash of a set of live files: equal digests mean the same rows."""
+    return sha256("\n".join(sorted(f.path for f in files)).encode()).hexdigest()[:16]
+
+
+def file_groups(files: Iterable[DataFile], rows: int) -> Iterator[tuple[DataFile, ...]]:
+    """`files`, in their order, in groups of at most `rows` rows by the log's statistics; a larger file comes alone."""
+    group: list[DataFile] = []
+    for f in files:
+        if group and rows_in(group) + f.rows > rows:
+            yield tuple(group)
+            group = []
+        group.append(f)
+    if group:
+        yield tuple(group)

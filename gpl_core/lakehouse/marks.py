@@ -1,0 +1,37 @@
+"""What a commit says about itself: which step wrote which slice from inputs of which fingerprint.
+
+It stands in the commit's `userMetadata` as JSON. What is done or stale is read from there (see `graph/planner.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+WHOLE = "*"  # slice name of tables without a dt partition
+
+
+@dataclass(frozen=True)
+class SliceMark:
+    """What a commit says about itself: `slices` maps a slice (an ISO date, or `*`) to its input fingerprint."""
+
+    step: str
+    slices: Mapping[str, str]
+    run_id: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text that goes into `userMetadata`."""
+        body = {"step": self.step, "slices": dict(self.slices), "run_id": self.run_id, "details": dict(self.details)}
+        return json.dumps({"gpl": body}, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str | None) -> SliceMark | None:
+        """Parse `userMetadata`; None when the commit is not one of ours."""
+        try:
+            body = json.loads(text or "")["gpl"]
+            return SliceMark(body["step"], body["slices"], body["run_id"], body.get("details", {}))
+        except (ValueError, KeyError, TypeError):
+            return None

@@ -1,0 +1,254 @@
+"""A pinned version of a table: its files by the log, what its commits say, and its rows.
+
+Everything is read from the log with pyarrow and delta-rs, without a JVM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from datetime import UTC, date, datetime
+from functools import cache, cached_property
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake import Schema as DeltaSchema
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.schema import PrimitiveType
+
+from gpl_core.contracts.contract import CONTRACT_NAME, CONTRACT_VERSION, Contract
+from gpl_core.errors import ContractError, MissingInputError
+from gpl_core.lakehouse.files import DataFile, digest_of
+from gpl_core.lakehouse.log import History, followed_back, read_log
+from gpl_core.lakehouse.marks import SliceMark
+from gpl_core.lakehouse.storage import filesystem
+
+_NOT_IN_THE_FILES = {"deletionVectors", "columnMapping", "typeWidening"}
+
+
+class Snapshot:
+    """One version of one table, pinned: everything read through it belongs to that version.
+
+    Attributes:
+        columns: our column -> the name it has in the (platform's) table, where the two differ.
+    """
+
+    def __init__(
+        self, uri: str, contract: Contract, version: int | None = None, columns: Mapping[str, str] | None = None
+    ):  # fmt: skip
+        self.columns = dict(columns or {})
+        self._ours = {theirs: ours for ours, theirs in self.columns.items()}
+        try:
+            self._table = DeltaTable(uri, version=version)
+        except TableNotFoundError:
+            raise MissingInputError(
+                f"table {contract.name}: there is no Delta table at {uri}; run the step '{contract.owner}' first"
+                if contract.owner != "platform"
+                else f"table {contract.name}: there is no Delta table at {uri}; it is the platform's input: "
+                "write it, or point lakehouse.tables at it"
+            ) from None
+        self.uri = uri
+        self.contract = contract
+        self.version: int = self._table.version()
+
+    @property
+    def properties(self) -> dict[str, str]:
+        return {k: v for k, v in self._table.metadata().configuration.items() if v is not None}
+
+    def check_contract(self) -> None:
+        """Refuse a table that another contract, or another version of it, made.
+
+        Raises:
+            ContractError: naming both versions, or the differing columns.
+        """
+        found = self.properties.get(CONTRACT_VERSION)
+        if found is not None and self.properties.get(CONTRACT_NAME) != self.contract.name:
+            raise ContractError(f"{self.uri}: holds table '{self.properties[CONTRACT_NAME]}', not {self.contract.name}")
+        problems = self._drift()
+        if found is not None and int(found) != self.contract.version:
+            raise ContractError(
+                f"table {self.contract.name}: was written under contract version {found}, this code reads version "
+                f"{self.contract.version}; run `gpl migrate` or use the matching release"
+                + "".join(f"\n  {p}" for p in problems)
+            )
+        if problems:
+            raise ContractError(
+                f"table {self.contract.name} at {self.uri}: its schema drifted from contract version "
+                f"{self.contract.version}:\n  " + "\n  ".join(problems)
+            )
+        partitions = self._table.metadata().partition_columns
+        if not set(self.contract.partition_by) <= set(partitions):
+            divided = ", ".join(partitions) or "nothing"
+            raise ContractError(
+                f"table {self.contract.name} at {self.uri}: partitioned by {divided}, expected "
+                f"{', '.join(self.contract.partition_by)}; write it with that partition"
+            )
+
+    def _drift(self) -> list[str]:
+        """Column-by-column differences from the contract; additional columns are none.
+
+        Types of a platform's table are for ingest to judge, which casts row by row.
+        """
+        have = {self._ours.get(f.name, f.name): f.type for f in self._table.schema().fields}
+        problems = []
+        for name, wanted, nullable in _delta_fields(self.contract):
+            if name not in have:
+                missing = f"missing column '{name}' ({_type_name(wanted)}); it has {', '.join(have)}"
+                problems += [] if nullable else [missing]
+            elif self.contract.enforced and have[name] != wanted:
+                problems.append(f"column '{name}' is {_type_name(have[name])}, expected {_type_name(wanted)}")
+        return problems
+
+    @property
+    def hidden_features(self) -> list[str]:
+        """Delta features of this table that a reader of plain Parquet files would not see: wrong rows or columns."""
+        protocol = self._table.protocol()
+        found = {f.removesuffix("-preview") for f in protocol.reader_features or ()} & _NOT_IN_THE_FILES
+        if self.properties.get("delta.columnMapping.mode", "none") != "none":
+            found.add("columnMapping")
+        return sorted(found)
+
+    @cached_property
+    def files(self) -> tuple[DataFile, ...]:
+        """Live data files, ordered by path."""
+        rows = pa.table(self._table.get_add_actions(flatten=True)).to_pylist()
+        found = []
+        for row in rows:
+            partition = {k.removeprefix("partition."): str(v) for k, v in row.items() if k.startswith("partition.")}
+            found_minima = {
+                name: v for k, v in row.items()
+                # A null may stand for any value: a column with nulls has no minimum.
+                if (name := k.removeprefix("min.")) != k and v is not None and not row.get(f"null_count.{name}")
+            }  # fmt: skip
+            minima = {self._ours.get(k, k): v for k, v in found_minima.items()}
+            records = row["num_records"] if row["num_records"] is not None else -1
+            found.append(DataFile(row["path"], partition, records, row["size_bytes"], minima))
+        return tuple(sorted(found, key=lambda f: f.path))
+
+    def select(
+        self,
+        *,
+        start: date | None = None,
+        end: date | None = None,
+        where: Mapping[str, str] | None = None,
+        before: tuple[str, datetime] | None = None,
+    ) -> tuple[DataFile, ...]:
+        """Files of the partitions `start <= dt <= end` with the partition values `where`.
+
+        `before=(column, time)` leaves out files whose smallest `column`, by the log's statistics, is not before `time`
+        (an int column is compared in microseconds); files without statistics stay in.
+        """
+        chosen = []
+        for f in self.files:
+            if start is not None and f.partition["dt"] < start.isoformat():
+                continue
+            if end is not None and f.partition["dt"] > end.isoformat():
+                continue
+            if any(f.partition.get(k) != v for k, v in (where or {}).items()):
+                continue
+            if before is not None and before[0] in f.stats_min and not _earlier(f.stats_min[before[0]], before[1]):
+                continue
+            chosen.append(f)
+        return tuple(chosen)
+
+    def slices(self) -> tuple[date, ...]:
+        """The dates that have at least one live file, ascending; a platform's rows without a date belong to none."""
+        return tuple(sorted({date.fromisoformat(d) for f in self.files if (d := f.partition["dt"]) != "None"}))
+
+    def uris(self, files: Iterable[DataFile]) -> list[str]:
+        """Absolute locations of `files`, as Petastorm and pyarrow take them."""
+        base = self.uri.rstrip("/")
+        return [f.path if "://" in f.path else f"{base}/{f.path}" for f in files]
+
+    def identity(self, files: Iterable[DataFile]) -> str:
+        """`digest_of` what `files` were made of: compaction does not change it."""
+        return digest_of(followed_back(files, self._history.regrouped).values())
+
+    def uncompacted(self, version: int) -> Snapshot | None:
+        """This snapshot as if what has only regrouped rows since `version` had not happened; None when the log has
+        been cleaned of that version. Reads the commits since then alone."""
+        try:
+            then = Snapshot(self.uri, self.contract, version, self.columns).files
+        except (MissingInputError, DeltaError, OSError):
+            return None
+        live = followed_back(self.files, read_log(self.uri, self.version, since=version).regrouped)
+        live |= {f.path: f for f in then if f.path in live}  # with the statistics that a removal does not tell
+        made = copy(self)
+        made.files = tuple(live[path] for path in sorted(live))
+        return made
+
+    @cached_property
+    def _history(self) -> History:
+        return read_log(self.uri, self.version)
+
+    def marks(self) -> list[tuple[int, SliceMark]]:
+        """(version, mark) of this table's commits up to this version, newest first."""
+        return list(self._history.marks)
+
+    def mark(self, slice_name: str, step: str | None = None) -> tuple[int, SliceMark] | None:
+        """The newest commit that wrote `slice_name`, by `step` when given; None when none did."""
+        for version, mark in self.marks():
+            if slice_name in mark.slices and step in (None, mark.step):
+                return version, mark
+        return None
+
+    def transaction_version(self, app_id: str) -> int:
+        """Last recorded version of the application transaction `app_id`, -1 when there is none."""
+        version = self._table.transaction_version(app_id)
+        return -1 if version is None else version
+
+    def read(self, files: Sequence[DataFile] | None = None, columns: list[str] | None = None) -> pa.Table:
+        """Read `files` (default: all) into memory, partition columns included. For bounded tables only."""
+        files = self.files if files is None else files
+        wanted = columns or list(self.contract.column_names)
+        schema = pa.schema([f for f in self.contract.arrow_schema() if f.name in wanted])
+        in_file = [c for c in wanted if c not in self.contract.partition_by]
+        parts = []
+        for f, uri in zip(files, self.uris(files), strict=True):
+            with fsspec.open(uri, "rb") as handle:
+                part = pq.ParquetFile(handle).read(columns=[self.columns.get(c, c) for c in in_file])
+            part = part.rename_columns([self._ours.get(c, c) for c in part.column_names])
+            arrays = [_column_of(part, f, schema.field(n)) for n in schema.names]
+            parts.append(pa.table(arrays, schema=schema))
+        return pa.concat_tables(parts) if parts else schema.empty_table()
+
+    def row_groups(self, files: Sequence[DataFile], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """`columns` (none of the partition) of `files` under our names, one row group in memory at a time."""
+        physical = [self.columns.get(c, c) for c in columns]
+        for uri in self.uris(files):
+            fs, path = filesystem(uri)
+            with fs.open(path, "rb") as handle:
+                reader = pq.ParquetFile(handle)
+                for group in range(reader.num_row_groups):
+                    rows = reader.read_row_group(group, columns=physical)
+                    yield rows.select(physical).rename_columns(list(columns))
+
+
+@cache
+def _delta_fields(contract: Contract) -> tuple[tuple[str, Any, bool], ...]:
+    """Name, Delta type, and whether it may be missing, of each column of `contract`."""
+    fields = DeltaSchema.from_json(contract.spark_json()).fields
+    return tuple((f.name, f.type, c.nullable) for f, c in zip(fields, contract.columns, strict=True))
+
+
+def _type_name(kind: Any) -> str:
+    return kind.type if isinstance(kind, PrimitiveType) else str(kind)
+
+
+def _column_of(part: pa.Table, file: DataFile, wanted: pa.Field) -> pa.Array | pa.ChunkedArray:
+    if wanted.name in part.column_names:
+        return part.column(wanted.name).cast(wanted.type)
+    if wanted.name in file.partition:
+        return pa.array([file.partition[wanted.name]] * len(part)).cast(wanted.type)
+    return pa.nulls(len(part), wanted.type)  # a nullable column that was added after this file was written
+
+
+def _earlier(value: Any, time: datetime) -> bool:
+    if isinstance(value, int):
+        return value < int(time.timestamp() * 1_000_000)
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)) < time
+    return True

@@ -1,0 +1,145 @@
+"""Part files of one partition: rows are checked before a file is finished, nothing is visible before a commit."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake.transaction import AddAction
+
+from gpl_core.contracts.contract import Contract
+from gpl_core.errors import ContractError
+from gpl_core.lakehouse.storage import filesystem
+
+_PARTITION_VALUE = re.compile("[A-Za-z0-9_=-]+")
+
+
+def add_action(part: Mapping[str, Any], data_change: bool = True) -> AddAction:
+    """What a commit says of a new part file (one of `PartWriter.parts`)."""
+    return AddAction(
+        part["path"], part["size"], dict(part["partition"]), part["modified"], data_change,
+        json.dumps({"numRecords": part["rows"]}),
+    )  # fmt: skip
+
+
+class PartWriter:
+    """Writes checked rows of one partition into Parquet part files; nothing is visible before `Lake.commit`.
+
+    Rows that break the contract are refused before a file is finished. Use as a context manager: leaving it on an
+    error removes the unfinished files.
+
+    Attributes:
+        parts: after closing, one JSON-able dict per file: path, partition, rows, size, modified.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        contract: Contract,
+        partition: Mapping[str, str],
+        dims: Mapping[str, int],
+        *,
+        rank: int = 0,
+        row_group_rows: int = 16_384,
+        file_rows: int = 1_000_000,
+    ):
+        if set(partition) != set(contract.partition_by):
+            raise ContractError(
+                f"table {contract.name} is partitioned by {contract.partition_by}, got values for {tuple(partition)}"
+            )
+        for column, value in partition.items():
+            if not _PARTITION_VALUE.fullmatch(value):
+                raise ContractError(
+                    f"table {contract.name}: partition {column}='{value}' holds characters that readers of paths do "
+                    "not agree about; use letters, digits, '_', '=' and '-'"
+                )
+        self.contract = contract
+        self.partition = dict(partition)
+        self.parts: list[dict[str, Any]] = []
+        self._uri = uri
+        self._dims = dims
+        self._rank = rank
+        self._row_group_rows = row_group_rows
+        self._file_rows = file_rows
+        self._schema = contract.arrow_schema(partitions=False)
+        self._fs, self._base = filesystem(uri)
+        self._open: tuple[str, Any, pq.ParquetWriter] | None = None
+        self._rows = 0
+
+    def write(self, rows: pa.Table | pa.RecordBatch) -> None:
+        """Check and write `rows` (data columns, any order).
+
+        Raises:
+            ContractError: a row breaks the contract; names the column, how many rows, a value and the check.
+        """
+        if isinstance(rows, pa.RecordBatch):
+            rows = pa.Table.from_batches([rows])
+        violations = self.contract.check_batch(rows, self._dims)
+        if violations:
+            raise ContractError(f"table {self.contract.name}: " + "; ".join(map(str, violations)))
+        rows = rows.select(self._schema.names).cast(self._schema)
+        while len(rows):
+            head = rows.slice(0, self._file_rows - self._rows)
+            rows = rows.slice(len(head))
+            self._handle().write_table(head, row_group_size=self._row_group_rows)
+            self._rows += len(head)
+            if self._rows >= self._file_rows:
+                self._finish()
+
+    def _handle(self) -> pq.ParquetWriter:
+        if self._open is None:
+            folder = "/".join(f"{k}={v}" for k, v in self.partition.items())
+            name = f"part-{self._rank:05d}-{uuid.uuid4()}.parquet"
+            path = f"{folder}/{name}" if folder else name
+            self._fs.makedirs(f"{self._base}/{folder}", exist_ok=True)
+            sink = self._fs.open(f"{self._base}/{path}", "wb")
+            self._open = (path, sink, pq.ParquetWriter(sink, self._schema, compression="zstd"))
+        return self._open[2]
+
+    def _finish(self) -> None:
+        if self._open is None:
+            return
+        path, sink, writer = self._open
+        writer.close()
+        sink.close()
+        self._open = None
+        size = self._fs.size(f"{self._base}/{path}")
+        modified = int(datetime.now(UTC).timestamp() * 1000)
+        self.parts.append(
+            {"path": path, "partition": self.partition, "rows": self._rows, "size": size, "modified": modified}
+        )
+        self._rows = 0
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            try:
+                self._finish()
+            except BaseException:
+                self._discard()
+                raise
+        else:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Remove what was written; on a full disk closing fails too, and must not hide the first error."""
+        if self._open is not None:
+            path, sink, writer = self._open
+            for handle in (writer, sink):  # the writer first: its destructor would write a footer to the closed file
+                with suppress(OSError, pa.ArrowInvalid):
+                    handle.close()
+            self._fs.rm(f"{self._base}/{path}")
+        for part in self.parts:
+            self._fs.rm(f"{self._base}/{part['path']}")
