@@ -13,7 +13,7 @@ from dataclasses import replace
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.graph.step_run import parse_arguments
+from gpl_core.graph.arguments import parse_arguments
 from spark_jobs import ingest
 from spark_jobs.session import SparkStep, run_jobs
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 
 from gpl_core.errors import UsageError
+from gpl_core.graph.arguments import parse_arguments
 from gpl_core.graph.planner import find_step
-from gpl_core.graph.step_run import parse_arguments
 from spark_jobs.session import Job, run_jobs
 
 

@@ -21,16 +21,9 @@ from pyspark.sql.types import StructType
 from gpl_core.config import CATALOG
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError, UsageError
+from gpl_core.graph.arguments import StepArguments, parse_arguments
 from gpl_core.graph.planner import Planner
-from gpl_core.graph.step_run import (
-    Failures,
-    StepArguments,
-    StepContext,
-    exit_with,
-    parse_arguments,
-    run_step,
-    setup_logging,
-)
+from gpl_core.graph.step_run import Failures, StepContext, exit_with, run_step, setup_logging
 from gpl_core.lakehouse.lake import Commit, Lake
 
 # What this project relies on. Each is set only when the launcher left it open.

@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import MissingInputError
+from gpl_core.graph.arguments import new_run_id
 from gpl_core.graph.planner import Planner, StepState
-from gpl_core.graph.step_run import Counts, new_run_id, record
+from gpl_core.graph.step_run import Counts, record
 from gpl_core.lakehouse.files import DataFile, file_groups
 from gpl_core.lakehouse.keys import hash_keys, members
 from gpl_core.lakehouse.rewrite import Mask, Removal, remove_rows

@@ -20,11 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gpl_core.config import Config
 from gpl_core.errors import UsageError
+from gpl_core.graph.arguments import new_run_id
 from gpl_core.graph.hints import hints
 from gpl_core.graph.launches import Launch, Source, command, environment, pending, shell, with_free_port
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.prerequisites import problems
-from gpl_core.graph.step_run import new_run_id
 
 
 def run_launches(

@@ -1,4 +1,4 @@
-"""One run of one step for one date: its arguments, identity, JSON line and `job_runs` row.
+"""One run of one step for one date: its life cycle, JSON line and `job_runs` row.
 
 Spark jobs and GPU workers share this life cycle: evaluate the state, return a recorded no-op when the tables say done,
 else note that it runs, run the body, then record what happened, failures too. A run that was killed leaves its note.
@@ -6,23 +6,22 @@ else note that it runs, run the body, then record what happened, failures too. A
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 
 from gpl_core import __version__
-from gpl_core.config import Config, date_range, load_config
+from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ConflictError, GplError, MissingInputError, UsageError, exit_code_of, told
+from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.dry_run import print_dry_run
 from gpl_core.graph.planner import RAW_TABLES, Planner, Read, StepState, find_step
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
@@ -32,22 +31,7 @@ from gpl_core.lakehouse.snapshot import Snapshot
 
 log = logging.getLogger("gpl")
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
 _RECORD_TRIES = 20
-
-
-@dataclass(frozen=True)
-class StepArguments:
-    """The common arguments of every entry point, parsed."""
-
-    config: Config
-    dates: tuple[date, ...]
-    run_id: str
-    dry_run: bool = False
-    force: bool = False
-    bulk_through: date | None = None
-    steps: tuple[str, ...] = ()
-    max_failures: int = 0
 
 
 class Failures:
@@ -73,83 +57,6 @@ class Failures:
     def code(self) -> int:
         """Exit code of the first failure, 0 when there was none."""
         return next((exit_code_of(e) for e in self.by_date.values()), 0)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}\n{self.format_usage()}")
-
-
-def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several: bool = False) -> StepArguments:
-    """Parse the common arguments.
-
-    Args:
-        several: also take `--steps a,b,c` (spark_jobs/run.py).
-
-    Raises:
-        UsageError: unknown or contradictory arguments, or a configuration that does not hold.
-    """
-    parser = _Parser(prog=program, allow_abbrev=False)
-    parser.add_argument("--config", required=True, help="a shipped configuration's name or a YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
-    parser.add_argument("--run-date", type=_date, help="logical date D; or --start-date and --end-date")
-    parser.add_argument("--start-date", type=_date)
-    parser.add_argument("--end-date", type=_date)
-    parser.add_argument("--skip-date", action="append", default=[], type=_date, help="leave this date out; repeatable")
-    parser.add_argument("--run-id", default="", help="identity of this run; made when not given")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be read and written")
-    parser.add_argument("--force", action="store_true", help="run even where the tables say done")
-    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="of the words on stderr")
-    parser.add_argument(
-        "--bulk-through",
-        type=_date,
-        help="ingest: the dates up to this one in one commit per table, the rest one by one",
-    )
-    parser.add_argument(
-        "--max-failures", type=count, default=0, metavar="N", help="go on with other dates until more than N failed"
-    )
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    if several:
-        parser.add_argument("--steps", required=True, help="Spark steps, comma-separated, run in one session")
-    args = parser.parse_args(argv)
-    config = load_config(args.config, args.overrides)
-    if args.run_date and (args.start_date or args.end_date):
-        parser.error("give either --run-date or --start-date with --end-date")
-    if bool(args.start_date) != bool(args.end_date):
-        parser.error("--start-date and --end-date belong together")
-    if args.run_date:
-        dates = [args.run_date]
-    elif args.start_date:
-        if args.end_date < args.start_date:
-            parser.error(f"--end-date {args.end_date} lies before --start-date {args.start_date}")
-        dates = [d for d in date_range(args.start_date, args.end_date) if d not in args.skip_date]
-    else:
-        parser.error("--run-date, or --start-date and --end-date, is required: steps never assume today")
-    logging.getLogger().setLevel(args.log_level.upper())
-    steps = tuple(find_step(s.strip()).name for s in args.steps.split(",")) if several else ()
-    return StepArguments(
-        config, tuple(dates), args.run_id or new_run_id(), args.dry_run, args.force, args.bulk_through, steps,
-        args.max_failures,
-    )  # fmt: skip
-
-
-def _date(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a date; expected YYYY-MM-DD") from None
-
-
-def count(text: str) -> int:
-    """A command line's number of 0 or more."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number; expected 0 or more")
-    return int(text)
-
-
-def new_run_id() -> str:
-    """A fresh run identity: time and a few random digits."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
 @dataclass

@@ -19,8 +19,9 @@ from pyspark.sql import functions as F
 
 from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import load_contract
+from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.planner import Planner
-from gpl_core.graph.step_run import StepArguments, run_step
+from gpl_core.graph.step_run import run_step
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs.run import job_of

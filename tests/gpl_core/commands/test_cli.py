@@ -257,7 +257,8 @@ def test_a_failing_launch_ends_the_run_with_its_exit_code(config, monkeypatch, c
 
 BACKFILL = """
 import datetime, json, sys
-from gpl_core.graph.step_run import Failures, parse_arguments
+from gpl_core.graph.arguments import parse_arguments
+from gpl_core.graph.step_run import Failures
 from gpl_core.errors import GateError
 args = parse_arguments("x", sys.argv[sys.argv.index("--config"):])
 failures = Failures(args.max_failures)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpl_core.errors import UsageError
+from gpl_core.graph.arguments import parse_arguments
 from gpl_core.graph.launches import (
     DELTA_PACKAGE,
     Launch,
@@ -25,7 +26,6 @@ from gpl_core.graph.launches import (
     with_free_port,
 )
 from gpl_core.graph.planner import STEPS, Planner, find_step
-from gpl_core.graph.step_run import parse_arguments
 from tests.gpl_core.toy import Toy
 from tests.support import DAY, ONE, config_file, put, small_config
 

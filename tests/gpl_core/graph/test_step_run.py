@@ -11,19 +11,9 @@ from pathlib import Path
 import pytest
 
 from gpl_core.errors import ContractError, GateError, MissingInputError, UsageError
+from gpl_core.graph.arguments import StepArguments, new_run_id, parse_arguments
 from gpl_core.graph.planner import Planner, StepState, find_step
-from gpl_core.graph.step_run import (
-    Counts,
-    Failures,
-    StepArguments,
-    StepContext,
-    begin,
-    exit_with,
-    new_run_id,
-    parse_arguments,
-    record,
-    run_step,
-)
+from gpl_core.graph.step_run import Counts, Failures, StepContext, begin, exit_with, record, run_step
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.marks import SliceMark
 from tests.support import DAY, DIMS, ONE, config_file, data_table, legal_rows, put, small_config
