@@ -174,7 +174,6 @@ class TokenizerGates(Section):
 class Tokenizer(Section):
     """Semantic IDs. METHOD: L = 3; C from the catalogue's size unless set."""
 
-    method: Literal["rqvae", "rq_kmeans"] = Field(default="rqvae", description="Quantiser")
     levels: Positive = Field(default=3, description="L")
     codes: Annotated[int, Field(ge=2)] | None = Field(default=None, description="C; from the catalogue's size if unset")
     epochs: Positive = Field(default=400, description="Passes over all items")
@@ -271,9 +270,6 @@ class Anchors(Section):
     """Interest anchors."""
 
     count: Positive = Field(default=20, description="K: anchors per user")
-    widths: tuple[Positive, ...] = Field(
-        default=(), description="Beams kept after each level, L numbers; empty: K each. Cached anchors stay as they are"
-    )
     prefixes: Positive = Field(
         default=256, description="P: likeliest scored SID prefixes cached beside the anchors, for prefix_log_prob"
     )
@@ -298,10 +294,7 @@ class Calibrator(Section):
     target_rate: float | Literal["uniform"] = Field(
         default="uniform", description="Mean label of unexposed pairs; 'uniform': from the uniformly exposed slice"
     )
-    family: Literal["logit_normal", "beta"] = Field(
-        default="logit_normal", description="Distribution of quantile labels"
-    )
-    spread: float = Field(default=1.0, gt=0, description="sigma of the logit-normal, or 1/concentration of the beta")
+    spread: float = Field(default=1.0, gt=0, description="Standard deviation of the logits of quantile labels")
     window_days: Positive = Field(default=14, description="Days before the run date that fitting looks at")
     min_rows: Positive = Field(default=1000, description="Uniformly exposed rows that fitting needs")
     allow_exposed: bool = Field(default=False, description="Fit on biased exposed clicks: re-imports exposure bias")

@@ -93,7 +93,6 @@ def _generate(
                 config.anchors.count,
                 int(facts["max_events"]),
                 config.anchors.tokens_per_batch,
-                config.anchors.widths,
                 config.anchors.prefixes,
             ),
             content,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gpl_core.config import Config
 from gpl_core.graph.planner import start_of, trained_through
 from gpl_core.sids.health import Gates, as_scalars, check_gates, measure
-from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit, fit_rq_kmeans
+from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit
 from gpl_core.sids.tokenizer import Tokenizer
 from gpu_workers.inputs.embeddings import encoder_version_of, item_vectors
 from gpu_workers.worker import Ranks, StepContext, log, seed_everything, work_folder, worker_main
@@ -133,11 +133,6 @@ def run(context: StepContext, ranks: Ranks) -> None:
 
 
 def _train(context: StepContext, ranks: Ranks, settings: RqVaeSettings, vectors: Any, folder: Path) -> Tokenizer:
-    if context.config.tokenizer.method == "rq_kmeans":
-        tokenizers = []
-        with ranks.together():
-            tokenizers.append(fit_rq_kmeans(vectors, settings))
-        return tokenizers[0]
     if ranks.device.type == "cpu":
         # Layers this small gain nothing from more threads, and wait for each other where the cores are shared.
         torch.set_num_threads(1)

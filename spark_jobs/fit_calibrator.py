@@ -196,7 +196,7 @@ def quantile(
     day = step.run_date.isoformat()
     pairs = int(histogram.rows.sum())
     if pairs:
-        knots = fit_quantile(histogram.rows, rate, settings.family, settings.spread, histogram.fractions)
+        knots = fit_quantile(histogram.rows, rate, settings.spread, histogram.fractions)
         base = grid_mean(knots, histogram.rows, histogram.fractions)
     else:
         # An empty day must not stop the graph: nothing will be labelled by this calibrator.

@@ -158,7 +158,7 @@ STEPS: tuple[Step, ...] = (
         reads=(Read("anchor_requests", "slice"), Read("item_sids", "lookup"), Read("item_embeddings", "lookup"),
                Read("interest_anchors", "lookup", optional=True)),
         uses=("tokenizer", "interest_model"), writes=("interest_anchors",), also_writes=("worker_rejects",),
-        sections=("anchors.count", "anchors.prefixes", "anchors.widths"), idle_without="anchor_requests",
+        sections=("anchors.count", "anchors.prefixes"), idle_without="anchor_requests",
     ),
     Step(
         "score_requests", "spark",

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners import lora
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
@@ -158,20 +157,6 @@ class InterestModel(nn.Module):
         return self.body.get_base_model()
 
 
-class _FusedLora(lora.Linear):
-    """PEFT's layer, whose low-rank part is added by the matrix product itself: two passes fewer over wide outputs."""
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """[... x in] -> [... x out]."""
-        one_dtype = x.dtype == self.lora_A[_ADAPTER].weight.dtype == self.get_base_layer().weight.dtype
-        if self.disable_adapters or self.merged or not one_dtype:
-            return super().forward(x, *args, **kwargs)
-        wide = self.base_layer(x)
-        low = self.lora_A[_ADAPTER](self.lora_dropout[_ADAPTER](x))
-        up = self.lora_B[_ADAPTER].get_parameter("weight")
-        return torch.addmm(wide.flatten(0, -2), low.flatten(0, -2), up.T, alpha=self.scaling[_ADAPTER]).view_as(wide)
-
-
 def _keep_costly(rank: int, _: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """What `elementwise` recomputation keeps: attention, and matrix products wider inside than LoRA's ``rank``."""
     name = operation.name()
@@ -223,7 +208,6 @@ def build_interest_model(
         target_modules="all-linear",
         trainable_token_indices=targets,
     )
-    adapter._register_custom_module({nn.Linear: _FusedLora})
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT still asks transformers by a name that v6 will drop.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)

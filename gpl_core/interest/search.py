@@ -42,22 +42,15 @@ class SearchSettings:
     """Newest events of a history that the model reads; as in training."""
     token_budget: int = 16_384
     """Positions computed per batch: prompts plus (L - 1) * K per user. Halved when memory runs out."""
-    widths: tuple[int, ...] = ()
-    """Beams kept after each level, L numbers, the last >= K; empty: K at every level (textbook beam search)."""
     prefixes: int = 0
     """P, scored prefixes that are given back beside the anchors; they change no beam."""
 
-    def level_widths(self, levels: int) -> tuple[int, ...]:
-        """Beams kept per level, after checks; UsageError where the setting does not fit."""
-        widths = self.widths or (self.beams,) * levels
+    def __post_init__(self) -> None:
         if self.beams < 1 or self.token_budget < 1 or self.prefixes < 0:
             raise UsageError(
                 f"beams = {self.beams}, token_budget = {self.token_budget}, prefixes = {self.prefixes}: expected the "
                 "first two >= 1, the last >= 0."
             )
-        if len(widths) != levels or min(widths) < 1 or widths[-1] < self.beams:
-            raise UsageError(f"widths = {widths}: expected {levels} numbers >= 1, the last >= beams = {self.beams}.")
-        return widths
 
 
 class Anchors(NamedTuple):
@@ -121,7 +114,6 @@ class BeamSearch:
                 f"trie: L = {trie.levels}, C = {trie.codes}, the model's vocabulary has L = {vocabulary.levels}, "
                 f"C = {vocabulary.codes}; load the model that was trained for this sid_version."
             )
-        self.widths = settings.level_widths(trie.levels)
         most_events(vocabulary, settings.max_events, model.config.max_position_embeddings)
         if (model.settings.content_width or 0) != (content.width if content else 0):
             raise UsageError(
@@ -161,7 +153,7 @@ class BeamSearch:
             raise UsageError("search: this model reads content vectors; pass the histories' item_index too.")
         most = self.settings.max_events
         prompts = [prompt_tokens(self.model.vocabulary, h, most) for h in histories]
-        sizes = np.array([len(p) for p in prompts], dtype=np.int64) + sum(self.widths[:-1])
+        sizes = np.array([len(p) for p in prompts], dtype=np.int64) + (self.trie.levels - 1) * self.settings.beams
         waiting = budget_batches(sizes, self.token_budget)[::-1]
         while waiting:
             users = waiting.pop()
@@ -194,7 +186,7 @@ class BeamSearch:
 
     @torch.inference_mode()
     def _search_batch(self, prompts: Sequence[np.ndarray], items: Sequence[np.ndarray] | None) -> Anchors:
-        model, trie, widths = self.model, self.trie, self.widths
+        model, trie, width = self.model, self.trie, self.settings.beams
         device, users = model.device, len(prompts)
         lengths = np.array([len(p) for p in prompts], dtype=np.int64)
         longest = int(lengths.max())
@@ -203,7 +195,7 @@ class BeamSearch:
             model.config.num_hidden_layers,
             users,
             longest,
-            sum(widths[:-1]),
+            (trie.levels - 1) * width,
             model.config.num_key_value_heads,
             getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads,
             dtype=model.input_rows.dtype,
@@ -226,7 +218,6 @@ class BeamSearch:
         trail = [beams]
         first_slot = longest
         for level in range(1, trie.levels):
-            width = widths[level - 1]
             own = torch.eye(width, dtype=torch.bool, device=device).expand(users, width, width)
             # A beam sees what its parent saw, and itself.
             visible = torch.cat([visible.gather(1, _wide(beams.parent, visible)), own], dim=2)
@@ -247,7 +238,7 @@ class BeamSearch:
         return content_of(self.content, np.concatenate(items), np.concatenate(places), self.model.device)
 
     def _extend(self, level: int, hidden: Tensor, beams: _Beams, kept: _Kept) -> tuple[_Beams, _Kept]:
-        """The best ``widths[level]`` children of ``beams``, and ``kept`` with what is better among all children.
+        """The best W children of ``beams``, and ``kept`` with what is better among all children.
 
         ``hidden`` [U * W x D] are the beams' last states.
         """
@@ -257,7 +248,7 @@ class BeamSearch:
         most = log_prob.shape[1]
         score = beams.score[:, :, None].to(log_prob.dtype) + log_prob.view(users, width, most)
         score, node = score.flatten(1), children.node.view(users, -1)
-        chosen, scores = _best_in_order(score, self.widths[level])
+        chosen, scores = _best_in_order(score, self.settings.beams)
         extended = _Beams(
             scores,
             node.gather(1, chosen).masked_fill(scores == -torch.inf, 0),

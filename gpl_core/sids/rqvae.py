@@ -178,41 +178,12 @@ def fit(
     )  # fmt: skip
 
 
-def fit_rq_kmeans(embeddings: np.ndarray, settings: RqVaeSettings, *, pca: int | None = None) -> Tokenizer:
-    """The plain baseline: residual k-means on the embeddings [N x d], after PCA to ``pca`` dimensions if given.
-
-    Uses ``levels``, ``codes``, ``sample_rows`` and ``seed`` of the settings. Raises ContractError as ``fit`` does.
-    """
-    checked_embeddings(embeddings)
-    if not len(embeddings):
-        raise ContractError("embeddings: 0 items, expected at least one; run encode_items first.")
-    rows = _sample(embeddings, settings.sample_rows, settings.seed)
-    mean = rows.mean(axis=0)
-    width = embeddings.shape[1]
-    encoder, decoder = mlp((width,)), mlp((width,))
-    latent = rows - mean
-    if pca is not None:
-        axes = torch.as_tensor(np.linalg.svd(latent, full_matrices=False)[2][:pca].copy())
-        encoder, decoder = mlp((width, len(axes))), mlp((len(axes), width))
-        encoder.load_state_dict({"0.weight": axes, "0.bias": torch.zeros(len(axes))})
-        decoder.load_state_dict({"0.weight": axes.T.contiguous(), "0.bias": torch.zeros(width)})
-        latent = latent @ axes.numpy().T
-    books, _ = residual_kmeans(latent, settings.levels, settings.codes, settings.seed)
-    description = {
-        "method": "rq_kmeans",
-        "items": len(embeddings),
-        "pca": pca,
-        "settings": dataclasses.asdict(settings),
-    }
-    return Tokenizer(encoder, decoder, torch.as_tensor(books), torch.as_tensor(mean), 1.0, description)
-
-
 class _Run:
     """The state of one training: model, optimiser, order of rows. Its epochs depend on nothing but their number."""
 
     def __init__(self, embeddings: np.ndarray, settings: RqVaeSettings, engine: TrainEngine) -> None:
         self.embeddings, self.settings, self.engine = embeddings, settings, engine
-        self.sample = _sample(embeddings, settings.sample_rows, settings.seed)
+        self.sample = sample_rows(embeddings, settings.sample_rows, settings.seed)
         # Centred and scaled to unit variance per coordinate: layers and commitment weight then fit any encoder.
         mean = self.sample.mean(axis=0)
         self.scale = float(1.0 / max(self.sample.std(), 1e-6)) if len(self.sample) > 1 else 1.0
@@ -361,7 +332,7 @@ class _Run:
             self.engine.broadcast(tensor)
 
 
-def _sample(embeddings: np.ndarray, rows: int, seed: int) -> np.ndarray:
+def sample_rows(embeddings: np.ndarray, rows: int, seed: int) -> np.ndarray:
     """Up to ``rows`` rows, drawn without replacement, as float32 in memory."""
     if len(embeddings) <= rows:
         return np.array(embeddings, dtype=np.float32)

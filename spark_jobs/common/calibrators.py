@@ -10,7 +10,6 @@ from pyspark.sql import functions as F
 
 from gpl_core.errors import LineageError
 from gpl_core.labels.calibration import CALIBRATOR_FILE, Calibrator, ReliabilityBin, sql_expression
-from gpl_core.labels.fitting import reliability_table
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
 
 LABEL_CELLS = 1000
@@ -74,7 +73,10 @@ def group_reliability(
         np.bincount(group, weights=np.asarray(values, dtype=np.float64), minlength=bins).tolist()
         for values in (counts, label_sums, click_sums)
     ]
-    return reliability_table(*sums)
+    found = tuple(
+        ReliabilityBin(int(n), labels / n, clicks / n) for n, labels, clicks in zip(*sums, strict=True) if n > 0
+    )
+    return found, sum(b.rows * abs(b.mean_label - b.click_rate) for b in found) / counts.sum()
 
 
 def with_label(pairs: DataFrame, calibrator: Calibrator, name: str = "pseudo_label") -> DataFrame:

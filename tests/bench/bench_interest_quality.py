@@ -39,7 +39,7 @@ from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.sids.catalogue import Catalogue
 from gpl_core.sids.repair import duplicates, repair
-from gpl_core.sids.rqvae import RqVaeSettings, fit, fit_rq_kmeans
+from gpl_core.sids.rqvae import RqVaeSettings, fit
 from tests.bench.harness import Figure, at_least, device_name, report
 from tests.bench.quality.data import (
     MOST_EVENTS,
@@ -53,6 +53,7 @@ from tests.bench.quality.data import (
     popularity,
     titles,
 )
+from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 from tests.bench.quality.sasrec import SasRecSettings, rankings_after, train_sasrec
 
 

@@ -33,13 +33,14 @@ from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
 from gpl_core.sids.engine import LocalEngine
 from gpl_core.sids.health import collision_share, level_usage, mean_cosine, neighbour_recall
 from gpl_core.sids.repair import duplicates, repair
-from gpl_core.sids.rqvae import RqVaeSettings, fit, fit_rq_kmeans
+from gpl_core.sids.rqvae import RqVaeSettings, fit
 from gpl_core.sids.tokenizer import Tokenizer
 from gpl_core.simulation.items import item_texts, make_items, make_taste
 from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.simulate import item_rows
 from tests.bench.harness import Figure, at_least, at_most, clock, device, is_quick, report
 from tests.bench.quality.library_rqvae import fit_library
+from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 
 PATH = Path(os.environ.get("GPL_SHARED_DATA", "../shared/data")) / "amazon_industrial" / "items.jsonl.gz"
 RELATIONAL = 0.3  # the configuration's default, see docs/decisions/009-tokeniser.md

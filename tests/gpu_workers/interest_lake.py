@@ -19,7 +19,8 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.lakehouse.artifacts import ArtifactStore
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
-from gpl_core.sids.rqvae import RqVaeSettings, fit_rq_kmeans
+from gpl_core.sids.rqvae import RqVaeSettings
+from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 
 DAY = date(2026, 1, 2)
 LENGTH, LEVELS, CODES = 6, 3, 16

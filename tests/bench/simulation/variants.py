@@ -28,6 +28,7 @@ import numpy as np
 from gpl_core.labels import calibration, fitting
 from gpl_core.labels.calibration import Calibrator, FittedOn
 from gpl_core.labels.confidence import Exponents, combined_weight
+from tests.bench.simulation.logistic import fit_logistic
 from tests.bench.simulation.world import Known, L, Pairs, Scores, World
 
 CONTROLS = (
@@ -203,7 +204,7 @@ def _logistic(world: World, features: tuple[str, ...], likelihood: str | None = 
     x, clicked = matrix(world.uniform, world.uniform_scores, world.known_earlier), world.uniform.clicked
     usable = np.isfinite(x).all(axis=1)
     fitting.check_fitting_rows("uniform", int(usable.sum()), int(clicked[usable].sum()), 200)
-    fit = fitting.fit_logistic(x[usable], clicked[usable])
+    fit = fit_logistic(x[usable], clicked[usable])
     x = matrix(world.train, world.train_scores, world.known)
     return calibration.sigmoid(x @ np.array(fit.weights) + fit.intercept)
 
@@ -243,6 +244,6 @@ def _inverse_propensity(world: World) -> np.ndarray:
     popularity = np.log1p(world.known.counts["item_positives"][train.item])
     x = np.stack([popularity, np.nan_to_num(world.train_scores.history_similarity)], axis=1)
     population = 1.0 / world.sampling_probability  # unexposed rows are a sample
-    fit = fitting.fit_logistic(x, train.is_exposed.astype(np.float64), weights=population)
+    fit = fit_logistic(x, train.is_exposed.astype(np.float64), weights=population)
     weight = np.minimum(1.0 / calibration.sigmoid(x @ np.array(fit.weights) + fit.intercept), 10.0)
     return weight / weight[train.is_exposed].mean()

@@ -35,9 +35,10 @@ from gpl_core.interest.targets import keep_probability
 from gpl_core.labels.scoring import prefix_log_prob, score_block
 from gpl_core.sids.catalogue import Catalogue
 from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
-from gpl_core.sids.rqvae import RqVaeSettings, fit_rq_kmeans
+from gpl_core.sids.rqvae import RqVaeSettings
 from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.simulate import generate
+from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 from tests.bench.simulation.likelihood import VisitedSearch
 
 H, L, K = 20, 3, 20

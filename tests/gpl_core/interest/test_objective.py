@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft.tuners import lora
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpl_core.errors import ContractError, UsageError
@@ -141,17 +140,6 @@ def test_recomputation_gives_the_same_gradients_and_computes_again_only_what_it_
     assert again == {"nothing": (0, False), "elementwise": (layers, False), "layers": (layers, True)}
     for other in ("elementwise", "layers"):
         assert all(torch.equal(a, b) for a, b in zip(gradients["nothing"], gradients[other], strict=True))
-
-
-def test_the_fused_low_rank_part_equals_pefts_own(checkpoint: Path) -> None:
-    model = build_interest_model(checkpoint, ModelSettings(3, 8, lora_rank=4))
-    layers = [m for m in model.modules() if isinstance(m, lora.Linear)]
-    assert len(layers) == 7 * model.config.num_hidden_layers
-    for layer in layers:
-        torch.nn.init.normal_(layer.lora_B["default"].weight)
-        x = torch.randn(2, 3, layer.in_features)
-        assert type(layer).forward is not lora.Linear.forward
-        torch.testing.assert_close(layer(x), lora.Linear.forward(layer, x))
 
 
 # --- packing

@@ -52,13 +52,6 @@ def test_equals_textbook_beam_search(model: InterestModel, seed: int, items: int
         assert_same_beams(as_beams(anchors, user), expected)
 
 
-def test_widening_beams_equal_a_textbook_search_of_the_same_widths(world: World) -> None:
-    anchors = search(world, 2, widths=(3, 7, 4))
-    for user, history in enumerate(world.histories):
-        expected = textbook_beams(world.model, world.trie.trie.sids(), history, (3, 7, 4))[:2]
-        assert_same_beams(as_beams(anchors, user), expected)
-
-
 @slow_but_few
 @given(seed=st.integers(0, 10_000), items=st.integers(1, 40), beams=st.integers(1, 4), most=st.integers(1, 20))
 def test_kept_prefixes_are_the_likeliest_that_were_scored(
@@ -269,8 +262,8 @@ def test_bad_input_is_refused(world: World) -> None:
         search(World(world.model, world.trie, [world.histories[0][:0]]), 3)
     with pytest.raises(ContractError, match=r"code 8, expected \[0, 8\)"):
         search(World(world.model, world.trie, [np.array([[0, 8, 0]])]), 3)
-    with pytest.raises(UsageError, match="widths"):
-        search(world, 3, widths=(3, 3))
+    with pytest.raises(UsageError, match="beams = 0"):
+        search(world, 0)
     with pytest.raises(UsageError, match="max_events = 1000"):
         BeamSearch(world.model, world.trie, SearchSettings(3, max_events=1000))
     with pytest.raises(UsageError, match="vocabulary has L = 3"):

@@ -35,11 +35,11 @@ from gpl_core.sids.rqvae import (
     codes_for,
     epochs_for,
     fit,
-    fit_rq_kmeans,
     one_cycle,
     relational_loss,
 )
 from gpl_core.sids.tokenizer import load_tokenizer
+from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 
 SMALL = RqVaeSettings(codes=16, hidden=(32,), latent=8, batch_size=64, epochs=30, warmup_epochs=5)
 

@@ -80,14 +80,3 @@ def intra_list_diversity(top: Top, vectors: npt.NDArray[np.floating]) -> float:
     m = sizes[several]
     cosine = ((sums[several] ** 2).sum(axis=1) - m) / (m * (m - 1))
     return float((1.0 - cosine).mean())
-
-
-def category_entropy(top: Top, category: npt.NDArray[np.integer]) -> float:
-    """Mean over lists of the entropy, in nats, of the categories in the top; category int [N] >= 0."""
-    if not top.lists:
-        return 0.0
-    kinds = int(category.max()) + 1
-    table = np.zeros((top.lists, kinds))
-    np.add.at(table, (top.group, category[top.item]), 1.0)
-    share = table / table.sum(axis=1, keepdims=True)
-    return float(-(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=1).mean())

