@@ -9,409 +9,38 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from datetime import date, timedelta
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
-from gpl_core.contracts.contract import all_contracts
+from gpl_core.conf.sections import (
+    Anchors,
+    Cache,
+    Encoder,
+    Feed,
+    Ingest,
+    Interest,
+    Knob,
+    Labels,
+    Lakehouse,
+    Launch,
+    Maintenance,
+    Monitors,
+    Prerank,
+    Run,
+    Samples,
+    Section,
+    Sequences,
+    Sids,
+    Tokenizer,
+    shapes_results,
+)
 from gpl_core.errors import UsageError
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` and `"5"` are not numbers
-
-
-_SHAPELESS = {"refresh_days", "gates", "max_quarantine_share", "users_per_batch", "deepspeed", "recompute",
-              "checkpoint_steps",
-              "largest_rate_change", "on_rate_change", "publish"}  # fmt: skip
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, no unknown keys, no infinite numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-CATALOG = "catalog://"
-_CATALOG_NAME = re.compile(r"\w+(\.\w+){1,2}")
-
-
-class Shadow(Section):
-    """What a shadow run reads of another lakehouse and never writes; `gpl shadow` writes this section."""
-
-    of: str = Field(default="", description="Root of the lakehouse that it reads; empty: this is no shadow run")
-    tables: tuple[str, ...] = Field(default=(), description="Tables read from there")
-    artifacts: dict[str, str] = Field(
-        default={}, description="Artifact read from there -> the version in force here; empty: as in force there"
-    )
-
-
-class Lakehouse(Section):
-    """Where the tables are."""
-
-    root: str = Field(description="A local path or s3://bucket/prefix; holds tables/, artifacts/, reports/, work/")
-    tables: dict[str, str] = Field(
-        default={},
-        description="Locations of tables that live elsewhere, e.g. raw_items; of a raw table also "
-        "catalog://database.table, its name in Spark's catalog (gpl register looks it up)",
-    )
-    database: str = Field(
-        default="",
-        description="In Spark's catalog, name or catalog.name: gpl register names our tables and views there",
-    )
-    shadow: Shadow = Shadow()
-    columns: dict[str, dict[str, str]] = Field(
-        default={}, description="Raw table -> our column -> the platform's name for it, where the two differ"
-    )
-
-    @field_validator("tables")
-    @classmethod
-    def _known(cls, tables: dict[str, str]) -> dict[str, str]:
-        if unknown := sorted(set(tables) - set(all_contracts())):
-            raise ValueError(f"no such table: {', '.join(unknown)}; the tables are {', '.join(all_contracts())}")
-        for table, location in tables.items():
-            if not location.startswith(CATALOG):
-                continue
-            if all_contracts()[table].owner != "platform":
-                raise ValueError(f"{table}: {location}: only raw tables have a name in a catalog; give a location")
-            if not _CATALOG_NAME.fullmatch(location.removeprefix(CATALOG)):
-                raise ValueError(f"{table}: {location}: expected {CATALOG}database.table")
-        return tables
-
-    @field_validator("columns")
-    @classmethod
-    def _mapped(cls, columns: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-        raw = {n: c for n, c in all_contracts().items() if c.owner == "platform"}
-        problems = [f"{t} is no raw table; these are {', '.join(raw)}" for t in columns if t not in raw]
-        for table in columns.keys() & raw.keys():
-            ours = [c for c in raw[table].column_names if c not in raw[table].partition_by]
-            problems += [f"{table}.{c}: no such column; {', '.join(ours)}" for c in columns[table] if c not in ours]
-            if len(set(columns[table].values())) < len(columns[table]):
-                problems.append(f"{table}: one column of the platform stands for two of ours")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return columns
-
-    @model_validator(mode="after")
-    def _absolute(self) -> Lakehouse:
-        # Launchers may change the working directory: fix relative paths where the configuration is read.
-        object.__setattr__(self, "root", _absolute(self.root))
-        object.__setattr__(self, "tables", {k: _absolute(v) for k, v in self.tables.items()})
-        return self
-
-
-def _absolute(location: str) -> str:
-    return location if "://" in location else str(Path(location).absolute())
-
-
-class Run(Section):
-    """Which dates `gpl run` covers when no --run-date is given, and the seed of everything drawn by chance."""
-
-    start_date: date = Field(description="First run date")
-    end_date: date = Field(description="Last run date; the day after it is ingested too, for evaluation")
-    history_start: date | None = Field(default=None, description="First date of history to ingest in one go")
-    seed: int = Field(default=0, description="Decides every hash and draw: samples, targets, initial weights")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Run:
-        if self.end_date < self.start_date:
-            raise ValueError(f"end_date {self.end_date} lies before start_date {self.start_date}")
-        if self.history_start is not None and self.history_start > self.start_date:
-            raise ValueError(f"history_start {self.history_start} lies after start_date {self.start_date}")
-        return self
-
-
-class Launch(Section):
-    """How steps are started; everything here goes to the launchers unchanged."""
-
-    spark_submit: tuple[str, ...] = Field(default=(), description="Arguments of spark-submit, e.g. --master yarn")
-    deepspeed: tuple[str, ...] = Field(default=(), description="Arguments of deepspeed, e.g. --num_gpus 8")
-    env: dict[str, str] = Field(default={}, description="Environment variables of the launched processes")
-
-
-class Ingest(Section):
-    """Raw tables to clean ones."""
-
-    max_quarantine_share: Share = Field(default=0.05, description="Above it the step refuses (exit 3)")
-    text_max_chars: Positive = Field(default=2000, description="Clean text is cut there")
-    image_embedding_length: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="E: length of raw_items.image_embedding, 0 when unused"
-    )
-
-
-class EncoderPart(Section):
-    """One encoder of the fusion."""
-
-    name: Literal["precomputed", "minilm", "hf_text", "hf_clip", "hog_color"] = Field(description="Which encoder")
-    weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="Weight of its part in the unit vector")
-    path: str = Field(default="", description="Local folder of the model, for hf_text and hf_clip")
-    options: dict[str, int | float | str] = Field(default={}, description="Settings of this encoder alone")
-
-
-class Encoder(Section):
-    """Frozen item encoders."""
-
-    parts: tuple[EncoderPart, ...] = Field(
-        default=(EncoderPart(name="minilm"),), min_length=1, description="Encoders whose vectors are joined"
-    )
-    batch_size: Positive = Field(default=64, description="Items encoded at a time")
-
-
-class TokenizerGates(Section):
-    """A tokeniser that misses one of these is not published."""
-
-    min_perplexity_share: Share = Field(default=0.3, description="Smallest perplexity / min(C, N) of any level")
-    max_dead_share: Share = Field(default=0.2, description="Largest share of unused codes of any level")
-    max_collision_share: Share = Field(default=0.5, description="Items that share a SID before repair")
-    min_reconstruction_cosine: float = Field(default=0.5, ge=-1, le=1, description="Mean cosine of e(i) and decoded")
-
-
-class Tokenizer(Section):
-    """Semantic IDs. METHOD: L = 3; C from the catalogue's size unless set."""
-
-    levels: Positive = Field(default=3, description="L")
-    codes: Annotated[int, Field(ge=2)] | None = Field(default=None, description="C; from the catalogue's size if unset")
-    epochs: Positive = Field(default=400, description="Passes over all items")
-    batch_size: Positive = Field(default=1024, description="Items per step")
-    learning_rate: float = Field(default=2e-3, gt=0, description="Peak of the one-cycle schedule")
-    hidden: Positive = Field(default=512, description="Width of the hidden layer")
-    latent: Positive = Field(default=32, description="Width of what is quantised")
-    warmup_epochs: int = Field(default=20, ge=0, description="Epochs of plain autoencoder before the k-means start")
-    commitment: float = Field(default=0.25, ge=0, description="Weight of the commitment loss")
-    relational: float = Field(default=0.3, ge=0, description="Weight of the loss that keeps neighbours neighbours")
-    ema_decay: float = Field(default=0.95, gt=0, lt=1, description="Decay of the codebooks' moving averages")
-    refresh_days: Positive = Field(default=7, description="A tokeniser older than this is trained anew")
-    gates: TokenizerGates = TokenizerGates()
-
-
-class Sids(Section):
-    """Issuing semantic IDs. What is published is never revised, so none of these makes an output stale."""
-
-    reissue_distance: float = Field(
-        default=0.3, ge=0, le=2, description="Cosine distance beyond which a changed item gets a new SID"
-    )
-    drift_warn: float = Field(default=1.25, gt=1, description="Residual of new over published items: warn from here on")
-    drift_renew: float = Field(default=1.6, gt=1, description="From here on ask for a new tokeniser version")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Sids:
-        if self.drift_renew < self.drift_warn:
-            raise ValueError(f"drift_renew {self.drift_renew} lies below drift_warn {self.drift_warn}")
-        return self
-
-
-class Samples(Section):
-    """Exposed and unexposed pairs."""
-
-    unexposed_per_request: Positive = Field(default=20, description="n: at most this many unexposed candidates")
-    exposure_window_days: Positive = Field(default=1, description="A pair exposed within these days is not unexposed")
-    scored_exposed_share: Share = Field(default=0.1, description="Share of exposed pairs that is scored as control")
-
-
-class Sequences(Section):
-    """Per-user histories."""
-
-    max_length: Positive = Field(default=20, description="H: last positives kept")
-    history_days: Positive = Field(default=90, description="Positives older than this are forgotten")
-    stats_days: Positive = Field(default=90, description="Window of item_stats and user_stats")
-    snapshot_every: Positive = Field(default=7, description="Every so many days a slice holds all users")
-
-
-class TinyModel(Section):
-    """A small Qwen2-architecture model made from its configuration, for development without a checkpoint."""
-
-    hidden_size: Positive = Field(default=128, description="Width of the model")
-    intermediate_size: Positive = Field(default=256, description="Width of the feed-forward part")
-    layers: Positive = Field(default=2, description="Transformer layers")
-    heads: Positive = Field(default=4, description="Attention heads")
-    kv_heads: Positive = Field(default=2, description="Key and value heads")
-
-
-class Interest(Section):
-    """The language model over SID sequences."""
-
-    base_model: str = Field(default="", description="Local folder of a Qwen2 checkpoint; empty: make `tiny`")
-    tiny: TinyModel = TinyModel()
-    lora_rank: Positive = Field(default=64, description="Rank of the adapter")
-    lora_alpha: Positive = Field(default=128, description="Scale of the adapter, divided by its rank")
-    lora_dropout: Share = Field(default=0.0, description="Dropout in the adapter")
-    epochs: Positive = Field(default=8, description="Passes over the users, at most")
-    learning_rate: float = Field(default=2e-3, gt=0, description="Peak learning rate")
-    warmup_share: Share = Field(default=0.05, description="Share of the steps that warm up")
-    tokens_per_batch: Positive = Field(default=4096, description="Token budget of a packed batch")
-    keep_target_share: Share = Field(default=0.85, description="Share of targets that down-sampling keeps")
-    valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
-    patience: Positive = Field(default=3, description="Epochs without a better held-out loss or HR@10 before it stops")
-    init: Literal["codebook", "mean"] = Field(default="codebook", description="Where new token rows start from")
-    prompt: str = Field(default="", description="Text before the sequence")
-    content: bool = Field(default=True, description="Add the items' content vectors at the model's input")
-    walks: float = Field(default=1.0, ge=0, description="Synthetic walks between alike items per real user; 0: none")
-    title_to_sid: float = Field(
-        default=0.0, ge=0, description="Weight of predicting an item's SID from its title; 0: off"
-    )
-    sid_to_title: float = Field(default=0.0, ge=0, description="Weight of predicting the title from the SID; 0: off")
-    refresh_days: Positive = Field(default=1, description="A model older than this is trained anew")
-    checkpoint_steps: int = Field(
-        default=2_000, ge=0, description="Optimizer steps between checkpoints within an epoch; 0: only after each epoch"
-    )
-    recompute: Literal["nothing", "elementwise", "layers"] = Field(
-        default="nothing", description="What the backward pass computes again instead of keeping it: `elementwise` all "
-        "but attention and matrix products, `layers` whole layers: slower, least memory",
-    )  # fmt: skip
-    deepspeed: dict[str, Any] = Field(default={}, description="Merged over the DeepSpeed configuration we make")
-
-
-class Anchors(Section):
-    """Interest anchors."""
-
-    count: Positive = Field(default=20, description="K: anchors per user")
-    prefixes: Positive = Field(
-        default=256, description="P: likeliest scored SID prefixes cached beside the anchors, for prefix_log_prob"
-    )
-    tokens_per_batch: Positive = Field(default=8192, description="Token budget of a search batch")
-
-
-class Cache(Section):
-    """The anchor cache (table interest_anchors)."""
-
-    retention_days: Positive = Field(
-        default=30, description="gpl evict takes out what no run date has needed for so many days"
-    )
-
-
-class Calibrator(Section):
-    """Similarity to click probability."""
-
-    kind: Literal["quantile", "platt", "isotonic", "logistic"] = Field(default="quantile", description="See the method")
-    score: Literal["similarity", "prefix_log_prob"] = Field(
-        default="prefix_log_prob", description="What quantile, platt and isotonic map to a label"
-    )
-    target_rate: float | Literal["uniform"] = Field(
-        default="uniform", description="Mean label of unexposed pairs; 'uniform': from the uniformly exposed slice"
-    )
-    spread: float = Field(default=1.0, gt=0, description="Standard deviation of the logits of quantile labels")
-    window_days: Positive = Field(default=14, description="Days before the run date that fitting looks at")
-    min_rows: Positive = Field(default=1000, description="Uniformly exposed rows that fitting needs")
-    allow_exposed: bool = Field(default=False, description="Fit on biased exposed clicks: re-imports exposure bias")
-    largest_rate_change: float = Field(
-        default=3.0, gt=1, description="Factor by which the mean label may differ from the calibrator's before"
-    )
-    on_rate_change: Literal["warn", "refuse"] = Field(
-        default="warn", description="What happens beyond that factor; refuse: nothing is published (exit 3)"
-    )
-
-    @model_validator(mode="after")
-    def _rate(self) -> Calibrator:
-        if isinstance(self.target_rate, float) and not 0 < self.target_rate < 1:
-            raise ValueError(f"target_rate {self.target_rate} must lie in (0, 1), or be 'uniform'")
-        return self
-
-
-class Weights(Section):
-    """Confidence: w = (R^a h^b q^c)^(1/(a+b+c))."""
-
-    coherence: float = Field(default=1.0, ge=0, description="a; 0 switches the factor off")
-    consistency: float = Field(default=1.0, ge=0, description="b; 0 switches the factor off")
-    llm_confidence: float = Field(default=1.0, ge=0, description="c; 0 switches the factor off")
-    scale: Literal["mean", "raw"] = Field(default="mean", description="mean: divide by the date's mean weight")
-
-    @model_validator(mode="after")
-    def _one(self) -> Weights:
-        if self.coherence + self.consistency + self.llm_confidence == 0:
-            raise ValueError("all three exponents are 0: at least one factor must count")
-        return self
-
-
-class Labels(Section):
-    """Scores, labels and weights."""
-
-    block_size: Positive = Field(default=128, description="B: candidates per row of score_requests")
-    users_per_batch: Positive = Field(default=256, description="Rows scored at a time")
-    item_vectors: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32",
-        description="Type in which score_candidates holds all item vectors: half the memory, less exact",
-    )
-    calibrator: Calibrator = Calibrator()
-    weights: Weights = Weights()
-
-
-class Feed(Section):
-    """The pre-ranker's training feed."""
-
-    publish: Literal["complete", "exposed_only_on_failure"] = Field(
-        default="complete",
-        description="When labels are late or a monitor refuses: hold the slice back, or publish its exposed rows alone",
-    )
-
-    rows_per_file: Positive = Field(default=500_000, description="About so many rows per file, all files alike")
-    passthrough: dict[str, Literal["int", "long", "float", "double", "string", "boolean"]] = Field(
-        default={}, description="Extra columns of raw_impressions and raw_candidates that reach the feed"
-    )
-
-
-MonitorName = Literal["label_drift", "coverage", "quarantine_share", "anchors_per_user", "calibration_error"]
-
-
-class Monitors(Section):
-    """What `training_feed` checks of a run date before it publishes the slice; results: table monitors."""
-
-    label_drift: float = Field(default=0.2, gt=0, description="At most: stability index of labels to the day before")
-    coverage: Share = Field(default=0.5, description="At least: share of unexposed rows that have a label")
-    quarantine_share: Share = Field(default=0.02, description="At most: share of raw rows that ingest refused")
-    anchors_per_user: float = Field(default=2.0, ge=0, description="At least: mean anchors; one is always coherent")
-    calibration_error: Share = Field(default=0.05, description="At most: expected error on uniformly exposed pairs")
-    least_impressions: Positive = Field(default=1000, description="Impressions that calibration_error needs")
-    fail: tuple[MonitorName, ...] = Field(default=(), description="Out of bounds, these refuse the feed (exit 3)")
-    ignore: tuple[MonitorName, ...] = Field(default=(), description="These are not measured; all others warn")
-
-    @model_validator(mode="after")
-    def _apart(self) -> Monitors:
-        if both := sorted(set(self.fail) & set(self.ignore)):
-            raise ValueError(f"{', '.join(both)} stand under both fail and ignore")
-        return self
-
-
-class Maintenance(Section):
-    """`gpl optimize`."""
-
-    file_mb: Positive = Field(
-        default=128, description="Small files are joined up to this; workers share out whole files, so not too large"
-    )
-
-
-class Prerank(Section):
-    """The reference pre-ranker."""
-
-    train_days: Positive = Field(default=1, description="Feed slices up to the run date that it trains on")
-    dimension: Positive = Field(default=32, description="Width of both towers' vectors")
-    hidden: Positive = Field(default=64, description="Width of the hidden layers")
-    user_buckets: Positive = Field(default=20_000, description="Rows of the hashed user table")
-    item_buckets: Positive = Field(default=20_000, description="Rows of the hashed item table")
-    batch_size: Positive = Field(default=512, description="Rows per step, exposed and unexposed mixed")
-    steps: Positive = Field(default=400, description="Optimiser steps, the same for every variant")
-    learning_rate: float = Field(default=3e-3, gt=0, description="AdamW's learning rate")
-    weight_decay: float = Field(default=1e-4, ge=0, description="AdamW's weight decay")
-    lambda_: float = Field(default=2.0, ge=0, alias="lambda", description="Weight of the pseudo-label loss")
-    lambda_sweep: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        default=(), description="Other lambdas trained and judged beside it, as variants gpl@VALUE; to choose by"
-    )
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Each variant trains once per seed")
-    pair_features: tuple[str, ...] = Field(
-        default=(),
-        description="Numeric columns of feed.passthrough that the model takes in, each of about unit size; 0 where "
-        "unknown",
-    )
-    propensity: str = Field(
-        default="",
-        description="A float column of feed.passthrough: the logged probability that a pair was shown; adds snips_auc",
-    )
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
 
 class Config(Section):
@@ -419,21 +48,21 @@ class Config(Section):
 
     lakehouse: Lakehouse
     run: Run
-    launch: Launch = Launch()
+    launch: Launch = Knob(Launch())
     ingest: Ingest = Ingest()
     encoder: Encoder = Encoder()
     tokenizer: Tokenizer = Tokenizer()
-    sids: Sids = Sids()
+    sids: Sids = Knob(Sids())
     samples: Samples = Samples()
     sequences: Sequences = Sequences()
     interest: Interest = Interest()
     anchors: Anchors = Anchors()
-    cache: Cache = Cache()
+    cache: Cache = Knob(Cache())
     labels: Labels = Labels()
     feed: Feed = Feed()
-    monitors: Monitors = Monitors()
+    monitors: Monitors = Knob(Monitors())
     prerank: Prerank = Prerank()
-    maintenance: Maintenance = Maintenance()
+    maintenance: Maintenance = Knob(Maintenance())
 
     @model_validator(mode="after")
     def _passed_through(self) -> Config:
@@ -452,19 +81,6 @@ class Config(Section):
             )
         return self
 
-    def hash_of(self, *sections: str) -> str:
-        """Hash of the named sections (`"labels.calibrator"` reaches inside): part of a step's fingerprint.
-
-        Keys that decide whether or how fast a step runs, but not what it computes, are left out.
-        """
-        body = {}
-        for name in sections:
-            value: Any = self
-            for part in name.split("."):
-                value = getattr(value, part)
-            body[name] = value.model_dump(mode="json", exclude=_SHAPELESS) if isinstance(value, BaseModel) else value
-        return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
     def dims(self, **known: int) -> dict[str, int]:
         """Named array dimensions of the contracts; `known` adds those that only data tell (d, C)."""
         return {
@@ -476,6 +92,22 @@ class Config(Section):
             "E": max(1, self.ingest.image_embedding_length),
             **known,
         }
+
+
+def hash_of(settings: object) -> str:
+    """Hash of what shapes results in `settings` (sections, values, or a list of them): part of a fingerprint."""
+    text = json.dumps(_shaping(settings), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _shaping(value: object) -> object:
+    """`value` for JSON without the fields that are a `Knob`, at any depth."""
+    if isinstance(value, BaseModel):
+        shaping = [name for name, field in type(value).model_fields.items() if shapes_results(field)]
+        return {name: _shaping(getattr(value, name)) for name in shaping}
+    if isinstance(value, dict):
+        return {key: _shaping(inner) for key, inner in value.items()}
+    return [_shaping(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def shipped_configs() -> tuple[str, ...]:

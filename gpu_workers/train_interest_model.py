@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gpl_core.config import Interest
+from gpl_core.conf.sections import Interest
 from gpl_core.errors import GateError
 from gpl_core.interest.alignment import TitlePack, Titles, alignment_losses
 from gpl_core.interest.bundle import save_bundle

@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from gpl_core.config import Prerank
+from gpl_core.conf.sections import Prerank
 from gpl_core.errors import MissingInputError
 from gpl_core.lakehouse.artifacts import Manifest, artifact_version
 from gpl_core.prerank import metrics

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.config import Weights
+from gpl_core.conf.sections import Weights
 from gpl_core.errors import ContractError
 from gpl_core.labels.calibration import Calibrator
 from gpl_core.labels.confidence import Exponents, weight_sql

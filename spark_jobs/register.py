@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from pyspark.sql import SparkSession
 
-from gpl_core.config import CATALOG, Lakehouse, load_config
+from gpl_core.conf.sections import CATALOG, Lakehouse
+from gpl_core.config import load_config
 from gpl_core.graph.step_run import exit_with, setup_logging
 from gpl_core.lakehouse.lake import LOCATIONS, Lake
 from spark_jobs.common.whole_files import write_whole

@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from gpl_core.config import CATALOG
+from gpl_core.conf.sections import CATALOG
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError, UsageError
 from gpl_core.graph.arguments import StepArguments, parse_arguments

@@ -17,7 +17,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from gpl_core.config import Config, Shadow
+from gpl_core.conf.sections import Shadow
+from gpl_core.config import Config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.graph.planner import STEPS, find_step

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from gpl_core.config import Shadow
+from gpl_core.conf.sections import Shadow
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.lakehouse.lake import Lake

@@ -20,7 +20,7 @@ from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
-from gpl_core.config import CATALOG, Lakehouse
+from gpl_core.conf.sections import CATALOG, Lakehouse
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
 from gpl_core.lakehouse.marks import WHOLE, SliceMark

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from gpl_core.config import Prerank
+from gpl_core.conf.sections import Prerank
 from gpl_core.contracts.contract import Column
 from gpl_core.errors import LineageError
 from gpl_core.lakehouse.files import DataFile

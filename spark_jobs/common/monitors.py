@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.config import Monitors
+from gpl_core.conf.sections import Monitors
 from gpl_core.graph.step_run import StepContext
 from gpl_core.lakehouse.files import rows_in
 from spark_jobs.common.calibrators import LABEL_CELLS, group_reliability

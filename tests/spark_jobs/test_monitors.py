@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from gpl_core.config import Monitors
+from gpl_core.conf.sections import Monitors
 from gpl_core.errors import GateError
 from gpl_core.graph.planner import Planner, find_step
 from spark_jobs import training_feed

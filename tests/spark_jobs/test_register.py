@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from gpl_core.cli import main
-from gpl_core.config import Lakehouse
+from gpl_core.conf.sections import Lakehouse
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.graph.launches import tool
 from gpl_core.lakehouse.lake import LOCATIONS, Lake
