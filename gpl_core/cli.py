@@ -22,9 +22,10 @@ from gpl_core.config import Config, date_range, load_config
 from gpl_core.errors import ContractError, GplError, UsageError, exit_code_of, told
 from gpl_core.graph.arguments import LOG_LEVELS, count
 from gpl_core.graph.launches import Launch, Source, environment, plan, shell, spark_submit
-from gpl_core.graph.planner import JUDGE, OPTIMIZE, RETRY, STEPS, Planner, find_step
+from gpl_core.graph.planner import Planner
 from gpl_core.graph.runner import run_launches
 from gpl_core.graph.schedulers import FORMATS, render
+from gpl_core.graph.steps import JUDGE, OPTIMIZE, RETRY, STEPS, find_step
 from gpl_core.lakehouse.artifacts import KINDS
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.views import dictionary

@@ -219,7 +219,7 @@ def _train_and_publish(context: StepContext, ranks: Ranks, tokenizer: Manifest, 
                 run_.folder / "best",
                 trained_through=context.run_date - timedelta(days=1),
                 fingerprint=context.artifact_fingerprint,
-                config_hash=config.hash_of(*context.step.sections),
+                config_hash=context.step.config_hash(context.config),
                 lineage={**tokenizer.lineage, "sid_version": tokenizer.version},
                 metrics={**best, "epochs": progress.epoch, "best_epoch": progress.best_epoch, **asdict(found)},
             )

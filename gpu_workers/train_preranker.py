@@ -267,7 +267,7 @@ def _publish(
             folder,
             trained_through=context.run_date,
             fingerprint=context.artifact_fingerprint,
-            config_hash=context.config.hash_of(*context.step.sections),
+            config_hash=context.step.config_hash(context.config),
             lineage=lineage,
             metrics=measured,
         )

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gpl_core.config import Config
-from gpl_core.graph.planner import start_of, trained_through
+from gpl_core.graph.steps import start_of
 from gpl_core.sids.health import Gates, as_scalars, check_gates, measure
 from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit
 from gpl_core.sids.tokenizer import Tokenizer
@@ -153,9 +153,9 @@ def _publish(context: StepContext, tokenizer: Tokenizer, encoder_version: str, m
         manifest = context.artifacts.publish(
             "tokenizer",
             Path(scratch),
-            trained_through=trained_through(context.step, context.run_date),
+            trained_through=context.step.trained_through(context.run_date),
             fingerprint=context.artifact_fingerprint,
-            config_hash=context.config.hash_of(*context.step.sections),
+            config_hash=context.step.config_hash(context.config),
             lineage={"encoder_version": encoder_version},
             metrics=metrics,
         )

@@ -21,8 +21,9 @@ import torch.distributed as dist
 from gpl_core.errors import GplError, MissingInputError, exit_code_of
 from gpl_core.graph.arguments import StepArguments, parse_arguments
 from gpl_core.graph.dry_run import print_dry_run
-from gpl_core.graph.planner import Planner, StepState, find_step
+from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.step_run import Begun, Counts, Failures, StepContext, begin, exit_with, log, record, setup_logging
+from gpl_core.graph.steps import find_step
 from gpl_core.lakehouse.lake import Commit
 from gpl_core.lakehouse.marks import SliceMark
 

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from gpl_core.commands.summary import provenance
 from gpl_core.contracts.contract import all_contracts
-from gpl_core.graph.planner import STEPS
+from gpl_core.graph.steps import STEPS
 from gpl_core.labels.calibration import Calibrator
 from gpl_core.lakehouse.artifacts import KINDS
 from gpl_core.lakehouse.files import rows_in
@@ -63,7 +63,7 @@ class Page:
         self.warnings: list[str] = []
         self.feeds = self._feeds()
         self.manifest = self.feeds.get(self.day, {})
-        steps = [s.name for s in STEPS if s.name != "report"]
+        steps = [s.name for s in STEPS if not s.writes_page]
         self.step_runs = data.step_runs(step.read("job_runs"), self.day, steps) if self.context.has("job_runs") else []
 
     # ---- reading -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import importlib
 
 from gpl_core.errors import UsageError
 from gpl_core.graph.arguments import parse_arguments
-from gpl_core.graph.planner import find_step
+from gpl_core.graph.steps import find_step
 from spark_jobs.session import Job, run_jobs
 
 

@@ -203,7 +203,7 @@ def run(step: SparkStep) -> None:
     lake = context.lake
     yesterday, window = day - timedelta(days=1), timedelta(days=config.history_days)
     digests = event_digests(context.snapshot("interactions"), day - window, yesterday)
-    made_from = {"sid_version": sid_version, "settings": step.config.hash_of("sequences", "run.seed")}
+    made_from = {"sid_version": sid_version, "settings": context.step.config_hash(step.config)}
     table = lake.open("user_sequences") if lake.exists("user_sequences") else None
     base = choose_base(table, day, config.snapshot_every, made_from, digests)
     sids_version = context.snapshot("item_sids").version

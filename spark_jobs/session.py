@@ -445,7 +445,7 @@ def run_body(spark: SparkSession, context: StepContext, job: Job) -> None:
 def _run_bulk(spark: SparkSession | None, name: str, job: Job, args: StepArguments, dates: tuple[date, ...]) -> None:
     """All of `dates` in one commit per table, each slice with a fingerprint of its own."""
     planner = Planner(args.config)
-    from gpl_core.graph.planner import find_step
+    from gpl_core.graph.steps import find_step
 
     step = find_step(name)
     if any(read.scope not in ("slice", "as_of") for read in step.reads):

@@ -14,7 +14,7 @@ from gpl_core.cli import make_parser
 from gpl_core.commands.settings import settings_page
 from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import all_contracts
-from gpl_core.graph.planner import STEPS
+from gpl_core.graph.steps import STEPS
 from gpl_core.lakehouse.views import all_views
 from tests.bench import table
 from tests.documented import ELSEWHERE, LAUNCHERS, PAGES, ROOT, commands, runner, typed

@@ -17,7 +17,8 @@ import yaml
 
 from gpl_core.cli import main
 from gpl_core.config import load_config
-from gpl_core.graph.planner import STEPS, Planner
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.steps import STEPS
 from gpl_core.lakehouse.storage import filesystem
 from tests.object_store import bucket
 from tests.test_pipeline import SMALL

@@ -16,7 +16,7 @@ import pytest
 
 from gpl_core.config import shipped_configs
 from gpl_core.contracts.contract import all_contracts
-from gpl_core.graph.planner import JUDGE, STEPS
+from gpl_core.graph.steps import JUDGE, STEPS
 from gpl_core.lakehouse.views import all_views
 
 ROOT = Path(__file__).parents[1]

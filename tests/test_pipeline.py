@@ -31,7 +31,8 @@ from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.dry_run import print_dry_run
 from gpl_core.graph.launches import script_path, tool
-from gpl_core.graph.planner import STEPS, Planner, engine_of
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.steps import STEPS, engine_of
 from gpl_core.lakehouse.marks import SliceMark
 from tests.documented import PAGES, commands, runner, typed
 from tests.support import JVM

@@ -20,7 +20,8 @@ from rich.table import Table
 
 from gpl_core.config import Config
 from gpl_core.errors import ContractError, MissingInputError
-from gpl_core.graph.planner import Planner, start_of
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.steps import start_of
 from gpl_core.labels.calibration import CALIBRATOR_FILE, COUNT_COLUMNS, SCORES, Calibrator, apply
 from gpl_core.labels.confidence import Exponents, combined_weight
 from gpl_core.lakehouse.artifacts import Manifest

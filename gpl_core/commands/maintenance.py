@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 
 from gpl_core.contracts.contract import Contract, all_contracts
 from gpl_core.errors import ConflictError, ContractError, UsageError
-from gpl_core.graph.planner import engine_of, find_step
+from gpl_core.graph.steps import engine_of, find_step
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark

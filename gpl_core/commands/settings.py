@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from gpl_core.conf.sections import shapes_results
 from gpl_core.config import Config
 
 
@@ -20,8 +21,10 @@ def settings_page() -> str:
         "A configuration is a YAML file, or the name of a shipped one. Any key can be overridden on the command line: "
         "`--set labels.calibrator.target_rate=0.03`. Unknown keys are refused; all problems come in one message. "
         "No secrets belong in it: Spark, delta-rs and fsspec take credentials from the environment.\n",
+        "A changed setting makes the steps stale that it shapes, and what is built on them. Those marked * shape no "
+        "result: they decide whether, when or how fast a step runs, and can be changed at any time.\n",
     ]
-    for name, model in _sections("", Config):
+    for name, model, shapes in _sections("", Config):
         rows = [(k, f) for k, f in model.model_fields.items() if name or _model_of(f.annotation) is None]
         rows = [(k, f) for k, f in rows if _model_of(f.annotation) is None or _is_list(f.annotation)]
         if not rows:
@@ -29,20 +32,20 @@ def settings_page() -> str:
         parts.append(f"## {name}\n\n{(model.__doc__ or '').strip()}\n")
         parts.append("| key | type | default | meaning |\n|---|---|---|---|")
         for key, field in rows:
-            shown = field.alias or key
+            shown = (field.alias or key) + ("" if shapes and shapes_results(field) else " \\*")
             parts.append(f"| {shown} | {_kind(field)} | {_default(field)} | {_cell(field.description or '')} |")
         parts.append("")
     return "\n".join(parts)
 
 
-def _sections(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """(dotted name, model) of `model`'s sections, outer before inner."""
+def _sections(prefix: str, model: type[BaseModel], shapes: bool = True) -> Iterator[tuple[str, type[BaseModel], bool]]:
+    """(dotted name, model, whether it shapes results) of `model`'s sections, outer before inner."""
     for key, field in model.model_fields.items():
         inner = _model_of(field.annotation)
         if inner is not None:
             name = f"{prefix}{key}" + ("[]" if _is_list(field.annotation) else "")
-            yield name, inner
-            yield from _sections(f"{name}.", inner)
+            yield name, inner, shapes and shapes_results(field)
+            yield from _sections(f"{name}.", inner, shapes and shapes_results(field))
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:

@@ -21,7 +21,7 @@ from gpl_core.conf.sections import Shadow
 from gpl_core.config import Config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import MissingInputError, UsageError
-from gpl_core.graph.planner import STEPS, find_step
+from gpl_core.graph.steps import STEPS, find_step
 from gpl_core.lakehouse.artifacts import ArtifactStore
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.keys import hash_keys

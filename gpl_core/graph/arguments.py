@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from gpl_core.config import Config, date_range, load_config
 from gpl_core.errors import UsageError
-from gpl_core.graph.planner import find_step
+from gpl_core.graph.steps import find_step
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 

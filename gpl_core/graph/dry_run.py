@@ -9,7 +9,8 @@ from typing import Any
 
 from gpl_core.commands.maintenance import compactable
 from gpl_core.contracts.contract import load_contract
-from gpl_core.graph.planner import OPTIMIZE, Planner, Step, StepState, find_step, trained_through
+from gpl_core.graph.planner import Planner, StepState
+from gpl_core.graph.steps import OPTIMIZE, Step, find_step
 from gpl_core.lakehouse.artifacts import artifact_version
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.storage import filesystem
@@ -27,14 +28,14 @@ def print_dry_run(planner: Planner, name: str, run_date: date, state: StepState,
     if step is OPTIMIZE:
         tables = [contract.name for contract in compactable(planner.lake, "spark")]
     writes = {table: _write(planner, step, table, run_date, state, force) for table in tables}
-    if step.name == "report":
+    if step.writes_page:
         path = planner.report_path(run_date)
         fs, local = filesystem(path)
         kept = state.status == "done" and not force
         writes[path] = {"how": "keep" if kept else "replace", "bytes": fs.size(local) if fs.exists(local) else 0}
     publishes = {}
     if step.publishes and state.artifact_fingerprint:
-        made = artifact_version(trained_through(step, run_date), state.artifact_fingerprint)
+        made = artifact_version(step.trained_through(run_date), state.artifact_fingerprint)
         if force:
             publishes[step.publishes] = f"{made} with another hash: a forced run makes a version of its own"
         elif state.status != "done" and planner.artifacts.find(step.publishes, made) is None:

@@ -9,12 +9,13 @@ import socket
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 
 from gpl_core.config import Config, date_range
 from gpl_core.errors import UsageError
-from gpl_core.graph.planner import JUDGE, STEPS, Planner, Step
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.steps import ONE_DAY, STEPS, Step, find_step
 
 DELTA_PACKAGE = "io.delta:delta-spark_4.0_2.13:4.2.0"
 
@@ -67,35 +68,31 @@ def plan(
     """
     names = [s.name for s in STEPS]
     for name in [*only, *([first] if first else [])]:
-        if name == JUDGE.name:
-            raise UsageError(f"{name} is not part of the graph: run it with `gpl judge`")
-        if name not in names:
-            raise UsageError(f"no step '{name}'; the steps are {', '.join(names)}")
+        if command := find_step(name).command:
+            raise UsageError(f"{name} is not part of the graph: run it with `{command}`")
     chosen = [s for s in STEPS if not only or s.name in only]
     if first:
         chosen = [s for s in chosen if names.index(s.name) >= names.index(first)]
     launches: list[Launch] = []
     for step in chosen:
-        if step.name == "ingest":
-            run, before = planner.config.run, dates[0] - timedelta(days=1)
-            history = []
-            if run.history_start is not None and run.history_start < dates[0] == run.start_date:
-                history = date_range(run.history_start, before)
-            launches.append(
-                Launch((step,), (*history, *dates, *_day_after(planner, dates[-1])), before if history else None)
-            )
-        elif (
+        run, covered, bulk_through = planner.config.run, tuple(dates), None
+        if step.takes_history and run.history_start is not None and run.history_start < dates[0] == run.start_date:
+            bulk_through = dates[0] - ONE_DAY
+            covered = (*date_range(run.history_start, bulk_through), *covered)
+        if step.takes_day_after:
+            covered = (*covered, *_day_after(planner, dates[-1]))
+        if (
             step.launcher == "spark" and launches and not isolated
-            and launches[-1].steps[-1].launcher == "spark" and launches[-1].dates == tuple(dates)
+            and launches[-1].steps[-1].launcher == "spark" and launches[-1].dates == covered
         ):  # fmt: skip
-            launches[-1] = Launch((*launches[-1].steps, step), tuple(dates))
+            launches[-1] = Launch((*launches[-1].steps, step), covered)
         else:
-            launches.append(Launch((step,), tuple(dates)))
+            launches.append(Launch((step,), covered, bulk_through))
     return launches
 
 
 def _day_after(planner: Planner, last: date) -> tuple[date, ...]:
-    following = last + timedelta(days=1)
+    following = last + ONE_DAY
     snapshot = planner.snapshot("raw_impressions")
     return (following,) if snapshot is not None and following in snapshot.slices() else ()
 

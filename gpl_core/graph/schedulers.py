@@ -10,7 +10,7 @@ from datetime import date, timedelta
 from gpl_core.config import Config
 from gpl_core.errors import UsageError
 from gpl_core.graph.launches import Launch, Source, command, environment, shell
-from gpl_core.graph.planner import STEPS
+from gpl_core.graph.steps import STEPS
 
 FORMATS = ("shell", "json", "airflow")
 _LOGICAL_DATE = "%RUN_DATE%"  # stands for the run date in a task's command
@@ -126,7 +126,7 @@ def _airflow(launches: Sequence[Launch], source: Source, config: Config, force: 
     if force:
         raise UsageError("gpl plan --format airflow: --force would run every step anew each time; clear tasks instead")
     first = max(launch.dates[0] for launch in launches)  # ingest alone may begin earlier, with history
-    if all(step.name == "ingest" for step in chosen):
+    if all(step.takes_history for step in chosen):
         first = max(first, config.run.start_date)
     steps = {}
     for step in chosen:
@@ -134,7 +134,7 @@ def _airflow(launches: Sequence[Launch], source: Source, config: Config, force: 
         steps[step.name] = shlex.join(_LOGICAL_DATE if word == first.isoformat() else word for word in words)
     history = ""
     start = config.run.history_start
-    if start is not None and start < first and chosen[0].name == "ingest":
+    if start is not None and start < first and chosen[0].takes_history:
         before = first - timedelta(days=1)
         dates = tuple(date.fromordinal(n) for n in range(start.toordinal(), first.toordinal()))
         history = shlex.join(command(Launch((chosen[0],), dates, before), dates, source, config))

@@ -23,7 +23,8 @@ from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ConflictError, GplError, MissingInputError, UsageError, exit_code_of, told
 from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.dry_run import print_dry_run
-from gpl_core.graph.planner import RAW_TABLES, Planner, Read, StepState, find_step
+from gpl_core.graph.planner import Planner, StepState
+from gpl_core.graph.steps import RAW_TABLES, Read, find_step
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
 from gpl_core.lakehouse.lake import Commit, Lake
 from gpl_core.lakehouse.marks import WHOLE, SliceMark

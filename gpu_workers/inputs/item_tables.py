@@ -8,7 +8,7 @@ from datetime import date, timedelta
 import numpy as np
 
 from gpl_core.errors import MissingInputError
-from gpl_core.graph.planner import start_of
+from gpl_core.graph.steps import start_of
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpu_workers.inputs.embeddings import ItemVectors
 from gpu_workers.inputs.feed import read_batches

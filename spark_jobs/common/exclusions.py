@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.graph.planner import start_of
+from gpl_core.graph.steps import start_of
 from spark_jobs.common.columns import broadcast_if_few
 from spark_jobs.session import SparkStep
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from gpl_core.contracts.contract import load_contract
-from gpl_core.graph.planner import STEPS, Step
+from gpl_core.graph.steps import STEPS, Step
 
 PLATFORM = "platform"
 _WIDTH, _LINE, _HEAD, _GAP = 350, 18, 32, 26  # pixels: of a box, a line in it, its head, and between boxes

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gpl_core.graph.planner import Planner, find_step
+from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
+from gpl_core.graph.steps import find_step
 from gpl_core.interest.bundle import load_bundle
 from gpl_core.interest.content import ContentTable
 from gpl_core.interest.scoring import DeviceTrie

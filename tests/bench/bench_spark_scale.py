@@ -39,7 +39,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from gpl_core.graph.launches import DELTA_PACKAGE
-from gpl_core.graph.planner import find_step
+from gpl_core.graph.steps import find_step
 from spark_jobs.session import start_session
 from tests.bench.harness import Figure, at_most, device_name, growth_exponent, report
 from tests.bench.spark.marketplace import HISTORY, WINDOW, D, Marketplace

@@ -41,8 +41,9 @@ from gpl_core.cli import main as gpl
 from gpl_core.config import Config, load_config
 from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.launches import DELTA_PACKAGE, script_path, tool
-from gpl_core.graph.planner import STEPS, Planner, find_step
+from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import run_step
+from gpl_core.graph.steps import STEPS, find_step
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Lake
 from tests.bench.harness import Figure, at_least, at_most, report

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from datetime import date
 from importlib import resources
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from gpl_core.cli import main
-from gpl_core.config import Config, date_range, load_config, shipped_configs
+from gpl_core.conf.sections import Knob, Section, shapes_results
+from gpl_core.config import Config, date_range, hash_of, load_config, shipped_configs
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import UsageError
-from gpl_core.graph.planner import STEPS, find_step
+from gpl_core.graph.steps import STEPS, find_step
 from tests.support import config_file, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -63,12 +69,11 @@ def test_a_shipped_configuration_states_no_default_and_no_secret(name):
 def test_every_setting_that_the_graph_names_exists(tmp_path):
     config = small_config(tmp_path)
     for step in STEPS:
-        assert len(config.hash_of(*step.sections)) == 16
-        keys = [r.days for r in step.reads if r.days] + [r.when[0] for r in step.reads if r.when[0]]
-        for key in [*keys, *([step.refresh] if step.refresh else [])]:
-            value = config
-            for part in key.split("."):
-                value = getattr(value, part)
+        assert len(step.config_hash(config)) == 16
+        assert step.refresh(config) >= 1
+        for read in step.reads:
+            assert read.days is None or read.days(config) >= 1
+            assert {type(read.when(config)), type(read.may_lack(config))} == {bool}
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------
@@ -190,40 +195,135 @@ def test_absolute_locations_stay(tmp_path, root):
 
 # ---- the hash --------------------------------------------------------------------------------------------------
 
-SHAPES = [
-    ("tokenizer", "tokenizer.codes=99"), ("tokenizer", "tokenizer.ema_decay=0.5"), ("encoder", "encoder.batch_size=9"),
-    ("encoder", "encoder.parts=[{name: minilm, options: {a: 1}}]"), ("interest", "interest.prompt=hello"),
-    ("interest", "interest.tiny.layers=1"), ("samples", "samples.unexposed_per_request=3"), ("run.seed", "run.seed=4"),
-    ("labels.calibrator", "labels.calibrator.spread=2"), ("labels.weights", "labels.weights.scale=raw"),
-    ("prerank", "prerank.lambda=0"), ("feed", "feed.passthrough={a: int}"), ("anchors.count", "anchors.count=3"),
-    ("ingest", "ingest.text_max_chars=7"), ("sequences", "sequences.max_length=4"),
-    ("feed.passthrough", "feed.passthrough={a: int}"),
-]  # fmt: skip
-DOES_NOT_SHAPE = [
-    ("tokenizer", "tokenizer.refresh_days=30"), ("tokenizer", "tokenizer.gates.max_dead_share=0.9"),
-    ("interest", "interest.refresh_days=30"), ("ingest", "ingest.max_quarantine_share=0.9"),
-    ("labels", "labels.users_per_batch=3"), ("tokenizer", "prerank.steps=3"),
-    ("feed.passthrough", "feed.rows_per_file=9"), ("run.seed", "run.end_date=2026-02-01"),
-    ("labels.calibrator", "labels.block_size=4"),
-    ("ingest", "launch.env.A=b"), ("ingest", "lakehouse.root=/elsewhere"),
-]  # fmt: skip
+# Not the default, where no rule below finds another valid value.
+OTHER = {
+    "lakehouse.root": "/elsewhere", "lakehouse.database": "shop", "lakehouse.tables": {"raw_items": "/items"},
+    "lakehouse.columns": {"raw_items": {"title": "name"}}, "lakehouse.shadow.tables": ["items"],
+    "run.start_date": date(2026, 1, 2), "run.end_date": date(2026, 3, 1), "run.history_start": date(2025, 12, 1),
+    "launch.spark_submit": ["--master", "yarn"], "launch.deepspeed": ["--num_gpus", "8"],
+    "encoder.parts": [{"name": "hog_color"}], "encoder.parts.name": "hog_color", "tokenizer.codes": 99,
+    "labels.calibrator.target_rate": 0.3, "monitors.fail": ["coverage"], "monitors.ignore": ["coverage"],
+    "feed.passthrough": {"price": "double"}, "prerank.pair_features": ["price"], "prerank.propensity": "price",
+    "prerank.lambda_sweep": [1.0], "prerank.seeds": [1, 2],
+}  # fmt: skip
+PRICE = {"feed": {"passthrough": {"price": "double"}}}
 
 
-@pytest.mark.parametrize(("section", "override"), SHAPES)
-def test_the_hash_of_a_section_sees_what_shapes_its_results(tmp_path, section, override):
-    assert small_config(tmp_path).hash_of(section) != small_config(tmp_path, None, (override,)).hash_of(section)
+def leaves(model: type[BaseModel], prefix: str = "", shaping: bool = True) -> Iterator[tuple[str, FieldInfo, bool]]:
+    """Dotted name, field, and whether it shapes results, of every setting; the entries of lists of sections too."""
+    for name, field in model.model_fields.items():
+        kind, shapes = field.annotation, shaping and shapes_results(field)
+        inner = get_args(kind)[0] if get_origin(kind) is tuple else kind
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from leaves(inner, f"{prefix}{name}.", shapes)
+        else:
+            yield f"{prefix}{name}", field, shapes
 
 
-@pytest.mark.parametrize(("section", "override"), DOES_NOT_SHAPE)
-def test_the_hash_of_a_section_ignores_what_does_not(tmp_path, section, override):
-    assert small_config(tmp_path).hash_of(section) == small_config(tmp_path, None, (override,)).hash_of(section)
+SETTINGS = {name: (field, shapes) for name, field, shapes in leaves(Config)}
 
 
-def test_the_hash_is_the_same_in_another_process_and_tells_sections_apart(tmp_path):
-    config = small_config(tmp_path)
-    assert config.hash_of("samples") == small_config(tmp_path / "again").hash_of("samples")
-    assert len({config.hash_of(s) for s in ("samples", "sequences", "feed", "prerank", "tokenizer")}) == 5
-    assert config.hash_of("samples", "feed") == config.hash_of("feed", "samples")
+def other(name: str) -> object:
+    """Another valid value of the setting `name` than its default."""
+    field, default = SETTINGS[name][0], SETTINGS[name][0].default
+    if name in OTHER:
+        return OTHER[name]
+    if get_origin(field.annotation) is Literal:
+        return next(v for v in get_args(field.annotation) if v != default)
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int):
+        return default + 1
+    if isinstance(default, float):
+        return default * 0.9 if default else 0.5
+    return {"a": 1} if name.endswith(("options", "deepspeed")) else {"a": "b"} if default == {} else "other"
+
+
+def changed(tmp_path: Path, name: str) -> tuple[Config, Config]:
+    """Two valid configurations that differ in the setting `name` alone."""
+    body: dict = {"encoder": {"parts": [{"name": "minilm"}]}}
+    if name.startswith("prerank.") and other(name) in ("price", ["price"]):
+        body |= PRICE
+    before = small_config(tmp_path, body)
+    *parents, last = name.split(".")
+    target = body
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        target = target[0] if isinstance(target, list) else target
+    target[SETTINGS[name][0].alias or last] = other(name)
+    return before, small_config(tmp_path, body)
+
+
+def stale_steps(before: Config, after: Config) -> set[str]:
+    return {s.name for s in STEPS if s.config_hash(before) != s.config_hash(after)}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_turns_a_step_stale_unless_its_field_says_that_it_shapes_nothing(tmp_path, name):
+    before, after = changed(tmp_path, name)
+    assert before != after
+    assert bool(stale_steps(before, after)) == SETTINGS[name][1], stale_steps(before, after)
+
+
+def test_speed_gates_and_schedules_shape_nothing():
+    """What a user may turn at any time; a change in this list is a change of what is recomputed."""
+    knobs = {name for name, (_, shapes) in SETTINGS.items() if not shapes}
+    whole = {"lakehouse.shadow", "launch", "tokenizer.gates", "sids", "cache", "monitors", "maintenance"}
+    assert {n for n in knobs if not any(n.startswith(f"{w}.") for w in whole)} == {
+        "lakehouse.root", "lakehouse.tables", "lakehouse.database",
+        "run.start_date", "run.end_date", "run.history_start",
+        "ingest.max_quarantine_share", "encoder.batch_size", "tokenizer.refresh_days",
+        "interest.refresh_days", "interest.checkpoint_steps", "interest.recompute", "interest.deepspeed",
+        "anchors.tokens_per_batch", "labels.users_per_batch",
+        "labels.calibrator.largest_rate_change", "labels.calibrator.on_rate_change", "feed.publish",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("run.seed", {"train_tokenizer", "samples", "sequences", "train_interest_model", "anchor_requests",
+                      "score_requests"}),
+        ("encoder.parts.weight", {"encode_items", "train_tokenizer"}),
+        ("encoder.batch_size", set()),
+        ("tokenizer.batch_size", {"train_tokenizer"}),
+        ("interest.tokens_per_batch", {"train_interest_model"}),
+        ("anchors.count", {"anchor_requests", "generate_anchors", "score_requests"}),
+        ("samples.unexposed_per_request", {"samples"}),
+        ("samples.scored_exposed_share", {"anchor_requests", "score_requests"}),
+        ("labels.block_size", {"score_requests"}),
+        ("labels.item_vectors", {"score_candidates"}),
+        ("labels.calibrator.spread", {"fit_calibrator"}),
+        ("labels.weights.scale", {"pseudo_labels"}),
+        ("feed.passthrough", {"ingest", "samples", "training_feed"}),
+        ("prerank.lambda_", {"train_preranker"}),
+    ],
+)  # fmt: skip
+def test_a_setting_turns_just_the_steps_stale_that_it_shapes(tmp_path, name, steps):
+    assert stale_steps(*changed(tmp_path, name)) == steps
+
+
+def test_the_hash_reaches_into_mappings_and_lists_of_sections():
+    class Inner(Section):
+        shaping: int = 0
+        speed: int = Knob(0)
+
+    class Outer(Section):
+        one: Inner = Inner()
+        many: tuple[Inner, ...] = ()
+        named: dict[str, Inner] = {}  # noqa: RUF012
+
+    for where in ({"one": Inner(speed=1)}, {"many": (Inner(speed=1),)}, {"named": {"a": Inner(speed=1)}}):
+        slow = {k: Inner() if k == "one" else (Inner(),) if k == "many" else {"a": Inner()} for k in where}
+        assert hash_of(Outer(**where)) == hash_of(Outer(**slow))
+        assert hash_of(Outer(**where)) != hash_of(Outer(one=Inner(shaping=2)))
+
+
+def test_the_hash_is_the_same_in_another_process(tmp_path):
+    assert hash_of(small_config(tmp_path).samples) == hash_of(small_config(tmp_path / "again").samples)
+    code = "from gpl_core.config import hash_of, load_config; print(hash_of(load_config('quickstart').encoder))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == hash_of(load_config("quickstart").encoder)
 
 
 # ---- dimensions ------------------------------------------------------------------------------------------------

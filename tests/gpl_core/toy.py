@@ -13,7 +13,8 @@ from typing import Any
 
 from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
-from gpl_core.graph.planner import RAW_TABLES, STEPS, Planner, StepState, find_step, trained_through
+from gpl_core.graph.planner import Planner, StepState
+from gpl_core.graph.steps import RAW_TABLES, STEPS, find_step
 from spark_jobs.common.whole_files import write_whole
 from tests.support import ONE, put
 
@@ -90,8 +91,8 @@ class Toy:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "weights.json").write_text(str(self.seed))
             store.publish(
-                step.publishes, Path(folder), trained_through=trained_through(step, day),
-                fingerprint=state.artifact_fingerprint, config_hash=self.config.hash_of(*step.sections),
+                step.publishes, Path(folder), trained_through=step.trained_through(day),
+                fingerprint=state.artifact_fingerprint, config_hash=step.config_hash(self.config),
                 lineage={key: store.in_force(kind, day).version for kind, key in step.follows.items()},
             )  # fmt: skip
 

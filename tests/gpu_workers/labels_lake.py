@@ -25,8 +25,9 @@ import gpu_workers
 from gpl_core.config import load_config
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import MissingInputError
-from gpl_core.graph.planner import Planner, StepState, find_step, start_of
+from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.step_run import StepContext
+from gpl_core.graph.steps import find_step, start_of
 from gpl_core.lakehouse.artifacts import ArtifactStore
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark

@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import LineageError, MissingInputError
-from gpl_core.graph.planner import Planner, find_step
+from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
+from gpl_core.graph.steps import find_step
 from gpl_core.interest.alignment import Titles
 from gpl_core.interest.bundle import load_bundle
 from gpl_core.interest.content import ContentTable, NeighbourGraph

@@ -21,8 +21,9 @@ from PIL import Image
 from gpl_core.config import load_config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import GateError, LineageError, MissingInputError
-from gpl_core.graph.planner import Planner, find_step
+from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import Counts, StepContext
+from gpl_core.graph.steps import find_step
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpu_workers import assign_sids, encode_items, train_tokenizer

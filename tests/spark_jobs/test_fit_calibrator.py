@@ -7,7 +7,8 @@ import pytest
 from sklearn.isotonic import IsotonicRegression
 
 from gpl_core.errors import GateError, LineageError, MissingInputError
-from gpl_core.graph.planner import Planner, find_step
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.steps import find_step
 from gpl_core.labels.calibration import FEATURES, apply, feature_values, grid_position
 from spark_jobs import fit_calibrator
 from tests.bench.simulation.logistic import fit_logistic

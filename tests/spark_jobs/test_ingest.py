@@ -10,7 +10,7 @@ from deltalake import write_deltalake
 from pyspark.sql import functions as F
 
 from gpl_core.errors import ContractError, MissingInputError, QuarantineError
-from gpl_core.graph.planner import engine_of
+from gpl_core.graph.steps import engine_of
 from spark_jobs import ingest, retry_quarantine
 from spark_jobs.common import checks, columns
 from spark_jobs.session import SparkStep

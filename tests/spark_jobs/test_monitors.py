@@ -12,7 +12,8 @@ import pytest
 
 from gpl_core.conf.sections import Monitors
 from gpl_core.errors import GateError
-from gpl_core.graph.planner import Planner, find_step
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.steps import find_step
 from spark_jobs import training_feed
 from spark_jobs.common.monitors import Measured, judge, stability_index
 from tests.spark_jobs.label_lake import FeedLake

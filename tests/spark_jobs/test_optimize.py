@@ -5,7 +5,8 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 import pytest
 
-from gpl_core.graph.planner import Planner, find_step
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.steps import find_step
 from spark_jobs import optimize, samples
 from tests.spark_jobs.tiny_lake import D, TinyLake, day
 from tests.support import put

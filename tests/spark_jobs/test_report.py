@@ -7,7 +7,8 @@ import re
 import pytest
 
 from gpl_core.contracts.contract import load_contract
-from gpl_core.graph.planner import Planner, find_step
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.steps import find_step
 from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs import pseudo_labels, report, training_feed
 from spark_jobs.common.manifests import manifest_path

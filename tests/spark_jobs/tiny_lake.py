@@ -17,8 +17,9 @@ from pyspark.sql import SparkSession
 from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.arguments import StepArguments
-from gpl_core.graph.planner import Planner, find_step
+from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext, run_step
+from gpl_core.graph.steps import find_step
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark

@@ -17,7 +17,8 @@ import pytest
 
 from gpl_core.cli import main
 from gpl_core.graph import runner as running
-from gpl_core.graph.planner import STEPS, Planner
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.steps import STEPS
 from gpl_core.lakehouse.views import dictionary
 from tests.gpl_core.toy import Toy
 from tests.support import DAY, ONE, config_file, put, small_config

@@ -15,8 +15,9 @@ from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.graph.arguments import StepArguments
-from gpl_core.graph.planner import STEPS, Planner, find_step
+from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import run_step
+from gpl_core.graph.steps import STEPS, find_step
 from gpl_core.lakehouse.artifacts import ArtifactStore
 from gpl_core.lakehouse.lake import LOCATIONS, Lake
 from tests.gpl_core.toy import Toy

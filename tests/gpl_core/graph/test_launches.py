@@ -25,7 +25,8 @@ from gpl_core.graph.launches import (
     tool,
     with_free_port,
 )
-from gpl_core.graph.planner import STEPS, Planner, find_step
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.steps import STEPS, find_step
 from tests.gpl_core.toy import Toy
 from tests.support import DAY, ONE, config_file, put, small_config
 

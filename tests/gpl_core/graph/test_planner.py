@@ -13,19 +13,8 @@ import pytest
 
 from gpl_core.contracts.contract import all_contracts, load_contract
 from gpl_core.errors import UsageError
-from gpl_core.graph.planner import (
-    JUDGE,
-    OPTIMIZE,
-    RETRY,
-    STEPS,
-    Planner,
-    Read,
-    Step,
-    StepState,
-    engine_of,
-    find_step,
-    trained_through,
-)
+from gpl_core.graph.planner import Planner, StepState
+from gpl_core.graph.steps import JUDGE, OPTIMIZE, RETRY, STEPS, Read, Step, engine_of, find_step
 from tests.gpl_core.toy import Toy
 from tests.support import DAY, ONE, config_file, small_config
 
@@ -125,8 +114,8 @@ def test_an_unknown_step_names_the_known_ones():
 
 
 def test_only_the_preranker_sees_the_run_date_itself():
-    assert trained_through(find_step("train_preranker"), D1) == D1
-    assert {trained_through(s, D1) for s in STEPS if s.publishes and s.publishes != "preranker"} == {D0}
+    assert find_step("train_preranker").trained_through(D1) == D1
+    assert {s.trained_through(D1) for s in STEPS if s.publishes and s.publishes != "preranker"} == {D0}
 
 
 # ---- from nothing to done --------------------------------------------------------------------------------------
@@ -503,7 +492,7 @@ def test_a_state_survives_its_json_and_pins_versions(toy):
 
 def test_a_read_that_a_setting_switches_on_counts_only_then(toy, tmp_path):
     step = find_step("fit_calibrator")
-    assert any(r.when[0] for r in step.reads)
+    assert any(not r.when(toy.config) for r in step.reads)
     assert "user_stats" not in toy.state("fit_calibrator", D1).inputs
     settings = {**SETTINGS, "labels": {"calibrator": {"kind": "logistic"}}}
     assert "user_stats" in Toy(small_config(tmp_path, settings)).state("fit_calibrator", D1).inputs
@@ -512,7 +501,7 @@ def test_a_read_that_a_setting_switches_on_counts_only_then(toy, tmp_path):
 def test_a_table_read_twice_is_noticed_through_either_read(toy):
     twice = Step(
         "samples", "spark",
-        reads=(Read("candidates", "slice"), Read("candidates", "before", days="sequences.history_days")),
+        reads=(Read("candidates", "slice"), Read("candidates", "before", days=lambda c: c.sequences.history_days)),
         writes=("exposed_samples",),
     )  # fmt: skip
     prints = [toy.planner.state(twice, D2).fingerprint]

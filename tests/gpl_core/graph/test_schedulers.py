@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gpl_core.cli import main
-from gpl_core.graph.planner import STEPS
+from gpl_core.graph.steps import STEPS
 from tests.support import config_file
 
 AIRFLOW = os.environ.get("GPL_AIRFLOW_PYTHON")

@@ -12,8 +12,9 @@ import pytest
 
 from gpl_core.errors import ContractError, GateError, MissingInputError, UsageError
 from gpl_core.graph.arguments import StepArguments, new_run_id, parse_arguments
-from gpl_core.graph.planner import Planner, StepState, find_step
+from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.step_run import Counts, Failures, StepContext, begin, exit_with, record, run_step
+from gpl_core.graph.steps import find_step
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.marks import SliceMark
 from tests.support import DAY, DIMS, ONE, config_file, data_table, legal_rows, put, small_config
@@ -271,7 +272,7 @@ def test_a_dry_run_of_a_blocked_step_is_an_answer_not_a_failure(config, tmp_path
 
 def test_the_context_reads_what_the_state_pinned(ready):
     planner = Planner(ready)
-    state = planner.state(__import__("gpl_core.graph.planner", fromlist=["x"]).find_step(STEP), DAY)
+    state = planner.state(__import__("gpl_core.graph.steps", fromlist=["x"]).find_step(STEP), DAY)
     context = StepContext(planner, STEP, DAY, state, "run-1")
     put(planner.lake, "items", 2, seed=1)
     assert context.snapshot("items").read().num_rows == 3

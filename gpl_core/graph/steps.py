@@ -1,0 +1,302 @@
+"""The graph as data: every step with what it reads, in which scope, what it writes, and which settings shape it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Literal
+
+from gpl_core.config import Config, hash_of
+from gpl_core.contracts.contract import load_contract
+from gpl_core.errors import UsageError
+
+Scope = Literal["slice", "next", "before", "through", "window", "as_of", "whole", "lookup"]
+ONE_DAY = timedelta(days=1)
+
+# References into the configuration are functions of it: mypy finds a key that was renamed.
+Days = Callable[[Config], int]
+Condition = Callable[[Config], bool]
+Settings = Callable[[Config], tuple[object, ...]]
+
+
+def _always(config: Config) -> bool:
+    return True
+
+
+def _never(config: Config) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Read:
+    """One input of a step. A table may be read in two scopes: a change in either makes the step stale.
+
+    Scopes, for run date D: `slice` dt = D · `next` dt = D + 1 · `before` the `days` dates before D · `through` every
+    slice up to D · `window` the `days` dates up to D · `as_of` files with something before D + 1 by `column` ·
+    `whole` all of it · `lookup` read by key, never a reason to run again.
+
+    Attributes:
+        optional: the table need not exist.
+        when: whether it is read at all.
+        may_lack: whether the step runs without the slice of D when it is missing.
+    """
+
+    table: str
+    scope: Scope
+    days: Days | None = None
+    column: str = ""
+    optional: bool = False
+    when: Condition = _always
+    may_lack: Condition = _never
+
+    def span(self, config: Config, run_date: date) -> tuple[date | None, date | None]:
+        """First and last date of the scope, both included; None: no limit."""
+        days = timedelta(days=self.days(config)) if self.days else ONE_DAY
+        spans: dict[Scope, tuple[date | None, date | None]] = {
+            "slice": (run_date, run_date),
+            "next": (run_date + ONE_DAY, run_date + ONE_DAY),
+            "before": (run_date - days, run_date - ONE_DAY),
+            "through": (None, run_date),
+            "window": (run_date - days + ONE_DAY, run_date),
+        }
+        return spans.get(self.scope, (None, None))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the graph.
+
+    Attributes:
+        launcher: what starts it.
+        uses: artifacts in force for the run date that it needs.
+        writes: tables whose slice it replaces or appends to; it is done when each has a commit made from its inputs.
+        also_writes: tables merged or appended to beside them, committed first.
+        writes_page: it leaves an HTML page that carries its fingerprint.
+        publishes: artifact that it trains.
+        settings: the part of the configuration that shapes its result.
+        follows: upstream artifact -> lineage key that must match for the published artifact to stay in force.
+        refresh: after how many days the artifact is trained again.
+        retrains_on_new_data: whether changed inputs make an artifact stale that was trained for this very date.
+        trains_on_run_date: the artifact has seen the run date's own events, not only those before it.
+        shaped_by: output -> the inputs that shape it, where that is not all of them: a run leaves an output alone
+            whose own inputs are the same, so that what is built on it does not turn stale.
+        idle_without: an input slice; when it is empty there is nothing to do and nothing to commit.
+        takes_history: the dates before the first run date go through it too, in one commit per table.
+        takes_day_after: so does the day after the last run date, once its raw slice exists: evaluation needs it.
+        command: the command of `gpl` that runs it, for a step beside the graph.
+    """
+
+    name: str
+    launcher: Literal["spark", "deepspeed"]
+    reads: tuple[Read, ...]
+    writes: tuple[str, ...] = ()
+    also_writes: tuple[str, ...] = ()
+    writes_page: bool = False
+    uses: tuple[str, ...] = ()
+    publishes: str = ""
+    settings: Settings = lambda config: ()
+    follows: Mapping[str, str] = field(default_factory=dict)
+    refresh: Days = lambda config: 1
+    retrains_on_new_data: bool = True
+    trains_on_run_date: bool = False
+    idle_without: str = ""
+    shaped_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    takes_history: bool = False
+    takes_day_after: bool = False
+    command: str = ""
+
+    @property
+    def script(self) -> str:
+        """Its entry point, relative to the project root."""
+        return f"{'spark_jobs' if self.launcher == 'spark' else 'gpu_workers'}/{self.name}.py"
+
+    def config_hash(self, config: Config) -> str:
+        """Hash of the settings that shape its result."""
+        return hash_of(self.settings(config))
+
+    def trained_through(self, run_date: date) -> date:
+        """Last date whose events the artifact that it trains for `run_date` has seen."""
+        return run_date if self.trains_on_run_date else run_date - ONE_DAY
+
+
+def _fitted_on_clicks(config: Config) -> bool:
+    return config.labels.calibrator.kind != "quantile"
+
+
+def _uses_counts(config: Config) -> bool:
+    return config.labels.calibrator.kind == "logistic"
+
+
+# Why an unexposed pair has no label: looked up, never a reason to build the feed again.
+FOR_REASONS = ("user_sequences", "score_requests", "worker_rejects")
+# Thresholds are judged when the feed is built; what they look at is no reason to build it again.
+FOR_MONITORS = ("quarantine", "impressions", "candidates", "interactions")
+FOR_REPORT = (
+    "monitors", "impressions", "candidates", "interactions", "exposed_samples", "unexposed_samples", "user_sequences",
+    "anchor_requests", "interest_anchors", "score_requests", "pair_scores", "item_stats", "user_stats",
+    "item_sids", "items", "job_runs",
+)  # fmt: skip
+
+# Whose pairs are not labeled, and which items are no longer candidates: see spark_jobs/common/exclusions.py.
+# A withdrawal reaches a date through its candidates, which `ingest` writes again.
+EXCLUDED = (
+    Read("raw_opt_outs", "as_of", column="opted_out_at", optional=True), Read("items", "lookup", optional=True)
+)  # fmt: skip
+
+STEPS: tuple[Step, ...] = (
+    Step(
+        "ingest", "spark",
+        reads=(Read("raw_impressions", "slice"), Read("raw_candidates", "slice"),
+               Read("raw_interactions", "slice", optional=True), Read("raw_items", "as_of", column="updated_at")),
+        writes=("quarantine", "impressions", "candidates", "interactions"), also_writes=("items",),
+        settings=lambda c: (c.ingest, c.feed.passthrough, c.lakehouse.columns),
+        shaped_by={"impressions": ("raw_impressions", "raw_items"), "candidates": ("raw_candidates", "raw_items"),
+                   "interactions": ("raw_interactions", "raw_impressions", "raw_items")},
+        takes_history=True, takes_day_after=True,
+    ),
+    Step(
+        "encode_items", "deepspeed",
+        reads=(Read("items", "whole"),),
+        writes=("item_embeddings",), also_writes=("worker_rejects",), settings=lambda c: (c.encoder,),
+    ),
+    Step(
+        "train_tokenizer", "deepspeed",
+        reads=(Read("item_embeddings", "lookup"),),
+        publishes="tokenizer", settings=lambda c: (c.tokenizer, c.run.seed, c.encoder),
+        refresh=lambda c: c.tokenizer.refresh_days, retrains_on_new_data=False,
+    ),
+    Step(
+        "assign_sids", "deepspeed",
+        reads=(Read("item_embeddings", "whole"),), uses=("tokenizer",),
+        writes=("item_sids",), also_writes=("worker_rejects",),
+    ),
+    Step(
+        "samples", "spark",
+        reads=(Read("impressions", "window", days=lambda c: c.samples.exposure_window_days),
+               Read("candidates", "slice"), *EXCLUDED),
+        writes=("unexposed_samples", "exposed_samples"),
+        settings=lambda c: (c.samples.unexposed_per_request, c.samples.exposure_window_days, c.run.seed,
+                            c.feed.passthrough),
+    ),
+    Step(
+        "sequences", "spark",
+        reads=(Read("interactions", "before", days=lambda c: c.sequences.history_days),
+               Read("impressions", "before", days=lambda c: c.sequences.stats_days), Read("item_sids", "lookup")),
+        uses=("tokenizer",), writes=("user_sequences", "item_stats", "user_stats"),
+        settings=lambda c: (c.sequences, c.run.seed),
+    ),
+    Step(
+        "train_interest_model", "deepspeed",
+        reads=(Read("user_sequences", "through"), Read("item_stats", "slice"), Read("item_sids", "lookup"),
+               Read("item_embeddings", "lookup"), Read("items", "lookup", optional=True)),
+        uses=("tokenizer",), publishes="interest_model", settings=lambda c: (c.interest, c.run.seed),
+        follows={"tokenizer": "sid_version"}, refresh=lambda c: c.interest.refresh_days,
+    ),
+    Step(
+        "anchor_requests", "spark",
+        reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"),
+               Read("user_sequences", "through"), Read("interest_anchors", "lookup", optional=True), *EXCLUDED),
+        uses=("tokenizer", "interest_model"), writes=("anchor_requests",),
+        settings=lambda c: (c.samples.scored_exposed_share, c.anchors.count, c.anchors.prefixes, c.run.seed),
+    ),
+    Step(
+        "generate_anchors", "deepspeed",
+        reads=(Read("anchor_requests", "slice"), Read("item_sids", "lookup"), Read("item_embeddings", "lookup"),
+               Read("interest_anchors", "lookup", optional=True)),
+        uses=("tokenizer", "interest_model"), writes=("interest_anchors",), also_writes=("worker_rejects",),
+        settings=lambda c: (c.anchors,), idle_without="anchor_requests",
+    ),
+    Step(
+        "score_requests", "spark",
+        reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"), Read("anchor_requests", "slice"),
+               Read("user_sequences", "through"), Read("interest_anchors", "lookup"), *EXCLUDED),
+        uses=("tokenizer", "interest_model"), writes=("score_requests",),
+        settings=lambda c: (c.samples.scored_exposed_share, c.labels.block_size, c.anchors.count, c.anchors.prefixes,
+                            c.run.seed),
+    ),
+    Step(
+        "score_candidates", "deepspeed",
+        reads=(Read("score_requests", "slice"), Read("item_embeddings", "lookup"), Read("item_sids", "lookup")),
+        uses=("tokenizer", "interest_model"), writes=("pair_scores",), also_writes=("worker_rejects",),
+        settings=lambda c: (c.labels.item_vectors,),
+    ),
+    Step(
+        "fit_calibrator", "spark",
+        reads=(Read("pair_scores", "slice"),
+               Read("pair_scores", "before", days=lambda c: c.labels.calibrator.window_days, when=_fitted_on_clicks),
+               Read("impressions", "before", days=lambda c: c.labels.calibrator.window_days, optional=True),
+               Read("item_stats", "lookup", when=_uses_counts), Read("user_stats", "lookup", when=_uses_counts)),
+        uses=("interest_model",), publishes="calibrator", settings=lambda c: (c.labels.calibrator,),
+        follows={"interest_model": "model_version"},
+    ),
+    Step(
+        "pseudo_labels", "spark",
+        reads=(Read("pair_scores", "slice"), Read("item_stats", "slice"), Read("user_stats", "slice"),
+               Read("items", "lookup")),
+        uses=("interest_model", "calibrator"), writes=("pseudo_labels",), settings=lambda c: (c.labels.weights,),
+    ),
+    Step(
+        "training_feed", "spark",
+        reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"),
+               Read("pseudo_labels", "slice", may_lack=lambda c: c.feed.publish == "exposed_only_on_failure"),
+               Read("item_sids", "lookup"), *(Read(t, "lookup", optional=True) for t in (*FOR_REASONS, *FOR_MONITORS))),
+        uses=("tokenizer",), writes=("training_feed",), also_writes=("monitors",), settings=lambda c: (c.feed,),
+    ),
+    Step(
+        "train_preranker", "deepspeed",
+        reads=(Read("training_feed", "window", days=lambda c: c.prerank.train_days),
+               Read("impressions", "next", optional=True), Read("item_embeddings", "lookup"),
+               Read("item_sids", "lookup")),
+        uses=("tokenizer",), writes=("evaluations",), publishes="preranker", settings=lambda c: (c.prerank,),
+        trains_on_run_date=True,
+    ),
+    Step(
+        "report", "spark",
+        reads=(Read("training_feed", "slice"), Read("pseudo_labels", "slice"), Read("quarantine", "slice"),
+               Read("evaluations", "slice"), *(Read(t, "lookup", optional=True) for t in FOR_REPORT)),
+        uses=("calibrator",), writes_page=True,
+    ),
+)  # fmt: skip
+
+# Beside the graph. Judges a simulated marketplace: no step of the graph reads what it reads or writes.
+JUDGE = Step(
+    "evaluate_truth", "deepspeed",
+    reads=(Read("truth", "slice"), Read("item_embeddings", "lookup"), Read("items", "lookup"),
+           Read("item_sids", "lookup")),
+    uses=("preranker",), writes=("truth_metrics",), command="gpl judge",
+)  # fmt: skip
+# Compacts what Spark writes; runs ingest for repaired rows. No table says that they are done: they run when asked to.
+OPTIMIZE = Step("optimize", "spark", reads=(), command="gpl optimize")
+RETRY = Step("retry_quarantine", "spark", reads=(), command="gpl quarantine retry")
+
+_BY_NAME = {step.name: step for step in (*STEPS, JUDGE, OPTIMIZE, RETRY)}
+
+RAW_TABLES = tuple(dict.fromkeys(r.table for s in STEPS for r in s.reads if load_contract(r.table).owner == "platform"))
+
+# Small tables of Spark steps whose rows the driver commits without Spark.
+_WITHOUT_SPARK = ("monitors",)
+
+
+def find_step(name: str) -> Step:
+    """The step called `name`; UsageError when there is none."""
+    if name not in _BY_NAME:
+        raise UsageError(f"no step '{name}'; the steps are {', '.join(_BY_NAME)}")
+    return _BY_NAME[name]
+
+
+def owner_step(table: str) -> Step | None:
+    """The step that writes our table `table`; None for a table that no step owns."""
+    return _BY_NAME.get(load_contract(table).owner)
+
+
+def engine_of(table: str) -> Literal["spark", "delta-rs"]:
+    """The one engine that commits to the log of our table `table`: the two do not agree about locks."""
+    owner = owner_step(table)
+    by_spark = owner is not None and owner.launcher == "spark" and table not in _WITHOUT_SPARK
+    return "spark" if by_spark else "delta-rs"
+
+
+def start_of(day: date) -> datetime:
+    """Midnight UTC at the start of `day`."""
+    return datetime.combine(day, time(), UTC)
