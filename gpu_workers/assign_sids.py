@@ -25,13 +25,16 @@ import torch.distributed as dist
 
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import LineageError
+from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.writer import PartWriter
 from gpl_core.sids.issue import RowView, drift, issue
 from gpl_core.sids.tokenizer import Encoded, Tokenizer, load_tokenizer
 from gpu_workers.inputs.embeddings import ItemVectors, digests, encoder_version_of, item_vectors
 from gpu_workers.inputs.feed import read_batches
-from gpu_workers.worker import Ranks, StepContext, commit_parts, log, worker_main
+from gpu_workers.outputs import commit_parts, commit_rows, list_array, reject
+from gpu_workers.ranks import Ranks
+from gpu_workers.worker import worker_main
 
 _ROWS = 65_536
 _COLUMNS = ["item_index", "issue", "sid", "residual_norm", "bucket_size", "content_hash", "retired_at"]
@@ -72,15 +75,13 @@ def run(context: StepContext, ranks: Ranks) -> None:
             rows = np.setdiff1d(np.union1d(fresh, moved), bad)
         encoded = encode_rows(tokenizer, items.vectors, rows, ranks, Path(scratch))
         writer = context.lake.writer(contract, partition, dims={"L": tokenizer.levels})
-        rejects = context.lake.writer(
-            context.contract("worker_rejects"), {"dt": context.run_date.isoformat(), "step": context.step.name}, dims={}
-        )
         retired = np.intersect1d(items.item_index[moved], items.item_index[rows])
         with ranks.together():
             if ranks.is_main:
                 _issue_and_write(context, tokenizer, items, published, rows, encoded, writer, table, partition, retired)
-                _write_rejects(context, rejects, items.item_index[bad])
-    commit_parts(context, ranks, "worker_rejects", rejects.parts, mode="overwrite", partition=rejects.partition)
+        rejected = items.item_index[bad] if ranks.is_main else ()
+        rejects = [reject(f"item_index={int(i)}", "the embedding is zero or not finite") for i in rejected]
+    commit_rows(context, ranks, "worker_rejects", rejects)
     # Retiring rewrites the rows of this version; otherwise rows are only added.
     commit_parts(
         context, ranks, "item_sids", writer.parts, mode="overwrite" if len(retired) else "append",
@@ -242,24 +243,12 @@ def _issue_and_write(
         log.warning("assign_sids: %s", message)
 
 
-def _write_rejects(context: StepContext, rejects: PartWriter, items: np.ndarray) -> None:
-    context.lake.create(rejects.contract)
-    rows = [
-        {"key": f"item_index={int(i)}", "reason": "the embedding is zero or not finite", "detail": ""} for i in items
-    ]
-    with rejects:
-        if rows:
-            rejects.write(pa.Table.from_pylist(rows))
-
-
 def _table(contract: Contract, columns: dict[str, Any]) -> pa.Table:
     arrays = {}
     for field in contract.arrow_schema(partitions=False):
         values = columns[field.name]
         if pa.types.is_list(field.type):
-            flat = pa.array(np.ascontiguousarray(values).reshape(-1).astype(np.int32))
-            offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * values.shape[1])
-            arrays[field.name] = pa.ListArray.from_arrays(offsets, flat)
+            arrays[field.name] = list_array(values.astype(np.int32), pa.int32())
         elif field.type == pa.string():
             arrays[field.name] = pa.array([str(v) for v in values], pa.string())
         else:

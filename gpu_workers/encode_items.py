@@ -13,12 +13,15 @@ import numpy as np
 import pyarrow as pa
 
 from gpl_core.config import Config
+from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
 from gpu_workers.inputs.embeddings import NewestContent, digests, newest_content
 from gpu_workers.inputs.feed import assign_files, read_batches
-from gpu_workers.worker import Ranks, StepContext, commit_parts, log, worker_main
+from gpu_workers.outputs import commit_parts, commit_rows, list_array, reject
+from gpu_workers.ranks import Ranks
+from gpu_workers.worker import worker_main
 
 _COLUMNS = ["item_index", "text", "image", "image_uri", "image_embedding", "content_hash", "updated_at"]
 _ITEMS = 2048  # encoded at a time: what is held in memory, pictures included
@@ -63,24 +66,12 @@ def run(context: StepContext, ranks: Ranks) -> None:
                 for position, reason in result.rejected.items():
                     item = int(batch["item_index"][position])
                     found = str(batch["content_hash"][position])
-                    rejects.append({"key": f"item_index={item}", "reason": reason, "detail": f"content_hash={found}"})
+                    rejects.append(reject(f"item_index={item}", reason, f"content_hash={found}"))
                 for name, count in result.missing.items():
                     missing[name] = missing.get(name, 0) + count
                 if ranks.is_main:
                     log.info("encode_items: rank 0 read %d items, encoded %d, left out %d", read, encoded, len(rejects))
-        day = context.run_date.isoformat()
-        reject_contract = context.contract("worker_rejects")
-        context.lake.create(reject_contract)
-        reject_writer = context.lake.writer(
-            reject_contract, {"dt": day, "step": context.step.name}, dims={}, rank=ranks.rank
-        )
-        with reject_writer:
-            if rejects:
-                reject_writer.write(pa.Table.from_pylist(rejects))
-    commit_parts(
-        context, ranks, "worker_rejects", reject_writer.parts, mode="overwrite",
-        partition={"dt": day, "step": context.step.name},
-    )  # fmt: skip
+    commit_rows(context, ranks, "worker_rejects", rejects)
     totals = {"encoded": int(ranks.sum(encoded)), "rejected": int(ranks.sum(len(rejects)))}
     parts = {f"without_{p.name}": int(ranks.sum(missing.get(p.name, 0))) for p in context.config.encoder.parts}
     context.counts.rows_in = int(ranks.sum(read))
@@ -136,13 +127,11 @@ def _contents(batch: Mapping[str, np.ndarray]) -> list[ItemContent]:
 
 
 def _rows(batch: Mapping[str, np.ndarray], vectors: np.ndarray, kept: np.ndarray) -> pa.Table:
-    flat = pa.array(np.ascontiguousarray(vectors[kept]).reshape(-1))
-    offsets = pa.array(np.arange(int(kept.sum()) + 1, dtype=np.int32) * vectors.shape[1])
     return pa.table(
         {
             "item_index": pa.array(batch["item_index"][kept].astype(np.int32)),
             "content_hash": pa.array([str(h) for h in batch["content_hash"][kept]], pa.string()),
-            "embedding": pa.ListArray.from_arrays(offsets, flat),
+            "embedding": list_array(vectors[kept], pa.float32()),
             "updated_at": pa.array(batch["updated_at"][kept].astype(np.int64)),
         }
     )

@@ -13,38 +13,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from gpl_core.errors import MissingInputError
+from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.prerank import metrics
 from gpl_core.prerank.serving import ServedModel
 from gpu_workers.inputs.embeddings import digests
 from gpu_workers.inputs.feed import read_batches, rebatch
-from gpu_workers.worker import Ranks, StepContext, commit_parts, log, worker_main
+from gpu_workers.outputs import commit_rows
+from gpu_workers.ranks import Ranks
+from gpu_workers.worker import worker_main
 
 BAYES = "bayes"
 _TRUTH_COLUMNS = ("item_id", "user_id", "true_probability", "is_exposed")
 
 
-def main() -> None:
-    """Entry point."""
-    worker_main("evaluate_truth", body)
-
-
-def body(context: StepContext, ranks: Ranks) -> None:
+def run(context: StepContext, ranks: Ranks) -> None:
     """Judge every variant of the pre-ranker in force; one rank does it, a bundle needs numpy alone."""
     rows: list[dict[str, Any]] = []
     with ranks.together():
         manifest = context.artifact("preranker")
         if ranks.is_main:
             rows = judge(context, manifest)
-    partition = {"dt": context.run_date.isoformat()}
-    contract = context.contract("truth_metrics")
-    with ranks.together(), context.lake.writer(contract, partition, dims={}, rank=ranks.rank) as writer:
-        if rows:
-            writer.write(pa.Table.from_pylist(rows, schema=contract.arrow_schema(partitions=False)))
-    commit_parts(context, ranks, "truth_metrics", writer.parts, mode="overwrite", partition=partition)
+    commit_rows(context, ranks, "truth_metrics", rows)
 
 
 @dataclass(frozen=True)
@@ -139,4 +131,4 @@ def _item_numbers(context: StepContext) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    worker_main("evaluate_truth", run)

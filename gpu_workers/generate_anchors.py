@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from gpl_core.errors import ContractError, LineageError
+from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.bundle import load_bundle, read_description
 from gpl_core.interest.content import ContentTable
 from gpl_core.interest.packing import unflatten
@@ -30,12 +31,13 @@ from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.lakehouse.files import DataFile, file_groups
 from gpl_core.lakehouse.keys import hash_keys, members
-from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
-from gpu_workers.inputs.interest import base_checkpoint, content_table, local_folder, read_catalogue
-from gpu_workers.worker import Ranks, StepContext, commit_parts, log, worker_main
+from gpu_workers.inputs.interest import base_checkpoint, content_table, read_catalogue
+from gpu_workers.outputs import commit_parts, commit_rows, list_array, local_folder, reject
+from gpu_workers.ranks import Ranks
+from gpu_workers.worker import worker_main
 
 STEP = "generate_anchors"
 UNIT_ROWS = 65_536
@@ -126,7 +128,7 @@ def _generate(
     context.counts.rows_in = totals["requests"]
     context.counts.rows_dropped = totals["cached"] + totals["rejected"]
     context.counts.details.update(totals)
-    _commit_rejects(context, ranks, rejects)
+    commit_rows(context, ranks, "worker_rejects", rejects)
     commit_parts(context, ranks, "interest_anchors", parts, mode="append", partition=partition, details=totals)
     journal.remove()  # its parts belong to the table now: a forced run must not add them twice
     if ranks.is_main:
@@ -246,9 +248,7 @@ def _work(
                 raise ContractError("sid: no event")
             vocabulary.ids(history)
         except ContractError as error:
-            rejects.append(
-                {"key": f"user_id={rows['user_id'][row]}", "reason": "unusable sequence", "detail": str(error)[:500]}
-            )
+            rejects.append(reject(f"user_id={rows['user_id'][row]}", "unusable sequence", str(error)[:500]))
             continue
         histories.append(history)
         items.append(rows["item_index"][row][: len(history)])
@@ -284,19 +284,14 @@ def anchor_rows(user_ids: np.ndarray, sequence_hashes: np.ndarray, anchors: Anch
         {
             "user_id": pa.array(user_ids, pa.string()),
             "sequence_hash": pa.array(sequence_hashes, pa.string()),
-            "anchor_sids": _lists(anchors.sids.reshape(users, -1), pa.int32()),
-            "log_prob": _lists(anchors.log_prob, pa.float32()),
-            "prefixes": _lists(anchors.prefixes.reshape(users, -1), pa.int32()),
-            "prefix_log_probs": _lists(anchors.prefix_log_probs, pa.float32()),
+            "anchor_sids": list_array(anchors.sids.reshape(users, -1), pa.int32()),
+            "log_prob": list_array(anchors.log_prob, pa.float32()),
+            "prefixes": list_array(anchors.prefixes.reshape(users, -1), pa.int32()),
+            "prefix_log_probs": list_array(anchors.prefix_log_probs, pa.float32()),
             "anchor_count": pa.array((anchors.sids[:, :, 0] >= 0).sum(axis=1), pa.int32()),
             "sid_version": pa.array([sid_version] * users, pa.string()),
         }
     )
-
-
-def _lists(values: np.ndarray, kind: pa.DataType) -> pa.ListArray:
-    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel(), kind))
 
 
 def _check_versions(rows: dict[str, np.ndarray], sid_version: str, model_version: str) -> None:
@@ -307,27 +302,6 @@ def _check_versions(rows: dict[str, np.ndarray], sid_version: str, model_version
                 f"table anchor_requests: {column} {others[0]}, the artifact in force is {expected}; "
                 "run anchor_requests for this date again"
             )
-
-
-def _commit_rejects(context: StepContext, ranks: Ranks, rejects: list[dict[str, str]]) -> None:
-    """Replace this step's slice of worker_rejects; without rejects only where an earlier run left some."""
-    partition = {"dt": context.run_date.isoformat(), "step": STEP}
-    exists = context.lake.exists("worker_rejects")
-    if not ranks.sum(len(rejects)) and not (exists and _has_slice(context, partition)):
-        return
-    with ranks.together():
-        contract = context.contract("worker_rejects")
-        with context.lake.writer(contract, partition, dims={}, rank=ranks.rank) as writer:
-            if rejects:
-                writer.write(pa.Table.from_pylist(rejects, schema=contract.arrow_schema(partitions=False)))
-    mark: SliceMark = context.mark("worker_rejects")
-    commit_parts(
-        context, ranks, "worker_rejects", writer.parts, mode="overwrite", partition=partition, mark=mark
-    )  # fmt: skip
-
-
-def _has_slice(context: StepContext, partition: Mapping[str, str]) -> bool:
-    return bool(context.lake.open("worker_rejects").select(where=partition))
 
 
 if __name__ == "__main__":

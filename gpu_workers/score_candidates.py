@@ -14,12 +14,15 @@ import pyarrow as pa
 import torch
 
 from gpl_core.errors import LineageError
+from gpl_core.graph.step_run import StepContext, log
 from gpl_core.labels.scoring import first_occurrence, prefix_log_prob, score_block
 from gpl_core.sids.catalogue import Catalogue
 from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
 from gpu_workers.inputs.item_tables import ItemRows, end_of, sids_in_force
-from gpu_workers.worker import Ranks, StepContext, commit_parts, log, worker_main
+from gpu_workers.outputs import commit_parts, commit_rows, reject
+from gpu_workers.ranks import Ranks
+from gpu_workers.worker import worker_main
 
 COLUMNS = (
     "user_id", "source", "anchor_sids", "log_prob", "prefixes", "prefix_log_probs", "history", "candidates",
@@ -45,12 +48,7 @@ class Lookup(NamedTuple):
     """int32 [S x L], SIDs below each prefix of every SID."""
 
 
-def main() -> None:
-    """Entry point."""
-    worker_main("score_candidates", body)
-
-
-def body(context: StepContext, ranks: Ranks) -> None:
+def run(context: StepContext, ranks: Ranks) -> None:
     """Score one run date's requests and commit its slices of worker_rejects and pair_scores."""
     with ranks.together():
         versions = _versions(context)
@@ -228,19 +226,12 @@ def _note_rejects(
 
 
 def _commit_rejects(context: StepContext, ranks: Ranks, rejects: Rejects) -> None:
-    """One row per key over all ranks; an empty slice is committed too, so that a re-run clears old rows."""
+    """One row per key over all ranks."""
     merged: Rejects = {}
     for text in ranks.gather_text(json.dumps(rejects)):
         merged |= {key: (reason, detail) for key, (reason, detail) in json.loads(text).items()}
-    partition = {"dt": context.run_date.isoformat(), "step": context.step.name}
-    contract = context.contract("worker_rejects")
-    with ranks.together(), context.lake.writer(contract, partition, dims={}, rank=ranks.rank) as writer:
-        if ranks.is_main and merged:
-            keys = sorted(merged)
-            writer.write(
-                pa.table({"key": keys, "reason": [merged[k][0] for k in keys], "detail": [merged[k][1] for k in keys]})
-            )
-    commit_parts(context, ranks, "worker_rejects", writer.parts, mode="overwrite", partition=partition)
+    rows = [reject(key, *merged[key]) for key in sorted(merged)] if ranks.is_main else []
+    commit_rows(context, ranks, "worker_rejects", rows)
     context.counts.details["rejects"] = len(merged)
 
 
@@ -252,4 +243,4 @@ def _as_tensor(vectors: np.ndarray) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    worker_main("score_candidates", run)

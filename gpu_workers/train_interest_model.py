@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from gpl_core.conf.sections import Interest
 from gpl_core.errors import GateError
+from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.alignment import TitlePack, Titles, alignment_losses
 from gpl_core.interest.bundle import save_bundle
 from gpl_core.interest.content import ContentTable, NeighbourGraph
@@ -42,12 +43,13 @@ from gpu_workers.inputs.interest import (
     LatestSequences,
     base_checkpoint,
     content_table,
-    local_folder,
     log_found,
     read_catalogue,
 )
 from gpu_workers.inputs.item_tables import end_of
-from gpu_workers.worker import Ranks, StepContext, log, seed_everything, worker_main
+from gpu_workers.outputs import local_folder
+from gpu_workers.ranks import Ranks, seed_everything
+from gpu_workers.worker import worker_main
 
 STEP = "train_interest_model"
 _HIT_USERS = 1_000  # held-out users whose next SID is searched each epoch

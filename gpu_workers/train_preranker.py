@@ -17,12 +17,12 @@ from typing import Any
 
 import deepspeed
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.distributed as dist
 
 from gpl_core.conf.sections import Prerank
 from gpl_core.errors import MissingInputError
+from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.artifacts import Manifest, artifact_version
 from gpl_core.prerank import metrics
 from gpl_core.prerank.export import export_bundle, load_variant
@@ -44,21 +44,17 @@ from gpu_workers.inputs.prerank import (
     score_impressions,
     without_held_out,
 )
-from gpu_workers.worker import Ranks, StepContext, commit_parts, log, seed_everything, worker_main
+from gpu_workers.outputs import commit_rows
+from gpu_workers.ranks import Ranks
+from gpu_workers.worker import worker_main
 
 EXPOSED_ONLY, GPL = "exposed_only", "gpl"
 LOOKS = 8  # times that held-out rows are looked at during training
 TAIL_SHARE = 0.8  # tail items: all but the most exposed fifth of the items
 
 
-def main() -> None:
-    """Entry point."""
-    worker_main("train_preranker", body)
-
-
-def body(context: StepContext, ranks: Ranks) -> None:
+def run(context: StepContext, ranks: Ranks) -> None:
     """Train and publish unless this very artifact exists, then evaluate on the day after."""
-    seed_everything(context.config.run.seed)
     with ranks.together():
         tokenizer = context.artifact("tokenizer")
         embeddings = context.snapshot("item_embeddings")
@@ -80,7 +76,7 @@ def body(context: StepContext, ranks: Ranks) -> None:
         with ranks.together():
             if ranks.is_main:  # the model is light: one rank scores a day's impressions in one pass
                 rows = _evaluate(context, inputs, manifest)
-    _commit(context, ranks, rows)
+    commit_rows(context, ranks, "evaluations", rows)
 
 
 def variants_of(settings: Prerank) -> dict[str, float]:
@@ -332,14 +328,5 @@ def figures_of(found: Impressions, scores: np.ndarray, chosen: np.ndarray) -> li
     ]
 
 
-def _commit(context: StepContext, ranks: Ranks, rows: list[dict[str, Any]]) -> None:
-    partition = {"dt": context.run_date.isoformat()}
-    contract = context.contract("evaluations")
-    with ranks.together(), context.lake.writer(contract, partition, dims={}, rank=ranks.rank) as writer:
-        if rows:
-            writer.write(pa.Table.from_pylist(rows, schema=contract.arrow_schema(partitions=False)))
-    commit_parts(context, ranks, "evaluations", writer.parts, mode="overwrite", partition=partition)
-
-
 if __name__ == "__main__":
-    main()
+    worker_main("train_preranker", run)

@@ -21,12 +21,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gpl_core.config import Config
+from gpl_core.graph.step_run import StepContext, log
 from gpl_core.graph.steps import start_of
 from gpl_core.sids.health import Gates, as_scalars, check_gates, measure
 from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit
 from gpl_core.sids.tokenizer import Tokenizer
 from gpu_workers.inputs.embeddings import encoder_version_of, item_vectors
-from gpu_workers.worker import Ranks, StepContext, log, seed_everything, work_folder, worker_main
+from gpu_workers.outputs import local_folder
+from gpu_workers.ranks import Ranks
+from gpu_workers.worker import worker_main
 
 
 class DeepSpeedEngine:
@@ -102,11 +105,10 @@ def gates_of(config: Config) -> Gates:
 
 def run(context: StepContext, ranks: Ranks) -> None:
     """Train, look at the result, publish or refuse."""
-    seed_everything(context.config.run.seed)
     with ranks.together():
         snapshot = context.snapshot("item_embeddings")
         encoder_version = encoder_version_of(snapshot)
-        folder = _local(work_folder(context))
+        folder = local_folder(context.config, context.step.name, context.artifact_fingerprint[:16])
     limit = int(start_of(context.run_date).timestamp() * 1_000_000)
     with item_vectors(snapshot, encoder_version, ranks, before=limit) as items:
         settings = settings_of(context.config, len(items.vectors))
@@ -162,14 +164,6 @@ def _publish(context: StepContext, tokenizer: Tokenizer, encoder_version: str, m
     context.counts.rows_out = 1
     context.counts.outputs["artifact:tokenizer"] = {"version": manifest.version}
     log.info("train_tokenizer: published %s", manifest.version)
-
-
-def _local(location: str) -> Path:
-    """Checkpoints and curves lie on a local disk: under the lakehouse where that is local, else among temporary
-    files."""
-    if "://" in location:
-        return Path(tempfile.gettempdir()) / "gpl-work" / location.rsplit("/", 1)[1]
-    return Path(location)
 
 
 if __name__ == "__main__":

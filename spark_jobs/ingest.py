@@ -128,7 +128,7 @@ def summarise_quarantine(slice_: DataFrame) -> Quarantined:
 
 def run(step: SparkStep) -> None:
     """One date, or all dates of a bulk run: quarantine first, then items, then the three event tables."""
-    dates, config = step.context.bulk_dates, step.config
+    dates, config = step.context.dates, step.config
     for table in (*_EVENTS, "raw_items"):
         if step.context.has(table):  # refuse drift before anything is written
             typed_rows(step.read_unchecked(table), load_contract(table))
@@ -203,7 +203,7 @@ def _rows_in(step: SparkStep, table: str) -> int:
     """Rows of the slice by the log's statistics, by counting where the log has none."""
     if not step.context.has(table):
         return 0
-    dates = step.context.bulk_dates
+    dates = step.context.dates
     files = step.context.snapshot(table).select(start=dates[0], end=dates[-1])
     if any(f.rows < 0 for f in files):
         return step.read_unchecked(table).where(F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))).count()
@@ -223,7 +223,7 @@ def _write_quarantine(step: SparkStep, quarantine: DataFrame) -> Quarantined:
     commit = step.write_slice("quarantine", quarantine)
     if not commit.rows:
         return Quarantined({}, {})
-    dates = step.context.bulk_dates
+    dates = step.context.dates
     written = step.read_version("quarantine", commit.version_after)
     return summarise_quarantine(written.where(F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))))
 
@@ -247,7 +247,7 @@ def _as_it_is(step: SparkStep, table: str) -> Commit | None:
     """The slice of `table` as an earlier run left it, when that run saw the same inputs; else None."""
     if not step.context.is_current(table):
         return None
-    dates, snapshot = step.context.bulk_dates, step.context.lake.open(table)
+    dates, snapshot = step.context.dates, step.context.lake.open(table)
     return Commit(snapshot.version, snapshot.version, rows_in(snapshot.select(start=dates[0], end=dates[-1])), 0)
 
 

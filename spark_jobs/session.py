@@ -23,7 +23,7 @@ from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError, UsageError
 from gpl_core.graph.arguments import StepArguments, parse_arguments
 from gpl_core.graph.planner import Planner
-from gpl_core.graph.step_run import Failures, StepContext, exit_with, run_step, setup_logging
+from gpl_core.graph.step_run import StepContext, exit_with, run_step, run_steps, setup_logging
 from gpl_core.lakehouse.lake import Commit, Lake
 
 # What this project relies on. Each is set only when the launcher left it open.
@@ -179,7 +179,7 @@ class SparkStep:
         Rows are counted from the commit's own metrics.
         """
         contract = contract or load_contract(table)
-        dates = self.context.bulk_dates
+        dates = self.context.dates
         condition = f"dt >= DATE '{dates[0].isoformat()}' AND dt <= DATE '{dates[-1].isoformat()}'"
         return self._write(contract, frame, "overwrite", {"replaceWhere": condition, **(options or {})}, details)
 
@@ -366,33 +366,23 @@ def job_main(name: str, job: Job, argv: Sequence[str] | None = None) -> None:
 def run_jobs(
     program: str, choose: Callable[[StepArguments], Mapping[str, Job]], parse: Callable[[], StepArguments]
 ) -> None:
-    """Run the chosen jobs in order over the dates, in one session; leaves the process with the exit code."""
+    """Run the chosen jobs in order over the dates, in one session; exits the process with the exit code."""
     setup_logging()
-    spark = None
-    code = 0
+    spark: SparkSession | None = None
     try:
         args = parse()
         jobs = choose(args)
-        failures = Failures(args.max_failures)
         spark = None if args.dry_run else start_session(program)
-        for name, job in jobs.items():
-            # A dry run says one line per date, of history too.
-            through = None if args.dry_run else args.bulk_through
-            history = tuple(d for d in args.dates if through and d <= through)
-            if history:
-                _run_bulk(spark, name, job, args, history)
-            for run_date in args.dates[len(history) :]:
-                if run_date in failures.by_date:
-                    continue
-                try:
-                    # A new planner per step and date: it sees what the step before has written.
-                    run_step(
-                        Planner(args.config), name, run_date, args,
-                        lambda context, job=job: run_body(spark, context, job),
-                    )  # fmt: skip
-                except Exception as error:
-                    failures.note(run_date, error)
-        code = failures.code
+
+        def run_one(name: str, dates: Sequence[date]) -> None:
+            def body(context: StepContext) -> None:
+                assert spark is not None  # a dry run runs no body
+                run_body(spark, context, jobs[name])
+
+            # A new planner per step and date: it sees what the step before has written.
+            run_step(Planner(args.config), name, dates, args, body)
+
+        code = run_steps(tuple(jobs), args, run_one)
     except Exception as error:
         code = exit_with(error)
     finally:
@@ -440,26 +430,3 @@ def run_body(spark: SparkSession, context: StepContext, job: Job) -> None:
             "shuffled_bytes": after.shuffled - before.shuffled, "tasks": after.tasks - before.tasks
         }  # fmt: skip
         spark.catalog.clearCache()  # the next step of the session needs the memory
-
-
-def _run_bulk(spark: SparkSession | None, name: str, job: Job, args: StepArguments, dates: tuple[date, ...]) -> None:
-    """All of `dates` in one commit per table, each slice with a fingerprint of its own."""
-    planner = Planner(args.config)
-    from gpl_core.graph.steps import find_step
-
-    step = find_step(name)
-    if any(read.scope not in ("slice", "as_of") for read in step.reads):
-        raise UsageError(f"--bulk-through: step {name} builds a date on the ones before it; run it date by date")
-    states = {d: planner.state(step, d) for d in dates}
-    if all(s.status == "done" for s in states.values()) and not args.force:
-        run_step(planner, name, dates[-1], args, lambda context: None)
-        return
-
-    def body(context: StepContext) -> None:
-        assert spark is not None
-        context.bulk_dates = dates
-        context.bulk_states = states
-        run_body(spark, context, job)
-
-    last = next(d for d in reversed(dates) if states[d].status != "done" or args.force)
-    run_step(planner, name, last, args, body)

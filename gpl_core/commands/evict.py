@@ -8,9 +8,8 @@ too little.) `interest_anchors` is written by delta-rs alone, hence no Spark job
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +17,8 @@ import pyarrow as pa
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import MissingInputError
 from gpl_core.graph.arguments import new_run_id
+from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner, StepState
-from gpl_core.graph.step_run import Counts, record
 from gpl_core.lakehouse.files import DataFile, file_groups
 from gpl_core.lakehouse.keys import hash_keys, members
 from gpl_core.lakehouse.rewrite import Mask, Removal, remove_rows
@@ -38,14 +37,14 @@ def evict(planner: Planner, run_date: date, *, dry_run: bool = False) -> Sequenc
         MissingInputError: there is no cache, or a date has asked for anchors and not read them yet: what it needs
             must not go.
     """
-    started, clock = datetime.now(UTC), time.monotonic()
+    run = JobRun(planner.lake, STEP, run_date, new_run_id())
     counts, error = Counts(), None
-    state = StepState("absent", "runs when called")
+    run.state = StepState("absent", "runs when called")
     try:
         lake = planner.lake
         oldest = run_date - timedelta(days=planner.config.cache.retention_days - 1)
         requests = _complete_requests(planner, run_date, oldest)
-        state = StepState("absent", state.reason, inputs={"score_requests": {"version": requests.version}})
+        run.state = StepState("absent", run.state.reason, inputs={"score_requests": {"version": requests.version}})
         found = remove_rows(
             lake, load_contract("interest_anchors"), lambda cache: _unneeded(cache, requests, oldest), "evict",
             dry_run=dry_run,
@@ -59,7 +58,7 @@ def evict(planner: Planner, run_date: date, *, dry_run: bool = False) -> Sequenc
     finally:
         if not dry_run:
             status = "failed" if error else "done" if counts.rows_dropped else "noop"
-            record(planner.lake, STEP, run_date, new_run_id(), state, status, counts, error, started, clock)
+            run.end(status, counts, error)
 
 
 def _complete_requests(planner: Planner, run_date: date, oldest: date) -> Snapshot:

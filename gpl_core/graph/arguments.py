@@ -98,7 +98,7 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
     """Parse the common arguments of an entry point and set the level of the log.
 
     Args:
-        several: also take `--steps a,b,c` (spark_jobs/run.py).
+        several: also take `--steps a,b,c` (spark_jobs/run.py, gpu_workers/run.py).
 
     Raises:
         UsageError: unknown or contradictory arguments, or an invalid configuration.
@@ -122,7 +122,9 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     if several:
-        parser.add_argument("--steps", required=True, help="Spark steps to run in one session, separated by commas")
+        parser.add_argument(
+            "--steps", required=True, help="steps to run in one process, comma-separated"
+        )
     args = parser.parse_args(argv)
     config = load_config(args.config, args.overrides)
     dates = given_dates(args)

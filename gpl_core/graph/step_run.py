@@ -1,30 +1,27 @@
-"""One run of one step for one date: its life cycle, JSON line and `job_runs` row.
+"""One life cycle for every run of a step, shared by Spark jobs and GPU workers.
 
-Spark jobs and GPU workers share this life cycle: evaluate the state, return a recorded no-op when the tables say done,
-else note that it runs, run the body, then record what happened, failures too. A run that was killed leaves its note.
+Evaluate the state; a dry run prints it; a blocked step fails; what is up to date is a recorded no-op; otherwise the
+body runs. What happened is recorded in `job_runs`, failures too.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import date
+from typing import Any, Protocol
 
-import pyarrow as pa
-
-from gpl_core import __version__
 from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract, load_contract
-from gpl_core.errors import ConflictError, GplError, MissingInputError, UsageError, exit_code_of, told
+from gpl_core.errors import GplError, MissingInputError, UsageError, exit_code_of, told
 from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.dry_run import print_dry_run
+from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner, StepState
-from gpl_core.graph.steps import RAW_TABLES, Read, find_step
+from gpl_core.graph.steps import RAW_TABLES, Read, Step, find_step
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
 from gpl_core.lakehouse.lake import Commit, Lake
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
@@ -32,22 +29,20 @@ from gpl_core.lakehouse.snapshot import Snapshot
 
 log = logging.getLogger("gpl")
 
-_RECORD_TRIES = 20
-
 
 class Failures:
-    """Run dates that failed and were passed by: `--max-failures` of them.
+    """Run dates that failed, of which `--max-failures` are tolerated.
 
-    A date that failed is left out of the steps that follow; the others are done, one commit per date, and the process
-    leaves with the first failure's exit code.
+    A failed date is left out of the steps that follow; the other dates are done, one commit per date, and the process
+    exits with the code of the first failure.
     """
 
     def __init__(self, allowed: int):
         self.allowed = allowed
         self.by_date: dict[date, Exception] = {}
 
-    def note(self, run_date: date, error: Exception) -> None:
-        """Count the failure of `run_date` and tell it; raises `error` when it is one too many."""
+    def add(self, run_date: date, error: Exception) -> None:
+        """Count and report the failure of `run_date`; raises `error` when it exceeds the number allowed."""
         self.by_date[run_date] = error
         if len(self.by_date) > self.allowed:
             raise error
@@ -60,41 +55,19 @@ class Failures:
         return next((exit_code_of(e) for e in self.by_date.values()), 0)
 
 
-@dataclass
-class Counts:
-    """What a run reports: rows in = rows out + quarantined + dropped holds wherever rows_in is counted.
-
-    Attributes:
-        core_seconds: what it kept busy: run time of Spark's tasks, or CPU time of all ranks; None when not measured.
-        gpu_seconds: GPUs held, times wall time.
-        bytes_in: read by Spark's tasks, or of a worker's input files in scope by the tables' logs.
-    """
-
-    rows_in: int = -1
-    rows_out: int = 0
-    rows_quarantined: int = 0
-    rows_dropped: int = 0
-    bytes_out: int = 0
-    outputs: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-    core_seconds: float | None = None
-    gpu_seconds: float = 0.0
-    bytes_in: int | None = None
-
-
 class StepContext:
     """What a step's body works with: pinned inputs, artifacts in force, and where its report goes."""
 
-    def __init__(self, planner: Planner, step_name: str, run_date: date, state: StepState, run_id: str, *,
-                 force: bool = False, bulk_dates: tuple[date, ...] = ()):  # fmt: skip
+    def __init__(
+        self, planner: Planner, step_name: str, run_date: date, state: StepState, run_id: str, *, force: bool = False
+    ):
         self.step = find_step(step_name)
         self.run_date = run_date
         self.state = state
+        self.states: Mapping[date, StepState] = {run_date: state}  # of a bulk run: all its dates
         self.run_id = run_id
         self.force = force
-        self.rewrite: frozenset[str] = frozenset()  # outputs to write though they are current
-        self.bulk_dates = bulk_dates or (run_date,)
-        self.bulk_states: dict[date, StepState] = {}
+        self.rewrite: frozenset[str] = frozenset()  # outputs to write even though they are current
         self.config: Config = planner.config
         self.lake: Lake = planner.lake
         self.artifacts: ArtifactStore = planner.artifacts
@@ -102,21 +75,24 @@ class StepContext:
         self._planner = planner
 
     @property
+    def dates(self) -> tuple[date, ...]:
+        """The run date; of a bulk run all its dates, ascending."""
+        return tuple(self.states)
+
+    @property
     def fingerprint(self) -> str:
-        """Fingerprint of the inputs; a forced run of an artifact gets a version of its own through `run_id`."""
+        """Fingerprint of the inputs."""
         return self.state.fingerprint
 
     @property
     def artifact_fingerprint(self) -> str:
-        """Fingerprint of the artifact this step publishes."""
+        """Fingerprint of the artifact this step publishes; a forced run gets a version of its own through `run_id`."""
         if not self.force:
             return self.state.artifact_fingerprint
-        import hashlib
-
         return hashlib.sha256(f"{self.state.artifact_fingerprint}:{self.run_id}".encode()).hexdigest()[:24]
 
     def snapshot(self, table: str) -> Snapshot:
-        """The input table at the version that the state pinned.
+        """The input table at the version the state pinned.
 
         Raises:
             MissingInputError: the step's optional input does not exist.
@@ -131,7 +107,7 @@ class StepContext:
 
     @property
     def input_bytes(self) -> int:
-        """Bytes of the live files in the scope of every input, by the tables' logs; look-ups count whole."""
+        """Bytes of the live files in the scope of every input, from the tables' logs; look-ups count whole."""
         pinned = [(self._planner.snapshot(r.table), r) for r in self.step.reads if self.has(r.table)]
         return sum(f.size for s, r in pinned if s is not None for f in self._planner.files(s, r, self.run_date))
 
@@ -145,11 +121,11 @@ class StepContext:
         return snapshot.uris(self._planner.files(snapshot, self.read(table), self.run_date))
 
     def artifact(self, kind: str) -> Manifest:
-        """The artifact in force for the run date, as the state pinned it."""
+        """The artifact in force for the run date, at the version the state pinned."""
         version = str(self.state.inputs[f"artifact:{kind}"]["version"])
         manifest = self.artifacts.find(kind, version)
         if manifest is None:
-            raise MissingInputError(f"artifact {kind} {version} vanished while step {self.step.name} ran")
+            raise MissingInputError(f"artifact {kind} {version} disappeared while step {self.step.name} ran")
         return manifest
 
     def contract(self, table: str) -> Contract:
@@ -157,27 +133,23 @@ class StepContext:
         return load_contract(table)
 
     def mark(self, table: str, details: Mapping[str, Any] | None = None) -> SliceMark:
-        """The mark that a commit to `table` must carry."""
+        """The mark a commit to `table` must carry."""
         slices = {WHOLE: self.fingerprint}
         if "dt" in load_contract(table).partition_by:
-            slices = {d.isoformat(): s.fingerprint_of(table) for d, s in self._states().items()}
+            slices = {d.isoformat(): s.fingerprint_of(table) for d, s in self.states.items()}
         raw = {t: self.state.version(t) for t in RAW_TABLES if self.has(t)}
         return SliceMark(self.step.name, slices, self.run_id, {**(details or {}), **({"raw": raw} if raw else {})})
 
-    def _states(self) -> dict[date, StepState]:
-        return self.bulk_states or {self.run_date: self.state}
-
     def is_current(self, table: str) -> bool:
-        """Whether the output `table` was made from just these inputs already, for every date of this run."""
-        states = self._states().items()
+        """Whether the output `table` has already been made from these very inputs, for every date of this run."""
         return (
             not self.force
             and table not in self.rewrite
-            and all(self._planner.is_current(table, d, s.fingerprint_of(table)) for d, s in states)
+            and all(self._planner.is_current(table, d, s.fingerprint_of(table)) for d, s in self.states.items())
         )
 
     def committed(self, table: str, commit: Commit) -> None:
-        """Note a finished commit for the report."""
+        """Count a finished commit."""
         self.counts.outputs[table] = {
             "before": commit.version_before, "after": commit.version_after, "rows": commit.rows
         }  # fmt: skip
@@ -185,37 +157,74 @@ class StepContext:
         self.counts.bytes_out += commit.size
 
 
+class Processes(Protocol):
+    """The processes that run a step together; one of them records it. Alone for a Spark driver, else worker ranks."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process evaluates the state and records the run."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """A block that fails in all processes when it fails in one."""
+
+    def broadcast_text(self, text: str) -> str:
+        """The main process's `text`, in all."""
+
+
+class Alone:
+    """The only process of its step run."""
+
+    is_main = True
+
+    def together(self) -> AbstractContextManager[None]:
+        """Nobody else has to hear of a failure."""
+        return nullcontext()
+
+    def broadcast_text(self, text: str) -> str:
+        """`text`."""
+        return text
+
+
 Body = Callable[[StepContext], None]
+ALONE = Alone()
 
 
-def run_step(planner: Planner, name: str, run_date: date, args: StepArguments, body: Body) -> str:
-    """Run one step for one date in this process; returns `done`, `noop` or `planned` (dry run).
+def run_step(
+    planner: Planner, name: str, dates: date | Sequence[date], args: StepArguments, body: Body,
+    processes: Processes = ALONE,
+) -> str:  # fmt: skip
+    """Run one step for one date, or for several in one commit per table; returns `done`, `noop` or `planned` (dry run).
 
-    Records a `job_runs` row and prints the JSON line whatever happens, and lets the error through.
+    Records a `job_runs` row, prints the JSON line whatever happens, and lets the error through. With several dates both
+    are of the last one that is not done.
     """
+    dates = (dates,) if isinstance(dates, date) else tuple(dates)
     step = find_step(name)
-    started, clock = datetime.now(UTC), time.monotonic()
-    state = StepState("blocked", "not evaluated")
-    context: StepContext | None = None
-    begun: Begun | None = None
-    status, error = "failed", None
+    run = JobRun(planner.lake, name, dates[-1], args.run_id)
+    counts, status = Counts(), "failed"
+    error: BaseException | None = None
     try:
-        if args.force and (theirs := planner.borrowed(step)):
-            raise UsageError(
-                f"step {name} writes {', '.join(theirs)}, which this shadow run only reads from "
-                f"{planner.config.lakehouse.shadow.of}: give --from with a later step"
-            )
-        state = planner.state(step, run_date)
+        if len(dates) > 1 and any(read.scope not in ("slice", "as_of") for read in step.reads):
+            raise UsageError(f"--bulk-through: step {name} builds a date on earlier ones; run it date by date")
+        states = {d: _agreed_state(planner, step, d, args.force, processes) for d in dates}
+        due = [d for d, s in states.items() if s.status != "done" or args.force]
+        run.run_date = run_date = due[-1] if due else dates[-1]
+        run.state = states[run_date]
         if args.dry_run:
-            print_dry_run(planner, name, run_date, state, force=args.force)
-            return "planned"
-        if not state.may_run(force=args.force):
-            raise MissingInputError(state.reason)
-        if state.status == "done" and not args.force:
+            if processes.is_main:
+                print_dry_run(planner, name, run_date, run.state, force=args.force)
+            status = "planned"
+            return status
+        with processes.together():
+            if blocked := [s for s in states.values() if not s.may_run(force=args.force)]:
+                raise MissingInputError(blocked[0].reason)
+        if not due:
             status = "noop"
             return status
-        context = StepContext(planner, name, run_date, state, args.run_id, force=args.force)
-        begun = begin(planner.lake, name, run_date, args.run_id, state, started)
+        context = StepContext(planner, name, run_date, run.state, args.run_id, force=args.force)
+        context.states, counts = states, context.counts
+        if processes.is_main:
+            run.begin()
         body(context)
         status = "done"
         return status
@@ -223,113 +232,52 @@ def run_step(planner: Planner, name: str, run_date: date, args: StepArguments, b
         error = caught
         raise
     finally:
-        if not args.dry_run:
-            counts = context.counts if context else Counts()
-            record(planner.lake, name, run_date, args.run_id, state, status, counts, error, started, clock, begun)
+        if processes.is_main and not args.dry_run:
+            run.end(status, counts, error)
 
 
-@dataclass(frozen=True)
-class Begun:
-    """The row of job_runs that says a run is under way: its attempt, and the file that the final row replaces."""
-
-    attempt: int
-    part: Mapping[str, Any]
-
-
-def begin(
-    lake: Lake, step: str, run_date: date, run_id: str, state: StepState, started: datetime
-) -> Begun | None:  # fmt: skip
-    """Note in job_runs that a run begins, so that `gpl vacuum` keeps what it reads; None when that was not possible."""
-    try:
-        row = _row(step, run_date, run_id, state, "running", Counts(), None, started, 0.0)
-        return _append(lake, row)
-    except Exception as failure:  # the step may still do its work; its record at the end says it if this lasts
-        log.error("job_runs: the start of %s %s could not be noted: %s", step, run_date, failure)
-        return None
+def _agreed_state(planner: Planner, step: Step, run_date: date, force: bool, processes: Processes) -> StepState:
+    """The main process's view of the tables, in all processes: they read the same pinned versions."""
+    text = ""
+    with processes.together():
+        if force and (theirs := planner.borrowed(step)):
+            raise UsageError(
+                f"step {step.name} writes {', '.join(theirs)}, which this shadow run only reads from "
+                f"{planner.config.lakehouse.shadow.of}: give --from with a later step"
+            )
+        if processes.is_main:
+            text = planner.state(step, run_date).to_json()
+    return StepState.from_json(processes.broadcast_text(text))
 
 
-def record(
-    lake: Lake,
-    step: str,
-    run_date: date,
-    run_id: str,
-    state: StepState,
-    status: str,
-    counts: Counts,
-    error: BaseException | None,
-    started: datetime,
-    clock: float,
-    begun: Begun | None = None,
-) -> None:
-    """Append the `job_runs` row, in place of the one of `begin`, and print it as one JSON line to stdout."""
-    row = _row(step, run_date, run_id, state, status, counts, error, started, time.monotonic() - clock)
-    try:
-        _append(lake, row, begun)
-    except Exception as failure:  # the log must not hide the error of the step itself
-        log.error("job_runs: the row of %s %s could not be written: %s", step, run_date, failure)
-        if error is None:
-            raise
-    line = {**row, "inputs": state.inputs, "outputs": counts.outputs, "details": counts.details}
-    print(json.dumps(line, default=str, sort_keys=True), flush=True)
+def run_steps(
+    names: Sequence[str], args: StepArguments, run_one: Callable[[str, Sequence[date]], None],
+    is_fatal: Callable[[Exception], bool] = lambda error: False,
+) -> int:  # fmt: skip
+    """Run the steps in order, each over all dates, through `run_one(name, dates)`; returns the exit code.
 
-
-def _row(
-    step: str, run_date: date, run_id: str, state: StepState, status: str, counts: Counts,
-    error: BaseException | None, started: datetime, seconds: float,
-) -> dict[str, Any]:  # fmt: skip
-    return {
-        "run_id": run_id,
-        "step": step,
-        "run_date": run_date,
-        "attempt": 1,
-        "status": status,
-        "fingerprint": state.fingerprint,
-        "code_version": __version__,
-        "inputs": json.dumps(state.inputs, sort_keys=True),
-        "outputs": json.dumps(counts.outputs, sort_keys=True),
-        "rows_in": counts.rows_in,
-        "rows_out": counts.rows_out,
-        "rows_quarantined": counts.rows_quarantined,
-        "rows_dropped": counts.rows_dropped,
-        "bytes_out": counts.bytes_out,
-        "seconds": seconds,
-        "details": json.dumps(counts.details, sort_keys=True, default=str),
-        "error_class": type(error).__name__ if error else "",
-        "error_message": str(error)[:4000] if error else "",
-        "started_at": started,
-        "core_seconds": counts.core_seconds,
-        "gpu_seconds": counts.gpu_seconds,
-        "bytes_in": counts.bytes_in,
-    }
-
-
-def _append(lake: Lake, row: dict[str, Any], begun: Begun | None = None) -> Begun:
-    """Commit `row` under the next attempt number of its step and date, or in place of `begun` under that one's."""
-    contract = load_contract("job_runs")
-    numbered = f"job_runs:{row['step']}:{row['run_date']}"
-    mark = SliceMark("job_runs", {}, row["run_id"])
-    for remaining in reversed(range(_RECORD_TRIES)):
-        if begun is None:
-            last = lake.create(contract).transaction_version(numbered)
-            app_id, row["attempt"] = numbered, last + 2
-        else:
-            app_id, last, row["attempt"] = f"{numbered}:{begun.attempt}", -1, begun.attempt
-        with lake.writer(contract, {}, dims={}) as writer:
-            writer.write(pa.Table.from_pylist([row], schema=contract.arrow_schema()))
-        try:
-            lake.commit(
-                contract, writer.parts, mark=mark, mode="append", app_id=app_id, last=last,
-                replaces=[begun.part] if begun else [],
-            )  # fmt: skip
-            return Begun(row["attempt"], writer.parts[0])
-        except ConflictError:  # another run of this step and date took the number: take the next one
-            if not remaining:
-                raise
-    raise AssertionError("unreachable: the last try returns or raises")
+    Dates up to `args.bulk_through` go into one call; a failure there, or one that `is_fatal`, is raised at once.
+    """
+    failures = Failures(args.max_failures)
+    for name in names:
+        through = None if args.dry_run else args.bulk_through  # a dry run prints a line per date
+        history = [d for d in args.dates if through and d <= through]
+        if history:
+            run_one(name, history)
+        for run_date in args.dates[len(history) :]:
+            if run_date in failures.by_date:
+                continue
+            try:
+                run_one(name, (run_date,))
+            except Exception as error:
+                if is_fatal(error):
+                    raise
+                failures.add(run_date, error)
+    return failures.code
 
 
 def setup_logging() -> None:
-    """Human lines to stderr; stdout belongs to the JSON lines."""
+    """Messages for people go to stderr; stdout belongs to the JSON lines."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S", force=True
     )
@@ -338,7 +286,7 @@ def setup_logging() -> None:
 
 
 def exit_with(error: BaseException) -> int:
-    """Print what went wrong for people; returns the exit code."""
+    """Print what went wrong; returns the exit code."""
     error = told(error)
     if isinstance(error, GplError):
         print(f"error: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.marks import WHOLE
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpu_workers.inputs.feed import read_batches
-from gpu_workers.worker import Ranks
+from gpu_workers.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from gpl_core.config import Config
 from gpl_core.errors import LineageError, MissingInputError
+from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import ContentTable
 from gpl_core.interest.packing import History, unflatten
@@ -25,7 +26,8 @@ from gpl_core.sids.catalogue import Catalogue
 from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.feed import FileShare, assign_files, read_batches
 from gpu_workers.inputs.item_tables import ItemRows, end_of, sids_in_force
-from gpu_workers.worker import Ranks, StepContext, log
+from gpu_workers.outputs import local_folder
+from gpu_workers.ranks import Ranks
 
 STALE, TRAIN, HELD_OUT = 0, 1, 2
 
@@ -84,14 +86,6 @@ def base_checkpoint(config: Config) -> Path:
         except OSError:  # another rank was faster; its weights are the same
             shutil.rmtree(aside)
     return target
-
-
-def local_folder(config: Config, *parts: str) -> Path:
-    """A folder on this machine for what need not outlive it, under the lakehouse's work/ when that is local."""
-    root = config.lakehouse.root
-    if "://" in root:
-        root = os.path.join(tempfile.gettempdir(), "gpl", sha256(root.encode()).hexdigest()[:16])
-    return Path(root, "work", *parts)
 
 
 @dataclass(frozen=True)

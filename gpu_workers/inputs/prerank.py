@@ -13,6 +13,7 @@ import torch.distributed as dist
 from gpl_core.conf.sections import Prerank
 from gpl_core.contracts.contract import Column
 from gpl_core.errors import LineageError
+from gpl_core.graph.step_run import StepContext
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
@@ -20,7 +21,7 @@ from gpl_core.prerank.selection import held_out
 from gpu_workers.inputs.embeddings import digests
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
 from gpu_workers.inputs.item_tables import ItemRows
-from gpu_workers.worker import Ranks, StepContext
+from gpu_workers.ranks import Ranks
 
 FEED_COLUMNS = (
     "request_id", "user_id", "item_index", "is_exposed", "target", "sample_weight", "sid_version", "model_version",

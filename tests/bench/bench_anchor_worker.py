@@ -30,7 +30,7 @@ from gpl_core.lakehouse.artifacts import ArtifactStore
 from gpl_core.sids.trie import Trie
 from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.inputs.interest import base_checkpoint
-from gpu_workers.worker import Ranks, start_ranks
+from gpu_workers.ranks import Ranks, start_ranks
 from tests.bench.harness import Figure, at_least, at_most, growth_exponent, is_quick, report
 from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, InterestLake, User
 

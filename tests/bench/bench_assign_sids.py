@@ -38,7 +38,7 @@ from gpl_core.sids.tokenizer import Encoded, Tokenizer, mlp
 from gpl_core.sids.trie import Trie
 from gpu_workers.assign_sids import encode_rows
 from gpu_workers.inputs.embeddings import item_vectors
-from gpu_workers.worker import Ranks
+from gpu_workers.ranks import Ranks
 from tests.bench.harness import (
     Figure,
     at_least,

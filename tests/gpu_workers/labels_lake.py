@@ -31,7 +31,8 @@ from gpl_core.graph.steps import find_step, start_of
 from gpl_core.lakehouse.artifacts import ArtifactStore
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
-from gpu_workers.worker import Ranks, WorkerBody
+from gpu_workers.ranks import Ranks
+from gpu_workers.worker import WorkerBody
 
 DAY = date(2026, 1, 2)
 H, L, K, P, B, WIDTH = 4, 3, 2, 2, 5, 6

@@ -74,7 +74,7 @@ def _expected_auc(scores: np.ndarray, p: np.ndarray) -> float:
 
 def test_figures_equal_a_loop_over_pairs(lake: LabelsLake) -> None:
     _write_truth(lake)
-    context = lake.run("evaluate_truth", evaluate_truth.body, day=NEXT)
+    context = lake.run("evaluate_truth", evaluate_truth.run, day=NEXT)
     found = {(row["model"], row["slice"], row["metric"]): row for row in lake.read("truth_metrics", NEXT)}
     assert set(found) == {
         (model, part, metric)
@@ -102,4 +102,4 @@ def test_figures_equal_a_loop_over_pairs(lake: LabelsLake) -> None:
 def test_a_day_without_truth_is_named(lake: LabelsLake) -> None:
     lake.write("truth", {"dt": NEXT.isoformat()}, [])
     with pytest.raises(MissingInputError, match="no rows of 2026-01-03"):
-        lake.run("evaluate_truth", evaluate_truth.body, day=NEXT)
+        lake.run("evaluate_truth", evaluate_truth.run, day=NEXT)

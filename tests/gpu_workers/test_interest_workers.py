@@ -36,7 +36,7 @@ from gpl_core.sids.catalogue import Catalogue
 from gpl_core.sids.trie import Trie
 from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.inputs.interest import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
-from gpu_workers.worker import Ranks
+from gpu_workers.ranks import Ranks
 from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, LEVELS, InterestLake, User
 from tests.support import legal_rows, put
 

@@ -15,7 +15,7 @@ import torch
 from gpl_core.errors import GateError
 from gpl_core.graph.launches import tool
 from gpl_core.graph.planner import Planner
-from gpu_workers.worker import Ranks
+from gpu_workers.ranks import Ranks
 from tests.support import DAY, ONE, config_file, put, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,9 @@ WORKER = """
 import json, os, sys
 import numpy as np, torch
 from gpl_core.errors import GateError
-from gpu_workers.worker import commit_parts, seed_everything, worker_main
+from gpu_workers.outputs import commit_parts
+from gpu_workers.ranks import seed_everything
+from gpu_workers.worker import worker_main
 from tests.support import DIMS, data_table, legal_rows
 
 TEXTS = ["", "plain", "\\u043a\\u043b\\u044e\\u0447 \\u2615", "\\0", "x" * 200_000, "[1, 2]"]

@@ -39,7 +39,7 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 
 def test_rows_equal_the_formulas(lake: LabelsLake) -> None:
     lake.write_requests(ROWS)
-    context = lake.run("score_candidates", score_candidates.body)
+    context = lake.run("score_candidates", score_candidates.run)
     found = {(row["user_id"], row["item_index"], row["source"]): row for row in lake.read("pair_scores")}
     # 8 has no embedding and 9 none before the day's end; c's only anchor is item 8's SID; 4 stands twice.
     assert set(found) == {
@@ -81,12 +81,12 @@ def test_rows_equal_the_formulas(lake: LabelsLake) -> None:
 
 def test_a_block_gathered_from_disk_scores_alike(lake: LabelsLake, monkeypatch: pytest.MonkeyPatch) -> None:
     lake.write_requests(ROWS)
-    lake.run("score_candidates", score_candidates.body)
+    lake.run("score_candidates", score_candidates.run)
     whole = lake.read("pair_scores")
     monkeypatch.setattr(score_candidates, "_TABLE_BYTES", 0)
     make = score_candidates.make_lookup
     monkeypatch.setattr(score_candidates, "make_lookup", lambda *given: make(*given)._replace(on_device=None))
-    lake.run("score_candidates", score_candidates.body, "labels.users_per_batch=2")
+    lake.run("score_candidates", score_candidates.run, "labels.users_per_batch=2")
     for one, other in zip(whole, lake.read("pair_scores"), strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
@@ -97,9 +97,9 @@ def test_a_block_gathered_from_disk_scores_alike(lake: LabelsLake, monkeypatch: 
 def test_half_precision_vectors_cost_at_most_their_rounding(lake: LabelsLake, kind: str, error: float) -> None:
     """Each entry is off by a half unit in the last place at most, so a cosine of unit vectors by about as much."""
     lake.write_requests(ROWS)
-    lake.run("score_candidates", score_candidates.body)
+    lake.run("score_candidates", score_candidates.run)
     exact = lake.read("pair_scores")
-    lake.run("score_candidates", score_candidates.body, f"labels.item_vectors={kind}")
+    lake.run("score_candidates", score_candidates.run, f"labels.item_vectors={kind}")
     rounded = lake.read("pair_scores")
     assert exact != rounded
     for one, other in zip(exact, rounded, strict=True):
@@ -109,7 +109,7 @@ def test_half_precision_vectors_cost_at_most_their_rounding(lake: LabelsLake, ki
 
 def test_an_empty_day_commits_empty_slices(lake: LabelsLake) -> None:
     lake.write_requests([])
-    context = lake.run("score_candidates", score_candidates.body)
+    context = lake.run("score_candidates", score_candidates.run)
     assert lake.read("pair_scores") == []
     assert lake.lake.open("pair_scores").mark(DAY.isoformat()) is not None
     assert context.counts.rows_in == 0
@@ -126,7 +126,7 @@ def test_an_anchor_whose_sid_was_retired_is_left_out(lake: LabelsLake) -> None:
             {"user_id": "b", "anchors": [(3, 0.5)], "history": [1], "candidates": [4]},
         ]
     )
-    lake.run("score_candidates", score_candidates.body)
+    lake.run("score_candidates", score_candidates.run)
     (row,) = lake.read("pair_scores")
     assert (row["user_id"], row["anchor_rank"], row["coherence"]) == ("a", 1, pytest.approx(1.0, abs=1e-6))
     assert row["similarity"] == pytest.approx(lake.vectors[4] @ lake.vectors[0], abs=1e-6)
@@ -147,7 +147,7 @@ def test_a_vector_with_nan_is_refused_by_the_table_and_never_scored_if_it_is_the
 def test_requests_of_another_version_are_refused(lake: LabelsLake, column: str) -> None:
     lake.write_requests(ROWS, **{column: "another"})
     with pytest.raises(LineageError, match=rf"{column} another, in force is"):
-        lake.run("score_candidates", score_candidates.body)
+        lake.run("score_candidates", score_candidates.run)
     assert not lake.lake.exists("pair_scores")
 
 
@@ -155,14 +155,14 @@ def test_a_model_of_other_sids_is_refused(lake: LabelsLake) -> None:
     lake.write_requests(ROWS)
     lake.publish("tokenizer", "u" * 24, {"encoder_version": "encoder-1"})
     with pytest.raises(LineageError, match="was trained on sid_version"):
-        lake.run("score_candidates", score_candidates.body)
+        lake.run("score_candidates", score_candidates.run)
 
 
 @pytest.mark.deepspeed
 def test_two_ranks_write_one_ranks_table(lake: LabelsLake) -> None:
     rows = [{**row, "user_id": f"{row['user_id']}{n}"} for n in range(9) for row in ROWS]
     lake.write_requests(rows, files=3)
-    lake.run("score_candidates", score_candidates.body)
+    lake.run("score_candidates", score_candidates.run)
     alone = lake.read("pair_scores"), lake.read("worker_rejects")
     lake.launch("score_candidates", ranks=2)
     assert {f.path.split("-")[-6] for f in lake.lake.open("pair_scores").files} == {"00000", "00001"}

@@ -27,7 +27,7 @@ from gpl_core.graph.steps import find_step
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpu_workers import assign_sids, encode_items, train_tokenizer
-from gpu_workers.worker import start_ranks
+from gpu_workers.ranks import start_ranks
 
 ROOT = Path(__file__).parents[2]
 DAY = "2026-01-02"

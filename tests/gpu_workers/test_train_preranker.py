@@ -15,7 +15,7 @@ from gpl_core.prerank.export import load_variant
 from gpl_core.prerank.features import user_buckets
 from gpl_core.prerank.serving import ServedModel
 from gpu_workers import train_preranker
-from gpu_workers.worker import Ranks
+from gpu_workers.ranks import Ranks
 from tests.gpu_workers.labels_lake import DAY, SIDS, H, L, LabelsLake
 
 NEXT = DAY + timedelta(days=1)
@@ -124,7 +124,7 @@ def test_trains_both_variants_publishes_and_judges(lake: LabelsLake, one_rank: R
     write_feed(lake, DAY - timedelta(days=1), rows=100, sid_version="older")
     write_impressions(lake)
     overrides = ("prerank.steps=150", "prerank.learning_rate=0.02")
-    context = lake.run("train_preranker", train_preranker.body, *overrides, ranks=one_rank)
+    context = lake.run("train_preranker", train_preranker.run, *overrides, ranks=one_rank)
     (manifest,) = lake.store.manifests("preranker")
     assert manifest.trained_through == DAY
     assert dict(manifest.lineage) == {
@@ -156,14 +156,14 @@ def test_trains_both_variants_publishes_and_judges(lake: LabelsLake, one_rank: R
 
 def test_lambda_zero_gives_the_exposed_only_weights_bit_for_bit(lake: LabelsLake, one_rank: Ranks) -> None:
     write_feed(lake)
-    lake.run("train_preranker", train_preranker.body, "prerank.lambda=0", ranks=one_rank)
+    lake.run("train_preranker", train_preranker.run, "prerank.lambda=0", ranks=one_rank)
     plain, gpl = (load_variant(_bundle(lake), f"{name}-seed0") for name in ("exposed_only", "gpl"))
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), gpl.parameters(), strict=True))
 
 
 def test_weights_that_are_all_zero_give_the_exposed_only_weights_bit_for_bit(lake, one_rank) -> None:
     write_feed(lake, sample_weight=0.0)
-    lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+    lake.run("train_preranker", train_preranker.run, ranks=one_rank)
     plain, gpl = (load_variant(_bundle(lake), f"{name}-seed0") for name in ("exposed_only", "gpl"))
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), gpl.parameters(), strict=True))
 
@@ -173,7 +173,7 @@ def test_profiles_know_nothing_of_the_training_days_own_clicks(lake: LabelsLake,
     write_feed(lake)
     write_sequences(lake, DAY - timedelta(days=1))
     write_sequences(lake, DAY, shift=4)
-    lake.run("train_preranker", train_preranker.body, "prerank.user_buckets=20000", ranks=one_rank)
+    lake.run("train_preranker", train_preranker.run, "prerank.user_buckets=20000", ranks=one_rank)
     table = load_file(_bundle(lake) / "profiles.safetensors")["table"]
     used = table[user_buckets([_user(0)], len(table))[0]]
     assert used == pytest.approx(lake.vectors[0], abs=1e-6)
@@ -181,10 +181,10 @@ def test_profiles_know_nothing_of_the_training_days_own_clicks(lake: LabelsLake,
 
 def test_late_impressions_are_judged_without_training_again(lake: LabelsLake, one_rank: Ranks) -> None:
     write_feed(lake)
-    first = lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+    first = lake.run("train_preranker", train_preranker.run, ranks=one_rank)
     assert lake.read("evaluations") == []
     write_impressions(lake)
-    second = lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+    second = lake.run("train_preranker", train_preranker.run, ranks=one_rank)
     assert len(lake.store.manifests("preranker")) == 1
     assert first.artifact_fingerprint == second.artifact_fingerprint
     assert first.fingerprint != second.fingerprint
@@ -195,7 +195,7 @@ def test_logged_propensities_add_an_off_policy_auc_and_a_sweep_adds_variants(lak
     write_feed(lake)
     write_impressions(lake, propensity=0.25)
     given = ("feed.passthrough={shown_with: double}", "prerank.propensity=shown_with", "prerank.lambda_sweep=[0, 2]")
-    lake.run("train_preranker", train_preranker.body, *given, ranks=one_rank)
+    lake.run("train_preranker", train_preranker.run, *given, ranks=one_rank)
     figures = _figures(lake)
     assert {key[0] for key in figures} == {"exposed_only", "gpl", "gpl@0", "gpl@2"}
     for metric in ("auc", "gauc"):  # lambda 2 is the default, lambda 0 is exposed-only
@@ -211,9 +211,9 @@ def test_features_of_a_pair_reach_the_model_its_judges_and_who_serves_it(lake: L
     write_feed(lake, hint=True)
     write_impressions(lake, hint=True)
     given = ("feed.passthrough={hint: double}", "prerank.steps=150", "prerank.learning_rate=0.02")
-    lake.run("train_preranker", train_preranker.body, *given, ranks=one_rank)
+    lake.run("train_preranker", train_preranker.run, *given, ranks=one_rank)
     without = _figures(lake)["exposed_only", "exposed", "auc"]["value"]
-    lake.run("train_preranker", train_preranker.body, *given, "prerank.pair_features=[hint]", ranks=one_rank)
+    lake.run("train_preranker", train_preranker.run, *given, "prerank.pair_features=[hint]", ranks=one_rank)
     assert _figures(lake)["exposed_only", "exposed", "auc"]["value"] > without + 0.1
     newest = max(lake.store.manifests("preranker"), key=lambda m: m.created_at)
     served = ServedModel(lake.store.fetch(newest), "gpl-seed0")
@@ -226,7 +226,7 @@ def test_features_of_a_pair_reach_the_model_its_judges_and_who_serves_it(lake: L
 def test_one_class_is_absent_with_the_reason(lake: LabelsLake, one_rank: Ranks) -> None:
     write_feed(lake)
     write_impressions(lake, clicked=0)
-    lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+    lake.run("train_preranker", train_preranker.run, ranks=one_rank)
     for (_, _, metric), row in _figures(lake).items():
         assert row["value"] is None
         assert "one class" in row["note"] if "auc" in metric else "has a positive" in row["note"]
@@ -235,7 +235,7 @@ def test_one_class_is_absent_with_the_reason(lake: LabelsLake, one_rank: Ranks) 
 @pytest.mark.parametrize("unexposed", [0.0, 1.0])
 def test_a_date_with_rows_of_one_kind_trains(lake: LabelsLake, one_rank: Ranks, unexposed: float) -> None:
     write_feed(lake, unexposed=unexposed)
-    lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+    lake.run("train_preranker", train_preranker.run, ranks=one_rank)
     plain, gpl = (load_variant(_bundle(lake), f"{name}-seed0") for name in ("exposed_only", "gpl"))
     same = all(torch.equal(a, b) for a, b in zip(plain.parameters(), gpl.parameters(), strict=True))
     assert same == (unexposed == 0.0)
@@ -244,10 +244,10 @@ def test_a_date_with_rows_of_one_kind_trains(lake: LabelsLake, one_rank: Ranks, 
 def test_an_empty_feed_and_wrong_sids_are_refused(lake: LabelsLake, one_rank: Ranks) -> None:
     lake.write("training_feed", {"dt": DAY.isoformat()}, [])
     with pytest.raises(MissingInputError, match="no rows in the 2 day"):
-        lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+        lake.run("train_preranker", train_preranker.run, ranks=one_rank)
     write_feed(lake, sid_version="another")
     with pytest.raises(LineageError, match=r"sid_version another, in force is"):
-        lake.run("train_preranker", train_preranker.body, ranks=one_rank)
+        lake.run("train_preranker", train_preranker.run, ranks=one_rank)
     assert lake.store.manifests("preranker") == []
 
 
@@ -258,7 +258,7 @@ def test_two_ranks_train_one_ranks_model(lake: LabelsLake, tmp_path: Path, one_r
     write_impressions(lake)
     # The very same files: names are random, and their order decides which rows make a batch.
     other = lake.copied(tmp_path / "other")
-    lake.run("train_preranker", train_preranker.body, "prerank.batch_size=63", ranks=one_rank)
+    lake.run("train_preranker", train_preranker.run, "prerank.batch_size=63", ranks=one_rank)
     other.launch("train_preranker", "prerank.batch_size=63", ranks=2)
     for name in ("exposed_only-seed0", "gpl-seed0"):
         one, two = (load_variant(_bundle(house), name).state_dict() for house in (lake, other))

@@ -19,7 +19,6 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext, run_step
-from gpl_core.graph.steps import find_step
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
@@ -160,14 +159,10 @@ class TinyLake:
         args = StepArguments(config, dates or (on,), "test-run", force=force)
 
         def body(context: StepContext) -> None:
-            if dates:
-                planner = Planner(config)
-                context.bulk_dates = dates
-                context.bulk_states = {d: planner.state(find_step(name), d) for d in dates}
             self.context = context
             run_body(self.spark, context, job)
 
-        return run_step(Planner(config), name, dates[-1] if dates else on, args, body)
+        return run_step(Planner(config), name, dates or on, args, body)
 
     def rows(self, table: str, *columns: str, dt: date | None = None) -> list[tuple]:
         """Rows of a table, sorted, lists as tuples."""

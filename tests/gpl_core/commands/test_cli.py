@@ -271,7 +271,7 @@ try:
         print(json.dumps({"step": "x", "run_date": str(day), "status": status, "seconds": 0.0, "rows_out": 0,
                           "rows_quarantined": 0, "error_class": "GateError"}), flush=True)
         if day in bad:
-            failures.note(day, GateError(f"bad {day}"))
+            failures.add(day, GateError(f"bad {day}"))
     code = failures.code
 except GateError as error:
     print(f"error: {error}", file=sys.stderr)

@@ -17,8 +17,7 @@ from gpl_core.commands import maintenance
 from gpl_core.commands.maintenance import LEFT_ALONE, bins, check_retention, compact, compactable, vacuum
 from gpl_core.contracts.contract import all_contracts, load_contract
 from gpl_core.errors import ConflictError, ContractError
-from gpl_core.graph.planner import StepState
-from gpl_core.graph.step_run import begin
+from gpl_core.graph.job_runs import JobRun
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.lake import Lake
 from tests.gpl_core.toy import RAW, Toy
@@ -160,7 +159,7 @@ def job_run(step: str = "samples", **given) -> dict:
 
 def running(lake: Lake, hours: float, step: str = "samples", run_id: str = "night") -> None:
     """A run that began so long ago and has not said that it ended."""
-    begin(lake, step, DAY, run_id, StepState("stale", ""), datetime.now(UTC) - timedelta(hours=hours))
+    JobRun(lake, step, DAY, run_id, datetime.now(UTC) - timedelta(hours=hours)).begin()
 
 
 def test_a_vacuum_deletes_what_no_version_in_the_retention_names_and_writes_no_log(toy):

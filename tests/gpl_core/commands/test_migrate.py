@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,8 +13,7 @@ from gpl_core.commands import migrate as module
 from gpl_core.commands.migrate import migrate
 from gpl_core.contracts.contract import Column, Contract, Migration, load_contract, parse_contract
 from gpl_core.errors import ConflictError, ContractError
-from gpl_core.graph.planner import StepState
-from gpl_core.graph.step_run import begin
+from gpl_core.graph.job_runs import JobRun
 from gpl_core.lakehouse.lake import Lake
 from tests.support import DAY, ONE, config_file, put, small_config
 
@@ -149,7 +147,7 @@ def test_passthrough_columns_are_kept(tmp_path):
 
 
 def test_nothing_is_migrated_under_a_running_step(lake):
-    begin(lake, "sequences", DAY, "night", StepState("stale", ""), datetime.now(UTC))
+    JobRun(lake, "sequences", DAY, "night").begin()
     with pytest.raises(ContractError, match=r"sequences is running by job_runs.*--ended RUN_ID"):
         migrate(lake, V2, {})
     assert migrate(lake, V2, {}, ended=["night"]) is not None

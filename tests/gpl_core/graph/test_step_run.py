@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from gpl_core.errors import ContractError, GateError, MissingInputError, UsageError
 from gpl_core.graph.arguments import StepArguments, new_run_id, parse_arguments
+from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner, StepState
-from gpl_core.graph.step_run import Counts, Failures, StepContext, begin, exit_with, record, run_step
+from gpl_core.graph.step_run import Failures, StepContext, exit_with, run_step
 from gpl_core.graph.steps import find_step
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.marks import SliceMark
@@ -148,7 +148,7 @@ def test_a_run_that_is_under_way_or_was_killed_stands_in_job_runs(ready):
     run_step(Planner(ready), STEP, DAY, arguments(ready), look)
     (row,) = job_runs(ready)
     assert (row["status"], row["attempt"]) == ("done", 1)
-    begin(Planner(ready).lake, STEP, DAY, "killed", StepState("stale", ""), datetime.now(UTC))
+    JobRun(Planner(ready).lake, STEP, DAY, "killed").begin()
     run_step(Planner(ready), STEP, DAY, arguments(ready, force=True), encode)
     assert [(r["attempt"], r["status"]) for r in job_runs(ready)] == [(1, "done"), (2, "running"), (3, "done")]
 
@@ -288,7 +288,7 @@ def test_marks_name_the_slice_of_a_dated_table_and_all_of_another(ready):
     context = StepContext(Planner(ready), STEP, DAY, state, "run-1")
     assert context.mark("pair_scores") == SliceMark(STEP, {"2026-01-03": "fp"}, "run-1", {})
     assert context.mark("item_embeddings", {"a": 1}) == SliceMark(STEP, {"*": "fp"}, "run-1", {"a": 1})
-    context.bulk_states = {d: StepState("absent", "", f) for d, f in ((date(2026, 1, 1), "x"), (date(2026, 1, 2), "y"))}
+    context.states = {d: StepState("absent", "", f) for d, f in ((date(2026, 1, 1), "x"), (date(2026, 1, 2), "y"))}
     assert context.mark("pair_scores").slices == {"2026-01-01": "x", "2026-01-02": "y"}
     assert context.mark("item_sids").slices == {"*": "fp"}
 
@@ -305,10 +305,7 @@ def test_a_forced_artifact_gets_a_version_of_its_own(ready):
 
 
 def note(config, status: str = "done", error: BaseException | None = None, run_id: str = "r") -> None:
-    state = StepState("absent", "", "fp")
-    record(
-        Planner(config).lake, STEP, DAY, run_id, state, status, Counts(), error, datetime.now(UTC), time.monotonic()
-    )  # fmt: skip
+    JobRun(Planner(config).lake, STEP, DAY, run_id).end(status, Counts(), error)
 
 
 def test_two_runs_of_the_same_step_and_date_are_both_recorded(config):
@@ -359,12 +356,12 @@ def test_any_error_message_fits_the_table(config, message):
 def test_failures_are_passed_by_until_there_is_one_too_many(capsys):
     failures = Failures(2)
     assert failures.code == 0
-    failures.note(DAY, MissingInputError("no slice"))
-    failures.note(DAY + ONE, GateError("dead codes"))
+    failures.add(DAY, MissingInputError("no slice"))
+    failures.add(DAY + ONE, GateError("dead codes"))
     assert (failures.code, set(failures.by_date)) == (4, {DAY, DAY + ONE}), "the first one's code"
     assert capsys.readouterr().err == "error: no slice\nerror: dead codes\n"
     with pytest.raises(ValueError, match="third"):
-        failures.note(DAY + 2 * ONE, ValueError("third"))
+        failures.add(DAY + 2 * ONE, ValueError("third"))
 
 
 def test_a_range_leaves_out_the_dates_to_skip(tmp_path):

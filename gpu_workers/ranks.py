@@ -1,0 +1,141 @@
+"""The processes of one launch: who they are, what they tell each other, and how a failure of one reaches all."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from gpl_core.errors import GplError, exit_code_of
+
+
+class PeerError(GplError):
+    """Another rank failed; this one stops with its code."""
+
+    def __init__(self, code: int, message: str):
+        super().__init__(message)
+        self.exit_code = code
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0: the only one that commits, publishes and records."""
+        return self.rank == 0
+
+    def broadcast_text(self, text: str) -> str:
+        """Rank 0's `text` on every rank (bytes over the wire, no pickle)."""
+        if self.size == 1:
+            return text
+        payload = text.encode() if self.is_main else b""
+        size = torch.tensor([len(payload)], dtype=torch.int64, device=self.device)
+        dist.broadcast(size, 0)
+        if not int(size):  # torch refuses an empty buffer
+            return ""
+        buffer = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        if self.is_main:
+            buffer.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+        dist.broadcast(buffer, 0)
+        return bytes(buffer.cpu().numpy()).decode()
+
+    def gather_text(self, text: str) -> list[str]:
+        """Every rank's `text`, in rank order, on every rank."""
+        if self.size == 1:
+            return [text]
+        data = text.encode()
+        # torch refuses an empty buffer: at least one byte is sent, and the length says whether it counts
+        payload = torch.frombuffer(bytearray(data or b" "), dtype=torch.uint8).to(self.device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(data)], dtype=torch.int64, device=self.device))
+        longest = max(1, *(int(s) for s in sizes))
+        padded = torch.zeros(longest, dtype=torch.uint8, device=self.device)
+        padded[: len(payload)] = payload
+        buffers = [torch.zeros(longest, dtype=torch.uint8, device=self.device) for _ in range(self.size)]
+        dist.all_gather(buffers, padded)
+        return [bytes(b[: int(n)].cpu().numpy()).decode() for b, n in zip(buffers, sizes, strict=True)]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a block without collective calls; when it fails on one rank, it fails on all.
+
+        Without it the peers of a rank that fails would wait until the launcher kills them, and nobody would record what
+        happened. The failing rank keeps its error, the others raise PeerError with its exit code; all are `agreed`.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        code = int(self.max(exit_code_of(error) if error else 0))
+        if code:
+            messages = self.gather_text(f"{type(error).__name__}: {error}"[:2000] if error else "")
+            if error is None:
+                rank = next(r for r, text in enumerate(messages) if text)
+                error = PeerError(code, f"rank {rank} failed with exit code {code}: {messages[rank]}")
+            error.__dict__["agreed"] = True
+            raise error
+
+    def max(self, value: float) -> float:
+        """Largest `value` over the ranks."""
+        return self._reduce(value, dist.ReduceOp.MAX)
+
+    def min(self, value: float) -> float:
+        """Smallest `value` over the ranks."""
+        return self._reduce(value, dist.ReduceOp.MIN)
+
+    def sum(self, value: float) -> float:
+        """Sum of `value` over the ranks."""
+        return self._reduce(value, dist.ReduceOp.SUM)
+
+    def _reduce(self, value: float, op: Any) -> float:
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op)
+        return float(tensor)
+
+
+def start_ranks() -> Ranks:
+    """Join the process group that the launcher describes (gloo on the CPU, NCCL on GPUs)."""
+    if "RANK" not in os.environ:  # started without a launcher: a single rank
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if cuda:
+        torch.cuda.set_device(local)
+    # On the CPU DeepSpeed would first compile a shared-memory all-reduce: a minute on two cores, repeated for every
+    # other version of `ninja` on PATH, with a lock file that a killed process leaves behind. gloo is enough for us.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if cuda else "gloo", timeout=timedelta(minutes=30), verbose=False
+    )  # fmt: skip
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def is_agreed(error: Exception) -> bool:
+    """Whether all ranks have left `together` with an error; else the others still wait for this one."""
+    return bool(getattr(error, "agreed", False))
