@@ -46,6 +46,9 @@ def test_bad_imports_are_refused_each_under_its_walls_name(copy):
         "gpl_core/bad_room.py": "def late():\n    import gpu_workers.inputs.feed\n    return gpu_workers\n",
         "gpl_core/labels/calibration.py": (copy / "gpl_core/labels/calibration.py").read_text() + "\nimport torch\n",
         "spark_jobs/bad_cli.py": "import gpl_core.cli\n",
+        "gpl_core/contracts/bad_layer.py": "def late():\n    import gpl_core.graph.planner\n    return gpl_core\n",
+        "gpu_workers/inputs/bad_one.py": "import gpu_workers.inputs.bad_other\n",
+        "gpu_workers/inputs/bad_other.py": "import gpu_workers.inputs.bad_one\n",
     }
     kept = {name: (copy / name).read_text() for name in planted if (copy / name).exists()}
     for name, text in planted.items():
@@ -64,6 +67,8 @@ def test_bad_imports_are_refused_each_under_its_walls_name(copy):
         "gpl_core.bad_room -> gpu_workers",
         "gpl_core.labels.calibration -> torch",
         "spark_jobs.bad_cli -> gpl_core.cli",
+        "gpl_core.contracts.bad_layer -> gpl_core.graph.planner",
+        "No cycles are allowed in gpu_workers.inputs.",
     ):
         assert part in said, f"'{part}' is not named:\n{said}"
 
