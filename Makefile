@@ -1,4 +1,4 @@
-# Two commands for everybody: `make quickstart` and `make test`. Both make .venv first.
+# `make quickstart` and `make test` are for everybody; each makes .venv first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CONFIG ?= quickstart
@@ -9,7 +9,10 @@ CLASSES := $(CURDIR)/.venv/spark.jsa
 QUIET := -Xlog:cds=off -Xlog:cds+dynamic=off
 export SPARK_SUBMIT_OPTS += -XX:SharedArchiveFile=$(CLASSES) $(QUIET)
 
-.PHONY: quickstart test setup lint dist bench clean
+# One worker takes the launches, the other one Spark's tests: see tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: quickstart test test-slow setup browser lint dist bench clean
 
 quickstart: setup
 	$(BIN)/gpl simulate --config $(CONFIG)
@@ -18,7 +21,11 @@ quickstart: setup
 	$(BIN)/gpl summary --config $(CONFIG)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+# What `make test` leaves out. Tools that cannot be installed here have their tests skipped.
+test-slow: setup .venv-moto .venv-airflow browser
+	$(PYTEST) -m slow
 
 setup: .venv/ready
 
@@ -34,6 +41,17 @@ setup: .venv/ready
 	@PYSPARK_PYTHON=$(CURDIR)/$(BIN)/python SPARK_SUBMIT_OPTS="-XX:ArchiveClassesAtExit=$(CLASSES) $(QUIET)" $(BIN)/spark-submit --master 'local[1]' --packages $(DELTA) spark_jobs/check_delta.py 2>.venv/jars.log \
 		|| { cat .venv/jars.log >&2; echo "Delta's jars could not be resolved from Maven Central" >&2; exit 2; }
 	@touch $@
+
+# Test servers whose requirements the tested set does not allow.
+.venv-moto .venv-airflow: .venv-%: tests/requirements/%.txt | setup
+	@rm -rf $@
+	@$(BIN)/uv venv --quiet --python $(BIN)/python $@ && $(BIN)/uv pip install --quiet --python $@ -r $< && touch $@ \
+		|| { rm -rf $@; echo "$* cannot be installed: the tests that need it are skipped" >&2; }
+
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+		|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >.venv/browser.log 2>&1 \
+		|| echo "Chromium is not here and apt-get cannot install it (.venv/browser.log): the tests that need it are skipped" >&2
 
 lint: setup
 	$(BIN)/ruff check .
@@ -51,4 +69,4 @@ bench: setup
 	@set -e; for b in tests/bench/bench_*.py; do $(BIN)/python -m tests.bench.$$(basename $$b .py) --quick; done
 
 clean:
-	rm -rf .venv build dist lakehouse *.egg-info
+	rm -rf .venv .venv-moto .venv-airflow build dist lakehouse *.egg-info

@@ -25,6 +25,7 @@ STANDALONE = PIPELINE + "test_every_spark_job_gives_the_same_rows_on_a_standalon
 ELSEWHERE: Mapping[str, str] = {
     "make quickstart": PIPELINE + "house",
     "make test": ".ci/run",
+    "make test-slow": ".ci/run",
     "make lint": ".ci/run",
     "make setup": ".ci/run",
     ".ci/run": ".ci/run",
@@ -33,8 +34,6 @@ ELSEWHERE: Mapping[str, str] = {
     "make bench": "tests/bench/results",
     "python -m tests.bench.table": "tests/test_docs.py::test_the_page_of_benchmarks_can_be_written",
     "python -m pytest tests/gpl_core/labels/test_calibration.py": "tests/gpl_core/labels/test_calibration.py",
-    "GPL_AIRFLOW_PYTHON=/tmp/airflow/bin/python python -m pytest tests/gpl_core/graph/test_schedulers.py":
-        "tests/gpl_core/graph/test_schedulers.py::test_airflow_itself_loads_the_dag_and_runs_it_for_a_date",
     "python -m pytest -k reliability": "tests/gpl_core/labels/test_calibration.py",
     "python -m pytest -m not spark and not deepspeed and not pipeline": ".ci/run",
     "mkdocs build --strict": "tests/test_docs.py::test_the_site_is_built_and_holds_every_page",
@@ -76,13 +75,12 @@ ELSEWHERE: Mapping[str, str] = {
     "gpl evaluate --config shadow.yaml": SHADOW + "test_a_rolled_back_model_runs_beside_the_published_one",
     "gpl shadow --config shop.yaml --name four-epochs --from train_interest_model --set interest.epochs=4":
         SHADOW + "test_a_shadow_trains_a_model_of_its_own_under_other_settings",
-    "uv venv moto-env": "tests/object_store.py",
-    "uv pip install --python moto-env moto[server]": "tests/object_store.py",
+    "make .venv-moto": "tests/object_store.py",
     "python docs/examples/petastorm_pytorch.py s3://your-bucket/gpl/manifests/training_feed/2026-03-01.json":
         "tests/gpl_core/lakehouse/test_object_storage.py::test_petastorm_reads_every_row_that_the_manifest_names_once",
     "python -m pytest tests/gpl_core/lakehouse/test_object_storage.py":
         "tests/gpl_core/lakehouse/test_object_storage.py",
-    "python -m pytest tests/test_object_storage.py": ON_S3,
+    "GPL_JARS=/opt/gpl/jars python -m pytest tests/test_object_storage.py": ON_S3,
     "spark-submit spark_jobs/check_delta.py": "Makefile",
     "spark-submit spark_jobs/publish_views.py":
         "tests/spark_jobs/test_publish_views.py::test_spark_gives_what_gpl_sql_gives",

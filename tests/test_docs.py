@@ -28,6 +28,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", t.lower()).strip().replace(" ", "-") for t in titles}
 
 
+@pytest.mark.slow
 def test_the_site_is_built_and_holds_every_page(tmp_path):
     """mkdocs in its strict mode refuses links that lead nowhere, and pages that stand in no menu."""
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]

@@ -23,7 +23,7 @@ from gpl_core.lakehouse.storage import filesystem
 from tests.object_store import bucket
 from tests.test_pipeline import SMALL
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed]
+pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed, pytest.mark.slow]
 DAY = date(2026, 1, 3)
 
 

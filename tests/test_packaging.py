@@ -56,6 +56,7 @@ def python(code: str, path: Path | str, cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module_contract_and_configuration(wheel, tree):
     held = set(wheel.namelist())
     sources = {p.relative_to(tree).as_posix() for n in PACKAGES for p in (tree / n).rglob("*.py")}
@@ -68,6 +69,7 @@ def test_the_wheel_holds_every_module_contract_and_configuration(wheel, tree):
     assert not [n for n in held if n.startswith(("tests", "build", "lakehouse"))]
 
 
+@pytest.mark.slow
 def test_the_wheel_says_what_it_needs_and_offers_gpl(wheel):
     (info,) = [n for n in wheel.namelist() if n.endswith(".dist-info/METADATA")]
     metadata = wheel.read(info).decode()
@@ -78,6 +80,7 @@ def test_the_wheel_says_what_it_needs_and_offers_gpl(wheel):
     assert "gpl = gpl_core.cli:main" in entry
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_works_without_the_checkout(wheel, tmp_path):
     wheel.extractall(tmp_path / "site")
     code = (
@@ -90,6 +93,7 @@ def test_the_installed_wheel_works_without_the_checkout(wheel, tmp_path):
     assert str(tmp_path / "site" / "spark_jobs" / "samples.py") in said
 
 
+@pytest.mark.slow
 def test_the_zip_for_py_files_is_imported_as_a_zip(tree, tmp_path):
     """The Makefile's own command; contracts and configurations are read out of the zip."""
     recipe = (ROOT / "Makefile").read_text()

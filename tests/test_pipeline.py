@@ -352,6 +352,7 @@ def test_every_gpl_command_of_the_documents_does_what_it_says_here(house: House)
     assert house.contents() == before
 
 
+@pytest.mark.slow
 def test_late_candidates_make_that_date_stale_and_no_other_and_it_is_rebuilt(house: House) -> None:
     planner = Planner(house.config)
     raw = planner.lake.open("raw_candidates")
@@ -431,6 +432,7 @@ def standalone(tmp_path: Path) -> Iterator[str]:
             process.wait()
 
 
+@pytest.mark.slow
 def test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster(house: House, standalone: str, tmp_path) -> None:
     """Executors are processes of their own here, and the driver has the modules from gpl.zip."""
     tables = {

@@ -14,7 +14,7 @@ from tests.bench.kill_campaign import contents, differing, kill_at, orphans, wri
 from tests.spark_jobs.tiny_lake import SETTINGS, D, TinyLake
 from tests.test_pipeline import SMALL
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
 
 def test_a_job_killed_before_its_commit_is_run_again_as_if_nothing_had_been(tmp_path, spark):

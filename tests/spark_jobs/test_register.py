@@ -94,6 +94,7 @@ def test_a_name_that_leads_nowhere_changes_nothing(catalog, tmp_path, name, erro
     assert not (tmp_path / "lake").exists()
 
 
+@pytest.mark.slow
 def test_the_catalog_of_the_documents_outlives_its_sessions(tmp_path):
     """Files and commands of docs/deploy.md as they stand there, but for `gpl run`: the tables are there already."""
     page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")

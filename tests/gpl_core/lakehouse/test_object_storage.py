@@ -31,6 +31,7 @@ from tests.object_store import bucket
 from tests.support import DAY, ONE, legal_rows, put, small_config
 
 ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
