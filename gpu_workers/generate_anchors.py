@@ -27,8 +27,8 @@ from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.bundle import load_bundle, read_description
 from gpl_core.interest.content import ContentTable
 from gpl_core.interest.packing import unflatten
-from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
+from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.files import DataFile, file_groups
 from gpl_core.lakehouse.keys import hash_keys, members
 from gpl_core.lakehouse.snapshot import Snapshot

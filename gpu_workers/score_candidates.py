@@ -15,8 +15,8 @@ import torch
 
 from gpl_core.errors import LineageError
 from gpl_core.graph.step_run import StepContext, log
-from gpl_core.labels.scoring import first_occurrence, prefix_log_prob, score_block
-from gpl_core.sids.catalogue import Catalogue
+from gpl_core.labels.pair_scoring import first_occurrence, prefix_log_prob, score_block
+from gpl_core.sids.item_catalog import ItemCatalog
 from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
 from gpu_workers.inputs.item_tables import ItemRows, end_of, sids_in_force
@@ -40,7 +40,7 @@ class Lookup(NamedTuple):
     items: ItemRows
     on_device: torch.Tensor | None
     """[n x d], all item vectors in the configured type, when they fit."""
-    catalogue: Catalogue
+    catalogue: ItemCatalog
     """SIDs by row of `items`."""
     anchors: np.ndarray | None
     """float32 [S x d], g(a) of every SID, when they fit."""
@@ -153,7 +153,7 @@ def make_lookup(
 ) -> Lookup:
     """Lookup over items and SIDs [n x L]; an item without a usable vector takes no part in anchor embeddings."""
     rows = items.rows(item_index)
-    catalogue = Catalogue(rows[rows >= 0], sids[rows >= 0], int(sids.max()) + 1)
+    catalogue = ItemCatalog(rows[rows >= 0], sids[rows >= 0], int(sids.max()) + 1)
     fits = catalogue.trie.size * items.vectors.shape[1] * 4 <= _TABLE_BYTES
     on_device = None
     size = items.vectors.size * kind.itemsize

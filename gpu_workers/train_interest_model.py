@@ -27,14 +27,14 @@ from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.alignment import TitlePack, Titles, alignment_losses
 from gpl_core.interest.bundle import save_bundle
 from gpl_core.interest.content import ContentTable, NeighbourGraph
-from gpl_core.interest.model import InterestModel, ModelSettings, build_interest_model
+from gpl_core.interest.interest_model import InterestModel, ModelSettings, build_interest_model
 from gpl_core.interest.objective import target_log_probs
 from gpl_core.interest.packing import History, Pack, most_events, training_packs
-from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.targets import keep_probability
+from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import Manifest
-from gpl_core.sids.catalogue import Catalogue
+from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.tokenizer import load_tokenizer
 from gpu_workers.inputs.feed import read_batches
 from gpu_workers.inputs.interest import (
@@ -88,7 +88,7 @@ class Walks:
     """Synthetic users who walk between items of like content, mixed among the real ones."""
 
     graph: NeighbourGraph
-    catalogue: Catalogue
+    catalogue: ItemCatalog
     per_user: float
 
     def mixed(self, histories: Iterator[History], seed: Sequence[int]) -> Iterator[History]:
@@ -464,7 +464,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _titles(context: StepContext, catalogue: Catalogue) -> tuple[list[str], np.ndarray]:
+def _titles(context: StepContext, catalogue: ItemCatalog) -> tuple[list[str], np.ndarray]:
     """Titles and SIDs of at most _MOST_TITLES items, the same on every rank; a title of after the run date is not read.
 
     MissingInputError where there is no table items.

@@ -28,8 +28,8 @@ from gpl_core.prerank import metrics
 from gpl_core.prerank.export import export_bundle, load_variant
 from gpl_core.prerank.loss import RowMass, dual_label_loss, row_mass
 from gpl_core.prerank.metrics import Figure
-from gpl_core.prerank.model import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
 from gpl_core.prerank.selection import BestWeights
+from gpl_core.prerank.two_tower import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
 from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.item_tables import ItemRows, end_of, sample_vectors, sid_table, sids_in_force
 from gpu_workers.inputs.prerank import (

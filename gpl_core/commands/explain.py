@@ -2,7 +2,7 @@
 
 `prefix_log_prob`, which the calibrator may read, is taken as it is stored.
 
-numpy alone, over the few rows that concern the pair. Formulas: `labels/scoring.py` and `labels/calibration.py`.
+numpy alone, over the few rows that concern the pair. Formulas: `labels/pair_scoring.py` and `labels/calibration.py`.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def _vectors(query: Query, items: Iterable[int], encoder_version: str, day: date
 def _score(
     item: int, anchors: Sequence[Row], history: Sequence[int], vectors: Mapping[int, npt.NDArray[np.float64]]
 ) -> Row:
-    """The formulas of `labels/scoring.py` for one pair; adds `similarity` to every anchor that an item carries."""
+    """The formulas of `labels/pair_scoring.py` for one pair; adds `similarity` to every anchor that an item carries."""
     live = []
     for anchor in anchors:
         anchor["carriers"] = [i for i in anchor["carriers"] if i in vectors]

@@ -122,9 +122,7 @@ def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several:
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     if several:
-        parser.add_argument(
-            "--steps", required=True, help="steps to run in one process, comma-separated"
-        )
+        parser.add_argument("--steps", required=True, help="steps to run in one process, comma-separated")
     args = parser.parse_args(argv)
     config = load_config(args.config, args.overrides)
     dates = given_dates(args)

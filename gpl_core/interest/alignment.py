@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from gpl_core.errors import UsageError
-from gpl_core.interest.model import InterestModel
+from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.objective import hidden_of, interest_loss, target_scores
 from gpl_core.interest.packing import Pack, pack_rows
-from gpl_core.interest.scoring import DeviceTrie
+from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.interest.vocabulary import SidVocabulary
 
 MOST_TOKENS = 32

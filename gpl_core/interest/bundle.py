@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gpl_core.errors import ContractError, LineageError, MissingInputError
-from gpl_core.interest.checkpoint import base_fingerprint
-from gpl_core.interest.model import (
+from gpl_core.interest.base_model import base_fingerprint
+from gpl_core.interest.interest_model import (
     InterestModel,
     ModelSettings,
     adapter_state,

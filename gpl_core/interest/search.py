@@ -21,10 +21,10 @@ from torch import Tensor
 from gpl_core.errors import ContractError, GplError, UsageError
 from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan
 from gpl_core.interest.content import ContentTable
-from gpl_core.interest.model import InterestModel
+from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.objective import content_of, level_logits
 from gpl_core.interest.packing import budget_batches, event_ends, most_events, prompt_tokens
-from gpl_core.interest.scoring import DeviceTrie, child_log_probs
+from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs
 
 PAD_LOG_PROB = -100.0
 """log_prob of a slot without an anchor (its sid is -1): finite, because tables hold no infinities; exp gives 0."""

@@ -2,9 +2,9 @@
 
     w = (R^a * h^b * q^c)^(1 / (a + b + c))        (ours)
 
-R: semantic coherence, h: historical consistency, q: LLM confidence, each in [0, 1] (`gpl_core.labels.scoring`). The
-three factors are the paper's; their formulas and this weighted geometric mean are ours (METHOD.md, stage 1, step 6).
-An exponent of 0 switches its factor off; with all three off every weight is 1.
+R: semantic coherence, h: historical consistency, q: LLM confidence, each in [0, 1] (`labels/pair_scoring.py`). The three
+factors are the paper's; their formulas and this weighted geometric mean are ours (docs/method.md). An exponent of 0
+switches its factor off; with all three off every weight is 1.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from gpl_core.errors import ContractError
 from gpl_core.prerank.features import item_buckets
-from gpl_core.prerank.model import TowerConfig, TwoTower
+from gpl_core.prerank.two_tower import TowerConfig, TwoTower
 
 ContentOf = Callable[[npt.NDArray[np.integer]], npt.NDArray[np.float32]]
 """item_index [n] -> embeddings float32 [n x d], 0 for an item without one."""

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gpl_core.errors import ContractError
-from gpl_core.sids.checkpoint import finished_epochs, load_checkpoint, save_checkpoint
 from gpl_core.sids.engine import LocalEngine, TrainEngine
 from gpl_core.sids.kmeans import residual_kmeans
 from gpl_core.sids.quantizer import Assignment, ResidualQuantizer, assign
 from gpl_core.sids.tokenizer import Tokenizer, checked_embeddings, mlp
+from gpl_core.sids.training_checkpoint import finished_epochs, load_checkpoint, save_checkpoint
 
 Progress = Callable[[int, Mapping[str, float]], None]
 """Called on rank 0 after each epoch with the number of finished epochs and its figures."""

@@ -10,8 +10,8 @@ from gpl_core.config import Config
 from gpl_core.errors import UsageError
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.reviews import PROVENANCE, ImportSettings, import_reviews
-from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.simulate import simulate
+from gpl_core.simulation.simulation_settings import SimulationSettings
 from gpl_core.simulation.tables import Outcome
 
 # Requests begin this long before the first run date: calibrators and statistics of a date see earlier days only.

@@ -49,7 +49,7 @@ from gpl_core.simulation.rows import (
     timestamps,
     write_requests,
 )
-from gpl_core.simulation.settings import CHANNELS, fingerprint_of
+from gpl_core.simulation.simulation_settings import CHANNELS, fingerprint_of
 from gpl_core.simulation.tables import Outcome, RawTables, RowSink
 from gpl_core.simulation.users import HISTORY
 

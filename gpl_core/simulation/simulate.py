@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.simulation.items import ItemWorld, Taste, item_id, item_texts, make_items, make_taste
-from gpl_core.simulation.pictures import render
+from gpl_core.simulation.item_world import ItemWorld, Taste, item_id, item_texts, make_items, make_taste
 from gpl_core.simulation.recall import LoggingPolicy, Observed, bought_together, expose, nearest, recall, text_features
+from gpl_core.simulation.rendering import render
 from gpl_core.simulation.rng import stream
 from gpl_core.simulation.rows import (
     DAY,
@@ -25,7 +25,7 @@ from gpl_core.simulation.rows import (
     timestamps,
     write_requests,
 )
-from gpl_core.simulation.settings import SimulationSettings
+from gpl_core.simulation.simulation_settings import SimulationSettings
 from gpl_core.simulation.tables import Outcome, RawTables, RowSink
 from gpl_core.simulation.topics import topics
 from gpl_core.simulation.users import (

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpl_core.simulation.items import LATENT, ItemWorld, Taste
+from gpl_core.simulation.item_world import LATENT, ItemWorld, Taste
 from gpl_core.simulation.rng import stream, unit_rows
-from gpl_core.simulation.settings import Behaviour, SimulationSettings
+from gpl_core.simulation.simulation_settings import Behaviour, SimulationSettings
 
 HISTORY = 50  # positives a user's state remembers, newest last
 _SHARPNESS = 6.0  # of the soft maximum over interests

@@ -16,13 +16,13 @@ import numpy as np
 from gpl_core.config import Config
 from gpl_core.errors import LineageError, MissingInputError
 from gpl_core.graph.step_run import StepContext, log
-from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
+from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import ContentTable
 from gpl_core.interest.packing import History, unflatten
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.keys import hash_keys
 from gpl_core.lakehouse.snapshot import Snapshot
-from gpl_core.sids.catalogue import Catalogue
+from gpl_core.sids.item_catalog import ItemCatalog
 from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.feed import FileShare, assign_files, read_batches
 from gpu_workers.inputs.item_tables import ItemRows, end_of, sids_in_force
@@ -36,10 +36,10 @@ _SHUFFLE_ROWS = 65_536  # users held to be shuffled before they are packed
 _MOST_HELD_OUT = 20_000  # more would only make every epoch's evaluation longer
 
 
-def read_catalogue(context: StepContext, sid_version: str, codes: int) -> Catalogue:
+def read_catalogue(context: StepContext, sid_version: str, codes: int) -> ItemCatalog:
     """Items and SIDs in force of ``sid_version``; MissingInputError when there are none."""
     items, sids = sids_in_force(context.snapshot("item_sids"), sid_version)
-    return Catalogue(items, sids, codes)
+    return ItemCatalog(items, sids, codes)
 
 
 @contextmanager

@@ -30,14 +30,14 @@ import numpy as np
 import torch
 
 from gpl_core.interest.alignment import Titles, alignment_losses
-from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
+from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import ContentTable, NeighbourGraph
-from gpl_core.interest.model import ModelSettings, build_interest_model
+from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import History, training_packs
-from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import BeamSearch, SearchSettings
-from gpl_core.sids.catalogue import Catalogue
+from gpl_core.interest.trie_scoring import DeviceTrie
+from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.repair import duplicates, repair
 from gpl_core.sids.rqvae import RqVaeSettings, fit
 from tests.bench.harness import Figure, at_least, device_name, report
@@ -79,7 +79,7 @@ class Items:
     """The catalogue as the tokeniser left it."""
 
     vectors: np.ndarray
-    catalogue: Catalogue
+    catalogue: ItemCatalog
     codebooks: np.ndarray
 
 
@@ -90,7 +90,7 @@ def tokenise(vectors: np.ndarray, quick: bool) -> Items:
     found = tokenizer.encode_full(vectors)
     books = tokenizer.codebooks.numpy()
     sids = repair(found.codes, found.last_residual, books[-1], first=duplicates(found.codes, vectors)).codes
-    return Items(vectors, Catalogue(np.arange(len(vectors)), sids, settings.codes), books)
+    return Items(vectors, ItemCatalog(np.arange(len(vectors)), sids, settings.codes), books)
 
 
 def train_ours(task: Task, items: Items, variant: Ours, seed: int) -> np.ndarray:

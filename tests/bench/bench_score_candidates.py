@@ -16,7 +16,7 @@ import time
 import numpy as np
 import torch
 
-from gpl_core.labels.scoring import score_block
+from gpl_core.labels.pair_scoring import score_block
 from tests.bench.harness import (
     Figure,
     at_least,

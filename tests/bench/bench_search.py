@@ -32,10 +32,10 @@ import numpy as np
 import torch
 
 from gpl_core.interest.attention import ATTENTION, CausalPlan
-from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
-from gpl_core.interest.model import InterestModel, ModelSettings, build_interest_model
-from gpl_core.interest.scoring import DeviceTrie
+from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
+from gpl_core.interest.interest_model import InterestModel, ModelSettings, build_interest_model
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
+from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 from tests.bench.harness import (
     Figure,

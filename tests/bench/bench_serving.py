@@ -19,8 +19,8 @@ import torch
 from gpl_core.prerank.export import export_bundle
 from gpl_core.prerank.features import TowerBatch
 from gpl_core.prerank.loss import dual_label_loss
-from gpl_core.prerank.model import TowerConfig, TwoTower, build_model, parameter_groups
 from gpl_core.prerank.serving import ServedModel
+from gpl_core.prerank.two_tower import TowerConfig, TwoTower, build_model, parameter_groups
 from tests.bench.harness import Figure, at_most, interleaved, is_quick, median_ratio, report
 
 CANDIDATES, WIDTH, DIMENSION, LEVELS, CODES = 1000, 384, 32, 3, 256

@@ -35,9 +35,9 @@ from gpl_core.sids.health import collision_share, level_usage, mean_cosine, neig
 from gpl_core.sids.repair import duplicates, repair
 from gpl_core.sids.rqvae import RqVaeSettings, fit
 from gpl_core.sids.tokenizer import Tokenizer
-from gpl_core.simulation.items import item_texts, make_items, make_taste
-from gpl_core.simulation.settings import SimulationSettings
+from gpl_core.simulation.item_world import item_texts, make_items, make_taste
 from gpl_core.simulation.simulate import item_rows
+from gpl_core.simulation.simulation_settings import SimulationSettings
 from tests.bench.harness import Figure, at_least, at_most, clock, device, is_quick, report
 from tests.bench.quality.library_rqvae import fit_library
 from tests.bench.quality.rq_kmeans import fit_rq_kmeans

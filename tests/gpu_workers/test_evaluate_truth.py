@@ -9,8 +9,8 @@ import pytest
 from gpl_core.errors import MissingInputError
 from gpl_core.prerank.export import export_bundle
 from gpl_core.prerank.features import UserProfiles
-from gpl_core.prerank.model import TowerConfig, build_model
 from gpl_core.prerank.serving import ServedModel
+from gpl_core.prerank.two_tower import TowerConfig, build_model
 from gpu_workers import evaluate_truth
 from tests.gpu_workers.labels_lake import DAY, SIDS, WIDTH, LabelsLake
 

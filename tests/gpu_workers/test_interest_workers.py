@@ -27,12 +27,12 @@ from gpl_core.graph.steps import find_step
 from gpl_core.interest.alignment import Titles
 from gpl_core.interest.bundle import load_bundle
 from gpl_core.interest.content import ContentTable, NeighbourGraph
-from gpl_core.interest.model import InterestModel
+from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import History
-from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import BeamSearch, SearchSettings
+from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
-from gpl_core.sids.catalogue import Catalogue
+from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.trie import Trie
 from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.inputs.interest import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
@@ -290,7 +290,7 @@ def test_titles_are_learnt_where_a_weight_says_so(tmp_path: Path, ranks: Ranks) 
 
 def test_walks_are_mixed_among_the_users_at_their_rate(tmp_path: Path) -> None:
     lake = InterestLake(tmp_path)
-    catalogue = Catalogue(np.arange(len(lake.sids)), lake.sids, CODES)
+    catalogue = ItemCatalog(np.arange(len(lake.sids)), lake.sids, CODES)
     content = ContentTable(lake.vectors, np.arange(len(lake.vectors)))
     graph = NeighbourGraph.build(content, catalogue.item_index, seed=0)
     real = [History(lake.sids[[n, n]], np.ones(2, dtype=bool), np.array([n, n])) for n in range(20)]

@@ -8,7 +8,7 @@ import torch
 from gpl_core.prerank import metrics
 from gpl_core.prerank.features import TowerBatch
 from gpl_core.prerank.loss import dual_label_loss
-from gpl_core.prerank.model import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
+from gpl_core.prerank.two_tower import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
 from tests.bench.simulation import diversity
 from tests.bench.simulation.variants import Rows
 from tests.bench.simulation.world import L, World

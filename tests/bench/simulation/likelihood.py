@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from gpl_core.interest.objective import level_logits
-from gpl_core.interest.scoring import child_log_probs
 from gpl_core.interest.search import Anchors, BeamSearch, _Beams, _Kept
+from gpl_core.interest.trie_scoring import child_log_probs
 from gpl_core.sids.trie import Trie
 
 

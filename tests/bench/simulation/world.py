@@ -24,20 +24,20 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
+from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import ContentTable, NeighbourGraph
-from gpl_core.interest.model import ModelSettings, build_interest_model
+from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import History, training_packs
-from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import Anchors, SearchSettings
 from gpl_core.interest.targets import keep_probability
-from gpl_core.labels.scoring import prefix_log_prob, score_block
-from gpl_core.sids.catalogue import Catalogue
+from gpl_core.interest.trie_scoring import DeviceTrie
+from gpl_core.labels.pair_scoring import prefix_log_prob, score_block
 from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
+from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.rqvae import RqVaeSettings
-from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.simulate import generate
+from gpl_core.simulation.simulation_settings import SimulationSettings
 from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 from tests.bench.simulation.likelihood import VisitedSearch
 
@@ -238,7 +238,7 @@ def derive(log: Log, vectors: np.ndarray, size: Size, seed: int) -> World:
     released = (log.items["dt"] < log.calibration).to_numpy()
     tokenizer = fit_rq_kmeans(vectors[released], RqVaeSettings(levels=L, codes=size.codes, seed=seed))
     sids, _ = tokenizer.encode(vectors)
-    catalogue = Catalogue(np.flatnonzero(released), sids[released], size.codes)
+    catalogue = ItemCatalog(np.flatnonzero(released), sids[released], size.codes)
     search = _interest_search(size, seed, catalogue, tokenizer.codebooks.cpu().numpy(), earlier, vectors)
 
     rng = np.random.default_rng([seed, 1])
@@ -354,7 +354,7 @@ class UserAnchors:
 
 
 def _interest_search(
-    size: Size, seed: int, catalogue: Catalogue, codebooks: np.ndarray, known: Known, vectors: np.ndarray
+    size: Size, seed: int, catalogue: ItemCatalog, codebooks: np.ndarray, known: Known, vectors: np.ndarray
 ) -> VisitedSearch:
     """A search over a small Qwen2-architecture model, trained on the histories' SIDs."""
     torch.manual_seed(seed)
@@ -388,13 +388,13 @@ def _interest_search(
     return VisitedSearch(model, trie, SearchSettings(K, H, prefixes=PREFIXES), content)
 
 
-def _with_sids(catalogue: Catalogue, history: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+def _with_sids(catalogue: ItemCatalog, history: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
     """Histories of the items that have a SID; users without any are left out."""
     kept = {user: items[catalogue.leaf_of_item(items) >= 0] for user, items in history.items()}
     return {user: items for user, items in kept.items() if len(items)}
 
 
-def _anchors(search: VisitedSearch, catalogue: Catalogue, history: dict[int, np.ndarray]) -> UserAnchors:
+def _anchors(search: VisitedSearch, catalogue: ItemCatalog, history: dict[int, np.ndarray]) -> UserAnchors:
     sequences = _with_sids(catalogue, history)
     items = list(sequences.values())
     found, visited, level1 = search.search_with_likelihoods([catalogue.sids_of(i) for i in items], items)
@@ -403,7 +403,7 @@ def _anchors(search: VisitedSearch, catalogue: Catalogue, history: dict[int, np.
 
 
 def _score(
-    pairs: Pairs, catalogue: Catalogue, vectors: np.ndarray, history: dict[int, np.ndarray], search: VisitedSearch
+    pairs: Pairs, catalogue: ItemCatalog, vectors: np.ndarray, history: dict[int, np.ndarray], search: VisitedSearch
 ) -> Scores:
     anchors = _anchors(search, catalogue, {u: history[u] for u in np.unique(pairs.user).tolist() if u in history})
     table = catalogue.anchor_embeddings(vectors)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from gpl_core.interest.checkpoint import TinySettings, make_tiny_checkpoint
-from gpl_core.interest.model import InterestModel, ModelSettings, build_interest_model
-from gpl_core.interest.scoring import DeviceTrie
+from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
+from gpl_core.interest.interest_model import InterestModel, ModelSettings, build_interest_model
+from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 
 TINY = TinySettings(hidden=32, layers=2, heads=4, kv_heads=2, intermediate=48, max_positions=256)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from gpl_core.interest.attention import CausalPlan
-from gpl_core.interest.model import InterestModel
+from gpl_core.interest.interest_model import InterestModel
 
 
 def next_code_log_probs(

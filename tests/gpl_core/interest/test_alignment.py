@@ -12,8 +12,8 @@ import torch
 from gpl_core.errors import UsageError
 from gpl_core.interest.alignment import MOST_TOKENS, Titles, alignment_losses, title_pack
 from gpl_core.interest.attention import CausalPlan
-from gpl_core.interest.model import InterestModel, ModelSettings, build_interest_model
-from gpl_core.interest.scoring import DeviceTrie
+from gpl_core.interest.interest_model import InterestModel, ModelSettings, build_interest_model
+from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 from tests.gpl_core.interest.conftest import World
 

@@ -10,7 +10,7 @@ import torch
 
 from gpl_core.errors import UsageError
 from gpl_core.interest.content import ContentTable, NeighbourGraph
-from gpl_core.interest.model import (
+from gpl_core.interest.interest_model import (
     InterestModel,
     ModelSettings,
     adapter_state,
@@ -19,8 +19,8 @@ from gpl_core.interest.model import (
 )
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import History, pack_targets
-from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import BeamSearch, SearchSettings
+from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 
 ITEMS, WIDTH = 30, 5

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpl_core.errors import ContractError, UsageError
-from gpl_core.interest.model import ModelSettings, build_interest_model
+from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import (
     History,
@@ -24,8 +24,8 @@ from gpl_core.interest.packing import (
     training_packs,
     unflatten,
 )
-from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.targets import keep_probability
+from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 from tests.gpl_core.interest.conftest import World
 from tests.gpl_core.interest.oracle import next_code_log_probs

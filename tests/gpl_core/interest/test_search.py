@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from gpl_core.errors import ContractError, GplError, UsageError
 from gpl_core.interest.attention import ATTENTION
-from gpl_core.interest.model import InterestModel
+from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.objective import target_log_probs
 from gpl_core.interest.packing import History, pack_targets
-from gpl_core.interest.scoring import DeviceTrie
 from gpl_core.interest.search import PAD_LOG_PROB, Anchors, BeamSearch, SearchSettings
+from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 from tests.gpl_core.interest.conftest import World, make_world
 from tests.gpl_core.interest.oracle import next_code_log_probs, textbook_beams

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpl_core.errors import ContractError
-from gpl_core.sids.catalogue import Catalogue
+from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.trie import Trie
 
 
@@ -66,7 +66,7 @@ def test_trie_refuses_padding_floats_and_foreign_codes():
 
 def test_catalogue_maps_items_and_sids_both_ways():
     # item 7 and item 2 share a SID; items 0, 1, 3..6 have none
-    catalogue = Catalogue(np.array([7, 9, 2]), np.array([[1, 0], [0, 3], [1, 0]]), codes=4)
+    catalogue = ItemCatalog(np.array([7, 9, 2]), np.array([[1, 0], [0, 3], [1, 0]]), codes=4)
     assert catalogue.items_of(np.array([1, 0])).tolist() == [2, 7]
     assert catalogue.items_of(np.array([0, 3])).tolist() == [9]
     assert catalogue.items_of(np.array([3, 3])).tolist() == []
@@ -82,7 +82,7 @@ def test_anchor_embedding_is_the_unit_mean_of_its_items(seed, count):
     sids = rng.integers(0, 3, size=(count, 2))
     embeddings = rng.normal(size=(60, 5)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    catalogue = Catalogue(index, sids, codes=3)
+    catalogue = ItemCatalog(index, sids, codes=3)
     anchors = catalogue.anchor_embeddings(embeddings)
     for leaf, sid in enumerate(catalogue.trie.sids().tolist()):
         mean = embeddings[[i for i, s in zip(index, sids.tolist(), strict=True) if s == sid]].mean(axis=0)
@@ -94,20 +94,20 @@ def test_anchor_embedding_is_the_unit_mean_of_its_items(seed, count):
 def test_anchor_embeddings_do_not_depend_on_the_chunk_size(monkeypatch):
     rng = np.random.default_rng(0)
     embeddings = rng.normal(size=(100, 4)).astype(np.float32)
-    catalogue = Catalogue(np.arange(100), rng.integers(0, 3, size=(100, 2)), codes=3)
+    catalogue = ItemCatalog(np.arange(100), rng.integers(0, 3, size=(100, 2)), codes=3)
     whole = catalogue.anchor_embeddings(embeddings)
-    monkeypatch.setattr("gpl_core.sids.catalogue._SUM_ROWS", 5)
+    monkeypatch.setattr("gpl_core.sids.item_catalog._SUM_ROWS", 5)
     np.testing.assert_array_equal(catalogue.anchor_embeddings(embeddings), whole)
 
 
 def test_opposite_items_of_one_sid_still_have_a_direction():
     embeddings = np.array([[1, 0], [-1, 0]], dtype=np.float32)
-    anchors = Catalogue(np.array([0, 1]), np.array([[0], [0]]), codes=1).anchor_embeddings(embeddings)
+    anchors = ItemCatalog(np.array([0, 1]), np.array([[0], [0]]), codes=1).anchor_embeddings(embeddings)
     assert anchors.tolist() == [[1, 0]]
 
 
 def test_an_empty_catalogue_answers_with_nothing():
-    catalogue = Catalogue(np.empty(0, dtype=int), np.empty((0, 3), dtype=int), codes=8)
+    catalogue = ItemCatalog(np.empty(0, dtype=int), np.empty((0, 3), dtype=int), codes=8)
     assert catalogue.trie.size == 0
     assert catalogue.leaf_of_item(np.array([0])).tolist() == [-1]
     assert catalogue.anchor_embeddings(np.empty((0, 4), dtype=np.float32)).shape == (0, 4)
@@ -115,7 +115,7 @@ def test_an_empty_catalogue_answers_with_nothing():
 
 def test_catalogue_refuses_an_item_with_two_sids_and_short_embeddings():
     with pytest.raises(ContractError, match="item_index: 3 occurs more than once"):
-        Catalogue(np.array([3, 3]), np.array([[0], [1]]), codes=2)
-    catalogue = Catalogue(np.array([3]), np.array([[0]]), codes=2)
+        ItemCatalog(np.array([3, 3]), np.array([[0], [1]]), codes=2)
+    catalogue = ItemCatalog(np.array([3]), np.array([[0]]), codes=2)
     with pytest.raises(ContractError, match="embeddings: 3 rows"):
         catalogue.anchor_embeddings(np.zeros((3, 2), dtype=np.float32))

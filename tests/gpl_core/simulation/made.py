@@ -7,8 +7,8 @@ from functools import cache
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.simulate import generate
+from gpl_core.simulation.simulation_settings import SimulationSettings
 
 
 class Collected:

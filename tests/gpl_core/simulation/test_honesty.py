@@ -12,9 +12,9 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.preprocessing import OneHotEncoder
 
 import gpl_core.simulation.recall as cascade
-from gpl_core.simulation.items import ItemWorld, item_texts, make_items, make_taste
+from gpl_core.simulation.item_world import ItemWorld, item_texts, make_items, make_taste
 from gpl_core.simulation.recall import text_features
-from gpl_core.simulation.settings import SimulationSettings
+from gpl_core.simulation.simulation_settings import SimulationSettings
 from gpl_core.simulation.users import sigmoid
 from tests.gpl_core.simulation.made import auc, world
 

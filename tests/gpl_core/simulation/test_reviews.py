@@ -32,8 +32,8 @@ from gpl_core.simulation.reviews import (
     place_events,
 )
 from gpl_core.simulation.rows import DAY, midnight
-from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.simulate import simulate
+from gpl_core.simulation.simulation_settings import SimulationSettings
 from tests.gpl_core.simulation.made import Collected
 
 SETTINGS = ImportSettings(candidates_per_request=20, exposed_per_request=5, random_share=0.1)

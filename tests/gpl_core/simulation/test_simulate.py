@@ -20,8 +20,8 @@ from PIL import Image
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.simulation.settings import SimulationSettings
 from gpl_core.simulation.simulate import TABLES, generate, simulate
+from gpl_core.simulation.simulation_settings import SimulationSettings
 from tests.gpl_core.simulation.made import SMALL, Collected, count_distinct, small
 
 TINY = replace(SMALL, users=40, items=100, warmup_days=4, random_share=0.2)
@@ -206,7 +206,7 @@ def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
     """Python's string hashes change from process to process; the tables must not."""
     program = (
         "import sys; from datetime import date; from gpl_core.lakehouse.lake import Lake; "
-        "from gpl_core.simulation.settings import SimulationSettings as S; "
+        "from gpl_core.simulation.simulation_settings import SimulationSettings as S; "
         "from gpl_core.simulation.simulate import simulate; "
         "simulate(S(users=20, items=100, days=1, warmup_days=3, candidates_per_request=30), Lake(sys.argv[1]))"
     )

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.interest.attention import ATTENTION, AttentionPlan
-from gpl_core.interest.checkpoint import load_base
+from gpl_core.interest.base_model import load_base
 from gpl_core.interest.vocabulary import SidVocabulary, extend_tokenizer
 
 _ADAPTER = "default"

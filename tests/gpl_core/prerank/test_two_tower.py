@@ -12,8 +12,8 @@ from gpl_core.errors import ContractError, UsageError
 from gpl_core.prerank.export import export_bundle, load_variant
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
 from gpl_core.prerank.loss import dual_label_loss
-from gpl_core.prerank.model import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
 from gpl_core.prerank.serving import ServedModel
+from gpl_core.prerank.two_tower import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
 
 CONFIG = TowerConfig(
     user_buckets=50,

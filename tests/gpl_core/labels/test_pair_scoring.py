@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpl_core.errors import ContractError
-from gpl_core.labels import scoring
-from gpl_core.labels.scoring import PairScores, first_occurrence, prefix_log_prob, score_block
+from gpl_core.labels.pair_scoring import PairScores, first_occurrence, prefix_log_prob, score_block
 from gpl_core.sids.trie import Trie
 
 LEVELS = 3
@@ -177,7 +176,7 @@ def test_half_precision_vectors_stay_within_their_rounding() -> None:
 def test_users_scored_in_parts_get_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     case = _case(2, 7, 3, 2, 4)
     whole = _score(*case)
-    monkeypatch.setattr(scoring, "_CPU_GATHER_BYTES", 2 * 4 * 5 * 4)  # two users at a time
+    monkeypatch.setattr(pair_scoring, "_CPU_GATHER_BYTES", 2 * 4 * 5 * 4)  # two users at a time
     for name, part in zip(PairScores._fields, _score(*case), strict=True):
         torch.testing.assert_close(part, getattr(whole, name), msg=name)
 

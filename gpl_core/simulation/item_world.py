@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from gpl_core.simulation.rng import stream, unit_rows
-from gpl_core.simulation.settings import SimulationSettings
+from gpl_core.simulation.simulation_settings import SimulationSettings
 from gpl_core.simulation.topics import departments, topics
 
 LATENT = 48  # D, the width of true content vectors

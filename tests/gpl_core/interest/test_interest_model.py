@@ -14,9 +14,9 @@ from transformers import Qwen2ForCausalLM
 
 from gpl_core.errors import ContractError, LineageError, MissingInputError, UsageError
 from gpl_core.interest.attention import CausalPlan
+from gpl_core.interest.base_model import TinySettings, load_base, make_tiny_checkpoint
 from gpl_core.interest.bundle import DESCRIPTION, WEIGHTS, load_bundle, save_bundle
-from gpl_core.interest.checkpoint import TinySettings, load_base, make_tiny_checkpoint
-from gpl_core.interest.model import (
+from gpl_core.interest.interest_model import (
     InterestModel,
     ModelSettings,
     adapter_state,
@@ -25,7 +25,7 @@ from gpl_core.interest.model import (
 )
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import History, pack_targets
-from gpl_core.interest.scoring import DeviceTrie
+from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 
 SETTINGS = ModelSettings(levels=3, codes=8, lora_rank=4)

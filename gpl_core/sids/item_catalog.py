@@ -15,7 +15,7 @@ from gpl_core.sids.trie import Trie, checked_sids
 _SUM_ROWS = 65_536  # embeddings gathered at a time: bounds memory when the embeddings are a memory-mapped file
 
 
-class Catalogue:
+class ItemCatalog:
     """Items and SIDs of one sid_version, held as arrays: trie, items of a leaf (CSR), leaf of an item."""
 
     def __init__(self, item_index: np.ndarray, sids: np.ndarray, codes: int) -> None:
