@@ -29,7 +29,7 @@ from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.writer import PartWriter
 from gpl_core.sids.issue import RowView, drift, issue
-from gpl_core.sids.tokenizer import Encoded, Tokenizer, load_tokenizer
+from gpl_core.sids.tokenizer import TokenizedItems, Tokenizer, load_tokenizer
 from gpu_workers.inputs.embeddings import ItemVectors, digests, encoder_version_of, item_vectors
 from gpu_workers.inputs.feed import read_batches
 from gpu_workers.outputs import commit_parts, commit_rows, list_array, reject
@@ -154,11 +154,13 @@ def _to_issue(
     return np.flatnonzero(~has), np.unique(np.concatenate(moved)) if moved else np.empty(0, dtype=np.int64)
 
 
-def encode_rows(tokenizer: Tokenizer, vectors: np.ndarray, rows: np.ndarray, ranks: Ranks, scratch: Path) -> Encoded:
+def encode_rows(
+    tokenizer: Tokenizer, vectors: np.ndarray, rows: np.ndarray, ranks: Ranks, scratch: Path
+) -> TokenizedItems:
     """Each rank encodes every size-th chunk and sends it to rank 0, which holds all results [N]; the others none."""
     width = tokenizer.codebooks.shape[2]
     held = len(rows) if ranks.is_main else 0
-    out = Encoded(
+    out = TokenizedItems(
         np.zeros((held, tokenizer.levels), np.int32),
         np.zeros(held, np.float32),
         np.lib.format.open_memmap(scratch / "residual.npy", "w+", np.float32, (held, width)),
@@ -169,7 +171,7 @@ def encode_rows(tokenizer: Tokenizer, vectors: np.ndarray, rows: np.ndarray, ran
         own, encoded = parts[ranks.rank], None
         with ranks.together():
             if own.start < len(rows):
-                encoded = tokenizer.encode_full(np.asarray(vectors[rows[own]]))
+                encoded = tokenizer.encode(np.asarray(vectors[rows[own]]))
         for source, part in enumerate(parts):
             if part.start >= len(rows):
                 continue
@@ -193,7 +195,7 @@ def _issue_and_write(
     items: ItemVectors,
     published: _Published,
     rows: np.ndarray,
-    encoded: Encoded,
+    encoded: TokenizedItems,
     writer: PartWriter,
     table: Snapshot,
     partition: dict[str, str],

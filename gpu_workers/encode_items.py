@@ -16,7 +16,8 @@ from gpl_core.config import Config
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.snapshot import Snapshot
-from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
+from gpl_core.sids.encoders import EncoderPart, build_encoder
+from gpl_core.sids.item_content import ItemContent
 from gpu_workers.inputs.embeddings import NewestContent, digests, newest_content
 from gpu_workers.inputs.feed import assign_files, read_batches
 from gpu_workers.outputs import commit_parts, commit_rows, list_array, reject

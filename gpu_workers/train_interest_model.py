@@ -26,7 +26,7 @@ from gpl_core.errors import GateError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.alignment import TitlePack, Titles, alignment_losses
 from gpl_core.interest.bundle import save_bundle
-from gpl_core.interest.content import ContentTable, NeighbourGraph
+from gpl_core.interest.content import ContentTable, NeighborGraph
 from gpl_core.interest.interest_model import InterestModel, ModelSettings, build_interest_model
 from gpl_core.interest.objective import target_log_probs
 from gpl_core.interest.packing import History, Pack, most_events, training_packs
@@ -87,7 +87,7 @@ class TrainingObjective(torch.nn.Module):
 class Walks:
     """Synthetic users who walk between items of like content, mixed among the real ones."""
 
-    graph: NeighbourGraph
+    graph: NeighborGraph
     catalogue: ItemCatalog
     per_user: float
 
@@ -193,7 +193,7 @@ def _train_and_publish(context: StepContext, ranks: Ranks, tokenizer: Manifest, 
     walks = None
     if content and settings.walks:
         with ranks.together():
-            graph = NeighbourGraph.build(content, catalogue.item_index, seed=config.run.seed, device=ranks.device)
+            graph = NeighborGraph.build(content, catalogue.item_index, seed=config.run.seed, device=ranks.device)
             walks = Walks(graph, catalogue, settings.walks)
     weights = (settings.title_to_sid, settings.sid_to_title)
     titles = None

@@ -112,6 +112,5 @@ def base_fingerprint(folder: str | Path) -> str:
             raise MissingInputError(f"checkpoint: {file} is absent, expected a complete checkpoint folder.")
         digest.update(file.name.encode())
         with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()

@@ -44,13 +44,13 @@ class ContentTable:
 
 
 @dataclass(frozen=True, eq=False)
-class NeighbourGraph:
+class NeighborGraph:
     """Each item's nearest items by content: what synthetic walks go along (ours; METHOD.md's study)."""
 
     items: np.ndarray
     """int64 [n]: item_index of the graph's nodes."""
     near: np.ndarray
-    """int32 [n x neighbours]: nodes of highest cosine, never the node itself."""
+    """int32 [n x neighbors]: nodes of highest cosine, never the node itself."""
 
     @classmethod
     def build(
@@ -59,10 +59,10 @@ class NeighbourGraph:
         item_index: np.ndarray,
         *,
         seed: int,
-        neighbours: int = 10,
+        neighbors: int = 10,
         pool: int = 50_000,
         device: torch.device | str = "cpu",
-    ) -> NeighbourGraph:
+    ) -> NeighborGraph:
         """The graph over a random ``pool`` of the items (all, where there are fewer), so that its cost is bounded.
 
         UsageError where fewer than two items have a vector.
@@ -75,14 +75,14 @@ class NeighbourGraph:
                 f"walks: {len(usable)} items have a content vector, expected at least 2; switch walks off."
             )
         vectors = table.take(table.rows(usable)).to(device)
-        most = min(neighbours, len(usable) - 1)
+        most = min(neighbors, len(usable) - 1)
         near = [_nearest(vectors, start, most) for start in range(0, len(usable), _BLOCK)]
         return cls(usable.astype(np.int64), np.concatenate(near))
 
     def walks(self, count: int, *, seed: Sequence[int], length: int = 3) -> np.ndarray:
         """``count`` random walks of ``length`` items, int64 [count x length] of item_index; same seed, same walks.
 
-        Each step goes to one of the neighbours, or stays with probability 1/6.
+        Each step goes to one of the neighbors, or stays with probability 1/6.
         """
         random = np.random.default_rng(seed)
         nodes = np.empty((count, length), dtype=np.int64)

@@ -219,7 +219,7 @@ def build_interest_model(
 def initial_rows(existing: Tensor, vocabulary: SidVocabulary, codebooks: np.ndarray | None, seed: int) -> Tensor:
     """First values of the SID rows, float32 [L * C x D] (choice: ours; the codebook start follows METHOD.md's study).
 
-    ``existing`` [V x D]: the base's rows. With ``codebooks`` [L x C x k]: each level's vectors, centred, through a
+    ``existing`` [V x D]: the base's rows. With ``codebooks`` [L x C x k]: each level's vectors, centered, through a
     random projection fixed by ``seed``, scaled so that the rows lie as far from the base's mean row as its own rows do
     on average. Without: the mean row plus a little noise, without which every code would have the same logit at first.
     """
@@ -240,9 +240,9 @@ def initial_rows(existing: Tensor, vocabulary: SidVocabulary, codebooks: np.ndar
         raise ContractError("codebooks: not finite; the tokenizer artifact is damaged, publish it again.")
     parts = []
     for level in vectors:
-        centred = level - level.mean(0)
+        centered = level - level.mean(0)
         # One projection per level: codes of different levels must not look alike.
-        projected = centred @ torch.randn(level.shape[1], rows.shape[1], generator=random)
+        projected = centered @ torch.randn(level.shape[1], rows.shape[1], generator=random)
         parts.append(projected * (spread / projected.norm(dim=1).mean().clamp_min(1e-12)))
     return mean + torch.cat(parts)
 

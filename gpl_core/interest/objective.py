@@ -16,12 +16,12 @@ from gpl_core.interest.trie_scoring import DeviceTrie, code_log_probs
 
 
 class TargetScores(NamedTuple):
-    """Teacher-forced scores of one pack's targets; E' of its E targets are in the catalogue."""
+    """Teacher-forced scores of one pack's targets; E' of its E targets are in the catalog."""
 
     log_prob: Tensor
     """[E' x L]: log p of each code given the history and the codes before it."""
     outside: int
-    """E - E': targets whose SID the catalogue does not hold (retired items): left out and counted."""
+    """E - E': targets whose SID the catalog does not hold (retired items): left out and counted."""
 
 
 def target_log_probs(

@@ -156,7 +156,7 @@ def training_packs(
 def budget_batches(sizes: np.ndarray, token_budget: int) -> list[np.ndarray]:
     """Indices of users, grouped so that a group's ``sizes`` (tokens, int [B]) sum to at most ``token_budget``.
 
-    Longest first, so that neighbours are of similar length and the largest batch comes before any other: too little
+    Longest first, so that neighbors are of similar length and the largest batch comes before any other: too little
     memory shows at once. A user above the budget makes a group alone.
     """
     order = np.argsort(-np.asarray(sizes, dtype=np.int64), kind="stable")

@@ -2,7 +2,7 @@
 
 The K beams of a user are K extra positions of the *same* sequence under a tree mask: each sees the prompt and its own
 ancestors. No key or value is copied or reordered. Only a level's valid children are scored, so every beam is a SID of
-the catalogue. The beams are those of textbook beam search under the scoring rule of `scoring`.
+the catalog. The beams are those of textbook beam search under the scoring rule of `scoring`.
 
 Legend for shapes: U users, W beams of a level, m most children of a node, L levels, K beams returned, D hidden width.
 """

@@ -1,6 +1,6 @@
 """The one scoring rule of training and search (ours): at each level a softmax over the prefix' *valid children* only.
 
-log p(SID) = sum over levels of log p(c_l | c_<l, history); the probabilities of all SIDs of the catalogue sum to 1.
+log p(SID) = sum over levels of log p(c_l | c_<l, history); the probabilities of all SIDs of the catalog sum to 1.
 
 Legend for shapes: R rows (prefixes), m most children of any node at that depth, C codes, L levels, S SIDs.
 """
@@ -29,12 +29,12 @@ class Children(NamedTuple):
 
 
 class DeviceTrie:
-    """A catalogue's trie as tensors: children of many nodes at once, of one static width per level."""
+    """A catalog's trie as tensors: children of many nodes at once, of one static width per level."""
 
     def __init__(self, trie: Trie, device: torch.device | str = "cpu") -> None:
-        """Raises ContractError on a catalogue without SIDs, in which nothing can be predicted."""
+        """Raises ContractError on a catalog without SIDs, in which nothing can be predicted."""
         if trie.size == 0:
-            raise ContractError("trie: no SID in the catalogue, expected at least one; assign SIDs before this step.")
+            raise ContractError("trie: no SID in the catalog, expected at least one; assign SIDs before this step.")
         self.trie = trie
         self.levels, self.codes, self.size = trie.levels, trie.codes, trie.size
         self.offsets = [torch.from_numpy(np.asarray(o, dtype=np.int64)).to(device) for o in trie.offsets]
@@ -61,7 +61,7 @@ class DeviceTrie:
         return Children(child, torch.where(valid, code, 0), valid)
 
     def path(self, sids: Tensor) -> tuple[Tensor, Tensor]:
-        """The nodes on the way to each SID (int64 [S x L], codes in [0, C)), and which SIDs are in the catalogue.
+        """The nodes on the way to each SID (int64 [S x L], codes in [0, C)), and which SIDs are in the catalog.
 
         Returns int64 [S x L + 1] (column l: the node at depth l; the last one is the leaf) and bool [S]; where False
         the nodes are some valid numbers, to be left out by the caller.

@@ -83,7 +83,7 @@ def extend_tokenizer(tokenizer: Any, levels: int, codes: int, prompt: str = "") 
     ids = np.array(tokenizer.convert_tokens_to_ids(texts))
     if (np.diff(ids) != 1).any():
         raise UsageError(
-            f"tokenizer: SID tokens for L = {levels}, C = {codes} are not one block of ids (another tokeniser's SIDs "
+            f"tokenizer: SID tokens for L = {levels}, C = {codes} are not one block of ids (another tokenizer's SIDs "
             "were added before); start from the base checkpoint."
         )
     if tokenizer.eos_token_id is None:
@@ -105,7 +105,7 @@ def extend_tokenizer(tokenizer: Any, levels: int, codes: int, prompt: str = "") 
 def check_single_tokens(tokenizer: Any, vocabulary: SidVocabulary, prompt: str) -> None:
     """Raise UsageError unless every SID code is one token in context (after the prompt and between other codes).
 
-    Tokenised alone, a code may look right and still merge with its neighbours; hence one text with all of them.
+    Tokenized alone, a code may look right and still merge with its neighbors; hence one text with all of them.
     """
     text = prompt + "".join(vocabulary.tokens()) + " end"
     got = tokenizer.encode(text, add_special_tokens=False)

@@ -75,8 +75,8 @@ class ReliabilityBin:
 class FittedOn:
     """What a calibrator was fitted on.
 
-    source: "uniform" (uniformly exposed slice), "exposed" (exposed clicks, explicit flag), or "unlabelled"
-        (similarities alone). rows: pairs seen; clicks: clicked ones (0 when unlabelled). base_rate: the labels' mean
+    source: "uniform" (uniformly exposed slice), "exposed" (exposed clicks, explicit flag), or "unlabeled"
+        (similarities alone). rows: pairs seen; clicks: clicked ones (0 when unlabeled). base_rate: the labels' mean
         that the fit aimed at. ece: expected calibration error, sum_b n_b |mean label - click rate| / n; None where no
         clicks were there to measure it.
     """

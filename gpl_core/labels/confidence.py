@@ -2,7 +2,7 @@
 
     w = (R^a * h^b * q^c)^(1 / (a + b + c))        (ours)
 
-R: semantic coherence, h: historical consistency, q: LLM confidence, each in [0, 1] (`labels/pair_scoring.py`). The three
+R: semantic coherence, h: historical consistency, q: LLM confidence, each in [0, 1] (`labels/pair_scoring.py`). The
 factors are the paper's; their formulas and this weighted geometric mean are ours (docs/method.md). An exponent of 0
 switches its factor off; with all three off every weight is 1.
 """

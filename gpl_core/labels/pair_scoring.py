@@ -147,13 +147,13 @@ def prefix_log_prob(
 
     An anchor has its own. Any other SID has an equal part of its longest prefix that is known: of a kept prefix what
     its anchors leave, else the mass of the anchors that have the prefix. A SID without any known prefix, or a candidate
-    without a SID, shares what no known prefix has (at least 1e-6) with all SIDs. A score: over the catalogue it need
+    without a SID, shares what no known prefix has (at least 1e-6) with all SIDs. A score: over the catalog it need
     not sum to 1.
 
     anchor_sids: int [U x K x L]; anchor_mask, log_prob: [U x K], as in `score_block`; prefixes: int [U x P x L], -1
     after a prefix' end; prefix_log_probs: [U x P]; candidate_sids: int [U x B x L], -1 where there is none; below: int
     [U x B x L], SIDs below each of the candidate's prefixes (`Trie.leaves_below`), ignored where there is none; size:
-    SIDs in the catalogue.
+    SIDs in the catalog.
     """
     levels = candidate_sids.shape[2]
     p = torch.exp(log_prob.float()).masked_fill(~anchor_mask, 0.0)

@@ -31,7 +31,7 @@ ContentOf = Callable[[npt.NDArray[np.integer]], npt.NDArray[np.float32]]
 """item_index [n] -> embeddings float32 [n x d], 0 for an item without one."""
 
 FORMAT = "gpl-preranker-1"
-_ROWS = 65_536  # items computed at a time: bounds memory whatever the catalogue
+_ROWS = 65_536  # items computed at a time: bounds memory whatever the catalog
 
 
 def item_vectors(model: TwoTower, sids: npt.NDArray[np.integer], content: ContentOf) -> torch.Tensor:

@@ -31,7 +31,7 @@ def row_mass(is_exposed: Tensor, sampling_probability: Tensor | None = None) -> 
     """Rows of each kind in a batch: exposed rows, and unexposed rows (or the sum of their 1 / pi).
 
     is_exposed: bool [n]; sampling_probability: [n] in (0, 1], given when the unexposed rows' weights are to be divided
-    by it (self-normalised per batch). Under several ranks: all-reduce the mean of both and pass the result to
+    by it (self-normalized per batch). Under several ranks: all-reduce the mean of both and pass the result to
     `dual_label_loss`: gradients averaged over ranks are then those of the whole batch on one rank.
     """
     exposed = is_exposed.sum().float()
@@ -53,7 +53,7 @@ def dual_label_loss(
 
     logits, target, sample_weight: [n], target in [0, 1] (the click of an exposed row, the pseudo-label of an unexposed
     one); is_exposed: bool [n]. sample_weight of exposed rows is not used. A kind without rows adds 0.
-    sampling_probability: [n]; None gives every unexposed row the same say, else its say is 1 / pi, self-normalised.
+    sampling_probability: [n]; None gives every unexposed row the same say, else its say is 1 / pi, self-normalized.
     mass: what to divide by instead of this batch's own `row_mass`.
 
     With lambda_ = 0, or sample_weight all 0, value and gradients equal exposed-only BCE bit for bit.

@@ -61,9 +61,9 @@ def auc(scores: npt.ArrayLike, labels: npt.ArrayLike, metric: str = "auc") -> Fi
 
 
 def snips_auc(scores: npt.ArrayLike, clicks: npt.ArrayLike, propensity: npt.ArrayLike) -> Figure:
-    """Self-normalised inverse-propensity estimate of the AUC over all pairs that could have been shown (ours).
+    """Self-normalized inverse-propensity estimate of the AUC over all pairs that could have been shown (ours).
 
-    Each shown pair counts 1 / propensity, its logged probability of being shown (Swaminathan & Joachims 2015 normalise
+    Each shown pair counts 1 / propensity, its logged probability of being shown (Swaminathan & Joachims 2015 normalize
     alike). clicks [n] 0/1; a row whose propensity is not in (0, 1] is left out and counted in the note, which also
     tells the effective number of rows, (sum w)^2 / sum w^2. No interval is given: the rows' weights differ.
     """

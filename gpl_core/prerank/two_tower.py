@@ -114,10 +114,10 @@ class TwoTower(nn.Module):
 def content_basis(vectors: Tensor, dimension: int) -> Tensor:
     """The first principal directions of item embeddings, float32 [m x d]: where both projections start.
 
-    vectors: a sample [n x d] of the catalogue. Directions that the sample does not have (n or d below m) are 0.
+    vectors: a sample [n x d] of the catalog. Directions that the sample does not have (n or d below m) are 0.
     """
-    centred = vectors.double() - vectors.double().mean(dim=0)
-    _, values, directions = torch.linalg.svd(centred, full_matrices=False)
+    centered = vectors.double() - vectors.double().mean(dim=0)
+    _, values, directions = torch.linalg.svd(centered, full_matrices=False)
     basis = torch.zeros(dimension, vectors.shape[1])
     there = min(dimension, int((values > 1e-9).sum()))
     # The sign of a singular vector is arbitrary: its largest entry is made positive, so that runs agree.
@@ -157,9 +157,9 @@ def build_model(config: TowerConfig, seed: int, basis: Tensor | None = None) -> 
 
 
 def parameter_groups(model: TwoTower, learning_rate: float) -> list[dict[str, object]]:
-    """Optimiser groups: embeddings of ids and codes learn at a tenth of the rate.
+    """Optimizer groups: embeddings of ids and codes learn at a tenth of the rate.
 
-    Adam moves a row at full rate whenever it occurs, so embeddings that see a handful of clicks memorise them: measured
+    Adam moves a row at full rate whenever it occurs, so embeddings that see a handful of clicks memorize them: measured
     on a simulated day, exposed-only training then falls below plain content within one epoch.
     """
     tables = {"user.id.weight", "item.id.weight", "item.sid.weight"}

@@ -1,1 +1,1 @@
-"""Semantic IDs: frozen encoders, residual quantisers, the catalogue of issued SIDs and its prefix trie."""
+"""Semantic IDs: frozen encoders, residual quantizers, the catalog of issued SIDs and its prefix trie."""

@@ -1,4 +1,4 @@
-"""Frozen item encoders: what an item's content is, what an encoder promises, and the fusion of several.
+"""Frozen item encoders: the fusion of several parts, and how a configuration becomes an encoder.
 
 Legend for shapes: N items, d width of the fused vector, d_p width of part p.
 
@@ -14,28 +14,19 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from gpl_core.errors import MissingInputError, UsageError
+from gpl_core.sids.item_content import ItemContent, PartEncoder, PartVectors
+
+PART_NAMES = ("precomputed", "minilm", "hf_text", "hf_clip", "hog_color")
 
 
 @dataclass(frozen=True)
-class ItemContent:
-    """One item as encoders see it; what is absent is empty or None."""
-
-    item_index: int
-    text: str = ""
-    image: bytes | None = None
-    image_uri: str | None = None
-    embedding: np.ndarray | None = None
-    """The platform's own vector, float [d_p]."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What became of N items."""
+class EncodedItems:
+    """The fused vectors of N items."""
 
     vectors: np.ndarray
     """float32 [N x d], unit rows; rows of rejected items are zero."""
@@ -43,46 +34,6 @@ class Encoded:
     """Position in the batch -> why this item has no vector."""
     missing: Mapping[str, int]
     """Part name -> encoded items that lack this modality (their part is zero)."""
-
-
-class Encoder(Protocol):
-    """A frozen map from content to unit vectors; an item's vector does not depend on its batch mates (to 1e-5)."""
-
-    @property
-    def dim(self) -> int:
-        """d"""
-
-    @property
-    def version(self) -> str:
-        """12 hex digits: equal versions give equal vectors."""
-
-    def encode(self, items: Sequence[ItemContent]) -> Encoded:
-        """Encodes ``items``; content that cannot be used is reported, never raised."""
-
-
-@dataclass(frozen=True)
-class PartVectors:
-    """What one part made of N items. An item is in ``rejected``, or has a vector, or lacks the modality (zero row)."""
-
-    vectors: np.ndarray
-    """float32 [N x d_p], unit or zero rows."""
-    rejected: Mapping[int, str] = field(default_factory=dict)
-
-
-class PartEncoder(Protocol):
-    """One modality of a fusion."""
-
-    name: str
-    dim: int
-    lacking: str
-    """Why an item without this modality cannot be encoded by this part alone."""
-
-    @property
-    def identity(self) -> Mapping[str, object]:
-        """All that decides its vectors, as JSON types: weights hash, preprocessing, options."""
-
-    def encode(self, items: Sequence[ItemContent]) -> PartVectors:
-        """Encodes ``items``."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +47,16 @@ class EncoderPart:
 
 
 class FusionEncoder:
-    """Weighted concatenation of unit parts, renormalised (ours). A missing modality is a zero part and is counted.
+    """Weighted concatenation of unit parts, renormalized (ours). A missing modality is a zero part and is counted.
 
     An item is rejected when a part rejects its content (broken picture, NaN) or when all parts are missing. Parts run
     in threads of their own, so that pictures are decoded while the text model works.
     """
+
+    dim: int
+    """d"""
+    version: str
+    """12 hex digits: equal versions give equal vectors."""
 
     def __init__(self, parts: Sequence[PartEncoder], weights: Sequence[float]) -> None:
         """``weights`` > 0, one per part. A single part of weight 1 is the part itself."""
@@ -109,16 +65,13 @@ class FusionEncoder:
         identity = {"fusion": 1, "weights": self._weights, "parts": [{p.name: dict(p.identity)} for p in self._parts]}
         self.version = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
-    def encode(self, items: Sequence[ItemContent]) -> Encoded:
-        """See Encoder."""
+    def encode(self, items: Sequence[ItemContent]) -> EncodedItems:
+        """Encodes ``items``; content that cannot be used is reported, never raised."""
         out = np.zeros((len(items), self.dim), dtype=np.float32)
         rejected: dict[int, str] = {}
         present = np.zeros((len(self._parts), len(items)), dtype=bool)
-        if len(self._parts) == 1:
-            results = [self._parts[0].encode(items)]
-        else:
-            with ThreadPoolExecutor(len(self._parts)) as pool:
-                results = list(pool.map(lambda part: part.encode(items), self._parts))
+        with ThreadPoolExecutor(len(self._parts)) as pool:
+            results = list(pool.map(lambda part: part.encode(items), self._parts))
         start = 0
         for number, (part, weight, result) in enumerate(zip(self._parts, self._weights, results, strict=True)):
             length = np.linalg.norm(result.vectors, axis=1)
@@ -136,11 +89,11 @@ class FusionEncoder:
         out[~kept] = 0.0
         out[kept] /= np.linalg.norm(out[kept], axis=1, keepdims=True)
         missing = {p.name: int((~present[n] & kept).sum()) for n, p in enumerate(self._parts)}
-        return Encoded(out, dict(sorted(rejected.items())), missing)
+        return EncodedItems(out, dict(sorted(rejected.items())), missing)
 
 
 class PrecomputedEncoder:
-    """The platform's own embedding column, normalised. A zero vector, or one entry alone, means that there is none."""
+    """The platform's own embedding column, normalized. A zero vector, of whatever length, means that there is none."""
 
     name = "precomputed"
     lacking = "no precomputed embedding"
@@ -172,7 +125,7 @@ class PrecomputedEncoder:
         return PartVectors(out, rejected)
 
 
-def build_encoder(parts: Sequence[EncoderPart], *, batch_size: int = 64, device: str = "cpu") -> Encoder:
+def build_encoder(parts: Sequence[EncoderPart], *, batch_size: int = 64, device: str = "cpu") -> FusionEncoder:
     """The encoder that ``parts`` describe; models are loaded from local files only.
 
     Raises UsageError for an unknown part or a missing option, MissingInputError where a model's files are absent.
@@ -180,9 +133,6 @@ def build_encoder(parts: Sequence[EncoderPart], *, batch_size: int = 64, device:
     if not parts:
         raise UsageError("encoder.parts: empty, expected at least one of " + ", ".join(PART_NAMES) + ".")
     return FusionEncoder([_build_part(p, batch_size, device) for p in parts], [p.weight for p in parts])
-
-
-PART_NAMES = ("precomputed", "minilm", "hf_text", "hf_clip", "hog_color")
 
 
 def _build_part(part: EncoderPart, batch_size: int, device: str) -> PartEncoder:
@@ -215,7 +165,8 @@ def _build_part(part: EncoderPart, batch_size: int, device: str) -> PartEncoder:
     raise UsageError(f"encoder.parts: '{part.name}', expected one of {', '.join(PART_NAMES)}.")
 
 
-def _known(part: EncoderPart, known: Mapping[str, type]) -> dict:
+def _known(part: EncoderPart, known: Mapping[str, type]) -> dict[str, Any]:
+    """The part's options, converted to their types; UsageError for an unknown name or a value that does not convert."""
     unknown = sorted(set(part.options) - set(known))
     if unknown:
         raise UsageError(
@@ -237,18 +188,6 @@ def _folder(part: EncoderPart) -> Path:
     folder = Path(part.path)
     if not folder.is_dir():
         raise MissingInputError(
-            f"encoder.parts.{part.name}.path: {folder} is no folder; download the model there first."
+            f"encoder.parts.{part.name}.path: {folder} is not a folder; download the model there first."
         )
     return folder
-
-
-def hash_files(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
-    """sha256 of every file of ``folder`` that matches a pattern: file name -> hex digest."""
-    out = {}
-    for path in sorted({p for pattern in patterns for p in folder.glob(pattern)}):
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        out[path.name] = digest.hexdigest()
-    return out

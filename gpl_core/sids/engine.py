@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class TrainEngine(Protocol):
-    """Forward, backward and optimiser steps of one model on all ranks.
+    """Forward, backward and optimizer steps of one model on all ranks.
 
-    An optimiser step is made of ``parts`` calls of ``step`` on each rank; the applied gradient is the sum of the
+    An optimizer step is made of ``parts`` calls of ``step`` on each rank; the applied gradient is the sum of the
     gradients of all parts on all ranks.
     """
 
@@ -20,7 +20,7 @@ class TrainEngine(Protocol):
     device: torch.device
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: int, batch_size: int) -> None:
-        """Takes the model (moved to ``device`` in place) and its optimiser; called once, before anything else."""
+        """Takes the model (moved to ``device`` in place) and its optimizer; called once, before anything else."""
 
     def forward(self, *inputs: Any) -> Any:
         """The model's output."""

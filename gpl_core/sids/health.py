@@ -1,4 +1,4 @@
-"""Is a tokeniser fit to publish? Figures of code usage, collisions and reconstruction, and the gates on them.
+"""Is a tokenizer fit to publish? Figures of code usage, collisions and reconstruction, and the gates on them.
 
 Legend for shapes: N items, L levels, C codes per level, d embedding width.
 """
@@ -17,20 +17,20 @@ from gpl_core.sids.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Health:
-    """Figures of one tokeniser on one catalogue; shares are in [0, 1]."""
+    """Figures of one tokenizer on one catalog; shares are in [0, 1]."""
 
     items: int
     codes: int
     perplexity: tuple[float, ...]
-    """Per level, exp of the entropy of code use: how many codes are in use, evenly."""
+    """Per level, exp of the entropy of code usage: the number of evenly used codes that would have it."""
     used: tuple[int, ...]
     """Per level, the number of codes that occur."""
     reachable: tuple[int, ...]
-    """Per level, the most codes this catalogue could use: min(C, number of distinct embeddings)."""
+    """Per level, the most codes this catalog could use: min(C, number of distinct embeddings)."""
     collision_share: float
-    """Share of the items whose SID another item with another embedding carries too."""
+    """Share of the items that share their SID with an item of another embedding."""
     reconstruction: float
-    """Mean cosine of an embedding and its SID's decoded vector."""
+    """Mean cosine between an embedding and its SID's decoded vector."""
 
     def as_dict(self) -> dict[str, object]:
         """The figures as plain JSON types."""
@@ -39,12 +39,12 @@ class Health:
 
 @dataclass(frozen=True)
 class Gates:
-    """Thresholds a tokeniser must meet before it is published; each is a share in [0, 1]."""
+    """Thresholds a tokenizer must meet before it is published; each is a share in [0, 1]."""
 
     min_perplexity_share: float = 0.3
-    """Least perplexity of every level over the reachable codes."""
+    """Smallest perplexity of any level, as a share of the reachable codes."""
     max_dead_share: float = 0.2
-    """Most dead codes of every level over the reachable codes."""
+    """Most dead codes of any level, as a share of the reachable codes."""
     max_collision_share: float = 0.5
     min_reconstruction_cosine: float = 0.5
 
@@ -61,7 +61,7 @@ def level_usage(codes: np.ndarray, size: int) -> tuple[tuple[float, ...], tuple[
 
 
 def collision_share(codes: np.ndarray, identity: np.ndarray | None = None) -> float:
-    """Share of items [N] whose SID is also carried by an item of another ``identity`` [N] (default: all differ)."""
+    """Share of the items [N] that share their SID with an item of another ``identity`` [N] (default: all differ)."""
     if not len(codes):
         return 0.0
     sid = row_numbers(codes)
@@ -71,53 +71,19 @@ def collision_share(codes: np.ndarray, identity: np.ndarray | None = None) -> fl
     return float((np.bincount(sid[one])[sid] > 1).mean())
 
 
-def row_identity(embeddings: np.ndarray) -> np.ndarray:
-    """int64 [N]: equal for rows of ``embeddings`` [N x d] that are bit-identical."""
-    rows = np.ascontiguousarray(embeddings)
-    return np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))), return_inverse=True)[
-        1
-    ].reshape(-1)
-
-
 def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
     """Mean cosine of the rows of ``a`` and ``b``, both [N x d]."""
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return float(((a * b).sum(axis=1) / np.maximum(lengths, 1e-12)).mean())
 
 
-def neighbour_recall(
-    embeddings: np.ndarray, decoded: np.ndarray, k: int = 10, queries: np.ndarray | None = None
-) -> np.ndarray:
-    """Per query item, the share of its k nearest by embedding that are among its k nearest by decoded vector; float
-    [Q].
-
-    Both [N x d], nearest by cosine, the item itself left out; ``queries`` int [Q] limits the work (default: all items).
-    Ties among decoded vectors (items of one SID) are broken by a fixed random order, so that table order earns nothing.
-    """
-    asked = np.arange(len(embeddings)) if queries is None else np.asarray(queries)
-    order = np.random.default_rng(0).permutation(len(embeddings))
-    unit = _unit(embeddings)[order]
-    unit_decoded = _unit(decoded)[order]
-    position = np.argsort(order)
-    width = min(k, len(embeddings) - 1)
-    out = np.zeros(len(asked))
-    for start in range(0, len(asked), 512):
-        own = position[asked[start : start + 512]]
-        near = _nearest(unit, own, width)
-        near_decoded = _nearest(unit_decoded, own, width)
-        out[start : start + len(own)] = [
-            len(np.intersect1d(a, b)) / max(1, width) for a, b in zip(near, near_decoded, strict=True)
-        ]
-    return out
-
-
 def measure(tokenizer: Tokenizer, embeddings: np.ndarray, rows: int = 65_536) -> Health:
-    """Health of ``tokenizer`` on a catalogue [N x d] (a memory map will do); reads ``rows`` at a time."""
+    """Health of ``tokenizer`` on a catalog [N x d] (may be a memory map); reads ``rows`` at a time."""
     codes = np.empty((len(embeddings), tokenizer.levels), dtype=np.int32)
     cosine = 0.0
     for start in range(0, len(embeddings), rows):
         part = np.asarray(embeddings[start : start + rows], dtype=np.float32)
-        codes[start : start + len(part)] = tokenizer.encode(part)[0]
+        codes[start : start + len(part)] = tokenizer.encode(part).codes
         cosine += mean_cosine(part, tokenizer.decode(codes[start : start + len(part)])) * len(part)
     first = duplicates(codes, embeddings)
     distinct = int((first == np.arange(len(first))).sum())
@@ -130,8 +96,7 @@ def measure(tokenizer: Tokenizer, embeddings: np.ndarray, rows: int = 65_536) ->
 
 
 def check_gates(health: Health, gates: Gates) -> None:
-    """Raises GateError naming every figure out of bounds and what to change; the tokeniser in force then stays in
-    force."""
+    """Raises GateError that names every figure out of bounds and what to change."""
     faults = []
     for level, (perplexity, used, reachable) in enumerate(
         zip(health.perplexity, health.used, health.reachable, strict=True), start=1
@@ -162,7 +127,7 @@ def check_gates(health: Health, gates: Gates) -> None:
             "(raise tokenizer.latent, tokenizer.codes or epochs; look at the encoder's vectors)"
         )
     if faults:
-        raise GateError("tokenizer: not published, the one in force stays. " + "; ".join(faults))
+        raise GateError("tokenizer: not published, the current one stays in force. " + "; ".join(faults))
 
 
 def as_scalars(health: Health) -> Mapping[str, float]:
@@ -171,13 +136,3 @@ def as_scalars(health: Health) -> Mapping[str, float]:
     for level, (perplexity, used) in enumerate(zip(health.perplexity, health.used, strict=True), start=1):
         out |= {f"perplexity_{level}": perplexity, f"used_{level}": float(used)}
     return out
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-
-def _nearest(unit: np.ndarray, own: np.ndarray, width: int) -> np.ndarray:
-    similarity = unit[own] @ unit.T
-    similarity[np.arange(len(own)), own] = -np.inf
-    return np.argsort(-similarity, axis=1, kind="stable")[:, :width]

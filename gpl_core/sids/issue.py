@@ -11,7 +11,7 @@ import numpy as np
 
 from gpl_core.sids.health import level_usage
 from gpl_core.sids.repair import Rows, duplicates, published_twins, repair, row_numbers
-from gpl_core.sids.tokenizer import Encoded
+from gpl_core.sids.tokenizer import TokenizedItems
 
 
 class RowView:
@@ -45,7 +45,7 @@ class Issued:
 
 
 def issue(
-    encoded: Encoded,
+    encoded: TokenizedItems,
     embeddings: Rows,
     last_codebook: np.ndarray,
     published: np.ndarray,
@@ -54,7 +54,7 @@ def issue(
     """SIDs for N items beside M published ones (in force), which keep theirs.
 
     ``encoded`` and ``embeddings`` [N x d] are the new items', sorted by item_index; ``last_codebook`` [C x k] is the
-    tokeniser's; ``published`` int [M x L] and ``published_embeddings`` [M x d] are what is in force. An item with the
+    tokenizer's; ``published`` int [M x L] and ``published_embeddings`` [M x d] are what is in force. An item with the
     content of a published one shares its SID; all others get a SID that nobody has, inside their prefix, where codes
     are left.
     """
@@ -107,7 +107,7 @@ class Drift:
         if self.residual_ratio >= renew:
             return f"{figures}: train a new tokenizer version"
         if self.residual_ratio >= warn or self.perplexity_ratio < 0.5:
-            return f"{figures}: the catalogue drifts away from the tokenizer"
+            return f"{figures}: the catalog drifts away from the tokenizer"
         return ""
 
 

@@ -1,4 +1,4 @@
-"""Which item carries which SID: the catalogue of one sid_version, both ways. One SID may hold several items.
+"""Which item carries which SID, and which items a SID holds (one or several), for one sid_version.
 
 Legend for shapes: N items, L levels, S distinct SIDs (the trie's leaves), d embedding width.
 """
@@ -12,11 +12,11 @@ import numpy as np
 from gpl_core.errors import ContractError
 from gpl_core.sids.trie import Trie, checked_sids
 
-_SUM_ROWS = 65_536  # embeddings gathered at a time: bounds memory when the embeddings are a memory-mapped file
+_SUM_ROWS = 65_536  # embeddings gathered at a time: bounds memory when they are a memory-mapped file
 
 
 class ItemCatalog:
-    """Items and SIDs of one sid_version, held as arrays: trie, items of a leaf (CSR), leaf of an item."""
+    """Items and SIDs of one sid_version as arrays: the trie, the items of each leaf (CSR), the leaf of each item."""
 
     def __init__(self, item_index: np.ndarray, sids: np.ndarray, codes: int) -> None:
         """``item_index`` int [N], each once; ``sids`` int [N x L]; ``codes`` = C. Raises ContractError on bad input."""
@@ -75,21 +75,12 @@ class ItemCatalog:
         out[leaf >= 0] = self._leaf_sids[leaf[leaf >= 0]]
         return out
 
-    def items_of_leaf(self, leaf: int) -> np.ndarray:
-        """The items of one leaf, int64 [k >= 1], ascending."""
-        return self.leaf_items[self.leaf_offsets[leaf] : self.leaf_offsets[leaf + 1]]
-
-    def items_of(self, sid: np.ndarray) -> np.ndarray:
-        """The items that carry ``sid`` (int [L]), int64 [k], ascending; empty where there are none."""
-        leaf = int(self.trie.leaf_of(np.asarray(sid)[None])[0])
-        return self.items_of_leaf(leaf) if leaf >= 0 else np.empty(0, dtype=np.int64)
-
     def anchor_embeddings(self, embeddings: np.ndarray, leaves: np.ndarray | None = None) -> np.ndarray:
-        """g(a): the unit-normalised mean of e(j) over the items of each leaf, float32 [S x d] (formula: ours).
+        """g(a): the unit-normalized mean of e(j) over the items of each leaf, float32 [S x d] (formula: ours).
 
-        ``embeddings`` [>= max item_index + 1 x d] is indexed by item_index (a memory map will do);
+        ``embeddings`` [>= max item_index + 1 x d] is indexed by item_index and may be a memory map;
         ``leaves`` int [M] limits the work to some leaves and gives [M x d] in their order.
-        Items of one SID that cancel out leave no direction: the item of the lowest index stands for them.
+        Where the items of a SID cancel out, the item with the lowest index stands for them.
         """
         if len(self) and len(embeddings) <= self.item_index[-1]:
             raise ContractError(
@@ -98,9 +89,7 @@ class ItemCatalog:
             )
         chosen = np.arange(self.trie.size) if leaves is None else np.asarray(leaves, dtype=np.int64)
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= self.trie.size):
-            raise ContractError(
-                f"leaves: outside [0, {self.trie.size}); drop SIDs that are not in the catalogue first."
-            )
+            raise ContractError(f"leaves: outside [0, {self.trie.size}); drop SIDs that are not in the catalog first.")
         out = np.zeros((len(chosen), embeddings.shape[1]), dtype=np.float32)
         for start, stop in self._chunks(chosen):
             part = chosen[start:stop]

@@ -1,4 +1,4 @@
-"""Residual k-means: the start of an RQ-VAE's codebooks, and the plain baseline tokeniser.
+"""Residual k-means: the start of an RQ-VAE's codebooks, and the plain baseline tokenizer.
 
 Legend for shapes: N rows, L levels, C codes, k width. The clustering is scikit-learn's.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 
-_DISTINCT_ROWS = 20_000  # beyond it a catalogue is taken to have more distinct rows than codes
+_DISTINCT_ROWS = 20_000  # beyond it a catalog is taken to have more distinct rows than codes
 _EXACT_ROWS = 200_000  # beyond it mini-batches: Lloyd's step over all rows costs N * C * k
 
 

@@ -1,4 +1,4 @@
-"""Pictures: safe decoding from bytes or a URI, and a classical frozen descriptor (HOG and colour, scikit-image)."""
+"""Pictures: safe decoding from bytes or a URI, and a classical frozen descriptor (HOG and color, scikit-image)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skimage.color import rgb2gray, rgb2hsv
 from skimage.feature import hog
 
 from gpl_core.errors import UsageError
-from gpl_core.sids.encoders import ItemContent, PartVectors
+from gpl_core.sids.item_content import ItemContent, PartVectors
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _CELLS = 4
@@ -85,8 +85,8 @@ class PictureReader:
 
 
 class HogColorEncoder:
-    """Shape and colour of a picture: histogram of oriented gradients (Dalal & Triggs 2005), an HSV histogram and a
-    coarse colour layout, each of unit length, concatenated and renormalised (the combination: ours)."""
+    """Shape and color of a picture: histogram of oriented gradients (Dalal & Triggs 2005), an HSV histogram and a
+    coarse color layout, each of unit length, concatenated and renormalized (the combination: ours)."""
 
     name = "hog_color"
     lacking = "no picture"
@@ -123,14 +123,14 @@ class HogColorEncoder:
         cell = self._size // _CELLS
         shape = hog(rgb2gray(rgb), orientations=9, pixels_per_cell=(cell, cell), cells_per_block=(2, 2))
         hsv = rgb2hsv(rgb).reshape(-1, 3)
-        colours = np.histogramdd(hsv, bins=_BINS, range=((0, 1),) * 3)[0].reshape(-1)
+        colors = np.histogramdd(hsv, bins=_BINS, range=((0, 1),) * 3)[0].reshape(-1)
         layout = np.asarray(small.resize((_CELLS, _CELLS), Image.Resampling.BOX), dtype=np.float64).reshape(-1) / 255.0
-        parts = [_unit(shape), _unit(np.sqrt(colours)), _unit(layout)]
+        parts = [_unit(shape), _unit(np.sqrt(colors)), _unit(layout)]
         return _unit(np.concatenate(parts)).astype(np.float32)
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """16-bit greys as 8-bit ones: ``convert`` would clip them to white."""
+    """16-bit grays as 8-bit ones: ``convert`` would clip them to white."""
     if not picture.mode.startswith("I"):
         return picture
     return Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))

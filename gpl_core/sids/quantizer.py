@@ -1,8 +1,8 @@
-"""Residual quantisation with EMA codebooks: the few tensor formulas, each usable without a training loop.
+"""Residual quantization with EMA codebooks: the few tensor formulas, each usable without a training loop.
 
 Legend for shapes: B rows, L levels, C codes per level, k latent width.
 
-Sources: residual quantisation (Lee 2022, RQ-VAE), straight-through gradient, commitment loss and EMA codebooks with
+Sources: residual quantization (Lee 2022, RQ-VAE), straight-through gradient, commitment loss and EMA codebooks with
 Laplace smoothing (van den Oord 2017; Razavi 2019). tests/gpl_core/sids holds them against vector-quantize-pytorch.
 """
 
@@ -23,7 +23,7 @@ class Assignment(NamedTuple):
     codes: Tensor
     """int64 [B x L]"""
     residuals: Tensor
-    """[B x L x k]: what each level was given to quantise; residuals[:, 0] is the latent itself."""
+    """[B x L x k]: what each level was given to quantize; residuals[:, 0] is the latent itself."""
     quantized: Tensor
     """[B x k]: the sum of the chosen codes."""
 
@@ -32,7 +32,7 @@ class Quantized(NamedTuple):
     """The training view of an assignment."""
 
     latent: Tensor
-    """[B x k]: the quantised latent with the straight-through gradient."""
+    """[B x k]: the quantized latent with the straight-through gradient."""
     commitment: Tensor
     """scalar: sum over levels of the mean squared distance between the level's input and its code."""
     assignment: Assignment
@@ -57,7 +57,7 @@ def assign(latent: Tensor, codebooks: Tensor) -> Assignment:
 
 
 class ResidualQuantizer(nn.Module):
-    """L EMA codebooks. Buffers, not parameters: the optimiser never touches them, save and load carry them all."""
+    """L EMA codebooks. Buffers, not parameters: the optimizer never touches them, save and load carry them all."""
 
     codebooks: Tensor
     counts: Tensor
@@ -70,7 +70,7 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("sums", torch.zeros(levels, codes, width))  # EMA of their sum
 
     def forward(self, latent: Tensor) -> Quantized:
-        """Quantises ``latent`` [B x k]. Codebooks are not moved here: see ``statistics`` and ``ema_step``."""
+        """Quantizes ``latent`` [B x k]. Codebooks are not moved here: see ``statistics`` and ``ema_step``."""
         found = assign(latent.detach(), self.codebooks)
         # Every level's input is the latent minus constants, so every level's commitment reaches the encoder.
         chosen = torch.stack([book[code] for book, code in zip(self.codebooks, found.codes.T, strict=True)], dim=1)
@@ -90,7 +90,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def ema_step(self, statistics: Tensor, decay: float) -> None:
-        """Moves the codebooks towards the means of one step's ``statistics`` (of all ranks)."""
+        """Moves the codebooks toward the means of one step's ``statistics`` (of all ranks)."""
         self.counts.lerp_(statistics[..., 0], 1 - decay)
         self.sums.lerp_(statistics[..., 1:], 1 - decay)
         total = self.counts.sum(dim=1, keepdim=True)

@@ -45,7 +45,7 @@ class Repair:
 def duplicates(codes: np.ndarray, embeddings: Rows) -> np.ndarray:
     """The first row with the same content, int64 [N] (its own number where there is none before it).
 
-    Compared are rows of one SID only: ``codes`` int [N x L] as the tokeniser gave them; equal embeddings get equal
+    Compared are rows of one SID only: ``codes`` int [N x L] as the tokenizer gave them; equal embeddings get equal
     codes. ``embeddings`` [N x d] may be a memory map: rows are read some thousands at a time.
     """
     first = np.arange(len(codes), dtype=np.int64)
@@ -109,7 +109,7 @@ def repair(
 ) -> Repair:
     """Gives every content a SID of its own, within its prefix, where codes are left.
 
-    ``codes`` int [N x L] and ``last_residual`` float [N x k] are a tokeniser's, ``last_codebook`` [C x k] is its last
+    ``codes`` int [N x L] and ``last_residual`` float [N x k] are a tokenizer's, ``last_codebook`` [C x k] is its last
     one; ``first`` int [N] says which rows are the same content (see ``duplicates``; default: none); ``taken`` int [M
     x L] are published SIDs, which nobody else may have. Row order decides ties: callers sort by item_index.
 

@@ -1,4 +1,4 @@
-"""Training of the residual-quantised VAE that turns item embeddings into SIDs (and of the RQ-k-means baseline).
+"""Training of the residual-quantized VAE that turns item embeddings into SIDs (and of the RQ-k-means baseline).
 
 Legend for shapes: N items, d embedding width, k latent width, L levels, C codes per level, B rows of a batch.
 
@@ -35,12 +35,12 @@ Progress = Callable[[int, Mapping[str, float]], None]
 """Called on rank 0 after each epoch with the number of finished epochs and its figures."""
 
 _SHARDS = 2
-_QUERIES = 128  # rows of a shard whose neighbourhoods the relational loss looks at; all of them cost half as much again
+_QUERIES = 128  # rows of a shard whose neighborhoods the relational loss looks at; all of them cost half as much again
 
 
 @dataclass(frozen=True)
 class RqVaeSettings:
-    """Everything that decides the trained tokeniser, together with the embeddings."""
+    """Everything that decides the trained tokenizer, together with the embeddings."""
 
     levels: int = 3
     codes: int = 256
@@ -60,10 +60,10 @@ class RqVaeSettings:
     dead_share: float = 0.25
     """A code is dead when its EMA count is below this share of the mean count."""
     relational: float = 0.0
-    """Weight of the KL between the batch's similarity distributions before and after quantisation (0: off)."""
+    """Weight of the KL between the batch's similarity distributions before and after quantization (0: off)."""
     relational_temperature: float = 0.1
     sample_rows: int = 262_144
-    """Items used for the k-means start and for revival; all of them in a smaller catalogue."""
+    """Items used for the k-means start and for revival; all of them in a smaller catalog."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,18 +77,18 @@ class RqVaeSettings:
 
 
 def codes_for(items: int) -> int:
-    """C by catalogue size (ours): 256 up to 10^5 items, doubled for each factor of four, 8192 from about 10^8 on."""
+    """C by catalog size (ours): 256 up to 10^5 items, doubled for each factor of four, 8192 from about 10^8 on."""
     doublings = math.ceil(math.log(max(items, 1) / 1e5, 4)) if items > 1e5 else 0
     return 256 * 2 ** min(doublings, 5)
 
 
 def epochs_for(items: int, batch_size: int = 1024) -> int:
-    """Epochs by catalogue size (ours): about 1,600 steps, yet at least 20 epochs and at most 400."""
+    """Epochs by catalog size (ours): about 1,600 steps, yet at least 20 epochs and at most 400."""
     return min(400, max(20, 1600 // max(1, math.ceil(items / batch_size))))
 
 
 class RqVae(nn.Module):
-    """Encoder, residual quantiser and mirrored decoder."""
+    """Encoder, residual quantizer and mirrored decoder."""
 
     def __init__(self, dim: int, settings: RqVaeSettings) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def relational_loss(x: Tensor, output: Tensor, temperature: float, queries: int 
     ``output``.
 
     Both [B x d], in random order; at most about ``queries`` rows, evenly spaced, are compared with all others. Keeps
-    neighbours neighbours after quantisation. 0 for fewer than three rows.
+    neighbors neighbors after quantization. 0 for fewer than three rows.
     """
     if len(x) < 3:
         return output.sum() * 0.0
@@ -148,11 +148,11 @@ def fit(
     checkpoint_dir: str | Path | None = None,
     engine: TrainEngine | None = None,
 ) -> Tokenizer:
-    """Trains an RQ-VAE on ``embeddings`` float32 [N x d] (a memory map will do) and returns the tokeniser, on every
+    """Trains an RQ-VAE on ``embeddings`` float32 [N x d] (a memory map will do) and returns the tokenizer, on every
     rank.
 
     With ``checkpoint_dir``, a killed run that is started again with the same input continues and gives the
-    undisturbed result. ``engine`` runs forward, backward and the optimiser step (default: plain torch, one rank).
+    undisturbed result. ``engine`` runs forward, backward and the optimizer step (default: plain torch, one rank).
     Raises ContractError for zero or NaN rows, for N = 0, and for fewer items than ranks.
     """
     checked_embeddings(embeddings)
@@ -179,12 +179,12 @@ def fit(
 
 
 class _Run:
-    """The state of one training: model, optimiser, order of rows. Its epochs depend on nothing but their number."""
+    """The state of one training: model, optimizer, order of rows. Its epochs depend on nothing but their number."""
 
     def __init__(self, embeddings: np.ndarray, settings: RqVaeSettings, engine: TrainEngine) -> None:
         self.embeddings, self.settings, self.engine = embeddings, settings, engine
         self.sample = sample_rows(embeddings, settings.sample_rows, settings.seed)
-        # Centred and scaled to unit variance per coordinate: layers and commitment weight then fit any encoder.
+        # Centered and scaled to unit variance per coordinate: layers and commitment weight then fit any encoder.
         mean = self.sample.mean(axis=0)
         self.scale = float(1.0 / max(self.sample.std(), 1e-6)) if len(self.sample) > 1 else 1.0
         self.mean = torch.as_tensor(mean)
@@ -240,7 +240,7 @@ class _Run:
             statistics = None
             for shard in range(self.engine.rank, self.shards, self.engine.world):
                 rows = np.sort(batch[shard :: self.shards])
-                if not len(rows):  # only in catalogues of fewer rows than shards, on one rank
+                if not len(rows):  # only in catalogs of fewer rows than shards, on one rank
                     self.engine.step(self._nothing())
                     continue
                 x = (torch.as_tensor(np.array(self.embeddings[rows])).to(self.engine.device) - self.mean) * self.scale

@@ -5,6 +5,7 @@ Local files only, safetensors only, no remote code. Legend for shapes: N items, 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +19,12 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from gpl_core.errors import MissingInputError, UsageError
-from gpl_core.sids.encoders import ItemContent, PartVectors, hash_files
+from gpl_core.sids.item_content import ItemContent, PartVectors
 from gpl_core.sids.pictures import PictureError, PictureReader
 
-# Weights, configuration, tokeniser and preprocessing, under whatever names a version of transformers gives them.
+# Weights, configuration, tokenizer and preprocessing, under whatever names a version of transformers gives them.
 _FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
-_TEXTS = 4096  # texts tokenised and sorted at a time: bounds memory, and leaves little padding
+_TEXTS = 4096  # texts tokenized and sorted at a time: bounds memory, and leaves little padding
 _POOLINGS = ("mean", "cls", "last")
 
 
@@ -69,7 +70,7 @@ class TextEncoder:
         positions = getattr(self._model.config, "max_position_embeddings", None) or max_tokens
         self._max_tokens = int(min(max_tokens, self._tokenizer.model_max_length, positions))
         self.dim = int(self._model.config.hidden_size)
-        self._files = hash_files(folder, _FILES)
+        self._files = _hash_files(folder)
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -86,7 +87,7 @@ class TextEncoder:
         return PartVectors(out)
 
     def _batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, Mapping[str, Tensor]]]:
-        """Positions and padded tokens of batches of like length; the next texts are tokenised while the model works."""
+        """Positions and padded tokens of batches of like length; the next texts are tokenized while the model works."""
         chunks = [texts[start : start + _TEXTS] for start in range(0, len(texts), _TEXTS)]
         with ThreadPoolExecutor(1) as pool:
             waiting = [pool.submit(self._tokenize, chunk) for chunk in chunks[:1]]
@@ -151,8 +152,7 @@ class ClipEncoder:
             if not hasattr(self._model, needed):
                 raise UsageError(
                     f"encoder.parts.hf_clip.path: {folder} holds a {type(self._model).__name__}, expected a text and "
-                    f"image "
-                    "model such as CLIP or SigLIP; use hf_text for text models."
+                    "image model such as CLIP or SigLIP; use hf_text for text models."
                 )
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         # The PIL backend: the other one needs torchvision, and differs from it in the last bits.
@@ -161,7 +161,7 @@ class ClipEncoder:
         )
         self._max_tokens = int(self._model.config.text_config.max_position_embeddings)
         self._reader = PictureReader(max_bytes, max_pixels)
-        self._files = hash_files(folder, _FILES)
+        self._files = _hash_files(folder)
         self.dim = self._text_features(["a"]).shape[1]
 
     @property
@@ -224,10 +224,19 @@ def _load(kind: Any, folder: Path, name: str) -> Any:
     if not list(folder.glob("*.safetensors")):
         raise MissingInputError(
             f"encoder.parts.{name}.path: {folder} holds no .safetensors file; convert the weights, pickled ones are "
-            f"not read."
+            "not read."
         )
     disable_progress_bar()  # one bar of a second on every rank, in log files too
     model = kind.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
     )
     return model.eval().requires_grad_(False)
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    """File name -> sha256 of every file of ``folder`` that decides a model's vectors."""
+    out = {}
+    for path in sorted({p for pattern in _FILES for p in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            out[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return out

@@ -1,4 +1,4 @@
-"""A trained tokeniser: frozen encoder, codebooks and decoder that turn embeddings into SIDs and back.
+"""A trained tokenizer: frozen encoder, codebooks and decoder that turn embeddings into SIDs and back.
 
 Legend for shapes: N items, d embedding width, k latent width, L levels, C codes per level.
 """
@@ -23,15 +23,15 @@ _ROWS = 16_384  # rows on the device at a time
 _WEIGHTS, _DESCRIPTION = "tokenizer.safetensors", "tokenizer.json"
 
 
-class Encoded(NamedTuple):
-    """SIDs of a batch, and what collision repair needs."""
+class TokenizedItems(NamedTuple):
+    """SIDs of N items, and what collision repair needs."""
 
     codes: np.ndarray
     """int32 [N x L]"""
     residual_norm: np.ndarray
-    """float32 [N]: length of what the L codes leave of the latent."""
+    """float32 [N]: length of the latent minus the sum of its L codes."""
     last_residual: np.ndarray
-    """float32 [N x k]: what the last level was given to quantise."""
+    """float32 [N x k]: the input of the last level."""
 
 
 def mlp(widths: tuple[int, ...]) -> nn.Sequential:
@@ -54,8 +54,7 @@ class Tokenizer:
         scale: float,
         description: Mapping[str, object],
     ) -> None:
-        """``codebooks`` [L x C x k]; input and output are (e - ``mean`` [d]) * ``scale``; ``description`` is for
-        readers."""
+        """``codebooks`` [L x C x k]; input and output are (e - ``mean`` [d]) * ``scale``; ``description``: facts."""
         self.encoder, self.decoder = encoder.eval().requires_grad_(False), decoder.eval().requires_grad_(False)
         self.codebooks = codebooks.detach()
         self.mean, self.scale = mean.detach(), float(scale)
@@ -77,21 +76,15 @@ class Tokenizer:
         return self.mean.shape[0]
 
     def to(self, device: torch.device | str) -> Tokenizer:
-        """The same tokeniser with its tensors on ``device``."""
+        """The same tokenizer with its tensors on ``device``."""
         self.encoder.to(device)
         self.decoder.to(device)
         self.codebooks, self.mean = self.codebooks.to(device), self.mean.to(device)
         return self
 
-    def encode(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """SIDs int32 [N x L] and residual norms float32 [N] of embeddings ``x`` [N x d]; see ``encode_full``."""
-        full = self.encode_full(x)
-        return full.codes, full.residual_norm
-
     @torch.no_grad()
-    def encode_full(self, x: np.ndarray) -> Encoded:
-        """SIDs with residuals of ``x`` [N x d], always in float32. Raises ContractError for wrong width, zero or NaN
-        rows."""
+    def encode(self, x: np.ndarray) -> TokenizedItems:
+        """SIDs of embeddings ``x`` [N x d], in float32. Raises ContractError for wrong width, zero or NaN rows."""
         checked_embeddings(x, self.dim)
         codes = np.empty((len(x), self.levels), dtype=np.int32)
         norms = np.empty(len(x), dtype=np.float32)
@@ -104,7 +97,7 @@ class Tokenizer:
             codes[start:stop] = found.codes.cpu().numpy()
             norms[start:stop] = torch.linalg.vector_norm(latent - found.quantized, dim=1).cpu().numpy()
             last[start:stop] = found.residuals[:, -1].cpu().numpy()
-        return Encoded(codes, norms, last)
+        return TokenizedItems(codes, norms, last)
 
     @torch.no_grad()
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -117,7 +110,7 @@ class Tokenizer:
         ):
             raise ContractError(
                 f"codes: {rows.dtype} of shape {rows.shape}, expected [N x {self.levels}] in [0, {self.codes}); "
-                "use the tokeniser that made these SIDs (sid_version)."
+                "use the tokenizer that made these SIDs (sid_version)."
             )
         out = np.empty((len(rows), self.dim), dtype=np.float32)
         for start in range(0, len(rows), _ROWS):
@@ -127,8 +120,7 @@ class Tokenizer:
         return out
 
     def save(self, folder: str | Path) -> None:
-        """Writes weights (safetensors) and description (JSON) into ``folder``; the same bytes for the same
-        tokeniser."""
+        """Writes weights (safetensors) and description (JSON) into ``folder``; same tokenizer, same bytes."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         tensors = {"codebooks": self.codebooks, "mean": self.mean}
@@ -145,7 +137,7 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokeniser that ``Tokenizer.save`` wrote; it gives identical SIDs. Raises MissingInputError, ContractError."""
+    """The tokenizer that ``Tokenizer.save`` wrote; it gives identical SIDs. Raises MissingInputError, ContractError."""
     source = Path(folder)
     for name in (_WEIGHTS, _DESCRIPTION):
         if not (source / name).is_file():
@@ -161,19 +153,20 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         try:
             parts[part].load_state_dict(held)
         except RuntimeError as error:
-            raise ContractError(f"tokenizer: {source} describes another {part} than it holds: {error}") from error
+            raise ContractError(
+                f"tokenizer: {source} describes another {part} than the one it holds: {error}"
+            ) from error
     return Tokenizer(
         parts["encoder"], parts["decoder"], tensors["codebooks"], tensors["mean"], facts["scale"], facts["description"]
     )
 
 
 def checked_embeddings(x: np.ndarray, dim: int | None = None, rows: int = 65_536) -> None:
-    """Raises ContractError unless ``x`` is float [N x d] with finite rows of nonzero length; looks at ``rows`` at a
-    time."""
+    """Raises ContractError unless ``x`` [N x d] has finite rows of nonzero length; reads ``rows`` at a time."""
     if x.ndim != 2 or (dim is not None and x.shape[1] != dim):
         expected = "[N x d]" if dim is None else f"[N x {dim}]"
         raise ContractError(
-            f"embeddings: shape {x.shape}, expected {expected}; use the encoder_version this tokeniser was trained on."
+            f"embeddings: shape {x.shape}, expected {expected}; use the encoder_version this tokenizer was trained on."
         )
     for start in range(0, len(x), rows):
         length = np.linalg.norm(np.asarray(x[start : start + rows], dtype=np.float32), axis=1)

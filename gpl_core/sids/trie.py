@@ -1,4 +1,4 @@
-"""The catalogue's prefix trie as flat arrays (CSR), so that a search can gather children on any device.
+"""The catalog's prefix trie as flat arrays (CSR), so that a search can gather children on any device.
 
 Legend for shapes: S SIDs given, L levels, C codes per level, n_l nodes at depth l (n_0 = 1, the root).
 """
@@ -39,11 +39,6 @@ class Trie:
         """The number of distinct SIDs, which is the number of leaves."""
         return len(self.tokens[-1])
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the arrays (the lookup keys, made on first use, not counted)."""
-        return sum(a.nbytes for a in (*self.offsets, *self.tokens))
-
     @classmethod
     def build(cls, sids: np.ndarray, codes: int) -> Trie:
         """The trie of ``sids`` (int [S x L], any order, duplicates allowed); S = 0 gives a root without children.
@@ -61,7 +56,7 @@ class Trie:
                 key += rows[:, level]
             key.sort()
             key = key[_first_of_run(key)]
-            # From the leaves up: a node starts where its prefix differs from its left neighbour's.
+            # From the leaves up: a node starts where its prefix differs from its left neighbor's.
             for _ in range(levels):
                 parent = key // codes
                 tokens.append((key - parent * codes).astype(np.int32))
@@ -84,7 +79,7 @@ class Trie:
                 offsets.append(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
                 parents = np.cumsum(new) - 1
                 node_count = len(tokens[-1])
-        if not len(rows):  # a catalogue without items is a root with no children
+        if not len(rows):  # a catalog without items is a root with no children
             offsets = [np.zeros(2 if level == 0 else 1, dtype=np.int64) for level in range(levels)]
         return cls(codes, tuple(offsets), tuple(tokens))
 
@@ -107,8 +102,8 @@ class Trie:
         return out
 
     def prefixes(self) -> np.ndarray:
-        """Every prefix shorter than a SID, int32 [n_1 + ... + n_(L-1) x L], by length, then in lexicographic order; -1
-        after its end."""
+        """Every prefix shorter than a SID, int32 [n_1 + ... + n_(L-1) x L], by length, then lexicographic; -1 behind
+        its end."""
         out = [np.empty((0, self.levels), dtype=np.int32)]
         above = np.full((1, self.levels), -1, dtype=np.int32)
         for level in range(self.levels - 1):
@@ -118,8 +113,7 @@ class Trie:
         return np.concatenate(out)
 
     def leaf_of(self, sids: np.ndarray) -> np.ndarray:
-        """The leaf ordinal of each SID, int64 [S]; -1 where the catalogue has no such SID (codes outside [0, C)
-        too)."""
+        """The leaf of each SID, int64 [S]; -1 where the catalog has no such SID (codes outside [0, C) too)."""
         rows = np.asarray(sids)
         if rows.ndim != 2 or rows.shape[1] != self.levels:
             raise ContractError(
@@ -157,7 +151,7 @@ def checked_sids(sids: np.ndarray, codes: int) -> np.ndarray:
         row = int(np.flatnonzero(((rows < 0) | (rows >= codes)).any(axis=1))[0])
         raise ContractError(
             f"sids: row {row} is {rows[row].tolist()}, expected codes in [0, {codes}); "
-            "drop padding (-1) and check that codes and SIDs come from the same tokeniser."
+            "drop padding (-1) and check that codes and SIDs come from the same tokenizer."
         )
     return rows
 

@@ -1,4 +1,4 @@
-"""The catalogue of a simulated marketplace: what items show (words, pictures) and what they are (content, quality)."""
+"""The catalog of a simulated marketplace: what items show (words, pictures) and what they are (content, quality)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,10 +80,10 @@ def make_taste(seed: int) -> Taste:
 
 
 def make_items(settings: SimulationSettings, taste: Taste) -> ItemWorld:
-    """Draw the catalogue: attributes, hidden quality, true content and long-tailed appeal.
+    """Draw the catalog: attributes, hidden quality, true content and long-tailed appeal.
 
     appeal follows a Zipf law over a ranking by `rho * quality + sqrt(1 - rho^2) * noise`; items released later are
-    ranked among the whole catalogue, so some of them are good and none has a history.
+    ranked among the whole catalog, so some of them are good and none has a history.
     """
     rng, rules = stream(settings.seed, "items"), settings.rules
     size = settings.items + settings.new_items_per_day * settings.days

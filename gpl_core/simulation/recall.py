@@ -16,7 +16,7 @@ import numpy as np
 from gpl_core.simulation.rng import unit_rows
 
 FEATURES = 32
-NEIGHBOURS = 40
+NEIGHBORS = 40
 _BLOCK = 4096
 
 
@@ -24,13 +24,13 @@ _BLOCK = 4096
 class Observed:
     """What the platform knows of its N items.
 
-    features float32 [N x 32]: unit vectors from the titles' words. neighbours int64 [N x 40]: nearest by features,
+    features float32 [N x 32]: unit vectors from the titles' words. neighbors int64 [N x 40]: nearest by features,
     best first. together int64 [N x 20]: most often in the same users' histories, best first, -1 padded.
     positives int64 [N]: earlier positives per item.
     """
 
     features: np.ndarray
-    neighbours: np.ndarray
+    neighbors: np.ndarray
     together: np.ndarray
     positives: np.ndarray
 
@@ -60,7 +60,7 @@ def nearest(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
     Groups beyond 4,096 items are cut into chunks of that size, so that the cost stays linear in N.
     """
-    found = np.full((len(features), NEIGHBOURS), -1, np.int64)
+    found = np.full((len(features), NEIGHBORS), -1, np.int64)
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(groups[order]) != 0, True]) if len(order) else np.zeros(1, int)
     for start, stop in itertools.pairwise(starts):
@@ -68,7 +68,7 @@ def nearest(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
             members = order[low : min(low + _BLOCK, stop)]
             cosine = features[members] @ features[members].T
             np.fill_diagonal(cosine, -np.inf)
-            width = min(NEIGHBOURS, len(members) - 1)
+            width = min(NEIGHBORS, len(members) - 1)
             best = np.argpartition(-cosine, width, axis=1)[:, :width] if width else np.empty((len(members), 0), int)
             order_of = np.argsort(-np.take_along_axis(cosine, best, axis=1), axis=1, kind="stable")
             found[members, :width] = members[np.take_along_axis(best, order_of, axis=1)]
@@ -214,7 +214,7 @@ def _draw(
         )
     recent = history[:, -10:]
     seed = recent[np.arange(rows)[:, None], rng.integers(0, recent.shape[1], (rows, width))]
-    table = observed.neighbours if channel == "content" else observed.together
+    table = observed.neighbors if channel == "content" else observed.together
     rank = (table.shape[1] * rng.random((rows, width)) ** 1.5).astype(np.int64)
     return np.where(seed >= 0, table[np.maximum(seed, 0), rank], -1)
 
@@ -259,7 +259,7 @@ def history_profile(history: np.ndarray, features: np.ndarray) -> np.ndarray:
 def ranker_noise(seed: int, user: np.ndarray, item: np.ndarray) -> np.ndarray:
     """The logging ranker's error for (user [R], item [R x K]): standard-normal-like, the same whenever the pair recurs.
 
-    Sum of four uniform 16-bit parts of a hash (splitmix64) of the pair, centred and scaled.
+    Sum of four uniform 16-bit parts of a hash (splitmix64) of the pair, centered and scaled.
     """
     with np.errstate(over="ignore"):
         x = user.astype(np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15) + item.astype(np.uint64)
@@ -302,14 +302,14 @@ def expose(
     """Choose and order the exposed among the candidates `item` [R x K] of users [R].
 
     A `random_share` of requests shows a uniform sample in uniform order; the others the ranker's best. The ranker sees
-    popularity counts and title words, standardised within the request, and errs persistently per pair.
+    popularity counts and title words, standardized within the request, and errs persistently per pair.
     """
     valid = item >= 0
     safe = np.maximum(item, 0)
     cosine = np.einsum("rkd,rd->rk", observed.features[safe], history_profile(history, observed.features))
     score = (
-        policy.popularity * _standardised(np.log1p(observed.positives[safe]), valid)
-        + policy.history * _standardised(cosine, valid)
+        policy.popularity * _standardized(np.log1p(observed.positives[safe]), valid)
+        + policy.history * _standardized(cosine, valid)
         + policy.noise * ranker_noise(policy.seed, user, safe)
     )
     is_random = rng.random(len(user)) < policy.random_share
@@ -319,7 +319,7 @@ def expose(
     return Exposed(np.where(np.take_along_axis(valid, column, axis=1), column, -1), is_random)
 
 
-def _standardised(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def _standardized(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     count = np.maximum(valid.sum(axis=1, keepdims=True), 1)
     mean = np.where(valid, values, 0).sum(axis=1, keepdims=True) / count
     spread = np.sqrt(np.where(valid, (values - mean) ** 2, 0).sum(axis=1, keepdims=True) / count)

@@ -1,4 +1,4 @@
-"""Small rendered pictures: colour follows the department, shape the topic, stripes the material."""
+"""Small rendered pictures: color follows the department, shape the topic, stripes the material."""
 
 import colorsys
 import io

@@ -223,7 +223,7 @@ def observe(reviews: Reviews, settings: ImportSettings, events: Events) -> Obser
     features = text_features((item.title for item in reviews.items), size)
     return Observed(
         features=features,
-        neighbours=nearest(features, np.zeros(size, np.int64)),
+        neighbors=nearest(features, np.zeros(size, np.int64)),
         together=bought_together(events.user[past], events.item[past], size),
         positives=np.bincount(events.item[past], minlength=size),
     )

@@ -65,7 +65,7 @@ def simulate(settings: SimulationSettings, lake: Lake, *, force: bool = False) -
     Raises:
         ContractError: a table exists and was made with other settings (without `force`), or is not ours.
     """
-    details = {**asdict(settings), "behaviour": asdict(settings.rules), "start_date": settings.start_date.isoformat()}
+    details = {**asdict(settings), "behavior": asdict(settings.rules), "start_date": settings.start_date.isoformat()}
     with RawTables(
         lake,
         TABLES,
@@ -125,7 +125,7 @@ def observe(settings: SimulationSettings, world: ItemWorld, taste: Taste) -> Obs
     department = np.array([t.department for t in topics()])[world.topic]
     return Observed(
         features=features,
-        neighbours=nearest(features, department),
+        neighbors=nearest(features, department),
         together=bought_together(user, item, world.size),
         positives=np.bincount(item, minlength=world.size),
     )
@@ -231,7 +231,7 @@ def _requests(
 
 
 def item_rows(settings: SimulationSettings, world: ItemWorld) -> Iterator[pa.Table]:
-    """raw_items in chunks: the initial catalogue, then per request day the new and the reworded items.
+    """raw_items in chunks: the initial catalog, then per request day the new and the reworded items.
 
     New items and new wordings of day D are dated to the last two hours of D - 1.
     """

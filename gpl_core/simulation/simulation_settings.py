@@ -1,4 +1,4 @@
-"""What a simulated marketplace looks like: sizes, dates and the honest defaults of its behaviour."""
+"""What a simulated marketplace looks like: sizes, dates and the honest defaults of its behavior."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ GENERATOR_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class Behavior:
     """How the made world behaves. The defaults are the honest ones: METHOD.md lists what would rig a comparison.
 
     All strengths are in logits of the true click probability unless said otherwise.
@@ -29,18 +29,18 @@ class Behaviour:
     position_decay: float = 0.15  # a result at position p (from 1) is looked at with probability p ** -position_decay
     popularity_exponent: float = 0.8  # Zipf exponent of the items' appeal
     quality_in_popularity: float = 0.4  # correlation of log appeal with hidden quality
-    policy_popularity: float = 0.6  # the logging policy's weight of log popularity (standardised)
-    policy_history: float = 1.0  # ... of observed similarity to the user's history (standardised)
+    policy_popularity: float = 0.6  # the logging policy's weight of log popularity (standardized)
+    policy_history: float = 1.0  # ... of observed similarity to the user's history (standardized)
     policy_noise: float = 0.8  # ... of the ranker's persistent error per (user, item)
     drift_per_day: float = 0.015  # probability that one of a user's interests is replaced overnight
     drift_to_related: float = 0.6  # ... and that the new one is a topic related to the old
     interests: int = 3  # interests a user holds at once
 
 
-_WORLDS: dict[str, Behaviour] = {
-    "plain": Behaviour(),
-    "popularity_bias": Behaviour(popularity_exponent=0.9, policy_popularity=1.2, policy_history=0.7),
-    "fast_drift": Behaviour(drift_per_day=0.08),
+_WORLDS: dict[str, Behavior] = {
+    "plain": Behavior(),
+    "popularity_bias": Behavior(popularity_exponent=0.9, policy_popularity=1.2, policy_history=0.7),
+    "fast_drift": Behavior(drift_per_day=0.08),
 }
 
 # Share of each recall channel in a request's candidates.
@@ -57,7 +57,7 @@ class SimulationSettings:
     """Everything that decides the bytes of a simulated marketplace.
 
     users, items: sizes; `items` counts those released before `start_date`, `new_items_per_day` come on top of it.
-    days: request days, the first one being `start_date`; warmup_days of organic behaviour precede it.
+    days: request days, the first one being `start_date`; warmup_days of organic behavior precede it.
     requests_per_user_day: mean of a Poisson number. exposed_per_request of the candidates are shown.
     random_share: share of requests that show a uniform sample of their candidates in random order.
     batch_users: users simulated at once; bounds memory, and is part of the seed's meaning.
@@ -80,7 +80,7 @@ class SimulationSettings:
     pictures: bool = True
     picture_pixels: int = 32
     batch_users: int = 1024
-    behaviour: Behaviour | None = None  # None: the world's
+    behavior: Behavior | None = None  # None: the world's
 
     def __post_init__(self) -> None:
         problems = []
@@ -114,9 +114,9 @@ class SimulationSettings:
             raise UsageError("the simulation cannot run with these settings: " + "; ".join(problems))
 
     @property
-    def rules(self) -> Behaviour:
-        """The behaviour in force: the one given, else the world's."""
-        return self.behaviour or _WORLDS[self.world]
+    def rules(self) -> Behavior:
+        """The behavior in force: the one given, else the world's."""
+        return self.behavior or _WORLDS[self.world]
 
     @property
     def channel_shares(self) -> dict[str, float]:
@@ -125,7 +125,9 @@ class SimulationSettings:
 
     def fingerprint(self) -> str:
         """Hash of everything that decides the bytes, generator version included."""
-        return fingerprint_of({**asdict(self), "behaviour": asdict(self.rules)})
+        values = {name: value for name, value in asdict(self).items() if name != "behavior"}
+        # Spelled as in the first fingerprints, so that tables made then are still recognized.
+        return fingerprint_of({**values, "behaviour": asdict(self.rules)})
 
 
 def fingerprint_of(values: dict[str, object]) -> str:

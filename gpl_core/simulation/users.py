@@ -1,4 +1,4 @@
-"""Shoppers: several drifting interests each, organic behaviour, and the true probability of a click."""
+"""Shoppers: several drifting interests each, organic behavior, and the true probability of a click."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from gpl_core.simulation.item_world import LATENT, ItemWorld, Taste
 from gpl_core.simulation.rng import stream, unit_rows
-from gpl_core.simulation.simulation_settings import Behaviour, SimulationSettings
+from gpl_core.simulation.simulation_settings import Behavior, SimulationSettings
 
 HISTORY = 50  # positives a user's state remembers, newest last
 _SHARPNESS = 6.0  # of the soft maximum over interests
@@ -66,7 +66,7 @@ def make_shoppers(settings: SimulationSettings, taste: Taste, batch: int) -> Sho
     )
 
 
-def drift(shoppers: Shoppers, rules: Behaviour, taste: Taste, rng: np.random.Generator) -> None:
+def drift(shoppers: Shoppers, rules: Behavior, taste: Taste, rng: np.random.Generator) -> None:
     """One night: each interest is replaced with `drift_per_day`, often by a topic related to the old one."""
     replaced = rng.random(shoppers.topic.shape) < rules.drift_per_day
     pick = rng.integers(0, taste.related.shape[1], shoppers.topic.shape)
@@ -113,7 +113,7 @@ def organic(
 
 
 def click_logits(
-    shoppers: Shoppers, user: np.ndarray, item: np.ndarray, world: ItemWorld, rules: Behaviour
+    shoppers: Shoppers, user: np.ndarray, item: np.ndarray, world: ItemWorld, rules: Behavior
 ) -> np.ndarray:
     """True click logits without the intercept, for users [R] and their items [R x K] (entries < 0 give junk).
 
@@ -149,7 +149,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def _wish(rng: np.random.Generator, taste: Taste, topic: np.ndarray) -> np.ndarray:
-    """What an interest in `topic` wants: the topic, a favourite product and a personal part, unit length."""
+    """What an interest in `topic` wants: the topic, a favorite product and a personal part, unit length."""
     product = taste.product[topic * 5 + rng.integers(0, 5, topic.shape)]
     personal = rng.normal(0, 1 / np.sqrt(LATENT), (*topic.shape, LATENT))
     return unit_rows(taste.topic[topic] + 0.7 * product + 0.4 * personal)

@@ -5,9 +5,9 @@ bucket sizes). Yardstick, on the same data in one run: the bare loop that the fo
 three linear layers, then matmul, argmin and subtraction per level, in one batch after the other. One thread and its CPU
 seconds, so that other work on the machine does not decide the figures (on an accelerator: seconds).
 
-A larger catalogue is a broader one: more centres, of as many items each. About a third of the items have a variant that
-no tokeniser of this size tells apart, so that there is as much to repair at every size; beyond that a larger
-catalogue collides more, C being the same. The codebooks are fitted to a sample of the largest size: fitted to the
+A larger catalog is a broader one: more center, of as many items each. About a third of the items have a variant that
+no tokenizer of this size tells apart, so that there is as much to repair at every size; beyond that a larger
+catalog collides more, C being the same. The codebooks are fitted to a sample of the largest size: fitted to the
 first items, they would be worse for the later ones.
 
 Memory is the largest amount that Python and numpy hold at once over what they held before, per item. Reading is
@@ -34,7 +34,7 @@ from gpl_core.sids.health import collision_share
 from gpl_core.sids.issue import Issued, RowView, issue
 from gpl_core.sids.kmeans import residual_kmeans
 from gpl_core.sids.repair import duplicates
-from gpl_core.sids.tokenizer import Encoded, Tokenizer, mlp
+from gpl_core.sids.tokenizer import TokenizedItems, Tokenizer, mlp
 from gpl_core.sids.trie import Trie
 from gpu_workers.assign_sids import encode_rows
 from gpu_workers.inputs.embeddings import item_vectors
@@ -56,14 +56,14 @@ D, WIDTHS, LEVELS, CODES, BATCH = 384, (384, 512, 32), 3, 1024, 16_384
 
 
 def make_items(path: Path, count: int, seed: int = 0) -> np.ndarray:
-    """Unit vectors, 80 around each centre, every fifth a variant of the one before it, [count x D]. Mapped as the
+    """Unit vectors, 80 around each center, every fifth a variant of the one before it, [count x D]. Mapped as the
     worker does."""
     rng = np.random.default_rng(seed)
     out = np.lib.format.open_memmap(path, "w+", np.float32, (count, D))
     for start in range(0, count, 10_000):
         rows = out[start : start + 10_000]
-        centres = rng.standard_normal((len(rows) // 80, D), dtype=np.float32)
-        rows[:] = centres[rng.integers(len(centres), size=len(rows))]
+        center = rng.standard_normal((len(rows) // 80, D), dtype=np.float32)
+        rows[:] = center[rng.integers(len(center), size=len(rows))]
         rows += 0.1 * rng.standard_normal(rows.shape, dtype=np.float32)
         own = np.maximum.accumulate(np.where(rng.random(len(rows)) < 0.8, np.arange(len(rows)), 0))
         rows[:] = rows[own] + 2e-3 * rng.standard_normal(rows.shape, dtype=np.float32)  # too near to be told apart
@@ -98,7 +98,7 @@ def bare(tokenizer: Tokenizer, items: torch.Tensor, dtype: torch.dtype = torch.f
     return codes
 
 
-def assign(tokenizer: Tokenizer, items: np.ndarray, folder: Path) -> tuple[Encoded, Issued, float, float]:
+def assign(tokenizer: Tokenizer, items: np.ndarray, folder: Path) -> tuple[TokenizedItems, Issued, float, float]:
     """The worker's path on one rank; encoded, issued and the seconds of each."""
     tick = clock()
     start = tick()
@@ -185,11 +185,13 @@ def main() -> None:
         figures["read_items_per_second"] = Figure(sizes[1] / spent[1], "items/s")
         figures["growth_exponent_read"] = at_most(growth_exponent(sizes[:2], spent), 1.1, "")
     sids = np.random.default_rng(0).integers(0, CODES, size=(1_000_000, LEVELS), dtype=np.int32)
-    for name, found in {"": sids, "catalogue_": issued.sids}.items():
+    for name, found in {"": sids, "catalog_": issued.sids}.items():
         build = interleaved({"trie": lambda found=found: Trie.build(found, CODES)}, 5, clock())["trie"]
         trie = Trie.build(found, CODES)
         figures[f"{name}trie_sids_per_second"] = at_least(len(found) / float(np.median(build)), 2e6, "SIDs/s")
-        figures[f"{name}trie_bytes_per_sid"] = Figure(trie.nbytes / trie.size, "bytes")
+        figures[f"{name}trie_bytes_per_sid"] = Figure(
+            sum(a.nbytes for a in (*trie.offsets, *trie.tokens)) / trie.size, "bytes"
+        )
     report("assign_sids", figures, quick, "SIDs from embeddings, 384 wide, C = 1024, L = 3")
 
 

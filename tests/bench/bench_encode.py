@@ -2,7 +2,7 @@
 run.
 
 The yardstick gets its own defaults (length-sorted, no gradient) and the same batch size; the better of its batch
-sizes 32 and 64 counts. Texts: titles and descriptions of the shared catalogue where it is present, else made ones of
+sizes 32 and 64 counts. Texts: titles and descriptions of the shared catalog where it is present, else made ones of
 like length. One thread and its CPU seconds (on an accelerator: seconds). Also whether pictures are decoded and
 described while the text model works: seconds of the fusion of MiniLM and hog_color over the sum of both alone, made
 pictures.
@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
+from gpl_core.sids.encoders import EncoderPart, build_encoder
+from gpl_core.sids.item_content import ItemContent
 from tests.bench.harness import Figure, at_least, at_most, clock, device, interleaved, is_quick, median_ratio, report
 
 

@@ -1,6 +1,6 @@
-"""Next-item quality on Amazon Industrial: ours beside SASRec, SASRec with content, content neighbours and popularity.
+"""Next-item quality on Amazon Industrial: ours beside SASRec, SASRec with content, content neighbors and popularity.
 
-Candidate set: the whole catalogue (3,686 items). All train on the same rows: the events of train and valid that
+Candidate set: the whole catalog (3,686 items). All train on the same rows: the events of train and valid that
 ../shared/data holds, at most 20 a user; figures of others who trained on more rows are not comparable. Judged: every
 test event with a history. SASRec's dropout and epochs are chosen on the valid split, trained on the train split; so
 were our rank, dropout, epochs and token budget (decision 018). Ours: a two-layer Qwen2 of width 128 from random weights
@@ -31,7 +31,7 @@ import torch
 
 from gpl_core.interest.alignment import Titles, alignment_losses
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
-from gpl_core.interest.content import ContentTable, NeighbourGraph
+from gpl_core.interest.content import ContentTable, NeighborGraph
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import History, training_packs
@@ -46,7 +46,7 @@ from tests.bench.quality.data import (
     RANKED,
     SHARED,
     Task,
-    content_neighbours,
+    content_neighbors,
     content_vectors,
     judge,
     load_task,
@@ -76,18 +76,18 @@ class Ours:
 
 @dataclass(frozen=True)
 class Items:
-    """The catalogue as the tokeniser left it."""
+    """The catalog as the tokenizer left it."""
 
     vectors: np.ndarray
-    catalogue: ItemCatalog
+    catalog: ItemCatalog
     codebooks: np.ndarray
 
 
-def tokenise(vectors: np.ndarray, quick: bool) -> Items:
+def tokenize(vectors: np.ndarray, quick: bool) -> Items:
     """SIDs with collisions repaired: an RQ-VAE (`--quick`: residual k-means)."""
     settings = RqVaeSettings()
     tokenizer = fit_rq_kmeans(vectors, settings) if quick else fit(vectors, settings)
-    found = tokenizer.encode_full(vectors)
+    found = tokenizer.encode(vectors)
     books = tokenizer.codebooks.numpy()
     sids = repair(found.codes, found.last_residual, books[-1], first=duplicates(found.codes, vectors)).codes
     return Items(vectors, ItemCatalog(np.arange(len(vectors)), sids, settings.codes), books)
@@ -99,7 +99,7 @@ def train_ours(task: Task, items: Items, variant: Ours, seed: int) -> np.ndarray
     table = ContentTable(items.vectors, np.arange(task.items)) if variant.content else None
     settings = ModelSettings(
         3,
-        items.catalogue.codes,
+        items.catalog.codes,
         lora_rank=variant.lora_rank,
         lora_alpha=2 * variant.lora_rank,
         lora_dropout=variant.lora_dropout,
@@ -109,8 +109,8 @@ def train_ours(task: Task, items: Items, variant: Ours, seed: int) -> np.ndarray
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_checkpoint(folder, TinySettings(seed=seed))
         model = build_interest_model(folder, settings, items.codebooks if variant.codebook else None).train()
-    trie = DeviceTrie(items.catalogue.trie)
-    graph = NeighbourGraph.build(ContentTable(items.vectors, np.arange(task.items)), np.arange(task.items), seed=seed)
+    trie = DeviceTrie(items.catalog.trie)
+    graph = NeighborGraph.build(ContentTable(items.vectors, np.arange(task.items)), np.arange(task.items), seed=seed)
     random = np.random.default_rng(seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, variant.learning_rate, weight_decay=0.0)
@@ -120,7 +120,7 @@ def train_ours(task: Task, items: Items, variant: Ours, seed: int) -> np.ndarray
         both = [*task.train, *walks]
         return [_history(items, both[n]) for n in random.permutation(len(both))]
 
-    names = Titles.of(model, titles(), items.catalogue.sids_of(np.arange(task.items)))
+    names = Titles.of(model, titles(), items.catalog.sids_of(np.arange(task.items)))
     name_packs = names.packs(variant.token_budget // 4, seed=[seed])
     weights = (variant.title_to_sid, variant.sid_to_title)
     packs = len(list(training_packs(model.vocabulary, rows(0), MOST_EVENTS, variant.token_budget)))
@@ -139,11 +139,12 @@ def train_ours(task: Task, items: Items, variant: Ours, seed: int) -> np.ndarray
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
     search = BeamSearch(model.eval(), trie, SearchSettings(variant.beams, MOST_EVENTS), table)
-    anchors = search.search([items.catalogue.sids_of(h) for h in task.histories], task.histories)
-    leaves = items.catalogue.trie.leaf_of(anchors.sids.reshape(-1, 3)).reshape(anchors.sids.shape[:2])
+    anchors = search.search([items.catalog.sids_of(h) for h in task.histories], task.histories)
+    leaves = items.catalog.trie.leaf_of(anchors.sids.reshape(-1, 3)).reshape(anchors.sids.shape[:2])
+    items_of = np.split(items.catalog.leaf_items, items.catalog.leaf_offsets[1:-1])
     out = np.full((len(task.targets), RANKED), -1)
     for line, row in enumerate(leaves):
-        ranked = [i for a in row for i in sorted(items.catalogue.items_of_leaf(a), key=lambda i: -task.counts[i])]
+        ranked = [i for a in row for i in sorted(items_of[a], key=lambda i: -task.counts[i])]
         out[line, : len(ranked[:RANKED])] = ranked[:RANKED]
     return out
 
@@ -193,7 +194,7 @@ def main() -> None:
     task = load_task("test", 500 if quick else None, every=3 if quick else 1)
     made = kept.get("content vectors", lambda: {"rows": content_vectors(32 if quick else 96).tolist()})
     vectors = np.array(made["rows"], dtype=np.float32)
-    items = tokenise(vectors, quick)
+    items = tokenize(vectors, quick)
     plain, with_content = (
         SasRecSettings(**kept.get(f"tuned {name}", lambda given=given: asdict(tune_sasrec(given, quick))))
         for name, given in (("plain", None), ("content", vectors))
@@ -201,7 +202,7 @@ def main() -> None:
     ours = Ours(epochs=3) if quick else Ours()
     models: dict[str, Callable[[int], np.ndarray]] = {
         "popularity": lambda _: popularity(task),
-        "content neighbours": lambda _: content_neighbours(task, vectors),
+        "content neighbors": lambda _: content_neighbors(task, vectors),
         "SASRec": lambda seed: train_sasrec(task, plain, None, seed),
         "SASRec + content": lambda seed: train_sasrec(task, with_content, vectors, seed),
         "ours": lambda seed: train_ours(task, items, ours, seed),
@@ -216,7 +217,7 @@ def main() -> None:
         models[name] = lambda seed, variant=variant: train_ours(task, items, variant, seed)
     found: dict[str, dict[str, list[float]]] = {}
     for name, model in models.items():
-        for seed in seeds[:1] if name in ("popularity", "content neighbours") else seeds:
+        for seed in seeds[:1] if name in ("popularity", "content neighbors") else seeds:
             judged = kept.get(f"{name} {seed}", lambda model=model, seed=seed: judge(model(seed), task))
             for metric, value in judged.items():
                 found.setdefault(name, {}).setdefault(metric, []).append(value)
@@ -242,7 +243,7 @@ def main() -> None:
 
 
 def _history(items: Items, row: np.ndarray) -> History:
-    return History(items.catalogue.sids_of(row), np.ones(len(row), dtype=bool), row)
+    return History(items.catalog.sids_of(row), np.ones(len(row), dtype=bool), row)
 
 
 if __name__ == "__main__":

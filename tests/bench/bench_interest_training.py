@@ -54,7 +54,7 @@ def lengths_of(kind: str, users: int) -> np.ndarray:
 
 
 def make_histories(kind: str, users: int) -> tuple[list[History], np.ndarray]:
-    """The same users for both sides, and the catalogue's SIDs."""
+    """The same users for both sides, and the catalog's SIDs."""
     rng = np.random.default_rng(1)
     sids = rng.integers(0, CODES, (ITEMS, LEVELS))
     return [History(sids[rng.integers(0, ITEMS, n)], np.ones(n, dtype=bool)) for n in lengths_of(kind, users)], sids

@@ -4,7 +4,7 @@ Same weights, same prompts, one run, L = 3, C = 256, Qwen2.5-0.5B's shape (`--qu
 
 Yardsticks: (1) the floor: one packed prefill of P + (L - 1) K positions a user, without any head, which is what beam
 search has to compute; (2) `generate` with `num_beams` and `prefix_allowed_tokens_fn` over a dictionary of prefixes,
-with sdpa attention and the key/value cache, renormalised to the same scores; at P 150, K 20 (the goal's point) at the
+with sdpa attention and the key/value cache, renormalized to the same scores; at P 150, K 20 (the goal's point) at the
 best of several batch sizes, elsewhere one batch, once.
 
 Ours and the floor compute the same users at once: as many as make about 1,024 positions on a CPU, 512 users on a GPU.
@@ -57,7 +57,7 @@ GRID = tuple((prompt, beams) for prompt in (30, 150, 300) for beams in (20, 50))
 
 @dataclass
 class Bench:
-    """One model with its catalogue on one device."""
+    """One model with its catalog on one device."""
 
     model: InterestModel
     trie: DeviceTrie

@@ -31,7 +31,7 @@ def trained(lambda_: float, items: int, users: int) -> TwoTower:
     """A model after 20 steps on random rows: what is served depends on the sizes alone."""
     config = TowerConfig(users, items, DIMENSION, 64, WIDTH, LEVELS, CODES)
     model = build_model(config, 0)
-    optimiser = torch.optim.AdamW(parameter_groups(model, 1e-3))
+    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3))
     g = torch.Generator().manual_seed(0)
     for _ in range(20):
         rows = torch.randint(0, min(items, users), (256,), generator=g)
@@ -40,9 +40,9 @@ def trained(lambda_: float, items: int, users: int) -> TwoTower:
             torch.randint(0, CODES, (256, LEVELS), generator=g), torch.zeros(256, 0),
         )  # fmt: skip
         exposed, target = rows % 2 == 0, torch.rand(256, generator=g)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         dual_label_loss(model(batch), target, exposed, torch.ones(256), lambda_).backward()
-        optimiser.step()
+        optimizer.step()
     return model
 
 

@@ -1,6 +1,6 @@
 """Label and pre-ranker quality in a simulated marketplace, against every control, on paired seeds.
 
-Per seed: a world (simulate, encode by MiniLM, tokenise, train a small interest model, search, score), then one
+Per seed: a world (simulate, encode by MiniLM, tokenize, train a small interest model, search, score), then one
 pre-ranker per variant (`tests.bench.simulation.variants`): same exposed batches, initial weights and number of
 steps. Judged on the next day's recalled pairs by expected AUC against the true click
 probabilities. A small transformer, not a pre-trained LLM. Steps, learning rates and lambda were chosen on worlds of

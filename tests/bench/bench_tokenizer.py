@@ -1,13 +1,13 @@
-"""Tokenisers side by side: RQ-VAE, RQ-k-means and RQ-k-means after PCA, on two catalogues, at C = 64 and 256, L = 3.
+"""Tokenizers side by side: RQ-VAE, RQ-k-means and RQ-k-means after PCA, on two catalogs, at C = 64 and 256, L = 3.
 
-Catalogues: Amazon Industrial (real texts, MiniLM) and the simulated one (made texts and pictures, the quickstart's
+Catalogs: Amazon Industrial (real texts, MiniLM) and the simulated one (made texts and pictures, the quickstart's
 fusion of MiniLM and hog_color); every figure of the second is a simulated one. Yardstick: RQ-k-means with
 scikit-learn's clustering on the embeddings themselves, and after PCA to the RQ-VAE's latent width. A second yardstick
-for the quantiser, at C = 256 on the first catalogue: the same layers and steps around vector-quantize-pytorch's
+for the quantizer, at C = 256 on the first catalog: the same layers and steps around vector-quantize-pytorch's
 ResidualVQ, with EMA codebooks and with codebooks trained by gradient (`tests.bench.quality.library_rqvae`).
 
-Figures are means over seeds with the least or largest of all seeds where a goal stands. The difference in neighbour
-recall is paired by seed, its 95 % interval from Student's t. Neighbour recall: of an item's 10 nearest by embedding,
+Figures are means over seeds with the least or largest of all seeds where a goal stands. The difference in neighbor
+recall is paired by seed, its 95 % interval from Student's t. Neighbor recall: of an item's 10 nearest by embedding,
 the share among its 10 nearest by the SID's decoded vector. Training is timed in CPU seconds of one thread (on an
 accelerator: seconds).
 
@@ -29,9 +29,10 @@ import numpy as np
 import torch
 from scipy import stats
 
-from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
+from gpl_core.sids.encoders import EncoderPart, build_encoder
 from gpl_core.sids.engine import LocalEngine
-from gpl_core.sids.health import collision_share, level_usage, mean_cosine, neighbour_recall
+from gpl_core.sids.health import collision_share, level_usage, mean_cosine
+from gpl_core.sids.item_content import ItemContent
 from gpl_core.sids.repair import duplicates, repair
 from gpl_core.sids.rqvae import RqVaeSettings, fit
 from gpl_core.sids.tokenizer import Tokenizer
@@ -40,10 +41,11 @@ from gpl_core.simulation.simulate import item_rows
 from gpl_core.simulation.simulation_settings import SimulationSettings
 from tests.bench.harness import Figure, at_least, at_most, clock, device, is_quick, report
 from tests.bench.quality.library_rqvae import fit_library
+from tests.bench.quality.neighbors import neighbor_recall
 from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 
 PATH = Path(os.environ.get("GPL_SHARED_DATA", "../shared/data")) / "amazon_industrial" / "items.jsonl.gz"
-RELATIONAL = 0.3  # the configuration's default, see docs/decisions/009-tokeniser.md
+RELATIONAL = 0.3  # the configuration's default, see docs/decisions/009-tokenizer.md
 
 Runs = dict[str, list[dict[str, float]]]
 """method -> figures of each seed."""
@@ -58,7 +60,7 @@ def industrial(quick: bool) -> np.ndarray:
 
 
 def simulated(quick: bool) -> np.ndarray:
-    """Unit vectors of the made catalogue's texts and pictures [1,200 x 820]; a quick run takes 300 items."""
+    """Unit vectors of the made catalog's texts and pictures [1,200 x 820]; a quick run takes 300 items."""
     settings = SimulationSettings(
         start_date=date(2026, 1, 1), days=1, items=300 if quick else 1200, new_items_per_day=0
     )
@@ -85,8 +87,8 @@ def encoded(items: list[ItemContent], parts: list[EncoderPart]) -> np.ndarray:
 
 
 def judge(tokenizer: Tokenizer, x: np.ndarray) -> dict[str, float]:
-    """The figures of one tokeniser."""
-    encoded = tokenizer.encode_full(x)
+    """The figures of one tokenizer."""
+    encoded = tokenizer.encode(x)
     first = duplicates(encoded.codes, x)
     mended = repair(encoded.codes, encoded.last_residual, tokenizer.codebooks[-1].cpu().numpy(), first=first)
     perplexity, used = level_usage(encoded.codes, tokenizer.codes)
@@ -98,8 +100,8 @@ def judge(tokenizer: Tokenizer, x: np.ndarray) -> dict[str, float]:
         "collisions_repaired": collision_share(mended.codes, first),
         "moved": mended.moved / len(x),
         "reconstruction": mean_cosine(x, decoded),
-        "neighbour_recall": float(neighbour_recall(x, decoded).mean()),
-        "neighbour_recall_repaired": float(neighbour_recall(x, tokenizer.decode(mended.codes)).mean()),
+        "neighbor_recall": float(neighbor_recall(x, decoded).mean()),
+        "neighbor_recall_repaired": float(neighbor_recall(x, tokenizer.decode(mended.codes)).mean()),
     }
 
 
@@ -113,7 +115,7 @@ def methods(x: np.ndarray, settings: RqVaeSettings) -> Mapping[str, Callable[[],
 
 
 def compare(x: np.ndarray, codes: int, seeds: int, epochs: int, name: str) -> Runs:
-    """All methods on one catalogue; prints them side by side."""
+    """All methods on one catalog; prints them side by side."""
     runs: Runs = {}
     tick = clock()
     for seed in range(seeds):
@@ -136,9 +138,9 @@ def mean(found: list[dict[str, float]], key: str) -> float:
 
 
 def gain(runs: Runs) -> tuple[float, float]:
-    """Mean and half the width of its 95 % interval: neighbour recall of the RQ-VAE over RQ-k-means, paired by seed."""
+    """Mean and half the width of its 95 % interval: neighbor recall of the RQ-VAE over RQ-k-means, paired by seed."""
     pairs = zip(runs["rqvae"], runs["rq_kmeans"], strict=True)
-    found = np.array([a["neighbour_recall"] - b["neighbour_recall"] for a, b in pairs])
+    found = np.array([a["neighbor_recall"] - b["neighbor_recall"] for a, b in pairs])
     if len(found) < 2:
         return float(found.mean()), float("nan")
     half = stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
@@ -154,7 +156,7 @@ def goals(runs: Runs, prefix: str) -> dict[str, Figure]:
         f"{prefix}_least_perplexity": at_least(min(min(worst[f"perplexity_{n}"]) for n in levels), 0.75, "of C"),
         f"{prefix}_most_collisions": at_most(max(worst["collisions"]), 0.25, "share"),
         f"{prefix}_most_collisions_repaired": at_most(max(worst["collisions_repaired"]), 0.0, "share"),
-        f"{prefix}_mean_neighbour_recall": at_least(mean(runs["rqvae"], "neighbour_recall"), 0.52, "share"),
+        f"{prefix}_mean_neighbor_recall": at_least(mean(runs["rqvae"], "neighbor_recall"), 0.52, "share"),
         f"{prefix}_longest_training": at_most(max(worst["training"]), 120, "s"),
     }
 
@@ -163,12 +165,12 @@ def main() -> None:
     """Measure, print, write."""
     quick = is_quick()
     torch.set_num_threads(1)
-    catalogues = {"industrial": industrial, "simulated": simulated}
+    catalogs = {"industrial": industrial, "simulated": simulated}
     if not PATH.exists():
         print(f"without Amazon Industrial: {PATH} is absent; set GPL_SHARED_DATA to the folder that holds it")
-        del catalogues["industrial"]
+        del catalogs["industrial"]
     figures: dict[str, Figure] = {}
-    for name, make in catalogues.items():
+    for name, make in catalogs.items():
         x = make(quick)
         for codes in (64,) if quick else (64, 256):
             runs = compare(x, codes, 2 if quick else 5, 100 if quick else 400, name)
@@ -187,11 +189,11 @@ def main() -> None:
                 figures |= goals(runs, prefix)
         if name == "industrial":
             figures |= library(x, quick)
-    report("tokenizer", figures, quick, "Tokenisers side by side")
+    report("tokenizer", figures, quick, "Tokenizers side by side")
 
 
 def library(x: np.ndarray, quick: bool) -> dict[str, Figure]:
-    """The library's quantiser between the same layers: EMA codebooks and codebooks by gradient."""
+    """The library's quantizer between the same layers: EMA codebooks and codebooks by gradient."""
     figures: dict[str, Figure] = {}
     for codebooks in ("ema", "gradient"):
         found = []

@@ -97,13 +97,13 @@ def clock() -> Callable[[], float]:
     if device().type == "cpu":
         return time.process_time
 
-    def synchronised() -> float:
+    def synchronized() -> float:
         import torch
 
         torch.cuda.synchronize()
         return time.perf_counter()
 
-    return synchronised
+    return synchronized
 
 
 def device_name() -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
+from gpl_core.sids.encoders import EncoderPart, build_encoder
+from gpl_core.sids.item_content import ItemContent
 
 SHARED = Path(os.environ.get("GPL_SHARED_DATA", "../shared/data")) / "amazon_industrial"
 MOST_EVENTS = 20
@@ -20,7 +21,7 @@ RANKED = 10
 
 @dataclass(frozen=True)
 class Task:
-    """Rows to train on and events to predict, as item numbers; the candidate set is the whole catalogue."""
+    """Rows to train on and events to predict, as item numbers; the candidate set is the whole catalog."""
 
     items: int
     train: Sequence[np.ndarray]
@@ -98,7 +99,7 @@ def popularity(task: Task) -> np.ndarray:
     return np.tile(np.argsort(-task.counts, kind="stable")[:RANKED], (len(task.targets), 1))
 
 
-def content_neighbours(task: Task, vectors: np.ndarray) -> np.ndarray:
+def content_neighbors(task: Task, vectors: np.ndarray) -> np.ndarray:
     """The items nearest to the last one by content, itself among them (people buy again)."""
     last = np.array([h[-1] for h in task.histories])
     return np.argsort(-(vectors[last] @ vectors.T), axis=1, kind="stable")[:, :RANKED]

@@ -1,7 +1,7 @@
-"""The yardstick of the quantiser: our layers and steps around vector-quantize-pytorch's ResidualVQ.
+"""The yardstick of the quantizer: our layers and steps around vector-quantize-pytorch's ResidualVQ.
 
 Its best fair setting: k-means start, dead codes replaced, `rotation_trick=False` (with it gradients reach 1e6). EMA
-codebooks, or codebooks that the optimiser trains.
+codebooks, or codebooks that the optimizer trains.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gpl_core.sids.tokenizer import Tokenizer, mlp
 
 
 def fit_library(x: np.ndarray, settings: RqVaeSettings, codebooks: str, device: torch.device) -> Tokenizer:
-    """A tokeniser of embeddings ``x`` [N x d]; ``codebooks``: ema or gradient. Warm-up, optimiser and rate are ours."""
+    """A tokenizer of embeddings ``x`` [N x d]; ``codebooks``: ema or gradient. Warm-up, optimizer and rate are ours."""
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
     widths = (x.shape[1], *settings.hidden, settings.latent)

@@ -1,4 +1,4 @@
-"""SASRec (Kang & McAuley 2018) with cross-entropy over the full catalogue, with or without content vectors."""
+"""SASRec (Kang & McAuley 2018) with cross-entropy over the full catalog, with or without content vectors."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def top_of_lists(scores: npt.ArrayLike, item_index: npt.ArrayLike, lists: npt.Ar
 
 
 def coverage(top: Top, items: int) -> float:
-    """Share of the N catalogue items that stand in at least one list's top."""
+    """Share of the N catalog items that stand in at least one list's top."""
     return len(np.unique(top.item)) / items
 
 

@@ -51,7 +51,7 @@ class Arena:
             prior_rate=float(np.clip(world.train.clicked[world.train.is_exposed].mean(), 1e-3, 0.5)),
         )  # fmt: skip
         model = build_model(sizes, self.seed, self.basis)
-        optimiser = torch.optim.AdamW(parameter_groups(model, LEARNING_RATE), weight_decay=1e-2, fused=True)
+        optimizer = torch.optim.AdamW(parameter_groups(model, LEARNING_RATE), weight_decay=1e-2, fused=True)
         rng = np.random.default_rng([self.seed, 5])
         exposed, other = np.flatnonzero(rows.is_exposed), np.flatnonzero(~rows.is_exposed)
         # Exposed rows come in the same order to every variant, whatever it holds beside them.
@@ -67,9 +67,9 @@ class Arena:
                 torch.from_numpy(rows.weight[chosen].astype(np.float32)),
                 rows.lambda_,
             )
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         return model.eval()
 
     def predict(self, model: TwoTower, user: np.ndarray, item: np.ndarray, with_content: bool = True) -> np.ndarray:

@@ -25,7 +25,7 @@ def fit_logistic(
 ) -> LogisticFit:
     """Ridge logistic regression by Newton's method.
 
-    features [n x F]; clicks [n] in [0, 1]; weights [n] >= 0. Minimises mean BCE + l2 / 2 * |w|^2 over standardised
+    features [n x F]; clicks [n] in [0, 1]; weights [n] >= 0. Minimizes mean BCE + l2 / 2 * |w|^2 over standardized
     features (the intercept is free), then maps the weights back to the features' own scale.
     Raises GateError when only one class is present.
     """

@@ -175,7 +175,7 @@ def _fit_quantile(similarity: np.ndarray, rate: float) -> Calibrator:
     counts = np.bincount(cell, minlength=calibration.GRID_CELLS).astype(np.float64)
     inside = np.bincount(cell, fraction, minlength=calibration.GRID_CELLS) / np.maximum(counts, 1)
     knots = fitting.fit_quantile(counts, rate, fractions=inside)
-    return fitting.grid_calibrator("quantile", knots, FittedOn("unlabelled", int(counts.sum()), 0, "", "", rate))
+    return fitting.grid_calibrator("quantile", knots, FittedOn("unlabeled", int(counts.sum()), 0, "", "", rate))
 
 
 def _applied(fitted: Calibrator, similarity: np.ndarray) -> np.ndarray:

@@ -2,11 +2,11 @@
 
     days:  warm-up … | past | calibration | training window | test day
 
-Tokeniser and interest model see what lies before the calibration days. Histories and counts of a pair are those before
+Tokenizer and interest model see what lies before the calibration days. Histories and counts of a pair are those before
 the calibration days for uniformly exposed pairs (which the calibrators are fitted on), else those before the training
 window: no click stands among its own features.
 
-Made by `gpl_core.simulation` itself (the same rows as `gpl simulate`), encoded by MiniLM, tokenised, searched and
+Made by `gpl_core.simulation` itself (the same rows as `gpl simulate`), encoded by MiniLM, tokenized, searched and
 scored by the library code that the workers call. The interest model is a small Qwen2 body from random weights, with the
 product's defaults: content vectors at its input and one synthetic walk per user.
 """
@@ -25,7 +25,7 @@ import pyarrow as pa
 import torch
 
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
-from gpl_core.interest.content import ContentTable, NeighbourGraph
+from gpl_core.interest.content import ContentTable, NeighborGraph
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import History, training_packs
@@ -33,8 +33,9 @@ from gpl_core.interest.search import Anchors, SearchSettings
 from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.labels.pair_scoring import prefix_log_prob, score_block
-from gpl_core.sids.encoders import EncoderPart, ItemContent, build_encoder
+from gpl_core.sids.encoders import EncoderPart, build_encoder
 from gpl_core.sids.item_catalog import ItemCatalog
+from gpl_core.sids.item_content import ItemContent
 from gpl_core.sids.rqvae import RqVaeSettings
 from gpl_core.simulation.simulate import generate
 from gpl_core.simulation.simulation_settings import SimulationSettings
@@ -171,7 +172,7 @@ class World:
     train_scores: Scores
     uniform_scores: Scores
     is_new: np.ndarray
-    """bool [N]: released after tokeniser and interest model were trained: no SID of its own, no history."""
+    """bool [N]: released after tokenizer and interest model were trained: no SID of its own, no history."""
     sampling_probability: np.ndarray
     """[len(train)]: 1 for exposed pairs."""
 
@@ -194,7 +195,7 @@ class Log:
 
 
 def make_world(size: Size, seed: int, kind: str = "plain") -> World:
-    """Simulate, encode, tokenise, train, search and score; `seed` decides everything."""
+    """Simulate, encode, tokenize, train, search and score; `seed` decides everything."""
     log = simulated_log(size, seed, kind)
     return derive(log, encode(log.items), size, seed)
 
@@ -237,9 +238,9 @@ def derive(log: Log, vectors: np.ndarray, size: Size, seed: int) -> World:
     earlier, latest = known(log.calibration), known(log.window)
     released = (log.items["dt"] < log.calibration).to_numpy()
     tokenizer = fit_rq_kmeans(vectors[released], RqVaeSettings(levels=L, codes=size.codes, seed=seed))
-    sids, _ = tokenizer.encode(vectors)
-    catalogue = ItemCatalog(np.flatnonzero(released), sids[released], size.codes)
-    search = _interest_search(size, seed, catalogue, tokenizer.codebooks.cpu().numpy(), earlier, vectors)
+    sids = tokenizer.encode(vectors).codes
+    catalog = ItemCatalog(np.flatnonzero(released), sids[released], size.codes)
+    search = _interest_search(size, seed, catalog, tokenizer.codebooks.cpu().numpy(), earlier, vectors)
 
     rng = np.random.default_rng([seed, 1])
     recalled = of((day >= log.window) & (day < log.test))
@@ -259,8 +260,8 @@ def derive(log: Log, vectors: np.ndarray, size: Size, seed: int) -> World:
         train,
         uniform,
         of(day >= log.test),
-        _score(train, catalogue, vectors, latest.history, search),
-        _score(uniform, catalogue, vectors, earlier.history, search),
+        _score(train, catalog, vectors, latest.history, search),
+        _score(uniform, catalog, vectors, earlier.history, search),
         ~released,
         probability,
     )
@@ -354,62 +355,60 @@ class UserAnchors:
 
 
 def _interest_search(
-    size: Size, seed: int, catalogue: ItemCatalog, codebooks: np.ndarray, known: Known, vectors: np.ndarray
+    size: Size, seed: int, catalog: ItemCatalog, codebooks: np.ndarray, known: Known, vectors: np.ndarray
 ) -> VisitedSearch:
     """A search over a small Qwen2-architecture model, trained on the histories' SIDs."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 2])
     keep = keep_probability(known.counts["item_positives"].astype(np.float64), 0.85)
     content = ContentTable(vectors, np.arange(len(vectors)))
-    graph = NeighbourGraph.build(content, catalogue.item_index, seed=seed)
-    sequences = _with_sids(catalogue, known.history)
-    real = [History(catalogue.sids_of(i), rng.random(len(i)) < keep[i], i) for i in sequences.values()]
+    graph = NeighborGraph.build(content, catalog.item_index, seed=seed)
+    sequences = _with_sids(catalog, known.history)
+    real = [History(catalog.sids_of(i), rng.random(len(i)) < keep[i], i) for i in sequences.values()]
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_checkpoint(Path(folder), TinySettings(seed=seed))
-        settings = ModelSettings(
-            L, catalogue.codes, lora_rank=64, lora_alpha=128, seed=seed, content_width=content.width
-        )
+        settings = ModelSettings(L, catalog.codes, lora_rank=64, lora_alpha=128, seed=seed, content_width=content.width)
         model = build_interest_model(folder, settings, codebooks)
-    trie = DeviceTrie(catalogue.trie)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0)
-    falling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda epoch: 1.0 - epoch / size.interest_epochs)
+    trie = DeviceTrie(catalog.trie)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0)
+    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 - epoch / size.interest_epochs)
     model.train()
     for epoch in range(size.interest_epochs):
         walks = graph.walks(len(real), seed=[seed, epoch])
-        mixed = real + [History(catalogue.sids_of(w), np.ones(len(w), dtype=bool), w) for w in walks]
+        mixed = real + [History(catalog.sids_of(w), np.ones(len(w), dtype=bool), w) for w in walks]
         order = np.random.default_rng([seed, 3, epoch]).permutation(len(mixed))
         for pack in training_packs(model.vocabulary, [mixed[n] for n in order], H, 4096):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             interest_loss(target_log_probs(model, trie, pack, content)).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
         falling.step()
     model.eval()
     return VisitedSearch(model, trie, SearchSettings(K, H, prefixes=PREFIXES), content)
 
 
-def _with_sids(catalogue: ItemCatalog, history: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+def _with_sids(catalog: ItemCatalog, history: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
     """Histories of the items that have a SID; users without any are left out."""
-    kept = {user: items[catalogue.leaf_of_item(items) >= 0] for user, items in history.items()}
+    kept = {user: items[catalog.leaf_of_item(items) >= 0] for user, items in history.items()}
     return {user: items for user, items in kept.items() if len(items)}
 
 
-def _anchors(search: VisitedSearch, catalogue: ItemCatalog, history: dict[int, np.ndarray]) -> UserAnchors:
-    sequences = _with_sids(catalogue, history)
+def _anchors(search: VisitedSearch, catalog: ItemCatalog, history: dict[int, np.ndarray]) -> UserAnchors:
+    sequences = _with_sids(catalog, history)
     items = list(sequences.values())
-    found, visited, level1 = search.search_with_likelihoods([catalogue.sids_of(i) for i in items], items)
-    leaf = catalogue.trie.leaf_of(found.sids.reshape(-1, L)).reshape(len(items), K)
+    found, visited, level1 = search.search_with_likelihoods([catalog.sids_of(i) for i in items], items)
+    leaf = catalog.trie.leaf_of(found.sids.reshape(-1, L)).reshape(len(items), K)
     return UserAnchors({user: n for n, user in enumerate(sequences)}, found, leaf, visited, level1)
 
 
 def _score(
-    pairs: Pairs, catalogue: ItemCatalog, vectors: np.ndarray, history: dict[int, np.ndarray], search: VisitedSearch
+    pairs: Pairs, catalog: ItemCatalog, vectors: np.ndarray, history: dict[int, np.ndarray], search: VisitedSearch
 ) -> Scores:
-    anchors = _anchors(search, catalogue, {u: history[u] for u in np.unique(pairs.user).tolist() if u in history})
-    table = catalogue.anchor_embeddings(vectors)
+    anchors = _anchors(search, catalog, {u: history[u] for u in np.unique(pairs.user).tolist() if u in history})
+    table = catalog.anchor_embeddings(vectors)
     items = torch.from_numpy(vectors)
     there = torch.ones(len(vectors), dtype=torch.bool)
-    leaf_of, below = catalogue.leaf_of_item(np.arange(len(vectors))), catalogue.trie.leaves_below()
+    leaf_of, below = catalog.leaf_of_item(np.arange(len(vectors))), catalog.trie.leaves_below()
     out = {name: np.full(len(pairs), np.nan) for name in Scores.__dataclass_fields__}
     order = np.argsort(pairs.user, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(pairs.user[order])) + 1):
@@ -440,8 +439,8 @@ def _score(
         sids, log_prob, prefixes, prefix_log_probs = (torch.from_numpy(a[row])[None] for a in anchors.found)
         alone = prefix_log_prob(
             sids, torch.from_numpy(mask)[None], log_prob, prefixes, prefix_log_probs,
-            torch.from_numpy(catalogue.sids_of(pairs.item[rows]))[None], torch.from_numpy(below[own])[None],
-            catalogue.trie.size,
+            torch.from_numpy(catalog.sids_of(pairs.item[rows]))[None], torch.from_numpy(below[own])[None],
+            catalog.trie.size,
         )[0].numpy()  # fmt: skip
         found_of = {"own": anchors.visited[row][own], "level1": anchors.level1[row][own], "anchor": alone}
         for name, log_p in found_of.items():

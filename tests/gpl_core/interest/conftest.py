@@ -19,7 +19,7 @@ TINY = TinySettings(hidden=32, layers=2, heads=4, kv_heads=2, intermediate=48, m
 
 @dataclass(frozen=True)
 class World:
-    """A model, a catalogue's trie and some histories over it."""
+    """A model, a catalog's trie and some histories over it."""
 
     model: InterestModel
     trie: DeviceTrie
@@ -56,7 +56,7 @@ def world(model: InterestModel) -> World:
 
 
 def make_world(model: InterestModel, rng: np.random.Generator, items: int, users: int = 5) -> World:
-    """A random catalogue of ``items`` items (SIDs may repeat) and ``users`` histories of 1 to 9 events."""
+    """A random catalog of ``items`` items (SIDs may repeat) and ``users`` histories of 1 to 9 events."""
     sids = rng.integers(0, model.vocabulary.codes, (items, model.vocabulary.levels))
     histories = [sids[rng.integers(0, items, rng.integers(1, 10))] for _ in range(users)]
     return World(model, DeviceTrie(Trie.build(sids, model.vocabulary.codes)), histories)

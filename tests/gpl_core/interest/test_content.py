@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpl_core.errors import UsageError
-from gpl_core.interest.content import ContentTable, NeighbourGraph
+from gpl_core.interest.content import ContentTable, NeighborGraph
 from gpl_core.interest.interest_model import (
     InterestModel,
     ModelSettings,
@@ -118,7 +118,7 @@ def test_a_search_without_the_content_its_model_needs_is_refused(reader: Interes
 
 
 def test_walks_go_to_near_items_or_stay_one_step_in_six(table: ContentTable) -> None:
-    graph = NeighbourGraph.build(table, np.arange(ITEMS), seed=0, neighbours=3)
+    graph = NeighborGraph.build(table, np.arange(ITEMS), seed=0, neighbors=3)
     walks = graph.walks(400, seed=[1], length=4)
     assert walks.shape == (400, 4)
     assert set(walks[:, 0]) == set(range(ITEMS)) - {7}
@@ -134,14 +134,14 @@ def test_walks_go_to_near_items_or_stay_one_step_in_six(table: ContentTable) -> 
 
 
 def test_the_graph_does_not_depend_on_its_blocks(table: ContentTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = NeighbourGraph.build(table, np.arange(ITEMS), seed=0)
+    whole = NeighborGraph.build(table, np.arange(ITEMS), seed=0)
     monkeypatch.setattr("gpl_core.interest.content._BLOCK", 7)
-    np.testing.assert_array_equal(NeighbourGraph.build(table, np.arange(ITEMS), seed=0).near, whole.near)
+    np.testing.assert_array_equal(NeighborGraph.build(table, np.arange(ITEMS), seed=0).near, whole.near)
 
 
 def test_walks_stay_within_their_pool(table: ContentTable) -> None:
-    graph = NeighbourGraph.build(table, np.arange(ITEMS), seed=0, pool=6, neighbours=2)
+    graph = NeighborGraph.build(table, np.arange(ITEMS), seed=0, pool=6, neighbors=2)
     assert set(np.unique(graph.walks(200, seed=[0]))) <= set(graph.items)
     assert len(graph.items) == 6
     with pytest.raises(UsageError, match="at least 2"):
-        NeighbourGraph.build(table, np.array([3, 7]), seed=0)
+        NeighborGraph.build(table, np.array([3, 7]), seed=0)

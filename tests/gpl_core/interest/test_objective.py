@@ -65,7 +65,7 @@ def test_loss_does_not_depend_on_the_packing(world: World) -> None:
     assert len(parts) > 1
 
 
-def test_targets_outside_the_catalogue_are_counted_and_cost_nothing(world: World) -> None:
+def test_targets_outside_the_catalog_are_counted_and_cost_nothing(world: World) -> None:
     sids = world.trie.trie.sids()
     absent = next(s for s in np.ndindex(8, 8, 8) if world.trie.trie.leaf_of(np.array([s]))[0] < 0)
     history = np.array([sids[0], absent, sids[1]])

@@ -1,4 +1,4 @@
-"""The shared-prefix search finds the beams of textbook beam search, and only SIDs of the catalogue."""
+"""The shared-prefix search finds the beams of textbook beam search, and only SIDs of the catalog."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_kept_prefixes_are_the_likeliest_that_were_scored(
 
 
 def test_as_many_beams_as_sids_is_brute_force_and_probabilities_sum_to_one(world: World) -> None:
-    """K = all: every SID of the catalogue comes back with its teacher-forced probability."""
+    """K = all: every SID of the catalog comes back with its teacher-forced probability."""
     anchors = search(world, world.trie.size)
     every = world.trie.trie.sids()
     for user, history in enumerate(world.histories):
@@ -107,7 +107,7 @@ def one_target(history: np.ndarray, sid: object) -> History:
 
 
 def test_equals_hugging_face_generate_with_the_trie_constraint(world: World) -> None:
-    """The library's own beam search, constrained to the trie and renormalised over what the constraint allows."""
+    """The library's own beam search, constrained to the trie and renormalized over what the constraint allows."""
     model, vocabulary = world.model, world.model.vocabulary
     sids = {tuple(map(int, s)) for s in world.trie.trie.sids()}
     anchors = search(world, 6)
@@ -189,7 +189,7 @@ def test_ties_fall_to_the_smaller_sid(world: World) -> None:
         np.testing.assert_array_equal(anchors.sids[user], [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3], [0, 1, 0]])
 
 
-def test_a_catalogue_of_one_item_has_probability_one(model: InterestModel) -> None:
+def test_a_catalog_of_one_item_has_probability_one(model: InterestModel) -> None:
     sid = np.array([[3, 1, 7]])
     world = World(model, DeviceTrie(Trie.build(sid, 8)), [sid])
     anchors = search(world, 4)

@@ -9,7 +9,7 @@ from gpl_core.errors import ContractError, GateError
 from gpl_core.labels import calibration, fitting
 from gpl_core.labels.calibration import GRID_CELLS, Calibrator, FittedOn
 
-FITTED = FittedOn("unlabelled", 1, 0, "2026-01-01", "2026-01-01", 0.05)
+FITTED = FittedOn("unlabeled", 1, 0, "2026-01-01", "2026-01-01", 0.05)
 
 
 def _histogram(similarity: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpl_core.errors import ContractError
+from gpl_core.labels import pair_scoring
 from gpl_core.labels.pair_scoring import PairScores, first_occurrence, prefix_log_prob, score_block
 from gpl_core.sids.trie import Trie
 

@@ -104,17 +104,17 @@ def test_the_optimum_of_a_logistic_regression_is_the_closed_form() -> None:
     group = torch.arange(40) % 2
     for pi in (None, probability.double()):
         bias = torch.zeros(2, requires_grad=True, dtype=torch.float64)
-        optimiser = torch.optim.LBFGS(
+        optimizer = torch.optim.LBFGS(
             [bias], max_iter=200, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
         )
 
-        def closure(pi=pi, bias=bias, optimiser=optimiser):
-            optimiser.zero_grad()
+        def closure(pi=pi, bias=bias, optimizer=optimizer):
+            optimizer.zero_grad()
             loss = dual_label_loss(bias[group], target.double(), exposed, weight.double(), 2.0, pi)
             loss.backward()
             return loss
 
-        optimiser.step(closure)
+        optimizer.step(closure)
         seen, y = exposed.numpy(), target.numpy().astype(float)
         say = np.where(seen, 0.0, 1.0 if pi is None else 1 / pi.numpy())
         share = np.where(seen, 1 / seen.sum(), 2.0 * weight.numpy() * say / say.sum())

@@ -93,7 +93,7 @@ def test_a_basis_starts_the_logit_at_the_cosine_inside_it() -> None:
 
 def test_a_basis_of_few_items_is_padded_with_zeros() -> None:
     basis = content_basis(torch.randn(3, 12), 8)
-    assert torch.linalg.matrix_rank(basis) == 2  # three centred points span two directions
+    assert torch.linalg.matrix_rank(basis) == 2  # three centered points span two directions
     assert (basis[2:] == 0).all()
     assert torch.isfinite(build_model(CONFIG, 0, basis).user.project.weight).all()
 
@@ -116,12 +116,12 @@ def test_training_separates_two_kinds_of_items() -> None:
     items = np.arange(6, 26)
     batch = _batch(["u1"] * 20, items, world, np.zeros((20, 1)))
     label = torch.from_numpy((items % 2).astype(np.float32))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     exposed = torch.ones(20, dtype=torch.bool)
     for _ in range(200):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         dual_label_loss(model(batch), label, exposed, torch.ones(20), 2.0).backward()
-        optimiser.step()
+        optimizer.step()
     scores = model(batch).detach()
     assert scores[label == 1].min() > scores[label == 0].max()
     assert (model.item.sid.weight[0] == 0).all()
@@ -137,11 +137,11 @@ def test_lambda_zero_trains_the_exposed_only_model_bit_for_bit() -> None:
 
     def train(lambda_: float, weight: torch.Tensor) -> TwoTower:
         model = build_model(CONFIG, 0)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         for _ in range(5):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             dual_label_loss(model(batch), target, exposed, weight, lambda_).backward()
-            optimiser.step()
+            optimizer.step()
         return model
 
     def same(left: TwoTower, right: TwoTower) -> bool:

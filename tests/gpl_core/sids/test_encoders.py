@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from gpl_core.errors import MissingInputError, UsageError
-from gpl_core.sids.encoders import EncoderPart, FusionEncoder, ItemContent, PartVectors, build_encoder
+from gpl_core.sids.encoders import EncoderPart, FusionEncoder, build_encoder
+from gpl_core.sids.item_content import ItemContent, PartVectors
 from gpl_core.sids.pictures import PictureReader
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "steel", "bolt", "blue", "paint", "saw", "blade", "tape", "long"]
@@ -79,10 +80,10 @@ def save_two_towers(folder: Path, model, config, **more) -> Path:
     return folder
 
 
-def picture(colour="red", size=(40, 30), kind="PNG") -> bytes:
+def picture(color="red", size=(40, 30), kind="PNG") -> bytes:
     out = io.BytesIO()
     drawn = Image.new("RGB", size, "white")
-    drawn.paste(colour, (5, 5, size[0] // 2, size[1] - 5))
+    drawn.paste(color, (5, 5, size[0] // 2, size[1] - 5))
     drawn.save(out, kind)
     return out.getvalue()
 
@@ -199,7 +200,7 @@ def test_pickled_weights_are_not_read(bert, tmp_path):
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_of_one_colour_are_nearer_than_pictures_of_two():
+def test_pictures_of_one_color_are_nearer_than_pictures_of_two():
     encoder = build_encoder([EncoderPart("hog_color")])
     items = [ItemContent(n, image=picture(*of)) for n, of in enumerate([("red",), ("red", (60, 44)), ("blue",)])]
     found = encoder.encode(items).vectors
@@ -249,17 +250,17 @@ def test_a_location_is_read_no_further_than_the_limit(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "P", "LA", "L", "1", "I;16"])
-def test_every_kind_of_colour_is_read(mode):
-    grey = Image.radial_gradient("L").resize((40, 30))
-    if mode == "I;16":  # greys of two bytes must not be clipped to white
-        drawn = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+def test_every_kind_of_color_is_read(mode):
+    gray = Image.radial_gradient("L").resize((40, 30))
+    if mode == "I;16":  # grays of two bytes must not be clipped to white
+        drawn = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
     else:
-        drawn = grey.convert(mode)
+        drawn = gray.convert(mode)
     out = io.BytesIO()
     drawn.save(out, "JPEG" if mode == "CMYK" else "PNG")
     found = PictureReader().read(ItemContent(0, image=out.getvalue()))
     assert found.mode == "RGB"
-    expected = np.asarray(grey.convert("1").convert("L") if mode == "1" else grey, dtype=float)
+    expected = np.asarray(gray.convert("1").convert("L") if mode == "1" else gray, dtype=float)
     assert np.abs(np.asarray(found).astype(float).mean(axis=2) - expected).mean() < 6
 
 
@@ -325,7 +326,7 @@ def test_siglip_is_read_like_clip(siglip):
     encoder = build_encoder([EncoderPart("hf_clip", path=str(siglip))])
     found = encoder.encode([ItemContent(0, "saw"), ItemContent(1, "", picture()), ItemContent(2, "saw", picture())])
     model = SiglipModel.from_pretrained(siglip).eval()
-    # SigLIP was trained on texts padded to full length, without a mask: a tokeniser's mask must not reach it.
+    # SigLIP was trained on texts padded to full length, without a mask: a tokenizer's mask must not reach it.
     ids = torch.tensor([[1, WORDS.index("saw"), 2] + [0] * 13])
     with torch.no_grad():
         own = model.get_text_features(input_ids=ids).pooler_output[0]
@@ -358,7 +359,7 @@ def test_a_broken_picture_leaves_the_item_out_until_it_is_mended(bert):
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def test_precomputed_vectors_are_normalised_or_named():
+def test_precomputed_vectors_are_normalized_or_named():
     vectors = [np.array([3.0, 4.0]), None, np.zeros(2), np.array([np.nan, 1.0]), np.ones(3), np.zeros(1)]
     found = build_encoder([EncoderPart("precomputed", options={"dim": 2})]).encode(
         [ItemContent(n, embedding=v) for n, v in enumerate(vectors)]
@@ -375,7 +376,7 @@ def test_precomputed_vectors_are_normalised_or_named():
         (EncoderPart("word2vec"), UsageError, "'word2vec', expected one of precomputed"),
         (EncoderPart("precomputed"), UsageError, "options.dim: missing"),
         (EncoderPart("hf_text"), UsageError, "path: missing"),
-        (EncoderPart("hf_clip", path="/no/such/model"), MissingInputError, "is no folder"),
+        (EncoderPart("hf_clip", path="/no/such/model"), MissingInputError, "is not a folder"),
         (EncoderPart("hog_color", 0.0), UsageError, "weight: 0.0, expected above 0"),
         (EncoderPart("hog_color", options={"sizes": 3}), UsageError, "unknown sizes, expected any of size"),
         (EncoderPart("hog_color", options={"size": 3}), UsageError, "size: 3, expected at least 8"),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpl_core.sids.issue import drift, issue
-from gpl_core.sids.tokenizer import Encoded
+from gpl_core.sids.tokenizer import TokenizedItems
 
 
 def unit(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -14,8 +14,8 @@ def unit(rng: np.random.Generator, count: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def encoded(rng: np.random.Generator, codes: np.ndarray) -> Encoded:
-    return Encoded(codes.astype(np.int32), np.ones(len(codes), np.float32), rng.normal(size=(len(codes), 3)))
+def encoded(rng: np.random.Generator, codes: np.ndarray) -> TokenizedItems:
+    return TokenizedItems(codes.astype(np.int32), np.ones(len(codes), np.float32), rng.normal(size=(len(codes), 3)))
 
 
 @settings(deadline=None, max_examples=40)
@@ -59,7 +59,7 @@ def test_drift_is_told_by_residuals_and_codes():
     assert alike.message(1.25, 1.6) == ""
     narrow = drift(np.zeros((100, 3), int), np.ones(100), published, norms, 16)
     assert "drifts away" in narrow.message(1.25, 1.6)
-    for ratio, said in ((1.3, "the catalogue drifts away"), (2.0, "train a new tokenizer version")):
+    for ratio, said in ((1.3, "the catalog drifts away"), (2.0, "train a new tokenizer version")):
         far = drift(rng.integers(0, 16, size=(100, 3)), np.full(100, ratio), published, norms, 16)
         assert said in far.message(1.25, 1.6)
         assert "100 new items leave" in far.message(1.25, 1.6)

@@ -1,4 +1,4 @@
-"""Training, saving and using tokenisers: the bugs that public code of this kind has, one test each."""
+"""Training, saving and using tokenizers: the bugs that public code of this kind has, one test each."""
 
 import dataclasses
 import os
@@ -25,7 +25,6 @@ from gpl_core.sids.health import (
     level_usage,
     mean_cosine,
     measure,
-    neighbour_recall,
 )
 from gpl_core.sids.kmeans import residual_kmeans
 from gpl_core.sids.quantizer import ResidualQuantizer, assign
@@ -39,34 +38,35 @@ from gpl_core.sids.rqvae import (
     relational_loss,
 )
 from gpl_core.sids.tokenizer import load_tokenizer
+from tests.bench.quality.neighbors import neighbor_recall
 from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 
 SMALL = RqVaeSettings(codes=16, hidden=(32,), latent=8, batch_size=64, epochs=30, warmup_epochs=5)
 
 
 def embeddings(count: int, dim: int = 12, seed: int = 0) -> np.ndarray:
-    """Unit vectors around 20 centres."""
+    """Unit vectors around 20 center."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(20, dim))[rng.integers(20, size=count)] + 0.5 * rng.normal(size=(count, dim))
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def catalogue() -> np.ndarray:
+def catalog() -> np.ndarray:
     return embeddings(300)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(catalogue):
-    return fit(catalogue, SMALL)
+def tokenizer(catalog):
+    return fit(catalog, SMALL)
 
 
-# ---- the quantiser's formulas against vector-quantize-pytorch
+# ---- the quantizer's formulas against vector-quantize-pytorch
 # ----------------------------------------------------------
 
 
 def twins() -> tuple[ResidualQuantizer, ResidualVQ, torch.Tensor]:
-    """Our quantiser and the library's with the same codebooks, and a batch."""
+    """Our quantizer and the library's with the same codebooks, and a batch."""
     generator = torch.Generator().manual_seed(0)
     books = torch.randn(3, 8, 4, generator=generator) * torch.tensor([1.0, 0.5, 0.25])[:, None, None]
     ours = ResidualQuantizer(3, 8, 4)
@@ -121,19 +121,19 @@ def test_every_level_pulls_the_encoder_towards_its_code():
         torch.testing.assert_close(gradient, 2 * after.sum(dim=1) / x.numel())
 
 
-def test_training_and_inference_assign_alike(catalogue, tokenizer):
+def test_training_and_inference_assign_alike(catalog, tokenizer):
     model = RqVae(12, SMALL)
     model.encoder.load_state_dict(tokenizer.encoder.state_dict())
     model.decoder.load_state_dict(tokenizer.decoder.state_dict())
     model.quantizer.codebooks.copy_(tokenizer.codebooks)
-    x = (torch.as_tensor(catalogue) - tokenizer.mean) * tokenizer.scale
+    x = (torch.as_tensor(catalog) - tokenizer.mean) * tokenizer.scale
     _, _, found = model(x, True)
-    np.testing.assert_array_equal(found.codes.numpy(), tokenizer.encode(catalogue)[0])
+    np.testing.assert_array_equal(found.codes.numpy(), tokenizer.encode(catalog)[0])
 
 
-def test_codes_are_the_nearest_level_by_level(catalogue, tokenizer):
-    full = tokenizer.encode_full(catalogue)
-    residual = tokenizer.encoder((torch.as_tensor(catalogue) - tokenizer.mean) * tokenizer.scale).numpy().astype(float)
+def test_codes_are_the_nearest_level_by_level(catalog, tokenizer):
+    full = tokenizer.encode(catalog)
+    residual = tokenizer.encoder((torch.as_tensor(catalog) - tokenizer.mean) * tokenizer.scale).numpy().astype(float)
     for level, book in enumerate(tokenizer.codebooks.numpy().astype(float)):
         distance = np.square(residual[:, None] - book[None]).sum(-1)
         chosen = full.codes[:, level]
@@ -148,18 +148,18 @@ def test_codes_are_the_nearest_level_by_level(catalogue, tokenizer):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_training_learns_and_uses_the_codes(catalogue, tokenizer):
-    health = measure(tokenizer, catalogue)
+def test_training_learns_and_uses_the_codes(catalog, tokenizer):
+    health = measure(tokenizer, catalog)
     assert health.reconstruction > 0.7
     assert min(health.perplexity) > 0.5 * 16
-    untrained = fit(catalogue, dataclasses.replace(SMALL, epochs=6))
-    assert measure(untrained, catalogue).reconstruction < health.reconstruction
+    untrained = fit(catalog, dataclasses.replace(SMALL, epochs=6))
+    assert measure(untrained, catalog).reconstruction < health.reconstruction
 
 
-def test_same_seed_same_bits_another_seed_others(catalogue, tokenizer):
-    again = fit(catalogue, SMALL)
+def test_same_seed_same_bits_another_seed_others(catalog, tokenizer):
+    again = fit(catalog, SMALL)
     assert torch.equal(again.codebooks, tokenizer.codebooks)
-    assert not torch.equal(fit(catalogue, dataclasses.replace(SMALL, seed=1)).codebooks, tokenizer.codebooks)
+    assert not torch.equal(fit(catalog, dataclasses.replace(SMALL, seed=1)).codebooks, tokenizer.codebooks)
 
 
 KILLED_AT_17 = """
@@ -176,27 +176,27 @@ fit(np.load(sys.argv[1]), eval(sys.argv[2]), progress=kill, checkpoint_dir=sys.a
 """
 
 
-def test_kill_9_in_mid_training_then_again_gives_the_undisturbed_result(catalogue, tokenizer, tmp_path: Path):
-    np.save(tmp_path / "catalogue.npy", catalogue)
-    command = [sys.executable, "-c", KILLED_AT_17, str(tmp_path / "catalogue.npy"), repr(SMALL), str(tmp_path)]
+def test_kill_9_in_mid_training_then_again_gives_the_undisturbed_result(catalog, tokenizer, tmp_path: Path):
+    np.save(tmp_path / "catalog.npy", catalog)
+    command = [sys.executable, "-c", KILLED_AT_17, str(tmp_path / "catalog.npy"), repr(SMALL), str(tmp_path)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(
         command, cwd=Path(__file__).parents[3], env=env, capture_output=True, text=True, check=False
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     done = []
-    resumed = fit(catalogue, SMALL, progress=lambda epoch, _: done.append(epoch), checkpoint_dir=tmp_path)
+    resumed = fit(catalog, SMALL, progress=lambda epoch, _: done.append(epoch), checkpoint_dir=tmp_path)
     assert done[0] == 18
     assert torch.equal(resumed.codebooks, tokenizer.codebooks)
     for a, b in zip(resumed.encoder.parameters(), tokenizer.encoder.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_a_checkpoint_of_another_run_is_not_continued(catalogue, tmp_path: Path):
+def test_a_checkpoint_of_another_run_is_not_continued(catalog, tmp_path: Path):
     short = dataclasses.replace(SMALL, epochs=8)
-    fit(catalogue, short, checkpoint_dir=tmp_path)
+    fit(catalog, short, checkpoint_dir=tmp_path)
     done = []
-    fit(catalogue, dataclasses.replace(short, seed=5), progress=lambda e, _: done.append(e), checkpoint_dir=tmp_path)
+    fit(catalog, dataclasses.replace(short, seed=5), progress=lambda e, _: done.append(e), checkpoint_dir=tmp_path)
     assert done[0] == 1
 
 
@@ -217,10 +217,10 @@ def test_the_relational_loss_is_the_divergence_of_similarity_distributions():
     assert float(relational_loss(torch.as_tensor(x[:2]), torch.as_tensor(y[:2]), 0.1)) == 0
 
 
-def test_the_relational_loss_keeps_neighbours_through_quantisation(catalogue):
+def test_the_relational_loss_keeps_neighbors_through_quantization(catalog):
     def recall(weight: float) -> float:
-        found = fit(catalogue, dataclasses.replace(SMALL, relational=weight))
-        return float(neighbour_recall(catalogue, found.decode(found.encode(catalogue)[0])).mean())
+        found = fit(catalog, dataclasses.replace(SMALL, relational=weight))
+        return float(neighbor_recall(catalog, found.decode(found.encode(catalog)[0])).mean())
 
     assert recall(0.3) > recall(0.0) + 0.01
 
@@ -233,14 +233,14 @@ class TwoRanksInTurn(LocalEngine):
         assert parts == 2
 
 
-def test_shards_add_up_to_the_batch(catalogue):
+def test_shards_add_up_to_the_batch(catalog):
     # An odd batch: shards of unequal size must not weigh alike.
     model = RqVae(12, SMALL)
-    x = torch.as_tensor(catalogue[:7])
+    x = torch.as_tensor(catalog[:7])
     whole, *_ = model(x, False)
     parts = [model(x[n::2], False)[0] * (len(x[n::2]) / 7) for n in range(2)]
     torch.testing.assert_close(whole, sum(parts))
-    fit(catalogue[:63], dataclasses.replace(SMALL, epochs=7), engine=TwoRanksInTurn())
+    fit(catalog[:63], dataclasses.replace(SMALL, epochs=7), engine=TwoRanksInTurn())
 
 
 def test_the_learning_rate_is_torchs_one_cycle():
@@ -254,9 +254,9 @@ def test_the_learning_rate_is_torchs_one_cycle():
             schedule.step()
 
 
-def test_dead_codes_come_back_to_life(catalogue):
+def test_dead_codes_come_back_to_life(catalog):
     # Two clumps far apart and then one outlier region: without revival most codes would stay unused.
-    x = np.concatenate([np.tile(catalogue[:1], (200, 1)) + 1e-3 * embeddings(200, seed=3), catalogue[:100]])
+    x = np.concatenate([np.tile(catalog[:1], (200, 1)) + 1e-3 * embeddings(200, seed=3), catalog[:100]])
     alive = fit(x, dataclasses.replace(SMALL, epochs=40))
     still = fit(x, dataclasses.replace(SMALL, epochs=40, revive_until=0.0))
     used = [sum(level_usage(t.encode(x)[0], 16)[1]) for t in (alive, still)]
@@ -264,17 +264,17 @@ def test_dead_codes_come_back_to_life(catalogue):
     assert used[0] >= 0.9 * 48
 
 
-# ---- small, doubled and broken catalogues
+# ---- small, doubled and broken catalogs
 # --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 15, 16])
 @pytest.mark.parametrize("method", ["rqvae", "rq_kmeans"])
-def test_catalogues_with_fewer_items_than_codes_work(count, method, catalogue):
-    x = catalogue[:count]
+def test_catalogs_with_fewer_items_than_codes_work(count, method, catalog):
+    x = catalog[:count]
     settings = dataclasses.replace(SMALL, epochs=8, warmup_epochs=2)
     found = fit(x, settings) if method == "rqvae" else fit_rq_kmeans(x, settings)
-    codes, norms = found.encode(x)
+    codes, norms, _ = found.encode(x)
     assert codes.shape == (count, 3)
     assert np.isfinite(norms).all()
     assert np.isfinite(found.decode(codes)).all()
@@ -283,27 +283,27 @@ def test_catalogues_with_fewer_items_than_codes_work(count, method, catalogue):
         np.testing.assert_allclose(found.decode(codes), x, atol=0.2)
 
 
-def test_duplicates_get_one_sid(catalogue):
-    x = np.repeat(catalogue[:30], 5, axis=0)
-    codes, _ = fit(x, dataclasses.replace(SMALL, epochs=10)).encode(x)
+def test_duplicates_get_one_sid(catalog):
+    x = np.repeat(catalog[:30], 5, axis=0)
+    codes = fit(x, dataclasses.replace(SMALL, epochs=10)).encode(x).codes
     assert (codes.reshape(30, 5, 3) == codes[::5][:, None]).all()
-    fit(np.tile(catalogue[:1], (40, 1)), dataclasses.replace(SMALL, epochs=8)).encode(catalogue)
+    fit(np.tile(catalog[:1], (40, 1)), dataclasses.replace(SMALL, epochs=8)).encode(catalog)
 
 
 @pytest.mark.parametrize(("value", "said"), [(np.nan, "not finite"), (np.inf, "not finite"), (0.0, "is zero")])
-def test_zero_and_nan_embeddings_are_refused_by_row(value, said, catalogue, tokenizer):
-    x = catalogue.copy()
+def test_zero_and_nan_embeddings_are_refused_by_row(value, said, catalog, tokenizer):
+    x = catalog.copy()
     x[41] = value
     for use in (lambda: fit(x, SMALL), lambda: fit_rq_kmeans(x, SMALL), lambda: tokenizer.encode(x)):
         with pytest.raises(ContractError, match=f"row 41 {said}|row 41 is {said}"):
             use()
 
 
-def test_no_items_and_wrong_widths_are_refused(catalogue, tokenizer):
+def test_no_items_and_wrong_widths_are_refused(catalog, tokenizer):
     with pytest.raises(ContractError, match="0 items"):
-        fit(catalogue[:0], SMALL)
+        fit(catalog[:0], SMALL)
     with pytest.raises(ContractError, match=r"expected \[N x 12\]"):
-        tokenizer.encode(catalogue[:, :5])
+        tokenizer.encode(catalog[:, :5])
     with pytest.raises(ContractError, match=r"\[0, 16\)"):
         tokenizer.decode(np.array([[0, 0, 16]]))
     with pytest.raises(ContractError, match="warmup_epochs"):
@@ -314,9 +314,9 @@ def test_no_items_and_wrong_widths_are_refused(catalogue, tokenizer):
 # -------------------------------------------------------------------------------------------------------
 
 
-def test_rq_kmeans_reduces_the_residual_at_every_level(catalogue):
-    books, counts = residual_kmeans(catalogue, 3, 16, seed=0)
-    residual, before = catalogue.copy(), np.square(catalogue).sum()
+def test_rq_kmeans_reduces_the_residual_at_every_level(catalog):
+    books, counts = residual_kmeans(catalog, 3, 16, seed=0)
+    residual, before = catalog.copy(), np.square(catalog).sum()
     for level in range(3):
         chosen = np.square(residual[:, None] - books[level][None]).sum(-1).argmin(1)
         np.testing.assert_array_equal(np.bincount(chosen, minlength=16), counts[level])
@@ -325,10 +325,10 @@ def test_rq_kmeans_reduces_the_residual_at_every_level(catalogue):
         before = np.square(residual).sum()
 
 
-def test_pca_keeps_what_it_can(catalogue):
-    full, cut = fit_rq_kmeans(catalogue, SMALL), fit_rq_kmeans(catalogue, SMALL, pca=6)
+def test_pca_keeps_what_it_can(catalog):
+    full, cut = fit_rq_kmeans(catalog, SMALL), fit_rq_kmeans(catalog, SMALL, pca=6)
     assert cut.codebooks.shape[2] == 6
-    cosine = [mean_cosine(catalogue, t.decode(t.encode(catalogue)[0])) for t in (full, cut)]
+    cosine = [mean_cosine(catalog, t.decode(t.encode(catalog)[0])) for t in (full, cut)]
     assert cosine[1] > 0.7
     assert cosine[0] > 0.9
 
@@ -338,14 +338,14 @@ def test_pca_keeps_what_it_can(catalogue):
 
 
 @pytest.mark.parametrize("method", ["rqvae", "rq_kmeans", "pca"])
-def test_save_and_load_give_identical_sids(method, catalogue, tokenizer, tmp_path: Path):
-    made = {"rqvae": lambda: tokenizer, "rq_kmeans": lambda: fit_rq_kmeans(catalogue, SMALL),
-            "pca": lambda: fit_rq_kmeans(catalogue, SMALL, pca=4)}[method]()  # fmt: skip
+def test_save_and_load_give_identical_sids(method, catalog, tokenizer, tmp_path: Path):
+    made = {"rqvae": lambda: tokenizer, "rq_kmeans": lambda: fit_rq_kmeans(catalog, SMALL),
+            "pca": lambda: fit_rq_kmeans(catalog, SMALL, pca=4)}[method]()  # fmt: skip
     made.save(tmp_path)
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json"}
     loaded = load_tokenizer(tmp_path)
     other = embeddings(200, seed=9)
-    for a, b in zip(made.encode_full(other), loaded.encode_full(other), strict=True):
+    for a, b in zip(made.encode(other), loaded.encode(other), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(made.decode(made.encode(other)[0]), loaded.decode(loaded.encode(other)[0]))
     assert loaded.description["method"] == made.description["method"]
@@ -374,16 +374,16 @@ def test_figures_equal_plain_loops(seed, count):
         assert used[level] == len(shares)
 
 
-def test_neighbour_recall_of_the_truth_is_one_and_of_noise_is_chance(catalogue):
-    assert neighbour_recall(catalogue, catalogue * 3).mean() == 1
-    noise = np.random.default_rng(0).normal(size=catalogue.shape)
-    assert neighbour_recall(catalogue, noise).mean() < 0.1
+def test_neighbor_recall_of_the_truth_is_one_and_of_noise_is_chance(catalog):
+    assert neighbor_recall(catalog, catalog * 3).mean() == 1
+    noise = np.random.default_rng(0).normal(size=catalog.shape)
+    assert neighbor_recall(catalog, noise).mean() < 0.1
     # Equal decoded vectors: table order must not look like knowledge.
-    assert neighbour_recall(catalogue, np.ones_like(catalogue)).mean() < 0.1
+    assert neighbor_recall(catalog, np.ones_like(catalog)).mean() < 0.1
 
 
-def test_gates_name_every_figure_and_the_remedy(catalogue, tokenizer):
-    health = measure(tokenizer, catalogue)
+def test_gates_name_every_figure_and_the_remedy(catalog, tokenizer):
+    health = measure(tokenizer, catalog)
     check_gates(health, Gates())
     collapsed = dataclasses.replace(health, perplexity=(1.0, *health.perplexity[1:]), used=(1, *health.used[1:]))
     with pytest.raises(GateError, match=r"level 1: perplexity 1\.0.*level 1: 15 of 16 codes dead") as error:
@@ -397,13 +397,13 @@ def test_gates_name_every_figure_and_the_remedy(catalogue, tokenizer):
             check_gates(dataclasses.replace(health, **change), Gates())
 
 
-def test_gates_judge_a_small_catalogue_by_what_it_can_reach(catalogue):
-    x = catalogue[:5]
+def test_gates_judge_a_small_catalog_by_what_it_can_reach(catalog):
+    x = catalog[:5]
     health = measure(fit_rq_kmeans(x, SMALL), x)
     assert health.reachable == (5, 5, 5)
 
 
-def test_sizes_follow_the_catalogue():
+def test_sizes_follow_the_catalog():
     assert [codes_for(n) for n in (1, 3_686, 100_000, 100_001, 10**6, 10**8, 10**9)] == [
         256, 256, 256, 512, 1024, 8192, 8192,
     ]  # fmt: skip

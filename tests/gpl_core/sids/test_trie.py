@@ -1,4 +1,4 @@
-"""The trie and the catalogue against plain Python sets and dictionaries."""
+"""The trie and the catalog against plain Python sets and dictionaries."""
 
 import numpy as np
 import pytest
@@ -64,14 +64,14 @@ def test_trie_refuses_padding_floats_and_foreign_codes():
         Trie.build(np.array([0, 1]), 4)
 
 
-def test_catalogue_maps_items_and_sids_both_ways():
+def test_catalog_maps_items_and_sids_both_ways():
     # item 7 and item 2 share a SID; items 0, 1, 3..6 have none
-    catalogue = ItemCatalog(np.array([7, 9, 2]), np.array([[1, 0], [0, 3], [1, 0]]), codes=4)
-    assert catalogue.items_of(np.array([1, 0])).tolist() == [2, 7]
-    assert catalogue.items_of(np.array([0, 3])).tolist() == [9]
-    assert catalogue.items_of(np.array([3, 3])).tolist() == []
-    assert catalogue.sids_of(np.array([[9, 2], [-1, 3]])).tolist() == [[[0, 3], [1, 0]], [[-1, -1], [-1, -1]]]
-    assert catalogue.leaf_of_item(np.array([7, 9, 100])).tolist() == [1, 0, -1]
+    catalog = ItemCatalog(np.array([7, 9, 2]), np.array([[1, 0], [0, 3], [1, 0]]), codes=4)
+    assert catalog.trie.leaf_of(np.array([[1, 0], [0, 3], [3, 3]])).tolist() == [1, 0, -1]
+    assert np.split(catalog.leaf_items, catalog.leaf_offsets[1:-1])[1].tolist() == [2, 7]
+    assert np.split(catalog.leaf_items, catalog.leaf_offsets[1:-1])[0].tolist() == [9]
+    assert catalog.sids_of(np.array([[9, 2], [-1, 3]])).tolist() == [[[0, 3], [1, 0]], [[-1, -1], [-1, -1]]]
+    assert catalog.leaf_of_item(np.array([7, 9, 100])).tolist() == [1, 0, -1]
 
 
 @settings(deadline=None, max_examples=50)
@@ -82,22 +82,22 @@ def test_anchor_embedding_is_the_unit_mean_of_its_items(seed, count):
     sids = rng.integers(0, 3, size=(count, 2))
     embeddings = rng.normal(size=(60, 5)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    catalogue = ItemCatalog(index, sids, codes=3)
-    anchors = catalogue.anchor_embeddings(embeddings)
-    for leaf, sid in enumerate(catalogue.trie.sids().tolist()):
+    catalog = ItemCatalog(index, sids, codes=3)
+    anchors = catalog.anchor_embeddings(embeddings)
+    for leaf, sid in enumerate(catalog.trie.sids().tolist()):
         mean = embeddings[[i for i, s in zip(index, sids.tolist(), strict=True) if s == sid]].mean(axis=0)
         np.testing.assert_allclose(anchors[leaf], mean / np.linalg.norm(mean), atol=1e-5)
-    some = rng.integers(0, catalogue.trie.size, size=7)
-    np.testing.assert_allclose(catalogue.anchor_embeddings(embeddings, some), anchors[some], atol=1e-6)
+    some = rng.integers(0, catalog.trie.size, size=7)
+    np.testing.assert_allclose(catalog.anchor_embeddings(embeddings, some), anchors[some], atol=1e-6)
 
 
 def test_anchor_embeddings_do_not_depend_on_the_chunk_size(monkeypatch):
     rng = np.random.default_rng(0)
     embeddings = rng.normal(size=(100, 4)).astype(np.float32)
-    catalogue = ItemCatalog(np.arange(100), rng.integers(0, 3, size=(100, 2)), codes=3)
-    whole = catalogue.anchor_embeddings(embeddings)
+    catalog = ItemCatalog(np.arange(100), rng.integers(0, 3, size=(100, 2)), codes=3)
+    whole = catalog.anchor_embeddings(embeddings)
     monkeypatch.setattr("gpl_core.sids.item_catalog._SUM_ROWS", 5)
-    np.testing.assert_array_equal(catalogue.anchor_embeddings(embeddings), whole)
+    np.testing.assert_array_equal(catalog.anchor_embeddings(embeddings), whole)
 
 
 def test_opposite_items_of_one_sid_still_have_a_direction():
@@ -106,16 +106,16 @@ def test_opposite_items_of_one_sid_still_have_a_direction():
     assert anchors.tolist() == [[1, 0]]
 
 
-def test_an_empty_catalogue_answers_with_nothing():
-    catalogue = ItemCatalog(np.empty(0, dtype=int), np.empty((0, 3), dtype=int), codes=8)
-    assert catalogue.trie.size == 0
-    assert catalogue.leaf_of_item(np.array([0])).tolist() == [-1]
-    assert catalogue.anchor_embeddings(np.empty((0, 4), dtype=np.float32)).shape == (0, 4)
+def test_an_empty_catalog_answers_with_nothing():
+    catalog = ItemCatalog(np.empty(0, dtype=int), np.empty((0, 3), dtype=int), codes=8)
+    assert catalog.trie.size == 0
+    assert catalog.leaf_of_item(np.array([0])).tolist() == [-1]
+    assert catalog.anchor_embeddings(np.empty((0, 4), dtype=np.float32)).shape == (0, 4)
 
 
-def test_catalogue_refuses_an_item_with_two_sids_and_short_embeddings():
+def test_catalog_refuses_an_item_with_two_sids_and_short_embeddings():
     with pytest.raises(ContractError, match="item_index: 3 occurs more than once"):
         ItemCatalog(np.array([3, 3]), np.array([[0], [1]]), codes=2)
-    catalogue = ItemCatalog(np.array([3]), np.array([[0]]), codes=2)
+    catalog = ItemCatalog(np.array([3]), np.array([[0]]), codes=2)
     with pytest.raises(ContractError, match="embeddings: 3 rows"):
-        catalogue.anchor_embeddings(np.zeros((3, 2), dtype=np.float32))
+        catalog.anchor_embeddings(np.zeros((3, 2), dtype=np.float32))

@@ -44,7 +44,7 @@ WORDS = ["drill", "saw", "glove", "mask", "screw", "tape", "valve", "hose", "lam
 def made_reviews(users: int = 60, items: int = 80, seed: int = 0) -> Reviews:
     """A small data set: users follow one word each, most have test events, some items recur."""
     rng = np.random.default_rng(seed)
-    catalogue = tuple(
+    catalog = tuple(
         ReviewItem(f"p{n}", f"{WORDS[n % 10]} number {WORDS[n // 10 % 10]}", "" if n % 7 == 0 else "useful", "", "")
         for n in range(items)
     )
@@ -54,7 +54,7 @@ def made_reviews(users: int = 60, items: int = 80, seed: int = 0) -> Reviews:
         numbers = tuple(int(i) for i in (rng.integers(0, items // 10, counts.sum()) * 10 + n % 10))
         splits = ("train",) * int(counts[0]) + ("valid",) * int(counts[1]) + ("test",) * int(counts[2])
         people.append(ReviewUser(f"A{n}", numbers, splits))
-    return Reviews(catalogue, tuple(people), "digest")
+    return Reviews(catalog, tuple(people), "digest")
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_nothing_is_known_of_the_test_split_when_recall_begins() -> None:
     )
     other = replace(reviews, users=changed)
     before, after = (observe(r, SETTINGS, place_events(r, SETTINGS)) for r in (reviews, other))
-    for name in ("features", "neighbours", "together", "positives"):
+    for name in ("features", "neighbors", "together", "positives"):
         assert (getattr(before, name) == getattr(after, name)).all()
 
 

@@ -216,8 +216,8 @@ def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
     assert _contents(tmp_path / "a") == _contents(tmp_path / "b")
 
 
-def test_pictures_show_the_department_by_colour() -> None:
-    """The nearest picture by mean colour and layout belongs to the same department far more often than by chance."""
+def test_pictures_show_the_department_by_color() -> None:
+    """The nearest picture by mean color and layout belongs to the same department far more often than by chance."""
     rows = small().table("raw_items").to_pandas().drop_duplicates("item_id")
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(p)), float).reshape(-1) for p in rows.image])
     department = rows.category.str.split(" > ").str[0].to_numpy()
