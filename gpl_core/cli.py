@@ -299,7 +299,7 @@ def _status(args: argparse.Namespace, config: Config) -> int:
 
 
 def _simulate(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.simulation.commands import run_simulate
+    from gpl_core.commands.simulate import run_simulate
 
     given = {
         "users": args.users, "items": args.items, "days": args.days, "candidates_per_request": args.candidates,
@@ -309,7 +309,7 @@ def _simulate(args: argparse.Namespace, config: Config) -> int:
 
 
 def _import_reviews(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.simulation.commands import run_import
+    from gpl_core.commands.simulate import run_import
 
     return run_import(config, args.items, args.sequences, seed=args.seed, force=args.force)
 
@@ -380,7 +380,7 @@ def _quarantine(args: argparse.Namespace, config: Config) -> int:
 
 
 def _optimize(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.commands.maintenance import compact, compactable
+    from gpl_core.commands.optimize import compact, compactable
 
     dates, lake = _dates(args, config), Lake.of(config.lakehouse)
     for contract in compactable(lake, "delta-rs"):
@@ -391,7 +391,7 @@ def _optimize(args: argparse.Namespace, config: Config) -> int:
 
 
 def _vacuum(args: argparse.Namespace, config: Config) -> int:
-    from gpl_core.commands.maintenance import vacuum
+    from gpl_core.commands.optimize import vacuum
 
     lake, files = Lake.of(config.lakehouse), 0
     verb = "would be deleted" if args.dry_run else "deleted"

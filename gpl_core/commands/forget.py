@@ -10,7 +10,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpl_core.commands.maintenance import delete_old_files
+from gpl_core.commands.optimize import delete_old_files
 from gpl_core.contracts.contract import Contract, all_contracts
 from gpl_core.errors import UsageError
 from gpl_core.lakehouse.lake import Lake

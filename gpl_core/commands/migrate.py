@@ -21,7 +21,7 @@ from deltalake import CommitProperties, DeltaTable
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError
 
-from gpl_core.commands.maintenance import check_retention
+from gpl_core.commands.optimize import check_retention
 from gpl_core.contracts.contract import CONTRACT_VERSION, Column, Contract, Migration
 from gpl_core.errors import ConflictError, ContractError
 from gpl_core.lakehouse.files import DataFile, rows_in

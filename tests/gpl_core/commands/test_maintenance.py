@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpl_core.cli import main
-from gpl_core.commands import maintenance
-from gpl_core.commands.maintenance import LEFT_ALONE, bins, check_retention, compact, compactable, vacuum
+from gpl_core.commands import optimize as maintenance
+from gpl_core.commands.optimize import LEFT_ALONE, bins, check_retention, compact, compactable, vacuum
 from gpl_core.contracts.contract import all_contracts, load_contract
 from gpl_core.errors import ConflictError, ContractError
 from gpl_core.graph.job_runs import JobRun

@@ -16,11 +16,11 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from gpl_core.cli import main
+from gpl_core.commands.simulate import import_settings, simulation_settings
 from gpl_core.config import load_config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.simulation.commands import import_settings, simulation_settings
 from gpl_core.simulation.review_files import ReviewItem, Reviews, ReviewUser, read_reviews
 from gpl_core.simulation.reviews import (
     TABLES,
