@@ -28,7 +28,7 @@ class UsageError(GplError):
 
 
 class ContractError(GplError):
-    """Data or schema that breaks a table's contract."""
+    """Data or a schema that violates the contract of a table."""
 
     exit_code = 3
 
@@ -42,7 +42,7 @@ class QuarantineError(ContractError):
 
 
 class LineageError(ContractError):
-    """Two inputs were made by different versions of the same artifact."""
+    """Two inputs were made with different versions of the same artifact."""
 
 
 class ConflictError(ContractError):
@@ -59,23 +59,22 @@ _UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def told(error: BaseException) -> BaseException:
-    """`error`, or what it stands for: a UsageError where a place may not be used, a GplError where it is full."""
-    # Libraries in other languages raise errors of their own that only say so.
+def classified(error: BaseException) -> BaseException:
+    """`error`, or a GplError in its place: UsageError if a path cannot be used, GplError if a disk is full."""
+    # Libraries in other languages have errors of their own for a full disk: only the text says so.
     full = (isinstance(error, OSError) and error.errno in _FULL) or os.strerror(errno.ENOSPC) in str(error)
     if full and not isinstance(error, GplError):
         return GplError(
-            f"{error}; free space there (or move lakehouse.root) and run the same command again: nothing half-written "
-            "counts, finished work is kept"
+            f"{error}; free space there (or move lakehouse.root) and run the same command again: finished work is kept"
         )
     if isinstance(error, OSError) and error.errno in _UNUSABLE and not isinstance(error, GplError):
         return UsageError(
-            f"{error.filename}: {error.strerror}; correct lakehouse.root (or the path given), or its owner and mode"
+            f"{error.filename}: {error.strerror}; correct lakehouse.root (or the given path), or its permissions"
         )
     return error
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The process exit code for `error`: its own for a GplError, else 1."""
-    error = told(error)
+    """The process exit code for `error`: its own for a GplError, otherwise 1."""
+    error = classified(error)
     return error.exit_code if isinstance(error, GplError) else 1

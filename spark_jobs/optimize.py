@@ -10,9 +10,9 @@ from __future__ import annotations
 from delta.tables import DeltaTable
 from pyspark.sql import functions as F
 
-from gpl_core.commands.optimize import compactable
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ConflictError
+from gpl_core.graph.compaction import compactable
 from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs.session import SparkStep, is_conflict, job_main, spark_path
 

@@ -298,7 +298,7 @@ def test_judge_and_summary_name_the_variants(house: House) -> None:
     assert house.gpl("judge")[0] == 0
     code, output = house.gpl("summary")
     assert code == 0
-    for word in ("simulated", "training_feed", "exposed_only", "gpl", "unexposed pairs labelled", "lakehouse"):
+    for word in ("simulated", "training_feed", "exposed_only", "gpl", "unexposed pairs labeled", "lakehouse"):
         assert word in output, word
 
 

@@ -1,30 +1,76 @@
-"""`gpl capacity`: how many GPUs a day's anchors take, extrapolated from a benchmark's measured users per second.
+"""`gpl capacity`: how many GPUs the anchors of a day take, extrapolated from the users per second of a benchmark.
 
 The measurement is the result of `tests/bench/bench_search.py`: users per second of the beam search on one device, per
-prompt length and number of beams. Everything here is ours, and a rule of three.
+prompt length and number of beams. The extrapolation is linear, and ours.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
-from collections.abc import Iterator
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpl_core.commands.command import Command
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 
-RESULTS = Path(__file__).parents[1] / "tests" / "bench" / "results"
-"""Where a checkout keeps what its benchmarks measured; an installed wheel has no such folder."""
+RESULTS = Path(__file__).parents[2] / "tests" / "bench" / "results"
+"""Where a checkout keeps the results of its benchmarks; an installed wheel has no such folder."""
 
 _RATE = re.compile(r"P (\d+), K (\d+): users per second")
-_REMEDY = "run `python -m tests.bench.bench_search` on the device in question, or give its result as --measurement FILE"
+_REMEDY = "run `python -m tests.bench.bench_search` on the device, or pass a result of it with --measurement FILE"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--users", type=float, required=True, help="users whose anchors are generated, e.g. 300e6")
+    parser.add_argument("--hours", type=float, required=True, help="the time available")
+    parser.add_argument("--gpus", type=int, metavar="N", help="also say how long N devices take")
+    parser.add_argument("--gpu-hour-cost", type=float, metavar="COST", help="price of one device hour, any currency")
+    parser.add_argument("--prompt", type=int, metavar="TOKENS", help="a measured prompt length; default: the slowest")
+    parser.add_argument("--beams", type=int, metavar="K", help="a measured number of anchors; default: the slowest")
+    parser.add_argument(
+        "--measurement", type=Path, metavar="FILE", help="a result of bench_search; default: this checkout's"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Say what the users take within the hours; warnings go to stderr."""
+    for name in ("users", "hours", "gpus", "gpu_hour_cost"):
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
+    measured = read_measurement(args.measurement) if args.measurement else newest_measurement()
+    prompt, beams = measured.point(args.prompt, args.beams)
+    rate = measured.rates[prompt, beams]
+    device_hours = args.users / rate / 3600
+    needed = math.ceil(device_hours / args.hours)
+    print(f"{args.users:,.0f} users in {args.hours:g} h: {needed:,} devices ({device_hours:,.1f} device hours)")
+    if args.gpus is not None:
+        takes = device_hours / args.gpus
+        fits = "fits" if takes <= args.hours else "does not fit"
+        print(f"with {args.gpus:,}: {takes:,.2f} h, which {fits} into {args.hours:g} h")
+    if args.gpu_hour_cost is not None:
+        print(f"cost: {device_hours * args.gpu_hour_cost:,.2f} at {args.gpu_hour_cost:g} per device hour")
+    print(
+        f"measured: {rate:,.4g} users/s on one {measured.device}, prompt of {prompt} tokens, {beams} beams "
+        f"({measured.about}; {measured.source.name}, commit {measured.commit}, {measured.when[:10]})\n"
+        "this is an extrapolation: the search alone on one device, times users and devices; reading and writing "
+        "tables, loading the model, stragglers and failures come on top"
+    )
+    if measured.on_cpu:
+        print(f"warning: measured on {measured.device}, not an accelerator: this says nothing about GPUs; {_REMEDY}",
+              file=sys.stderr)  # fmt: skip
+    if measured.quick:
+        print("warning: a --quick measurement, with a smaller model than the one to be run", file=sys.stderr)
+    return 0
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Users per second of one device, and what they were measured under."""
+    """Users per second of one device, and the conditions of the measurement."""
 
     source: Path
     device: str
@@ -33,20 +79,20 @@ class Measurement:
     commit: str
     when: str
     quick: bool
-    """Measured with `--quick`: a smaller model than the one planned for."""
+    """Measured with `--quick`: with a smaller model than the one to be run."""
     rates: dict[tuple[int, int], float]
     """(prompt tokens P, beams K) -> users per second."""
 
     @property
     def on_cpu(self) -> bool:
-        """Whether the device is no accelerator."""
+        """Whether the device is not an accelerator."""
         return self.device.startswith("cpu-")
 
     def point(self, prompt: int | None, beams: int | None) -> tuple[int, int]:
-        """The measured (P, K) that was asked for; the most expensive one among those that fit.
+        """The measured (P, K) that was asked for; if several match, the slowest.
 
         Raises:
-            UsageError: no such point was measured; names those that were.
+            UsageError: no such point was measured; lists those that were.
         """
         fitting = [(p, k) for p, k in self.rates if prompt in (None, p) and beams in (None, k)]
         if not fitting:
@@ -60,7 +106,7 @@ def read_measurement(path: Path) -> Measurement:
 
     Raises:
         MissingInputError: there is no such file.
-        ContractError: it is no JSON, or holds no figure of users per second.
+        ContractError: it is not JSON, or has no figure of users per second.
     """
     if not path.is_file():
         raise MissingInputError(f"measurement {path}: no such file; {_REMEDY}")
@@ -72,26 +118,21 @@ def read_measurement(path: Path) -> Measurement:
             if (found := _RATE.fullmatch(key))
         }
         measurement = Measurement(
-            path,
-            body["device"],
-            body.get("about", ""),
-            body["commit"],
-            body["when"],
-            "--quick" in body["command"],
+            path, body["device"], body.get("about", ""), body["commit"], body["when"], "--quick" in body["command"],
             rates,
-        )
+        )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ContractError(f"measurement {path}: not a benchmark's result ({error!r}); {_REMEDY}") from None
+        raise ContractError(f"measurement {path}: not the result of a benchmark ({error!r}); {_REMEDY}") from None
     if not rates or not all(math.isfinite(r) and r > 0 for r in rates.values()):
         raise ContractError(f"measurement {path}: no figure 'P …, K …: users per second' above 0; {_REMEDY}")
     return measurement
 
 
 def newest_measurement() -> Measurement:
-    """The newest full search result in RESULTS, one of an accelerator before any of a CPU.
+    """The newest full search result in RESULTS; one of an accelerator is preferred to any of a CPU.
 
     Raises:
-        MissingInputError: there is none; a `--quick` result is of another model and does not count.
+        MissingInputError: there is none; `--quick` results are of another model and do not count.
     """
     found = [m for p in sorted(RESULTS.glob("search.*.json")) if not (m := read_measurement(p)).quick]
     if not found:
@@ -99,43 +140,7 @@ def newest_measurement() -> Measurement:
     return max(found, key=lambda m: (not m.on_cpu, m.when))
 
 
-def capacity(
-    measurement: Measurement,
-    users: float,
-    hours: float,
-    *,
-    gpus: int | None = None,
-    prompt: int | None = None,
-    beams: int | None = None,
-    gpu_hour_cost: float | None = None,
-) -> Iterator[str]:
-    """Lines that say what `users` within `hours` take: devices, or with `gpus` hours; cost; measurement; caveats.
-
-    Raises:
-        UsageError: a number that is none above 0, or a point that was not measured.
-    """
-    for name, value in (("users", users), ("hours", hours), ("gpus", gpus), ("gpu-hour-cost", gpu_hour_cost)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise UsageError(f"--{name} {value}: expected a number above 0")
-    point = measurement.point(prompt, beams)
-    rate = measurement.rates[point]
-    device_hours = users / rate / 3600
-    needed = math.ceil(device_hours / hours)
-    yield f"{users:,.0f} users in {hours:g} h: {needed:,} devices ({device_hours:,.1f} device hours)"
-    if gpus is not None:
-        takes = device_hours / gpus
-        yield f"with {gpus:,}: {takes:,.2f} h, which {'fits' if takes <= hours else 'does not fit'} into {hours:g} h"
-    if gpu_hour_cost is not None:
-        yield f"cost: {device_hours * gpu_hour_cost:,.2f} at {gpu_hour_cost:g} per device hour"
-    yield (
-        f"measured: {rate:,.4g} users/s on one {measurement.device}, prompt of {point[0]} tokens, {point[1]} beams "
-        f"({measurement.about}; {measurement.source.name}, commit {measurement.commit}, {measurement.when[:10]})"
-    )
-    yield (
-        "this is an extrapolation: the search alone on one device, times users and devices; reading and writing "
-        "tables, loading the model, stragglers and failures come on top"
-    )
-    if measurement.on_cpu:
-        yield f"warning: measured on {measurement.device}, no accelerator: it says nothing about GPUs; {_REMEDY}"
-    if measurement.quick:
-        yield "warning: a --quick measurement, of a smaller model than the one to be run"
+COMMAND = Command(
+    "capacity", "GPUs and cost of the anchors of a day, extrapolated from a measured search", add_arguments, run,
+    needs_config=False,
+)  # fmt: skip

@@ -1,10 +1,11 @@
-"""Look at a platform's raw tables before the first run: every problem at once, from schemas, logs and a sample of rows.
+"""`gpl check-raw`: every problem of the raw tables at once, from their schemas, logs and a sample of rows.
 
-The rules are ingest's own (spark_jobs/common/checks.py): what is called an error here is refused or quarantined there.
+The rules are those of ingest (spark_jobs/common/checks.py): an error here is refused or quarantined there.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from typing import Any, Literal
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from gpl_core.commands.command import Command, run_dates
 from gpl_core.config import Config
 from gpl_core.contracts.contract import Column, Contract, load_contract
-from gpl_core.errors import GplError, MissingInputError
+from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError
+from gpl_core.graph.arguments import add_dates
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.query import Query
 from gpl_core.lakehouse.snapshot import Snapshot
@@ -26,7 +29,7 @@ TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions", 
 _OPTIONAL = ("raw_interactions", "raw_opt_outs")
 _NUMBERS = {"byte", "short", "integer", "long", "float", "double"}
 _WHOLE = {"byte", "short", "integer", "long"}
-# contract type -> (Delta's word for it, words of types whose values can mean it)
+# contract type -> (its name in Delta, names of the types that can be cast to it)
 _TYPES: dict[str, tuple[str, set[str]]] = {
     "string": ("string", _NUMBERS | {"boolean"}),
     "int": ("integer", _NUMBERS | {"string", "boolean"}),
@@ -41,22 +44,41 @@ _TYPES: dict[str, tuple[str, set[str]]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to say about a raw table."""
+    """One problem of a raw table."""
 
     level: Literal["error", "warning"]
     table: str
     text: str
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_dates(parser)
+    parser.add_argument(
+        "--sample-rows", type=int, default=100_000, metavar="N", help="rows read per table (default 100,000)"
+    )
+
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Print the findings; exit code 3 if one is an error."""
+    if args.sample_rows < 1:
+        raise UsageError(f"--sample-rows {args.sample_rows}: expected at least 1")
+    found = check_raw(config, run_dates(args, config), args.sample_rows)
+    for finding in found:
+        print(f"{finding.level}: {finding.table}: {finding.text}")
+    errors = sum(f.level == "error" for f in found)
+    print(f"{errors} error(s), {len(found) - errors} warning(s)" if found else "the raw tables can be ingested")
+    return ContractError.exit_code if errors else 0
+
+
 def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[Finding]:
-    """Findings over all raw tables; at most `sample_rows` rows of each are looked at, on its first of `dates`."""
+    """Findings for all raw tables; at most `sample_rows` rows of each are read, of the first of `dates` that it has."""
     lake = Lake.of(config.lakehouse)
     found: list[Finding] = []
     readable: set[str] = set()
     for name in TABLES:
         try:
             lake.uri(name)
-        except MissingInputError as problem:  # named by a catalog that was not asked yet
+        except MissingInputError as problem:  # named by a catalog that gpl register has not asked yet
             found.append(Finding("error", name, str(problem).removeprefix(f"table {name}: ")))
             continue
         problems = list(_table(lake, load_contract(name)))
@@ -87,12 +109,14 @@ def _table(lake: Lake, contract: Contract) -> Iterator[Finding]:
         absent = f"there is no Delta table at {uri}"
         if _holds_parquet(uri):
             dated = " PARTITIONED BY (dt DATE)" if "dt" in contract.partition_by else ""
-            yield error(f"{absent}: it holds Parquet without a log; in Spark: CONVERT TO DELTA parquet.`{uri}`{dated}")
+            yield error(
+                f"{absent}: it has Parquet files without a log; in Spark: CONVERT TO DELTA parquet.`{uri}`{dated}"
+            )
         elif name in lake.overrides:
-            todo = "take the setting out" if name in _OPTIONAL else "correct the setting"
-            yield error(f"{absent}, where lakehouse.tables.{name} says it is: write it, or {todo}")
+            todo = "remove the setting" if name in _OPTIONAL else "correct the setting"
+            yield error(f"{absent}, where lakehouse.tables.{name} places it: write it, or {todo}")
         elif name == "raw_interactions":
-            yield Finding("warning", name, f"none at {uri}: positives are then clicked impressions alone")
+            yield Finding("warning", name, f"none at {uri}: only clicked impressions count as positives")
         elif name not in _OPTIONAL:
             yield error(f"{absent}: write it, or set lakehouse.tables.{name}")
         return
@@ -102,33 +126,31 @@ def _table(lake: Lake, contract: Contract) -> Iterator[Finding]:
         yield error(f"the Delta table at {uri} cannot be opened: {str(problem).splitlines()[0]}")
         return
     if name == "raw_items" and not table.file_uris():
-        yield error("it has no rows: every event would be quarantined for its unknown item")
+        yield error("it has no rows: every event would be quarantined because its item is unknown")
     have = _columns(lake, name)
     for column in contract.columns:
         if column.name not in have:
             if not column.nullable:
                 close = difflib.get_close_matches(column.name, have, 1, 0.5)
                 hint = (
-                    f"; is it '{close[0]}'? then lakehouse.columns.{name}: {{{column.name}: {close[0]}}}"
-                    if close
-                    else ""
+                    f"; if it is '{close[0]}': lakehouse.columns.{name}: {{{column.name}: {close[0]}}}" if close else ""
                 )
                 yield error(f"column '{column.name}' ({column.type}) is missing{hint}")
         elif wrong := _wrong_type(column, have[column.name]):
             yield error(wrong)
     if "dt" in contract.partition_by and "dt" in have and "dt" not in table.metadata().partition_columns:
-        divided = ", ".join(table.metadata().partition_columns) or "nothing"
-        yield error(f"partitioned by {divided}, expected dt: write it with partitionBy('dt')")
+        found = ", ".join(table.metadata().partition_columns) or "nothing"
+        yield error(f"partitioned by {found}, expected dt: write it with partitionBy('dt')")
 
 
 def _holds_parquet(uri: str) -> bool:
-    """Whether a file right in the folder, or in one of its partitions, is Parquet."""
+    """Whether the folder or one of its partitions has a Parquet file."""
     fs, path = filesystem(uri)
     return any(fs.glob(f"{path}/{deep}*.parquet") for deep in ("", "*/"))
 
 
 def _columns(lake: Lake, name: str) -> dict[str, str]:
-    """Our name of each column -> Delta's word for its type."""
+    """Our name of each column -> the name of its type in Delta."""
     ours = {theirs: our for our, theirs in lake.columns.get(name, {}).items()}
     return {ours.get(f.name, f.name): _kind(f.type) for f in DeltaTable(lake.uri(name)).schema().fields}
 
@@ -142,7 +164,7 @@ def _source(lake: Lake, name: str) -> str:
 
 
 def _kind(kind: Any) -> str:
-    """Delta's word for a type; `array` for arrays of numbers."""
+    """The name of a type in Delta; `array` for arrays of numbers."""
     text = getattr(kind, "type", str(kind))
     element = getattr(kind, "element_type", None)
     if element is not None:
@@ -156,7 +178,7 @@ def _wrong_type(column: Column, kind: str) -> str:
     wanted, castable = _TYPES[column.type]
     if kind == wanted or kind in castable or kind.startswith("decimal"):
         return ""
-    return f"column '{column.name}' is {kind}, expected {column.type}: no cast mends it"
+    return f"column '{column.name}' is {kind}, expected {column.type}, to which it cannot be cast"
 
 
 def _slices(lake: Lake, config: Config, name: str, dates: Sequence[date]) -> Iterator[Finding]:
@@ -213,9 +235,9 @@ def _rows(
             f"count(*) FILTER (WHERE {time} < {low} OR {time} >= {high})"
         )
     if name == "raw_items":
-        told = [c for c in ("title", "description", "image", "image_uri", "image_embedding") if c in have]
+        present = [c for c in ("title", "description", "image", "image_uri", "image_embedding") if c in have]
         empty = " AND ".join(
-            f"({c} IS NULL OR {c} = '')" if have[c] == "string" else f"{c} IS NULL" for c in told
+            f"({c} IS NULL OR {c} = '')" if have[c] == "string" else f"{c} IS NULL" for c in present
         ) or "true"  # fmt: skip
         counts["no title, description or picture: nothing to encode"] = f"count(*) FILTER (WHERE {empty})"
     keys = [k for k in contract.primary_key if k in have]
@@ -251,7 +273,7 @@ def _rows(
 
 
 def _rate(query: Query, lake: Lake, config: Config, day: date) -> Iterator[Finding]:
-    """Whether the label rate can be had: the one setting that needs thought."""
+    """Whether the label rate can be estimated: the one setting that needs thought."""
     wanted = config.labels.calibrator
     if wanted.target_rate != "uniform" and wanted.kind == "quantile":
         return
@@ -267,3 +289,6 @@ def _rate(query: Query, lake: Lake, config: Config, day: date) -> Iterator[Findi
             f"labels.calibrator.min_rows is {wanted.min_rows:,}: set labels.calibrator.target_rate to the click rate "
             "you expect of unexposed pairs, or log a slice of random exposure",
         )  # fmt: skip
+
+
+COMMAND = Command("check-raw", "check the raw tables before the first run: every problem at once", add_arguments, run)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any
@@ -12,28 +12,41 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gpl_core.commands.command import Command, console, figures_table, run_dates, start
 from gpl_core.config import Config
 from gpl_core.errors import MissingInputError
+from gpl_core.graph.arguments import add_dates
+from gpl_core.graph.launches import Launch
+from gpl_core.graph.steps import find_step
 from gpl_core.lakehouse.lake import Lake
 
 BASELINE, OURS = "exposed_only", "gpl"
 _EXPOSED_CAVEAT = (
-    "Caveat: that day has no uniformly exposed traffic that can be judged ({why}). The figures below are of exposed "
-    "pairs only, which the serving policy chose: they say nothing of unexposed ones, which pseudo-labels are for."
+    "Caveat: that day has no uniformly exposed traffic to judge on ({why}). The figures below cover only "
+    "exposed pairs, which the serving policy chose; they say nothing about unexposed ones, which get pseudo-labels."
 )
-# Two-sided 95 % points of Student's t by degrees of freedom (1 to 9), the normal one beyond.
+# Two-sided 95% quantiles of Student's t for 1 to 9 degrees of freedom; after that, the normal one.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 Rows = Sequence[dict[str, Any]]
 
 
-def print_comparison(config: Config, run_date: date, console: Console | None = None) -> None:
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Bring the evaluation of every run date up to date and print it."""
+    for run_date in run_dates(args, config):
+        # Late impressions of the day after are a reason to judge again; nothing is trained twice.
+        if code := start([Launch((find_step("train_preranker"),), (run_date,))], args, config):
+            return code
+        print_evaluation(config, run_date, console())
+    return 0
+
+
+def print_evaluation(config: Config, run_date: date, console: Console) -> None:
     """Print what table evaluations holds for `run_date`.
 
     Raises:
-        MissingInputError: it holds nothing, as when the impressions of the day after are not there.
+        MissingInputError: it holds nothing, for example because the impressions of the day after are not there.
     """
-    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     following = run_date + timedelta(days=1)
     lake = Lake.of(config.lakehouse)
     rows: Rows = []
@@ -42,8 +55,8 @@ def print_comparison(config: Config, run_date: date, console: Console | None = N
         rows = snapshot.read(snapshot.select(start=run_date, end=run_date)).to_pylist()
     if not rows:
         raise MissingInputError(
-            f"table evaluations: nothing for {run_date}; it is judged on the impressions of {following}: ingest them, "
-            f"then run gpl evaluate --run-date {run_date} again"
+            f"table evaluations: nothing for {run_date}, which is judged on the impressions of {following}; ingest "
+            f"them, then run gpl evaluate --run-date {run_date} again"
         )
     chosen, caveat = judged_slice(rows)
     console.print(f"pre-ranker trained through {run_date}, judged on {following}, slice {chosen}")
@@ -53,17 +66,17 @@ def print_comparison(config: Config, run_date: date, console: Console | None = N
     seeds = sorted({row["seed"] for row in mine})
     if len(seeds) == 1:
         console.print(
-            f"One training seed ({seeds[0]}): the difference has no interval over seeds; set prerank.seeds to several."
+            f"One training seed ({seeds[0]}): the difference has no interval; list several seeds under prerank.seeds."
         )
     console.print(comparison_table(mine))
     for other in sorted({row["model"] for row in mine} - {BASELINE, OURS}):
         console.print(comparison_table(mine, other))
     if not any(row["metric"] == "snips_auc" for row in rows):
-        console.print("No off-policy estimate: no logged propensities are given (prerank.propensity).")
+        console.print("No off-policy estimate: prerank.propensity names no logged propensities.")
 
 
 def judged_slice(rows: Rows) -> tuple[str, str]:
-    """(slice, caveat): `uniform` without a caveat where its AUC is defined, else `exposed` with the reason."""
+    """(slice, caveat): `uniform` without a caveat if its AUC is defined, otherwise `exposed` with the reason."""
     uniform = [row for row in rows if (row["slice"], row["metric"]) == ("uniform", "auc")]
     if any(row["value"] is not None for row in uniform):
         return "uniform", ""
@@ -72,9 +85,7 @@ def judged_slice(rows: Rows) -> tuple[str, str]:
 
 def comparison_table(rows: Rows, ours: str = OURS) -> Table:
     """One line per metric: both variants' means over seeds and their paired difference; absent figures say why."""
-    table = Table("metric", BASELINE, ours, f"{ours} - {BASELINE}", "candidates", "rows")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = figures_table(["metric"], [BASELINE, ours, f"{ours} - {BASELINE}", "candidates", "rows"])
     for metric in dict.fromkeys(row["metric"] for row in rows):
         by_model: dict[str, dict[int, float]] = {BASELINE: {}, ours: {}}
         mine = [row for row in rows if row["metric"] == metric]
@@ -92,7 +103,7 @@ def comparison_table(rows: Rows, ours: str = OURS) -> Table:
 
 
 def paired_difference(differences: Sequence[float]) -> str:
-    """Mean of paired differences, with the half width of its 95 % interval where there are several."""
+    """Mean of paired differences, with the half-width of its 95% interval if there are several."""
     n = len(differences)
     if not n:
         return "-"
@@ -101,3 +112,8 @@ def paired_difference(differences: Sequence[float]) -> str:
         return f"{mean:+.4f}"
     t = T95[n - 2] if n - 2 < len(T95) else 1.96
     return f"{mean:+.4f} ± {t * statistics.stdev(differences) / math.sqrt(n):.4f}"
+
+
+COMMAND = Command(
+    "evaluate", "your own tables: the pre-ranker with and without pseudo-labels on the day after", add_dates, run
+)

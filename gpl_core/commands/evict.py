@@ -1,22 +1,26 @@
-"""`gpl evict`: take out of the anchor cache what nothing has needed for `cache.retention_days`.
+"""`gpl evict`: remove from the anchor cache what nothing has needed for `cache.retention_days`.
 
-A date needs an entry when its score_requests hold the entry's user with the entry's model: there the cache is looked
-up. So an entry goes when it was generated, and its user last scored with its model, before the retention. (Of a user
-who is still scored with that model an entry of an older sequence stays until the model goes: too much is kept, never
-too little.) `interest_anchors` is written by delta-rs alone, hence no Spark job.
+A date needs an entry if its score_requests have the user of the entry with the model of the entry: that is when the
+cache is looked up. So an entry is removed if it was generated, and its user last scored with its model, before the
+retention. (While a user is still scored with that model, entries of older sequences stay: too much is kept, never too
+little.) Only delta-rs writes `interest_anchors`, so this is not a Spark job.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 from datetime import date, timedelta
 
 import numpy as np
 import pyarrow as pa
 
+from gpl_core.commands.command import Command
+from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import MissingInputError
-from gpl_core.graph.arguments import new_run_id
+from gpl_core.graph.arguments import iso_date, new_run_id
 from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.lakehouse.files import DataFile, file_groups
@@ -28,18 +32,33 @@ STEP = "evict_anchors"
 _KEYS_AT_A_TIME = 8_000_000  # cache keys in memory at a time: 64 MB
 
 
-def evict(planner: Planner, run_date: date, *, dry_run: bool = False) -> Sequence[Removal]:
-    """Evict as of `run_date`; returns what was (dry_run: would be) taken out, and records a `job_runs` row.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run-date", required=True, type=iso_date, metavar="D", help="as of this date, whose score_requests exist"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="count only")
 
-    Memory does not grow with the number of users. Old files become deletable by VACUUM, none is deleted here.
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Evict, and say how much."""
+    found = evict(Planner(config), args.run_date, dry_run=args.dry_run)
+    verb = "would be evicted" if args.dry_run else "evicted"
+    print(f"interest_anchors: {sum(r.rows for r in found):,} entries of {len(found):,} files {verb}", file=sys.stderr)
+    return 0
+
+
+def evict(planner: Planner, run_date: date, *, dry_run: bool = False) -> Sequence[Removal]:
+    """Evict as of `run_date`; returns what was (dry_run: would be) removed, and records a `job_runs` row.
+
+    Memory does not grow with the number of users. No file is deleted here; that is left to `gpl vacuum`.
 
     Raises:
-        MissingInputError: there is no cache, or a date has asked for anchors and not read them yet: what it needs
-            must not go.
+        MissingInputError: there is no cache, or a date has requested anchors but has not read them yet: what it
+            needs must stay.
     """
     run = JobRun(planner.lake, STEP, run_date, new_run_id())
     counts, error = Counts(), None
-    run.state = StepState("absent", "runs when called")
+    run.state = StepState("absent", "runs whenever it is called")
     try:
         lake = planner.lake
         oldest = run_date - timedelta(days=planner.config.cache.retention_days - 1)
@@ -62,15 +81,15 @@ def evict(planner: Planner, run_date: date, *, dry_run: bool = False) -> Sequenc
 
 
 def _complete_requests(planner: Planner, run_date: date, oldest: date) -> Snapshot:
-    """score_requests, after checking that no date from `oldest` on still waits for it."""
+    """score_requests, after checking that no date from `oldest` on is still waiting for it."""
     scored = planner.lake.open("score_requests")
     asked = planner.lake.open("anchor_requests")
     written = _dates(scored)
     waiting = sorted(d for d in {*_dates(asked), run_date} - written if d >= oldest)
     if waiting:
         raise MissingInputError(
-            f"table score_requests: no slice for {', '.join(map(str, waiting[:5]))}, so that what is needed of the "
-            "cache is not known yet; run score_requests for it, then evict"
+            f"table score_requests: no slice for {', '.join(map(str, waiting[:5]))}, so it is not known yet what these "
+            "dates need from the cache; run score_requests for them, then evict"
         )
     return scored
 
@@ -80,7 +99,7 @@ def _dates(snapshot: Snapshot) -> set[date]:
 
 
 def _unneeded(cache: Snapshot, requests: Snapshot, oldest: date) -> list[Removal]:
-    """What may go: entries generated before `oldest` whose (user, model) no request from `oldest` on holds."""
+    """What may be removed: entries generated before `oldest` whose (user, model) is in no request from `oldest` on."""
     recent = requests.select(start=oldest)
     old = cache.select(end=oldest - timedelta(days=1))
     in_use = {
@@ -111,3 +130,9 @@ def _keys(cache: Snapshot, file: DataFile) -> np.ndarray:
 
 def _hashes(rows: pa.Table, file: DataFile) -> np.ndarray:
     return hash_keys(rows["user_id"].to_pylist(), [file.partition["model_version"]] * len(rows))
+
+
+COMMAND = Command(
+    "evict", "remove from the anchor cache what nothing has needed for cache.retention_days", add_arguments, run,
+    in_shadow=False,
+)  # fmt: skip

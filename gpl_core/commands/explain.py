@@ -1,12 +1,12 @@
-"""Why a pair has its pseudo-label: the matched anchor, the factors, the history beside it, computed again.
+"""`gpl explain`: why a pair has its pseudo-label, recomputed with numpy from the few rows that concern it.
 
-`prefix_log_prob`, which the calibrator may read, is taken as it is stored.
-
-numpy alone, over the few rows that concern the pair. Formulas: `labels/pair_scoring.py` and `labels/calibration.py`.
+`prefix_log_prob`, which the calibrator may read, is taken as stored. Formulas: `labels/pair_scoring.py` and
+`labels/calibration.py`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
@@ -18,8 +18,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gpl_core.commands.command import Command, console
 from gpl_core.config import Config
 from gpl_core.errors import ContractError, MissingInputError
+from gpl_core.graph.arguments import iso_date
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import start_of
 from gpl_core.labels.calibration import CALIBRATOR_FILE, COUNT_COLUMNS, SCORES, Calibrator, apply
@@ -28,11 +30,28 @@ from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.query import Query, quoted
 
 NEAREST = 5
-"""Items of the history, and titles per anchor, that are shown."""
-_VECTOR_TOLERANCE = 1e-4  # scores were made in float32, on a GPU perhaps in another order
+"""How many items of the history, and titles per anchor, are shown."""
+_VECTOR_TOLERANCE = 1e-4  # scores were computed in float32, perhaps on a GPU in another order
 _FORMULA_TOLERANCE = 1e-9
 
 Row = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--user", required=True, metavar="USER_ID")
+    parser.add_argument("--item", required=True, metavar="ITEM_ID")
+    parser.add_argument("--run-date", required=True, type=iso_date, metavar="D")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Print the explanation."""
+    found = explain(config, args.user, args.item, args.run_date)
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        _print(found, console())
+    return 0
 
 
 def explain(config: Config, user: str, item: str, day: date) -> Row:
@@ -66,8 +85,8 @@ def explain(config: Config, user: str, item: str, day: date) -> Row:
     wrong = [f"{k} is stored as {a!r}, computed as {b!r}" for k, (a, b, t) in pairs.items() if abs(a - b) > t]
     if wrong:
         raise ContractError(
-            f"pseudo_labels dt={day}, user {user}, item {item}: {'; '.join(wrong)}. The tables it was made from have "
-            f"changed since, or the label is wrong: run the steps from score_candidates on for {day} again"
+            f"pseudo_labels dt={day}, user {user}, item {item}: {'; '.join(wrong)}. Its input tables have changed "
+            f"since, or the label is wrong: run the steps from score_candidates on again for {day}"
         )
     for place, anchor in enumerate(anchors):
         anchor["items"] = [names[i] for i in sorted(anchor.pop("carriers"))[:NEAREST]]
@@ -97,11 +116,11 @@ def explain(config: Config, user: str, item: str, day: date) -> Row:
     }
 
 
-# ---- what the pair was made from ---------------------------------------------------------------------------------
+# ---- the inputs of the pair ---------------------------------------------------------------------------------
 
 
 def _versions(planner: Planner, day: date) -> dict[str, int]:
-    """Versions that scoring read, where a run of it is on record: later SIDs and embeddings are not what it saw."""
+    """Versions that scoring read, if its run is on record: later SIDs and embeddings are not what it saw."""
     if planner.snapshot("job_runs") is None:
         return {}
     runs = Query(planner.lake).rows(
@@ -124,26 +143,26 @@ def _pair(query: Query, user: str, item: str, day: date) -> Row:
     )
     if not found:
         raise MissingInputError(
-            f"no pseudo-label of user {user}, item {item} on {day}: {_reason(query, user, item, day)}"
+            f"no pseudo-label for user {user}, item {item} on {day}: {_reason(query, user, item, day)}"
         )
     return found[0]
 
 
 def _request(query: Query, user: str, day: date) -> Row:
-    """Anchors and history that the user's pairs were scored with: the same in all of the user's rows."""
+    """Anchors and history that the user's pairs were scored with; they are the same in all rows of the user."""
     found = query.rows(
         f"SELECT anchor_sids, log_prob, history FROM score_requests WHERE dt = DATE '{day}' "
         f"AND user_id = {quoted(user)} LIMIT 1"
     )
     if not found:
         raise MissingInputError(
-            f"score_requests dt={day} has no row of user {user}, whose pairs are labelled; run score_requests for {day}"
+            f"score_requests dt={day} has no row for user {user}, whose pairs are labeled; run score_requests for {day}"
         )
     return found[0]
 
 
 def _reason(query: Query, user: str, item: str, day: date) -> str:
-    """Why a pair has no label, in words."""
+    """Why a pair has no label."""
 
     def some(table: str, where: str) -> bool:
         if not query.lake.exists(table):
@@ -152,26 +171,26 @@ def _reason(query: Query, user: str, item: str, day: date) -> str:
 
     on, pair = f"dt = DATE '{day}'", f"user_id = {quoted(user)} AND item_id = {quoted(item)}"
     if not some("pseudo_labels", on):
-        return f"no pair of that date is labelled; run pseudo_labels for {day}"
+        return f"no pair of that date is labeled; run pseudo_labels for {day}"
     if not some("items", f"item_id = {quoted(item)}"):
-        return "table items does not know the item"
+        return "the item is not in table items"
     if some("exposed_samples", f"{on} AND {pair}"):
         return (
-            "the user was shown the item: its click is in the feed, and only a share of exposed pairs is scored "
-            "as control (samples.scored_exposed_share)"
+            "the user was shown the item: the feed has the click itself, and only a share of exposed pairs is scored "
+            "as a control (samples.scored_exposed_share)"
         )
     if not some("unexposed_samples", f"{on} AND {pair}"):
         return (
             "the pair is not in unexposed_samples: the item was not recalled for the user, was shown within "
-            "samples.exposure_window_days, or was not among the sampled ones (samples.unexposed_per_request)"
+            "samples.exposure_window_days, or was not sampled (samples.unexposed_per_request)"
         )
     if some("score_requests", f"{on} AND user_id = {quoted(user)}"):
-        return "the worker rejected the item or the user's anchors: see worker_rejects of that date"
-    return "the user has no anchors: no history before that date, or none whose items have a semantic ID"
+        return "the worker rejected the item or the user's anchors; see table worker_rejects for that date"
+    return "the user has no anchors: no history before that date, or no item in it has a semantic ID"
 
 
 def _anchors(query: Query, request: Row, sid_version: str) -> list[Row]:
-    """Anchors that are not padding: rank, sid, log_prob and the items that carry the SID."""
+    """Anchors without the padding: rank, sid, log_prob and the items that carry the SID."""
     count = len(request["log_prob"])
     sids = np.asarray(request["anchor_sids"], dtype=np.int64).reshape(count, -1)
     wanted = {",".join(map(str, s)) for s in sids.tolist()}
@@ -203,7 +222,7 @@ def _vectors(query: Query, items: Iterable[int], encoder_version: str, day: date
 def _score(
     item: int, anchors: Sequence[Row], history: Sequence[int], vectors: Mapping[int, npt.NDArray[np.float64]]
 ) -> Row:
-    """The formulas of `labels/pair_scoring.py` for one pair; adds `similarity` to every anchor that an item carries."""
+    """The formulas of `labels/pair_scoring.py` for one pair; adds `similarity` to every anchor carried by an item."""
     live = []
     for anchor in anchors:
         anchor["carriers"] = [i for i in anchor["carriers"] if i in vectors]
@@ -212,11 +231,11 @@ def _score(
             live.append(anchor)
     if item not in vectors or not live:
         raise ContractError(
-            "the pair has a label, but the item's embedding or every anchor's SID is gone from item_embeddings and "
-            "item_sids at the versions that scoring read"
+            "the pair has a label, but the embedding of the item or the SIDs of all anchors are missing from "
+            "item_embeddings and item_sids at the versions that scoring read"
         )
     points = np.stack([_unit(np.mean([vectors[i] for i in a["carriers"]], axis=0)) for a in live])  # [K x d]
-    # Every item once, at its last event.
+    # Each item once, at its last event.
     past = list({i: len(history) - place - 1 for place, i in enumerate(history) if i in vectors}.items())
     similarity = points @ vectors[item]
     for anchor, value in zip(live, similarity.tolist(), strict=True):
@@ -247,7 +266,7 @@ def _unit(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _label(
     planner: Planner, query: Query, config: Config, calibrator: Calibrator, pair: Row, day: date
 ) -> tuple[float, float, float | None]:
-    """(label, raw weight, weight) from the stored scores; the weight None when no commit tells the date's mean."""
+    """(label, raw weight, weight) from the stored scores; no weight if no commit records the mean of the date."""
     columns: dict[str, Any] = {c: [0.0] for c in COUNT_COLUMNS}
     if calibrator.needs_counts:
         keys = {"item": f"item_index = {pair['item_index']}", "user": f"user_id = {quoted(pair['user_id'])}"}
@@ -274,7 +293,7 @@ def _calibrator(planner: Planner, version: str) -> Calibrator:
 def _artifact(planner: Planner, kind: str, version: str) -> Manifest:
     manifest = planner.artifacts.find(kind, version)
     if manifest is None:
-        raise MissingInputError(f"artifact {kind} {version}, which made the label, is not at {planner.artifacts.root}")
+        raise MissingInputError(f"artifact {kind} {version}, which made the label, is not in {planner.artifacts.root}")
     return manifest
 
 
@@ -284,11 +303,10 @@ def _titles(query: Query, items: Iterable[int]) -> dict[int, Row]:
     return {r["item_index"]: {"item_id": r["item_id"], "title": r["title"]} for r in rows}
 
 
-# ---- words -------------------------------------------------------------------------------------------------------
+# ---- output ------------------------------------------------------------------------------------------------------
 
 
-def print_explanation(found: Row, console: Console) -> None:
-    """An explanation as people read it."""
+def _print(found: Row, console: Console) -> None:
     console.print(
         f"user {escape(found['user_id'])}, item {_item(found['item'])}, {found['run_date']}, {found['source']}"
     )
@@ -302,18 +320,23 @@ def print_explanation(found: Row, console: Console) -> None:
     table = Table("rank", "anchor", "probability", "similarity", "carried by", title="anchors of the user, * matched")
     for anchor in found["anchors"]:
         mark = " *" if anchor["matched"] else ""
-        names = "; ".join(_item(i) for i in anchor["items"]) or "no item any more"
+        names = "; ".join(_item(i) for i in anchor["items"]) or "no item now"
         more = f" and {anchor['carried_by'] - len(anchor['items'])} more" if anchor["carried_by"] > NEAREST else ""
         near = f"{anchor['similarity']:.4f}" if "similarity" in anchor else "–"
         sid = ",".join(map(str, anchor["sid"]))
         table.add_row(f"{anchor['rank']}{mark}", sid, f"{anchor['probability']:.5f}", near, names + more)
     console.print(table)
-    table = Table("item of the history", "similarity", "events ago", title="nearest history items")
+    table = Table("item of the history", "similarity", "events ago", title="nearest items of the history")
     for row in found["nearest_history"]:
         table.add_row(_item(row), f"{row['similarity']:.4f}", str(row["events_ago"]))
     console.print(table)
-    console.print("computed again from vectors and formulas: equal to what is stored")
+    console.print("recomputed from vectors and formulas: equal to what is stored")
 
 
 def _item(item: Row) -> str:
     return escape(f"{item['item_id']} ({item['title']})" if item["title"] else item["item_id"])
+
+
+COMMAND = Command(
+    "explain", "why a pair has its pseudo-label: anchor, factors and history, all recomputed", add_arguments, run
+)

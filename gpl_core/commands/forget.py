@@ -1,7 +1,8 @@
-"""Remove a person from every table of this project, and from old versions when asked to vacuum."""
+"""`gpl forget`: remove a person from every table of this project, and from old versions if asked to vacuum."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,12 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpl_core.commands.optimize import delete_old_files
+from gpl_core.commands.command import Command
+from gpl_core.commands.vacuum import delete_old_files
+from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract, all_contracts
 from gpl_core.errors import UsageError
+from gpl_core.graph.arguments import count
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.rewrite import Mask, Removal, remove_rows
 from gpl_core.lakehouse.snapshot import Snapshot
@@ -21,7 +25,7 @@ from gpl_core.lakehouse.storage import filesystem
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What happened to one table: rows of the person, files written anew, old files deleted, dates concerned."""
+    """What happened to one table: rows removed, files rewritten, old files deleted, dates affected."""
 
     table: str
     rows: int
@@ -31,16 +35,51 @@ class Forgotten:
     dates: tuple[str, ...] = ()
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--user", required=True, metavar="USER_ID")
+    parser.add_argument("--dry-run", action="store_true", help="count only")
+    parser.add_argument(
+        "--vacuum-hours", type=count, metavar="N", help="also delete the files of versions older than N hours"
+    )
+
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """One line per table, then what is left to do; deletes the manifests of the feed's changed slices."""
+    lake = Lake.of(config.lakehouse)
+    left: list[str] = []
+    dates: set[str] = set()
+    for found in forget(lake, args.user, dry_run=args.dry_run, vacuum_hours=args.vacuum_hours):
+        if found.owner == "platform":
+            left += [f"{found.table} still has {found.rows:,} rows: it belongs to the platform"] if found.rows else []
+            continue
+        if found.rows or found.vacuumed:
+            verb = "would be removed" if args.dry_run else "removed"
+            print(f"{found.table}: {found.rows:,} rows {verb}, {found.vacuumed:,} old files deleted")
+        if found.table == "training_feed":
+            dates |= set(found.dates)
+    if dates and not args.dry_run:
+        for day in sorted(dates):
+            _void_manifest(lake, day)
+        span = f"--start-date {min(dates)} --end-date {max(dates)}"
+        left.append(f"slices built on the removed rows are stale; gpl run {span} rebuilds them")
+    if args.vacuum_hours is None and not args.dry_run:
+        left.append("old versions still have the rows: run it again with --vacuum-hours N once no reader pins them")
+    left.append("not touched: models trained on the person's history, logs/, work/, and file statistics in _delta_log")
+    for line in left:
+        print(f"left: {line}")
+    return 0
+
+
 def forget(
     lake: Lake, user: str, *, dry_run: bool = False, vacuum_hours: int | None = None
 ) -> Iterator[Forgotten]:  # fmt: skip
-    """Remove `user` table by table; the platform's own tables are counted, never changed.
+    """Remove `user` table by table; rows in the platform's own tables are counted, never changed.
 
     vacuum_hours: also delete the files of versions older than this (0: all but the newest), so that the rows are gone
-    from the disk; None leaves old versions readable until somebody vacuums.
+    from the disk; None leaves old versions readable until the next vacuum.
 
     Raises:
-        ConflictError: a table was written at the same time, again and again.
+        ConflictError: a table was written at the same time, repeatedly.
     """
     if not user:
         raise UsageError("--user is empty; expected the platform's user id")
@@ -62,7 +101,7 @@ def forget(
 
 
 def holds(contract: Contract, user: str) -> tuple[list[str], Mask] | None:
-    """The columns to look at and which rows are the person's; None for a table that names no user."""
+    """The columns to read and which rows are the person's; None for a table without users."""
     if "user_id" in contract.column_names:
         return ["user_id"], lambda rows: pc.fill_null(pc.equal(rows["user_id"], user), False)
     if contract.name == "worker_rejects":
@@ -73,7 +112,7 @@ def holds(contract: Contract, user: str) -> tuple[list[str], Mask] | None:
 
 
 def _names(text: str, user: str) -> bool:
-    """Whether a quarantined row is of `user`; a row whose JSON is broken is, when the id stands in it."""
+    """Whether a quarantined row belongs to `user`; so does a row of broken JSON that contains the id."""
     try:
         return user in text and json.loads(text).get("user_id") == user
     except (ValueError, AttributeError):
@@ -81,7 +120,7 @@ def _names(text: str, user: str) -> bool:
 
 
 def _removals(snapshot: Snapshot, columns: list[str], mask: Mask) -> list[Removal]:
-    """The files that hold rows of the person; only the columns of the mask are read."""
+    """The files that hold rows of the person; only the columns that the mask needs are read."""
     counted = [
         Removal(file, sum(pc.sum(mask(rows)).as_py() or 0 for rows in snapshot.row_groups([file], columns)), mask)
         for file in snapshot.files
@@ -89,36 +128,11 @@ def _removals(snapshot: Snapshot, columns: list[str], mask: Mask) -> list[Remova
     return [removal for removal in counted if removal.rows]
 
 
-def forget_everywhere(lake: Lake, user: str, *, dry_run: bool, vacuum_hours: int | None) -> int:
-    """What `gpl forget` does: one line per table, the manifests it voids, what is left to do. Returns the exit code."""
-    if vacuum_hours is not None and vacuum_hours < 0:
-        raise UsageError(f"--vacuum-hours {vacuum_hours}: expected 0 or more")
-    left: list[str] = []
-    dates: set[str] = set()
-    for found in forget(lake, user, dry_run=dry_run, vacuum_hours=vacuum_hours):
-        if found.owner == "platform":
-            left += [f"{found.table} still has {found.rows:,} rows: it is the platform's"] if found.rows else []
-            continue
-        if found.rows or found.vacuumed:
-            verb = "would be removed" if dry_run else "removed"
-            print(f"{found.table}: {found.rows:,} rows {verb}, {found.vacuumed:,} old files deleted")
-        if found.table == "training_feed":
-            dates |= set(found.dates)
-    if dates and not dry_run:
-        for day in sorted(dates):
-            _void_manifest(lake, day)
-        span = f"--start-date {min(dates)} --end-date {max(dates)}"
-        left.append(f"slices that were built on the removed rows are stale; gpl run {span} builds them anew")
-    if vacuum_hours is None and not dry_run:
-        left.append("old versions still hold the rows: run it again with --vacuum-hours N when no reader pins them")
-    left.append("not touched: models trained on the person's history, logs/, work/, and file statistics in _delta_log")
-    for line in left:
-        print(f"left: {line}")
-    return 0
-
-
 def _void_manifest(lake: Lake, day: str) -> None:
-    """Delete the feed's manifest of `day`: its files and sums are those of before."""
+    """Delete the manifest of the feed for `day`: it lists the files and sums from before the removal."""
     fs, path = filesystem(lake.path("manifests", "training_feed", f"{day}.json"))
     if fs.exists(path):
         fs.rm(path)
+
+
+COMMAND = Command("forget", "remove a person from every table of this project", add_arguments, run, in_shadow=False)

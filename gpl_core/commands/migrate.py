@@ -1,15 +1,18 @@
-"""Bring a table from the version of its contract that it was written under to today's, as the contract declares.
+"""`gpl migrate`: bring tables from the contract version they were written with to the current one.
+
+The contract declares how:
 
     migrations:
       - {to: 2, rename: {old_name: new_name}, add: {column: value}, drop: [column]}
 
-Types follow from the contract; a value that does not survive the cast refuses the whole migration. All files are
-written anew and swapped together with the schema in one commit; the last one stamps the version. In between, and at any
-kill, the old version stands in the table, every step refuses it, and the same command goes on where it stopped.
+Types follow from the contract; a value that cannot be cast stops the whole migration. All files are rewritten and
+replaced together with the schema in one commit; another commit then sets the version. Until then, and whenever it is
+killed, the table has the old version, every step refuses it, and the same command continues where it stopped.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,8 +24,10 @@ from deltalake import CommitProperties, DeltaTable
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError
 
-from gpl_core.commands.optimize import check_retention
-from gpl_core.contracts.contract import CONTRACT_VERSION, Column, Contract, Migration
+from gpl_core.commands.command import Command
+from gpl_core.commands.vacuum import add_ended, check_retention
+from gpl_core.config import Config
+from gpl_core.contracts.contract import CONTRACT_VERSION, Column, Contract, Migration, all_contracts, load_contract
 from gpl_core.errors import ConflictError, ContractError
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.lake import Lake
@@ -34,7 +39,7 @@ from gpl_core.lakehouse.writer import add_action
 
 @dataclass(frozen=True)
 class Migrated:
-    """What was done, or would be: version before and after, columns added in place, files and rows written anew."""
+    """What was done, or would be: version before and after, columns added in place, files and rows rewritten."""
 
     before: int
     after: int
@@ -43,15 +48,43 @@ class Migrated:
     rows: int = 0
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", nargs="*", help="default: every table")
+    add_ended(parser)
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """One line per table that was not up to date."""
+    lake, done, would = Lake.of(config.lakehouse), 0, "would be " if args.dry_run else ""
+    for contract in [load_contract(t) for t in args.table] or all_contracts().values():
+        if contract.owner == "platform" or not lake.exists(contract.name):
+            continue
+        found = migrate(lake, contract, config.feed.passthrough, dry_run=args.dry_run, ended=args.ended)
+        if found is None:
+            continue
+        done += 1
+        if found.added:
+            print(f"{contract.name}: columns {would}added: {', '.join(found.added)}")
+        else:
+            print(
+                f"{contract.name}: version {found.before} {would}migrated to {found.after}, {found.rows:,} rows in "
+                f"{found.files:,} files"
+            )
+    if not done:
+        print("every table matches the current contract")
+    return 0
+
+
 def migrate(
     lake: Lake, contract: Contract, passthrough: Mapping[str, str], *, dry_run: bool = False, ended: Sequence[str] = ()
 ) -> Migrated | None:
-    """Migrate the table of `contract`; None when it is of this version and has every column.
+    """Migrate the table of `contract`; None if it has this version and every column.
 
-    passthrough: extra columns of the feed and their types (`feed.passthrough`), which are kept.
+    passthrough: extra columns of the feed and their types (`feed.passthrough`), which stay.
 
     Raises:
-        ContractError: no declared way from its version, rows that do not fit, or a run under way.
+        ContractError: no declared migration from its version, values that cannot be cast, or a run in progress.
         ConflictError: another run wrote the table at the same time.
     """
     snapshot = Snapshot(lake.uri(contract.name), contract)
@@ -67,10 +100,10 @@ def migrate(
     steps = path(contract, found)
     if running := check_retention(lake, timedelta.max, ended):
         raise ContractError(
-            f"table {contract.name}: {', '.join(sorted(running))} is running by job_runs; migrate when nothing runs, "
-            "or say --ended RUN_ID of a killed run"
+            f"table {contract.name}: job_runs says that {', '.join(sorted(running))} is running; migrate when nothing "
+            "runs, or add --ended RUN_ID if the run was killed"
         )
-    done = have == [c.name for c in contract.columns]  # by a migration that was killed before it stamped the version
+    done = have == [c.name for c in contract.columns]  # by a migration that was killed before it set the version
     names = [] if done else renamed(have, steps)
     extra = tuple(
         Column(n, passthrough[n], True, "Passed through from the raw tables (feed.passthrough)")
@@ -79,10 +112,10 @@ def migrate(
     unknown = [n for n in names if n not in contract.column_names and n not in passthrough]
     missing = [] if done else [c.name for c in contract.columns if c.name not in names and not c.nullable]
     if unknown or missing:
+        gaps = [f"do not say what becomes of {unknown}"] * bool(unknown) + [f"do not add {missing}"] * bool(missing)
         raise ContractError(
-            f"table {contract.name}: its migrations from version {found} to {contract.version} leave the column(s) "
-            f"{unknown or 'none'} unaccounted for and do not make {missing or 'none'}; declare them in "
-            f"schemas/{contract.name}.yaml"
+            f"table {contract.name}: its migrations from version {found} to {contract.version} {' and '.join(gaps)}; "
+            f"declare these columns in schemas/{contract.name}.yaml"
         )
     files = [] if done else list(snapshot.files)
     result = Migrated(found, contract.version, (), len(files), rows_in(files))
@@ -95,13 +128,13 @@ def migrate(
 
 
 def path(contract: Contract, found: int) -> tuple[Migration, ...]:
-    """The declared migrations from version `found` to the contract's; ContractError where one is not declared."""
+    """The declared migrations from version `found` to the contract's; ContractError if one is not declared."""
     by_target = {m.to: m for m in contract.migrations}
     wanted = range(found + 1, contract.version + 1)
     if found > contract.version or any(v not in by_target for v in wanted):
         raise ContractError(
-            f"table {contract.name}: was written under contract version {found}, and schemas/{contract.name}.yaml "
-            f"declares no way from there to version {contract.version} "
+            f"table {contract.name}: was written with contract version {found}, and schemas/{contract.name}.yaml "
+            f"declares no migration from there to version {contract.version} "
             f"(migrations to {sorted(by_target) or 'none'}); rebuild the table, or use the matching release"
         )
     return tuple(by_target[v] for v in wanted)
@@ -120,7 +153,7 @@ def transformed(rows: pa.Table, steps: Sequence[Migration], wanted: pa.Schema) -
     """`rows` after `steps`, in the types and order of `wanted`.
 
     Raises:
-        ContractError: a value does not survive its cast; names the column.
+        ContractError: a value cannot be cast; names the column.
     """
     for step in steps:
         rows = rows.drop_columns([n for n in step.drop if n in rows.column_names])
@@ -144,7 +177,7 @@ def transformed(rows: pa.Table, steps: Sequence[Migration], wanted: pa.Schema) -
 def _rewrite_all(
     lake: Lake, snapshot: Snapshot, table: DeltaTable, contract: Contract, steps: Sequence[Migration]
 ) -> None:
-    """Every file anew, in its partition and with its row groups; one commit of files and schema."""
+    """Rewrite every file, in its partition and with its row groups, and commit files and schema at once."""
     parts: list[Mapping[str, Any]] = []
     fs, base = filesystem(snapshot.uri)
     try:
@@ -154,7 +187,7 @@ def _rewrite_all(
             [add_action(p) for p in parts], "overwrite", DeltaSchema.from_json(contract.spark_json()),
             list(contract.partition_by) or None,
             commit_properties=CommitProperties(
-                # No slice: the writer's slices are of the old version, and stale by their fingerprint.
+                # No slice: those of the writer are of the old version and turn stale by their fingerprint.
                 custom_metadata={"userMetadata": SliceMark("migrate", {}, "").to_json()}, max_commit_retries=0
             ),
         )  # fmt: skip
@@ -163,7 +196,7 @@ def _rewrite_all(
             fs.rm([f"{base}/{p['path']}" for p in parts])
         if isinstance(error, CommitFailedError):
             raise ConflictError(
-                f"table {contract.name}: written by another run meanwhile; nothing was changed, run gpl migrate again"
+                f"table {contract.name}: another run wrote it in the meantime; nothing was changed, run it again"
             ) from error
         raise
 
@@ -189,34 +222,14 @@ def _rewritten(
 
 
 def _stamp(lake: Lake, contract: Contract) -> None:
-    """Version and constraints of today: from here on steps accept the table."""
+    """Set the current version and constraints: from here on steps accept the table."""
     table = DeltaTable(lake.uri(contract.name))
     have = [k.removeprefix("delta.constraints.") for k in table.metadata().configuration if "constraints." in k]
-    for name in sorted(set(have) - set(contract.checks())):  # it may name a column that is gone
+    for name in sorted(set(have) - set(contract.checks())):  # it may refer to a column that is gone
         table.alter.drop_constraint(name)
     table.alter.set_table_properties(contract.table_properties(), raise_if_not_exists=False)
 
 
-def migrate_all(
-    lake: Lake, contracts: Sequence[Contract], passthrough: Mapping[str, str], *, dry_run: bool, ended: Sequence[str]
-) -> int:
-    """What `gpl migrate` does: one line per table that was not of today's contract. Returns the exit code."""
-    done = 0
-    for contract in contracts:
-        if contract.owner == "platform" or not lake.exists(contract.name):
-            continue
-        found = migrate(lake, contract, passthrough, dry_run=dry_run, ended=ended)
-        if found is None:
-            continue
-        done += 1
-        would = "would be " if dry_run else ""
-        if found.added:
-            print(f"{contract.name}: columns {would}added: {', '.join(found.added)}")
-        else:
-            print(
-                f"{contract.name}: version {found.before} {would}migrated to {found.after}, {found.rows:,} rows in "
-                f"{found.files:,} files"
-            )
-    if not done:
-        print("every table is of today's contract")
-    return 0
+COMMAND = Command(
+    "migrate", "bring tables to the current version of their contracts", add_arguments, run, in_shadow=False
+)

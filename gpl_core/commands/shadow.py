@@ -1,53 +1,70 @@
-"""Shadow runs: a model, or other settings, beside what is published, in tables of their own; and the two compared.
+"""`gpl shadow`: the configuration of a run with another model or other settings, in tables of its own.
 
-A shadow run is the graph from one step on under `<root>/shadow/<name>`. What lies before that step it reads from the
-lakehouse itself, and never writes.
+A shadow run is the graph from one step on under `<root>/shadow/<name>`. It reads the results of earlier steps from the
+lakehouse itself and never writes there.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping
-from datetime import date
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
-from rich.console import Console
-from rich.table import Table
 
+from gpl_core.commands.command import Command, assignments
 from gpl_core.conf.sections import Shadow
 from gpl_core.config import Config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.graph.steps import STEPS, find_step
-from gpl_core.lakehouse.artifacts import ArtifactStore
-from gpl_core.lakehouse.files import rows_in
-from gpl_core.lakehouse.keys import hash_keys
+from gpl_core.lakehouse.artifacts import KINDS, ArtifactStore
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.lakehouse.snapshot import Snapshot
 
-_MEANS = ("pseudo_label", "weight", "similarity", "coherence", "consistency", "llm_confidence")
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", required=True, help="its tables go to lakehouse.root/shadow/NAME")
+    parser.add_argument(
+        "--from", dest="first", required=True, metavar="STEP", help="earlier steps are read, never run or written"
+    )
+    parser.add_argument(
+        "--use", action="append", default=[], metavar="ARTIFACT=VERSION",
+        help="the version in force in the shadow run; repeatable",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Print the configuration as YAML; what is left at its default is omitted."""
+    expected = f"ARTIFACT=VERSION, ARTIFACT one of {', '.join(KINDS)}"
+    use = assignments("--use", args.use, expected)
+    if wrong := [kind for kind in use if kind not in KINDS]:
+        raise UsageError(f"--use {wrong[0]}: expected {expected}")
+    body = shadow_config(config, args.name, args.first, use).model_dump(
+        mode="json", by_alias=True, exclude_defaults=True
+    )
+    print(yaml.safe_dump(body, sort_keys=False, allow_unicode=True), end="")
+    return 0
 
 
 def shadow_config(config: Config, name: str, first: str, use: Mapping[str, str]) -> Config:
     """The configuration of a shadow run of the steps from `first` on.
 
     Args:
-        use: artifact -> its version that is in force in the shadow, published or not, rolled back or not.
+        use: artifact -> the version that is in force in the shadow run, even one that was rolled back.
 
     Raises:
-        UsageError: a shadow of a shadow, an odd name, or an artifact that no step from `first` on would use alone.
-        MissingInputError: no such version; names those that exist.
+        UsageError: a shadow of a shadow, an invalid name, or an artifact that steps before `first` make or use.
+        MissingInputError: no such version; lists those that exist.
     """
     house = config.lakehouse
     if house.shadow.of:
-        raise UsageError(f"{house.root} is a shadow of {house.shadow.of}: make another one from that configuration")
+        raise UsageError(
+            f"{house.root} is a shadow run of {house.shadow.of}; start from the configuration of that lakehouse"
+        )
     if not re.fullmatch(r"\w[\w-]*", name):
         raise UsageError(f"--name {name}: expected letters, digits, '_' and '-'")
     if find_step(first) not in STEPS:
-        raise UsageError(f"--from {first}: no step of the graph")
+        raise UsageError(f"--from {first}: not a step of the graph")
     at = STEPS.index(find_step(first))
     before, own = STEPS[:at], {t for s in STEPS[at:] for t in (*s.writes, *s.also_writes)}
     artifacts = {s.publishes: "" for s in before if s.publishes}
@@ -56,140 +73,21 @@ def shadow_config(config: Config, name: str, first: str, use: Mapping[str, str])
         user = next((s for s in STEPS if kind in s.uses), None)
         if kind not in artifacts:
             raise UsageError(
-                f"--use {kind}: no step before {first} publishes it; {', '.join(artifacts) or 'none'} would do"
+                f"--use {kind}: no step before {first} publishes it; those publish {', '.join(artifacts) or 'nothing'}"
             )
         if user in before:
-            raise UsageError(f"--use {kind}: {user.name} uses it too: begin with --from {user.name}")
+            raise UsageError(f"--use {kind}: the earlier step {user.name} uses it too; begin with --from {user.name}")
         if store.find(kind, version) is None:
             known = ", ".join(m.version for m in store.manifests(kind)) or "none"
             raise MissingInputError(f"artifact {kind}: no version {version}; existing: {known}")
         artifacts[kind] = version
-    givers = {"platform", "simulation", *(s.name for s in before)}
-    tables = tuple(t for t, c in all_contracts().items() if c.owner in givers and t not in own)
+    sources = {"platform", "simulation", *(s.name for s in before)}
+    tables = tuple(t for t, c in all_contracts().items() if c.owner in sources and t not in own)
     shadow = Shadow(of=house.root, tables=tables, artifacts=artifacts)
     places = {t: Lake.of(house).uri(t) for t in house.tables if t in tables}
     changed = {"root": f"{house.root}/shadow/{name}", "tables": places, "shadow": shadow}
     return config.model_copy(update={"lakehouse": house.model_copy(update=changed)})
 
 
-def as_yaml(config: Config) -> str:
-    """`config` as a configuration file, what was left to its default left out."""
-    body = config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
-
-
-# ---- comparison --------------------------------------------------------------------------------------------------
-
-
-def compare(mine: Config, other: Config, run_date: date, most_rows: int = 2_000_000) -> list[tuple[str, str, str]]:
-    """(figure, of `mine`, of `other`) over the unexposed pairs of `run_date`; of both together in the last column.
-
-    Of larger slices a part of the users, the same in both, is read: about `most_rows` rows.
-
-    Raises:
-        MissingInputError: one of them has no labels of that date.
-    """
-    lakes = [Lake.of(c.lakehouse) for c in (mine, other)]
-    labels = [_slice(lake, "pseudo_labels", run_date) for lake in lakes]
-    pairs = _slice(lakes[0], "unexposed_samples", run_date)
-    share = min(1.0, most_rows / max(1, *(rows_in(files) for _, files in (*labels, pairs))))
-    found = [_sampled(s, share, "user_id", "item_id", "source", *_MEANS) for s in labels]
-    found = [t.filter(pc.equal(t["source"], "unexposed")).drop_columns("source") for t in found]
-    asked = _sampled(pairs, share, "user_id", "item_id").group_by(["user_id", "item_id"]).aggregate([])
-    lines = [("users read", f"{share:.1%}", f"{share:.1%}")]
-
-    def line(figure: str, *values: float, form: str = ".4f") -> None:
-        lines.append((figure, *(format(v, form) for v in values)))  # type: ignore[arg-type]
-
-    line("unexposed pairs labelled", *map(len, found), form=",")
-    line(
-        "share of unexposed pairs labelled", *(_both(asked, t).num_rows / max(1, len(asked)) for t in found), form=".1%"
-    )
-    for name in _MEANS:
-        line(f"mean {name}", *(float(np.mean(t[name])) if len(t) else np.nan for t in found))
-    for q in (0.1, 0.5, 0.9):
-        line(
-            f"pseudo_label, quantile {q}",
-            *(float(np.quantile(t["pseudo_label"], q)) if len(t) else np.nan for t in found),
-        )
-    shared = _both(found[0], found[1].rename_columns([*found[1].column_names[:2], *(f"other_{n}" for n in _MEANS)]))
-    a, b = (shared[n].to_numpy() for n in ("pseudo_label", "other_pseudo_label"))
-    users = shared["user_id"].dictionary_encode().combine_chunks().indices.to_numpy() if len(shared) else np.array([])
-    for figure, text in (
-        ("pairs in both", f"{len(shared):,}"),
-        ("rank correlation of labels", f"{rank_correlation(a, b):.4f}"),
-        ("the same within a user, mean", f"{_within(users, a, b):.4f}"),
-        ("mean absolute difference", f"{np.abs(a - b).mean() if len(a) else np.nan:.4f}"),
-        ("anchors in common, mean Jaccard", f"{_anchors_in_common(lakes, run_date, share):.4f}"),
-    ):
-        lines.append((figure, "", text))
-    return lines
-
-
-def print_comparison(
-    lines: list[tuple[str, str, str]], run_date: date, names: tuple[str, str], console: Console
-) -> None:
-    """The lines of `compare` as a table."""
-    table = Table(str(run_date), *names)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, ties at their mean rank; NaN where one of them does not vary."""
-
-    def ranks(x: np.ndarray) -> np.ndarray:
-        _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
-        return (np.cumsum(counts) - (counts - 1) / 2)[place]
-
-    if len(a) < 2 or len(np.unique(a)) < 2 or len(np.unique(b)) < 2:
-        return float("nan")
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
-
-
-def _within(users: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    order = np.argsort(users, kind="stable")
-    starts = np.flatnonzero(np.diff(users[order])) + 1
-    each = [rank_correlation(a[rows], b[rows]) for rows in np.split(order, starts)]
-    defined = [r for r in each if not np.isnan(r)]
-    return float(np.mean(defined)) if defined else float("nan")
-
-
-def _anchors_in_common(lakes: list[Lake], run_date: date, share: float) -> float:
-    """Mean over users of |A ∩ B| / |A ∪ B| of the semantic IDs of their anchors."""
-    sets: list[dict[str, set[tuple[int, ...]]]] = []
-    for lake in lakes:
-        rows = _sampled(_slice(lake, "score_requests", run_date), share, "user_id", "anchor_sids", "log_prob")
-        by_user = {}
-        for user, sids, probs in zip(*(rows[c].to_pylist() for c in rows.column_names)):
-            n = len(sids) // len(probs)
-            by_user[user] = {tuple(sids[i : i + n]) for i in range(0, len(sids), n) if sids[i] >= 0}
-        sets.append(by_user)
-    both = sets[0].keys() & sets[1].keys()
-    each = [len(sets[0][u] & sets[1][u]) / max(1, len(sets[0][u] | sets[1][u])) for u in both]
-    return float(np.mean(each)) if each else float("nan")
-
-
-def _slice(lake: Lake, table: str, run_date: date) -> tuple[Snapshot, tuple]:
-    snapshot = lake.open(table)
-    if run_date not in snapshot.slices():
-        raise MissingInputError(f"table {table} at {snapshot.uri}: no rows for {run_date}; run the graph for it first")
-    return snapshot, snapshot.select(start=run_date, end=run_date)
-
-
-def _sampled(found: tuple[Snapshot, tuple], share: float, *columns: str) -> pa.Table:
-    """`columns` of the slice's rows whose user is in the sample; the same users whatever the table."""
-    snapshot, files = found
-    kept = []
-    for rows in snapshot.row_groups(files, columns):
-        users = rows["user_id"].combine_chunks().dictionary_encode()
-        chosen = hash_keys(users.dictionary.to_pylist()) < np.uint64(min(share * 2**64, 2**64 - 1))
-        kept.append(rows.filter(pa.array(chosen[users.indices.to_numpy()])) if share < 1 else rows)
-    return pa.concat_tables(kept)
-
-
-def _both(left: pa.Table, right: pa.Table) -> pa.Table:
-    return left.join(right, ["user_id", "item_id"], join_type="inner")
+COMMAND = Command("shadow", "print the configuration of a run in tables of its own, beside what is published",
+                  add_arguments, run)  # fmt: skip

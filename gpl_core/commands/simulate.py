@@ -1,57 +1,61 @@
-"""`gpl simulate` and `gpl import-reviews`: dates and places from the run's configuration, sizes from the options."""
+"""`gpl simulate`: the raw tables of a simulated marketplace, with dates and places from the configuration."""
 
+from __future__ import annotations
+
+import argparse
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gpl_core.commands.command import Command
 from gpl_core.config import Config
 from gpl_core.errors import UsageError
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.simulation.reviews import PROVENANCE, ImportSettings, import_reviews
-from gpl_core.simulation.simulate import simulate
-from gpl_core.simulation.simulation_settings import SimulationSettings
-from gpl_core.simulation.tables import Outcome
 
-# Requests begin this long before the first run date: calibrators and statistics of a date see earlier days only.
+if TYPE_CHECKING:  # the simulation takes long to import
+    from gpl_core.simulation.settings import SimulationSettings
+    from gpl_core.simulation.tables import Outcome
+
 LEAD_DAYS = 2
+"""Requests begin this long before the first run date: calibrators and statistics of a date see earlier days only."""
 
 
-def run_simulate(config: Config, given: Mapping[str, Any], *, force: bool = False) -> int:
-    """Simulate the marketplace for the run's dates and the day after (evaluation); returns the exit code.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    for name in ("users", "items", "days"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--candidates", type=int, dest="candidates_per_request", metavar="N", help="per request")
+    parser.add_argument("--exposed", type=int, dest="exposed_per_request", metavar="N", help="per request")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--world", choices=("plain", "popularity_bias", "fast_drift"))
+    parser.add_argument("--force", action="store_true", help="replace raw tables made with other settings")
 
-    given: fields of `SimulationSettings` that the command line sets; they win over what the configuration implies.
-    """
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Simulate the run dates and the day after, which evaluates the last one."""
+    from gpl_core.simulation.simulate import simulate
+
+    names = ("users", "items", "days", "candidates_per_request", "exposed_per_request", "seed", "world")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     settings = simulation_settings(config, given)
-    outcome = simulate(settings, _lake(config), force=force)
-    _tell(f"simulated marketplace, world '{settings.world}', seed {settings.seed}", outcome, config)
-    return 0
-
-
-def run_import(
-    config: Config, items_path: str, sequences_path: str, *, seed: int | None = None, force: bool = False
-) -> int:
-    """Import a review data set for the run's dates and the day after (evaluation); returns the exit code."""
-    outcome = import_reviews(items_path, sequences_path, _lake(config), import_settings(config, seed), force=force)
-    _tell(PROVENANCE, outcome, config)
+    outcome = simulate(settings, Lake.of(config.lakehouse), force=args.force)
+    print_outcome(f"simulated marketplace, world '{settings.world}', seed {settings.seed}", outcome, config)
     return 0
 
 
 def simulation_settings(config: Config, given: Mapping[str, Any]) -> SimulationSettings:
-    """The settings of `gpl simulate` under `config`: request days from two days before run.start_date to the day after
-    run.end_date, warm-up from run.history_start.
+    """Request days from two days before run.start_date to the day after run.end_date, warm-up from run.history_start.
+
+    given: fields of `SimulationSettings`; they override what the configuration implies.
 
     Raises:
         UsageError: run.history_start lies after the first request day.
     """
+    from gpl_core.simulation.settings import SimulationSettings
+
     run = config.run
     first = run.start_date - timedelta(days=LEAD_DAYS)
-    implied: dict[str, Any] = {
-        "start_date": first,
-        "days": (run.end_date - first).days + 2,
-        "seed": run.seed,
-    }
+    implied: dict[str, Any] = {"start_date": first, "days": (run.end_date - first).days + 2, "seed": run.seed}
     if run.history_start is not None:
         implied["warmup_days"] = (first - run.history_start).days
         if implied["warmup_days"] < 0:
@@ -61,42 +65,19 @@ def simulation_settings(config: Config, given: Mapping[str, Any]) -> SimulationS
     return SimulationSettings(**{**implied, **given})
 
 
-def import_settings(config: Config, seed: int | None = None) -> ImportSettings:
-    """The settings of `gpl import-reviews` under `config`: feed days are the run's dates, the day after evaluates.
-
-    Requests begin two days before the first run date, around the last events of the valid split.
-
-    Raises:
-        UsageError: run.history_start leaves no day for the training split.
-    """
-    run = config.run
-    settings = ImportSettings(
-        start_date=run.start_date,
-        lead_days=LEAD_DAYS,
-        feed_days=(run.end_date - run.start_date).days + 1,
-        seed=run.seed if seed is None else seed,
-    )
-    if run.history_start is None:
-        return settings
-    history = (run.start_date - run.history_start).days
-    if history <= settings.valid_days:
-        raise UsageError(
-            f"run.history_start={run.history_start}: expected more than {settings.valid_days} days before "
-            f"run.start_date={run.start_date}; the valid split takes the last {settings.valid_days}"
-        )
-    return replace(settings, train_days=history - settings.valid_days)
-
-
-def _lake(config: Config) -> Lake:
-    return Lake(config.lakehouse.root, config.lakehouse.tables)
-
-
-def _tell(what: str, outcome: Outcome, config: Config) -> None:
+def print_outcome(what: str, outcome: Outcome, config: Config) -> None:
+    """Rows per raw table, to stderr."""
     if outcome.did_nothing:
-        print(f"{what}: already there under {config.lakehouse.root}, nothing to do", file=sys.stderr)
+        print(f"{what}: already in {config.lakehouse.root}, nothing to do", file=sys.stderr)
         return
     print(f"{what} -> {config.lakehouse.root}", file=sys.stderr)
     for table, rows in outcome.rows.items():
         print(f"  {table:<18}{rows:>12,} rows", file=sys.stderr)
     for table in outcome.unchanged:
         print(f"  {table:<18}{'unchanged':>17}", file=sys.stderr)
+
+
+COMMAND = Command(
+    "simulate", "write the raw tables of a simulated marketplace with known click probabilities", add_arguments, run,
+    in_shadow=False,
+)  # fmt: skip

@@ -1,19 +1,20 @@
-"""`gpl summary`: what a run left behind, from the tables' logs and the two small evaluation tables."""
+"""`gpl summary`: what a run left behind, from the logs of the tables and the two small evaluation tables."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Sequence
 from datetime import date, timedelta
+from statistics import fmean
 from typing import Any
 
-import pyarrow as pa
-from rich.console import Console
 from rich.table import Table
 
+from gpl_core.commands.command import Command, console, figures_table, run_dates
 from gpl_core.config import Config
 from gpl_core.contracts.contract import all_contracts
+from gpl_core.graph.arguments import add_dates
 from gpl_core.graph.planner import Planner
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Lake
@@ -22,23 +23,22 @@ PROVENANCE = "gpl.provenance"
 SHOWN = ("auc", "gauc")  # the rest is in table evaluations and in the report
 
 
-def print_summary(config: Config, dates: Sequence[date], console: Console | None = None) -> None:
-    """Print rows per table, coverage and evaluations of `dates`; figures from made-up data are named so."""
-    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    planner = Planner(config)
-    kind = provenance(planner.lake)
-    if kind:
-        console.print(f"Every figure below is {kind.split(' ')[0]}: the raw tables say '{kind}'.")
-    console.print(_rows_table(planner, dates))
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Print rows per table, coverage and evaluations of the run dates; says so if the raw data are not real."""
+    planner, dates, out = Planner(config), run_dates(args, config), console()
+    if kind := provenance(planner.lake):
+        out.print(f"Every figure below is {kind.split(' ')[0]}: the raw tables say '{kind}'.")
+    out.print(_rows_table(planner, dates))
     for line in coverage(planner, dates):
-        console.print(line)
-    console.print(_evaluation_table(planner, dates[-1]))
-    console.print(f"lakehouse: {config.lakehouse.root}", soft_wrap=True)
-    console.print(f"report:    {planner.report_path(dates[-1])}", soft_wrap=True)
+        out.print(line)
+    out.print(_evaluation_table(planner, dates[-1]))
+    out.print(f"lakehouse: {config.lakehouse.root}", soft_wrap=True)
+    out.print(f"report:    {planner.report_path(dates[-1])}", soft_wrap=True)
+    return 0
 
 
 def provenance(lake: Lake) -> str:
-    """What the raw tables say of their origin; empty when they are a platform's own."""
+    """What the raw tables say about their origin; empty if they are a platform's own."""
     if not lake.exists("raw_impressions"):
         return ""
     return lake.open("raw_impressions").properties.get(PROVENANCE, "")
@@ -54,19 +54,17 @@ def _slice_rows(planner: Planner, table: str, dates: Sequence[date]) -> int | No
 
 
 def _rows_table(planner: Planner, dates: Sequence[date]) -> Table:
-    table = Table("table", "written by", "rows", "version", title=f"rows, {dates[0]} to {dates[-1]}")
+    table = figures_table(["table", "written by"], ["rows", "version"], title=f"rows, {dates[0]} to {dates[-1]}")
     for name, contract in all_contracts().items():
         rows = _slice_rows(planner, name, dates)
         snapshot = planner.snapshot(name)
         if rows is not None and snapshot is not None:
             table.add_row(name, contract.owner, f"{rows:,}", str(snapshot.version))
-    for column in table.columns[2:]:
-        column.justify = "right"
     return table
 
 
 def coverage(planner: Planner, dates: Sequence[date]) -> list[str]:
-    """One line each: quarantined rows, users with anchors, share of unexposed pairs labelled, alarms of monitors."""
+    """One line each: quarantined rows, users with anchors, share of unexposed pairs labeled, alarms of monitors."""
     lines = [f"quarantined rows: {_slice_rows(planner, 'quarantine', dates) or 0:,} distinct"]
     for day in dates:
         found = _details(planner, "score_requests", day)
@@ -77,8 +75,8 @@ def coverage(planner: Planner, dates: Sequence[date]) -> list[str]:
     exposed = _slice_rows(planner, "exposed_samples", dates)
     feed = _slice_rows(planner, "training_feed", dates)
     if unexposed and exposed is not None and feed is not None:
-        labelled = feed - exposed
-        lines.append(f"unexposed pairs labelled: {labelled:,} of {unexposed:,} ({labelled / unexposed:.1%})")
+        labeled = feed - exposed
+        lines.append(f"unexposed pairs labeled: {labeled:,} of {unexposed:,} ({labeled / unexposed:.1%})")
     monitors = planner.snapshot("monitors")
     for day in dates:
         if monitors is None:
@@ -89,7 +87,7 @@ def coverage(planner: Planner, dates: Sequence[date]) -> list[str]:
 
 
 def _details(planner: Planner, step: str, day: date) -> dict[str, Any]:
-    """What the newest finished run of `step` for `day` reported; empty when there is none."""
+    """Details of the newest finished run of `step` for `day`; empty if there is none."""
     snapshot = planner.snapshot("job_runs")
     if snapshot is None:
         return {}
@@ -99,34 +97,32 @@ def _details(planner: Planner, step: str, day: date) -> dict[str, Any]:
 
 
 def _evaluation_table(planner: Planner, last: date) -> Table:
-    """Variants side by side: the reference pre-ranker's own evaluation, then the simulated truth when it was judged."""
-    table = Table("slice", "metric", title=f"pre-ranker trained through {last}, judged on {last + timedelta(days=1)}")
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    notes: dict[tuple[str, str], dict[str, str]] = {}
-    models: list[str] = []
-    for name, day in (("evaluations", last), ("truth_metrics", last + timedelta(days=1))):
+    """Variants side by side: the evaluation of the reference pre-ranker, then the simulated truth if it was judged."""
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    notes: dict[tuple[str, str, str], str] = {}
+    following = last + timedelta(days=1)
+    for name, day, suffix in (("evaluations", last, ""), ("truth_metrics", following, " (simulated truth)")):
         snapshot = planner.snapshot(name)
-        if snapshot is None:
-            continue
-        rows: pa.Table = snapshot.read(snapshot.select(start=day, end=day))
-        for row in rows.to_pylist():
+        rows = snapshot.read(snapshot.select(start=day, end=day)).to_pylist() if snapshot else []
+        for row in rows:
             if row["metric"] not in SHOWN:
                 continue
-            models += [row["model"]] if row["model"] not in models else []
-            label = row["slice"] + (" (simulated truth)" if name == "truth_metrics" else "")
-            key = (label, row["metric"])
+            key = (row["slice"] + suffix, row["metric"])
+            by_model = values.setdefault(key, {}).setdefault(row["model"], [])
             if row["value"] is not None:
-                found.setdefault(key, {}).setdefault(row["model"], []).append(row["value"])
+                by_model.append(row["value"])
             else:
-                found.setdefault(key, {})
-                notes.setdefault(key, {})[row["model"]] = row["note"]
-    for model in sorted(models):
-        table.add_column(model, justify="right")
-    for key in sorted(found):
+                notes[*key, row["model"]] = f"absent: {row['note']}"
+    models = sorted({model for by_model in values.values() for model in by_model})
+    title = f"pre-ranker trained through {last}, judged on {following}"
+    table = figures_table(["slice", "metric"], models, title)
+    for key in sorted(values):
         cells = []
-        for model in sorted(models):
-            values = found[key].get(model)
-            note = notes.get(key, {}).get(model)
-            cells.append(f"{sum(values) / len(values):.4f}" if values else f"absent: {note}" if note else "-")
+        for model in models:
+            found = values[key].get(model)
+            cells.append(f"{fmean(found):.4f}" if found else notes.get((*key, model), "-"))
         table.add_row(*key, *cells)
     return table
+
+
+COMMAND = Command("summary", "rows per table, coverage and evaluation of the run dates", add_dates, run)

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from datetime import date
 from typing import Any
 
-from gpl_core.commands.optimize import compactable
 from gpl_core.contracts.contract import load_contract
+from gpl_core.graph.compaction import compactable
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.steps import OPTIMIZE, Step, find_step
 from gpl_core.lakehouse.artifacts import artifact_version

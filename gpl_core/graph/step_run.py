@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract, load_contract
-from gpl_core.errors import GplError, MissingInputError, UsageError, exit_code_of, told
+from gpl_core.errors import GplError, MissingInputError, UsageError, classified, exit_code_of
 from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.dry_run import print_dry_run
 from gpl_core.graph.job_runs import Counts, JobRun
@@ -287,7 +287,7 @@ def setup_logging() -> None:
 
 def exit_with(error: BaseException) -> int:
     """Print what went wrong; returns the exit code."""
-    error = told(error)
+    error = classified(error)
     if isinstance(error, GplError):
         print(f"error: {error}", file=sys.stderr)
     else:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import difflib
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 from deltalake import DeltaTable, QueryBuilder
 from deltalake.exceptions import DeltaError
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import MissingInputError, UsageError
@@ -194,45 +187,6 @@ def check_reads(sql: str) -> str:
     if kind in ("describe", "desc") and not re.fullmatch(r'(?is)\s*desc(ribe)?\s+(table\s+)?[`"]?\w+[`"]?\s*', code):
         raise UsageError("expected DESCRIBE and the name of one table or view")
     return kind
-
-
-def print_result(result: Result, form: str, out: TextIO) -> None:
-    """Write `result` to `out`: `table` for people (its first 1,000 rows), `json` (one object a line) or `csv`."""
-    if form == "json":
-        for row in result.rows:
-            body = {c: _plain(v) for c, v in zip(result.columns, row, strict=True)}
-            print(json.dumps(body, default=str, ensure_ascii=False), file=out)
-        return
-    if form == "csv":
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(result.columns)
-        writer.writerows(("" if v is None else _plain(v) for v in row) for row in result.rows)
-        return
-    table = Table(*(escape(c) for c in result.columns))
-    more = False
-    for place, row in enumerate(result.rows):
-        if more := place >= _SHOWN_ROWS:
-            break
-        table.add_row(*(escape(_shown(v)) for v in row))
-    console = Console(file=out, highlight=False, width=None if out.isatty() else 200)
-    console.print(table)
-    if more:
-        console.print(f"the first {_SHOWN_ROWS:,} rows; --csv and --json give all")
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON and CSV hold it: bytes (pictures) in base64, a number that is none as null."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bytes):
-        return f"{len(value):,} bytes"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def quoted(text: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from gpl_core.contracts.contract import all_contracts, data_dictionary
+from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError
 
 _QUOTED_OR_COMMENT = re.compile(r"""'(?:[^']|'')*'|"[^"]*"|`[^`]*`|--[^\n]*|/\*.*?\*/""", re.S)
@@ -96,14 +96,3 @@ def parse_view(text: str, name: str) -> View:
             f"schemas/views/{name}.sql"
         )
     return View(name, " ".join(description), tuple(columns), sql)
-
-
-def dictionary() -> str:
-    """The data dictionary as Markdown: tables, then views."""
-    parts = [data_dictionary(), "# Views\n", "From `schemas/views/`: plain SQL for Spark and for `gpl sql`.\n"]
-    for view in sorted(all_views().values(), key=lambda v: v.name):
-        parts.append(f"## {view.name}\n\n{view.description}\n\nReads {', '.join(view.reads)}.\n")
-        parts.append("| column | meaning |\n|---|---|")
-        parts += [f"| {name} | {meaning} |" for name, meaning in view.columns]
-        parts.append("")
-    return "\n".join(parts)

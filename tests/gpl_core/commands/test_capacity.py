@@ -92,7 +92,7 @@ def test_a_cpu_or_quick_measurement_is_warned_of(tmp_path, capsys):
     path = result(tmp_path, "cpu-2core", quick=True)
     code, _, err = told(capsys, "--users", 1e6, "--hours", 1, "--measurement", path)
     assert code == 0
-    assert "no accelerator" in err
+    assert "not an accelerator" in err
     assert "--quick" in err
 
 

@@ -67,7 +67,7 @@ def test_good_tables_pass(config, tmp_path, capsys):
     good(config)
     assert texts(config) == []
     assert main(["check-raw", "--config", str(tmp_path / "test.yaml")]) == 0
-    assert "fit to be ingested" in capsys.readouterr().out
+    assert "can be ingested" in capsys.readouterr().out
 
 
 def test_every_fault_of_every_table_is_named_at_once(config, tmp_path, capsys):
@@ -82,13 +82,13 @@ def test_every_fault_of_every_table_is_named_at_once(config, tmp_path, capsys):
     assert main(["check-raw", "--config", str(tmp_path / "test.yaml")]) == 3
     said = capsys.readouterr().out
     for words in (
-        "error: raw_items: column 'updated_at' (timestamp) is missing; is it 'updated'? then "
+        "error: raw_items: column 'updated_at' (timestamp) is missing; if it is 'updated': "
         "lakehouse.columns.raw_items: {updated_at: updated}",
         "error: raw_impressions: user_id is null in 1 of 3 rows",
         "error: raw_impressions: request_id is empty in 1 of 3 rows",
         "error: raw_impressions: clicked breaks clicked = 0 OR clicked = 1 in 1 of 3 rows",
         f"error: raw_impressions: event_time is not within dt {DAY} (UTC) in 1 of 3 rows",
-        "error: raw_candidates: column 'event_time' is long, expected timestamp: no cast mends it",
+        "error: raw_candidates: column 'event_time' is long, expected timestamp: to which it cannot be cast",
         "error: raw_candidates: partitioned by nothing, expected dt",
         "warning: raw_interactions: none at",
         "7 error(s), 1 warning(s)",
@@ -139,7 +139,7 @@ def test_opt_outs_may_be_absent_and_are_looked_at_when_they_are_there(config):
     config.lakehouse.tables["raw_opt_outs"] = f"{config.lakehouse.root}/elsewhere"
     assert texts(config) == [
         f"error: raw_opt_outs: there is no Delta table at {config.lakehouse.root}/elsewhere, where "
-        "lakehouse.tables.raw_opt_outs says it is: write it, or take the setting out"
+        "lakehouse.tables.raw_opt_outs places it: write it, or remove the setting"
     ]
 
 

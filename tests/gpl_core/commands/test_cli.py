@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from gpl_core.cli import main
+from gpl_core.commands.tables import dictionary
 from gpl_core.graph import runner as running
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import STEPS
-from gpl_core.lakehouse.views import dictionary
 from tests.gpl_core.toy import Toy
 from tests.support import DAY, ONE, config_file, put, small_config
 
@@ -82,7 +82,7 @@ def test_wrong_words_exit_2_and_are_named(config, given, named, capsys):
 
 def test_the_command_line_imports_neither_torch_nor_spark():
     code = (
-        "import sys; import gpl_core.cli, gpl_core.commands.summary, gpl_core.commands.simulate; "
+        "import sys; import gpl_core.cli, gpl_core.simulation.simulate, gpl_core.simulation.reviews; "
         "print(sorted({m.split('.')[0] for m in sys.modules} & "
         "{'torch', 'pyspark', 'transformers', 'peft', 'deepspeed', 'petastorm', 'delta'}))"
     )
@@ -160,7 +160,7 @@ def test_rolling_back_and_promoting_from_the_command_line(finished, tmp_path, ca
     assert len(stale) >= 2
     assert all("2026-01-04" in line for line in stale), "the day before goes on using it"
     assert main(["rollback", *given, "--from-date", "2026-01-04"]) == 0
-    assert "so it is already" in capsys.readouterr().out
+    assert "already so" in capsys.readouterr().out
     assert main(["promote", *given]) == 0
     assert main(["status", "--config", config]) == 0
     assert "│ stale" not in capsys.readouterr().out

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gpl_core import cli
 from gpl_core.cli import main
-from gpl_core.commands.evaluate import judged_slice, paired_difference, print_comparison
+from gpl_core.commands import evaluate as module
+from gpl_core.commands.evaluate import judged_slice, paired_difference, print_evaluation
 from gpl_core.errors import MissingInputError
+from gpl_core.lakehouse.lake import Lake
 from tests.support import DAY, config_file, put, small_config
 
 SEEDS = (0, 1, 2)
@@ -25,9 +26,9 @@ def _row(model: str, part: str, metric: str, value: float | None, seed: int = 0,
 
 def _printed(root: Path, rows: list[dict]) -> str:
     config = small_config(root)
-    put(cli.Planner(config).lake, "evaluations", rows)
+    put(Lake.of(config.lakehouse), "evaluations", rows)
     out = io.StringIO()
-    print_comparison(config, DAY, Console(file=out, width=160))
+    print_evaluation(config, DAY, Console(file=out, width=160))
     return out.getvalue()
 
 
@@ -80,9 +81,9 @@ def test_the_interval_is_students() -> None:
 
 def test_nothing_to_judge_is_exit_4_and_says_what_is_missing(tmp_path, monkeypatch, capsys) -> None:
     started = []
-    monkeypatch.setattr(cli, "_start", lambda launches, args, config: started.extend(launches) or 0)
+    monkeypatch.setattr(module, "start", lambda launches, args, config: started.extend(launches) or 0)
     assert main(["evaluate", "--config", str(config_file(tmp_path)), "--run-date", DAY.isoformat()]) == 4
     assert [(launch.label, launch.dates) for launch in started] == [("train_preranker", (DAY,))]
     assert "impressions of" in capsys.readouterr().err
     with pytest.raises(MissingInputError, match="nothing for 2020"):
-        print_comparison(small_config(tmp_path), date(2020, 1, 1))
+        print_evaluation(small_config(tmp_path), date(2020, 1, 1), Console())

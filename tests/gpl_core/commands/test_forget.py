@@ -82,7 +82,7 @@ def test_forgetting_removes_the_person_everywhere_and_nobody_else(lake, tmp_path
     assert {t: lake.open(t).mark(DAY.isoformat()) for t in NAMING} == marks
     assert "pseudo_labels: 3 rows removed" in said
     assert "left: raw_impressions still has 3 rows" in said
-    assert "left: old versions still hold the rows" in said
+    assert "left: old versions still have the rows" in said
     assert f"gpl run --start-date {DAY} --end-date {DAY + ONE}" in said
     assert not manifest.exists()
 

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpl_core.cli import main
-from gpl_core.commands import optimize as maintenance
-from gpl_core.commands.optimize import LEFT_ALONE, bins, check_retention, compact, compactable, vacuum
+from gpl_core.commands import optimize
+from gpl_core.commands.optimize import bins, compact
+from gpl_core.commands.vacuum import check_retention, vacuum
 from gpl_core.contracts.contract import all_contracts, load_contract
 from gpl_core.errors import ConflictError, ContractError
+from gpl_core.graph.compaction import LEFT_ALONE, compactable
 from gpl_core.graph.job_runs import JobRun
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.lake import Lake
@@ -96,7 +98,7 @@ def test_only_the_dates_asked_for_are_compacted(toy):
 
 def test_compaction_beside_a_writer_looks_again_and_leaves_no_orphans(toy, monkeypatch):
     """Another slice is written after the files were rewritten and before the commit."""
-    lake, rewrite = toy.planner.lake, maintenance._rewrite
+    lake, rewrite = toy.planner.lake, optimize._rewrite
     came: list[str] = []
 
     def slow(*given):
@@ -106,11 +108,11 @@ def test_compaction_beside_a_writer_looks_again_and_leaves_no_orphans(toy, monke
             toy.write("pair_scores", D2 + ONE, step="score_candidates")
         return part
 
-    monkeypatch.setattr(maintenance, "_rewrite", slow)
+    monkeypatch.setattr(optimize, "_rewrite", slow)
     compact(lake, load_contract("pair_scores"), [D1], LARGE)
     assert len(lake.open("pair_scores").select(start=D1, end=D1)) == 1
     assert not (Path(lake.uri("pair_scores")) / came[0]).exists()
-    monkeypatch.setattr(maintenance, "swap", lambda *given, **named: False)
+    monkeypatch.setattr(optimize, "swap", lambda *given, **named: False)
     with pytest.raises(ConflictError, match="run gpl optimize again"):
         compact(lake, load_contract("pair_scores"), [D2], LARGE)
 
@@ -140,8 +142,8 @@ def test_bins_are_within_the_size_in_order_and_of_two_or_more(sizes, limit):
     assert all(len(group) > 1 and sum(f.size for f in group) <= limit for group in found)
     assert [f.path for group in found for f in group] == sorted((f.path for g in found for f in g), key=int)
     left = [f for f in files if f not in [x for g in found for x in g]]
-    neighbours = [(a, b) for a, b in pairwise(left) if int(b.path) == int(a.path) + 1]
-    assert all(a.size + b.size > limit for a, b in neighbours), "two that fit together were joined"
+    neighbors = [(a, b) for a, b in pairwise(left) if int(b.path) == int(a.path) + 1]
+    assert all(a.size + b.size > limit for a, b in neighbors), "two that fit together were joined"
 
 
 # ---- vacuum ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpl_core.cli import main
-from gpl_core.errors import UsageError, exit_code_of, told
+from gpl_core.errors import UsageError, classified, exit_code_of
 from gpl_core.graph import runner as running
 from gpl_core.graph.launches import script_path, tool
 from gpl_core.graph.prerequisites import problems
@@ -140,7 +140,7 @@ def test_a_mistyped_run_date_is_warned_of(config, tmp_path, monkeypatch, capsys)
 
 def test_a_root_that_does_not_exist_is_noted(config, capsys):
     assert main(["status", "--config", config, "--run-date", "2026-01-03"]) == 0
-    assert "does not exist (yet)" in capsys.readouterr().err
+    assert "does not exist yet" in capsys.readouterr().err
 
 
 def test_a_launch_that_dies_names_what_the_machine_lacks(config, monkeypatch, capsys):
@@ -174,7 +174,7 @@ def test_what_only_a_library_saw_is_told_once_with_what_to_do(config, monkeypatc
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR])
 def test_a_step_on_a_read_only_lakehouse_says_which_path(number, capsys):
     error = OSError(number, os.strerror(number), "/lake/tables/items")
-    assert isinstance(told(error), UsageError)
+    assert isinstance(classified(error), UsageError)
     assert exit_with(error) == 2
     assert "error: /lake/tables/items: " in capsys.readouterr().err
 

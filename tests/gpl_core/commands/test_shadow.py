@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpl_core.cli import main
-from gpl_core.commands.shadow import compare, rank_correlation, shadow_config
+from gpl_core.commands.compare import compare, rank_correlation
+from gpl_core.commands.shadow import shadow_config
 from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import MissingInputError, UsageError
@@ -107,7 +108,7 @@ def test_a_step_that_would_write_what_is_only_read_is_refused(toy, step):
     [
         (("a b", "score_requests", {}), "--name a b"),
         (("s", "frob", {}), "no step 'frob'"),
-        (("s", "optimize", {}), "no step of the graph"),
+        (("s", "optimize", {}), "not a step of the graph"),
         (("s", "anchor_requests", {"calibrator": "v"}), "no step before anchor_requests publishes it"),
         (("s", "score_requests", {"interest_model": "v"}), "begin with --from anchor_requests"),
     ],
@@ -130,7 +131,7 @@ def test_the_command_prints_a_configuration_that_loads_and_compares(toy, tmp_pat
     loaded = load_config(str(shadow))
     assert loaded == shadow_config(load_config(str(path)), "s", "anchor_requests", {})
     assert main(["vacuum", "--config", str(shadow)]) == 2
-    assert "not for a shadow run" in capsys.readouterr().err
+    assert "cannot be used on a shadow run" in capsys.readouterr().err
     given = ["compare", "--config", str(path), "--with", str(shadow), "--run-date", DAY.isoformat()]
     assert main(given) == 4
     assert "pseudo_labels" in capsys.readouterr().err
@@ -160,8 +161,8 @@ def test_figures_of_two_labellings(tmp_path):
     labelled(house, {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}, [1, 2])
     labelled(shadow, {"a": 0.3, "b": 0.2, "c": 0.1}, [2, 3])
     found = {figure: values for figure, *values in compare(house, shadow, DAY)}
-    assert found["unexposed pairs labelled"] == ["4", "3"]
-    assert found["share of unexposed pairs labelled"] == ["100.0%", "75.0%"]
+    assert found["unexposed pairs labeled"] == ["4", "3"]
+    assert found["share of unexposed pairs labeled"] == ["100.0%", "75.0%"]
     assert found["mean pseudo_label"] == ["0.2500", "0.2000"]
     assert found["pseudo_label, quantile 0.5"] == ["0.2500", "0.2000"]
     assert found["pairs in both"][1] == "3"

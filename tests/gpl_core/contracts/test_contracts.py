@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpl_core.commands.tables import dictionary
 from gpl_core.contracts import contract as contracts
 from gpl_core.contracts.contract import Column, Contract, all_contracts, load_contract, parse_contract, parse_type
 from gpl_core.errors import ContractError, UsageError
-from gpl_core.lakehouse.views import dictionary
 from tests.support import DIMS, data_table, legal_rows
 
 NAMES = sorted(all_contracts())

@@ -16,7 +16,8 @@ import pytest
 from gpl_core.commands.evict import evict
 from gpl_core.commands.forget import forget
 from gpl_core.commands.migrate import migrate
-from gpl_core.commands.optimize import compact, vacuum
+from gpl_core.commands.optimize import compact
+from gpl_core.commands.vacuum import vacuum
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest

@@ -303,8 +303,8 @@ def test_an_explanation_shows_anchor_titles_and_nearest_history(gpl):
         ("u2", "i2", "not in unexposed_samples"),
         ("u2", "i1", "the worker rejected"),
         ("u3", "i0", "no anchors"),
-        ("u1", "i9", "does not know the item"),
-        ("u1' OR '1'='1", "i9", "does not know the item"),
+        ("u1", "i9", "the item is not in table items"),
+        ("u1' OR '1'='1", "i9", "the item is not in table items"),
     ],
 )
 def test_a_pair_without_a_label_is_told_why(gpl, user, item, named):

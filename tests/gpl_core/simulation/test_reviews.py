@@ -16,7 +16,8 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from gpl_core.cli import main
-from gpl_core.commands.simulate import import_settings, simulation_settings
+from gpl_core.commands.import_reviews import import_settings
+from gpl_core.commands.simulate import simulation_settings
 from gpl_core.config import load_config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError, MissingInputError, UsageError

@@ -1,0 +1,83 @@
+"""What a `gpl` command is, and what several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from gpl_core.config import Config, date_range
+from gpl_core.errors import UsageError
+from gpl_core.graph.arguments import given_dates
+from gpl_core.graph.launches import Launch, Source
+from gpl_core.graph.runner import run_launches
+
+_WIDTH = 200  # of output that goes to a file or a pipe
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of `gpl`.
+
+    Attributes:
+        help: one line.
+        add_arguments: adds the command's own arguments to its parser; --config and --set are there already.
+        run: takes the parsed arguments and the configuration; returns the exit code.
+        needs_config: False for a command without --config, whose `run` takes the arguments alone.
+        in_shadow: False for a command that changes tables which a shadow run only reads.
+    """
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[..., int]
+    needs_config: bool = True
+    in_shadow: bool = True
+
+
+def no_arguments(parser: argparse.ArgumentParser) -> None:
+    """For a command that has none of its own."""
+
+
+def run_dates(args: argparse.Namespace, config: Config) -> tuple[date, ...]:
+    """The run dates that the command line names, or those of the configuration."""
+    return given_dates(args) or tuple(date_range(config.run.start_date, config.run.end_date))
+
+
+def source(args: argparse.Namespace) -> Source:
+    """Where the configuration comes from, in a form that works from any folder."""
+    path = Path(args.config)
+    return Source(str(path.absolute()) if path.is_file() else args.config, tuple(args.overrides))
+
+
+def start(launches: Sequence[Launch], args: argparse.Namespace, config: Config) -> int:
+    """Run what is pending of `launches`; returns the exit code of the first failure."""
+    return run_launches(launches, source(args), config)
+
+
+def assignments(option: str, given: Sequence[str], example: str) -> dict[str, str]:
+    """NAME=VALUE arguments of a repeatable option.
+
+    Raises:
+        UsageError: one of them is not of that form.
+    """
+    if wrong := [text for text in given if "=" not in text]:
+        raise UsageError(f"{option} {wrong[0]}: expected {example}")
+    return dict(text.split("=", 1) for text in given)
+
+
+def console(out: TextIO | None = None) -> Console:
+    """A console on `out`, by default standard output, as wide as the terminal if it is one."""
+    return Console(file=out, highlight=False, width=None if (out or sys.stdout).isatty() else _WIDTH)
+
+
+def figures_table(labels: Sequence[str], figures: Sequence[str], title: str | None = None) -> Table:
+    """An empty table: columns of text on the left, columns of figures, aligned to the right, after them."""
+    return Table(*labels, *(Column(name, justify="right") for name in figures), title=title)

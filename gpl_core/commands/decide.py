@@ -1,0 +1,42 @@
+"""`gpl promote` and `gpl rollback`: which published artifact is in force."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import date
+
+from gpl_core.commands.command import Command
+from gpl_core.config import Config
+from gpl_core.graph.arguments import iso_date
+from gpl_core.graph.planner import Planner
+from gpl_core.lakehouse.artifacts import KINDS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", choices=KINDS)
+    parser.add_argument("version", help="as under lakehouse.root/artifacts/ARTIFACT/")
+    parser.add_argument("--reason", default="", help="kept in the table artifact_decisions")
+
+
+def _add_rollback_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    parser.add_argument("--from-date", type=iso_date, metavar="D", help="run dates before D continue to use it")
+
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Record the decision, and say what is in force now."""
+    artifacts, from_date = Planner(config).artifacts, getattr(args, "from_date", None)
+    made = artifacts.decide(args.artifact, args.version, args.command, from_date=from_date, reason=args.reason)
+    print(
+        f"{args.artifact} {args.version}: " + (f"{args.command} recorded" if made else "already so, nothing recorded")
+    )
+    if (newest := artifacts.in_force_or_none(args.artifact, date.max)) is None:
+        print(f"no {args.artifact} is in force for later dates: the next gpl run trains one")
+    else:
+        print(f"in force after {newest.trained_through}: {newest.version}")
+    print("gpl status shows what is stale now")
+    return 0
+
+
+PROMOTE = Command("promote", "put a published artifact back in force", add_arguments, run, in_shadow=False)
+ROLLBACK = Command("rollback", "take a published artifact out of force", _add_rollback_arguments, run, in_shadow=False)

@@ -1,0 +1,27 @@
+"""`gpl quarantine retry`: accept the quarantined rows that pass the checks now."""
+
+from __future__ import annotations
+
+import argparse
+
+from gpl_core.commands.command import Command, run_dates, start
+from gpl_core.config import Config
+from gpl_core.graph.arguments import add_dates
+from gpl_core.graph.launches import Launch
+from gpl_core.graph.steps import RETRY
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_dates(parser)
+    parser.add_argument("action", choices=("retry",))
+
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Start the job."""
+    return start([Launch((RETRY,), run_dates(args, config))], args, config)
+
+
+COMMAND = Command(
+    "quarantine", "retry: accept the quarantined rows of a date that pass the checks now", add_arguments, run,
+    in_shadow=False,
+)  # fmt: skip

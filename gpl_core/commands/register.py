@@ -1,0 +1,24 @@
+"""`gpl register`: a Spark job that asks the catalog for raw tables and names our tables in it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+
+from gpl_core.commands.command import Command, no_arguments, source
+from gpl_core.config import Config
+from gpl_core.graph.launches import environment, shell, spark_submit
+
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Start the job; returns its exit code."""
+    arguments = spark_submit(config, "spark_jobs/register.py", source(args).arguments())
+    print(f"$ {shell(arguments, environment(config))}", flush=True)
+    return subprocess.run(arguments, env={**os.environ, **environment(config)}, check=False).returncode
+
+
+COMMAND = Command(
+    "register", "ask Spark's catalog where the raw tables are, and add our tables to lakehouse.database", no_arguments,
+    run, in_shadow=False,
+)  # fmt: skip

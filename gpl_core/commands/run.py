@@ -1,0 +1,49 @@
+"""`gpl run`: everything that is not done yet, step by step."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import date
+
+from gpl_core.commands.command import Command, run_dates, source
+from gpl_core.commands.plan import add_selection
+from gpl_core.config import Config
+from gpl_core.graph.arguments import LOG_LEVELS, count
+from gpl_core.graph.launches import plan
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.runner import run_launches
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_selection(parser)
+    parser.add_argument(
+        "--max-failures", type=count, default=0, metavar="N", help="continue with other dates after up to N failures"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show the output of the steps")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="", help="of the steps; default info")
+
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Run the pending launches in order."""
+    dates, planner = run_dates(args, config), Planner(config)
+    launches = plan(planner, dates, first=args.first, only=args.only, isolated=args.isolated)
+    _warn_of_empty_dates(planner, dates)
+    return run_launches(
+        launches, source(args), config, force=args.force, verbose=args.verbose, log_level=args.log_level,
+        max_failures=args.max_failures,
+    )  # fmt: skip
+
+
+def _warn_of_empty_dates(planner: Planner, dates: Sequence[date]) -> None:
+    """A date without raw rows may be a day without traffic; more often it is mistyped."""
+    raw = planner.snapshot("raw_impressions")
+    present = raw.slices() if raw is not None else ()
+    if present and (missing := [d for d in dates if d not in present]):
+        listed = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
+        print(f"warning: raw_impressions has no rows for {listed}; it has {present[0]} to {present[-1]}",
+              file=sys.stderr)  # fmt: skip
+
+
+COMMAND = Command("run", "run the graph, skipping what is done", add_arguments, run)

@@ -1,0 +1,90 @@
+"""`gpl sql`: a read-only statement over tables and views, without Spark."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import csv
+import json
+import math
+import sys
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from gpl_core.commands.command import Command, assignments, console
+from gpl_core.config import Config
+from gpl_core.errors import UsageError
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.query import Query, Result
+
+_SHOWN_ROWS = 1000
+_VERSION = "TABLE=N, for example training_feed=3"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("statement", nargs="+", help="SELECT …, EXPLAIN …, DESCRIBE name or SHOW TABLES, in quotes")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_const", dest="form", const="json", help="one JSON object per row")
+    form.add_argument("--csv", action="store_const", dest="form", const="csv", help="CSV with a header")
+    parser.add_argument(
+        "--version", action="append", default=[], metavar="TABLE=N", help="read this version of a table; repeatable"
+    )
+
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Print the result, and to stderr the versions it was read from."""
+    if len(args.statement) > 1:
+        raise UsageError('put the statement in quotes, for example "SELECT * FROM items", or the shell will split it')
+    versions = {}
+    for table, number in assignments("--version", args.version, _VERSION).items():
+        if not number.isdigit():
+            raise UsageError(f"--version {table}={number}: expected {_VERSION}")
+        versions[table] = int(number)
+    query = Query(Lake.of(config.lakehouse), versions)
+    _print(query.run(args.statement[0]), args.form)
+    if query.versions:
+        print("read: " + ", ".join(f"{t}@{v}" for t, v in sorted(query.versions.items())), file=sys.stderr)
+    return 0
+
+
+def _print(result: Result, form: str | None) -> None:
+    """Print `result`: its first 1,000 rows as a table, or all of it as `json` (one object per line) or `csv`."""
+    if form == "json":
+        for row in result.rows:
+            body = {c: _plain(v) for c, v in zip(result.columns, row, strict=True)}
+            print(json.dumps(body, default=str, ensure_ascii=False))
+        return
+    if form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(result.columns)
+        writer.writerows(("" if v is None else _plain(v) for v in row) for row in result.rows)
+        return
+    table = Table(*(escape(c) for c in result.columns))
+    more = False
+    for place, row in enumerate(result.rows):
+        if more := place >= _SHOWN_ROWS:
+            break
+        table.add_row(*(escape(_shown(v)) for v in row))
+    console().print(table)
+    if more:
+        print(f"the first {_SHOWN_ROWS:,} rows; --csv and --json give all")
+
+
+def _plain(value: Any) -> Any:
+    """`value` for JSON and CSV: bytes (pictures) in base64, NaN and infinities as null."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+COMMAND = Command("sql", "read-only SQL over tables and views, without Spark", add_arguments, run)

@@ -1,0 +1,38 @@
+"""`gpl status`: the state of every step for every run date."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from gpl_core.commands.command import Command, console, run_dates
+from gpl_core.config import Config
+from gpl_core.graph.arguments import add_dates
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.steps import STEPS
+
+_STYLES = {"done": "green", "stale": "yellow", "absent": "cyan", "blocked": "dim"}
+
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Print one row per run date and step; nothing is written."""
+    planner = Planner(config)
+    if "://" not in config.lakehouse.root and not Path(config.lakehouse.root).is_dir():
+        print(f"note: lakehouse.root {config.lakehouse.root} does not exist yet", file=sys.stderr)
+    table = Table("run date", "step", "state", "reason / versions")
+    for run_date in run_dates(args, config):
+        for step in STEPS:
+            state = planner.state(step, run_date)
+            shown = f"[{_STYLES[state.status]}]{state.status}[/]"
+            table.add_row(run_date.isoformat(), step.name, shown, escape(state.reason))
+    console().print(table)
+    return 0
+
+
+COMMAND = Command(
+    "status", "which steps are done, absent or stale, per run date, according to the tables", add_dates, run
+)

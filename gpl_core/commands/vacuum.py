@@ -1,0 +1,138 @@
+"""`gpl vacuum`: delete the files of old versions that no run needs.
+
+Deleting files writes no log, so one implementation serves the tables of both engines.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from deltalake import DeltaTable
+
+from gpl_core.commands.command import Command
+from gpl_core.config import Config
+from gpl_core.contracts.contract import all_contracts
+from gpl_core.errors import ContractError
+from gpl_core.graph.arguments import count
+from gpl_core.graph.steps import find_step
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.storage import filesystem
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--retention-hours", type=count, default=168, metavar="N", help="keep files of younger versions (default 168)"
+    )
+    add_ended(parser)
+    parser.add_argument("--dry-run", action="store_true", help="count only")
+
+
+def add_ended(parser: argparse.ArgumentParser) -> None:
+    """`--ended`: runs that were killed and could not record it themselves."""
+    parser.add_argument(
+        "--ended", action="append", default=[], metavar="RUN_ID", help="this run was killed; repeatable"
+    )
+
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """One line per table that has old files."""
+    files, verb = 0, "would be deleted" if args.dry_run else "deleted"
+    lake = Lake.of(config.lakehouse)
+    for found in vacuum(lake, args.retention_hours, dry_run=args.dry_run, ended=args.ended):
+        files += found.files
+        if found.files:
+            print(f"{found.table}: {found.files:,} files, {found.bytes:,} bytes {verb}")
+    print(f"in all {files:,} files {verb}")
+    return 0
+
+
+def check_retention(lake: Lake, retention: timedelta, ended: Sequence[str] = ()) -> set[str]:
+    """Refuse a retention that may delete files under a run; returns the steps that are running.
+
+    A run reads the versions that were newest when it began, so files must be kept for at least its age. A row with
+    status `running` counts unless a later attempt has ended or the run is in `ended`: a killed run cannot record its
+    end. Runs outside this project (trainers) are assumed to take as long as the longest one of its own.
+
+    Raises:
+        ContractError: names the run and the hours that it needs.
+    """
+    if not lake.exists("job_runs"):
+        return set()
+    columns = ["run_id", "step", "run_date", "attempt", "status", "seconds", "started_at"]
+    rows = lake.open("job_runs").read(columns=columns).to_pylist()
+    over = {(r["step"], r["run_date"], r["attempt"]) for r in rows if r["status"] != "running"}
+    now = datetime.now(UTC)
+    running = [
+        r for r in rows
+        if r["status"] == "running" and r["run_id"] not in ended
+        and not any((s, d) == (r["step"], r["run_date"]) and a > r["attempt"] for s, d, a in over)
+    ]  # fmt: skip
+    if running and now - (oldest := min(running, key=lambda r: r["started_at"]))["started_at"] > retention:
+        raise ContractError(
+            f"run {oldest['run_id']} ({oldest['step']} for {oldest['run_date']}) has been running since "
+            f"{oldest['started_at']:%Y-%m-%d %H:%M} UTC and may read files that this would delete: keep at least "
+            f"{_hours(now - oldest['started_at'])} hours, or add --ended {oldest['run_id']} if it was killed"
+        )
+    longest = max((r for r in rows if r["status"] == "done"), key=lambda r: r["seconds"], default=None)
+    if longest and timedelta(seconds=longest["seconds"]) > retention:
+        raise ContractError(
+            f"run {longest['run_id']} ({longest['step']} for {longest['run_date']}) took {longest['seconds']:.0f} s, "
+            f"longer than a retention of {retention}: keep at least "
+            f"{_hours(timedelta(seconds=longest['seconds']))} hours"
+        )
+    return {r["step"] for r in running}
+
+
+def _hours(time: timedelta) -> int:
+    return int(time.total_seconds() // 3600) + 1
+
+
+@dataclass(frozen=True)
+class Vacuumed:
+    """Old files of one table, and their bytes."""
+
+    table: str
+    files: int
+    bytes: int
+
+
+def vacuum(lake: Lake, hours: int, *, dry_run: bool = False, ended: Sequence[str] = ()) -> Iterator[Vacuumed]:
+    """Delete the files that no version of the last `hours` uses, table by table; the platform's tables are left alone.
+
+    Files that were never committed (by killed writers) are deleted too, unless a step that writes the table is running:
+    it may be reusing what an earlier, killed run has written.
+
+    Raises:
+        ContractError: a run may still need such files.
+    """
+    running = check_retention(lake, timedelta(hours=hours), ended)
+    for contract in all_contracts().values():
+        if contract.owner == "platform" or not lake.exists(contract.name):
+            continue
+        busy = any(contract.name in (*(s := find_step(n)).writes, *s.also_writes) for n in running)
+        yield delete_old_files(lake, contract.name, hours, dry_run=dry_run, orphans=not busy)
+
+
+def delete_old_files(
+    lake: Lake, table: str, hours: int, *, dry_run: bool = False, orphans: bool = False
+) -> Vacuumed:  # fmt: skip
+    """Delete the files of one table that no version of the last `hours` uses; orphans: those of killed writers too.
+
+    delta-rs lists them; they are deleted here so that it does not write a vacuum commit into the logs of Spark's
+    tables. The caller must know that no run still needs them.
+    """
+    uri = lake.uri(table)
+    paths = DeltaTable(uri).vacuum(
+        retention_hours=hours, dry_run=True, enforce_retention_duration=False, full=orphans
+    )  # fmt: skip
+    fs, base = filesystem(uri)
+    there = {p: fs.size(f"{base}/{p}") for p in paths if fs.isfile(f"{base}/{p}")}
+    if there and not dry_run:
+        fs.rm([f"{base}/{p}" for p in there])
+    return Vacuumed(table, len(there), sum(there.values()))
+
+
+COMMAND = Command("vacuum", "delete the files of old versions that no run needs", add_arguments, run, in_shadow=False)
