@@ -13,13 +13,13 @@ from typing import Any
 from markupsafe import Markup
 from pyspark.sql import functions as F
 
-from gpl_core.commands.summary import provenance
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.graph.steps import STEPS
 from gpl_core.labels.calibration import Calibrator
 from gpl_core.lakehouse.artifacts import KINDS
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.views import all_views
+from gpl_core.simulation.tables import provenance
 from spark_jobs.common.calibrators import load_calibrator
 from spark_jobs.common.columns import sids_in_force, with_passthrough
 from spark_jobs.common.manifests import ensure_manifest

@@ -17,9 +17,8 @@ from gpl_core.contracts.contract import all_contracts
 from gpl_core.graph.arguments import add_dates
 from gpl_core.graph.planner import Planner
 from gpl_core.lakehouse.files import rows_in
-from gpl_core.lakehouse.lake import Lake
+from gpl_core.simulation.tables import provenance
 
-PROVENANCE = "gpl.provenance"
 SHOWN = ("auc", "gauc")  # the rest is in table evaluations and in the report
 
 
@@ -35,13 +34,6 @@ def run(args: argparse.Namespace, config: Config) -> int:
     out.print(f"lakehouse: {config.lakehouse.root}", soft_wrap=True)
     out.print(f"report:    {planner.report_path(dates[-1])}", soft_wrap=True)
     return 0
-
-
-def provenance(lake: Lake) -> str:
-    """What the raw tables say about their origin; empty if they are a platform's own."""
-    if not lake.exists("raw_impressions"):
-        return ""
-    return lake.open("raw_impressions").properties.get(PROVENANCE, "")
 
 
 def _slice_rows(planner: Planner, table: str, dates: Sequence[date]) -> int | None:

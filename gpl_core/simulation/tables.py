@@ -127,3 +127,10 @@ class RawTables:
         parts = [p for (table, _), writer in self._writers.items() if table == name for p in writer.parts]
         self._lake.commit(contract, parts, mark=self._mark, mode="overwrite")
         self.rows.setdefault(name, 0)
+
+
+def provenance(lake: Lake) -> str:
+    """What the raw tables say about their origin; empty if they are a platform's own."""
+    if not lake.exists("raw_impressions"):
+        return ""
+    return lake.open("raw_impressions").properties.get(PROVENANCE, "")

@@ -88,7 +88,7 @@ def test_every_fault_of_every_table_is_named_at_once(config, tmp_path, capsys):
         "error: raw_impressions: request_id is empty in 1 of 3 rows",
         "error: raw_impressions: clicked breaks clicked = 0 OR clicked = 1 in 1 of 3 rows",
         f"error: raw_impressions: event_time is not within dt {DAY} (UTC) in 1 of 3 rows",
-        "error: raw_candidates: column 'event_time' is long, expected timestamp: to which it cannot be cast",
+        "error: raw_candidates: column 'event_time' is long, expected timestamp, to which it cannot be cast",
         "error: raw_candidates: partitioned by nothing, expected dt",
         "warning: raw_interactions: none at",
         "7 error(s), 1 warning(s)",
