@@ -14,7 +14,7 @@ from gpl_core.errors import UsageError
 from gpl_core.lakehouse.lake import Lake
 
 if TYPE_CHECKING:  # the simulation takes long to import
-    from gpl_core.simulation.settings import SimulationSettings
+    from gpl_core.simulation.simulation_settings import SimulationSettings
     from gpl_core.simulation.tables import Outcome
 
 LEAD_DAYS = 2
@@ -51,7 +51,7 @@ def simulation_settings(config: Config, given: Mapping[str, Any]) -> SimulationS
     Raises:
         UsageError: run.history_start lies after the first request day.
     """
-    from gpl_core.simulation.settings import SimulationSettings
+    from gpl_core.simulation.simulation_settings import SimulationSettings
 
     run = config.run
     first = run.start_date - timedelta(days=LEAD_DAYS)
