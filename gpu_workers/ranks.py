@@ -115,6 +115,9 @@ def start_ranks() -> Ranks:
     """Join the process group that the launcher describes (gloo on the CPU, NCCL on GPUs)."""
     if "RANK" not in os.environ:  # started without a launcher: a single rank
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    if "OMP_NUM_THREADS" not in os.environ:  # PyTorch would give every rank all cores
+        ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:
@@ -127,6 +130,17 @@ def start_ranks() -> Ranks:
     )  # fmt: skip
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run a block on one CPU thread: small layers gain nothing from more, and wait for each other on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def seed_everything(seed: int) -> None:

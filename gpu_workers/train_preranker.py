@@ -45,7 +45,7 @@ from gpu_workers.inputs.prerank import (
     without_held_out,
 )
 from gpu_workers.outputs import commit_rows
-from gpu_workers.ranks import Ranks
+from gpu_workers.ranks import Ranks, one_thread
 from gpu_workers.worker import worker_main
 
 EXPOSED_ONLY, GPL = "exposed_only", "gpl"
@@ -69,7 +69,8 @@ def run(context: StepContext, ranks: Ranks) -> None:
         version = artifact_version(context.run_date, context.artifact_fingerprint)
         manifest = context.artifacts.find("preranker", version)
         if manifest is None:
-            manifest = _train_and_publish(context, ranks, inputs, tokenizer, int(sids.max()) + 1)
+            with one_thread():
+                manifest = _train_and_publish(context, ranks, inputs, tokenizer, int(sids.max()) + 1)
         elif ranks.is_main:
             log.info("train_preranker: %s exists, only the evaluation is made", manifest.version)
         rows: list[dict[str, Any]] = []

@@ -28,7 +28,7 @@ from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit
 from gpl_core.sids.tokenizer import Tokenizer
 from gpu_workers.inputs.embeddings import encoder_version_of, item_vectors
 from gpu_workers.outputs import local_folder
-from gpu_workers.ranks import Ranks
+from gpu_workers.ranks import Ranks, one_thread
 from gpu_workers.worker import worker_main
 
 
@@ -135,9 +135,6 @@ def run(context: StepContext, ranks: Ranks) -> None:
 
 
 def _train(context: StepContext, ranks: Ranks, settings: RqVaeSettings, vectors: Any, folder: Path) -> Tokenizer:
-    if ranks.device.type == "cpu":
-        # Layers this small gain nothing from more threads, and wait for each other where the cores are shared.
-        torch.set_num_threads(1)
     engine = DeepSpeedEngine(ranks, folder / "tensorboard")
 
     def progress(done: int, figures: Mapping[str, float]) -> None:
@@ -146,7 +143,8 @@ def _train(context: StepContext, ranks: Ranks, settings: RqVaeSettings, vectors:
             shown = " ".join(f"{name}={value:.4g}" for name, value in figures.items())
             log.info("train_tokenizer: epoch %d of %d %s", done, settings.epochs, shown)
 
-    return fit(vectors, settings, progress=progress, checkpoint_dir=folder / "checkpoint", engine=engine)
+    with one_thread():
+        return fit(vectors, settings, progress=progress, checkpoint_dir=folder / "checkpoint", engine=engine)
 
 
 def _publish(context: StepContext, tokenizer: Tokenizer, encoder_version: str, metrics: Mapping[str, Any]) -> None:

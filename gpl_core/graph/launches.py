@@ -1,4 +1,4 @@
-"""What `gpl plan` prints and `gpl run` starts: launcher commands made from the graph and the configuration."""
+"""What `gpl plan` prints and `gpl run` starts: launcher commands, built from the graph and the configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DELTA_PACKAGE = "io.delta:delta-spark_4.0_2.13:4.2.0"
 
 @dataclass(frozen=True)
 class Launch:
-    """One process to start: a worker, or several Spark steps in one session.
+    """One process to start, for one step or several consecutive steps of the same launcher.
 
     Attributes:
         bulk_through: the dates up to this one are history, ingested in one commit per table.
@@ -34,8 +34,13 @@ class Launch:
 
     @property
     def label(self) -> str:
-        """What the progress line calls it."""
+        """Its name in progress lines."""
         return ", ".join(s.name for s in self.steps)
+
+    @property
+    def launcher(self) -> str:
+        """What starts it."""
+        return self.steps[0].launcher
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,10 @@ def plan(
     only: Sequence[str] = (),
     isolated: bool = False,
 ) -> list[Launch]:
-    """The launches that cover `dates`, in order; Spark steps that follow each other share one unless `isolated`.
+    """The launches that cover `dates`, in order; consecutive steps of one launcher share one unless `isolated`.
 
-    History is ingested in one go before the first date, and the day after the last one too when its raw slice exists:
-    evaluation of D needs D + 1.
+    History is ingested in one commit before the first date, and the day after the last date too when its raw slice
+    exists: evaluation of D needs D + 1.
 
     Raises:
         UsageError: an unknown step in `first` or `only`.
@@ -81,11 +86,9 @@ def plan(
             covered = (*date_range(run.history_start, bulk_through), *covered)
         if step.takes_day_after:
             covered = (*covered, *_day_after(planner, dates[-1]))
-        if (
-            step.launcher == "spark" and launches and not isolated
-            and launches[-1].steps[-1].launcher == "spark" and launches[-1].dates == covered
-        ):  # fmt: skip
-            launches[-1] = Launch((*launches[-1].steps, step), covered)
+        last = launches[-1] if launches else None
+        if last and not isolated and (last.launcher, last.dates) == (step.launcher, covered):
+            launches[-1] = Launch((*last.steps, step), covered)
         else:
             launches.append(Launch((step,), covered, bulk_through))
     return launches
@@ -110,7 +113,7 @@ def command(
 ) -> list[str]:  # fmt: skip
     """The launcher command of `launch` for `dates`, as an argument list.
 
-    `dates` are given as a range: what is done among them is passed by, those of `without` are named.
+    `dates` become a range: steps skip what is done in between, and the dates of `without` are excluded by name.
     """
     arguments = source.arguments()
     if len(dates) == 1:
@@ -125,34 +128,34 @@ def command(
     arguments += ["--max-failures", str(max_failures)] if max_failures and len(dates) > 1 else []
     if launch.bulk_through is not None and dates[0] <= launch.bulk_through:
         arguments += ["--bulk-through", launch.bulk_through.isoformat()]
-    if launch.steps[0].launcher == "spark":
-        if len(launch.steps) == 1:
-            script, names = launch.steps[0].script, []
-        else:
-            script, names = "spark_jobs/run.py", ["--steps", ",".join(s.name for s in launch.steps)]
-        return spark_submit(config, script, [*names, *arguments])
-    return [tool("deepspeed"), *config.launch.deepspeed, script_path(launch.steps[0].script), *arguments]
+    script = launch.steps[0].script
+    if len(launch.steps) > 1:
+        script = f"{script.split('/')[0]}/run.py"
+        arguments = ["--steps", ",".join(s.name for s in launch.steps), *arguments]
+    if launch.launcher == "spark":
+        return spark_submit(config, script, arguments)
+    return [tool("deepspeed"), *config.launch.deepspeed, script_path(script), *arguments]
 
 
 def spark_submit(config: Config, script: str, arguments: Sequence[str]) -> list[str]:
-    """The command that starts `script` on Spark; Delta's package is added unless the configuration names jars."""
+    """The command that starts `script` on Spark, with Delta's package unless the configuration names jars."""
     given = list(config.launch.spark_submit)
     jars = [] if {"--packages", "--jars"} & set(given) else ["--packages", DELTA_PACKAGE]
     return [tool("spark-submit"), *given, *jars, script_path(script), *arguments]
 
 
 def shell(arguments: Sequence[str], env: Mapping[str, str]) -> str:
-    """One line that a shell runs, its environment variables first."""
+    """The command as one shell line, environment variables first."""
     return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in sorted(env.items())), shlex.join(arguments)])
 
 
 def environment(config: Config) -> dict[str, str]:
-    """Environment of the launched processes beyond ours: this Python for Spark's driver, then the configuration's."""
+    """Environment variables added to ours: this Python for Spark's driver, then those of the configuration."""
     return {"PYSPARK_PYTHON": sys.executable, **config.launch.env}
 
 
 def with_free_port(arguments: Sequence[str]) -> list[str]:
-    """A local deepspeed command with a free rendezvous port, so that two runs on one machine do not meet."""
+    """A local deepspeed command with a free rendezvous port, so that two runs on one machine do not collide."""
     if Path(arguments[0]).name != "deepspeed" or {"--master_port", "--hostfile"} & set(arguments):
         return list(arguments)
     with socket.socket() as probe:
@@ -162,7 +165,7 @@ def with_free_port(arguments: Sequence[str]) -> list[str]:
 
 
 def tool(name: str) -> str:
-    """A launcher of this environment: the one beside the running Python when it is there."""
+    """The launcher `name`: the one beside the running Python if there is one, otherwise the one on PATH."""
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.exists() else name
 

@@ -1,4 +1,4 @@
-"""Runs launches one after another: commands, logs, progress and failures. What `gpl run` does once it is planned."""
+"""Runs planned launches one after another: commands, logs, progress and failures."""
 
 from __future__ import annotations
 
@@ -31,20 +31,19 @@ def run_launches(
     launches: Sequence[Launch], source: Source, config: Config, *, force: bool = False, verbose: bool = False,
     log_level: str = "", max_failures: int = 0,
 ) -> int:  # fmt: skip
-    """Start what is pending of `launches`, in order; the exit code of the first failure, 0 without one.
+    """Start the pending launches in order; returns the exit code of the first failure, or 0.
 
-    A failure ends the run, but that up to `max_failures` dates may fail by themselves and are left out from then on.
-    verbose: the launches' own output is shown too. Their logs lie under the lakehouse (object storage: here).
+    A failure ends the run, except that up to `max_failures` dates may fail on their own; later launches leave them out.
+    The launches' logs are under the lakehouse (object storage: in the working directory); `verbose` prints them too.
     """
     console = Console(highlight=False)
     run_id = new_run_id()
     folder = Path(config.lakehouse.root) if "://" not in config.lakehouse.root else Path.cwd()
-    started = skipped = code_of_first = 0
+    started = first_code = 0
     failed: set[date] = set()
     for launch in launches:
         todo = tuple(d for d in pending(Planner(config), launch, force) if d not in failed)
         if not todo:
-            skipped += 1
             console.print(f"[dim]done already   {launch.label}: {_span(launch.dates)}[/dim]")
             continue
         arguments = command(
@@ -55,7 +54,7 @@ def run_launches(
         started += 1
         log = folder / "logs" / run_id / f"{started:02d}-{launch.steps[0].name}.log"
         clock = time.monotonic()
-        code, lines = _shown(console, launch, len(todo), with_free_port(arguments), config, log, verbose)
+        code, lines = _run_with_progress(console, launch, len(todo), with_free_port(arguments), config, log, verbose)
         seconds = time.monotonic() - clock
         if not code:
             console.print(f"[green]finished[/green] {launch.label}: {_span(todo)} in {seconds:.0f} s")
@@ -70,20 +69,20 @@ def run_launches(
         bad = {date.fromisoformat(line["run_date"]) for line in lines if line["status"] == "failed"}
         single = {d for d in todo if launch.bulk_through is None or d > launch.bulk_through}
         failed |= bad
-        # A launch that ended before it came to every date, or in the history, did not merely leave dates out.
+        # Not tolerable: a failure in the history, or an end before every date was tried.
         if len(failed) > max_failures or not bad or not bad <= single <= reached:
             return code
-        code_of_first = code_of_first or code
-        console.print(f"going on without {', '.join(map(str, sorted(failed)))}: {max_failures} may fail")
+        first_code = first_code or code
+        console.print(f"continuing without {', '.join(map(str, sorted(failed)))}: up to {max_failures} may fail")
     if not started:
-        console.print(f"nothing to do: all {skipped} launches are done by what the tables say")
-    return code_of_first
+        console.print("nothing to do: everything is up to date")
+    return first_code
 
 
-def _shown(
+def _run_with_progress(
     console: Console, launch: Launch, dates: int, arguments: Sequence[str], config: Config, log: Path, verbose: bool
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Run one launch under a bar (where there is a terminal) and say each step's line; exit code and lines."""
+    """Run one launch under a progress bar (on a terminal) and print each step's result; returns exit code and lines."""
     lines: list[dict[str, Any]] = []
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -91,18 +90,18 @@ def _shown(
     ) as bar:  # fmt: skip
         task = bar.add_task(escape(launch.label), total=dates * len(launch.steps))
 
-        def tell(line: dict[str, Any]) -> None:
+        def on_line(line: dict[str, Any]) -> None:
             lines.append(line)
-            _say(console, line)
+            _print_result(console, line)
             bar.advance(task)
 
-        return _launch(arguments, config, log, verbose, tell), lines
+        return _launch(arguments, config, log, verbose, on_line), lines
 
 
 def _launch(
-    arguments: Sequence[str], config: Config, log: Path, verbose: bool, tell: Callable[[dict[str, Any]], None]
+    arguments: Sequence[str], config: Config, log: Path, verbose: bool, on_line: Callable[[dict[str, Any]], None]
 ) -> int:
-    """Run one command; its output goes to `log` (and the terminal when verbose), each step's JSON line to `tell`.
+    """Run one command; its output goes to `log` (and the terminal when verbose), each step's JSON line to `on_line`.
 
     Returns the exit code.
     """
@@ -117,7 +116,7 @@ def _launch(
     process: subprocess.Popen[str] | None = None
 
     def end(number: int, frame: object) -> None:
-        """A scheduler that ends us must end the launcher too: SIGTERM becomes an exception once there is one."""
+        """When a scheduler ends us the launcher must end too: SIGTERM becomes an exception once it runs."""
         ended.append(128 + number)
         if process is not None:
             sys.exit(ended[0])
@@ -138,7 +137,7 @@ def _launch(
                 if verbose:
                     print(line, end="")
                 if (report := _step_line(line)) is not None:
-                    tell(report)
+                    on_line(report)
             return process.wait()
         except BaseException:
             if process is not None:
@@ -148,7 +147,7 @@ def _launch(
 
 
 def _step_line(line: str) -> dict[str, Any] | None:
-    """The JSON line of a step (see `runs.record`), None for whatever else a launcher or library prints."""
+    """The JSON line of a step (see `JobRun.end`), None for anything else that a launcher or library prints."""
     try:
         body = json.loads(line) if line.startswith("{") else None
     except ValueError:
@@ -156,7 +155,7 @@ def _step_line(line: str) -> dict[str, Any] | None:
     return body if isinstance(body, dict) and {"step", "run_date", "status", "seconds"} <= body.keys() else None
 
 
-def _say(console: Console, line: dict[str, Any]) -> None:
+def _print_result(console: Console, line: dict[str, Any]) -> None:
     parts = [f"  {line['step']} {line['run_date']}: {line['status']}"]
     if line["status"] == "done":
         parts.append(f"{line['rows_out']:,} rows")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from gpl_core.config import load_config
 from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import GateError, LineageError, MissingInputError
+from gpl_core.errors import GateError, LineageError, MissingInputError, UsageError
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import Counts, StepContext
 from gpl_core.graph.steps import find_step
@@ -28,6 +28,7 @@ from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpu_workers import assign_sids, encode_items, train_tokenizer
 from gpu_workers.ranks import start_ranks
+from gpu_workers.run import worker_of
 
 ROOT = Path(__file__).parents[2]
 DAY = "2026-01-02"
@@ -276,39 +277,128 @@ def test_sids_of_another_encoder_are_refused(house):
         house.run("assign_sids", "2026-01-03")
 
 
-def launch(worker: str, house: House, ranks: int) -> None:
-    """The command of a scheduler: the DeepSpeed launcher and the worker's entry point."""
+def launch(script: Path, house: House, ranks: int, *arguments: str, **more: str) -> subprocess.CompletedProcess:
+    """The command of a scheduler: the DeepSpeed launcher and an entry point."""
     folder = Path(sys.executable).parent
     command = [
-        str(folder / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(free_port()),
-        str(ROOT / "gpu_workers" / f"{worker}.py"), "--config", str(house.config_file()), "--run-date", DAY,
+        str(folder / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(free_port()), str(script),
+        "--config", str(house.config_file()), "--run-date", DAY, *arguments,
     ]  # fmt: skip
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         env.pop(name, None)
-    done = subprocess.run(command, cwd=house.folder, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    return subprocess.run(command, cwd=house.folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+RUN = ROOT / "gpu_workers" / "run.py"
+ALL_STEPS = ("--steps", ",".join(BODIES))
+
+
+def said(done: subprocess.CompletedProcess) -> str:
+    return done.stdout[-3000:] + done.stderr[-5000:]
 
 
 @pytest.mark.deepspeed
 def test_two_launched_ranks_write_what_one_rank_writes(house, tmp_path):
+    """Step by step and all steps in one launch."""
     rows = [item(n, v) for n, v in enumerate(clustered(90, seed=1))]
-    launched = House(tmp_path / "launched")
-    launched.folder.mkdir()
-    for one in (house, launched):
+    launched, together = House(tmp_path / "launched"), House(tmp_path / "together")
+    for one in (house, launched, together):
+        one.folder.mkdir(exist_ok=True)
         one.write_items(rows)
     for worker in BODIES:
         house.run(worker)
-        launch(worker, launched, ranks=2)
+        done = launch(ROOT / "gpu_workers" / f"{worker}.py", launched, 2)
+        assert done.returncode == 0, said(done)
+    done = launch(RUN, together, 2, *ALL_STEPS)
+    assert done.returncode == 0, said(done)
+    for other in (launched, together):
+        assert_same_tables(house, other)
+        assert {(r["step"], r["status"]) for r in other.rows("job_runs")} == {(name, "done") for name in BODIES}
+        # Each rank ended with rank 0's codebooks, or the training would have failed; and they are those of one rank.
+        assert weights(house) == weights(other)
+
+
+def assert_same_tables(house: House, other: House) -> None:
     for table in ("item_embeddings", "item_sids"):
-        expected, found = (sorted(h.rows(table), key=lambda r: r["item_index"]) for h in (house, launched))
-        assert len(found) == 90
+        expected, found = (sorted(h.rows(table), key=lambda r: r["item_index"]) for h in (house, other))
+        assert len(found) == len(expected) > 0
         for a, b in zip(expected, found, strict=True):
             assert b.pop("residual_norm", 0) == pytest.approx(a.pop("residual_norm", 0), abs=1e-5)
             assert a == b
-    assert {r["step"] for r in launched.rows("job_runs")} == set(BODIES)
-    # Each rank ended with rank 0's codebooks, or the training would have failed; and they are those of one rank.
-    assert weights(house) == weights(launched)
+
+
+@pytest.mark.deepspeed
+def test_a_failing_step_ends_its_launch_with_its_code_and_leaves_the_ones_before_committed(house):
+    house.write_items([item(n, v) for n, v in enumerate(clustered(60))])
+    house.changes["tokenizer.gates"] = {"min_reconstruction_cosine": 0.9999}
+    done = launch(RUN, house, 2, *ALL_STEPS)
+    assert done.returncode == GateError.exit_code, said(done)
+    found = {r["step"]: (r["status"], r["error_class"]) for r in house.rows("job_runs")}
+    assert found == {"encode_items": ("done", ""), "train_tokenizer": ("failed", "GateError")}
+    assert len(house.rows("item_embeddings")) == 60
+    assert house.tokenizers() == []
+    assert not house.lake.exists("item_sids")
+
+
+KILLED = """
+import os, signal
+from gpl_core.lakehouse.lake import Lake
+from gpu_workers.run import main
+from gpu_workers.train_tokenizer import DeepSpeedEngine
+
+commit, scalars = Lake.commit, DeepSpeedEngine.scalars
+
+
+def die_at(place):
+    if place == os.environ["KILL_AT"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying_commit(lake, contract, *given, **more):
+    die_at(contract.name)
+    return commit(lake, contract, *given, **more)
+
+
+def dying_scalars(engine, figures, step):
+    scalars(engine, figures, step)
+    die_at(f"epoch {step}")
+
+
+Lake.commit, DeepSpeedEngine.scalars = dying_commit, dying_scalars
+main()
+"""
+
+
+@pytest.mark.deepspeed
+def test_a_launch_killed_in_each_of_its_steps_ends_with_the_same_tables(house, tmp_path):
+    killed = House(tmp_path / "killed")
+    killed.folder.mkdir()
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    for one in (house, killed):
+        one.write_items([item(n, v) for n, v in enumerate(clustered(60))])
+    for worker in BODIES:
+        house.run(worker)
+    for place in ("item_embeddings", "epoch 17", "item_sids"):
+        done = launch(script, killed, 1, *ALL_STEPS, KILL_AT=place)
+        assert done.returncode != 0, said(done)
+    assert not killed.lake.exists("item_sids") or not killed.rows("item_sids")
+    done = launch(RUN, killed, 1, *ALL_STEPS)
+    assert done.returncode == 0, said(done)
+    assert_same_tables(house, killed)
+    assert weights(house) == weights(killed)
+    ends = [(r["step"], r["attempt"], r["status"]) for r in killed.rows("job_runs")]
+    assert sorted(ends) == [
+        ("assign_sids", 1, "running"), ("assign_sids", 2, "done"), ("encode_items", 1, "running"),
+        ("encode_items", 2, "done"), ("encode_items", 3, "noop"), ("encode_items", 4, "noop"),
+        ("train_tokenizer", 1, "running"), ("train_tokenizer", 2, "done"), ("train_tokenizer", 3, "noop"),
+    ]  # fmt: skip
+
+
+def test_a_spark_step_is_refused_by_name(tmp_path):
+    with pytest.raises(UsageError, match="samples is a Spark job: start it with spark-submit spark_jobs/samples.py"):
+        worker_of("samples")
 
 
 def test_a_failed_gate_refuses_and_keeps_the_tokenizer_in_force(house):

@@ -235,13 +235,13 @@ def test_a_step_is_told_of_while_its_launch_goes_on(config, monkeypatch, tmp_pat
         f"print({json.dumps(REPORT)!r}, flush=True); open({str(shown)!r}).read()"
     )
     stub(monkeypatch, child)
-    real = running._say
+    real = running._print_result
 
     def say(console, line):
         real(console, line)
         os.close(os.open(shown, os.O_WRONLY))
 
-    monkeypatch.setattr(running, "_say", say)
+    monkeypatch.setattr(running, "_print_result", say)
     assert main(["run", "--config", config, "--only", "samples", "--run-date", "2026-01-03"]) == 0
 
 
@@ -296,7 +296,7 @@ def test_a_backfill_goes_on_without_as_many_failed_dates_as_are_allowed(
     commands = stub(monkeypatch, BACKFILL.replace("BAD", repr(bad)))
     only = [a for n in ("encode_items", "assign_sids", "samples") for a in ("--only", n)]
     dates = ["--start-date", "2026-01-03", "--end-date", "2026-01-06", "--max-failures", str(allowed)]
-    assert main(["run", "--config", config, *only, *dates]) == 3
+    assert main(["run", "--config", config, "--isolated", *only, *dates]) == 3
     said = capsys.readouterr()
     assert [Path(next(a for a in c if a.endswith(".py"))).stem for c in commands] == launches
     assert "error: bad 2026-01-04" in said.err
@@ -304,7 +304,7 @@ def test_a_backfill_goes_on_without_as_many_failed_dates_as_are_allowed(
         assert [words[i + 1] for i, w in enumerate(words) if w == "--skip-date"] == [f"2026-01-0{d}" for d in bad]
         assert "--max-failures" not in words, "none of the failures allowed is left"
     if len(launches) > 1:
-        assert f"going on without {', '.join(f'2026-01-0{d}' for d in bad)}" in said.out.replace("\n", " ")
+        assert f"continuing without {', '.join(f'2026-01-0{d}' for d in bad)}" in said.out.replace("\n", " ")
         assert said.out.count("finished") == 2
 
 
@@ -315,7 +315,7 @@ def test_a_launch_that_ends_early_is_a_failure_of_the_run_whatever_is_allowed(co
     dates = ["--start-date", "2026-01-03", "--end-date", "2026-01-06", "--max-failures", "3"]
     assert main(["run", "--config", config, "--only", "samples", "--only", "assign_sids", *dates]) == 1
     assert len(commands) == 1
-    assert "going on" not in capsys.readouterr().out
+    assert "continuing" not in capsys.readouterr().out
 
 
 def test_maintenance_starts_its_spark_jobs_for_the_dates_it_is_given(finished, tmp_path, monkeypatch):

@@ -95,20 +95,27 @@ def test_the_dag_file_imports_only_airflow_and_the_standard_library(plan):
     assert modules - set(sys.stdlib_module_names) == {"airflow"}
 
 
-def test_the_dag_runs_every_step_in_order_for_its_logical_date(plan, monkeypatch, tmp_path):
+def test_the_dag_runs_every_launch_in_order_for_its_logical_date(plan, monkeypatch, tmp_path):
     found = load(plan("--format", "airflow")[1], monkeypatch, {})
-    names = [s.name for s in STEPS]
-    assert list(found["STEPS"]) == names
+    names = list(found["TASKS"])
+    assert [step for name in names for step in name.split("-")] == [s.name for s in STEPS]
+    assert "encode_items-train_tokenizer-assign_sids" in names
+    assert len(names) == 11
     assert found["order"] == list(itertools.pairwise(names))
     assert found["FIRST"] == (2026, 1, 3)
     assert found["dag"].named["catchup"] is True
     # the run date is the day that has ended, not the day on which the run starts
     assert found["dag"].named["schedule"] == ("0 0 * * *", {"timezone": "UTC"})
     assert found["dag"].named["default_args"]["retries"] == 3
-    words = shlex.split(found["STEPS"]["samples"])
+    words = shlex.split(found["TASKS"]["samples-sequences"])
     assert Path(words[0]).name == "spark-submit"
     assert words[-2:] == ["--run-date", "%RUN_DATE%"]
     assert "--bulk-through 2026-01-02" in found["HISTORY"]
+
+
+def test_an_isolated_dag_has_a_task_per_step(plan, monkeypatch):
+    found = load(plan("--format", "airflow", "--isolated")[1], monkeypatch, {})
+    assert list(found["TASKS"]) == [s.name for s in STEPS]
 
 
 @pytest.mark.parametrize(("day", "history"), [(3, ["history"]), (4, [])])
@@ -117,7 +124,7 @@ def test_a_task_runs_its_step_for_the_logical_date_and_history_on_the_first_date
     found = load(plan("--format", "airflow")[1], monkeypatch, context)
     names = found["function"].__globals__
     ran: list[tuple] = []
-    names.update(HISTORY="history", STEPS={"ingest": "ingest"}, launch=lambda *given: ran.append(given))
+    names.update(HISTORY="history", TASKS={"ingest": "ingest"}, launch=lambda *given: ran.append(given))
     found["function"]("ingest")
     assert ran == [(command, f"2026-01-0{day}") for command in [*history, "ingest"]]
     context["dag_run"].logical_date = None
@@ -147,14 +154,14 @@ def test_airflow_itself_loads_the_dag_and_runs_it_for_a_date(plan, tmp_path):
     """The plan's DAG file in Airflow's own bag, then run by Airflow; its commands only note themselves and leave."""
     dags, ran = tmp_path / "dags", tmp_path / "ran"
     dags.mkdir()
-    text = plan("--format", "airflow")[1]
-    start = text.index("STEPS = {")
+    text = plan("--format", "airflow", "--isolated")[1]
+    start = text.index("TASKS = {")
     names = [s.name for s in STEPS]
     # On the second date `samples` breaks a contract.
     script = "import sys; print(*sys.argv[1:], file=open(sys.argv[1], 'a')); sys.exit(3 * (sys.argv[2:] == BAD))"
     script = script.replace("BAD", "['samples', '2026-01-04']")
     steps = {n: shlex.join([sys.executable, "-c", script, str(ran), n, "%RUN_DATE%"]) for n in names}
-    text = text[:start] + f"STEPS = {steps!r}\n" + text[text.index("\n}\n", start) + 3 :]
+    text = text[:start] + f"TASKS = {steps!r}\n" + text[text.index("\n}\n", start) + 3 :]
     history = next(line for line in text.splitlines() if line.startswith("HISTORY = "))
     text = text.replace(history, f"HISTORY = {shlex.join([sys.executable, '-c', script, str(ran), 'history', ''])!r}")
     (dags / "gpl.py").write_text(text, encoding="utf-8")
@@ -186,5 +193,5 @@ def test_airflow_itself_loads_the_dag_and_runs_it_for_a_date(plan, tmp_path):
 def test_a_dag_with_force_or_an_unknown_format_is_refused(plan):
     code, _, error = plan("--format", "airflow", "--force")
     assert code == 2
-    assert "--force would run every step anew" in error
+    assert "--force would repeat every step" in error
     assert plan("--format", "yaml")[0] == 2
