@@ -397,7 +397,7 @@ def test_a_launch_killed_in_each_of_its_steps_ends_with_the_same_tables(house, t
 
 
 def test_a_spark_step_is_refused_by_name(tmp_path):
-    with pytest.raises(UsageError, match="samples is a Spark job: start it with spark-submit spark_jobs/samples.py"):
+    with pytest.raises(UsageError, match="samples is a Spark job: start it with spark-submit"):
         worker_of("samples")
 
 
