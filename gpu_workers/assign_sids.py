@@ -1,4 +1,4 @@
-"""Give every item without a SID one, from the tokeniser in force: item_embeddings -> item_sids, worker_rejects.
+"""Give every item without a SID one, from the tokenizer in force: item_embeddings -> item_sids, worker_rejects.
 
     deepspeed --num_accelerators 1 gpu_workers/assign_sids.py --config quickstart --run-date 2026-01-02
 

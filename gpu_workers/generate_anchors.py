@@ -34,7 +34,7 @@ from gpl_core.lakehouse.keys import hash_keys, members
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
-from gpu_workers.inputs.interest import base_checkpoint, content_table, read_catalogue
+from gpu_workers.inputs.interest import base_checkpoint, content_table, read_catalog
 from gpu_workers.outputs import commit_parts, commit_rows, list_array, local_folder, reject
 from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
@@ -87,10 +87,10 @@ def _generate(
         loaded.merge()
         on_gpu = ranks.device.type == "cuda"
         loaded = loaded.to(ranks.device, torch.bfloat16 if on_gpu else torch.float32)
-        catalogue = read_catalogue(context, tokenizer.version, facts["settings"].codes)
+        catalog = read_catalog(context, tokenizer.version, facts["settings"].codes)
         search = BeamSearch(
             loaded,
-            DeviceTrie(catalogue.trie, ranks.device),
+            DeviceTrie(catalog.trie, ranks.device),
             SearchSettings(
                 config.anchors.count,
                 int(facts["max_events"]),

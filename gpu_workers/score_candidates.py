@@ -40,7 +40,7 @@ class Lookup(NamedTuple):
     items: ItemRows
     on_device: torch.Tensor | None
     """[n x d], all item vectors in the configured type, when they fit."""
-    catalogue: ItemCatalog
+    catalog: ItemCatalog
     """SIDs by row of `items`."""
     anchors: np.ndarray | None
     """float32 [S x d], g(a) of every SID, when they fit."""
@@ -89,8 +89,8 @@ def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, re
     Candidates that stand twice in a row are scored once. Anchors whose SID no item carries any more are left out.
     """
     users, k = batch["log_prob"].shape
-    levels = lookup.catalogue.levels
-    leaf = lookup.catalogue.trie.leaf_of(batch["anchor_sids"].reshape(users * k, levels))
+    levels = lookup.catalog.levels
+    leaf = lookup.catalog.trie.leaf_of(batch["anchor_sids"].reshape(users * k, levels))
     mask = (leaf >= 0).reshape(users, k) & np.isfinite(batch["log_prob"])
     anchors = _anchor_vectors(lookup, leaf).reshape(users, k, -1)
     candidates = batch["candidates"].astype(np.int64)
@@ -137,15 +137,22 @@ def _prefix_log_prob(
 ) -> torch.Tensor:
     """[U x B]; mask [U x K]: usable anchors; rows [U x B]: rows of the candidates' vectors."""
     users, k = mask.shape
-    levels = lookup.catalogue.levels
-    leaf = lookup.catalogue.leaf_of_item(rows)
-    arrays = (
-        batch["anchor_sids"].reshape(users, k, levels), mask, batch["log_prob"],
-        batch["prefixes"].reshape(users, -1, levels), batch["prefix_log_probs"],
-        lookup.catalogue.sids_of(rows), lookup.below[np.maximum(leaf, 0)],
-    )  # fmt: skip
-    tensors = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays)
-    return prefix_log_prob(*tensors, lookup.catalogue.trie.size)
+    levels = lookup.catalog.levels
+    leaf = lookup.catalog.leaf_of_item(rows)
+
+    def tensor(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+    return prefix_log_prob(
+        tensor(batch["anchor_sids"].reshape(users, k, levels)),
+        tensor(mask),
+        tensor(batch["log_prob"]),
+        tensor(batch["prefixes"].reshape(users, -1, levels)),
+        tensor(batch["prefix_log_probs"]),
+        tensor(lookup.catalog.sids_of(rows)),
+        tensor(lookup.below[np.maximum(leaf, 0)]),
+        lookup.catalog.trie.size,
+    )
 
 
 def make_lookup(
@@ -153,8 +160,8 @@ def make_lookup(
 ) -> Lookup:
     """Lookup over items and SIDs [n x L]; an item without a usable vector takes no part in anchor embeddings."""
     rows = items.rows(item_index)
-    catalogue = ItemCatalog(rows[rows >= 0], sids[rows >= 0], int(sids.max()) + 1)
-    fits = catalogue.trie.size * items.vectors.shape[1] * 4 <= _TABLE_BYTES
+    catalog = ItemCatalog(rows[rows >= 0], sids[rows >= 0], int(sids.max()) + 1)
+    fits = catalog.trie.size * items.vectors.shape[1] * 4 <= _TABLE_BYTES
     on_device = None
     size = items.vectors.size * kind.itemsize
     if device.type == "cpu" or size < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[1]:
@@ -162,9 +169,9 @@ def make_lookup(
     return Lookup(
         items,
         on_device,
-        catalogue,
-        catalogue.anchor_embeddings(items.vectors) if fits else None,
-        catalogue.trie.leaves_below(),
+        catalog,
+        catalog.anchor_embeddings(items.vectors) if fits else None,
+        catalog.trie.leaves_below(),
     )
 
 
@@ -197,7 +204,7 @@ def _anchor_vectors(lookup: Lookup, leaf: np.ndarray) -> np.ndarray:
         out[known] = lookup.anchors[leaf[known]]
         return out
     wanted, inverse = np.unique(leaf[known], return_inverse=True)
-    out[known] = lookup.catalogue.anchor_embeddings(lookup.items.vectors, wanted)[inverse]
+    out[known] = lookup.catalog.anchor_embeddings(lookup.items.vectors, wanted)[inverse]
     return out
 
 
@@ -220,7 +227,7 @@ def _note_rejects(
 ) -> None:
     for row in np.flatnonzero(~mask.any(axis=1)):
         key = f"user_id={batch['user_id'][row]}"
-        rejects[key] = ("no usable anchor", "no item in the catalogue carries any of the user's anchor SIDs")
+        rejects[key] = ("no usable anchor", "no item in the catalog carries any of the user's anchor SIDs")
     for item in np.unique(candidates[(candidates >= 0) & (rows < 0)]).tolist():
         rejects[f"item_index={item}"] = ("candidate without embedding", "no finite embedding up to the run date")
 

@@ -1,4 +1,4 @@
-"""Train the tokeniser on item content and publish it when it is healthy: item_embeddings -> artifact tokenizer.
+"""Train the tokenizer on item content and publish it when it is healthy: item_embeddings -> artifact tokenizer.
 
     deepspeed --num_accelerators 1 gpu_workers/train_tokenizer.py --config quickstart --run-date 2026-01-02
 
@@ -79,7 +79,7 @@ class DeepSpeedEngine:
 
 
 def settings_of(config: Config, items: int) -> RqVaeSettings:
-    """The configured settings for a catalogue of ``items``: C and the number of epochs follow its size."""
+    """The configured settings for a catalog of ``items``: C and the number of epochs follow its size."""
     own = config.tokenizer
     epochs = min(own.epochs, epochs_for(items, own.batch_size))
     return RqVaeSettings(

@@ -1,4 +1,4 @@
-"""What the interest model's two workers read: catalogue, base checkpoint, users' latest sequences."""
+"""What the interest model's two workers read: catalog, base checkpoint, users' latest sequences."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ STALE, TRAIN, HELD_OUT = 0, 1, 2
 
 _KEYS_AT_A_TIME = 8_000_000  # user hashes in memory while the latest rows are found: 64 MB
 _SHUFFLE_ROWS = 65_536  # users held to be shuffled before they are packed
+_MOST_TITLES = 50_000  # items whose titles are learned: bounds a rank's memory
 _MOST_HELD_OUT = 20_000  # more would only make every epoch's evaluation longer
 
 
-def read_catalogue(context: StepContext, sid_version: str, codes: int) -> ItemCatalog:
+def read_catalog(context: StepContext, sid_version: str, codes: int) -> ItemCatalog:
     """Items and SIDs in force of ``sid_version``; MissingInputError when there are none."""
     items, sids = sids_in_force(context.snapshot("item_sids"), sid_version)
     return ItemCatalog(items, sids, codes)
@@ -136,7 +137,7 @@ class LatestSequences:
         """The users of ``share`` marked ``use`` (TRAIN or HELD_OUT), shuffled within a bounded buffer.
 
         ``keep`` float [N]: p_keep by item_index; an event is a target when its keep_u is below. Held-out events are all
-        targets: down-sampling shapes what is learnt, not how it is judged.
+        targets: down-sampling shapes what is learned, not how it is judged.
         """
         held: list[History] = []
         turn = 0
@@ -193,8 +194,36 @@ def hash_share(key: np.ndarray) -> np.ndarray:
     return (key >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
+def titles_of(context: StepContext, catalog: ItemCatalog) -> tuple[list[str], np.ndarray]:
+    """Titles from up to the run date, and SIDs, of at most _MOST_TITLES items, the same on every rank.
+
+    Raises MissingInputError when there is no table items.
+    """
+    items = np.sort(catalog.item_index)
+    if len(items) > _MOST_TITLES:
+        items = np.sort(np.random.default_rng(context.config.run.seed).choice(items, _MOST_TITLES, replace=False))
+    snapshot = context.snapshot("items")
+    found: dict[int, str] = {}
+    for batch in read_batches(snapshot, snapshot.files, ["item_index", "title", "updated_at"]):
+        chosen = np.isin(batch["item_index"], items) & (batch["updated_at"] < end_of(context.run_date))
+        found.update(zip(batch["item_index"][chosen].tolist(), batch["title"][chosen], strict=True))
+    known = np.array(sorted(found), dtype=np.int64)
+    return [str(found[i]) for i in known], catalog.sids_of(known)
+
+
+def positives_of(context: StepContext, items: int) -> np.ndarray:
+    """Positives per item_index in the window before the run date, float64 [items]."""
+    snapshot = context.snapshot("item_stats")
+    counts = np.zeros(items)
+    files = snapshot.select(start=context.run_date, end=context.run_date)
+    for batch in read_batches(snapshot, files, ["item_index", "positives"]):
+        known = batch["item_index"] < items
+        counts[batch["item_index"][known]] = batch["positives"][known]
+    return counts
+
+
 def log_found(found: Found) -> None:
-    """Say what will be trained on, and what was left out."""
+    """Log what will be trained on, and what was left out."""
     log.info(
         "user_sequences: %d users to train on, %d held out; left out: %d superseded rows, %d of another sid_version",
         found.train, found.held_out, found.superseded, found.other_sid_version,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -41,21 +41,15 @@ class TowerInputs:
     settings: Prerank
     device: torch.device
 
-    def batch(self, user_ids: Sequence[str], item_index: np.ndarray, pair: np.ndarray) -> TowerBatch:
+    def batch(self, user_ids: Sequence[str] | np.ndarray, item_index: np.ndarray, pair: np.ndarray) -> TowerBatch:
         """Model inputs of n pairs; an item that is unknown here has neither content nor SID. pair: see `pair_of`."""
         bucket = user_buckets(user_ids, self.settings.user_buckets)
         index = item_index.astype(np.int64)
         known = index < len(self.sids)
         sid = np.where(known[:, None], self.sids[np.where(known, index, 0)], -1).astype(np.int64)
-        arrays = TowerBatch(
-            bucket,
-            self.profiles.of(bucket),
-            item_buckets(index, self.settings.item_buckets),
-            self.items.content(index),
-            sid,
-            pair,
-        )
-        return TowerBatch(*(torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in arrays))
+        items = item_buckets(index, self.settings.item_buckets)
+        columns = (bucket, self.profiles.of(bucket), items, self.items.content(index), sid, pair)
+        return TowerBatch(*(torch.from_numpy(np.ascontiguousarray(c)).to(self.device) for c in columns))
 
 
 def pair_of(batch: dict[str, np.ndarray], settings: Prerank) -> np.ndarray:
@@ -107,7 +101,7 @@ class FeedFacts:
                 f"training_feed dt={run_date}: {int(today.sum())} row(s) carry sid_version "
                 f"{batch['sid_version'][today][0]}, in force is {sid_version}; run training_feed again for this date"
             )
-        # Older slices may be of an older tokeniser: their SIDs are looked up anew, so they stay usable.
+        # Older slices may be of an older tokenizer: their SIDs are looked up anew, so they stay usable.
         self.other_sid_version += int(other.sum())
         exposed = batch["is_exposed"]
         index = batch["item_index"][exposed]
@@ -121,7 +115,7 @@ class FeedFacts:
 def load_profiles(context: StepContext, ranks: Ranks, items: ItemRows) -> UserProfiles:
     """Profiles from user_sequences as of the first training day, of every slice since the last snapshot of all users.
 
-    Later slices are not read: they hold the very clicks that the training rows are labelled with. Each rank reads its
+    Later slices are not read: they hold the very clicks that the training rows are labeled with. Each rank reads its
     share of a date, ranks add up. Without the table all profiles are 0.
     """
     profiles = UserProfiles(context.config.prerank.user_buckets, items.vectors.shape[1])
@@ -213,7 +207,11 @@ class Impressions:
 
 
 def score_impressions(
-    snapshot: Snapshot, files: Sequence[DataFile], inputs: TowerInputs, variants: dict[str, torch.nn.Module], rows: int
+    snapshot: Snapshot,
+    files: Sequence[DataFile],
+    inputs: TowerInputs,
+    variants: Mapping[str, torch.nn.Module],
+    rows: int,
 ) -> Impressions:
     """Scores of every variant for every impression in `files`, `rows` at a time."""
     names = ("user", "request", "item_index", "clicked", "is_random", "propensity")

@@ -30,6 +30,7 @@ from gpl_core.interest.content import ContentTable, NeighborGraph
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import History
 from gpl_core.interest.search import BeamSearch, SearchSettings
+from gpl_core.interest.training import TrainingProgress, Walks
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
 from gpl_core.sids.item_catalog import ItemCatalog
@@ -221,7 +222,7 @@ def test_training_stops_when_neither_loss_nor_hit_rate_gets_better_and_keeps_the
     loss         2.0   1.5   1.6   nan   1.7
     hit rate     .1    .1    .2    .2    .1     better until epoch 2
     """
-    progress, over = train_interest_model.Progress(), []
+    progress, over = TrainingProgress(), []
     for loss, hit_rate in ((2.0, 0.1), (1.5, 0.1), (1.6, 0.2), (float("nan"), 0.2), (1.7, 0.1)):
         progress = progress.after(loss, hit_rate, {"valid_loss": loss})
         over.append(progress.is_over(patience=2))
@@ -277,7 +278,7 @@ def test_titles_are_learnt_where_a_weight_says_so(tmp_path: Path, ranks: Ranks) 
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_interest_model.Titles, "of", counted)
+        patch.setattr(Titles, "of", counted)
         for weights in (("0", "0"), ("1", "0"), ("0", "1")):
             given = (f"interest.title_to_sid={weights[0]}", f"interest.sid_to_title={weights[1]}")
             call(lake, train_interest_model, ranks, *plain, *given)
@@ -295,7 +296,7 @@ def test_walks_are_mixed_among_the_users_at_their_rate(tmp_path: Path) -> None:
     graph = NeighborGraph.build(content, catalogue.item_index, seed=0)
     real = [History(lake.sids[[n, n]], np.ones(2, dtype=bool), np.array([n, n])) for n in range(20)]
     for rate in (0.25, 1.0, 1.5):
-        mixed = list(train_interest_model.Walks(graph, catalogue, rate).mixed(iter(real), [0, 1]))
+        mixed = list(Walks(graph, catalogue, rate).mixed(iter(real), [0, 1]))
         walks = [h for h in mixed if len(h.items) == 3]
         assert [h for h in mixed if len(h.items) == 2] == real
         assert len(walks) == int(20 * rate)

@@ -1,0 +1,117 @@
+"""What training the interest model consists of, apart from its launcher and tables: objective, data, progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from gpl_core.interest.alignment import TitlePack, alignment_losses
+from gpl_core.interest.content import ContentTable, NeighborGraph
+from gpl_core.interest.interest_model import InterestModel
+from gpl_core.interest.objective import target_log_probs
+from gpl_core.interest.packing import History, Pack
+from gpl_core.interest.trie_scoring import DeviceTrie
+from gpl_core.sids.item_catalog import ItemCatalog
+
+_WALKS_AT_A_TIME = 4_096
+
+
+class TrainingObjective(torch.nn.Module):
+    """The module that DeepSpeed wraps: from a pack of sequences to the summed log p of its targets, in nats."""
+
+    def __init__(
+        self, model: InterestModel, trie: DeviceTrie, content: ContentTable | None, weights: tuple[float, float]
+    ) -> None:
+        """``weights``: of the tasks title -> SID and SID -> title."""
+        super().__init__()
+        self.model = model
+        self.trie = trie
+        self.content = content
+        self.weights = weights
+
+    def forward(self, pack: Pack, titles: TitlePack | None = None) -> tuple[torch.Tensor, int, int, torch.Tensor]:
+        """(summed log p, targets in the catalog, targets outside it (retired items, left out), alignment loss)."""
+        scores = target_log_probs(self.model, self.trie, pack, self.content)
+        total = scores.log_prob.sum()
+        aligned = total.new_zeros(())
+        if titles:
+            losses = alignment_losses(self.model, self.trie, titles)
+            aligned = sum((w * x for w, x in zip(self.weights, losses, strict=True) if w), aligned)
+        return total, len(scores.log_prob), scores.outside, aligned
+
+
+@dataclass(frozen=True)
+class Walks:
+    """Synthetic users who walk between items of similar content, mixed among the real ones."""
+
+    graph: NeighborGraph
+    catalogue: ItemCatalog
+    per_user: float
+
+    def mixed(self, histories: Iterator[History], seed: Sequence[int]) -> Iterator[History]:
+        """Each of ``histories``, followed by ``per_user`` walks on average."""
+        due, turn = 0.0, 0
+        ready: list[History] = []
+        for history in histories:
+            yield history
+            due += self.per_user
+            while due >= 1:
+                if not ready:
+                    items = self.graph.walks(_WALKS_AT_A_TIME, seed=[*seed, turn])
+                    sids = self.catalogue.sids_of(items)
+                    all_targets = np.ones(items.shape[1], dtype=bool)
+                    ready = [History(s, all_targets, i) for s, i in zip(sids, items, strict=True)]
+                    turn += 1
+                yield ready.pop()
+                due -= 1
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far a training run is; saved with every checkpoint."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    best_epoch: int = -1
+    """The one to publish, with the lowest loss: scores become probabilities, and HR@10 of few users is noisy."""
+    best_loss: float = math.inf
+    best_hit_rate: float = -1.0
+    better_epoch: int = -1
+    """The last one with a lower loss or a higher hit rate than all before it."""
+    history: tuple[dict[str, float], ...] = ()
+    step: int = 0
+    """Optimizer steps of the unfinished epoch."""
+    sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Over these steps and all ranks: loss, targets, targets outside the catalog."""
+
+    def after(self, loss: float, hit_rate: float, figures: dict[str, float]) -> TrainingProgress:
+        """The progress after one more epoch with held-out ``loss`` and ``hit_rate``."""
+        lower, higher = loss < self.best_loss, hit_rate > self.best_hit_rate
+        return TrainingProgress(
+            self.epoch + 1,
+            self.epoch if lower else self.best_epoch,
+            loss if lower else self.best_loss,
+            max(hit_rate, self.best_hit_rate),
+            self.epoch if lower or higher else self.better_epoch,
+            (*self.history, figures),
+        )
+
+    def is_over(self, patience: int) -> bool:
+        """Whether neither loss nor hit rate has improved for ``patience`` epochs."""
+        return self.epoch > 0 and self.epoch - 1 - self.better_epoch >= patience
+
+
+def without_targets(pack: Pack) -> Pack:
+    """``pack`` with nothing to predict."""
+    return replace(pack, target_sids=pack.target_sids[:0], target_places=pack.target_places[:0])
+
+
+def empty_pack(model: InterestModel) -> Pack:
+    """One token and no target, for a rank that has no file."""
+    nothing = np.empty((0, model.vocabulary.levels), dtype=np.int64)
+    one = np.ones(1, dtype=np.int64)
+    return Pack(one * model.vocabulary.first_id, one * 0, one, nothing, nothing, one[:0], one[:0])
