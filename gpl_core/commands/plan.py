@@ -22,7 +22,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     add_dates(parser)
     parser.add_argument("--from", dest="first", metavar="STEP", help="begin with this step")
     parser.add_argument("--only", action="append", default=[], metavar="STEP", help="only this step; repeatable")
-    parser.add_argument("--isolated", action="store_true", help="start every Spark step in a launch of its own")
+    parser.add_argument("--isolated", action="store_true", help="start every step in a launch of its own")
     parser.add_argument("--force", action="store_true", help="run even what is done")
 
 
