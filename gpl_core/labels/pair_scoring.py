@@ -1,7 +1,7 @@
 """Similarity of (user, item) pairs to the user's interest anchors, and the three confidence factors (torch).
 
 Max-pooled cosine and the idea of the three factors are the paper's (arXiv 2602.20995); the formulas below are ours
-(METHOD.md, stage 1, steps 4 and 6). With anchors a_1 .. a_K of one user, g(a) the unit anchor embedding, e(i) the unit
+(docs/method.md). With anchors a_1 .. a_K of one user, g(a) the unit anchor embedding, e(i) the unit
 item embedding, w_k = p_k / sum p over the user's anchors:
 
     similarity(u, i)         = max_k <e(i), g(a_k)>, k* its argmax (the likelier anchor on a tie)
@@ -9,7 +9,7 @@ item embedding, w_k = p_k / sum p over the user's anchors:
     coherence R_u            = || sum_k w_k g(a_k) ||           (mean resultant length: Mardia & Jupp 2000)
     consistency h_u          = sum_k w_k max_{j in H_u} max(0, <g(a_k), e(j)>)
     llm_confidence q_ui      = exp(log p_{k*} / L)              (geometric-mean token probability)
-    prefix_log_prob(u, i)    = see the function: what the search says of the candidate's own SID
+    prefix_log_prob(u, i)    = log-probability of the candidate's own SID, see the function
 
 Legend for shapes: U users of a block, K anchors, H history items, B candidates, N items, d width, L levels of a SID.
 """
@@ -27,7 +27,7 @@ _CPU_GATHER_BYTES = 16 * 2**20
 
 
 class PairScores(NamedTuple):
-    """Scores of one block; entries where `valid` is False mean nothing (they are 0)."""
+    """Scores of one block; entries where `valid` is False are 0 and mean nothing."""
 
     similarity: Tensor
     """float32 [U x B] in [-1, 1]."""
@@ -64,18 +64,17 @@ def score_block(
 
     Raises ContractError when shapes disagree, levels < 1, or an item number is beyond N.
     """
-    _check(anchors, anchor_mask, log_prob, history, candidates, item_vectors, has_vector, levels)
     users = len(anchors)
-    step = users
+    of_users = (anchors, anchor_mask, log_prob, history, candidates)
+    _check(of_users, item_vectors, has_vector, levels)
+    step = max(1, users)
     if anchors.device.type == "cpu":
-        # Larger gathers are given fresh pages by the system every time, which costs as much as the gather itself.
+        # Larger gathers get fresh pages from the system every time, which costs as much as the gather itself.
         step = max(1, _CPU_GATHER_BYTES // max(1, candidates.shape[1] * item_vectors.shape[1] * anchors.element_size()))
-    parts = []
-    for start in range(0, max(users, 1), max(step, 1)):
-        u = slice(start, start + step)
-        parts.append(
-            _score(anchors[u], anchor_mask[u], log_prob[u], history[u], candidates[u], item_vectors, has_vector, levels)
-        )
+    parts = [
+        _score(*(t[start : start + step] for t in of_users), item_vectors, has_vector, levels)
+        for start in range(0, max(1, users), step)
+    ]
     return parts[0] if len(parts) == 1 else PairScores(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
 
@@ -205,16 +204,8 @@ def _present(items: Tensor, has_vector: Tensor) -> tuple[Tensor, Tensor]:
     return (items >= 0) & has_vector[rows], rows
 
 
-def _check(
-    anchors: Tensor,
-    anchor_mask: Tensor,
-    log_prob: Tensor,
-    history: Tensor,
-    candidates: Tensor,
-    item_vectors: Tensor,
-    has_vector: Tensor,
-    levels: int,
-) -> None:
+def _check(of_users: tuple[Tensor, ...], item_vectors: Tensor, has_vector: Tensor, levels: int) -> None:
+    anchors, anchor_mask, log_prob, history, candidates = of_users
     users, k, width = anchors.shape
     expected = {
         "anchor_mask": (anchor_mask, (users, k)),

@@ -15,7 +15,7 @@ Files of a bundle: `serving.json`; `profiles.safetensors` (`table` [user_buckets
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,12 @@ from safetensors.torch import load_file, save_file
 
 from gpl_core.errors import ContractError
 from gpl_core.prerank.features import item_buckets
+from gpl_core.prerank.serving import FORMAT, ServedModel
 from gpl_core.prerank.two_tower import TowerConfig, TwoTower
 
 ContentOf = Callable[[npt.NDArray[np.integer]], npt.NDArray[np.float32]]
 """item_index [n] -> embeddings float32 [n x d], 0 for an item without one."""
 
-FORMAT = "gpl-preranker-1"
 _ROWS = 65_536  # items computed at a time: bounds memory whatever the catalog
 
 
@@ -40,7 +40,8 @@ def item_vectors(model: TwoTower, sids: npt.NDArray[np.integer], content: Conten
     out = torch.empty(len(sids), model.config.dimension + 1)
     model.eval()
     with torch.no_grad():
-        for start, stop in _ranges(len(sids)):
+        for start in range(0, len(sids), _ROWS):
+            stop = min(len(sids), start + _ROWS)
             index = np.arange(start, stop)
             out[start:stop] = model.item(
                 torch.from_numpy(item_buckets(index, model.config.item_buckets)).to(device),
@@ -83,7 +84,7 @@ def export_bundle(
 
 def load_variant(folder: Path, name: str) -> TwoTower:
     """The model of one variant of a bundle, with the very weights that were exported."""
-    about = json.loads((folder / "serving.json").read_text(encoding="utf-8"))
+    about = ServedModel.describe(folder)
     if name not in about["variants"]:
         raise ContractError(f"{folder}: no variant {name!r}; the bundle holds {', '.join(about['variants'])}")
     sizes = {**about["model"], "pair_features": tuple(about["model"]["pair_features"])}
@@ -101,8 +102,3 @@ def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _path(folder: Path, name: str, side: str) -> str:
     return str(folder / name / f"{side}_tower.safetensors")
-
-
-def _ranges(rows: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, rows, _ROWS):
-        yield start, min(rows, start + _ROWS)

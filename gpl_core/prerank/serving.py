@@ -16,16 +16,14 @@ from gpl_core.prerank.features import user_buckets
 
 Float32 = npt.NDArray[np.float32]
 
+FORMAT = "gpl-preranker-1"
+
 
 class ServedModel:
     """One variant of a bundle written by `gpl_core.prerank.export`."""
 
     def __init__(self, folder: Path, variant: str) -> None:
-        about = json.loads((folder / "serving.json").read_text(encoding="utf-8"))
-        if about.get("format") != "gpl-preranker-1":
-            raise ContractError(
-                f"{folder}: serving.json has format {about.get('format')!r}; expected 'gpl-preranker-1'"
-            )
+        about = self.describe(folder)
         if variant not in about["variants"]:
             raise ContractError(f"{folder}: no variant {variant!r}; the bundle holds {', '.join(about['variants'])}")
         self.buckets = int(about["model"]["user_buckets"])
@@ -40,10 +38,8 @@ class ServedModel:
     def describe(folder: Path) -> dict[str, Any]:
         """`serving.json` of a bundle: variants, sizes, lineage. Raises ContractError for another format."""
         about: dict[str, Any] = json.loads((folder / "serving.json").read_text(encoding="utf-8"))
-        if about.get("format") != "gpl-preranker-1":
-            raise ContractError(
-                f"{folder}: serving.json has format {about.get('format')!r}; expected 'gpl-preranker-1'"
-            )
+        if about.get("format") != FORMAT:
+            raise ContractError(f"{folder}: serving.json has format {about.get('format')!r}; expected {FORMAT!r}")
         return about
 
     def users(self, user_ids: list[str]) -> Float32:
@@ -58,12 +54,7 @@ class ServedModel:
     def score(self, user: Float32, candidates: npt.NDArray[np.integer], pair: Float32 | None = None) -> Float32:
         """Logits [B] of item_index candidates [B] for one user vector [m]; pair: passthrough features [B x F]."""
         vectors = self.items[candidates]
-        logits = vectors[:, :-1] @ user / math.sqrt(self.dimension) + vectors[:, -1]
-        if self.pair_features:
-            if pair is None or pair.shape[1] != len(self.pair_features):
-                raise ContractError(f"scoring needs the pair features {', '.join(self.pair_features)}")
-            logits = logits + pair @ self._tower["pair.weight"][0]
-        return np.asarray(logits, dtype=np.float32)
+        return self._logits(vectors[:, :-1] @ user, vectors, pair)
 
     def score_pairs(
         self, user_ids: list[str], item_index: npt.NDArray[np.integer], pair: Float32 | None = None
@@ -71,7 +62,10 @@ class ServedModel:
         """Logits [n] of n (user, item) pairs."""
         names, row = np.unique(np.asarray(user_ids, dtype=object).astype(str), return_inverse=True)
         users, vectors = self.users(names.tolist())[row], self.items[item_index]
-        logits = np.einsum("nm,nm->n", users, vectors[:, :-1]) / math.sqrt(self.dimension) + vectors[:, -1]
+        return self._logits(np.einsum("nm,nm->n", users, vectors[:, :-1]), vectors, pair)
+
+    def _logits(self, products: Float32, vectors: Float32, pair: Float32 | None) -> Float32:
+        logits = products / math.sqrt(self.dimension) + vectors[:, -1]
         if self.pair_features:
             if pair is None or pair.shape[1] != len(self.pair_features):
                 raise ContractError(f"scoring needs the pair features {', '.join(self.pair_features)}")

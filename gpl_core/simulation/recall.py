@@ -141,7 +141,7 @@ def recall(
         + [np.full(3 * count, 2)]
     )
     priority = priority + surplus
-    pool = np.where((pool >= released) | _known(pool, history), -1, pool)
+    pool = np.where((pool >= released) | _among(pool, history), -1, pool)
 
     by_priority = np.argsort(priority, axis=1, kind="stable")
     pool, channel = (np.take_along_axis(a, by_priority, axis=1) for a in (pool, channel))
@@ -159,12 +159,9 @@ def recall(
     item[r, np.cumsum(chosen_first, axis=1)[r, c] - 1] = pool[r, c]
     # A hit counts for every channel that found the item, but the filler only for what no channel found.
     filler = np.take_along_axis(np.broadcast_to(surplus == 2, pool.shape), by_priority, axis=1)
-    hit = _in_row(pool, item) & (~filler | chosen_first)
+    hit = _among(pool, item) & (~filler | chosen_first)
     r, c = np.nonzero(hit)
-    key = np.unique((r * np.int64(observed.features.shape[0]) + pool[r, c]) * len(channels) + channel[r, c])
-    pair, hit_channel = key // len(channels), key % len(channels)
-    row, hit_item = pair // observed.features.shape[0], pair % observed.features.shape[0]
-    return Recalled(item, row, hit_item, hit_channel, _scores(channels, hit_channel, row, hit_item, history, observed))
+    return _with_hits(item, r, pool[r, c], channel[r, c], channels, history, observed)
 
 
 def add_candidates(
@@ -188,17 +185,31 @@ def add_candidates(
     evicted_of = np.full(len(items), -1)
     evicted_of[rows] = evicted
     kept = found.hit_item != evicted_of[found.row]
-    size = np.int64(len(observed.features))
-    key = np.concatenate(
-        [
-            (found.row[kept] * size + found.hit_item[kept]) * len(channels) + found.hit_channel[kept],
-            (rows * size + item[rows]) * len(channels) + channel[rows],
-        ]
+    return _with_hits(
+        items,
+        np.concatenate([found.row[kept], rows]),
+        np.concatenate([found.hit_item[kept], item[rows]]),
+        np.concatenate([found.hit_channel[kept], channel[rows]]),
+        channels,
+        history,
+        observed,
     )
-    key.sort()
-    pair, hit_channel = key // len(channels), key % len(channels)
-    row, hit_item = pair // size, pair % size
-    return Recalled(items, row, hit_item, hit_channel, _scores(channels, hit_channel, row, hit_item, history, observed))
+
+
+def _with_hits(
+    item: np.ndarray,
+    row: np.ndarray,
+    hit_item: np.ndarray,
+    hit_channel: np.ndarray,
+    channels: list[str],
+    history: np.ndarray,
+    observed: Observed,
+) -> Recalled:
+    """The candidates `item` [R x K] with the hits [C] sorted by row, item and channel, each once and scored."""
+    items = np.int64(len(observed.features))
+    pair, hit_channel = np.divmod(np.unique((row * items + hit_item) * len(channels) + hit_channel), len(channels))
+    row, hit_item = np.divmod(pair, items)
+    return Recalled(item, row, hit_item, hit_channel, _scores(channels, hit_channel, row, hit_item, history, observed))
 
 
 def _draw(
@@ -219,18 +230,12 @@ def _draw(
     return np.where(seed >= 0, table[np.maximum(seed, 0), rank], -1)
 
 
-def _known(pool: np.ndarray, history: np.ndarray) -> np.ndarray:
-    known = np.zeros(pool.shape, bool)
-    for column in range(history.shape[1]):
-        known |= (pool == history[:, column : column + 1]) & (pool >= 0)
-    return known
-
-
-def _in_row(pool: np.ndarray, item: np.ndarray) -> np.ndarray:
-    inside = np.zeros(pool.shape, bool)
-    for column in range(item.shape[1]):
-        inside |= (pool == item[:, column : column + 1]) & (pool >= 0)
-    return inside
+def _among(pool: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """bool [R x P]: which entries of `pool` [R x P] stand in the same row of `items` [R x K]; -1 is never found."""
+    found = np.zeros(pool.shape, bool)
+    for column in range(items.shape[1]):
+        found |= (pool == items[:, column : column + 1]) & (pool >= 0)
+    return found
 
 
 def _scores(

@@ -2,24 +2,28 @@
 
 import gzip
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from gpl_core.errors import ContractError, MissingInputError
 
 SPLITS = ("train", "valid", "test")
 _SHOWN_PROBLEMS = 20
-_REQUIRED = ("item_id", "title")
+
+Record = TypeVar("Record")
+NotEmpty = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True)
 class ReviewItem:
     """One item as the file has it; empty texts stay empty."""
 
-    item_id: str
-    title: str
+    item_id: NotEmpty
+    title: NotEmpty
     description: str
     brand: str
     category: str
@@ -43,11 +47,25 @@ class Reviews:
     digest: str
 
 
+@dataclass(frozen=True)
+class _Event:
+    item_id: str
+    split: Literal["train", "valid", "test"]
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """One line of the sequences file."""
+
+    user_id: NotEmpty
+    events: Annotated[list[_Event], Field(min_length=1)]
+
+
 def read_reviews(items_path: str | Path, sequences_path: str | Path) -> Reviews:
     """Read and check `items_path` and `sequences_path` (JSON lines, gzipped when the name ends in .gz).
 
     Items need item_id (unique) and title; description, brand and category may be empty. Sequences need user_id
-    (unique) and events of known items, each with its split, train before valid before test. Unknown fields are let be.
+    (unique) and events of known items, each with its split, train before valid before test. Unknown fields are ignored.
 
     Raises:
         MissingInputError: a file is absent.
@@ -55,13 +73,11 @@ def read_reviews(items_path: str | Path, sequences_path: str | Path) -> Reviews:
     """
     items_path, sequences_path = Path(items_path), Path(sequences_path)
     problems: list[str] = []
-    items = tuple(_items(items_path, problems))
-    if not items and not problems:
-        problems.append(f"{items_path}: no items")
+    items = tuple(item for _, item in _records(items_path, ReviewItem, "item_id", problems))
     numbers = {item.item_id: number for number, item in enumerate(items)}
     users = tuple(_users(sequences_path, numbers, problems))
-    if not users and not problems:
-        problems.append(f"{sequences_path}: no users")
+    if not problems and not (items and users):
+        problems.append(f"{sequences_path if items else items_path}: no line, expected at least one")
     if problems:
         more = f"\n… and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
         raise ContractError(
@@ -73,83 +89,47 @@ def read_reviews(items_path: str | Path, sequences_path: str | Path) -> Reviews:
     return Reviews(items, users, digest)
 
 
-def _items(path: Path, problems: list[str]) -> Iterator[ReviewItem]:
-    seen: dict[str, int] = {}
-    for number, record in _records(path, problems):
-        found = {name: record.get(name) for name in ("item_id", "title", "description", "brand", "category")}
-        texts = {name: value for name, value in found.items() if isinstance(value, str)}
-        bad = [name for name in found if name not in texts or (name in _REQUIRED and not texts[name])]
-        if bad:
-            for name in bad:
-                expected = "text, not empty" if name in _REQUIRED else "text"
-                problems.append(_problem(path, number, name, found[name], expected))
-            continue
-        item_id = texts["item_id"]
-        if item_id in seen:
-            problems.append(_problem(path, number, "item_id", item_id, f"unique; line {seen[item_id]} has it too"))
-            continue
-        seen[item_id] = number
-        yield ReviewItem(**texts)
-
-
 def _users(path: Path, numbers: dict[str, int], problems: list[str]) -> Iterator[ReviewUser]:
-    seen: dict[str, int] = {}
-    for line, record in _records(path, problems):
-        user, events = record.get("user_id"), record.get("events")
-        if not isinstance(user, str) or not user:
-            problems.append(_problem(path, line, "user_id", user, "text, not empty"))
-            continue
-        if user in seen:
-            problems.append(_problem(path, line, "user_id", user, f"unique; line {seen[user]} has it too"))
-            continue
-        seen[user] = line
-        if not isinstance(events, list) or not events:
-            problems.append(_problem(path, line, "events", events, "a list of at least one event"))
-            continue
-        items, splits, latest = [], [], 0
-        before = len(problems)
-        for position, event in enumerate(events):
-            field = f"events[{position}]"
-            if not isinstance(event, dict):
-                problems.append(_problem(path, line, field, event, "an object with item_id and split"))
-                continue
-            item, split = event.get("item_id"), event.get("split")
-            if not isinstance(item, str) or item not in numbers:
-                problems.append(_problem(path, line, f"{field}.item_id", item, "an item_id of the items file"))
-            elif split not in SPLITS:
-                problems.append(_problem(path, line, f"{field}.split", split, f"one of {', '.join(SPLITS)}"))
-            elif SPLITS.index(split) < latest:
-                problems.append(
-                    _problem(path, line, f"{field}.split", split, f"no earlier split after '{SPLITS[latest]}'")
-                )
-            else:
-                latest = SPLITS.index(split)
-                items.append(numbers[item])
-                splits.append(split)
+    for line, sequence in _records(path, _Sequence, "user_id", problems):
+        before, latest = len(problems), 0
+        for position, event in enumerate(sequence.events):
+            order, field = SPLITS.index(event.split), f"events[{position}]"
+            if event.item_id not in numbers:
+                expected = "expected an item_id of the items file"
+                problems.append(_problem(path, line, f"{field}.item_id", event.item_id, expected))
+            if order < latest:
+                expected = f"expected no earlier split after '{SPLITS[latest]}'"
+                problems.append(_problem(path, line, f"{field}.split", event.split, expected))
+            latest = max(latest, order)
         if len(problems) == before:
-            yield ReviewUser(user, tuple(items), tuple(splits))
+            items = tuple(numbers[event.item_id] for event in sequence.events)
+            yield ReviewUser(sequence.user_id, items, tuple(event.split for event in sequence.events))
 
 
-def _records(path: Path, problems: list[str]) -> Iterator[tuple[int, dict]]:
-    """(line number from 1, object) of every line that is a JSON object; the others become problems."""
+def _records(path: Path, kind: type[Record], key: str, problems: list[str]) -> Iterator[tuple[int, Record]]:
+    """(line number from 1, record) of every line that holds a `kind` with a `key` of its own; others are problems."""
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; pass the JSON-lines file of the review data set")
-    number = 0
+    reader, seen, number = TypeAdapter(kind), dict[str, int](), 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
-                    record = json.loads(line.decode("utf-8"))
-                except ValueError as error:
-                    problems.append(f"{path}:{number}: not a line of JSON in UTF-8 ({error})")
+                    record = reader.validate_json(line, strict=True)
+                except ValidationError as error:
+                    for fault in error.errors():
+                        field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"])
+                        problems.append(_problem(path, number, field.lstrip("."), fault["input"], fault["msg"]))
                     continue
-                if isinstance(record, dict):
-                    yield number, record
-                else:
-                    problems.append(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
+                value = getattr(record, key)
+                if value in seen:
+                    problems.append(_problem(path, number, key, value, f"expected unique; line {seen[value]} has it"))
+                    continue
+                seen[value] = number
+                yield number, record
     except (OSError, EOFError) as error:  # a broken or cut gzip file
         problems.append(f"{path}:{number + 1}: cannot be read on from here ({error})")
 
 
-def _problem(path: Path, line: int, field: str, value: object, expected: str) -> str:
-    return f"{path}:{line}: field '{field}' is {str(value)[:60]!r}, expected {expected}"
+def _problem(path: Path, line: int, field: str, value: object, message: str) -> str:
+    return f"{path}:{line}: field '{field}' is {str(value)[:60]!r}: {message}"

@@ -44,6 +44,7 @@ from gpl_core.simulation.rows import (
     DAY,
     Requests,
     examination,
+    item_table,
     midnight,
     shown_pairs,
     timestamps,
@@ -321,23 +322,7 @@ def _item_rows(reviews: Reviews, settings: ImportSettings) -> pa.Table:
     size = len(reviews.items)
     since = midnight(settings.start_date - timedelta(days=settings.train_days + settings.valid_days + 1))
 
-    def texts(name: str) -> pa.Array:
-        return pa.array([getattr(item, name) or None for item in reviews.items], pa.string())
-
-    return pa.table(
-        {
-            "item_id": _item_ids(reviews),
-            "updated_at": timestamps(np.full(size, since)),
-            "title": texts("title"),
-            "description": texts("description"),
-            "category": texts("category"),
-            "brand": texts("brand"),
-            "image": pa.nulls(size, pa.binary()),
-            "image_uri": pa.nulls(size, pa.string()),
-            "image_embedding": pa.nulls(size, pa.list_(pa.field("element", pa.float32()))),
-            "withdrawn_at": pa.nulls(size, pa.timestamp("us", tz="UTC")),
-        }
-    )
+    return item_table(_item_ids(reviews), np.full(size, since), reviews.items)
 
 
 def _write_interactions(reviews: Reviews, settings: ImportSettings, events: Events, sink: RowSink) -> None:

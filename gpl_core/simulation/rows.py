@@ -1,7 +1,9 @@
 """From arrays of numbers to rows of the raw tables; shared by the simulation and the import."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -78,6 +80,30 @@ def write_requests(
         "recall_score": pa.array(found.hit_score, pa.float64(), from_pandas=True),
     }
     sink.write("raw_candidates", requests.dt, pa.table(candidates))
+
+
+def item_table(
+    item_id: pa.Array, updated: np.ndarray, texts: Sequence[Any], image: Sequence[bytes | None] | None = None
+) -> pa.Table:
+    """Rows of raw_items, without image_uri, embedding or withdrawal; an empty text is null.
+
+    updated: microseconds UTC; texts: objects with title, description, category and brand.
+    """
+    size = len(item_id)
+    return pa.table(
+        {
+            "item_id": item_id,
+            "updated_at": timestamps(updated),
+            **{
+                name: pa.array([getattr(text, name) or None for text in texts], pa.string())
+                for name in ("title", "description", "category", "brand")
+            },
+            "image": pa.nulls(size, pa.binary()) if image is None else pa.array(image, pa.binary()),
+            "image_uri": pa.nulls(size, pa.string()),
+            "image_embedding": pa.nulls(size, pa.list_(pa.field("element", pa.float32()))),
+            "withdrawn_at": pa.nulls(size, pa.timestamp("us", tz="UTC")),
+        }
+    )
 
 
 def timestamps(microseconds: np.ndarray) -> pa.Array:

@@ -20,6 +20,7 @@ from gpl_core.simulation.rows import (
     DAY,
     Requests,
     examination,
+    item_table,
     midnight,
     shown_pairs,
     timestamps,
@@ -270,18 +271,4 @@ def _item_table(
             )
             for n in numbers.tolist()
         ]
-    size = len(numbers)
-    return pa.table(
-        {
-            "item_id": pa.array([item_id(n) for n in numbers.tolist()], pa.string()),
-            "updated_at": timestamps(updated),
-            "title": pa.array([t.title for t in texts], pa.string()),
-            "description": pa.array([t.description for t in texts], pa.string()),
-            "category": pa.array([t.category for t in texts], pa.string()),
-            "brand": pa.array([t.brand for t in texts], pa.string()),
-            "image": pa.array(pictures, pa.binary()),
-            "image_uri": pa.nulls(size, pa.string()),
-            "image_embedding": pa.nulls(size, pa.list_(pa.field("element", pa.float32()))),
-            "withdrawn_at": pa.nulls(size, pa.timestamp("us", tz="UTC")),
-        }
-    )
+    return item_table(pa.array([item_id(n) for n in numbers.tolist()], pa.string()), updated, texts, pictures)
