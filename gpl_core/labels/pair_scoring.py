@@ -64,17 +64,18 @@ def score_block(
 
     Raises ContractError when shapes disagree, levels < 1, or an item number is beyond N.
     """
+    _check(anchors, anchor_mask, log_prob, history, candidates, item_vectors, has_vector, levels)
     users = len(anchors)
-    of_users = (anchors, anchor_mask, log_prob, history, candidates)
-    _check(of_users, item_vectors, has_vector, levels)
     step = max(1, users)
     if anchors.device.type == "cpu":
         # Larger gathers get fresh pages from the system every time, which costs as much as the gather itself.
         step = max(1, _CPU_GATHER_BYTES // max(1, candidates.shape[1] * item_vectors.shape[1] * anchors.element_size()))
-    parts = [
-        _score(*(t[start : start + step] for t in of_users), item_vectors, has_vector, levels)
-        for start in range(0, max(1, users), step)
-    ]
+    parts = []
+    for start in range(0, max(1, users), step):
+        u = slice(start, start + step)
+        parts.append(
+            _score(anchors[u], anchor_mask[u], log_prob[u], history[u], candidates[u], item_vectors, has_vector, levels)
+        )
     return parts[0] if len(parts) == 1 else PairScores(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
 
@@ -204,8 +205,16 @@ def _present(items: Tensor, has_vector: Tensor) -> tuple[Tensor, Tensor]:
     return (items >= 0) & has_vector[rows], rows
 
 
-def _check(of_users: tuple[Tensor, ...], item_vectors: Tensor, has_vector: Tensor, levels: int) -> None:
-    anchors, anchor_mask, log_prob, history, candidates = of_users
+def _check(
+    anchors: Tensor,
+    anchor_mask: Tensor,
+    log_prob: Tensor,
+    history: Tensor,
+    candidates: Tensor,
+    item_vectors: Tensor,
+    has_vector: Tensor,
+    levels: int,
+) -> None:
     users, k, width = anchors.shape
     expected = {
         "anchor_mask": (anchor_mask, (users, k)),

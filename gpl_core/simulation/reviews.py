@@ -293,7 +293,7 @@ def _write_requests(
     policy = LoggingPolicy(0.6, 1.0, 0.8, settings.exposed_per_request, settings.random_share, settings.seed)
     shown = expose(policy, user, found.item, history, observed, rng)
     pairs = shown_pairs(found, shown)
-    rate = _click_rates(settings, found, len(reviews.items))[pairs.row, pairs.column]
+    rate = _click_rates(settings, found)[pairs.row, pairs.column]
     rate = np.where(pairs.item == bought[pairs.row], settings.bought_rate, rate)
     clicked = rng.random(len(rate)) < rate * examination(pairs.position, settings.position_decay)
     requests = Requests(
@@ -305,16 +305,13 @@ def _write_requests(
     write_requests(sink, requests, _item_ids(reviews), found, pairs, shown.is_random, clicked)
 
 
-def _click_rates(settings: ImportSettings, found: Recalled, items: int) -> np.ndarray:
-    """[R x K]: the best rate among the channels that found each candidate."""
+def _click_rates(settings: ImportSettings, found: Recalled) -> np.ndarray:
+    """[R x K]: the best rate among the channels that found each candidate; 0 where there is none."""
     rates = np.array([rate for _, rate in settings.other_rates])
-    key = found.row * np.int64(items) + found.hit_item
-    order = np.lexsort((-rates[found.hit_channel], key))
-    first = np.r_[True, np.diff(key[order]) != 0] if len(key) else np.empty(0, bool)
-    known, best = key[order][first], rates[found.hit_channel][order][first]
-    wanted = np.arange(len(found.item))[:, None] * np.int64(items) + found.item
-    at = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
-    return np.where(found.item >= 0, best[at], 0.0)
+    column = (found.item[found.row] == found.hit_item[:, None]).argmax(axis=1)
+    best = np.zeros(found.item.shape)
+    np.maximum.at(best, (found.row, column), rates[found.hit_channel])
+    return best
 
 
 def _item_rows(reviews: Reviews, settings: ImportSettings) -> pa.Table:
