@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from gpl_core.conf.sections import (
-    Anchors,
+    AnchorSettings,
     Cache,
     Encoder,
     Feed,
@@ -37,7 +37,7 @@ from gpl_core.conf.sections import (
     Section,
     Sequences,
     Sids,
-    Tokenizer,
+    TokenizerSettings,
     shapes_results,
 )
 from gpl_core.errors import UsageError
@@ -51,12 +51,12 @@ class Config(Section):
     launch: Launch = Knob(Launch())
     ingest: Ingest = Ingest()
     encoder: Encoder = Encoder()
-    tokenizer: Tokenizer = Tokenizer()
+    tokenizer: TokenizerSettings = TokenizerSettings()
     sids: Sids = Knob(Sids())
     samples: Samples = Samples()
     sequences: Sequences = Sequences()
     interest: Interest = Interest()
-    anchors: Anchors = Anchors()
+    anchors: AnchorSettings = AnchorSettings()
     cache: Cache = Knob(Cache())
     labels: Labels = Labels()
     feed: Feed = Feed()

@@ -28,7 +28,7 @@ from gpl_core.interest.alignment import TitlePack, Titles
 from gpl_core.interest.bundle import save_bundle
 from gpl_core.interest.content import ContentTable, NeighborGraph
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
-from gpl_core.interest.packing import History, Pack, most_events, training_packs
+from gpl_core.interest.packing import Pack, UserHistory, most_events, training_packs
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.training import TrainingObjective, TrainingProgress, Walks, empty_pack, without_targets
@@ -98,7 +98,7 @@ class Training:
     budget: int
     data: LatestSequences
     keep: np.ndarray
-    held_out: Sequence[History]
+    held_out: Sequence[UserHistory]
     walks: Walks | None
     titles: Titles | None
 
@@ -198,7 +198,7 @@ def train(training: Training, progress: TrainingProgress) -> dict[str, float]:
     # A checkpoint has the sums over all ranks: one rank takes them over.
     total_loss, total_targets, outside = progress.sums if ranks.is_main else (0.0, 0.0, 0.0)
 
-    def counted() -> Iterator[History]:
+    def counted() -> Iterator[UserHistory]:
         nonlocal users
         for history in _histories(training, epoch, turn):
             users += 1
@@ -232,7 +232,7 @@ def train(training: Training, progress: TrainingProgress) -> dict[str, float]:
     }
 
 
-def _histories(training: Training, epoch: int, turn: int) -> Iterator[History]:
+def _histories(training: Training, epoch: int, turn: int) -> Iterator[UserHistory]:
     """This rank's training users of an epoch, with synthetic walks among them."""
     data, seed = training.data, training.seed
     share = data.shares(training.ranks.size, seed=seed, epoch=epoch)[training.ranks.rank]

@@ -140,7 +140,7 @@ class Ingest(Section):
     )
 
 
-class EncoderPart(Section):
+class EncoderPartSettings(Section):
     """One encoder of the fusion."""
 
     name: Literal["precomputed", "minilm", "hf_text", "hf_clip", "hog_color"] = Field(description="Which encoder")
@@ -152,8 +152,8 @@ class EncoderPart(Section):
 class Encoder(Section):
     """Frozen item encoders."""
 
-    parts: tuple[EncoderPart, ...] = Field(
-        default=(EncoderPart(name="minilm"),), min_length=1, description="Encoders whose vectors are joined"
+    parts: tuple[EncoderPartSettings, ...] = Field(
+        default=(EncoderPartSettings(name="minilm"),), min_length=1, description="Encoders whose vectors are joined"
     )
     batch_size: Positive = Knob(default=64, description="Items encoded at a time")
 
@@ -167,7 +167,7 @@ class TokenizerGates(Section):
     min_reconstruction_cosine: float = Field(default=0.5, ge=-1, le=1, description="Mean cosine of e(i) and decoded")
 
 
-class Tokenizer(Section):
+class TokenizerSettings(Section):
     """Semantic IDs. METHOD: L = 3; C from the catalogue's size unless set."""
 
     levels: Positive = Field(default=3, description="L")
@@ -262,7 +262,7 @@ class Interest(Section):
     deepspeed: dict[str, Any] = Knob(default={}, description="Merged over the DeepSpeed configuration we make")
 
 
-class Anchors(Section):
+class AnchorSettings(Section):
     """Interest anchors."""
 
     count: Positive = Field(default=20, description="K: anchors per user")
@@ -280,7 +280,7 @@ class Cache(Section):
     )
 
 
-class Calibrator(Section):
+class CalibratorSettings(Section):
     """Similarity to click probability."""
 
     kind: Literal["quantile", "platt", "isotonic", "logistic"] = Field(default="quantile", description="See the method")
@@ -302,7 +302,7 @@ class Calibrator(Section):
     )
 
     @model_validator(mode="after")
-    def _rate(self) -> Calibrator:
+    def _rate(self) -> CalibratorSettings:
         if isinstance(self.target_rate, float) and not 0 < self.target_rate < 1:
             raise ValueError(f"target_rate {self.target_rate} must lie in (0, 1), or be 'uniform'")
         return self
@@ -332,7 +332,7 @@ class Labels(Section):
         default="float32",
         description="Type in which score_candidates holds all item vectors: half the memory, less exact",
     )
-    calibrator: Calibrator = Calibrator()
+    calibrator: CalibratorSettings = CalibratorSettings()
     weights: Weights = Weights()
 
 

@@ -17,7 +17,7 @@ _NOTHING = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
-class History:
+class UserHistory:
     """One user's sequence, oldest first, already without padding."""
 
     sids: np.ndarray
@@ -89,7 +89,7 @@ def event_ends(vocabulary: SidVocabulary, events: int) -> np.ndarray:
     return len(vocabulary.prompt_ids) + (np.arange(events) + 1) * vocabulary.levels - 1
 
 
-def pack_targets(vocabulary: SidVocabulary, histories: Sequence[History], max_events: int) -> Pack:
+def pack_targets(vocabulary: SidVocabulary, histories: Sequence[UserHistory], max_events: int) -> Pack:
     """One training row of ``histories``: every target event is predicted from all events before it in one pass.
 
     The first event of what is kept is context only (nothing precedes it), so it is never a target. The last token
@@ -132,13 +132,13 @@ def pack_rows(
 
 
 def training_packs(
-    vocabulary: SidVocabulary, histories: Iterable[History], max_events: int, token_budget: int
+    vocabulary: SidVocabulary, histories: Iterable[UserHistory], max_events: int, token_budget: int
 ) -> Iterator[Pack]:
     """Pack ``histories`` in their order, closing a pack before it would exceed ``token_budget`` tokens.
 
     Users without a target are skipped: they teach nothing. A single user longer than the budget makes a pack alone.
     """
-    waiting: list[History] = []
+    waiting: list[UserHistory] = []
     tokens = 0
     for history in histories:
         if not history.is_target[-max_events:][1:].any():

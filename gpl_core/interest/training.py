@@ -13,7 +13,7 @@ from gpl_core.interest.alignment import TitlePack, alignment_losses
 from gpl_core.interest.content import ContentTable, NeighborGraph
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.objective import target_log_probs
-from gpl_core.interest.packing import History, Pack
+from gpl_core.interest.packing import Pack, UserHistory
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.item_catalog import ItemCatalog
 
@@ -52,10 +52,10 @@ class Walks:
     catalogue: ItemCatalog
     per_user: float
 
-    def mixed(self, histories: Iterator[History], seed: Sequence[int]) -> Iterator[History]:
+    def mixed(self, histories: Iterator[UserHistory], seed: Sequence[int]) -> Iterator[UserHistory]:
         """Each of ``histories``, followed by ``per_user`` walks on average."""
         due, turn = 0.0, 0
-        ready: list[History] = []
+        ready: list[UserHistory] = []
         for history in histories:
             yield history
             due += self.per_user
@@ -64,7 +64,7 @@ class Walks:
                     items = self.graph.walks(_WALKS_AT_A_TIME, seed=[*seed, turn])
                     sids = self.catalogue.sids_of(items)
                     all_targets = np.ones(items.shape[1], dtype=bool)
-                    ready = [History(s, all_targets, i) for s, i in zip(sids, items, strict=True)]
+                    ready = [UserHistory(s, all_targets, i) for s, i in zip(sids, items, strict=True)]
                     turn += 1
                 yield ready.pop()
                 due -= 1

@@ -18,7 +18,7 @@ from gpl_core.errors import LineageError, MissingInputError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import ContentTable
-from gpl_core.interest.packing import History, unflatten
+from gpl_core.interest.packing import UserHistory, unflatten
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.keys import hash_keys
 from gpl_core.lakehouse.snapshot import Snapshot
@@ -133,13 +133,13 @@ class LatestSequences:
 
     def histories(
         self, share: FileShare, use: int, keep: np.ndarray, levels: int, *, seed: int, epoch: int
-    ) -> Iterator[History]:
+    ) -> Iterator[UserHistory]:
         """The users of ``share`` marked ``use`` (TRAIN or HELD_OUT), shuffled within a bounded buffer.
 
         ``keep`` float [N]: p_keep by item_index; an event is a target when its keep_u is below. Held-out events are all
         targets: down-sampling shapes what is learned, not how it is judged.
         """
-        held: list[History] = []
+        held: list[UserHistory] = []
         turn = 0
         for file in share.files:
             first = 0
@@ -152,7 +152,7 @@ class LatestSequences:
                     items = batch["item_index"][row][:length]
                     chance = np.where(items < len(keep), keep[np.minimum(items, len(keep) - 1)], 1.0)
                     held.append(
-                        History(
+                        UserHistory(
                             unflatten(batch["sid"][row], length, levels),
                             (batch["keep_u"][row][:length] < chance) if use == TRAIN else np.ones(length, dtype=bool),
                             items,
@@ -230,6 +230,6 @@ def log_found(found: Found) -> None:
     )  # fmt: skip
 
 
-def _shuffled(held: list[History], seed: list[int]) -> Iterator[History]:
+def _shuffled(held: list[UserHistory], seed: list[int]) -> Iterator[UserHistory]:
     for place in np.random.default_rng(seed).permutation(len(held)):
         yield held[place]

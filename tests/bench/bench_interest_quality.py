@@ -34,7 +34,7 @@ from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import ContentTable, NeighborGraph
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
-from gpl_core.interest.packing import History, training_packs
+from gpl_core.interest.packing import UserHistory, training_packs
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.item_catalog import ItemCatalog
@@ -115,7 +115,7 @@ def train_ours(task: Task, items: Items, variant: Ours, seed: int) -> np.ndarray
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, variant.learning_rate, weight_decay=0.0)
 
-    def rows(epoch: int) -> list[History]:
+    def rows(epoch: int) -> list[UserHistory]:
         walks = graph.walks(variant.walks * len(task.train), seed=[seed, epoch])
         both = [*task.train, *walks]
         return [_history(items, both[n]) for n in random.permutation(len(both))]
@@ -242,8 +242,8 @@ def main() -> None:
     report("interest_quality", figures, quick, title)
 
 
-def _history(items: Items, row: np.ndarray) -> History:
-    return History(items.catalog.sids_of(row), np.ones(len(row), dtype=bool), row)
+def _history(items: Items, row: np.ndarray) -> UserHistory:
+    return UserHistory(items.catalog.sids_of(row), np.ones(len(row), dtype=bool), row)
 
 
 if __name__ == "__main__":

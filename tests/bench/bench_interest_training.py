@@ -34,7 +34,7 @@ import torch
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.interest_model import InterestModel, ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
-from gpl_core.interest.packing import History, training_packs
+from gpl_core.interest.packing import UserHistory, training_packs
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 from tests.bench.harness import Figure, at_least, at_most, device, device_name, is_quick, report
@@ -53,14 +53,14 @@ def lengths_of(kind: str, users: int) -> np.ndarray:
     return np.random.default_rng(0).choice(real, users)
 
 
-def make_histories(kind: str, users: int) -> tuple[list[History], np.ndarray]:
+def make_histories(kind: str, users: int) -> tuple[list[UserHistory], np.ndarray]:
     """The same users for both sides, and the catalog's SIDs."""
     rng = np.random.default_rng(1)
     sids = rng.integers(0, CODES, (ITEMS, LEVELS))
-    return [History(sids[rng.integers(0, ITEMS, n)], np.ones(n, dtype=bool)) for n in lengths_of(kind, users)], sids
+    return [UserHistory(sids[rng.integers(0, ITEMS, n)], np.ones(n, dtype=bool)) for n in lengths_of(kind, users)], sids
 
 
-def train_ours(model: InterestModel, histories: list[History], sids: np.ndarray, budget: int) -> Callable[[], None]:
+def train_ours(model: InterestModel, histories: list[UserHistory], sids: np.ndarray, budget: int) -> Callable[[], None]:
     """One epoch over ``histories`` in packs of ``budget`` tokens."""
     trie = DeviceTrie(Trie.build(sids, CODES), model.device)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -77,7 +77,9 @@ def train_ours(model: InterestModel, histories: list[History], sids: np.ndarray,
     return epoch
 
 
-def train_trainer(model: InterestModel, histories: list[History], sids: np.ndarray, budget: int) -> Callable[[], None]:
+def train_trainer(
+    model: InterestModel, histories: list[UserHistory], sids: np.ndarray, budget: int
+) -> Callable[[], None]:
     """The same epoch by the Trainer: as many real tokens a batch at equal lengths, padded, full vocabulary."""
     from transformers import Trainer, TrainingArguments
 

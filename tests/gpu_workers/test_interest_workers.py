@@ -28,7 +28,7 @@ from gpl_core.interest.alignment import Titles
 from gpl_core.interest.bundle import load_bundle
 from gpl_core.interest.content import ContentTable, NeighborGraph
 from gpl_core.interest.interest_model import InterestModel
-from gpl_core.interest.packing import History
+from gpl_core.interest.packing import UserHistory
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.training import TrainingProgress, Walks
 from gpl_core.interest.trie_scoring import DeviceTrie
@@ -294,7 +294,7 @@ def test_walks_are_mixed_among_the_users_at_their_rate(tmp_path: Path) -> None:
     catalogue = ItemCatalog(np.arange(len(lake.sids)), lake.sids, CODES)
     content = ContentTable(lake.vectors, np.arange(len(lake.vectors)))
     graph = NeighborGraph.build(content, catalogue.item_index, seed=0)
-    real = [History(lake.sids[[n, n]], np.ones(2, dtype=bool), np.array([n, n])) for n in range(20)]
+    real = [UserHistory(lake.sids[[n, n]], np.ones(2, dtype=bool), np.array([n, n])) for n in range(20)]
     for rate in (0.25, 1.0, 1.5):
         mixed = list(Walks(graph, catalogue, rate).mixed(iter(real), [0, 1]))
         walks = [h for h in mixed if len(h.items) == 3]

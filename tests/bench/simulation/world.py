@@ -28,7 +28,7 @@ from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import ContentTable, NeighborGraph
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
-from gpl_core.interest.packing import History, training_packs
+from gpl_core.interest.packing import UserHistory, training_packs
 from gpl_core.interest.search import Anchors, SearchSettings
 from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.trie_scoring import DeviceTrie
@@ -364,7 +364,7 @@ def _interest_search(
     content = ContentTable(vectors, np.arange(len(vectors)))
     graph = NeighborGraph.build(content, catalog.item_index, seed=seed)
     sequences = _with_sids(catalog, known.history)
-    real = [History(catalog.sids_of(i), rng.random(len(i)) < keep[i], i) for i in sequences.values()]
+    real = [UserHistory(catalog.sids_of(i), rng.random(len(i)) < keep[i], i) for i in sequences.values()]
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_checkpoint(Path(folder), TinySettings(seed=seed))
         settings = ModelSettings(L, catalog.codes, lora_rank=64, lora_alpha=128, seed=seed, content_width=content.width)
@@ -375,7 +375,7 @@ def _interest_search(
     model.train()
     for epoch in range(size.interest_epochs):
         walks = graph.walks(len(real), seed=[seed, epoch])
-        mixed = real + [History(catalog.sids_of(w), np.ones(len(w), dtype=bool), w) for w in walks]
+        mixed = real + [UserHistory(catalog.sids_of(w), np.ones(len(w), dtype=bool), w) for w in walks]
         order = np.random.default_rng([seed, 3, epoch]).permutation(len(mixed))
         for pack in training_packs(model.vocabulary, [mixed[n] for n in order], H, 4096):
             optimizer.zero_grad()

@@ -18,7 +18,7 @@ from gpl_core.interest.interest_model import (
     load_adapter_state,
 )
 from gpl_core.interest.objective import interest_loss, target_log_probs
-from gpl_core.interest.packing import History, pack_targets
+from gpl_core.interest.packing import UserHistory, pack_targets
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
@@ -49,8 +49,8 @@ def make_sids() -> np.ndarray:
     return np.random.default_rng(3).integers(0, 8, (ITEMS, 3))
 
 
-def history(items: list[int]) -> History:
-    return History(make_sids()[items], np.ones(len(items), dtype=bool), np.array(items))
+def history(items: list[int]) -> UserHistory:
+    return UserHistory(make_sids()[items], np.ones(len(items), dtype=bool), np.array(items))
 
 
 def test_untrained_content_changes_nothing(checkpoint: Path, table: ContentTable) -> None:
@@ -67,7 +67,7 @@ def test_an_event_s_content_reaches_later_targets_only(reader: InterestModel, ta
     """Two histories with the same SIDs, whose second item differs in content: the first target cannot know."""
     trie = DeviceTrie(Trie.build(make_sids(), 8))
     one = history([1, 2, 3, 4])
-    two = History(one.sids, one.is_target, np.array([1, 20, 3, 4]))
+    two = UserHistory(one.sids, one.is_target, np.array([1, 20, 3, 4]))
     with torch.no_grad():
         a, b = (
             target_log_probs(reader, trie, pack_targets(reader.vocabulary, [h], 9), table).log_prob for h in (one, two)
@@ -83,7 +83,7 @@ def test_search_and_training_see_the_same_content(reader: InterestModel, table: 
     items = [[1, 2], [5, 7, 9, 11, 7], [7]]
     anchors = searcher.search([make_sids()[i] for i in items], [np.array(i) for i in items])
     rows = [
-        History(
+        UserHistory(
             np.concatenate([make_sids()[i][-3:], sid[None]]),
             np.arange(len(i[-3:]) + 1) == len(i[-3:]),
             np.array([*i[-3:], 0]),

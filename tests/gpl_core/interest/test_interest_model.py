@@ -24,15 +24,15 @@ from gpl_core.interest.interest_model import (
     load_adapter_state,
 )
 from gpl_core.interest.objective import interest_loss, target_log_probs
-from gpl_core.interest.packing import History, pack_targets
+from gpl_core.interest.packing import UserHistory, pack_targets
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 
 SETTINGS = ModelSettings(levels=3, codes=8, lora_rank=4)
 
 
-def histories(rng: np.random.Generator, users: int = 6) -> list[History]:
-    return [History(rng.integers(0, 8, (n, 3)), np.ones(n, dtype=bool)) for n in rng.integers(2, 8, users)]
+def histories(rng: np.random.Generator, users: int = 6) -> list[UserHistory]:
+    return [UserHistory(rng.integers(0, 8, (n, 3)), np.ones(n, dtype=bool)) for n in rng.integers(2, 8, users)]
 
 
 def train_a_little(model: InterestModel, steps: int = 3) -> list[float]:

@@ -17,7 +17,7 @@ from gpl_core.errors import ContractError, UsageError
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import (
-    History,
+    UserHistory,
     budget_batches,
     most_events,
     pack_targets,
@@ -31,8 +31,8 @@ from tests.gpl_core.interest.conftest import World
 from tests.gpl_core.interest.oracle import next_code_log_probs
 
 
-def all_targets(history: np.ndarray) -> History:
-    return History(history, np.ones(len(history), dtype=bool))
+def all_targets(history: np.ndarray) -> UserHistory:
+    return UserHistory(history, np.ones(len(history), dtype=bool))
 
 
 def test_one_pass_equals_one_forward_pass_per_target(world: World) -> None:
@@ -84,7 +84,7 @@ def test_only_chosen_events_are_targets_and_the_context_keeps_all(world: World) 
     vocabulary = world.model.vocabulary
     with torch.no_grad():
         some = target_log_probs(
-            world.model, world.trie, pack_targets(vocabulary, [History(history, chosen)], 9)
+            world.model, world.trie, pack_targets(vocabulary, [UserHistory(history, chosen)], 9)
         ).log_prob
         every = target_log_probs(world.model, world.trie, pack_targets(vocabulary, [all_targets(history)], 9)).log_prob
     np.testing.assert_allclose(some, every[-1:], atol=1e-12)
@@ -99,7 +99,7 @@ def test_a_single_child_has_no_gradient_and_nothing_becomes_nan(world: World) ->
 
 def test_a_pack_without_targets_has_loss_zero(world: World) -> None:
     pack = pack_targets(
-        world.model.vocabulary, [History(world.histories[0], np.zeros(len(world.histories[0]), bool))], 9
+        world.model.vocabulary, [UserHistory(world.histories[0], np.zeros(len(world.histories[0]), bool))], 9
     )
     assert interest_loss(target_log_probs(world.model, world.trie, pack)).item() == 0
 

@@ -15,7 +15,7 @@ from gpl_core.errors import ContractError, GplError, UsageError
 from gpl_core.interest.attention import ATTENTION
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.objective import target_log_probs
-from gpl_core.interest.packing import History, pack_targets
+from gpl_core.interest.packing import UserHistory, pack_targets
 from gpl_core.interest.search import PAD_LOG_PROB, Anchors, BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
@@ -102,8 +102,8 @@ def test_teacher_forced_log_probs_agree_in_float32(world: World) -> None:
         world.model.double()
 
 
-def one_target(history: np.ndarray, sid: object) -> History:
-    return History(np.concatenate([history, np.array([sid])]), np.arange(len(history) + 1) == len(history))
+def one_target(history: np.ndarray, sid: object) -> UserHistory:
+    return UserHistory(np.concatenate([history, np.array([sid])]), np.arange(len(history) + 1) == len(history))
 
 
 def test_equals_hugging_face_generate_with_the_trie_constraint(world: World) -> None:
