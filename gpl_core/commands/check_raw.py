@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any, Literal
@@ -184,16 +184,15 @@ def _wrong_type(column: Column, kind: str) -> str:
 def _slices(lake: Lake, config: Config, name: str, dates: Sequence[date]) -> Iterator[Finding]:
     table = Snapshot(lake.uri(name), load_contract(name))
     have = set(table.slices())
-    lacking = [d.isoformat() for d in dates if d not in have]
-    if lacking and name not in _OPTIONAL:
+    missing = [d.isoformat() for d in dates if d not in have]
+    if missing and name not in _OPTIONAL:
         known = f"it has {min(have)} to {max(have)}" if have else "it has no rows"
-        yield Finding("error", name, f"no slice for {_some(lacking)}; {known}")
+        yield Finding("error", name, f"no slice for {_some(missing)}; {known}")
     start = config.run.history_start
     if name == "raw_impressions" and start is not None:
         days = [start + timedelta(days=i) for i in range((dates[0] - start).days)]
-        lacking = [d.isoformat() for d in days if d not in have]
-        if lacking:
-            yield Finding("warning", name, f"history from run.history_start {start} lacks {_some(lacking)}")
+        if missing := [d.isoformat() for d in days if d not in have]:
+            yield Finding("warning", name, f"history from run.history_start {start} on lacks {_some(missing)}")
 
 
 def _some(words: Sequence[str], most: int = 5) -> str:
@@ -206,70 +205,62 @@ def _some(words: Sequence[str], most: int = 5) -> str:
 def _rows(
     query: Query, lake: Lake, contract: Contract, dates: Sequence[date], most: int, items: bool
 ) -> Iterator[Finding]:  # fmt: skip
-    name = contract.name
-    have = _columns(lake, name)
+    name, have = contract.name, _columns(lake, contract.name)
     where, day = "", None
     if "dt" in contract.partition_by:
-        days = [d for d in dates if d in set(Snapshot(lake.uri(name), contract).slices())]
-        if not days:
+        present = set(Snapshot(lake.uri(name), contract).slices())
+        day = next((d for d in dates if d in present), None)
+        if day is None:
             return
-        day = days[0]
         where = f" WHERE dt = DATE '{day}'"
     sample = f"(SELECT * FROM {_source(lake, name)} AS r{where} LIMIT {most}) AS s"
-    counts = {"rows": "count(*)"}
+    faults = _faults(contract, have, day)
+    counts = ["count(*) AS total"]
+    counts += [f"count(*) FILTER (WHERE {condition}) AS c{i}" for i, condition in enumerate(faults.values())]
+    keys = ", ".join(k for k in contract.primary_key if k in have)
+    try:
+        row = query.rows(f"SELECT {', '.join(counts)} FROM {sample}")[0]
+        for place, text in enumerate(faults):
+            if bad := row[f"c{place}"]:
+                yield Finding("error", name, f"{text} in {bad:,} of {row['total']:,} sampled rows")
+        repeated = f"SELECT 1 FROM {sample} GROUP BY {keys} HAVING count(*) > 1"
+        if twice := query.rows(f"SELECT count(*) AS n FROM ({repeated}) AS d")[0]["n"]:
+            yield Finding("warning", name, f"{twice:,} keys ({keys}) occur more than once: one row of each is kept")
+        if items and name != "raw_items" and "item_id" in have:
+            unknown = query.rows(
+                f"SELECT count(*) AS n, min(s.item_id) AS example FROM {sample} LEFT JOIN (SELECT DISTINCT item_id "
+                f"FROM {_source(lake, 'raw_items')} AS r) AS i ON i.item_id = s.item_id WHERE i.item_id IS NULL"
+            )[0]
+            if unknown["n"]:
+                found = f"{unknown['n']:,} of {row['total']:,} sampled rows, e.g. '{unknown['example']}'"
+                yield Finding("error", name, f"item_id not in raw_items in {found}")
+    except GplError as problem:
+        yield Finding("error", name, f"rows cannot be read: {problem}")
+
+
+def _faults(contract: Contract, have: Mapping[str, str], day: date | None) -> dict[str, str]:
+    """What can be wrong with a row -> the SQL condition for it."""
+    faults = {}
     for column in contract.columns:
-        if column.name not in have or column.name == "dt":
+        name, kind = column.name, have.get(column.name)
+        if kind is None or name == "dt":
             continue
         if not column.nullable:
-            counts[f"{column.name} is null"] = f"count(*) FILTER (WHERE {column.name} IS NULL)"
-        if column.type == "string" and not column.nullable and have[column.name] == "string":
-            counts[f"{column.name} is empty"] = f"count(*) FILTER (WHERE {column.name} = '')"
+            faults[f"{name} is null"] = f"{name} IS NULL"
+        if column.type == kind == "string" and not column.nullable:
+            faults[f"{name} is empty"] = f"{name} = ''"
         if check := column.check_sql():
-            value = f"try_cast({column.name} AS DOUBLE)" if have[column.name] == "string" else column.name
-            bad = check.replace(column.name, value)
-            counts[f"{column.name} breaks {check}"] = f"count(*) FILTER (WHERE NOT ({bad}))"
+            value = f"try_cast({name} AS DOUBLE)" if kind == "string" else name
+            faults[f"{name} breaks {check}"] = f"NOT ({check.replace(name, value)})"
     if day is not None and have["event_time"] != "string":
         low, high = (f"CAST(TIMESTAMP '{d}T00:00:00Z' AS TIMESTAMP)" for d in (day, day + timedelta(days=1)))
         time = "CAST(event_time AS TIMESTAMP)"
-        counts[f"event_time is not within dt {day} (UTC)"] = (
-            f"count(*) FILTER (WHERE {time} < {low} OR {time} >= {high})"
-        )
-    if name == "raw_items":
-        present = [c for c in ("title", "description", "image", "image_uri", "image_embedding") if c in have]
-        empty = " AND ".join(
-            f"({c} IS NULL OR {c} = '')" if have[c] == "string" else f"{c} IS NULL" for c in present
-        ) or "true"  # fmt: skip
-        counts["no title, description or picture: nothing to encode"] = f"count(*) FILTER (WHERE {empty})"
-    keys = [k for k in contract.primary_key if k in have]
-    duplicates = (
-        f"SELECT count(*) AS n FROM (SELECT 1 FROM {sample} GROUP BY {', '.join(keys)} HAVING count(*) > 1) AS d"
-    )
-    try:
-        names = list(counts)
-        row = query.rows(
-            "SELECT " + ", ".join(f"{sql} AS c{i}" for i, sql in enumerate(counts.values())) + f" FROM {sample}"
-        )[0]
-        total = row["c0"]
-        for place, text in enumerate(names[1:], 1):
-            if row[f"c{place}"]:
-                yield Finding("error", name, f"{text} in {row[f'c{place}']:,} of {total:,} rows looked at")
-        if twice := query.rows(duplicates)[0]["n"]:
-            yield Finding(
-                "warning", name, f"{twice:,} keys ({', '.join(keys)}) occur more than once: one row of each is kept"
-            )
-        if items and name != "raw_items" and "item_id" in have:
-            known = f"(SELECT DISTINCT item_id FROM {_source(lake, 'raw_items')} AS r) AS i"
-            lost = query.rows(
-                f"SELECT count(*) AS n, min(s.item_id) AS example FROM {sample} "
-                f"LEFT JOIN {known} ON i.item_id = s.item_id WHERE i.item_id IS NULL"
-            )[0]
-            if lost["n"]:
-                text = (
-                    f"item_id not in raw_items in {lost['n']:,} of {total:,} rows looked at, e.g. '{lost['example']}'"
-                )
-                yield Finding("error", name, text)
-    except GplError as problem:
-        yield Finding("error", name, f"rows cannot be read: {problem}")
+        faults[f"event_time is not within dt {day} (UTC)"] = f"{time} < {low} OR {time} >= {high}"
+    if contract.name == "raw_items":
+        content = [c for c in ("title", "description", "image", "image_uri", "image_embedding") if c in have]
+        empty = [f"({c} IS NULL OR {c} = '')" if have[c] == "string" else f"{c} IS NULL" for c in content]
+        faults["no title, description or picture: nothing to encode"] = " AND ".join(empty) or "true"
+    return faults
 
 
 def _rate(query: Query, lake: Lake, config: Config, day: date) -> Iterator[Finding]:

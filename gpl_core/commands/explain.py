@@ -29,6 +29,7 @@ from gpl_core.labels.confidence import Exponents, combined_weight
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.query import Query, quoted
 
+FACTORS = ("coherence", "consistency", "llm_confidence")
 NEAREST = 5
 """How many items of the history, and titles per anchor, are shown."""
 _VECTOR_TOLERANCE = 1e-4  # scores were computed in float32, perhaps on a GPU in another order
@@ -71,18 +72,16 @@ def explain(config: Config, user: str, item: str, day: date) -> Row:
     carriers = {i for a in anchors for i in a["carriers"]}
     vectors = _vectors(query, {pair["item_index"], *history, *carriers}, encoder_version, day)
     scores = _score(pair["item_index"], anchors, history, vectors)
-    calibrator = _calibrator(planner, pair["calibrator_version"])
+    folder = planner.artifacts.fetch(_artifact(planner, "calibrator", pair["calibrator_version"]))
+    calibrator = Calibrator.from_json((folder / CALIBRATOR_FILE).read_text(encoding="utf-8"))
     label, raw, weight = _label(planner, query, config, calibrator, pair, day)
     names = _titles(query, {pair["item_index"], *history, *carriers})
-    pairs = {
-        **{k: (pair[k], scores[k], _VECTOR_TOLERANCE) for k in
-           ("similarity", "history_similarity", "coherence", "consistency", "llm_confidence")},
-        "pseudo_label": (pair["pseudo_label"], label, _FORMULA_TOLERANCE),
-        "raw_weight": (pair["raw_weight"], raw, _FORMULA_TOLERANCE),
-    }  # fmt: skip
+    compared = {k: (pair[k], scores[k], _VECTOR_TOLERANCE) for k in ("similarity", "history_similarity", *FACTORS)}
+    compared["pseudo_label"] = (pair["pseudo_label"], label, _FORMULA_TOLERANCE)
+    compared["raw_weight"] = (pair["raw_weight"], raw, _FORMULA_TOLERANCE)
     if weight is not None:
-        pairs["weight"] = (pair["weight"], weight, _FORMULA_TOLERANCE * max(1.0, weight))
-    wrong = [f"{k} is stored as {a!r}, computed as {b!r}" for k, (a, b, t) in pairs.items() if abs(a - b) > t]
+        compared["weight"] = (pair["weight"], weight, _FORMULA_TOLERANCE * max(1.0, weight))
+    wrong = [f"{k} is stored as {a!r}, computed as {b!r}" for k, (a, b, t) in compared.items() if abs(a - b) > t]
     if wrong:
         raise ContractError(
             f"pseudo_labels dt={day}, user {user}, item {item}: {'; '.join(wrong)}. Its input tables have changed "
@@ -91,27 +90,18 @@ def explain(config: Config, user: str, item: str, day: date) -> Row:
     for place, anchor in enumerate(anchors):
         anchor["items"] = [names[i] for i in sorted(anchor.pop("carriers"))[:NEAREST]]
         anchor["matched"] = place == scores["matched"]
-    nearest = sorted(scores["history"], key=lambda pair: -pair[1])[:NEAREST]
+    nearest = sorted(scores["history"], key=lambda found: -found[1])[:NEAREST]
     return {
         "user_id": user,
         "item": names[pair["item_index"]],
         "run_date": day.isoformat(),
-        "source": pair["source"],
-        "pseudo_label": pair["pseudo_label"],
-        "weight": pair["weight"],
-        "raw_weight": pair["raw_weight"],
-        "similarity": pair["similarity"],
-        "factors": {k: pair[k] for k in ("coherence", "consistency", "llm_confidence")},
-        "calibrator": {
-            "version": pair["calibrator_version"],
-            "kind": calibrator.kind,
-            "features": list(calibrator.features),
-        },
-        "model_version": pair["model_version"],
-        "sid_version": pair["sid_version"],
+        **{k: pair[k] for k in ("source", "pseudo_label", "weight", "raw_weight", "similarity")},
+        "factors": {k: pair[k] for k in FACTORS},
+        "calibrator": {"version": pair["calibrator_version"], "kind": calibrator.kind, "features": calibrator.features},
+        **{k: pair[k] for k in ("model_version", "sid_version")},
         "anchors": anchors,
         "nearest_history": [{**names[i], "similarity": s, "events_ago": ago} for i, s, ago in nearest],
-        "recomputed": {k: {"stored": a, "computed": b} for k, (a, b, _) in pairs.items()},
+        "recomputed": {k: {"stored": a, "computed": b} for k, (a, b, _) in compared.items()},
         "versions": dict(sorted(query.versions.items())),
     }
 
@@ -132,13 +122,8 @@ def _versions(planner: Planner, day: date) -> dict[str, int]:
 
 
 def _pair(query: Query, user: str, item: str, day: date) -> Row:
-    wanted = (
-        "user_id", "item_index", "source", "similarity", "history_similarity", "coherence", "consistency",
-        "llm_confidence", "prefix_log_prob", "pseudo_label", "raw_weight", "weight", "calibrator_version",
-        "model_version", "sid_version",
-    )  # fmt: skip
     found = query.rows(
-        f"SELECT {', '.join(wanted)} FROM pseudo_labels WHERE dt = DATE '{day}' AND user_id = {quoted(user)} "
+        f"SELECT * FROM pseudo_labels WHERE dt = DATE '{day}' AND user_id = {quoted(user)} "
         f"AND item_id = {quoted(item)} ORDER BY source LIMIT 1"
     )
     if not found:
@@ -234,7 +219,8 @@ def _score(
             "the pair has a label, but the embedding of the item or the SIDs of all anchors are missing from "
             "item_embeddings and item_sids at the versions that scoring read"
         )
-    points = np.stack([_unit(np.mean([vectors[i] for i in a["carriers"]], axis=0)) for a in live])  # [K x d]
+    points = np.stack([np.mean([vectors[i] for i in a["carriers"]], axis=0) for a in live])  # [K x d]
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
     # Each item once, at its last event.
     past = list({i: len(history) - place - 1 for place, i in enumerate(history) if i in vectors}.items())
     similarity = points @ vectors[item]
@@ -259,10 +245,6 @@ def _score(
     }
 
 
-def _unit(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return vector / np.linalg.norm(vector)
-
-
 def _label(
     planner: Planner, query: Query, config: Config, calibrator: Calibrator, pair: Row, day: date
 ) -> tuple[float, float, float | None]:
@@ -283,11 +265,6 @@ def _label(
         return label, raw, None
     mean = found[1].details["mean_raw_weight"] if found[1].details["weight_scale"] == "mean" else 1.0
     return label, raw, raw / (mean or 1.0)
-
-
-def _calibrator(planner: Planner, version: str) -> Calibrator:
-    folder = planner.artifacts.fetch(_artifact(planner, "calibrator", version))
-    return Calibrator.from_json((folder / CALIBRATOR_FILE).read_text(encoding="utf-8"))
 
 
 def _artifact(planner: Planner, kind: str, version: str) -> Manifest:

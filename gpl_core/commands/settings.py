@@ -33,8 +33,7 @@ def settings_page() -> str:
         "result: they decide whether, when or how fast a step runs, and can be changed at any time.\n",
     ]
     for name, model, shapes in _sections("", Config):
-        rows = [(k, f) for k, f in model.model_fields.items() if name or _model_of(f.annotation) is None]
-        rows = [(k, f) for k, f in rows if _model_of(f.annotation) is None or _is_list(f.annotation)]
+        rows = [(k, f) for k, f in model.model_fields.items() if not _model_of(f.annotation) or _is_list(f.annotation)]
         if not rows:
             continue
         parts.append(f"## {name}\n\n{(model.__doc__ or '').strip()}\n")
