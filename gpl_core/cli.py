@@ -53,7 +53,7 @@ COMMANDS: dict[str, Command] = {
 def make_parser() -> Parser:
     """The parser of the whole command line; raises UsageError on invalid arguments."""
     parser = Parser(prog="gpl", description="Generative Pseudo-Labeling for pre-ranking", allow_abbrev=False)
-    names = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    names = parser.add_subparsers(dest="command", metavar="command", required=True, parser_class=Parser)
     for command in COMMANDS.values():
         sub = names.add_parser(command.name, help=command.help, description=command.help, allow_abbrev=False)
         if command.needs_config:

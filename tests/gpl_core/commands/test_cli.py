@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpl_core.cli import main
+from gpl_core.cli import COMMANDS, main
 from gpl_core.commands.tables import dictionary
 from gpl_core.graph import runner as running
 from gpl_core.graph.planner import Planner
@@ -88,6 +88,29 @@ def test_the_command_line_imports_neither_torch_nor_spark():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_starting_gpl_does_not_import_the_simulation():
+    code = "import sys, gpl_core.cli; print([m for m in sys.modules if m in ('PIL', 'gpl_core.simulation.recall')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", [n for n, c in COMMANDS.items() if c.needs_config])
+def test_every_command_offers_a_configuration_and_help(name, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    assert left.value.code == 0
+    said = capsys.readouterr().out
+    assert "--config" in said
+    assert COMMANDS[name].help.split()[0] in said
+
+
+def test_a_shadow_run_can_be_run_and_looked_at_and_nothing_else():
+    allowed = {n for n, c in COMMANDS.items() if c.needs_config and c.in_shadow}
+    assert allowed == {
+        "plan", "run", "status", "shadow", "compare", "judge", "evaluate", "summary", "sql", "explain", "check-raw",
+    }  # fmt: skip
 
 
 def test_tables_prints_the_data_dictionary(capsys):
