@@ -60,9 +60,9 @@ def choose_base(
 
 
 def event_digests(table: Snapshot, start: date, end: date) -> dict[str, str]:
-    """ISO date -> short digest of the live files of that date; dates without rows too."""
+    """ISO date -> short identity of the rows of that date; dates without rows too."""
     days = [start + timedelta(days=i) for i in range((end - start).days + 1)]
-    return {d.isoformat(): table.identity(table.select(start=d, end=d))[:8] for d in days}
+    return {d.isoformat(): table.identity(d, d)[:8] for d in days}
 
 
 def moved_items(now: DataFrame, then: DataFrame) -> DataFrame:

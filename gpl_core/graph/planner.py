@@ -10,22 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Literal
 
+from deltalake.exceptions import DeltaError
+
 from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import MissingInputError
+from gpl_core.errors import GplError, MissingInputError
 from gpl_core.graph.steps import ONE_DAY, Read, Step, owner_step, start_of
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest, artifact_version
 from gpl_core.lakehouse.files import DataFile, digest_of
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import WHOLE
-from gpl_core.lakehouse.snapshot import Snapshot
+from gpl_core.lakehouse.snapshot import Snapshot, in_span
 from gpl_core.lakehouse.storage import filesystem
 
 Status = Literal["done", "absent", "stale", "blocked"]
+Inputs = Mapping[str, Mapping[str, str | int]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class StepState:
     status: Status
     reason: str
     fingerprint: str = ""
-    inputs: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
+    inputs: Inputs = field(default_factory=dict)
     artifact_fingerprint: str = ""
     table_fingerprints: Mapping[str, str] = field(default_factory=dict)
 
@@ -85,60 +88,58 @@ class Planner:
             self._snapshots[table] = self.lake.open(table) if self.lake.exists(table) else None
         return self._snapshots[table]
 
-    def borrowed(self, step: Step) -> list[str]:
-        """Which outputs of `step` a shadow run only reads."""
+    def read_only_outputs(self, step: Step) -> list[str]:
+        """Which outputs of `step` a shadow run reads from another lakehouse, and never writes."""
         shadow = self.config.lakehouse.shadow
         return sorted({*shadow.tables, *shadow.artifacts} & {*step.writes, *step.also_writes, step.publishes})
 
     def state(self, step: Step, run_date: date) -> StepState:
         """Whether `step` is done for `run_date`, and from which inputs it would run."""
-        if theirs := self.borrowed(step):
+        if theirs := self.read_only_outputs(step):
             return StepState("done", f"{', '.join(theirs)}: read from {self.config.lakehouse.shadow.of}")
         try:
-            inputs = self._inputs(step, run_date, with_next=True)
+            inputs = self._inputs(step, run_date)
         except MissingInputError as error:
             return StepState("blocked", str(error))
-        fingerprint = self._hash(step, inputs)
-        own_prints = {
-            table: self._hash(step, {k: v for k, v in inputs.items() if k in shaping})
-            for table, shaping in step.shaped_by.items()
-        }
-        artifact_fingerprint = ""
+        state = StepState(
+            "stale", "runs whenever it is asked for", self._hash(step, inputs), inputs,
+            table_fingerprints={
+                table: self._hash(step, {k: v for k, v in inputs.items() if k in shaping})
+                for table, shaping in step.shaped_by.items()
+            },
+        )  # fmt: skip
         if step.publishes:
-            own = self._inputs(step, run_date, with_next=False)
-            artifact_fingerprint = self._hash(step, own, run_date)
-            status, reason = self._artifact_state(step, run_date, artifact_fingerprint)
+            after = {r.table for r in step.reads if r.scope == "next"}  # the day after judges, but does not shape it
+            own = {k: v for k, v in inputs.items() if k not in after}
+            state = replace(state, artifact_fingerprint=self._hash(step, own, run_date))
+            status, reason = self._artifact_state(step, run_date, state)
             if status != "done" or not step.writes:
-                return StepState(status, reason, fingerprint, inputs, artifact_fingerprint)
+                return replace(state, status=status, reason=reason)
         if step.writes_page:
-            status, reason = self._report_state(run_date, fingerprint)
-        elif not step.writes:
-            status, reason = "stale", "runs whenever it is asked for"
+            status, reason = self._report_state(run_date, state.fingerprint)
         elif step.idle_without and self._is_empty(step.idle_without, run_date):
             status, reason = "done", f"{step.idle_without} has no rows for {run_date}: nothing to do"
+        elif step.writes:
+            status, reason = self._table_state(step, run_date, state)
         else:
-            status, reason = self._table_state(step, run_date, {t: own_prints.get(t, fingerprint) for t in step.writes})
-            if status == "stale" and self._only_compacted(step, run_date, inputs):
-                status, reason = "done", "the platform's tables were compacted since, no data changed"
-        return StepState(status, reason, fingerprint, inputs, artifact_fingerprint, own_prints)
+            return state
+        return replace(state, status=status, reason=reason)
 
     # ---- inputs ------------------------------------------------------------------------------------------------
 
-    def _inputs(self, step: Step, run_date: date, *, with_next: bool) -> dict[str, dict[str, str | int]]:
+    def _inputs(self, step: Step, run_date: date) -> dict[str, dict[str, str | int]]:
         inputs: dict[str, dict[str, str | int]] = {}
         for read in step.reads:
-            if read.scope == "next" and not with_next:
-                continue
             if not read.when(self.config):
                 continue
-            snapshot = self.snapshot(read.table)
-            if read.may_lack(self.config) and run_date.isoformat() not in self._table_marks(read.table):
+            snapshot, written = self.snapshot(read.table), self._is_written(read.table, run_date)
+            if read.may_lack(self.config) and not written:
                 continue  # the step goes on without; when the slice comes, so does its digest, and the step is stale
             owner = owner_step(read.table)
-            # A cache may lack this date's rows only where its step had nothing to do; else its reader would silently
-            # find nothing.
-            idle_without = owner.idle_without if owner and not read.optional else ""
-            idle = bool(idle_without) and self._is_empty(idle_without, run_date)
+            # A cache may lack this date's rows only where its step had nothing to do; otherwise its reader would
+            # silently find nothing.
+            cached = bool(owner and owner.idle_without and not read.optional)
+            idle = cached and owner is not None and self._is_empty(owner.idle_without, run_date)
             if snapshot is None:
                 # Whoever names its place means it: a typing error must not let opt-outs go unseen.
                 named = read.table in self.config.lakehouse.tables
@@ -150,22 +151,26 @@ class Planner:
                 )
             entry = inputs.setdefault(read.table, {"version": snapshot.version})
             if read.scope != "lookup":
-                files = self.files(snapshot, read, run_date)
-                digest = snapshot.identity(files) if owner else digest_of(files)
-                entry["digest"] = f"{entry['digest']}+{digest}" if "digest" in entry else digest
-            if (read.scope == "slice" and owner) or (idle_without and not idle):
-                self._require_slice(step, snapshot, run_date)
+                digest = self._digest(read, snapshot, run_date)
+                entry["digest"] = "+".join(filter(None, (str(entry.get("digest", "")), digest)))
+            if owner and not written and (read.scope == "slice" or (cached and not idle)):
+                raise MissingInputError(
+                    f"step {step.name} needs the slice dt={run_date} of {read.table}, which step {owner.name} has not "
+                    f"written; run {owner.name} for {run_date} first"
+                )
         for kind in step.uses:
             inputs[f"artifact:{kind}"] = {"version": self.artifacts.in_force(kind, run_date).version}
         return inputs
 
-    def _require_slice(self, step: Step, snapshot: Snapshot, run_date: date) -> None:
-        name = snapshot.contract.name
-        if run_date.isoformat() not in self._table_marks(name):
-            raise MissingInputError(
-                f"step {step.name} needs the slice dt={run_date} of {name}, which step {snapshot.contract.owner} "
-                f"has not written; run {snapshot.contract.owner} for {run_date} first"
-            )
+    def _digest(self, read: Read, snapshot: Snapshot, run_date: date) -> str:
+        """What the rows in the scope of `read` are known by; "" when there are none.
+
+        Our tables: by the newest commits that changed them. The platform's, whose logs may be of any length: by their
+        live files, see `_only_compacted`.
+        """
+        if owner_step(read.table):
+            return snapshot.identity(*read.span(self.config, run_date))
+        return digest_of(self.files(snapshot, read, run_date))
 
     def files(self, snapshot: Snapshot, read: Read, run_date: date) -> tuple[DataFile, ...]:
         """The live files that `read` covers for `run_date`."""
@@ -174,21 +179,23 @@ class Planner:
         start, end = read.span(self.config, run_date)
         return snapshot.select(start=start, end=end)
 
-    def _hash(self, step: Step, inputs: Mapping[str, Mapping[str, str | int]], run_date: date | None = None) -> str:
-        nothing = digest_of(())
+    def _hash(self, step: Step, inputs: Inputs, run_date: date | None = None) -> str:
         body = {
             "step": step.name,
             # A look-up is never a reason to run again, nor is a table that comes to exist without rows in the scope.
             "inputs": {
-                k: v["digest"] if "digest" in v else v["version"]
-                for k, v in inputs.items()
-                if k.startswith("artifact:") or v.get("digest", nothing) != nothing
+                k: v.get("digest", v["version"]) for k, v in inputs.items()
+                if k.startswith("artifact:") or v.get("digest")
             },
             "config": step.config_hash(self.config),
             "contracts": {t: load_contract(t).version for t in step.writes + step.also_writes},
             "run_date": run_date.isoformat() if run_date else "",
-        }
+        }  # fmt: skip
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
+
+    def _is_empty(self, table: str, run_date: date) -> bool:
+        snapshot = self.snapshot(table)
+        return snapshot is not None and not snapshot.select(start=run_date, end=run_date)
 
     # ---- outputs -----------------------------------------------------------------------------------------------
 
@@ -203,86 +210,82 @@ class Planner:
             self._marks[table] = found
         return self._marks[table]
 
+    def _is_written(self, table: str, run_date: date) -> bool:
+        return run_date.isoformat() in self._table_marks(table)
+
     def is_current(self, table: str, run_date: date, fingerprint: str) -> bool:
         """Whether the newest commit to `table`'s slice of `run_date` carries `fingerprint`."""
         return [f for _, f in self._table_marks(table).get(run_date.isoformat(), [])][:1] == [fingerprint]
 
-    def _table_state(self, step: Step, run_date: date, fingerprints: Mapping[str, str]) -> tuple[Status, str]:
-        for table, fingerprint in fingerprints.items():
+    def _table_state(self, step: Step, run_date: date, state: StepState) -> tuple[Status, str]:
+        compacted = ""
+        for table in step.writes:
             dated = "dt" in load_contract(table).partition_by
             found = self._table_marks(table).get(run_date.isoformat() if dated else WHOLE)
             if not found:
                 return "absent", f"{table} has no slice for {run_date}"
             # Tables without dates only grow: what an older commit added for these inputs is still there, though a
             # newer one (another date's tokenizer) came after it.
-            if fingerprint not in {f for _, f in (found[:1] if dated else found)}:
+            if state.fingerprint_of(table) in {f for _, f in (found[:1] if dated else found)}:
+                continue
+            if not self._only_compacted(step, table, run_date, state.inputs):
                 return "stale", f"{table}@{found[0][0]} was made from other inputs or settings"
-        return "done", ", ".join(f"{t}@{s.version}" for t in step.writes if (s := self.snapshot(t)))
+            compacted = "; the platform's tables were compacted since, no rows changed"
+        return "done", ", ".join(f"{t}@{s.version}" for t in step.writes if (s := self.snapshot(t))) + compacted
 
-    def _only_compacted(
-        self, step: Step, run_date: date, inputs: Mapping[str, Mapping[str, str | int]]
-    ) -> bool:  # fmt: skip
-        """Whether every output is current but for the platform's having regrouped its rows since it was read."""
-        for table in step.writes:
-            snapshot, name = self.snapshot(table), run_date.isoformat()
-            newest = snapshot.mark(name) if snapshot is not None else None
-            if newest is None:
-                return False
-            then = {k: v for k, v in inputs.items() if k in step.shaped_by.get(table, inputs)}
-            for read in step.reads:
-                since = newest[1].details.get("raw", {}).get(read.table)
-                raw = self.snapshot(read.table)
-                if read.table not in then or since is None or raw is None or since == raw.version:
-                    continue
-                if (before := raw.uncompacted(since)) is None:
-                    return False
-                digest = digest_of(self.files(before, read, run_date))
-                then[read.table] = {**then[read.table], "digest": digest}
-            if newest[1].slices[name] != self._hash(step, then):
-                return False
-        return True
+    def _only_compacted(self, step: Step, table: str, run_date: date, inputs: Inputs) -> bool:
+        """Whether `table` is current but for the platform's having compacted a raw table since it was read."""
+        snapshot = self.snapshot(table)
+        newest = snapshot.mark(run_date.isoformat()) if snapshot is not None else None
+        if newest is None or "raw" not in newest[1].details:
+            return False
+        then = {k: dict(v) for k, v in inputs.items() if k in step.shaped_by.get(table, inputs)}
+        for read in step.reads:
+            version, raw = newest[1].details["raw"].get(read.table), self.snapshot(read.table)
+            if version is None or raw is None or read.table not in then:
+                continue
+            if in_span(raw.changes_since(version), *read.span(self.config, run_date)):
+                continue
+            try:
+                then[read.table]["digest"] = self._digest(read, self.lake.open(read.table, version), run_date)
+            except (GplError, DeltaError, OSError):
+                continue  # its log has been cleaned of that version
+        return newest[1].slices[run_date.isoformat()] == self._hash(step, then)
 
-    def _artifact_state(self, step: Step, run_date: date, fingerprint: str) -> tuple[Status, str]:
-        manifest = self._own_artifact(step, run_date)
-        made = artifact_version(step.trained_through(run_date), fingerprint)
-        if self.artifacts.passed_by(step.publishes, made, self._limit(step, run_date)):
+    def _artifact_state(self, step: Step, run_date: date, state: StepState) -> tuple[Status, str]:
+        through, kind = step.trained_through(run_date), step.publishes
+        fingerprint, limit = state.artifact_fingerprint, through + ONE_DAY
+        manifest = self.artifacts.in_force_or_none(kind, limit)
+        mismatch = self._mismatch(step, manifest, run_date) if manifest else ""
+        made = artifact_version(through, fingerprint)
+        if self.artifacts.passed_by(kind, made, limit):
             # To run again would make that very version: an operator has decided to do without it.
-            if manifest is not None and self._unlike(step, manifest, run_date) is None:
-                return "done", f"{step.publishes} {manifest.version}; {made} was rolled back"
+            if manifest is not None and not mismatch:
+                return "done", f"{kind} {manifest.version}; {made} was rolled back"
             return "blocked", (
-                f"{step.publishes} {made}, which these inputs make, was rolled back and no other serves {run_date}; "
+                f"{kind} {made}, which these inputs make, was rolled back and no other serves {run_date}; "
                 "gpl promote one, change the settings, or run with --force"
             )
         if manifest is None:
-            return "absent", f"no {step.publishes} was trained through a date before {self._limit(step, run_date)}"
+            return "absent", f"no {kind} was trained through a date before {limit}"
         if manifest.config_hash != step.config_hash(self.config):
-            return "stale", f"{step.publishes} {manifest.version} was made under other settings"
-        if (unlike := self._unlike(step, manifest, run_date)) is not None:
-            return "stale", unlike
-        age = (step.trained_through(run_date) - manifest.trained_through).days
+            return "stale", f"{kind} {manifest.version} was made under other settings"
+        if mismatch:
+            return "stale", mismatch
+        age = (through - manifest.trained_through).days
         if age == 0 and step.retrains_on_new_data and manifest.fingerprint != fingerprint:
-            return "stale", f"{step.publishes} {manifest.version} was made from other inputs"
+            return "stale", f"{kind} {manifest.version} was made from other inputs"
         if age >= (refresh := step.refresh(self.config)):
-            return "stale", f"{step.publishes} {manifest.version} is {age} days old, refreshed every {refresh}"
-        return "done", f"{step.publishes} {manifest.version}"
+            return "stale", f"{kind} {manifest.version} is {age} days old, refreshed every {refresh}"
+        return "done", f"{kind} {manifest.version}"
 
-    def _unlike(self, step: Step, manifest: Manifest, run_date: date) -> str | None:
-        """Which artifact in force `manifest` was not built on; None when all are its own."""
+    def _mismatch(self, step: Step, manifest: Manifest, run_date: date) -> str:
+        """Which artifact in force `manifest` was not built on; "" when it was built on all of them."""
         for kind, key in step.follows.items():
             current = self.artifacts.in_force(kind, run_date).version
             if manifest.lineage.get(key) != current:
                 return f"{step.publishes} {manifest.version} is of {key} {manifest.lineage.get(key)}, not {current}"
-        return None
-
-    def _own_artifact(self, step: Step, run_date: date) -> Manifest | None:
-        return self.artifacts.in_force_or_none(step.publishes, self._limit(step, run_date))
-
-    def _limit(self, step: Step, run_date: date) -> date:
-        return step.trained_through(run_date) + ONE_DAY
-
-    def _is_empty(self, table: str, run_date: date) -> bool:
-        snapshot = self.snapshot(table)
-        return snapshot is not None and not snapshot.select(start=run_date, end=run_date)
+        return ""
 
     def report_path(self, run_date: date) -> str:
         """Where the report of `run_date` lies."""

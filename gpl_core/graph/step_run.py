@@ -240,7 +240,7 @@ def _agreed_state(planner: Planner, step: Step, run_date: date, force: bool, pro
     """The main process's view of the tables, in all processes: they read the same pinned versions."""
     text = ""
     with processes.together():
-        if force and (theirs := planner.borrowed(step)):
+        if force and (theirs := planner.read_only_outputs(step)):
             raise UsageError(
                 f"step {step.name} writes {', '.join(theirs)}, which this shadow run only reads from "
                 f"{planner.config.lakehouse.shadow.of}: give --from with a later step"

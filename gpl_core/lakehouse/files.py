@@ -25,8 +25,14 @@ def rows_in(files: Iterable[DataFile]) -> int:
 
 
 def digest_of(files: Iterable[DataFile]) -> str:
-    """Hash of a set of live files: equal digests mean the same rows."""
-    return sha256("\n".join(sorted(f.path for f in files)).encode()).hexdigest()[:16]
+    """Hash of a set of live files: equal digests mean the same rows; "" for none."""
+    paths = sorted(f.path for f in files)
+    return hash_text("\n".join(paths)) if paths else ""
+
+
+def hash_text(text: str) -> str:
+    """A short hash of `text`."""
+    return sha256(text.encode()).hexdigest()[:16]
 
 
 def file_groups(files: Iterable[DataFile], rows: int) -> Iterator[tuple[DataFile, ...]]:

@@ -23,6 +23,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from gpl_core.conf.sections import CATALOG, Lakehouse
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
+from gpl_core.lakehouse.log import read_log
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
@@ -196,8 +197,8 @@ class Lake:
                 newer = self.open(contract.name, contract=contract)
                 moved = newer.transaction_version(app_id) != last
                 if mode == "overwrite":
-                    live = [s.identity(s.select(where=partition)) for s in (before, newer)]
-                    moved = moved or live[0] != live[1]
+                    since = read_log(newer.uri, newer.version, before.version)
+                    moved = moved or any(entry.changes(partition) for entry in since)
                 if moved or attempt + 1 == _COMMIT_TRIES:
                     raise ConflictError(
                         f"table {contract.name}: slice {sorted(mark.slices)} was written by another run at the same "

@@ -5,8 +5,8 @@ Everything is read from the log with pyarrow and delta-rs, without a JVM.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import copy
 from datetime import UTC, date, datetime
 from functools import cache, cached_property
 from typing import Any
@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake import Schema as DeltaSchema
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import TableNotFoundError
 from deltalake.schema import PrimitiveType
 
 from gpl_core.contracts.contract import CONTRACT_NAME, CONTRACT_VERSION, Contract
 from gpl_core.errors import ContractError, MissingInputError
-from gpl_core.lakehouse.files import DataFile, digest_of
-from gpl_core.lakehouse.log import History, followed_back, read_log
-from gpl_core.lakehouse.marks import SliceMark
+from gpl_core.lakehouse.files import DataFile, hash_text
+from gpl_core.lakehouse.log import LogEntry, read_log
+from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpl_core.lakehouse.storage import filesystem
 
 _NOT_IN_THE_FILES = {"deletionVectors", "columnMapping", "typeWidening"}
@@ -163,30 +163,32 @@ class Snapshot:
         base = self.uri.rstrip("/")
         return [f.path if "://" in f.path else f"{base}/{f.path}" for f in files]
 
-    def identity(self, files: Iterable[DataFile]) -> str:
-        """`digest_of` what `files` were made of: compaction does not change it."""
-        return digest_of(followed_back(files, self._history.regrouped).values())
+    @cached_property
+    def _log(self) -> tuple[LogEntry, ...]:
+        return read_log(self.uri, self.version)
 
-    def uncompacted(self, version: int) -> Snapshot | None:
-        """This snapshot as if what has only regrouped rows since `version` had not happened; None when the log has
-        been cleaned of that version. Reads the commits since then alone."""
-        try:
-            then = Snapshot(self.uri, self.contract, version, self.columns).files
-        except (MissingInputError, DeltaError, OSError):
-            return None
-        live = followed_back(self.files, read_log(self.uri, self.version, since=version).regrouped)
-        live |= {f.path: f for f in then if f.path in live}  # with the statistics that a removal does not tell
-        made = copy(self)
-        made.files = tuple(live[path] for path in sorted(live))
-        return made
+    def changes_since(self, version: int) -> dict[str, int]:
+        """Slice -> newest version that changed its rows, of the commits after `version`; compaction changes none.
+
+        A slice is an ISO date. `*` stands for all: of a table without dates, or of a removal that names none.
+        """
+        return _newest_changes(read_log(self.uri, self.version, version))
 
     @cached_property
-    def _history(self) -> History:
-        return read_log(self.uri, self.version)
+    def _changes(self) -> dict[str, int]:
+        return _newest_changes(self._log)
+
+    def identity(self, start: date | None = None, end: date | None = None) -> str:
+        """Hash of the newest changes to the slices `start` to `end`: equal identities mean the same rows; "" for none.
+
+        The table's own id is part of it: a table that was deleted and made again counts its versions from the start.
+        """
+        found = in_span(self._changes, start, end)
+        return hash_text(json.dumps([str(self._table.metadata().id), sorted(found.items())])) if found else ""
 
     def marks(self) -> list[tuple[int, SliceMark]]:
         """(version, mark) of this table's commits up to this version, newest first."""
-        return list(self._history.marks)
+        return [(entry.version, entry.mark) for entry in self._log if entry.mark is not None]
 
     def mark(self, slice_name: str, step: str | None = None) -> tuple[int, SliceMark] | None:
         """The newest commit that wrote `slice_name`, by `step` when given; None when none did."""
@@ -225,6 +227,20 @@ class Snapshot:
                 for group in range(reader.num_row_groups):
                     rows = reader.read_row_group(group, columns=physical)
                     yield rows.select(physical).rename_columns(list(columns))
+
+
+def _newest_changes(log: Iterable[LogEntry]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for entry in log:
+        for values in entry.changed:
+            found.setdefault(str(values.get("dt", WHOLE)), entry.version)
+    return found
+
+
+def in_span(slices: Mapping[str, int], start: date | None, end: date | None) -> dict[str, int]:
+    """The entries of `slices` from `start` to `end` (None: no limit), and that of `*`."""
+    first, last = start.isoformat() if start else "", end.isoformat() if end else "~"
+    return {name: version for name, version in slices.items() if name == WHOLE or first <= name <= last}
 
 
 @cache

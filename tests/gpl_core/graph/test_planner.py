@@ -210,6 +210,23 @@ def test_a_compacted_raw_table_makes_nothing_stale_until_its_rows_change(tmp_pat
     assert states()[0] == "stale"  # a log that was cleaned tells nothing
 
 
+def test_rows_that_somebody_removes_by_hand_are_noticed_by_who_reads_that_slice(toy):
+    """Another engine's commit carries no mark of ours."""
+    deltalake.DeltaTable(toy.planner.lake.uri("candidates")).delete(f"dt = '{D1}'")
+    assert toy.not_done(RUN) == {("samples", D1): "stale"}
+
+
+def test_a_table_that_was_deleted_and_written_again_is_another_one(toy):
+    """Its log counts from the start: the version of a slice may be the same as before."""
+    before = toy.planner.snapshot("candidates")
+    marks = {name: mark for _, mark in before.marks() for name in mark.slices}
+    shutil.rmtree(before.uri)
+    for day in (D0, D1, D2, D3):
+        toy.write("candidates", day, step="ingest", fingerprint=marks[str(day)].slices[str(day)])
+    assert toy.planner.snapshot("candidates").version == before.version
+    assert toy.not_done(RUN) == {("samples", D1): "stale", ("samples", D2): "stale"}
+
+
 def test_a_rewritten_raw_slice_is_rebuilt_through_that_date_and_through_no_other(tmp_path):
     """Late candidates of D1: everything made from them is made again, for D1 alone, and then all is done."""
     one_day = {**SETTINGS, "prerank": {"train_days": 1}}
