@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import ConflictError, ContractError, MissingInputError, exit_code_of, told
+from gpl_core.errors import ConflictError, ContractError, MissingInputError, classified, exit_code_of
 from gpl_core.lakehouse.files import DataFile, digest_of, file_groups, rows_in
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
@@ -481,7 +481,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(lake, monkeypatch, rows):
     writer = lake.writer(CONTRACT, {"dt": DAY.isoformat()}, dims=DIMS, file_rows=rows)
     with pytest.raises(OSError) as caught, writer:
         writer.write(both)
-    assert "No space left on device; free space" in str(told(caught.value))
+    assert "No space left on device; free space" in str(classified(caught.value))
     assert exit_code_of(caught.value) == 1
     assert list(folder.iterdir()) == []
 
