@@ -141,6 +141,6 @@ def newest_measurement() -> Measurement:
 
 
 COMMAND = Command(
-    "capacity", "GPUs and cost of the anchors of a day, extrapolated from a measured search", add_arguments, run,
+    "capacity", "GPUs and cost of the anchors of a day, extrapolated from a measured search", run, add_arguments,
     needs_config=False,
 )  # fmt: skip

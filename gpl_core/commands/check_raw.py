@@ -282,4 +282,4 @@ def _rate(query: Query, lake: Lake, config: Config, day: date) -> Iterator[Findi
         )  # fmt: skip
 
 
-COMMAND = Command("check-raw", "check the raw tables before the first run: every problem at once", add_arguments, run)
+COMMAND = Command("check-raw", "check the raw tables before the first run: every problem at once", run, add_arguments)

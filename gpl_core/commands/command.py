@@ -28,22 +28,18 @@ class Command:
 
     Attributes:
         help: one line.
-        add_arguments: adds the command's own arguments to its parser; --config and --set are there already.
         run: takes the parsed arguments and the configuration; returns the exit code.
+        add_arguments: adds the command's own arguments to its parser; --config and --set are there already.
         needs_config: False for a command without --config, whose `run` takes the arguments alone.
         in_shadow: False for a command that changes tables which a shadow run only reads.
     """
 
     name: str
     help: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[..., int]
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     needs_config: bool = True
     in_shadow: bool = True
-
-
-def no_arguments(parser: argparse.ArgumentParser) -> None:
-    """For a command that has none of its own."""
 
 
 def run_dates(args: argparse.Namespace, config: Config) -> tuple[date, ...]:

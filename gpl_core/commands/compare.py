@@ -140,5 +140,5 @@ def _both(left: pa.Table, right: pa.Table) -> pa.Table:
 
 
 COMMAND = Command(
-    "compare", "labels and anchors of this lakehouse and of a shadow run, side by side", add_arguments, run
+    "compare", "labels and anchors of this lakehouse and of a shadow run, side by side", run, add_arguments
 )

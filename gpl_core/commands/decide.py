@@ -38,5 +38,5 @@ def run(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-PROMOTE = Command("promote", "put a published artifact back in force", add_arguments, run, in_shadow=False)
-ROLLBACK = Command("rollback", "take a published artifact out of force", _add_rollback_arguments, run, in_shadow=False)
+PROMOTE = Command("promote", "put a published artifact back in force", run, add_arguments, in_shadow=False)
+ROLLBACK = Command("rollback", "take a published artifact out of force", run, _add_rollback_arguments, in_shadow=False)

@@ -115,5 +115,5 @@ def paired_difference(differences: Sequence[float]) -> str:
 
 
 COMMAND = Command(
-    "evaluate", "your own tables: the pre-ranker with and without pseudo-labels on the day after", add_dates, run
+    "evaluate", "your own tables: the pre-ranker with and without pseudo-labels on the day after", run, add_dates
 )

@@ -40,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
-    """Evict, and say how much."""
     found = evict(Planner(config), args.run_date, dry_run=args.dry_run)
     verb = "would be evicted" if args.dry_run else "evicted"
     print(f"interest_anchors: {sum(r.rows for r in found):,} entries of {len(found):,} files {verb}", file=sys.stderr)
@@ -133,6 +132,6 @@ def _hashes(rows: pa.Table, file: DataFile) -> np.ndarray:
 
 
 COMMAND = Command(
-    "evict", "remove from the anchor cache what nothing has needed for cache.retention_days", add_arguments, run,
+    "evict", "remove from the anchor cache what nothing has needed for cache.retention_days", run, add_arguments,
     in_shadow=False,
 )  # fmt: skip

@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
-    """Print the explanation."""
     found = explain(config, args.user, args.item, args.run_date)
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
@@ -315,5 +314,5 @@ def _item(item: Row) -> str:
 
 
 COMMAND = Command(
-    "explain", "why a pair has its pseudo-label: anchor, factors and history, all recomputed", add_arguments, run
+    "explain", "why a pair has its pseudo-label: anchor, factors and history, all recomputed", run, add_arguments
 )

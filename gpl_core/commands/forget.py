@@ -135,4 +135,4 @@ def _void_manifest(lake: Lake, day: str) -> None:
         fs.rm(path)
 
 
-COMMAND = Command("forget", "remove a person from every table of this project", add_arguments, run, in_shadow=False)
+COMMAND = Command("forget", "remove a person from every table of this project", run, add_arguments, in_shadow=False)

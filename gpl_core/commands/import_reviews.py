@@ -60,6 +60,6 @@ def import_settings(config: Config, seed: int | None = None) -> ImportSettings:
 
 
 COMMAND = Command(
-    "import-reviews", "write raw tables from real purchases; requests and exposure are simulated", add_arguments, run,
+    "import-reviews", "write raw tables from real purchases; requests and exposure are simulated", run, add_arguments,
     in_shadow=False,
 )  # fmt: skip

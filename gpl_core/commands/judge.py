@@ -19,5 +19,5 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 COMMAND = Command(
-    "judge", "simulation only: variants of the pre-ranker against the true click probabilities", add_dates, run
+    "judge", "simulation only: variants of the pre-ranker against the true click probabilities", run, add_dates
 )

@@ -231,5 +231,5 @@ def _stamp(lake: Lake, contract: Contract) -> None:
 
 
 COMMAND = Command(
-    "migrate", "bring tables to the current version of their contracts", add_arguments, run, in_shadow=False
+    "migrate", "bring tables to the current version of their contracts", run, add_arguments, in_shadow=False
 )

@@ -121,4 +121,4 @@ def _rewrite(lake: Lake, snapshot: Snapshot, group: Sequence[DataFile]) -> dict[
     return writer.parts[0]
 
 
-COMMAND = Command("optimize", "join small files; nothing turns stale", add_dates, run, in_shadow=False)
+COMMAND = Command("optimize", "join small files; nothing turns stale", run, add_dates, in_shadow=False)

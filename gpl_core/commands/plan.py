@@ -34,4 +34,4 @@ def run(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-COMMAND = Command("plan", "print the launcher commands", add_arguments, run)
+COMMAND = Command("plan", "print the launcher commands", run, add_arguments)

@@ -17,11 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
-    """Start the job."""
     return start([Launch((RETRY,), run_dates(args, config))], args, config)
 
 
 COMMAND = Command(
-    "quarantine", "retry: accept the quarantined rows of a date that pass the checks now", add_arguments, run,
+    "quarantine", "retry: accept the quarantined rows of a date that pass the checks now", run, add_arguments,
     in_shadow=False,
 )  # fmt: skip

@@ -6,7 +6,7 @@ import argparse
 import os
 import subprocess
 
-from gpl_core.commands.command import Command, no_arguments, source
+from gpl_core.commands.command import Command, source
 from gpl_core.config import Config
 from gpl_core.graph.launches import environment, shell, spark_submit
 
@@ -19,6 +19,6 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 COMMAND = Command(
-    "register", "ask Spark's catalog where the raw tables are, and add our tables to lakehouse.database", no_arguments,
-    run, in_shadow=False,
+    "register", "ask Spark's catalog where the raw tables are, and add our tables to lakehouse.database", run,
+    in_shadow=False,
 )  # fmt: skip

@@ -46,4 +46,4 @@ def _warn_of_empty_dates(planner: Planner, dates: Sequence[date]) -> None:
               file=sys.stderr)  # fmt: skip
 
 
-COMMAND = Command("run", "run the graph, skipping what is done", add_arguments, run)
+COMMAND = Command("run", "run the graph, skipping what is done", run, add_arguments)

@@ -10,13 +10,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gpl_core.commands.command import Command, no_arguments
+from gpl_core.commands.command import Command
 from gpl_core.conf.sections import shapes_results
 from gpl_core.config import Config
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the page."""
     print(settings_page())
     return 0
 
@@ -109,4 +108,4 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-COMMAND = Command("settings", "print the configuration reference as Markdown", no_arguments, run, needs_config=False)
+COMMAND = Command("settings", "print the configuration reference as Markdown", run, needs_config=False)

@@ -90,4 +90,4 @@ def shadow_config(config: Config, name: str, first: str, use: Mapping[str, str])
 
 
 COMMAND = Command("shadow", "print the configuration of a run in tables of its own, beside what is published",
-                  add_arguments, run)  # fmt: skip
+                  run, add_arguments)  # fmt: skip

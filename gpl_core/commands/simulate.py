@@ -78,6 +78,6 @@ def print_outcome(what: str, outcome: Outcome, config: Config) -> None:
 
 
 COMMAND = Command(
-    "simulate", "write the raw tables of a simulated marketplace with known click probabilities", add_arguments, run,
+    "simulate", "write the raw tables of a simulated marketplace with known click probabilities", run, add_arguments,
     in_shadow=False,
 )  # fmt: skip

@@ -87,4 +87,4 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-COMMAND = Command("sql", "read-only SQL over tables and views, without Spark", add_arguments, run)
+COMMAND = Command("sql", "read-only SQL over tables and views, without Spark", run, add_arguments)

@@ -34,5 +34,5 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 COMMAND = Command(
-    "status", "which steps are done, absent or stale, per run date, according to the tables", add_dates, run
+    "status", "which steps are done, absent or stale, per run date, according to the tables", run, add_dates
 )

@@ -117,4 +117,4 @@ def _evaluation_table(planner: Planner, last: date) -> Table:
     return table
 
 
-COMMAND = Command("summary", "rows per table, coverage and evaluation of the run dates", add_dates, run)
+COMMAND = Command("summary", "rows per table, coverage and evaluation of the run dates", run, add_dates)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from gpl_core.commands.command import Command, no_arguments
+from gpl_core.commands.command import Command
 from gpl_core.contracts.contract import data_dictionary
 from gpl_core.lakehouse.views import all_views
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the dictionary."""
     print(dictionary())
     return 0
 
@@ -26,6 +25,4 @@ def dictionary() -> str:
     return "\n".join(parts)
 
 
-COMMAND = Command(
-    "tables", "print the data dictionary, views included, as Markdown", no_arguments, run, needs_config=False
-)
+COMMAND = Command("tables", "print the data dictionary, views included, as Markdown", run, needs_config=False)

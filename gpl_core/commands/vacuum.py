@@ -135,4 +135,4 @@ def delete_old_files(
     return Vacuumed(table, len(there), sum(there.values()))
 
 
-COMMAND = Command("vacuum", "delete the files of old versions that no run needs", add_arguments, run, in_shadow=False)
+COMMAND = Command("vacuum", "delete the files of old versions that no run needs", run, add_arguments, in_shadow=False)
