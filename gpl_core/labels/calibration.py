@@ -1,11 +1,11 @@
 """Calibrators: the map from an anchor similarity to a pseudo-label, as pure formulas (numpy and Spark SQL text).
 
-A pseudo-label is `y~ = calibrate(sim)` in [0, 1]. All formulas here are ours (METHOD.md, stage 1, step 5), after
-published parts: Platt 1999 (`platt`), isotonic regression by pool-adjacent-violators (Zadrozny & Elkan 2002).
+A pseudo-label is `y~ = calibrate(sim)` in [0, 1]. All formulas here are ours (docs/method.md), after published parts:
+Platt 1999 (`platt`), isotonic regression by pool-adjacent-violators (Zadrozny & Elkan 2002).
 
-Every calibrator of one variable is *defined* as a piecewise linear map on one uniform grid, so that numpy and Spark
-evaluate the very same few float64 operations. The variable is the similarity, or the prefix_log_prob brought to the
-same range (NATS nats below 0 become 0, 2 NATS and what lies below -1):
+`quantile` and `isotonic` are *defined* as a piecewise linear map on one uniform grid, so that numpy and Spark evaluate
+the same few float64 operations. The variable is the similarity, or the prefix_log_prob brought to the same range (-NATS
+becomes 0, -2 NATS and below becomes -1):
 
     x = similarity, or 1 + prefix_log_prob / NATS
     t = (clip(x, -1, 1) + 1) * GRID_CELLS / 2,  j = min(floor(t), GRID_CELLS - 1),  f = t - j
@@ -23,12 +23,10 @@ This module imports neither torch nor Spark: Spark's driver imports it for the t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +38,7 @@ GRID_CELLS = 1024
 """Cells of the similarity grid over [-1, 1]; a grid map has GRID_CELLS + 1 knots, one per cell edge."""
 
 NATS = 16.0
-"""prefix_log_prob over this, plus 1, is its place on the grid: a SID of 10^13 alike ones is still told apart."""
+"""prefix_log_prob / NATS + 1 is its place on the grid: probabilities down to 10^-13 stay above its end."""
 
 GRID_KINDS = ("quantile", "isotonic")
 KINDS = (*GRID_KINDS, "platt", "logistic")
@@ -51,13 +49,13 @@ VARIABLES = ("similarity", "prefix_log_prob")
 """What a calibrator of one variable may map to a label."""
 
 SCORES = ("similarity", "history_similarity", "prefix_log_prob")
-"""Features that pair_scores holds as they are."""
+"""Features that are columns of pair_scores."""
 
 FEATURES = (*SCORES, "item_click_logit", "user_click_logit", "log_popularity")
 """Features a `logistic` calibrator may use; the last three come from pre-window counts (`feature_values`)."""
 
 COUNT_COLUMNS = ("item_impressions", "item_clicks", "user_impressions", "user_clicks", "item_positives")
-"""Pre-window counts behind the last three features, named as in tables item_stats / user_stats plus their owner."""
+"""Pre-window counts behind the last three features: columns of item_stats and user_stats, prefixed by their owner."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -76,9 +74,8 @@ class FittedOn:
     """What a calibrator was fitted on.
 
     source: "uniform" (uniformly exposed slice), "exposed" (exposed clicks, explicit flag), or "unlabeled"
-        (similarities alone). rows: pairs seen; clicks: clicked ones (0 when unlabeled). base_rate: the labels' mean
-        that the fit aimed at. ece: expected calibration error, sum_b n_b |mean label - click rate| / n; None where no
-        clicks were there to measure it.
+        (scores alone). rows: pairs seen; clicks: clicked ones (0 when unlabeled). base_rate: the target mean of the
+        labels. ece: expected calibration error, sum_b n_b |mean label - click rate| / n; None without clicks.
     """
 
     source: str
@@ -93,10 +90,10 @@ class FittedOn:
 
 @dataclass(frozen=True)
 class Calibrator:
-    """A fitted calibrator; see the module's table for which parameters each kind has.
+    """A fitted calibrator; the module's table says which parameters each kind has.
 
-    prior_rate, prior_strength: the click rate that a count without impressions shrinks to, and the number of
-    impressions it is worth (`logistic` only).
+    prior_rate, prior_strength (`logistic` only): click rates are shrunk toward prior_rate as if it had been observed in
+    prior_strength impressions.
     """
 
     kind: str
@@ -151,11 +148,6 @@ class Calibrator:
         """The calibrator as canonical JSON text (sorted keys): equal calibrators give equal text."""
         return json.dumps(asdict(self), sort_keys=True, allow_nan=False, indent=1)
 
-    @property
-    def digest(self) -> str:
-        """First 12 hex digits of the SHA-256 of `to_json()`."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
-
     @classmethod
     def from_json(cls, text: str) -> Calibrator:
         """Reads `to_json()` text; raises ContractError naming the field that is missing, unknown or wrong."""
@@ -173,20 +165,6 @@ class Calibrator:
         for name in ("knots", "features", "weights"):
             data[name] = tuple(data[name])
         return cls(**data)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names (or any SQL text) of the columns that `sql_expression` reads; the defaults are the tables' own names."""
-
-    similarity: str = "similarity"
-    history_similarity: str = "history_similarity"
-    prefix_log_prob: str = "prefix_log_prob"
-    item_impressions: str = "item_impressions"
-    item_clicks: str = "item_clicks"
-    user_impressions: str = "user_impressions"
-    user_clicks: str = "user_clicks"
-    item_positives: str = "item_positives"
 
 
 def grid_variable(name: str, values: npt.ArrayLike) -> FloatArray:
@@ -211,8 +189,8 @@ def feature_values(calibrator: Calibrator, columns: Mapping[str, npt.ArrayLike])
     """Feature matrix float64 [n x F] of a `platt` or `logistic` calibrator, in the order of its `features`.
 
     columns: the `SCORES` and `COUNT_COLUMNS` that the features need; each [n].
-    Shrunken click logit (ours): p = (clicks + strength * rate) / (impressions + strength), logit(p); a count that is
-    unknown is given as 0, and clicks beyond the impressions count as impressions too.
+    Shrunken click logit (ours): p = (clicks + strength * rate) / (impressions + strength), logit(p); unknown counts are
+    0, and clicks beyond the impressions count as impressions too.
     Log popularity: ln(1 + item_positives).
     """
     rate, strength = calibrator.prior_rate, calibrator.prior_strength
@@ -222,17 +200,16 @@ def feature_values(calibrator: Calibrator, columns: Mapping[str, npt.ArrayLike])
             raise ContractError(f"calibrator feature needs column {name!r}; got {', '.join(sorted(columns))}")
         return np.asarray(columns[name], dtype=np.float64)
 
-    def click_logit(owner: str) -> FloatArray:
+    def feature(name: str) -> FloatArray:
+        if name in SCORES:
+            return column(name)
+        if name == "log_popularity":
+            return np.log1p(column("item_positives"))
+        owner = name.removesuffix("_click_logit")
         clicks, impressions = column(f"{owner}_clicks"), column(f"{owner}_impressions")
         return np.log((clicks + strength * rate) / (np.maximum(impressions - clicks, 0.0) + strength * (1.0 - rate)))
 
-    made: dict[str, Callable[[], FloatArray]] = {
-        **{name: partial(column, name) for name in SCORES},
-        "item_click_logit": lambda: click_logit("item"),
-        "user_click_logit": lambda: click_logit("user"),
-        "log_popularity": lambda: np.log1p(column("item_positives")),
-    }
-    return np.stack([made[name]() for name in calibrator.features], axis=-1)
+    return np.stack([feature(name) for name in calibrator.features], axis=-1)
 
 
 def apply(calibrator: Calibrator, columns: Mapping[str, npt.ArrayLike]) -> FloatArray:
@@ -263,37 +240,32 @@ def fraction_sql(similarity: str) -> str:
     return f"({_position_sql(similarity)} - {cell_sql(similarity)})"
 
 
-def sql_expression(calibrator: Calibrator, columns: Columns | None = None) -> str:
-    """Spark SQL text (double, in [0, 1]) of `apply`, for `F.expr`; agrees with it to 1e-6 (tested to 1e-12).
+def sql_expression(calibrator: Calibrator) -> str:
+    """Spark SQL text (double, in [0, 1]) of `apply` over the columns of the same names; agrees to 1e-12 (tested).
 
     Counts that are null (no row in item_stats / user_stats) count as 0; a null score gives null.
     """
-    columns = columns or Columns()
     if calibrator.kind in GRID_KINDS:
         knots = "array(" + ",".join(_double(value) for value in calibrator.knots) + ")"
         (name,) = calibrator.features
-        variable = grid_variable_sql(name, getattr(columns, name))
+        variable = grid_variable_sql(name, name)
         cell, fraction = cell_sql(variable), fraction_sql(variable)
         return f"((1.0D - {fraction}) * element_at({knots}, {cell} + 1) + {fraction} * element_at({knots}, {cell} + 2))"
     terms = [_double(calibrator.intercept)]
     for name, weight in zip(calibrator.features, calibrator.weights, strict=True):
-        terms.append(f"{_double(weight)} * {feature_sql(calibrator, name, columns)}")
-    # exp(-x) overflows to infinity for x < -709, and 1 / (1 + inf) is the 0 that is meant.
+        terms.append(f"{_double(weight)} * {feature_sql(calibrator, name)}")
+    # exp(-x) overflows to infinity for x < -709, and 1 / (1 + inf) is the intended 0.
     return f"(1.0D / (1.0D + exp(-({' + '.join(terms)}))))"
 
 
-def feature_sql(calibrator: Calibrator, name: str, columns: Columns | None = None) -> str:
+def feature_sql(calibrator: Calibrator, name: str) -> str:
     """Spark SQL text (double) of one feature of `FEATURES`: the same formula as `feature_values`."""
-    columns = columns or Columns()
     if name in SCORES:
-        return f"cast({getattr(columns, name)} as double)"
+        return f"cast({name} as double)"
     if name == "log_popularity":
-        return f"ln(1.0D + {_count_sql(columns.item_positives)})"
-    if name not in FEATURES:
-        raise ContractError(f"calibrator feature {name!r} is unknown; expected one of {', '.join(FEATURES)}")
-    owner = name.split("_")[0]
-    clicks = _count_sql(getattr(columns, f"{owner}_clicks"))
-    impressions = _count_sql(getattr(columns, f"{owner}_impressions"))
+        return f"ln(1.0D + {_count_sql('item_positives')})"
+    owner = name.removesuffix("_click_logit")
+    clicks, impressions = _count_sql(f"{owner}_clicks"), _count_sql(f"{owner}_impressions")
     positive = _double(calibrator.prior_strength * calibrator.prior_rate)
     negative = _double(calibrator.prior_strength * (1.0 - calibrator.prior_rate))
     return f"ln(({clicks} + {positive}) / (greatest({impressions} - {clicks}, 0.0D) + {negative}))"

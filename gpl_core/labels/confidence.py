@@ -51,16 +51,9 @@ def combined_weight(
     return weight
 
 
-def weight_sql(
-    exponents: Exponents,
-    coherence: str = "coherence",
-    consistency: str = "consistency",
-    llm_confidence: str = "llm_confidence",
-) -> str:
-    """Spark SQL text (double, in [0, 1]) of `combined_weight` over the named columns."""
-    columns = {"coherence": coherence, "consistency": consistency, "llm_confidence": llm_confidence}
+def weight_sql(exponents: Exponents) -> str:
+    """Spark SQL text (double, in [0, 1]) of `combined_weight` over the columns of the factors' names."""
     terms = [
-        f"power(least(greatest(cast({columns[name]} as double), 0.0D), 1.0D), {share!r}D)"
-        for name, share in exponents.shares
+        f"power(least(greatest(cast({name} as double), 0.0D), 1.0D), {share!r}D)" for name, share in exponents.shares
     ]
     return "(" + " * ".join(terms) + ")" if terms else "1.0D"

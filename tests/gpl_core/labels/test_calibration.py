@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpl_core.errors import ContractError
 from gpl_core.labels import calibration
-from gpl_core.labels.calibration import GRID_CELLS, Calibrator, Columns, FittedOn, ReliabilityBin
+from gpl_core.labels.calibration import GRID_CELLS, Calibrator, FittedOn, ReliabilityBin
 from gpl_core.labels.confidence import Exponents, combined_weight, weight_sql
 
 FITTED = FittedOn("uniform", 1200, 60, "2026-01-01", "2026-01-03", 0.05, (ReliabilityBin(1200, 0.05, 0.05),), 0.0)
@@ -72,7 +72,7 @@ def test_platt_and_logistic_are_the_sigmoid_of_their_features() -> None:
 def test_json_round_trip(calibrator: Calibrator) -> None:
     again = Calibrator.from_json(calibrator.to_json())
     assert again == calibrator
-    assert again.digest == calibrator.digest
+    assert again.to_json() == calibrator.to_json()
 
 
 def test_json_with_a_wrong_field_is_refused_by_name() -> None:
@@ -154,6 +154,7 @@ def test_spark_evaluates_the_same_formulas() -> None:
         "user_clicks": rng.integers(0, 50, n),
         "item_positives": rng.integers(0, 500, n),
         "coherence": np.concatenate([[0.0, 1.0], rng.uniform(0, 1, n - 2)]).astype(np.float32),
+        "llm_confidence": np.concatenate([rng.uniform(0, 1, n - 2), [0.0, 1.0]]).astype(np.float32),
     }
     curved = Calibrator("isotonic", FITTED, knots=tuple(np.sort(rng.uniform(0, 1, GRID_CELLS + 1)).tolist()))
     exponents = Exponents(2.0, 0.0, 0.5)
@@ -164,12 +165,12 @@ def test_spark_evaluates_the_same_formulas() -> None:
         "rows": [[values[i].item() for values in columns.values()] for i in range(n)],
         "expressions": [
             calibration.sql_expression(curved),
-            calibration.sql_expression(PLATT, Columns(similarity="`similarity`")),
+            calibration.sql_expression(PLATT),
             calibration.sql_expression(LOGISTIC),
             calibration.sql_expression(BY_PREFIX),
             calibration.cell_sql("similarity"),
             calibration.fraction_sql("similarity"),
-            weight_sql(exponents, consistency="0.5", llm_confidence="coherence"),
+            weight_sql(exponents),
         ],
     }
     done = subprocess.run(
@@ -185,6 +186,6 @@ def test_spark_evaluates_the_same_formulas() -> None:
         calibration.apply(BY_PREFIX, columns),
         cell,
         fraction,
-        combined_weight(columns["coherence"], 0.5 * np.ones(n), columns["coherence"], exponents),
+        combined_weight(columns["coherence"], 0.5 * np.ones(n), columns["llm_confidence"], exponents),
     ]
     np.testing.assert_allclose(found, np.stack(expected, axis=1), rtol=0, atol=1e-12)
