@@ -1,7 +1,7 @@
 """Alignment tasks: an item's title predicts its SID, and its SID the title, beside the next-SID objective.
 
-An option (as LC-Rec and MiniOneRec do it), each task with a weight of its own; the words' loss is over the base's whole
-vocabulary, the SIDs' by the scoring rule of `scoring`. Legend: n items, L levels, M title tokens, V base tokens.
+An option (as in LC-Rec and MiniOneRec), each task with its own weight. The loss of words is over the base's whole
+vocabulary, that of SIDs follows `trie_scoring`. Legend: n items, L levels, M title tokens, V base tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.interest.vocabulary import SidVocabulary
 
 MOST_TOKENS = 32
-"""A title is cut there: what names an item stands at its beginning."""
+"""Longer titles are cut: their beginning names the item."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class TitlePack:
 
     pack: Pack
     words: np.ndarray
-    """int64 [M]: title tokens to be predicted, each title closed by the end-of-text token."""
+    """int64 [M]: title tokens to predict, each title closed by the end-of-text token."""
     word_places: np.ndarray
     """int64 [M]: the packed position whose hidden state predicts that token."""
 
@@ -49,9 +49,9 @@ class Titles:
 
     @classmethod
     def of(cls, model: InterestModel, titles: Sequence[str], sids: np.ndarray) -> Titles:
-        """``titles`` and ``sids`` (int [n x L]) of the same items; those without a title are left out.
+        """``titles`` and ``sids`` (int [n x L]) of the same items; UsageError where none has a title.
 
-        UsageError where none has one.
+        Items without a title are left out.
         """
         tokenizer: Any = model.tokenizer
         ids = [np.array(tokenizer.encode(t, add_special_tokens=False)[:MOST_TOKENS], dtype=np.int64) for t in titles]
@@ -61,7 +61,7 @@ class Titles:
         return cls(model.vocabulary, [ids[n] for n in known], np.asarray(sids)[known])
 
     def packs(self, token_budget: int, *, seed: Sequence[int]) -> Iterator[TitlePack]:
-        """Packs of about ``token_budget`` tokens without end, items in random order; same seed, same packs."""
+        """Endless packs of about ``token_budget`` tokens, items in random order; same seed, same packs."""
         random = np.random.default_rng(seed)
         mean = float(np.mean([len(row) for row in self.tokens]))
         items = max(1, min(len(self.tokens), int(token_budget / (2 * (mean + self.vocabulary.levels)))))
@@ -74,10 +74,10 @@ class Titles:
 
 
 def title_pack(vocabulary: SidVocabulary, titles: Sequence[np.ndarray], sids: np.ndarray) -> TitlePack:
-    """Each item twice: [title, SID] with the SID's codes to be predicted, [SID, title, end] with title and end.
+    """Each item twice: [title, SID], predicting the SID's codes, and [SID, title, end], predicting title and end.
 
     ``titles``: int64 token ids, none empty; ``sids`` int [n x L]. The last token of a row predicts nothing and is left
-    out, so both tasks of an item have len(title) + L - 1 and len(title) + L tokens.
+    out, so the two rows of an item have len(title) + L - 1 and len(title) + L tokens.
     """
     levels = vocabulary.levels
     codes = vocabulary.ids(sids)

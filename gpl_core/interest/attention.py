@@ -1,7 +1,7 @@
 """Attention for packed sequences, without pad tokens in any linear layer.
 
-The model runs on one flat row of T tokens. Only inside the attention kernel are queries, keys and values laid out per
-sequence; what may attend to what is a *plan*, passed to the model as a keyword and called once per layer.
+The model runs on one flat row of T tokens. Queries, keys and values are laid out per sequence only inside the attention
+kernel; a *plan*, passed to the model as a keyword and called once per layer, decides what may attend to what.
 
 Legend for shapes: T packed tokens, B sequences, n longest of them, U users, W beams, h heads, h_kv key/value heads,
 d_h width of a head.
@@ -22,7 +22,7 @@ ATTENTION = "gpl_packed"
 
 
 class AttentionPlan(Protocol):
-    """Says, layer by layer, which packed tokens see which."""
+    """Decides, per layer, which packed tokens attend to which."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Query [T x h x d_h], key and value [T x h_kv x d_h] -> [T x h x d_h]."""
@@ -32,7 +32,7 @@ class AttentionPlan(Protocol):
 def _planned_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, scaling: float, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """The hook that the model calls: [1 x h x T x d_h] in, [1 x T x h x d_h] out."""
+    """The hook the model calls: [1 x h x T x d_h] in, [1 x T x h x d_h] out."""
     plan: AttentionPlan = kwargs["plan"]
     flat = [t[0].transpose(0, 1) for t in (query, key, value)]
     return plan.attend(module.layer_idx, flat[0], flat[1], flat[2], scaling)[None], None
@@ -43,7 +43,7 @@ AttentionInterface.register(ATTENTION, _planned_attention)
 
 @dataclass(frozen=True, eq=False)
 class Rectangle:
-    """Sequences of similar length, side by side: where the packed tokens go in a [B x n] grid."""
+    """Sequences of similar length side by side: the places of their packed tokens in a [B x n] grid."""
 
     shape: tuple[int, int]
     """B sequences, n places each."""
@@ -56,12 +56,12 @@ class Rectangle:
 class CausalPlan:
     """Block-diagonal causal attention over packed sequences.
 
-    Sequences are grouped by length, so that a group's grid is at most 1/4 larger than its tokens; places behind a
-    sequence's end are never seen, because attention is causal, and cost attention only, never a linear layer.
+    Sequences are grouped by length, so that a group's grid is at most 1/4 larger than its tokens. Places behind the end
+    of a sequence are never attended to, because attention is causal; they cost attention, but no linear layer.
     """
 
     def __init__(self, lengths: np.ndarray, device: torch.device | str = "cpu") -> None:
-        """``lengths`` int [B], each >= 1: packed one after another, T = sum."""
+        """``lengths`` int [B], each >= 1, of sequences packed one after another: T is their sum."""
         lengths = np.asarray(lengths, dtype=np.int64)
         starts = np.cumsum(lengths) - lengths
         order = np.argsort(lengths, kind="stable")
@@ -104,17 +104,17 @@ class PrefixStore:
     def __init__(
         self, layers: int, users: int, prompt: int, beams: int, kv_heads: int, width: int, **kwargs: Any
     ) -> None:
-        """P = ``prompt`` and ``beams`` slots per user; ``kwargs``: dtype and device. Zeros, so that no slot is NaN."""
+        """``prompt`` (P) plus ``beams`` slots per user; ``kwargs``: dtype and device. All 0, so no slot is NaN."""
         shape = (layers, users, kv_heads, prompt + beams, width)
         self.keys = torch.zeros(shape, **kwargs)
         self.values = torch.zeros(shape, **kwargs)
 
 
 class PrefillPlan:
-    """Causal attention of U packed prompts, whose keys and values stay in a PrefixStore."""
+    """Causal attention of U packed prompts; their keys and values go to a PrefixStore."""
 
     def __init__(self, store: PrefixStore, lengths: np.ndarray, prompt: int) -> None:
-        """``lengths`` int [U], none above ``prompt`` (= P, the store's prompt places)."""
+        """``lengths`` int [U], none above ``prompt`` (P, the prompt slots of the store)."""
         lengths = np.asarray(lengths, dtype=np.int64)
         device = store.keys.device
         self._store, self._prompt = store, prompt
@@ -140,10 +140,10 @@ class PrefillPlan:
 
 
 class TreePlan:
-    """One decoding step: W beams per user, each seeing its user's prompt, its own ancestors and itself."""
+    """One decoding step: W beams per user, each attending to its user's prompt, its ancestors and itself."""
 
     def __init__(self, store: PrefixStore, visible: Tensor, first_slot: int) -> None:
-        """``visible`` bool [U x W x slots up to and with this step's]; this step's keys go to first_slot .. + W."""
+        """``visible`` bool [U x W x slots, this step's included]; the step's keys go to the W slots from first_slot."""
         self._store, self._first = store, first_slot
         self._users, self._beams, self._slots = visible.shape
         self._visible = visible[:, None]

@@ -1,4 +1,4 @@
-"""Base checkpoints: ordinary Qwen2 folders (config, safetensors, tokenizer), read from a local path only."""
+"""Base checkpoints: Qwen2 folders (config, safetensors, tokenizer), read from a local path only."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TinySettings:
     intermediate: int = 256
     max_positions: int = 1024
     vocabulary: int = 0
-    """Embedding rows; 0: as many as the tokenizer has tokens. Real checkpoints have some to spare."""
+    """Embedding rows; 0: one per token of the tokenizer. Real checkpoints have spare rows."""
     seed: int = 0
 
 
@@ -45,7 +45,7 @@ def make_tiny_checkpoint(folder: str | Path, settings: TinySettings) -> None:
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     core.decoder = decoders.ByteLevel()
-    # As in real base checkpoints, padding and end of text are one token: the code that separates them runs here too.
+    # Padding and end of text are one token, as in real base checkpoints, so that the code separating them runs too.
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, additional_special_tokens=[END_OF_TURN]
     )

@@ -1,4 +1,4 @@
-"""What a trained interest model is on disk: its adapter and SID rows, not the base's weights.
+"""A trained interest model on disk: its adapter and SID rows, without the base's weights.
 
 ``adapter.safetensors`` (LoRA matrices and SID rows) and ``interest_model.json`` (settings, the base's fingerprint, the
 sid_version). The artifact store copies the folder and writes the artifact's manifest last.
@@ -31,10 +31,10 @@ DESCRIPTION = "interest_model.json"
 def save_bundle(
     model: InterestModel, folder: str | Path, checkpoint: str | Path, *, sid_version: str, max_events: int
 ) -> None:
-    """Write the bundle to ``folder`` (made if absent), the description last.
+    """Write the bundle to ``folder`` (created if absent), the description last.
 
-    ``checkpoint``: the base it was trained on, known from now on by its fingerprint; ``max_events``: the longest
-    history it was trained on, which the search must not exceed.
+    ``checkpoint``: the base it was trained on, recorded by its fingerprint; ``max_events``: the longest history it was
+    trained on, which the search must not exceed.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)

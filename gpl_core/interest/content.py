@@ -1,6 +1,6 @@
-"""What the model may learn from content besides the SIDs: item vectors at its input, walks between alike items.
+"""What the model may learn from content besides the SIDs: item vectors at its input, walks between similar items.
 
-Both are options (METHOD.md's study found a gain on little data). Legend: N items, d embedding width, M events.
+Both are options (docs/decisions/018). Legend: N items, d embedding width, M events.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from gpl_core.errors import UsageError
 
-_STAY = 1 / 6  # chance that a walk stays where it is: people buy again, and a walk that never does teaches otherwise
+_STAY = 1 / 6  # chance that a walk repeats its item: people buy again, and walks that never repeat teach otherwise
 _BLOCK = 2_048  # items compared with all others at a time: bounds memory to this times the pool
 
 
 @dataclass(frozen=True, eq=False)
 class ContentTable:
-    """Item vectors by item_index; what is missing stays missing, it is not guessed."""
+    """Item vectors by item_index; missing ones stay missing."""
 
     vectors: np.ndarray
-    """float32 [n x d], unit rows; a memory map will do."""
+    """float32 [n x d], unit rows; may be a memory map."""
     row_of: np.ndarray
     """int64 [largest item_index + 1]: row of an item, -1 where it has no usable vector."""
 
@@ -45,7 +45,7 @@ class ContentTable:
 
 @dataclass(frozen=True, eq=False)
 class NeighborGraph:
-    """Each item's nearest items by content: what synthetic walks go along (ours; METHOD.md's study)."""
+    """Each item's nearest items by content: the edges of synthetic walks (ours)."""
 
     items: np.ndarray
     """int64 [n]: item_index of the graph's nodes."""
@@ -94,7 +94,7 @@ class NeighborGraph:
 
 
 def _nearest(vectors: Tensor, start: int, count: int) -> np.ndarray:
-    """The ``count`` rows of highest cosine to each of _BLOCK rows from ``start`` on, itself left out: int32."""
+    """int32 [_BLOCK x count]: the rows of highest cosine to each of the rows from ``start`` on, itself excluded."""
     block = vectors[start : start + _BLOCK]
     score = block @ vectors.T
     own = torch.arange(len(block), device=score.device)

@@ -31,16 +31,16 @@ class ModelSettings:
     """What is put on top of a base checkpoint."""
 
     levels: int
-    """L, as in the SIDs' tokenizer artifact."""
+    """L of the tokenizer artifact."""
     codes: int
-    """C, likewise."""
+    """C of the tokenizer artifact."""
     prompt: str = ""
     """Text before every history, may be empty; masked from the loss."""
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
     seed: int = 0
-    """Of LoRA's start and the codebooks' projection."""
+    """Of LoRA's initial weights and the codebooks' projection."""
     content_width: int = 0
     """d of the item vectors added at the input; 0: SIDs alone."""
 
@@ -52,9 +52,9 @@ class ModelSettings:
 class InterestModel(nn.Module):
     """Predicts a user's next SID from the SIDs of the history; made by `build_interest_model`.
 
-    The language model's own head (all the base's words) is never computed: a level's logits are hidden states times the
-    C output rows of that level. Input vectors of SID tokens are read from the trained rows directly, because PEFT's
-    forward would copy the whole embedding matrix in every step.
+    The language model's own head (all the base's words) is never computed: the logits of a level are hidden states
+    times its C output rows. Input vectors of SID tokens are read from the trained rows directly, because PEFT's forward
+    would copy the whole embedding matrix in every step.
     """
 
     def __init__(self, body: PeftModel, tokenizer: Any, vocabulary: SidVocabulary, settings: ModelSettings) -> None:
@@ -65,7 +65,7 @@ class InterestModel(nn.Module):
         self.settings = settings
         self.content: nn.Linear | None = None
         if settings.content_width:
-            # From 0: at first the vectors say nothing, and the base is not disturbed.
+            # Starts at 0: the vectors say nothing at first and do not disturb the base.
             self.content = nn.Linear(settings.content_width, self.config.hidden_size, bias=False)
             nn.init.zeros_(self.content.weight)
             self.content.to(self.input_rows.dtype)
@@ -94,7 +94,7 @@ class InterestModel(nn.Module):
 
     @property
     def word_rows(self) -> Tensor:
-        """The base's own output rows, frozen: those of the tokens before the SIDs', [V x D]."""
+        """The base's own output rows, frozen: of the V tokens before the SIDs', [V x D]."""
         head = self._backbone.embed_tokens if self.config.tie_word_embeddings else self._base.lm_head
         return head.token_adapter.get_base_layer().weight.detach()[: self.vocabulary.first_id]
 
@@ -117,7 +117,7 @@ class InterestModel(nn.Module):
     ) -> Tensor:
         """Last hidden states [T x D] of packed ``token_ids`` and ``positions`` (int64 [T]) under ``plan``.
 
-        ``content``: (places int64 [M], vectors [M x d]), item vectors to be added, projected, at these places.
+        ``content``: (places int64 [M], vectors [M x d]), item vectors that are projected and added at these places.
         """
         inputs = self.embed(token_ids)
         if self.content is not None and content is not None and len(content[0]):
@@ -133,10 +133,10 @@ class InterestModel(nn.Module):
         return out.last_hidden_state[0]
 
     def recompute(self, what: Literal["elementwise", "layers"]) -> None:
-        """Compute again in the backward pass rather than keep what the forward made: less memory, same gradients.
+        """Recompute activations in the backward pass instead of keeping them: less memory, same gradients.
 
-        ``elementwise``: all but attention and the products with the base's matrices, the greater part of the memory for
-        little time. ``layers``: whole layers, of which only the inputs are kept, for about a third more time.
+        ``elementwise``: all but attention and the products with the base's matrices, which saves most of the memory for
+        little time. ``layers``: whole layers, keeping only their inputs, for about a third more time.
         """
         how: dict[str, Any] = {"use_reentrant": False}
         if what == "elementwise":
@@ -158,7 +158,7 @@ class InterestModel(nn.Module):
 
 
 def _keep_costly(rank: int, _: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """What `elementwise` recomputation keeps: attention, and matrix products wider inside than LoRA's ``rank``."""
+    """`elementwise` keeps attention, and matrix products whose inner width exceeds LoRA's ``rank``."""
     name = operation.name()
     product = name in ("aten::mm", "aten::addmm") and args[-1].shape[0] > rank
     if product or "scaled_dot_product" in name:
@@ -182,7 +182,7 @@ def build_interest_model(
     if known > base.config.vocab_size:
         raise UsageError(
             f"checkpoint: the tokenizer at {checkpoint} has {known} tokens, the model {base.config.vocab_size} rows; "
-            "they are not of one checkpoint."
+            "they come from different checkpoints."
         )
     vocabulary = extend_tokenizer(tokenizer, settings.levels, settings.codes, settings.prompt)
     old_rows = base.get_input_embeddings().weight.detach()
@@ -217,11 +217,11 @@ def build_interest_model(
 
 
 def initial_rows(existing: Tensor, vocabulary: SidVocabulary, codebooks: np.ndarray | None, seed: int) -> Tensor:
-    """First values of the SID rows, float32 [L * C x D] (choice: ours; the codebook start follows METHOD.md's study).
+    """Initial SID rows, float32 [L * C x D] (ours).
 
     ``existing`` [V x D]: the base's rows. With ``codebooks`` [L x C x k]: each level's vectors, centered, through a
     random projection fixed by ``seed``, scaled so that the rows lie as far from the base's mean row as its own rows do
-    on average. Without: the mean row plus a little noise, without which every code would have the same logit at first.
+    on average. Without: the mean row plus a little noise, so that codes do not all start with the same logit.
     """
     rows = existing.detach().float().cpu()
     mean = rows.mean(0)
@@ -248,7 +248,7 @@ def initial_rows(existing: Tensor, vocabulary: SidVocabulary, codebooks: np.ndar
 
 
 def adapter_state(model: InterestModel) -> dict[str, Tensor]:
-    """What training changed: LoRA matrices, SID rows (by PEFT's names), content projection. No row of the base."""
+    """What training changes: LoRA matrices, SID rows (by PEFT's names), content projection; nothing of the base."""
     state = get_peft_model_state_dict(model.body, adapter_name=_ADAPTER, save_embedding_layers=False)
     if model.content is not None:
         state[_CONTENT] = model.content.weight

@@ -21,16 +21,13 @@ class TargetScores(NamedTuple):
     log_prob: Tensor
     """[E' x L]: log p of each code given the history and the codes before it."""
     outside: int
-    """E - E': targets whose SID the catalog does not hold (retired items): left out and counted."""
+    """E - E': targets left out because the catalog does not hold their SID (retired items)."""
 
 
 def target_log_probs(
     model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None = None
 ) -> TargetScores:
-    """log p of every target code of ``pack``; differentiable. The prompt predicts nothing.
-
-    ``content``: vectors for a model that reads them.
-    """
+    """log p of every target code of ``pack``; differentiable. ``content``: for a model that reads item vectors."""
     return target_scores(model, trie, hidden_of(model, pack, content), pack)
 
 
@@ -61,7 +58,7 @@ def target_scores(model: InterestModel, trie: DeviceTrie, hidden: Tensor, pack: 
 def content_of(
     table: ContentTable | None, items: np.ndarray, places: np.ndarray, device: torch.device
 ) -> tuple[Tensor, Tensor] | None:
-    """What `InterestModel.hidden` adds at its input: places int64 [m], vectors [m x d] of the items that have one."""
+    """The ``content`` of `InterestModel.hidden`: places int64 [m] and vectors [m x d] of the items that have one."""
     if table is None:
         return None
     rows = table.rows(items)
@@ -72,7 +69,7 @@ def content_of(
 def level_logits(model: InterestModel, hidden: Tensor, level: int) -> Tensor:
     """Logits over the codes of ``level``: ``hidden`` [R x D] -> [R x C], never below float32.
 
-    In bf16 two codes of nearly equal score would tie; the head is small enough to be computed exactly.
+    In bf16, codes of nearly equal score would tie; the head is small enough for float32.
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     return hidden.to(dtype) @ model.level_rows(level).to(dtype).T

@@ -18,14 +18,14 @@ _NOTHING = np.empty(0, dtype=np.int64)
 
 @dataclass(frozen=True, eq=False)
 class UserHistory:
-    """One user's sequence, oldest first, already without padding."""
+    """One user's sequence, oldest first, without padding."""
 
     sids: np.ndarray
     """int [n x L], n >= 1."""
     is_target: np.ndarray
-    """bool [n]: events to be predicted in training (down-sampling has been applied)."""
+    """bool [n]: events to predict in training, after down-sampling."""
     items: np.ndarray | None = None
-    """int [n]: the events' item_index, for content vectors; None where none are used."""
+    """int [n]: the events' item_index; None for a model without content vectors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Pack:
     token_ids: np.ndarray
     """int64 [T]."""
     positions: np.ndarray
-    """int64 [T]: restart at 0 for every user."""
+    """int64 [T]: starting at 0 for every user."""
     lengths: np.ndarray
     """int64 [B]: tokens of each user."""
     target_sids: np.ndarray
@@ -43,7 +43,7 @@ class Pack:
     target_places: np.ndarray
     """int64 [E x L]: the packed position whose hidden state predicts that code."""
     items: np.ndarray
-    """int64 [M]: item_index of the events in the context whose content may be added."""
+    """int64 [M]: item_index of the context's events, whose content may be added."""
     item_places: np.ndarray
     """int64 [M]: the packed position of such an event's last code."""
 
@@ -54,7 +54,7 @@ class Pack:
 
 
 def unflatten(sid: np.ndarray, length: int, levels: int) -> np.ndarray:
-    """A table's ``sid`` (int [H * L], -1 padded at the end) as int [length x L]; ContractError if it is not that."""
+    """A table's ``sid`` (int [H * L], padded with -1) as int [length x L]; ContractError where it has another form."""
     flat = np.asarray(sid)
     if flat.ndim != 1 or len(flat) % levels or not 0 <= length <= len(flat) // levels:
         raise ContractError(
@@ -63,13 +63,13 @@ def unflatten(sid: np.ndarray, length: int, levels: int) -> np.ndarray:
         )
     if (flat[: length * levels] < 0).any() or (flat[length * levels :] != -1).any():
         raise ContractError(
-            f"sid: {flat.tolist()} with length {length}, expected codes first and -1 behind them; rebuild the table."
+            f"sid: {flat.tolist()} with length {length}, expected codes followed by -1; rebuild the table."
         )
     return flat.reshape(-1, levels)[:length]
 
 
 def most_events(vocabulary: SidVocabulary, wanted: int, context: int) -> int:
-    """``wanted`` events, after checking that prompt, events and one generated SID fit into ``context`` positions."""
+    """``wanted``; UsageError unless prompt, events and one generated SID fit into ``context`` positions."""
     need = len(vocabulary.prompt_ids) + (wanted + 1) * vocabulary.levels
     if wanted < 1 or need > context:
         room = (context - len(vocabulary.prompt_ids)) // vocabulary.levels - 1
@@ -92,8 +92,8 @@ def event_ends(vocabulary: SidVocabulary, events: int) -> np.ndarray:
 def pack_targets(vocabulary: SidVocabulary, histories: Sequence[UserHistory], max_events: int) -> Pack:
     """One training row of ``histories``: every target event is predicted from all events before it in one pass.
 
-    The first event of what is kept is context only (nothing precedes it), so it is never a target. The last token
-    predicts nothing and is left out.
+    The first event kept is never a target, because nothing precedes it. The last token predicts nothing and is left
+    out.
     """
     levels, prompt = vocabulary.levels, len(vocabulary.prompt_ids)
     rows, sids, places = [], [], []
@@ -134,9 +134,9 @@ def pack_rows(
 def training_packs(
     vocabulary: SidVocabulary, histories: Iterable[UserHistory], max_events: int, token_budget: int
 ) -> Iterator[Pack]:
-    """Pack ``histories`` in their order, closing a pack before it would exceed ``token_budget`` tokens.
+    """Pack ``histories`` in their order; a pack ends before it would exceed ``token_budget`` tokens.
 
-    Users without a target are skipped: they teach nothing. A single user longer than the budget makes a pack alone.
+    Users without a target are skipped. A single user longer than the budget gets a pack alone.
     """
     waiting: list[UserHistory] = []
     tokens = 0
@@ -156,8 +156,8 @@ def training_packs(
 def budget_batches(sizes: np.ndarray, token_budget: int) -> list[np.ndarray]:
     """Indices of users, grouped so that a group's ``sizes`` (tokens, int [B]) sum to at most ``token_budget``.
 
-    Longest first, so that neighbors are of similar length and the largest batch comes before any other: too little
-    memory shows at once. A user above the budget makes a group alone.
+    Longest first, so that neighbors have similar lengths and a lack of memory shows at once. A user above the budget
+    gets a group alone.
     """
     order = np.argsort(-np.asarray(sizes, dtype=np.int64), kind="stable")
     batches, first, total = [], 0, 0

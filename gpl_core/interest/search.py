@@ -2,9 +2,10 @@
 
 The K beams of a user are K extra positions of the *same* sequence under a tree mask: each sees the prompt and its own
 ancestors. No key or value is copied or reordered. Only a level's valid children are scored, so every beam is a SID of
-the catalog. The beams are those of textbook beam search under the scoring rule of `scoring`.
+the catalog. The beams are those of textbook beam search under the scoring rule of `trie_scoring`.
 
-Legend for shapes: U users, W beams of a level, m most children of a node, L levels, K beams returned, D hidden width.
+Legend for shapes: U users, K beams, W beams to extend (1 at the root, then K), m most children of a node, L levels, D
+hidden width.
 """
 
 from __future__ import annotations
@@ -27,23 +28,23 @@ from gpl_core.interest.packing import budget_batches, event_ends, most_events, p
 from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs
 
 PAD_LOG_PROB = -100.0
-"""log_prob of a slot without an anchor (its sid is -1): finite, because tables hold no infinities; exp gives 0."""
+"""log_prob of a slot without an anchor (its sid is -1): finite, because tables hold no infinities; its exp is 0."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How wide and in how large batches to search."""
+    """Width of the search and size of its batches."""
 
     beams: int
     """K, anchors per user."""
     max_events: int
     """Newest events of a history that the model reads; as in training."""
     token_budget: int = 16_384
-    """Positions computed per batch: prompts plus (L - 1) * K per user. Halved when memory runs out."""
+    """Positions per batch: prompts plus (L - 1) * K per user. Halved when memory runs out."""
     prefixes: int = 0
-    """P, scored prefixes that are given back beside the anchors; they change no beam."""
+    """P, scored prefixes returned beside the anchors; they change no beam."""
 
     def __post_init__(self) -> None:
         if self.beams < 1 or self.token_budget < 1 or self.prefixes < 0:
@@ -56,8 +57,7 @@ class SearchSettings:
 class Anchors(NamedTuple):
     """The K most probable beams of U users, best first; equal probabilities are ordered by SID.
 
-    Beside them the P likeliest of the prefixes that the search scored on its way: all of length 1, and the children of
-    the beams kept.
+    Also the P likeliest of the prefixes that the search scored: all of length 1, and the children of every beam.
     """
 
     sids: np.ndarray
@@ -65,13 +65,13 @@ class Anchors(NamedTuple):
     log_prob: np.ndarray
     """float32 [U x K] (float64 from a float64 model), descending; PAD_LOG_PROB where sids is -1."""
     prefixes: np.ndarray
-    """int32 [U x P x L]: by length, then lexicographic; -1 after a prefix' end, and where there are fewer than P."""
+    """int32 [U x P x L]: by length, then lexicographic; -1 behind a prefix, and where there are fewer than P."""
     prefix_log_probs: np.ndarray
-    """Like log_prob [U x P]: their log p; PAD_LOG_PROB where there is none."""
+    """[U x P], typed like log_prob: their log p; PAD_LOG_PROB where there is none."""
 
 
 class _Beams(NamedTuple):
-    """The beams of one level, in trie order, so that a tie falls to the smaller SID."""
+    """The beams of one level, in trie order, so that the smaller SID wins a tie."""
 
     score: Tensor
     """[U x W], log p of the prefix; -inf for a slot without a beam."""
@@ -84,7 +84,7 @@ class _Beams(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """The likeliest prefixes scored so far, in the order of their numbers."""
+    """The likeliest prefixes scored so far, ordered by number."""
 
     number: Tensor
     """int64 [U x P]: rows of `DeviceTrie.prefixes`."""
@@ -92,19 +92,19 @@ class _Kept(NamedTuple):
     """[U x P], log p; -inf for a slot without a prefix."""
 
     def with_more(self, number: Tensor, score: Tensor, most: int) -> _Kept:
-        """The best ``most`` of these and of longer ones, [U x n] each."""
+        """The best ``most`` of these and of the longer prefixes given, [U x n] each."""
         every = torch.cat([self.score.to(score.dtype), score], dim=1)
         chosen, scores = _best_in_order(every, most)
         return _Kept(torch.cat([self.number, number], dim=1).gather(1, chosen), scores)
 
 
 class BeamSearch:
-    """Searches anchors for any number of users; remembers a token budget that has been halved."""
+    """Searches anchors for any number of users; a token budget halved for lack of memory stays halved."""
 
     def __init__(
         self, model: InterestModel, trie: DeviceTrie, settings: SearchSettings, content: ContentTable | None = None
     ) -> None:
-        """UsageError where trie, model and settings do not fit each other. The model should be in eval mode.
+        """UsageError where trie, model and settings do not fit. The model should be in eval mode.
 
         ``content``: the item vectors, for a model that reads them.
         """
@@ -230,7 +230,7 @@ class BeamSearch:
         return self._collect(trail, kept)
 
     def _content(self, lengths: np.ndarray, items: Sequence[np.ndarray] | None) -> tuple[Tensor, Tensor] | None:
-        """Content of the prompts' events; beams have none: a half-finished SID is no item."""
+        """Content of the prompts' events; beams have none: part of a SID is not an item."""
         if self.content is None or items is None:
             return None
         starts = np.cumsum(lengths) - lengths
@@ -260,10 +260,9 @@ class BeamSearch:
         return extended, kept
 
     def _collect(self, trail: list[_Beams], kept: _Kept) -> Anchors:
-        """SIDs and scores of the last level's best K, read back through the parents; the kept prefixes."""
+        """The last level's beams by score, their SIDs read back through the parents; the kept prefixes."""
         best = trail[-1].score.sort(dim=1, descending=True, stable=True)
-        slot = best.indices[:, : self.settings.beams]
-        score = best.values[:, : self.settings.beams]
+        score, slot = best.values, best.indices
         codes = []
         for beams in reversed(trail):
             codes.append(beams.code.gather(1, slot))
@@ -281,8 +280,8 @@ class BeamSearch:
 def _best_in_order(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Places [U x count] of the ``count`` largest of ``score`` [U x n], in ascending place, and their scores.
 
-    Among equals at the cut the lower places win: torch.topk leaves open which, and may choose otherwise on another
-    device or batch. Where n < count or fewer are finite, the rest are place 0 with score -inf, at the end.
+    Among equals at the cut the lower places win; torch.topk leaves that open, and may differ by device or batch. Where
+    n < count or fewer are finite, the rest are place 0 with score -inf, at the end.
     """
     users, size = score.shape
     top = score.topk(min(count, size), dim=1).values
@@ -291,7 +290,7 @@ def _best_in_order(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
     at_cut = score == cut
     room = top.shape[1] - above.sum(1, keepdim=True)
     taken = (above | (at_cut & (at_cut.cumsum(1) <= room))) & (score > -torch.inf)
-    # Taken places first, each in ascending order: a fixed-shape nonzero.
+    # The taken places in ascending order: a nonzero of fixed shape.
     places = torch.arange(size, device=score.device).expand(users, size)
     chosen = torch.where(taken, places, size).topk(top.shape[1], dim=1, largest=False, sorted=True).values
     chosen = torch.nn.functional.pad(chosen, (0, count - chosen.shape[1]), value=size)

@@ -1,4 +1,4 @@
-"""Which positives are training targets: popular items are down-sampled, the context keeps all of them."""
+"""Which positives are training targets: popular items are down-sampled; the context keeps every event."""
 
 from __future__ import annotations
 

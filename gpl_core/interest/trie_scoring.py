@@ -1,4 +1,4 @@
-"""The one scoring rule of training and search (ours): at each level a softmax over the prefix' *valid children* only.
+"""The scoring rule of training and search (ours): at each level a softmax over the prefix's *valid children* only.
 
 log p(SID) = sum over levels of log p(c_l | c_<l, history); the probabilities of all SIDs of the catalog sum to 1.
 
@@ -29,10 +29,10 @@ class Children(NamedTuple):
 
 
 class DeviceTrie:
-    """A catalog's trie as tensors: children of many nodes at once, of one static width per level."""
+    """A catalog's trie as tensors: the children of many nodes at once, padded to one width per level."""
 
     def __init__(self, trie: Trie, device: torch.device | str = "cpu") -> None:
-        """Raises ContractError on a catalog without SIDs, in which nothing can be predicted."""
+        """Raises ContractError on a catalog without SIDs."""
         if trie.size == 0:
             raise ContractError("trie: no SID in the catalog, expected at least one; assign SIDs before this step.")
         self.trie = trie
@@ -63,8 +63,8 @@ class DeviceTrie:
     def path(self, sids: Tensor) -> tuple[Tensor, Tensor]:
         """The nodes on the way to each SID (int64 [S x L], codes in [0, C)), and which SIDs are in the catalog.
 
-        Returns int64 [S x L + 1] (column l: the node at depth l; the last one is the leaf) and bool [S]; where False
-        the nodes are some valid numbers, to be left out by the caller.
+        Returns int64 [S x L + 1] (column l: the node at depth l, the last one the leaf) and bool [S]; where False the
+        nodes mean nothing.
         """
         node = torch.zeros(len(sids), dtype=torch.int64, device=sids.device)
         found = torch.ones(len(sids), dtype=torch.bool, device=sids.device)
@@ -89,6 +89,6 @@ def child_log_probs(logits: Tensor, children: Children) -> Tensor:
 def code_log_probs(logits: Tensor, children: Children, code: Tensor) -> Tensor:
     """log p of one child per row: ``code`` int64 [R], a valid child's code -> [R]; differentiable in ``logits``."""
     picked = logits.gather(1, children.code)
-    # A finite floor instead of -inf: exp gives exactly 0 all the same, and no gradient becomes NaN.
+    # A finite floor instead of -inf: its exp is exactly 0 too, and no gradient becomes NaN.
     picked = picked.masked_fill(~children.valid, torch.finfo(picked.dtype).min)
     return logits.gather(1, code[:, None])[:, 0] - picked.logsumexp(dim=1)

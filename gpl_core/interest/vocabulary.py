@@ -19,7 +19,7 @@ PAD_TOKEN = "<|sid_pad|>"
 
 @dataclass(frozen=True)
 class SidVocabulary:
-    """Where the SID codes sit in a tokenizer's vocabulary, and the prompt that precedes every history."""
+    """The place of the SID codes in a tokenizer's vocabulary, and the prompt before every history."""
 
     levels: int
     """L, the number of codes in a SID."""
@@ -28,7 +28,7 @@ class SidVocabulary:
     first_id: int
     """Token id of level 1, code 0; ids run to first_id + L * C."""
     prompt_ids: tuple[int, ...]
-    """Token ids of the prompt, may be empty; never a training target."""
+    """Token ids of the prompt, possibly none; never a training target."""
     pad_id: int
     """Never equal to eos_id: a loss mask made from pads must not hide real ends."""
     eos_id: int
@@ -67,11 +67,11 @@ def sid_token(level: int, code: int) -> str:
 
 
 def extend_tokenizer(tokenizer: Any, levels: int, codes: int, prompt: str = "") -> SidVocabulary:
-    """Add the L * C SID tokens to ``tokenizer`` (changed in place) and say where they are.
+    """Add the L * C SID tokens to ``tokenizer`` (in place) and return their place.
 
-    A tokenizer that already holds exactly these tokens is taken as it is. Base checkpoints use one token for padding
-    and end of text; then a padding token of its own is added. Raises UsageError when the tokens of an earlier, other
-    shape are in the way, or when a code is not one token in context.
+    A tokenizer that already holds exactly these tokens stays as it is. Where one token serves for padding and end of
+    text, as in base checkpoints, a padding token is added. Raises UsageError when SID tokens of another shape are in
+    the way, or when a code is not one token in context.
     """
     if levels < 1 or codes < 1:
         raise UsageError(

@@ -1,6 +1,6 @@
-"""What a serving system gets: item vectors and a user tower per variant, as safetensors and JSON.
+"""The bundle for a serving system: item vectors and a user tower per variant, as safetensors and JSON.
 
-Nothing of this project is needed to serve: see `serving.py` for a reader in plain numpy, or repeat its formula:
+Serving needs nothing of this project: see `serving.py` for a reader in plain numpy, or implement its formula:
 
     bucket = crc32(user id) mod user_buckets;  taste = W p[bucket]
     u = taste + O relu(M [id[bucket]; taste] + a) + b        (the user tower's tensors, names as below)
@@ -9,7 +9,7 @@ Nothing of this project is needed to serve: see `serving.py` for a reader in pla
 Files of a bundle: `serving.json`; `profiles.safetensors` (`table` [user_buckets x d]); per variant
 `<variant>/items.safetensors` (`vectors` [N x (m + 1)], row = item_index), `<variant>/user_tower.safetensors`
 (`id.weight`, `project.weight`, `hidden.weight`, `hidden.bias`, `out.weight`, `out.bias`, `pair.weight`);
-`<variant>/item_tower.safetensors`: with it `load_variant` restores the whole model, to embed items that came later.
+`<variant>/item_tower.safetensors`, from which `load_variant` restores the whole model, to embed later items.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gpl_core.prerank.two_tower import TowerConfig, TwoTower
 ContentOf = Callable[[npt.NDArray[np.integer]], npt.NDArray[np.float32]]
 """item_index [n] -> embeddings float32 [n x d], 0 for an item without one."""
 
-_ROWS = 65_536  # items computed at a time: bounds memory whatever the catalog
+_ROWS = 65_536  # items computed at a time: bounds memory
 
 
 def item_vectors(model: TwoTower, sids: npt.NDArray[np.integer], content: ContentOf) -> torch.Tensor:
@@ -83,7 +83,7 @@ def export_bundle(
 
 
 def load_variant(folder: Path, name: str) -> TwoTower:
-    """The model of one variant of a bundle, with the very weights that were exported."""
+    """The model of one variant of a bundle, with exactly the exported weights."""
     about = ServedModel.describe(folder)
     if name not in about["variants"]:
         raise ContractError(f"{folder}: no variant {name!r}; the bundle holds {', '.join(about['variants'])}")

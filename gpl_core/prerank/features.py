@@ -1,4 +1,4 @@
-"""Inputs of the towers: hashed ids, and a bounded table of what each user liked before the run date.
+"""Inputs of the towers: hashed ids, and a bounded table of what users liked before the run date.
 
 Legend for shapes: n rows, d width of the item embedding, H history items.
 """
@@ -32,12 +32,12 @@ class TowerBatch(NamedTuple):
 
 
 def user_buckets(user_ids: Iterable[str], buckets: int) -> npt.NDArray[np.int64]:
-    """CRC-32 of each user id (UTF-8) modulo `buckets`, int64 [n]: any language can repeat it at serving time."""
+    """CRC-32 of each user id (UTF-8) modulo `buckets`, int64 [n]: reproducible in any language at serving time."""
     return np.fromiter((zlib.crc32(user.encode()) % buckets for user in user_ids), dtype=np.int64)
 
 
 def item_buckets(item_index: npt.ArrayLike, buckets: int) -> npt.NDArray[np.int64]:
-    """item_index modulo `buckets`, int64 [n]: item numbers are dense, so no two items meet until buckets run out."""
+    """item_index modulo `buckets`, int64 [n]: item_index is dense, so items collide only when buckets run out."""
     return np.asarray(item_index, dtype=np.int64) % buckets
 
 
@@ -45,7 +45,7 @@ class UserProfiles:
     """Mean embedding of the items in a user's history, one row per hashed user bucket: memory [buckets x d], bounded.
 
     Users that share a bucket share its mean. Add a date's sequences with `add`, then `close_slice`; a later date
-    replaces the buckets it speaks about, as its rows hold those users' whole history.
+    replaces the buckets it has rows for, because a row holds the user's whole history.
     """
 
     def __init__(self, buckets: int, width: int) -> None:
@@ -73,7 +73,7 @@ class UserProfiles:
     def close_slice(
         self, sums: npt.NDArray[np.float64] | None = None, rows: npt.NDArray[np.int64] | None = None
     ) -> None:
-        """Ends a date; `sums` [buckets x d] and `rows` [buckets] are those of all ranks where there are several."""
+        """Ends a date; with several ranks, `sums` [buckets x d] and `rows` [buckets] are the totals over ranks."""
         sums, rows = (self._sum, self._rows) if sums is None or rows is None else (sums, rows)
         touched = rows > 0
         mean = sums[touched] / rows[touched, None]
@@ -84,9 +84,9 @@ class UserProfiles:
 
     @property
     def open_slice(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """(sums [buckets x d], rows [buckets]) added since the last `close_slice`: what ranks add up."""
+        """(sums [buckets x d], rows [buckets]) added since the last `close_slice`, to be summed over ranks."""
         return self._sum, self._rows
 
     def of(self, bucket: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Profiles [n x d] of the buckets [n], unit norm, or 0 where none is known."""
+        """Profiles [n x d] of the buckets [n], of unit norm, or 0 where none is known."""
         return self.table[bucket]

@@ -3,8 +3,8 @@
     L = mean_{exposed} BCE(y, f) + lambda * mean_{unexposed} w * BCE(y~, f)
 
 The fusion of the two label sources is the paper's (arXiv 2602.20995); that the weighted mean divides by the number of
-rows, not by the sum of the weights, is ours: lambda then keeps its meaning whatever the weights' level, and weights
-that are all zero give exposed-only training exactly. Two lines of use:
+rows, not by the sum of the weights, is ours: lambda keeps its meaning whatever the level of the weights, and weights of
+zero give exactly exposed-only training. In use:
 
     loss = dual_label_loss(logits, batch.target, batch.is_exposed, batch.sample_weight, lambda_=2.0)
     loss.backward()
@@ -21,7 +21,7 @@ from gpl_core.errors import ContractError
 
 
 class RowMass(NamedTuple):
-    """What the two means divide by; see `row_mass`. Both are scalars."""
+    """The divisors of the two means, scalars; see `row_mass`."""
 
     exposed: Tensor
     unexposed: Tensor
@@ -53,8 +53,8 @@ def dual_label_loss(
 
     logits, target, sample_weight: [n], target in [0, 1] (the click of an exposed row, the pseudo-label of an unexposed
     one); is_exposed: bool [n]. sample_weight of exposed rows is not used. A kind without rows adds 0.
-    sampling_probability: [n]; None gives every unexposed row the same say, else its say is 1 / pi, self-normalized.
-    mass: what to divide by instead of this batch's own `row_mass`.
+    sampling_probability: [n]; None counts every unexposed row once, else it counts 1 / pi, self-normalized.
+    mass: divisors to use instead of this batch's own `row_mass`.
 
     With lambda_ = 0, or sample_weight all 0, value and gradients equal exposed-only BCE bit for bit.
     Raises ContractError when lambda_ is negative or not finite, or shapes disagree.
@@ -66,7 +66,7 @@ def dual_label_loss(
             raise ContractError(
                 f"dual_label_loss: {name} has shape {tuple(tensor.shape)}; expected {tuple(logits.shape)}"
             )
-    # Rows are picked, not masked by 0, and without `mass` the mean is torch's own: the usual exposed-only loss exactly.
+    # Rows are selected, not masked by 0, and without `mass` the mean is torch's own: exactly the exposed-only loss.
     if mass is None:
         loss = exposed_only_loss(logits, target, is_exposed)
         mass = row_mass(is_exposed, sampling_probability)

@@ -1,7 +1,7 @@
-"""Ranking metrics that say when they are undefined, and how large the ranked sets were (numpy).
+"""Ranking metrics that say when they are undefined, and how long the ranked lists were (numpy).
 
-An undefined figure (one class only, no list with a positive) is None with the reason beside it, never 0.5 or 0.
-Ties never help: AUC counts them half, lists break them by a key that knows nothing of labels or input order.
+An undefined figure (one class only, no list with a positive) is None with a reason, never 0.5 or 0. Ties never help:
+AUC counts them half, lists break them by a key that is independent of labels and input order.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _NORMAL_95 = 1.959963984540054
 class Figure:
     """One measured figure.
 
-    value: None when undefined, `note` then says why. low, high: ends of a 95 % interval, None where none is given.
-    rows: pairs behind it. candidate_set_size: mean length of the ranked lists, None for figures without lists.
+    value: None when undefined; `note` then says why. low, high: ends of a 95 % interval, None without one. rows: its
+    pairs. candidate_set_size: mean length of the ranked lists, None for figures without lists.
     """
 
     metric: str
@@ -63,9 +63,9 @@ def auc(scores: npt.ArrayLike, labels: npt.ArrayLike, metric: str = "auc") -> Fi
 def snips_auc(scores: npt.ArrayLike, clicks: npt.ArrayLike, propensity: npt.ArrayLike) -> Figure:
     """Self-normalized inverse-propensity estimate of the AUC over all pairs that could have been shown (ours).
 
-    Each shown pair counts 1 / propensity, its logged probability of being shown (Swaminathan & Joachims 2015 normalize
-    alike). clicks [n] 0/1; a row whose propensity is not in (0, 1] is left out and counted in the note, which also
-    tells the effective number of rows, (sum w)^2 / sum w^2. No interval is given: the rows' weights differ.
+    Each shown pair counts 1 / propensity, its logged probability of being shown (normalized as by Swaminathan &
+    Joachims 2015). clicks [n] 0/1; rows whose propensity is not in (0, 1] are left out and counted in the note, beside
+    the effective number of rows, (sum w)^2 / sum w^2. Without an interval, because the rows' weights differ.
     """
     s, y = _checked(scores, clicks)
     p = np.asarray(propensity, dtype=np.float64)
@@ -133,7 +133,7 @@ def hit_rate(
 ) -> Figure:
     """HR@k: share of lists with a positive that show one among their k highest scores; labels 0/1.
 
-    lists [n]: the request of each row; tie_key int [n]: breaks equal scores (an item hash, say), must not know labels.
+    lists [n]: the request of each row; tie_key int [n]: breaks ties, independent of labels (an item hash, say).
     """
     hit, _, figure = _per_list(scores, labels, lists, tie_key, k, f"hr@{k}")
     return figure if hit is None else _mean(figure, hit)

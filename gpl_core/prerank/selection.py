@@ -1,4 +1,4 @@
-"""Early stopping by held-out exposed requests: a rule that any user of the feed can apply, alike for all variants."""
+"""Early stopping by held-out exposed requests: one rule for all variants, which any user of the feed can apply."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BUCKETS = 1000
 
 
 def held_out(request_ids: Iterable[str]) -> npt.NDArray[np.bool_]:
-    """bool [n]: rows of the held-out requests, by a hash of the request: whole requests, the same ones in every run."""
+    """bool [n]: rows of the held-out requests: whole requests, chosen by hash, the same in every run."""
     limit = int(HELD_OUT_SHARE * _BUCKETS)
     return np.fromiter((zlib.crc32(b"held-out:" + r.encode()) % _BUCKETS < limit for r in request_ids), dtype=bool)
 
@@ -24,7 +24,7 @@ def held_out(request_ids: Iterable[str]) -> npt.NDArray[np.bool_]:
 class BestWeights:
     """Keeps the weights with the highest AUC on held-out exposed rows.
 
-    Where that AUC is undefined (no held-out click, say) the last weights offered are the best.
+    Where that AUC is undefined (no held-out click, say) it keeps the last weights offered.
     """
 
     def __init__(self) -> None:
@@ -33,8 +33,8 @@ class BestWeights:
         self._weights: dict[str, Tensor] = {}
 
     def offer(self, step: int, model: nn.Module, scores: npt.ArrayLike, clicks: npt.ArrayLike) -> None:
-        """Looks at the model after `step` steps; scores and clicks (0/1) are [n] over the held-out exposed rows."""
-        # Rounded, so that rows of one pair tie and rounding noise (of other rank counts, say) decides nothing.
+        """Considers the model after `step` steps; scores and clicks (0/1) are [n] over the held-out exposed rows."""
+        # Rounded, so that rows of one pair tie and float noise (of another number of ranks, say) decides nothing.
         value = auc(np.round(np.asarray(scores, dtype=np.float64), 4), clicks).value
         if self._weights and value is not None and self.value is not None and value <= self.value + 1e-9:
             return

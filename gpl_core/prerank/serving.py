@@ -1,4 +1,4 @@
-"""Scores candidates from an exported bundle with numpy alone: the whole online cost of the pre-ranker."""
+"""Scores candidates from an exported bundle with numpy alone: all that the pre-ranker costs online."""
 
 from __future__ import annotations
 

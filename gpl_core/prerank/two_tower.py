@@ -1,4 +1,4 @@
-"""The reference pre-ranker: two towers whose outputs meet in one dot product (torch).
+"""The reference pre-ranker: two towers joined by a dot product (torch).
 
 The architecture is ours, of standard parts (two-tower retrieval: Yi et al., RecSys 2019). The item side can be computed
 once per item, the user side once per request, so that a candidate costs one dot product online.
@@ -27,7 +27,7 @@ class TowerConfig:
     user_buckets, item_buckets: rows of the hashed id embeddings. dimension: m, width of embeddings and tower outputs.
     hidden: width of each tower's one hidden layer. content_width: d. levels, codes: L and C of the semantic IDs
     (codes 0 leaves them out). pair_features: names of the passthrough features, a linear term beside the dot product.
-    prior_rate: click rate the untrained model answers with.
+    prior_rate: click rate that the untrained model predicts.
     """
 
     user_buckets: int
@@ -75,7 +75,7 @@ class ItemTower(nn.Module):
         super().__init__()
         self.codes = config.codes
         self.id = nn.Embedding(config.item_buckets, config.dimension)
-        # One row per level and code, and row 0 for "no semantic ID": it stays 0.
+        # One row per level and code; row 0, for "no semantic ID", stays 0.
         self.sid = nn.Embedding(config.levels * config.codes + 1, config.dimension, padding_idx=0)
         self.project = nn.Linear(config.content_width, config.dimension, bias=False)
         self.hidden = nn.Linear(3 * config.dimension, config.hidden)
@@ -112,15 +112,15 @@ class TwoTower(nn.Module):
 
 
 def content_basis(vectors: Tensor, dimension: int) -> Tensor:
-    """The first principal directions of item embeddings, float32 [m x d]: where both projections start.
+    """The first principal directions of item embeddings, float32 [m x d]: the start of both projections.
 
-    vectors: a sample [n x d] of the catalog. Directions that the sample does not have (n or d below m) are 0.
+    vectors: a sample [n x d] of the catalog. Missing directions (n or d below m) are 0.
     """
     centered = vectors.double() - vectors.double().mean(dim=0)
     _, values, directions = torch.linalg.svd(centered, full_matrices=False)
     basis = torch.zeros(dimension, vectors.shape[1])
     there = min(dimension, int((values > 1e-9).sum()))
-    # The sign of a singular vector is arbitrary: its largest entry is made positive, so that runs agree.
+    # The sign of a singular vector is arbitrary: a positive largest entry makes runs agree.
     largest = directions[:there].gather(1, directions[:there].abs().argmax(dim=1, keepdim=True))
     basis[:there] = (directions[:there] * torch.sign(largest)).float()
     return basis
@@ -129,9 +129,9 @@ def content_basis(vectors: Tensor, dimension: int) -> Tensor:
 def build_model(config: TowerConfig, seed: int, basis: Tensor | None = None) -> TwoTower:
     """A TwoTower with deterministic initial weights: equal (config, seed, basis) give equal weights on every rank.
 
-    Both projections start as the same matrix, so that before any training the logit already grows with the cosine of
-    profile and content: every variant, exposed-only included, starts from content. basis [m x d]: `content_basis`; a
-    random matrix without it. Hidden outputs and id embeddings start small.
+    Both projections start as the same matrix, so that before training the logit already grows with the cosine of
+    profile and content: every variant, exposed-only included, starts from content. basis [m x d]: `content_basis`;
+    without it, a random matrix. Hidden outputs and id embeddings start small.
     """
     generator = torch.Generator().manual_seed(seed)
     model = TwoTower(config)
@@ -159,8 +159,8 @@ def build_model(config: TowerConfig, seed: int, basis: Tensor | None = None) -> 
 def parameter_groups(model: TwoTower, learning_rate: float) -> list[dict[str, object]]:
     """Optimizer groups: embeddings of ids and codes learn at a tenth of the rate.
 
-    Adam moves a row at full rate whenever it occurs, so embeddings that see a handful of clicks memorize them: measured
-    on a simulated day, exposed-only training then falls below plain content within one epoch.
+    Adam moves a row at full rate whenever it occurs, so embeddings memorize a handful of clicks: on a simulated day,
+    exposed-only training then fell below plain content within one epoch.
     """
     tables = {"user.id.weight", "item.id.weight", "item.sid.weight"}
     named = list(model.named_parameters())

@@ -1,4 +1,4 @@
-"""What training asks of its engine, so that the loop is the same under plain torch and under DeepSpeed."""
+"""What training needs of its engine, so that one loop serves plain torch and DeepSpeed."""
 
 from __future__ import annotations
 

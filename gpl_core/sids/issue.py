@@ -1,4 +1,4 @@
-"""Issuing SIDs: new items get codes from the frozen codebooks, published SIDs stay where they are.
+"""Issuing SIDs: new items get codes from the frozen codebooks, published SIDs never change.
 
 Legend for shapes: N items to issue, M published items, L levels, d embedding width.
 """
@@ -15,7 +15,7 @@ from gpl_core.sids.tokenizer import TokenizedItems
 
 
 class RowView:
-    """Some rows of a matrix (a memory map, say), read only when they are asked for."""
+    """Some rows of a matrix (possibly a memory map), read on access."""
 
     def __init__(self, matrix: Rows, rows: np.ndarray) -> None:
         """Row n of the view is ``matrix[rows[n]]``."""
@@ -30,18 +30,18 @@ class RowView:
 
 @dataclass(frozen=True)
 class Issued:
-    """SIDs given to N items, and what it took."""
+    """The SIDs of N items, and what issuing them took."""
 
     sids: np.ndarray
     """int32 [N x L]"""
     bucket_size: np.ndarray
     """int64 [N]: items in force with this SID, these N included."""
     moved: int
-    """Items that a repair moved off their nearest last code."""
+    """Items that the repair moved off their nearest last code."""
     shared: int
-    """Items that share their SID with another content."""
+    """Items that share their SID with other content."""
     repeats: int
-    """Items with the content of a published or an earlier item, whose SID they share."""
+    """Items that repeat the content of a published or earlier item and share its SID."""
 
 
 def issue(
@@ -51,12 +51,11 @@ def issue(
     published: np.ndarray,
     published_embeddings: Rows,
 ) -> Issued:
-    """SIDs for N items beside M published ones (in force), which keep theirs.
+    """SIDs for N items beside M published ones in force, which keep theirs.
 
     ``encoded`` and ``embeddings`` [N x d] are the new items', sorted by item_index; ``last_codebook`` [C x k] is the
-    tokenizer's; ``published`` int [M x L] and ``published_embeddings`` [M x d] are what is in force. An item with the
-    content of a published one shares its SID; all others get a SID that nobody has, inside their prefix, where codes
-    are left.
+    tokenizer's; ``published`` int [M x L] and ``published_embeddings`` [M x d] are in force. An item with the content
+    of a published one shares its SID; all others get an unused SID within their prefix, while codes are left.
     """
     codes = encoded.codes
     near = _same_prefix(codes, published)
@@ -82,22 +81,22 @@ def issue(
     return Issued(sids, np.bincount(sid)[sid[: len(sids)]], result.moved, result.shared, repeats)
 
 
-_FEW = 30  # newly issued items below which means say nothing
+_FEW = 30  # with fewer newly issued items, means say nothing
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How unlike the published items the newly issued ones are."""
+    """How far the newly issued items differ from the published ones."""
 
     items: int
     """Newly issued items."""
     residual_ratio: float
-    """Mean residual norm of new over published items; 1 is alike."""
+    """Mean residual norm of new over published items; 1: no difference."""
     perplexity_ratio: float
     """Least over levels: perplexity of the new items over that of as many published ones."""
 
     def message(self, warn: float, renew: float) -> str:
-        """What to do about it; empty when the new items look like the published ones, or are too few to tell."""
+        """What to do; empty when the new items resemble the published ones, or are too few to tell."""
         figures = (
             f"{self.items:,} new items leave {self.residual_ratio:.2f} times the residual of published ones, and use "
             f"{self.perplexity_ratio:.2f} times as many codes"
@@ -114,16 +113,14 @@ class Drift:
 def drift(
     new_sids: np.ndarray, new_norms: np.ndarray, sids: np.ndarray, norms: np.ndarray, codes: int, seed: int = 0
 ) -> Drift | None:
-    """Compares new items (int [N x L], residual norms [N]) with published ones ([M x L], [M]); None where either is
-    absent."""
+    """Compares new items (int [N x L], residual norms [N]) with published ones ([M x L], [M]); None without either."""
     if not len(new_sids) or not len(sids):
         return None
     like = np.random.default_rng(seed).choice(len(sids), size=min(len(new_sids), len(sids)), replace=False)
     fresh, known = level_usage(new_sids[: len(like)], codes)[0], level_usage(sids[like], codes)[0]
-    floor = 1e-9
     return Drift(
         len(new_sids),
-        float(new_norms.mean() / max(norms.mean(), floor)),
+        float(new_norms.mean() / max(norms.mean(), 1e-9)),
         min(a / b for a, b in zip(fresh, known, strict=True)),
     )
 

@@ -1,4 +1,4 @@
-"""Residual k-means: the start of an RQ-VAE's codebooks, and the plain baseline tokenizer.
+"""Residual k-means: the start of an RQ-VAE's codebooks.
 
 Legend for shapes: N rows, L levels, C codes, k width. The clustering is scikit-learn's.
 """
@@ -11,16 +11,15 @@ import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 
-_DISTINCT_ROWS = 20_000  # beyond it a catalog is taken to have more distinct rows than codes
-_EXACT_ROWS = 200_000  # beyond it mini-batches: Lloyd's step over all rows costs N * C * k
+_DISTINCT_ROWS = 20_000  # a larger catalog is assumed to have more distinct rows than codes
+_EXACT_ROWS = 200_000  # mini-batches beyond it: Lloyd's step over all rows costs N * C * k
 
 
 def residual_kmeans(x: np.ndarray, levels: int, codes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codebooks [L x C x k] float32 fitted level by level on the residuals of ``x`` [N x k], and counts [L x C] of
-    rows.
+    """Codebooks float32 [L x C x k] fitted level by level on the residuals of ``x`` [N x k]; rows per code [L x C].
 
-    With fewer distinct rows than codes, each distinct row gets a code and the others are rows with a little noise
-    (a tenth of the spread): real vectors that later items may come to use. Deterministic for a seed.
+    With fewer distinct rows than codes, each distinct row gets a code and the other codes are rows with a little noise
+    (a tenth of the spread), near which later items may fall. Deterministic for a seed.
     """
     residual = np.ascontiguousarray(x, dtype=np.float32).copy()
     books = np.empty((levels, codes, x.shape[1]), dtype=np.float32)
@@ -35,7 +34,7 @@ def residual_kmeans(x: np.ndarray, levels: int, codes: int, seed: int) -> tuple[
             kind = KMeans if len(residual) <= _EXACT_ROWS else MiniBatchKMeans
             extra = {} if kind is KMeans else {"batch_size": max(8192, 4 * codes)}
             with warnings.catch_warnings():
-                # Nearly equal rows may share a cluster; the codes left over are found and revived later.
+                # Nearly equal rows may share a cluster; unused codes are revived later.
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 fitted = kind(clusters, n_init=1, max_iter=50, random_state=int(rng.integers(2**31)), **extra).fit(
                     residual

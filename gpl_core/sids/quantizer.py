@@ -18,12 +18,12 @@ _SMOOTHING = 1e-5
 
 
 class Assignment(NamedTuple):
-    """Codes of a batch and what led to them."""
+    """Codes of a batch and how they came about."""
 
     codes: Tensor
     """int64 [B x L]"""
     residuals: Tensor
-    """[B x L x k]: what each level was given to quantize; residuals[:, 0] is the latent itself."""
+    """[B x L x k]: the input of each level; residuals[:, 0] is the latent itself."""
     quantized: Tensor
     """[B x k]: the sum of the chosen codes."""
 
@@ -45,8 +45,7 @@ def nearest_codes(x: Tensor, codebook: Tensor) -> Tensor:
 
 @torch.no_grad()
 def assign(latent: Tensor, codebooks: Tensor) -> Assignment:
-    """Greedy residual codes of ``latent`` [B x k] with ``codebooks`` [L x C x k]. Training and inference both call
-    this."""
+    """Greedy residual codes of ``latent`` [B x k] by ``codebooks`` [L x C x k], for training and inference alike."""
     residual, codes, residuals = latent, [], []
     for codebook in codebooks:
         residuals.append(residual)
@@ -57,7 +56,7 @@ def assign(latent: Tensor, codebooks: Tensor) -> Assignment:
 
 
 class ResidualQuantizer(nn.Module):
-    """L EMA codebooks. Buffers, not parameters: the optimizer never touches them, save and load carry them all."""
+    """L EMA codebooks. Buffers, not parameters: saved and loaded, but never touched by the optimizer."""
 
     codebooks: Tensor
     counts: Tensor
@@ -70,7 +69,7 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("sums", torch.zeros(levels, codes, width))  # EMA of their sum
 
     def forward(self, latent: Tensor) -> Quantized:
-        """Quantizes ``latent`` [B x k]. Codebooks are not moved here: see ``statistics`` and ``ema_step``."""
+        """Quantizes ``latent`` [B x k]; ``statistics`` and ``ema_step`` move the codebooks."""
         found = assign(latent.detach(), self.codebooks)
         # Every level's input is the latent minus constants, so every level's commitment reaches the encoder.
         chosen = torch.stack([book[code] for book, code in zip(self.codebooks, found.codes.T, strict=True)], dim=1)
@@ -80,7 +79,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def statistics(self, found: Assignment) -> Tensor:
-        """Rows per code and their sum, [L x C x (1 + k)]: additive over rows, so shards and ranks may add theirs up."""
+        """Rows per code and their sum, [L x C x (1 + k)]: additive over shards and ranks."""
         levels, codes, width = self.codebooks.shape
         rows = torch.cat([found.residuals.new_ones(*found.residuals.shape[:2], 1), found.residuals], dim=2)
         flat = found.codes + torch.arange(levels, device=rows.device) * codes
@@ -90,7 +89,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def ema_step(self, statistics: Tensor, decay: float) -> None:
-        """Moves the codebooks toward the means of one step's ``statistics`` (of all ranks)."""
+        """Moves the codebooks toward the means of one step's ``statistics``, summed over ranks."""
         self.counts.lerp_(statistics[..., 0], 1 - decay)
         self.sums.lerp_(statistics[..., 1:], 1 - decay)
         total = self.counts.sum(dim=1, keepdim=True)
@@ -99,7 +98,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def set_codes(self, level: int, codes: Tensor, vectors: Tensor, counts: Tensor) -> None:
-        """Places ``vectors`` [m x k] at ``codes`` int [m] of one level, weighing ``counts`` [m] rows in the EMA."""
+        """Sets ``codes`` int [m] of one level to ``vectors`` [m x k], as if ``counts`` [m] rows were in the EMA."""
         self.codebooks[level, codes] = vectors
         self.counts[level, codes] = counts
         self.sums[level, codes] = vectors * counts[:, None]

@@ -1,5 +1,4 @@
-"""Collision repair: two contents of one prefix get different last-level codes, moving as few items and as near as
-possible.
+"""Collision repair: different contents of one prefix get different last-level codes, with few and short moves.
 
 Items with the same embedding share a SID on purpose; published SIDs are fixed and their codes are taken. The repair
 stays inside the item's own (c_1 .. c_(L-1)), so that a moved item keeps its meaning down to the last level.
@@ -17,7 +16,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 SAME_EMBEDDING = 1e-4
-"""Unit embeddings nearer than this (Euclidean) are one content: an encoder repeats itself to about 1e-5."""
+"""Unit embeddings nearer than this (Euclidean) are one content: an encoder reproduces a vector to about 1e-5."""
 
 _READ = 8192  # embeddings gathered at a time
 _BLOCK = 512  # contested contents placed at a time
@@ -32,33 +31,33 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Repair:
-    """The SIDs after repair, and what it took."""
+    """The SIDs after repair, and what the repair took."""
 
     codes: np.ndarray
     """int32 [N x L]"""
     moved: int
-    """Items whose last code is not their nearest one."""
+    """Items whose last code is not the one they had."""
     shared: int
-    """Items that share their SID with another content, because their prefix has no free code left."""
+    """Items that share their SID with other content, because no code of their prefix was free."""
 
 
 def duplicates(codes: np.ndarray, embeddings: Rows) -> np.ndarray:
-    """The first row with the same content, int64 [N] (its own number where there is none before it).
+    """The first row with the same content, int64 [N]; a row's own number where no earlier one has it.
 
-    Compared are rows of one SID only: ``codes`` int [N x L] as the tokenizer gave them; equal embeddings get equal
-    codes. ``embeddings`` [N x d] may be a memory map: rows are read some thousands at a time.
+    Only rows of one SID are compared: ``codes`` int [N x L] come from the tokenizer, which gives equal embeddings equal
+    codes. ``embeddings`` [N x d] may be a memory map: some thousand rows are read at a time.
     """
     first = np.arange(len(codes), dtype=np.int64)
     key = row_numbers(codes)
     rest = np.flatnonzero(np.bincount(key)[key] > 1)
     rest = rest[np.argsort(key[rest], kind="stable")]
     place = _projection(embeddings, rest)
-    # In each round the first row left of every SID is compared with the others left of its SID.
+    # Each round compares the first row left of every SID with the others left of that SID.
     while len(rest):
         run = np.flatnonzero(_starts(key[rest]))
         size = np.diff(np.append(run, len(rest)))
         lead = np.repeat(run, size)
-        near = np.abs(place - place[lead]) <= SAME_EMBEDDING  # few rows remain to be read
+        near = np.abs(place - place[lead]) <= SAME_EMBEDDING  # leaves few rows to read
         near[run] = False
         pair = np.flatnonzero(near)
         near[pair] = _distances(embeddings, rest[pair], embeddings, rest[lead[pair]]) <= SAME_EMBEDDING
@@ -74,7 +73,7 @@ def published_twins(
 ) -> np.ndarray:
     """The published row with the same content, int64 [N]; -1 where there is none.
 
-    Compared are rows of one prefix, for a published item may have been moved: ``codes`` int [N x L], ``published``
+    Rows of one prefix are compared, because a published item may have been moved: ``codes`` int [N x L], ``published``
     int [M x L], and their embeddings [N x d] and [M x d].
     """
     twin = np.full(len(codes), -1, dtype=np.int64)
@@ -107,16 +106,16 @@ def repair(
     taken: np.ndarray | None = None,
     exact_limit: int = 512,
 ) -> Repair:
-    """Gives every content a SID of its own, within its prefix, where codes are left.
+    """Gives every content a SID of its own within its prefix, while codes are left.
 
-    ``codes`` int [N x L] and ``last_residual`` float [N x k] are a tokenizer's, ``last_codebook`` [C x k] is its last
-    one; ``first`` int [N] says which rows are the same content (see ``duplicates``; default: none); ``taken`` int [M
-    x L] are published SIDs, which nobody else may have. Row order decides ties: callers sort by item_index.
+    ``codes`` int [N x L], ``last_residual`` float [N x k] and ``last_codebook`` [C x k] are a tokenizer's; ``first``
+    int [N] says which rows are the same content (see ``duplicates``; default: none); ``taken`` int [M x L] are
+    published SIDs, which stay reserved. Row order decides ties: callers sort by item_index.
 
-    Within a prefix with collisions the change is a minimum-cost assignment (Hungarian method, SciPy): the fewest
-    moved items, and among those changes the least growth of squared distance to the code. In a prefix where more
-    than ``exact_limit`` contents want crowded codes, the nearest one keeps a code and the others take, nearest first,
-    the nearest free code.
+    Within a prefix with collisions the repair is a minimum-cost assignment (Hungarian method, SciPy): the fewest moved
+    items, and among those solutions the least growth of squared distance to the code. In a prefix where more than
+    ``exact_limit`` contents want crowded codes, the nearest content keeps a code and the others take, nearest first,
+    the nearest free one.
     """
     out = np.array(codes, dtype=np.int32)
     if not len(out):
@@ -136,7 +135,7 @@ def repair(
         new = heads[rows]
         number, group = np.unique(prefix[rows], return_inverse=True)
         free = np.ones((len(number), len(book)), dtype=bool)
-        # Whoever has a code to itself keeps it: each move of such an item would be one move more than needed.
+        # An item alone on its code keeps it: moving it would be one move more than needed.
         free[np.searchsorted(number, prefix[others]), wished[others, -1]] = False
         chosen = _place(np.asarray(last_residual[new], dtype=np.float64), book, out[new, -1], free, group, exact_limit)
         crowd = np.bincount(group * len(book) + chosen, minlength=free.size).reshape(free.shape)
@@ -147,7 +146,7 @@ def repair(
 
 
 def _prefixes(prefix: np.ndarray, contested: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Whole prefixes with contested rows, about _BLOCK such rows at a time: the contested rows, and the others."""
+    """Prefixes with contested rows, about _BLOCK such rows at a time: their contested rows, and their others."""
     concerned = np.flatnonzero(np.bincount(prefix, weights=contested)[prefix] > 0)
     concerned = concerned[np.argsort(prefix[concerned], kind="stable")]
     done = np.cumsum(contested[concerned])
@@ -165,8 +164,8 @@ def _prefixes(prefix: np.ndarray, contested: np.ndarray) -> Iterator[tuple[np.nd
 def _place(
     residual: np.ndarray, book: np.ndarray, own: np.ndarray, free: np.ndarray, group: np.ndarray, exact_limit: int
 ) -> np.ndarray:
-    """Codes int [n] of contested contents, ascending by ``group`` int [n]; ``free`` bool [groups x C], ``own`` int [n]
-    wished."""
+    """Codes int [n] of contested contents, sorted by ``group`` int [n]; ``free`` bool [groups x C]; ``own`` int [n]:
+    the codes they want."""
     chosen = own.astype(np.int64)
     size = np.bincount(group)
     start = np.cumsum(size) - size
@@ -192,18 +191,18 @@ def _place(
 
 
 def _assign_exactly(residual: np.ndarray, book: np.ndarray, own: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Codes int [n] of the n contents of one prefix by minimum cost; ``own`` int [n] wished, ``free`` bool [C]."""
+    """Codes int [n] of the n contents of one prefix by minimum cost; ``own`` int [n]: wanted, ``free`` bool [C]."""
     n = len(own)
     distance = _distance(residual, book)
     columns = np.flatnonzero(free)
     if len(columns) > n:
-        # The n nearest free codes and its own are enough for each content: the others can take n - 1 of them at most.
+        # Its n nearest free codes and its own suffice for each content: the others take at most n - 1 of them.
         near = np.argpartition(distance[:, columns], n - 1, axis=1)[:, :n]
         columns = np.unique(np.concatenate([columns[near].reshape(-1), own[free[own]]]))
     growth = distance - distance[np.arange(n), own][:, None]
-    move = 1.0 + n * (np.abs(growth).max() + 1.0)  # one move costs more than any growth of all others
+    move = 1.0 + n * (np.abs(growth).max() + 1.0)  # one move costs more than the growth of all others
     cost = growth[:, columns] + move * (columns[None, :] != own[:, None])
-    crowded = max(0, n - len(columns))  # more contents than codes: so many stay where they are and share
+    crowded = max(0, n - len(columns))  # more contents than codes: this many stay and share
     cost = np.concatenate([cost, np.full((n, crowded), 4.0 * n * move)], axis=1)
     row, column = linear_sum_assignment(cost)
     chosen = own.copy()
@@ -213,7 +212,7 @@ def _assign_exactly(residual: np.ndarray, book: np.ndarray, own: np.ndarray, fre
 
 
 def _assign_greedily(residual: np.ndarray, book: np.ndarray, own: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """As ``_assign_exactly``, one content after the other; at most C of them can move, however many there are."""
+    """As ``_assign_exactly``, but one content after the other; at most C of them can move."""
     free, chosen = free.copy(), own.copy()
     order = np.argsort(np.square(residual - book[own]).sum(axis=1), kind="stable")
     keeps = np.zeros(len(own), dtype=bool)
@@ -233,12 +232,12 @@ def _distance(x: np.ndarray, book: np.ndarray) -> np.ndarray:
 
 
 def row_numbers(codes: np.ndarray) -> np.ndarray:
-    """A number from 0 on for each distinct row of ``codes`` int [N x m], int64 [N]; all zero for m = 0."""
+    """Numbers the distinct rows of ``codes`` int [N x m] from 0, int64 [N]; all zero for m = 0."""
     rows = np.asarray(codes)
     key, span = np.zeros(len(rows), dtype=np.int64), 1
     for column in rows.T:
         width = int(column.max(initial=0)) + 1
-        if span * width >= 2**62:  # renumbered, the key stays below N, whatever the number of levels
+        if span * width >= 2**62:  # renumbered, keys stay below N
             key, span = _renumber(key), len(rows)
         key, span = key * width + column, span * width
     return _renumber(key)
@@ -256,7 +255,7 @@ def _starts(key: np.ndarray) -> np.ndarray:
 
 
 def _projection(embeddings: Rows, rows: np.ndarray) -> np.ndarray:
-    """float64 [n]: the rows' coordinate along one fixed direction. Two rows are no nearer than their coordinates."""
+    """float64 [n]: coordinates along one fixed direction; two rows are at least as far apart as their coordinates."""
     out = np.zeros(len(rows))
     for start in range(0, len(rows), _READ):
         part = np.asarray(embeddings[rows[start : start + _READ]], dtype=np.float32)

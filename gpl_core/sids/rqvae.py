@@ -1,4 +1,4 @@
-"""Training of the residual-quantized VAE that turns item embeddings into SIDs (and of the RQ-k-means baseline).
+"""Training of the residual-quantized VAE that turns item embeddings into SIDs.
 
 Legend for shapes: N items, d embedding width, k latent width, L levels, C codes per level, B rows of a batch.
 
@@ -7,8 +7,7 @@ all items, EMA codebooks, revival of dead codes from items with a large residual
 rate.
 
 One rank and two give the same bits: a batch is always cut into the same shards, gradients and codebook statistics are
-summed over shards in the same order, and everything that is decided once (k-means, revival) is decided on rank 0 and
-broadcast.
+summed over shards in the same order, and rank 0 makes the single decisions (k-means, revival) and broadcasts them.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ Progress = Callable[[int, Mapping[str, float]], None]
 """Called on rank 0 after each epoch with the number of finished epochs and its figures."""
 
 _SHARDS = 2
-_QUERIES = 128  # rows of a shard whose neighborhoods the relational loss looks at; all of them cost half as much again
+_QUERIES = 128  # rows of a shard that enter the relational loss as queries; all rows would cost half as much again
 
 
 @dataclass(frozen=True)
 class RqVaeSettings:
-    """Everything that decides the trained tokenizer, together with the embeddings."""
+    """All that decides the trained tokenizer, apart from the embeddings."""
 
     levels: int = 3
     codes: int = 256
@@ -63,7 +62,7 @@ class RqVaeSettings:
     """Weight of the KL between the batch's similarity distributions before and after quantization (0: off)."""
     relational_temperature: float = 0.1
     sample_rows: int = 262_144
-    """Items used for the k-means start and for revival; all of them in a smaller catalog."""
+    """Most items used for the k-means start and for revival."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,7 +82,7 @@ def codes_for(items: int) -> int:
 
 
 def epochs_for(items: int, batch_size: int = 1024) -> int:
-    """Epochs by catalog size (ours): about 1,600 steps, yet at least 20 epochs and at most 400."""
+    """Epochs by catalog size (ours): about 1,600 steps, within 20 to 400 epochs."""
     return min(400, max(20, 1600 // max(1, math.ceil(items / batch_size))))
 
 
@@ -99,8 +98,7 @@ class RqVae(nn.Module):
         self._settings = settings
 
     def forward(self, x: Tensor, quantize: bool) -> tuple[Tensor, Tensor, Assignment | None]:
-        """Loss (scalar), reconstruction loss (detached scalar) and, when ``quantize``, the assignment of ``x`` [B x
-        d]."""
+        """Loss and detached reconstruction loss (scalars) of ``x`` [B x d], and its assignment when ``quantize``."""
         latent = self.encoder(x)
         if not quantize:
             loss = functional.mse_loss(self.decoder(latent), x)
@@ -115,11 +113,10 @@ class RqVae(nn.Module):
 
 
 def relational_loss(x: Tensor, output: Tensor, temperature: float, queries: int = _QUERIES) -> Tensor:
-    """Mean KL(p || q) of a row's softmax over its cosine similarities to the other rows (ours): p by ``x``, q by
-    ``output``.
+    """Mean KL(p || q) of the softmax over a row's cosines to the other rows (ours): p by ``x``, q by ``output``.
 
-    Both [B x d], in random order; at most about ``queries`` rows, evenly spaced, are compared with all others. Keeps
-    neighbors neighbors after quantization. 0 for fewer than three rows.
+    Both [B x d], in random order; about ``queries`` evenly spaced rows are compared with all others. Keeps neighbors
+    close after quantization. 0 for fewer than three rows.
     """
     if len(x) < 3:
         return output.sum() * 0.0
@@ -148,21 +145,19 @@ def fit(
     checkpoint_dir: str | Path | None = None,
     engine: TrainEngine | None = None,
 ) -> Tokenizer:
-    """Trains an RQ-VAE on ``embeddings`` float32 [N x d] (a memory map will do) and returns the tokenizer, on every
-    rank.
+    """Trains an RQ-VAE on ``embeddings`` float32 [N x d] (may be a memory map); every rank gets the tokenizer.
 
-    With ``checkpoint_dir``, a killed run that is started again with the same input continues and gives the
-    undisturbed result. ``engine`` runs forward, backward and the optimizer step (default: plain torch, one rank).
-    Raises ContractError for zero or NaN rows, for N = 0, and for fewer items than ranks.
+    With ``checkpoint_dir``, a killed run started again with the same input continues to the same result. ``engine``
+    runs forward, backward and the optimizer step (default: plain torch, one rank). Raises ContractError for zero or NaN
+    rows, for N = 0, and for fewer items than ranks.
     """
     checked_embeddings(embeddings)
     engine = engine or LocalEngine()
     if len(embeddings) < max(1, engine.world):
         raise ContractError(
-            f"embeddings: {len(embeddings)} items for {engine.world} ranks, expected at least one each; use fewer "
-            f"ranks."
+            f"embeddings: {len(embeddings)} items for {engine.world} ranks, expected one each or more; use fewer ranks."
         )
-    run = _Run(embeddings, settings, engine)
+    run = _Training(embeddings, settings, engine)
     first_epoch = run.resume(checkpoint_dir) if checkpoint_dir is not None else 0
     for epoch in range(first_epoch, settings.epochs):
         figures = run.epoch(epoch)
@@ -178,8 +173,8 @@ def fit(
     )  # fmt: skip
 
 
-class _Run:
-    """The state of one training: model, optimizer, order of rows. Its epochs depend on nothing but their number."""
+class _Training:
+    """The state of one training: model, optimizer, order of rows. An epoch depends only on its number and the state."""
 
     def __init__(self, embeddings: np.ndarray, settings: RqVaeSettings, engine: TrainEngine) -> None:
         self.embeddings, self.settings, self.engine = embeddings, settings, engine
@@ -203,18 +198,18 @@ class _Run:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What a checkpoint must agree with to be continued."""
+        """What a checkpoint must match to be continued."""
         facts: dict[str, object] = dataclasses.asdict(self.settings) | {"shape": list(self.embeddings.shape)}
         facts["hidden"] = list(self.settings.hidden)
         facts["sample_mean"] = [round(float(v), 6) for v in self.mean[:8]]
         return facts
 
     def resume(self, folder: str | Path) -> int:
-        """Restores a checkpoint that all ranks see alike; returns the finished epochs, 0 to begin anew."""
+        """Restores a checkpoint that all ranks see; returns the finished epochs, 0 to start from the beginning."""
         done = finished_epochs(folder, self.identity)
         first = torch.tensor([float(done)], device=self.engine.device)
         self.engine.broadcast(first)
-        # On machines without a shared disk only rank 0's has the file: then nobody may take it.
+        # Without a shared disk only rank 0's machine has the file: then no rank may use it.
         alike = self.engine.sum(torch.tensor([float(first.item() == done)], device=self.engine.device))
         if not done or int(alike.item()) != self.engine.world:
             return 0
@@ -222,7 +217,7 @@ class _Run:
         return done
 
     def is_checkpoint(self, done: int) -> bool:
-        """About forty checkpoints a run, and never one after the last epoch, which ends in the artifact."""
+        """About forty checkpoints a run, none after the last epoch, whose result is the artifact."""
         return done % max(1, self.settings.epochs // 40) == 0 and done < self.settings.epochs
 
     def epoch(self, epoch: int) -> dict[str, float]:
@@ -240,7 +235,7 @@ class _Run:
             statistics = None
             for shard in range(self.engine.rank, self.shards, self.engine.world):
                 rows = np.sort(batch[shard :: self.shards])
-                if not len(rows):  # only in catalogs of fewer rows than shards, on one rank
+                if not len(rows):  # a catalog of fewer rows than shards, on one rank
                     self.engine.step(self._nothing())
                     continue
                 x = (torch.as_tensor(np.array(self.embeddings[rows])).to(self.engine.device) - self.mean) * self.scale
@@ -286,7 +281,7 @@ class _Run:
         if self.engine.rank == 0:
             latents = self._sample_latents()
             books, counts = residual_kmeans(latents.cpu().numpy(), settings.levels, settings.codes, settings.seed)
-            # In the EMA a code weighs what it would collect in one step; codes without rows weigh a dead code's share.
+            # A code's EMA weight is what it would collect in one step; codes without rows get a dead code's share.
             weights = counts * (self.sizes.mean() / len(self.sample))
             weights = np.maximum(weights, settings.dead_share * self.sizes.mean() / settings.codes)
             everything = torch.arange(settings.codes, device=latents.device)
@@ -297,7 +292,7 @@ class _Run:
         self._broadcast_codebooks()
 
     def _revive(self, epoch: int) -> int:
-        """Moves dead codes onto rows drawn by their squared residual, level by level; the number moved on rank 0."""
+        """Moves dead codes to rows drawn by squared residual, level by level; returns the number moved (on rank 0)."""
         settings, quantizer = self.settings, self.model.quantizer
         floor = settings.dead_share * quantizer.counts.mean(dim=1, keepdim=True)
         dead = quantizer.counts < floor
@@ -333,7 +328,7 @@ class _Run:
 
 
 def sample_rows(embeddings: np.ndarray, rows: int, seed: int) -> np.ndarray:
-    """Up to ``rows`` rows, drawn without replacement, as float32 in memory."""
+    """At most ``rows`` rows, drawn without replacement, as float32 in memory."""
     if len(embeddings) <= rows:
         return np.array(embeddings, dtype=np.float32)
     chosen = np.random.default_rng([seed, 2]).choice(len(embeddings), size=rows, replace=False)

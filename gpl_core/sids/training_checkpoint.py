@@ -1,5 +1,4 @@
-"""Checkpoints of a training run as safetensors and JSON, written so that a kill leaves the old or the new one, never
-half."""
+"""Checkpoints of a training run (safetensors), replaced atomically: a kill leaves the old or the new one."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ _NAME = "checkpoint.safetensors"
 def save_checkpoint(
     folder: str | Path, identity: Mapping[str, object], model: nn.Module, optimizer: torch.optim.Optimizer, done: int
 ) -> None:
-    """Writes the state after ``done`` epochs, replacing an earlier one atomically; ``identity`` names the run it
-    belongs to."""
+    """Writes the state after ``done`` epochs; ``identity`` says which run it belongs to."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
@@ -33,7 +31,7 @@ def save_checkpoint(
 
 
 def finished_epochs(folder: str | Path, identity: Mapping[str, object]) -> int:
-    """Finished epochs of the checkpoint in ``folder``; 0 when there is none, or it is another run's."""
+    """Finished epochs of the checkpoint in ``folder``; 0 without one, or where it is another run's."""
     path = Path(folder) / _NAME
     if not path.is_file():
         return 0
@@ -43,7 +41,7 @@ def finished_epochs(folder: str | Path, identity: Mapping[str, object]) -> int:
 
 
 def load_checkpoint(folder: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restores the state in place from the checkpoint in ``folder``."""
+    """Restores model and optimizer in place from the checkpoint in ``folder``."""
     with safe_open(Path(folder) / _NAME, framework="pt") as held:
         tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (safe_open is no mapping)
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})

@@ -15,11 +15,11 @@ LATENT = 48  # D, the width of true content vectors
 
 @dataclass(frozen=True)
 class ItemWorld:
-    """All items that will ever be released, in order of release: at day `d` the first `released(d)` exist.
+    """All items, in order of release: on day `d` the first `released(d)` exist.
 
     Shown by text and picture: topic, product, adjective, material, use, brand, model (all int32 [N]).
     Hidden from both: quality [N] standard normal, and part of `content` [N x D], the unit true content vector.
-    appeal [N]: relative probability that a shopper comes across the item at all (long-tailed, sums to 1).
+    appeal [N]: probability that a shopper comes across the item at all (long-tailed, sums to 1).
     """
 
     topic: np.ndarray
@@ -53,7 +53,7 @@ class ItemWorld:
 
 @dataclass(frozen=True)
 class Taste:
-    """The fixed directions of true content: what a department, topic and product are like (float64 [. x D])."""
+    """The fixed directions of true content of topics and products (float64 [. x D])."""
 
     topic: np.ndarray  # [T x D], the department's direction included
     product: np.ndarray  # [T * 5 x D]
@@ -64,7 +64,7 @@ def make_taste(seed: int) -> Taste:
     """Draw the directions of true content and the graph of related topics.
 
     They are random vectors, not functions of the words' meaning: an encoder that reads the words sees which items
-    share a topic, and nothing of how alike two topics truly are.
+    share a topic, but not how similar two topics truly are.
     """
     rng = stream(seed, "taste")
     tree = topics()
@@ -104,7 +104,7 @@ def make_items(settings: SimulationSettings, taste: Taste) -> ItemWorld:
     merit = rho * quality + np.sqrt(1 - rho**2) * rng.normal(size=size)
     rank = np.empty(size)
     rank[np.argsort(-merit, kind="stable")] = np.arange(1, size + 1)
-    # The shift keeps the head from swallowing the tail: with a bare Zipf law most items would never be clicked.
+    # The shift flattens the head: with a bare Zipf law most items would never be clicked.
     appeal = (rank + 0.01 * size) ** -rules.popularity_exponent
     return ItemWorld(
         topic=topic,

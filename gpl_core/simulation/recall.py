@@ -1,7 +1,7 @@
-"""The recommender's cascade as the platform runs it: what it can observe, recall channels, exposure.
+"""The simulated platform's cascade: what it observes, recall channels, exposure.
 
-Nothing in this module takes true content, quality, interests or click probabilities: its inputs are titles,
-histories and counts, as a real platform's would be. That is what keeps the logged data honest.
+Nothing here takes true content, quality, interests or click probabilities: the inputs are titles, histories and counts,
+as on a real platform. That keeps the logged data honest.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ def _word_vector(word: str) -> np.ndarray:
 
 
 def text_features(titles: Iterable[str], count: int) -> np.ndarray:
-    """Unit float32 [count x 32]: random projection of the words, rare ones weighing more (log inverse frequency)."""
+    """Unit float32 [count x 32]: random projection of the words, weighted by log inverse frequency."""
     rows: list[list[str]] = [sorted(set(re.findall(r"[a-z]{3,}", title.lower()))) for title in titles]
     frequency: dict[str, int] = {}
     for words in rows:
@@ -58,7 +58,7 @@ def text_features(titles: Iterable[str], count: int) -> np.ndarray:
 def nearest(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """int64 [N x 40]: each item's nearest by features inside its group, best first; -1 where the group is smaller.
 
-    Groups beyond 4,096 items are cut into chunks of that size, so that the cost stays linear in N.
+    Groups above 4,096 items are cut into chunks of that size, so that the cost stays linear in N.
     """
     found = np.full((len(features), NEIGHBORS), -1, np.int64)
     order = np.argsort(groups, kind="stable")
@@ -122,8 +122,9 @@ def recall(
     """Up to `count` distinct candidates for each of R requests.
 
     history int64 [R x H] (-1 where empty, newest last). Every channel is imperfect: `content` follows title words of a
-    random recent positive, `collaborative` what others had beside it, `popular` counts, `random` nothing. A channel
-    that knows nothing of a user yields nothing and the random channel fills up. What the user already had is left out.
+    random recent positive, `collaborative` what other users had beside it, `popular` counts, `random` nothing. A
+    channel that knows nothing of a user yields nothing, and the random channel fills up. Items that the user already
+    had are left out.
     """
     rows, channels = len(history), list(shares)
     blocks, of = [], []
@@ -135,7 +136,7 @@ def recall(
     of.append(np.full(3 * count, channels.index("random")))
     pool, channel = np.concatenate(blocks, axis=1), np.broadcast_to(np.concatenate(of), (rows, sum(map(len, of))))
     priority = rng.random(pool.shape)
-    # Each channel's first picks come before any channel's surplus, and the filler last.
+    # The first picks of all channels come before any surplus, and the filler last.
     surplus = np.concatenate(
         [np.arange(b.shape[1]) >= round(shares[c] * count) for b, c in zip(blocks[:-1], channels)]
         + [np.full(3 * count, 2)]
@@ -157,7 +158,7 @@ def recall(
     item = np.full((rows, count), -1, np.int64)
     r, c = np.nonzero(chosen_first)
     item[r, np.cumsum(chosen_first, axis=1)[r, c] - 1] = pool[r, c]
-    # A hit counts for every channel that found the item, but the filler only for what no channel found.
+    # A hit counts for every channel that found the item; the filler only for what no channel found.
     filler = np.take_along_axis(np.broadcast_to(surplus == 2, pool.shape), by_priority, axis=1)
     hit = _among(pool, item) & (~filler | chosen_first)
     r, c = np.nonzero(hit)
@@ -174,7 +175,7 @@ def add_candidates(
 ) -> Recalled:
     """`found` with `item` [R] (-1: none) among the candidates, as if `channel` [R] had found it.
 
-    A candidate that recall had already found keeps its own channels; else the last candidate makes room.
+    An item that recall already found keeps its channels; any other replaces the last candidate.
     """
     missing = (item >= 0) & ~(found.item == item[:, None]).any(axis=1)
     last = np.maximum((found.item >= 0).sum(axis=1) - (found.item[:, -1] >= 0), 0)
@@ -246,7 +247,7 @@ def _scores(
     history: np.ndarray,
     observed: Observed,
 ) -> np.ndarray:
-    """The channel's own score: cosine to the recent history's mean, log positives, or NaN (random has none)."""
+    """The channel's own score: cosine to the mean of the recent history, log positives, or NaN for random."""
     profile = history_profile(history, observed.features)
     cosine = np.einsum("cd,cd->c", profile[row], observed.features[item]).astype(np.float64)
     popularity = np.log1p(observed.positives[item])
@@ -262,7 +263,7 @@ def history_profile(history: np.ndarray, features: np.ndarray) -> np.ndarray:
 
 
 def ranker_noise(seed: int, user: np.ndarray, item: np.ndarray) -> np.ndarray:
-    """The logging ranker's error for (user [R], item [R x K]): standard-normal-like, the same whenever the pair recurs.
+    """The logging ranker's error for (user [R], item [R x K]): roughly standard normal, the same for a pair every time.
 
     Sum of four uniform 16-bit parts of a hash (splitmix64) of the pair, centered and scaled.
     """
@@ -278,7 +279,7 @@ def ranker_noise(seed: int, user: np.ndarray, item: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LoggingPolicy:
-    """Weights of the ranker that decides exposure: popularity, observed similarity to history, its own error."""
+    """The ranker that decides exposure: its weights of popularity, observed similarity to history and its own error."""
 
     popularity: float
     history: float

@@ -1,20 +1,20 @@
 """`import_reviews`: real purchases as raw tables, with simulated requests, recall, exposure and clicks around them.
 
-What is real: users, items, texts, which items a user took, their order, and the split. What is made: every time, and
-all of raw_impressions and raw_candidates. Tables and figures made from them are called semi-synthetic. True click
-probabilities are not known here, so there is no truth table.
+Real: users, items, texts, which items a user took, their order, and the split. Simulated: every time, and all of
+raw_impressions and raw_candidates. Tables and figures made from them are called semi-synthetic. True click
+probabilities are unknown, so there is no truth table.
 
 Dates, with S = `start_date`:
 
 | events | dates | role |
 |---|---|---|
 | train | [S - 31, S - 10) | history |
-| valid | [S - 10, S) | history; requests begin on S - 2, so that a calibrator has something to be fitted on |
+| valid | [S - 10, S) | history; requests begin on S - 2, so that a calibrator can be fitted |
 | test | [S, S + 4) | S, S + 1, S + 2 are feed days; S + 3 is for evaluation |
 
 A user's k-th of n test events (k from 0) falls at S + 4 (k + h) / n days, where h in [0, 1) is a hash of the user:
-order is kept, the first parts of each user's test events lie in the feed days and the rest on the evaluation day, and
-single events spread evenly over the four.
+order is kept, the earlier test events of each user lie in the feed days and the rest on the evaluation day, and the
+events of all users spread evenly over the four days.
 """
 
 import hashlib
@@ -63,14 +63,14 @@ _TWENTY_MINUTES = 20 * 60_000_000
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """Everything but the files that decides the bytes of an import.
+    """All that decides the bytes of an import, apart from the files.
 
-    start_date: first feed day. train_days, valid_days: widths of the history windows before it, of whose end the last
-    lead_days have requests. feed_days and evaluation_days: how many days the test events are spread over. Every real
-    event of a day with requests has one shortly before it; on top come requests without a purchase,
-    `requests_per_user_day` per user on average (a Poisson number).
-    bought_rate: probability that the item a user really took next is clicked when looked at; other_rates: the same
-    for every other candidate, by recall channel (the best one where several found it).
+    start_date: first feed day. train_days, valid_days: lengths of the history windows before it; the last lead_days
+    have requests. feed_days and evaluation_days: the days that the test events are spread over. On days with requests,
+    every real event has one shortly before it; requests without a purchase come on top, `requests_per_user_day` per
+    user on average (Poisson).
+    bought_rate: probability that a user who looks at the item really taken next clicks it; other_rates: the same for
+    any other candidate, by recall channel (the highest where several found it).
     """
 
     start_date: date = date(2026, 1, 1)
@@ -151,8 +151,8 @@ def import_reviews(
 ) -> Outcome:
     """Write raw_items, raw_interactions, raw_impressions and raw_candidates from a review data set.
 
-    The same files and settings give the same bytes; tables that were already made from them are left alone. With
-    `force` over a simulated marketplace, the truth table that is there is emptied: it would describe other requests.
+    The same files and settings give the same bytes; tables already made from them stay as they are. With `force` over a
+    simulated marketplace, its truth table is emptied, because it describes other requests.
 
     Raises:
         MissingInputError: a file is absent.
@@ -164,7 +164,7 @@ def import_reviews(
     if settings.candidates_per_request * 2 > len(reviews.items):
         raise UsageError(
             f"candidates_per_request={settings.candidates_per_request}: expected at most half of the "
-            f"{len(reviews.items)} items, else recall chooses nothing"
+            f"{len(reviews.items)} items, so that recall has a choice"
         )
     fingerprint = fingerprint_of({**asdict(settings), "input": reviews.digest})
     names = (*TABLES, "truth") if lake.exists("truth") else TABLES
@@ -183,7 +183,7 @@ def import_reviews(
 
 
 def generate(reviews: Reviews, settings: ImportSettings, sink: RowSink) -> None:
-    """Make all rows and hand them to `sink`. Holds the input in memory, requests in batches."""
+    """Make all rows and hand them to `sink`; the input is held in memory, requests are made in batches."""
     events = place_events(reviews, settings)
     sink.write("raw_items", None, _item_rows(reviews, settings))
     _write_interactions(reviews, settings, events, sink)
@@ -235,8 +235,8 @@ def day_of_requests(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The requests of day `day` (0 is the first feed day) by time: user, time, item taken next, each [R].
 
-    An item of -1 stands for a request without a purchase. One with a purchase lies up to twenty minutes before it, on
-    the same day and after the user's event before.
+    Item -1: a request without a purchase. A request with one lies up to twenty minutes before it, on the same day and
+    after the user's previous event.
     """
     start = midnight(settings.start_date + timedelta(days=day))
     rng = stream(settings.seed, "requests", day)
@@ -257,7 +257,7 @@ def day_of_requests(
 
 def histories(events: Events, user: np.ndarray, time: np.ndarray) -> np.ndarray:
     """int64 [R x 50]: real positives of `user` before `time`, newest last, -1 padded on the left."""
-    # Events are sorted by (user, time), so each request's history is a run that ends where its time would be inserted.
+    # Events are sorted by (user, time): a request's history is a run that ends where its time would be inserted.
     first = np.searchsorted(events.user, user)
     last = np.array(
         [
@@ -287,7 +287,7 @@ def _write_requests(
     history = histories(events, user, time)
     shares = dict(settings.channel_shares)
     found = recall(history, observed, len(reviews.items), shares, settings.candidates_per_request, rng)
-    # The channel of an item that was put in says nothing of why: it is drawn by the channels' shares.
+    # The channel of an added item must not reveal it: it is drawn by the channels' shares.
     channel = rng.choice(len(CHANNELS), len(user), p=np.array(list(shares.values())) / sum(shares.values()))
     found = add_candidates(found, bought, channel, list(CHANNELS), history, observed)
     policy = LoggingPolicy(0.6, 1.0, 0.8, settings.exposed_per_request, settings.random_share, settings.seed)
@@ -315,7 +315,7 @@ def _click_rates(settings: ImportSettings, found: Recalled) -> np.ndarray:
 
 
 def _item_rows(reviews: Reviews, settings: ImportSettings) -> pa.Table:
-    """raw_items: known from a day before the first event on; an empty text is null."""
+    """raw_items, all known from the day before the first event."""
     size = len(reviews.items)
     since = midnight(settings.start_date - timedelta(days=settings.train_days + settings.valid_days + 1))
 

@@ -1,4 +1,4 @@
-"""Random streams that depend on what they are for, never on what was drawn before them."""
+"""Random streams keyed by their purpose, independent of what was drawn before."""
 
 import hashlib
 
@@ -8,8 +8,8 @@ import numpy as np
 def stream(seed: int, purpose: str, day: int = 0, batch: int = 0) -> np.random.Generator:
     """An independent counter-based generator (Philox) for one purpose, day and user batch.
 
-    Keyed streams make the tables independent of the order in which batches are made: adding users, or leaving a table
-    out, changes no other batch's bytes.
+    Keyed streams make tables independent of the order of batches: adding users, or leaving a table out, does not change
+    the bytes of other batches.
     """
     key = hashlib.blake2b(f"gpl-simulation|{seed}|{purpose}|{day}|{batch}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))

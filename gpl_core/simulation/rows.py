@@ -1,4 +1,4 @@
-"""From arrays of numbers to rows of the raw tables; shared by the simulation and the import."""
+"""Rows of the raw tables from arrays, shared by the simulation and the import."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def shown_pairs(found: Recalled, exposed: Exposed) -> Shown:
 
 
 def examination(position: np.ndarray, decay: float) -> np.ndarray:
-    """Probability that a result at `position` (from 0) is looked at: (position + 1) ** -decay."""
+    """Probability that a user looks at a result at `position` (from 0): (position + 1) ** -decay."""
     return (position + 1.0) ** -decay
 
 

@@ -1,7 +1,7 @@
-"""`simulate`: a marketplace whose true click probabilities are known, written as the platform's raw tables.
+"""`simulate`: a marketplace whose true click probabilities are known, written as raw tables.
 
-Users are made in batches of fixed size, each moved through all days before the next begins, so that memory does not
-grow with the number of users. Every random number comes from a stream named by (seed, purpose, day, batch).
+Users come in batches of fixed size, each moved through all days before the next begins, so that memory does not grow
+with the number of users. Every random number comes from a stream keyed by (seed, purpose, day, batch).
 """
 
 from collections.abc import Iterator
@@ -41,14 +41,14 @@ from gpl_core.simulation.users import (
 )
 
 TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions", "truth")
-_PANEL_BATCHES = 8  # whose warm-up the platform's counts come from: bounds memory
+_PANEL_BATCHES = 8  # batches whose warm-up gives the platform's counts: bounds memory
 _CONVERSION = 0.08  # share of clicks that end in a purchase
 _KINDS = np.array(["click", "cart", "purchase"])
 
 
 @dataclass(frozen=True)
 class Market:
-    """What does not change from batch to batch: the settings, the made world and what the platform knows of it."""
+    """What all batches share: the settings, the simulated world and what the platform knows of it."""
 
     settings: SimulationSettings
     world: ItemWorld
@@ -61,7 +61,7 @@ class Market:
 def simulate(settings: SimulationSettings, lake: Lake, *, force: bool = False) -> Outcome:
     """Write raw_items, raw_impressions, raw_candidates, raw_interactions and truth; same settings, same bytes.
 
-    Tables that were already made with these settings are left alone (`Outcome.unchanged`).
+    Tables already made with these settings stay as they are (`Outcome.unchanged`).
 
     Raises:
         ContractError: a table exists and was made with other settings (without `force`), or is not ours.
@@ -109,8 +109,7 @@ def batches(settings: SimulationSettings) -> int:
 def observe(settings: SimulationSettings, world: ItemWorld, taste: Taste) -> Observed:
     """What the platform knows when the request days begin: words, and counts from the warm-up of a panel.
 
-    The panel is the first eight user batches: a sample, as platforms train on, and a bound on memory. New items have
-    no counts.
+    The panel is the first eight user batches, which bounds memory. New items have no counts.
     """
     users, items = [], []
     for batch in range(min(batches(settings), _PANEL_BATCHES)):
@@ -172,7 +171,7 @@ def _requests(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Write the day's requests; yields the purchases (user, item, time, kind) that clicks ended in.
 
-    A user's requests of a day are worked off one after the other, so that a click is history for the next request.
+    A user's requests of a day are served one after the other, so that a click is history for the next request.
     """
     settings, world, observed = market.settings, market.world, market.observed
     rules, rng = settings.rules, stream(settings.seed, "requests", day, batch)
@@ -221,12 +220,12 @@ def _requests(
         }
         sink.write("truth", dt, pa.table(truth))
 
-        hit = np.flatnonzero(clicked)  # by request, then position: the order in which a user goes down the list
+        hit = np.flatnonzero(clicked)  # by request, then position: the order in which a user reads the list
         shoppers.remember(user[pairs.row[hit]], pairs.item[hit])
         hit = hit[rng.random(len(hit)) < _CONVERSION]
         buyer = pairs.row[hit]
         later = when[buyer] + rng.integers(60_000_000, 1_800_000_000, len(hit))
-        # A purchase belongs to the day of its click: the last ones are cut at midnight.
+        # A purchase belongs to the day of its click, so it is at midnight at the latest.
         later = np.minimum(later, start + DAY - 1 - np.arange(len(hit)))
         yield user[buyer], pairs.item[hit], later, np.full(len(hit), "purchase")
 
@@ -237,7 +236,7 @@ def item_rows(settings: SimulationSettings, world: ItemWorld) -> Iterator[pa.Tab
     New items and new wordings of day D are dated to the last two hours of D - 1.
     """
     rng = stream(settings.seed, "item_times")
-    # Older than anything a user did in the warm-up.
+    # Before the first event of the warm-up.
     first_event = midnight(settings.start_date - timedelta(days=settings.warmup_days))
     for low in range(0, world.initial, 4096):
         numbers = np.arange(low, min(low + 4096, world.initial))

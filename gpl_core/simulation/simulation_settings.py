@@ -1,4 +1,4 @@
-"""What a simulated marketplace looks like: sizes, dates and the honest defaults of its behavior."""
+"""Settings of a simulated marketplace: sizes, dates and the honest defaults of its behavior."""
 
 import hashlib
 import json
@@ -10,22 +10,22 @@ from gpl_core.errors import UsageError
 
 World = Literal["plain", "popularity_bias", "fast_drift"]
 
-# Part of every fingerprint: raise it whenever the same settings would make other rows.
+# Part of every fingerprint: raise it whenever the same settings give other rows.
 GENERATOR_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Behavior:
-    """How the made world behaves. The defaults are the honest ones: METHOD.md lists what would rig a comparison.
+    """How the simulated world behaves. The defaults are honest: docs/decisions/008 lists what would rig a comparison.
 
     All strengths are in logits of the true click probability unless said otherwise.
     """
 
     taste_strength: float = 7.0  # weight of the user's affinity (0..1) in the true logit
-    quality_strength: float = 0.7  # weight of the item's hidden quality (standard normal): content shows nothing of it
+    quality_strength: float = 0.7  # weight of the item's hidden quality (standard normal), invisible in its content
     user_bias: float = 0.3  # spread of how readily a user clicks at all
     random_pair_rate: float = 0.035  # true click probability averaged over uniformly random (user, item) pairs
-    hidden_content: float = 0.5  # length of the part of an item's true content that texts and pictures do not show
+    hidden_content: float = 0.5  # length of the part of true content that texts and pictures do not show
     position_decay: float = 0.15  # a result at position p (from 1) is looked at with probability p ** -position_decay
     popularity_exponent: float = 0.8  # Zipf exponent of the items' appeal
     quality_in_popularity: float = 0.4  # correlation of log appeal with hidden quality
@@ -34,7 +34,7 @@ class Behavior:
     policy_noise: float = 0.8  # ... of the ranker's persistent error per (user, item)
     drift_per_day: float = 0.015  # probability that one of a user's interests is replaced overnight
     drift_to_related: float = 0.6  # ... and that the new one is a topic related to the old
-    interests: int = 3  # interests a user holds at once
+    interests: int = 3  # interests of a user at a time
 
 
 _WORLDS: dict[str, Behavior] = {
@@ -54,10 +54,10 @@ _CHANNEL_SHARES = {
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """Everything that decides the bytes of a simulated marketplace.
+    """All that decides the bytes of a simulated marketplace.
 
-    users, items: sizes; `items` counts those released before `start_date`, `new_items_per_day` come on top of it.
-    days: request days, the first one being `start_date`; warmup_days of organic behavior precede it.
+    users, items: sizes; `items` counts those released before `start_date`, `new_items_per_day` come on top.
+    days: request days from `start_date` on; warmup_days of organic behavior precede them.
     requests_per_user_day: mean of a Poisson number. exposed_per_request of the candidates are shown.
     random_share: share of requests that show a uniform sample of their candidates in random order.
     batch_users: users simulated at once; bounds memory, and is part of the seed's meaning.
@@ -98,7 +98,7 @@ class SimulationSettings:
         if self.candidates_per_request * 2 > self.items:
             problems.append(
                 f"items={self.items}: expected at least twice candidates_per_request={self.candidates_per_request}, "
-                "else recall chooses nothing"
+                "so that recall has a choice"
             )
         if not 0.0 <= self.random_share <= 1.0:
             problems.append(f"random_share={self.random_share!r}: expected a share in [0, 1]")

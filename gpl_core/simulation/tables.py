@@ -45,9 +45,9 @@ class Outcome:
 class RawTables:
     """Writes a set of raw tables of one provenance; use as a context manager.
 
-    Nothing is visible before the block is left without an error; then each table appears in one commit. A table that
-    the same step already made with the same fingerprint is skipped (its rows are dropped), so that a run that was
-    killed between two commits is completed by running it again.
+    Nothing is visible before the block ends without an error; then each table appears in one commit. A table that the
+    same step already made with the same fingerprint is skipped, so that running again completes a run that was killed
+    between two commits.
     """
 
     def __init__(

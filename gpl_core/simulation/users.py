@@ -14,7 +14,7 @@ _SHARPNESS = 6.0  # of the soft maximum over interests
 
 @dataclass
 class Shoppers:
-    """The state of one batch of B users; it moves on day by day.
+    """The state of one batch of B users, advanced day by day.
 
     topic int [B x M], wish float32 [B x M x D] (unit true content that each interest wants), share [B x M] (rows sum
     to 1), bias [B], activity [B] (mean 1), current int [B] (interest of the last organic event), history int64
@@ -84,12 +84,12 @@ def organic(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positives that users find without the recommender on `day`: (user [E], item [E]), grouped by user.
 
-    A user follows the interest at hand (it changes with probability 0.4 per event), looks at a dozen items of its topic
-    that shoppers come across (by appeal) and takes the one that fits taste and quality best, noise included.
+    A user follows the current interest (it changes with probability 0.4 per event), comes across a dozen items of its
+    topic (by appeal) and takes the one of best taste and quality, noise included.
     """
     count = rng.poisson(np.minimum(settings.organic_per_user_day * shoppers.activity, 20.0))
     user = np.repeat(np.arange(shoppers.size), count)
-    # By slots, so that a user's second event of the day follows the interest of the first.
+    # Slot by slot, so that a user's second event of the day follows the interest of the first.
     interest = np.empty(len(user), np.int64)
     slot = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
     for step in range(int(count.max(initial=0))):
@@ -118,7 +118,7 @@ def click_logits(
     """True click logits without the intercept, for users [R] and their items [R x K] (entries < 0 give junk).
 
     affinity(u, i) = log sum_m share_m exp(6 <wish_m, content_i>) / 6, a soft maximum over the user's interests in the
-    space of *true* content. It is not a cosine of any encoder: the encoder sees words and pixels only.
+    space of *true* content, not a cosine of any encoder, which sees only words and pixels.
     """
     safe = np.maximum(item, 0)
     cosine = np.einsum("rkd,rmd->rkm", world.content[safe], shoppers.wish[user], optimize=True)
