@@ -49,7 +49,7 @@ def simulation_settings(config: Config, given: Mapping[str, Any]) -> SimulationS
     given: fields of `SimulationSettings`; they override what the configuration implies.
 
     Raises:
-        UsageError: run.history_start lies after the first request day.
+        UsageError: run.history_start is after the first request day.
     """
     from gpl_core.simulation.simulation_settings import SimulationSettings
 

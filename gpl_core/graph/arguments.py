@@ -56,7 +56,7 @@ def given_dates(args: argparse.Namespace) -> tuple[date, ...]:
     if not args.start_date:
         return ()
     if args.end_date < args.start_date:
-        raise UsageError(f"--end-date {args.end_date} lies before --start-date {args.start_date}")
+        raise UsageError(f"--end-date {args.end_date} is before --start-date {args.start_date}")
     return tuple(date_range(args.start_date, args.end_date))
 
 

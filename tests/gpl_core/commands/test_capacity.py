@@ -1,4 +1,4 @@
-"""`gpl capacity`: a rule of three that names its measurement, and refuses to guess without one."""
+"""`gpl capacity`: an extrapolation that names its measurement, and none without one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gpl check-raw`: every planted fault of a platform's tables is named, all at once; good tables pass."""
+"""`gpl check-raw`: every fault planted in a platform's tables is named, all at once; good tables pass."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ NOON = datetime(DAY.year, DAY.month, DAY.day, 12, tzinfo=UTC)
 
 @pytest.fixture
 def config(tmp_path):
-    """Two dates; the mean label is a number, so that no random exposure is needed."""
+    """Two dates; the label rate is given, so that no random exposure is needed."""
     return small_config(tmp_path, {"labels": {"calibrator": {"target_rate": 0.02}}})
 
 
 def rows(table: str, *given: dict[str, Any], count: int = 3) -> pa.Table:
-    """`count` good rows of a raw table with `given` laid over the first of them."""
+    """`count` good rows of a raw table the first of them changed by `given`."""
     base = {
         "raw_items": lambda n: {"item_id": f"i{n}", "updated_at": NOON - 2 * ONE, "title": f"t{n}"},
         "raw_impressions": lambda n: {"request_id": f"r{n}", "item_id": f"i{n}", "user_id": "u", "event_time": NOON,

@@ -1,4 +1,4 @@
-"""The `gpl` command: wrong words exit 2 by name, plans only print, runs pass exit codes on and skip what is done."""
+"""The `gpl` command: invalid arguments exit with 2, plans only print, runs pass on exit codes and skip what is done."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def tree(root: Path) -> dict[str, int]:
         (["plan", "--config", "CONFIG", "--run-date", "tomorrow"], "'tomorrow' is not a date"),
         (["plan", "--config", "CONFIG", "--run-date", "2026-01-03", "--end-date", "2026-01-04"], "either --run-date"),
         (["plan", "--config", "CONFIG", "--start-date", "2026-01-03"], "belong together"),
-        (["plan", "--config", "CONFIG", "--start-date", "2026-01-04", "--end-date", "2026-01-03"], "lies before"),
+        (["plan", "--config", "CONFIG", "--start-date", "2026-01-04", "--end-date", "2026-01-03"], "is before"),
         (["plan", "--config", "CONFIG", "--onyl", "samples"], "--onyl"),
         (["plan", "--config", "CONFIG", "--only", "smaples"], "no step 'smaples'"),
         (["plan", "--config", "CONFIG", "--from", "evaluate_truth"], "gpl judge"),
@@ -72,7 +72,7 @@ def tree(root: Path) -> dict[str, int]:
         (["tables", "--config", "CONFIG"], "--config"),
     ],
 )
-def test_wrong_words_exit_2_and_are_named(config, given, named, capsys):
+def test_invalid_arguments_exit_2_and_are_named(config, given, named, capsys):
     assert main([config if g == "CONFIG" else g for g in given]) == 2
     said = capsys.readouterr()
     assert named in said.err
@@ -250,8 +250,8 @@ def test_a_bar_is_shown_where_there_is_a_terminal_and_none_in_a_log_file(config,
     assert "1/1" in capsys.readouterr().out
 
 
-def test_a_step_is_told_of_while_its_launch_goes_on(config, monkeypatch, tmp_path):
-    """The launch ends only when what it told of its first step has been shown."""
+def test_a_step_is_shown_while_its_launch_is_running(config, monkeypatch, tmp_path):
+    """The launch ends only after the report of its first step has been shown."""
     shown = tmp_path / "shown"
     child = (
         f"import os, signal; signal.alarm(60); os.mkfifo({str(shown)!r})\n"
@@ -315,7 +315,7 @@ sys.exit(code)
 def test_a_backfill_goes_on_without_as_many_failed_dates_as_are_allowed(
     config, monkeypatch, capsys, allowed, bad, launches
 ):
-    """Dates 3 to 6; every launch fails for the `bad` ones, and leaves out those that an earlier launch lost."""
+    """Dates 3 to 6; every launch fails for the `bad` ones, and leaves out those that failed in an earlier launch."""
     commands = stub(monkeypatch, BACKFILL.replace("BAD", repr(bad)))
     only = [a for n in ("encode_items", "assign_sids", "samples") for a in ("--only", n)]
     dates = ["--start-date", "2026-01-03", "--end-date", "2026-01-06", "--max-failures", str(allowed)]

@@ -1,4 +1,4 @@
-"""`gpl evaluate`: the least biased slice is taken, caveats are said, absent figures stay absent."""
+"""`gpl evaluate`: the least biased slice is chosen, caveats are printed, missing figures stay missing."""
 
 import io
 from datetime import date

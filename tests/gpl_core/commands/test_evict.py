@@ -1,4 +1,4 @@
-"""`gpl evict`: what no date has needed within the retention leaves the cache, and nothing else."""
+"""`gpl evict`: what no date has needed within the retention is removed from the cache, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gpl forget`: a person leaves every table, old versions too after a vacuum, and nobody else loses a row."""
+"""`gpl forget`: a person is removed from every table, after a vacuum from old versions too; others lose no row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMING = [n for n, c in all_contracts().items() if holds(c, GONE) is not None]
 
 
 def named(table: str, user: str) -> dict:
-    """The column that says whose row it is."""
+    """The column that identifies the person."""
     if table == "quarantine":
         return {"row_json": json.dumps({"item_id": "i", "user_id": user})}
     if table == "worker_rejects":
@@ -32,7 +32,7 @@ def named(table: str, user: str) -> dict:
 
 @pytest.fixture
 def lake(tmp_path) -> Lake:
-    """Two dates of every table that names users: on the first both persons, on the second only the one who leaves."""
+    """Two dates of every table that names users: the first has both persons, the second only the one to forget."""
     made = Lake(small_config(tmp_path).lakehouse.root)
     for table in NAMING:
         contract = all_contracts()[table]

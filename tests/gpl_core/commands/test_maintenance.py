@@ -1,4 +1,4 @@
-"""Maintenance: compaction changes files and nothing else, and a vacuum takes nothing that a run may read."""
+"""`gpl optimize` changes files and nothing else; `gpl vacuum` deletes nothing that a run may read."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def toy(finished, tmp_path) -> Toy:
 
 
 def tables(toy: Toy) -> list[str]:
-    """Those that maintenance is for; here delta-rs has written them all."""
+    """The tables that are compacted; here delta-rs has written all of them."""
     both = {c.name for engine in ("spark", "delta-rs") for c in compactable(toy.planner.lake, engine)}
     return sorted(both)
 
@@ -160,7 +160,7 @@ def job_run(step: str = "samples", **given) -> dict:
 
 
 def running(lake: Lake, hours: float, step: str = "samples", run_id: str = "night") -> None:
-    """A run that began so long ago and has not said that it ended."""
+    """A run that began `hours` ago and has not recorded its end."""
     JobRun(lake, step, DAY, run_id, datetime.now(UTC) - timedelta(hours=hours)).begin()
 
 
@@ -210,7 +210,7 @@ def test_a_retention_shorter_than_the_longest_run_is_refused_by_its_name(tmp_pat
 
 
 def test_orphans_go_unless_a_step_that_writes_the_table_runs(toy):
-    """generate_anchors, started again, takes up the part files that its killed run has noted."""
+    """generate_anchors, started again, reuses the part files that its killed run recorded."""
     lake = toy.planner.lake
     orphans = [Path(lake.uri(t)) / "part-orphan.parquet" for t in ("interest_anchors", "pair_scores")]
     for path in orphans:

@@ -1,4 +1,4 @@
-"""`gpl migrate`: a table with data goes from version 1 to 2 as its contract declares; any other drift is refused."""
+"""`gpl migrate`: a table is brought from version 1 to 2 as its contract declares; any other drift is refused."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_from_version_1_to_2_with_every_row_and_both_dates(lake):
     assert lake.open("user_stats", contract=V2).read().num_rows == 2
 
 
-def test_killed_between_the_rows_and_the_version_it_goes_on_there(lake, monkeypatch):
+def test_killed_between_the_rows_and_the_version_it_continues_there(lake, monkeypatch):
     def killed(*given):
         raise KeyboardInterrupt
 
@@ -153,7 +153,7 @@ def test_nothing_is_migrated_under_a_running_step(lake):
     assert migrate(lake, V2, {}, ended=["night"]) is not None
 
 
-def test_a_writer_that_comes_between_is_told_of_and_nothing_changes(lake, monkeypatch):
+def test_a_concurrent_writer_is_reported_and_nothing_changes(lake, monkeypatch):
     rewritten = module._rewritten
 
     def slow(*given):
@@ -167,7 +167,7 @@ def test_a_writer_that_comes_between_is_told_of_and_nothing_changes(lake, monkey
 
 
 def test_new_nullable_columns_are_added_in_place(tmp_path, capsys):
-    """A job_runs of before steps told their cost."""
+    """A job_runs table from before steps recorded their cost."""
     lake, contract = Lake(small_config(tmp_path).lakehouse.root), load_contract("job_runs")
     old = replace(contract, columns=tuple(c for c in contract.columns if c.name not in ("core_seconds", "bytes_in")))
     put(lake, "job_runs", 2, contract=old, mode="append")
@@ -209,7 +209,7 @@ migrations:
 
 
 def test_an_anchor_cache_of_version_1_keeps_its_rows_and_is_passed_over(tmp_path):
-    """Its rows have no prefixes: one that stands for none, so that no configured number fits and they are made anew."""
+    """Its rows have no prefixes; the added value matches no configured number, so they are generated again."""
     now = load_contract("interest_anchors")
     new = ("prefixes", "prefix_log_probs")
     old = replace(now, version=1, columns=tuple(c for c in now.columns if c.name not in new), migrations=())

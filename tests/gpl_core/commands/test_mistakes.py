@@ -1,4 +1,4 @@
-"""Mistakes of a first day, each told with what is wrong, where, and what to do; never with a traceback.
+"""Mistakes of a first day: the message says what is wrong, where, and what to do, without a traceback.
 
 Others stand where their step is tested: quarantine and missing columns (test_ingest), gates (test_sid_workers), too
 little random exposure (test_fit_calibrator), a raw table's columns, types, partitions and slices (test_check_raw),
@@ -52,7 +52,7 @@ def config(tmp_path) -> str:
         (["status", "--set", "anchors=3"], 2, "anchors: expected a mapping of keys to values"),
         (["status", "--set", "anchors.count"], 2, "expected section.key=value"),
         (["run", "--run-date", "03.01.2026"], 2, "'03.01.2026' is not a date; expected YYYY-MM-DD"),
-        (["run", "--start-date", "2026-01-05", "--end-date", "2026-01-03"], 2, "lies before --start-date 2026-01-05"),
+        (["run", "--start-date", "2026-01-05", "--end-date", "2026-01-03"], 2, "is before --start-date 2026-01-05"),
         (["run", "--start-date", "2026-01-05"], 2, "belong together"),
         (["run", "--only", "sample"], 2, "the steps are ingest"),
         (["run", "--only", "samples", "--set", "run.seed=1"], 2, "is not on PATH"),
@@ -64,7 +64,7 @@ def config(tmp_path) -> str:
         (["explain", "--user", "u", "--item", "i", "--run-date", "2026-01-03"], 4, "pseudo_labels"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_in_one_message(config, monkeypatch, capsys, arguments, code, told):
+def test_a_mistake_is_explained_in_one_message(config, monkeypatch, capsys, arguments, code, told):
     if "not on PATH" in told:
         monkeypatch.setattr(running, "command", lambda *given, **named: ["/nowhere/spark-submit", "x.py"])
     assert main([arguments[0], "--config", config, *arguments[1:]]) == code

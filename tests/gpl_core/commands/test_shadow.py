@@ -1,4 +1,4 @@
-"""Shadow runs: own tables from one step on, nothing of the published ones changed, and the two compared."""
+"""Shadow runs: tables of their own from one step on, the published ones unchanged, and the two compared."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def toy(tmp_path) -> Toy:
 
 
 def files(folder: Path) -> dict[str, int]:
-    """Every file under `folder` but a shadow's, with its time."""
+    """Every file under `folder` except those of a shadow run, with its time."""
     return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "shadow" not in p.parts}
 
 
 def candidate(toy: Toy) -> str:
-    """An interest model that is published and rolled back: of no run's concern."""
+    """An interest model that is published and rolled back, so that no run uses it."""
     store = toy.planner.artifacts
     old = store.in_force("interest_model", DAY)
     made = store.publish("interest_model", store.fetch(old), trained_through=old.trained_through,

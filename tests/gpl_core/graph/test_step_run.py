@@ -71,7 +71,7 @@ def tree(root: Path) -> dict[str, float]:
         ([], "steps never assume today"),
         (["--start-date", "2026-01-03"], "belong together"),
         (["--end-date", "2026-01-03"], "belong together"),
-        (["--start-date", "2026-01-05", "--end-date", "2026-01-03"], "2026-01-03 lies before"),
+        (["--start-date", "2026-01-05", "--end-date", "2026-01-03"], "2026-01-03 is before"),
         (["--run-date", "2026-01-03", "--start-date", "2026-01-03", "--end-date", "2026-01-04"], "either --run-date"),
         (["--run-date", "2026-01-03", "--local_rank", "x"], "local_rank"),
         (["--run-date", "2026-01-03", "--set", "anchors.cuont=3"], "anchors.cuont"),
