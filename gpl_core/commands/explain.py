@@ -22,6 +22,7 @@ from gpl_core.commands.command import Command, console
 from gpl_core.config import Config
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.graph.arguments import iso_date
+from gpl_core.graph.job_runs import newest_done
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import start_of
 from gpl_core.labels.calibration import CALIBRATOR_FILE, COUNT_COLUMNS, SCORES, Calibrator, apply
@@ -110,13 +111,8 @@ def explain(config: Config, user: str, item: str, day: date) -> Row:
 
 def _versions(planner: Planner, day: date) -> dict[str, int]:
     """Versions that scoring read, if its run is on record: later SIDs and embeddings are not what it saw."""
-    if planner.snapshot("job_runs") is None:
-        return {}
-    runs = Query(planner.lake).rows(
-        f"SELECT inputs FROM job_runs WHERE step = 'score_candidates' AND run_date = DATE '{day}' AND status = 'done' "
-        "ORDER BY started_at DESC LIMIT 1"
-    )
-    inputs = json.loads(runs[0]["inputs"]) if runs else {}
+    run = newest_done(planner.lake, "score_candidates", day)
+    inputs = run["inputs"] if run else {}
     return {t: int(inputs[t]["version"]) for t in ("item_sids", "item_embeddings") if t in inputs}
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from datetime import date, timedelta
 from statistics import fmean
-from typing import Any
 
 from rich.table import Table
 
@@ -15,6 +13,7 @@ from gpl_core.commands.command import Command, console, figures_table, run_dates
 from gpl_core.config import Config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.graph.arguments import add_dates
+from gpl_core.graph.job_runs import newest_done
 from gpl_core.graph.planner import Planner
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.simulation.tables import provenance
@@ -59,8 +58,8 @@ def coverage(planner: Planner, dates: Sequence[date]) -> list[str]:
     """One line each: quarantined rows, users with anchors, share of unexposed pairs labeled, alarms of monitors."""
     lines = [f"quarantined rows: {_slice_rows(planner, 'quarantine', dates) or 0:,} distinct"]
     for day in dates:
-        found = _details(planner, "score_requests", day)
-        if "users" in found:
+        run = newest_done(planner.lake, "score_requests", day)
+        if run and "users" in (found := run["details"]):
             served = found["users"] - found["users_without_anchors"]
             lines.append(f"users with anchors, {day}: {served:,} of {found['users']:,} with pairs to score")
     unexposed = _slice_rows(planner, "unexposed_samples", dates)
@@ -76,16 +75,6 @@ def coverage(planner: Planner, dates: Sequence[date]) -> list[str]:
         rows = monitors.read(monitors.select(start=day, end=day), ["status", "reason"]).to_pylist()
         lines += [f"monitor, {day}: {r['status']}: {r['reason']}" for r in rows if r["status"] in ("warn", "fail")]
     return lines
-
-
-def _details(planner: Planner, step: str, day: date) -> dict[str, Any]:
-    """Details of the newest finished run of `step` for `day`; empty if there is none."""
-    snapshot = planner.snapshot("job_runs")
-    if snapshot is None:
-        return {}
-    runs = snapshot.read(columns=["step", "run_date", "status", "started_at", "details"]).to_pylist()
-    mine = [r for r in runs if (r["step"], r["run_date"], r["status"]) == (step, day, "done")]
-    return json.loads(max(mine, key=lambda r: r["started_at"])["details"]) if mine else {}
 
 
 def _evaluation_table(planner: Planner, last: date) -> Table:

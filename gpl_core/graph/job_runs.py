@@ -131,3 +131,17 @@ class JobRun:
                 if not remaining:
                     raise
         raise AssertionError("unreachable: the last try returns or raises")
+
+
+def newest_done(lake: Lake, step: str, run_date: date) -> dict[str, Any] | None:
+    """Inputs and details of the newest finished run of `step` for `run_date`; None if none is on record."""
+    if not lake.exists("job_runs"):
+        return None
+    rows = (
+        lake.open("job_runs")
+        .read(columns=["step", "run_date", "status", "started_at", "inputs", "details"])
+        .to_pylist()
+    )
+    done = [r for r in rows if (r["step"], r["run_date"], r["status"]) == (step, run_date, "done")]
+    newest = max(done, key=lambda r: r["started_at"], default=None)
+    return newest and {name: json.loads(newest[name]) for name in ("inputs", "details")}
