@@ -36,7 +36,6 @@ from gpl_core.conf.sections import (
     Samples,
     Section,
     Sequences,
-    Sids,
     TokenizerSettings,
     shapes_results,
 )
@@ -52,7 +51,6 @@ class Config(Section):
     ingest: Ingest = Ingest()
     encoder: Encoder = Encoder()
     tokenizer: TokenizerSettings = TokenizerSettings()
-    sids: Sids = Knob(Sids())
     samples: Samples = Samples()
     sequences: Sequences = Sequences()
     interest: Interest = Interest()
@@ -174,9 +172,34 @@ _EXPECTED = {"model_type": _MAPPING, "dict_type": _MAPPING, "tuple_type": "expec
 """Kind of a pydantic error -> what to write in YAML, where pydantic speaks of Python."""
 
 
+_FIXED = "fixed at the value that was measured to be good: delete the key"
+# Settings of earlier releases, and what to do about them; CHANGELOG.md names each.
+REMOVED = {
+    "tokenizer.method": "every tokenizer is an RQ-VAE: delete the key",
+    **dict.fromkeys(
+        (f"tokenizer.{k}" for k in (
+            "learning_rate", "hidden", "latent", "warmup_epochs", "commitment", "relational", "ema_decay"
+        )), _FIXED,
+    ),
+    "sids": _FIXED.replace("key", "section"),
+    "ingest.text_max_chars": _FIXED,
+    "interest.tiny": "without interest.base_model the model has one small shape: delete the section",
+    "interest.lora_alpha": "twice interest.lora_rank: delete the key",
+    **dict.fromkeys((f"interest.{k}" for k in ("warmup_share", "patience")), _FIXED),
+    "interest.prompt": "a history has no text before it: delete the key",
+    "anchors.widths": "anchors.count beams are kept at each level: delete the key",
+    "labels.weights": "all three factors count alike, and weights have mean 1: delete the section",
+    "labels.calibrator.family": "quantile labels are logit-normal: delete the key",
+    "monitors.least_impressions": "1,000 uniformly exposed impressions: delete the key",
+    **dict.fromkeys((f"prerank.{k}" for k in ("hidden", "weight_decay")), _FIXED),
+}  # fmt: skip
+
+
 def _problem(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
+        if where in REMOVED:
+            return f"{where}: was removed; {REMOVED[where]}"
         close = difflib.get_close_matches(str(error["loc"][-1]), _keys_at(error["loc"][:-1]), 1)
         return f"{where}: unknown key; " + (f"did you mean {close[0]}?" if close else "remove it")
     if error["type"] == "missing":

@@ -3,7 +3,7 @@
     deepspeed --num_accelerators 1 gpu_workers/assign_sids.py --config quickstart --run-date 2026-01-02
 
 Published rows never change but for being retired: a changed item keeps its SID unless its embedding moved further than
-`sids.reissue_distance`; then the row is retired and the item gets a new one (issue + 1).
+0.3 in cosine distance; then the row is retired and the item gets a new one (issue + 1).
 
 Embeddings and residuals lie in memory-mapped scratch files. Rank 0 holds some integers per item, the other ranks only
 what they are encoding.
@@ -37,6 +37,9 @@ from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
 _ROWS = 65_536
+_REISSUE_DISTANCE = 0.3  # cosine distance beyond which a changed item gets a new SID
+_DRIFT_WARN = 1.25  # residual of new over published items: a warning from here on,
+_DRIFT_RENEW = 1.6  # and from here on the request for a new tokenizer version
 _COLUMNS = ["item_index", "issue", "sid", "residual_norm", "bucket_size", "content_hash", "retired_at"]
 
 
@@ -71,7 +74,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
             table = table or context.lake.open("item_sids")
             published = _published(table, partition, tokenizer.levels)
             bad = _bad_rows(items.vectors)
-            fresh, moved = _to_issue(items, published, snapshot, encoder_version, context.config.sids.reissue_distance)
+            fresh, moved = _to_issue(items, published, snapshot, encoder_version, _REISSUE_DISTANCE)
             rows = np.setdiff1d(np.union1d(fresh, moved), bad)
         encoded = encode_rows(tokenizer, items.vectors, rows, ranks, Path(scratch))
         writer = context.lake.writer(contract, partition, dims={"L": tokenizer.levels})
@@ -233,7 +236,7 @@ def _issue_and_write(
             }
             writer.write(_table(writer.contract, columns))
     shift = drift(issued.sids, encoded.residual_norm, published.sids, published.norms, tokenizer.codes)
-    message = shift.message(context.config.sids.drift_warn, context.config.sids.drift_renew) if shift else ""
+    message = shift.message(_DRIFT_WARN, _DRIFT_RENEW) if shift else ""
     context.counts.rows_in = len(items.item_index)
     context.counts.details = {
         **partition, "issued": len(rows), "reissued": len(retired), "kept": int(force.sum()), "moved": issued.moved,

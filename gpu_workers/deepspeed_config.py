@@ -8,11 +8,13 @@ from typing import Any
 from gpl_core.conf.sections import Interest
 from gpu_workers.ranks import Ranks
 
+_WARMUP_SHARE = 0.05  # of the steps
+
 
 def deepspeed_config(settings: Interest, ranks: Ranks, steps: int, logs: Path) -> dict[str, Any]:
     """The DeepSpeed configuration of a run of about ``steps`` steps; `interest.deepspeed` is merged over it."""
     on_gpu = ranks.device.type == "cuda"
-    warmup = max(2, round(settings.warmup_share * steps))
+    warmup = max(2, round(_WARMUP_SHARE * steps))
     made = {
         "train_batch_size": ranks.size,
         "train_micro_batch_size_per_gpu": 1,  # one pack

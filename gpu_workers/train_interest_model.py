@@ -54,6 +54,7 @@ from gpu_workers.worker import worker_main
 STEP = "train_interest_model"
 _HIT_USERS = 1_000  # held-out users whose next SID is searched each epoch
 _HIT_AT = 10
+_PATIENCE = 3  # epochs without a better held-out loss or hit rate before training stops
 _TITLE_SHARE = 0.25  # tokens of alignment per token of sequences
 
 
@@ -68,7 +69,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
     ):
         training = setup(context, ranks, tokenizer, content)
         progress = load_checkpoint(training)
-        while progress.epoch < settings.epochs and not progress.is_over(settings.patience):
+        while progress.epoch < settings.epochs and not progress.is_over(_PATIENCE):
             figures = {"epoch": progress.epoch, **train(training, progress), **validate(training)}
             loss = figures["valid_loss" if ranks.sum(len(training.held_out)) else "train_loss"]
             progress = progress.after(loss, figures["valid_hr10"], figures)
@@ -136,12 +137,11 @@ def setup(context: StepContext, ranks: Ranks, tokenizer: Manifest, content: Cont
             ModelSettings(
                 levels,
                 codes,
-                settings.prompt,
-                settings.lora_rank,
-                settings.lora_alpha,
-                settings.lora_dropout,
-                config.run.seed,
-                content.width if content and settings.content else 0,
+                lora_rank=settings.lora_rank,
+                lora_alpha=2 * settings.lora_rank,
+                lora_dropout=settings.lora_dropout,
+                seed=config.run.seed,
+                content_width=content.width if content and settings.content else 0,
             ),
             codebooks if settings.init == "codebook" else None,
         ).to(ranks.device)

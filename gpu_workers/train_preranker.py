@@ -49,6 +49,8 @@ from gpu_workers.ranks import Ranks, one_thread
 from gpu_workers.worker import worker_main
 
 EXPOSED_ONLY, GPL = "exposed_only", "gpl"
+_HIDDEN = 64  # width of each tower's hidden layer
+_WEIGHT_DECAY = 1e-4
 LOOKS = 8  # times that held-out rows are looked at during training
 TAIL_SHARE = 0.8  # tail items: all but the most exposed fifth of the items
 
@@ -174,7 +176,7 @@ def _engines(
         user_buckets=settings.user_buckets,
         item_buckets=settings.item_buckets,
         dimension=settings.dimension,
-        hidden=settings.hidden,
+        hidden=_HIDDEN,
         content_width=inputs.items.vectors.shape[1],
         levels=inputs.sids.shape[1],
         codes=codes,
@@ -192,7 +194,7 @@ def _engines(
     for name in variants_of(settings):
         model = build_model(sizes, seed, basis).to(ranks.device)
         groups = parameter_groups(model, settings.learning_rate)
-        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY)
         engines[name], *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(own))
     return engines
 

@@ -78,6 +78,10 @@ class DeepSpeedEngine:
         self._engine.monitor.write_events([(f"tokenizer/{name}", value, step) for name, value in figures.items()])
 
 
+_WARMUP_EPOCHS = 20  # of a plain autoencoder, before the k-means start
+_RELATIONAL = 0.3  # weight of the relational loss: decision 009
+
+
 def settings_of(config: Config, items: int) -> RqVaeSettings:
     """The configured settings for a catalog of ``items``: C and the number of epochs follow its size."""
     own = config.tokenizer
@@ -85,15 +89,10 @@ def settings_of(config: Config, items: int) -> RqVaeSettings:
     return RqVaeSettings(
         levels=own.levels,
         codes=own.codes or codes_for(items),
-        hidden=(own.hidden,),
-        latent=own.latent,
-        learning_rate=own.learning_rate,
         batch_size=own.batch_size,
         epochs=epochs,
-        warmup_epochs=min(own.warmup_epochs, epochs // 5),
-        ema_decay=own.ema_decay,
-        commitment=own.commitment,
-        relational=own.relational,
+        warmup_epochs=min(_WARMUP_EPOCHS, epochs // 5),
+        relational=_RELATIONAL,
         seed=config.run.seed,
     )
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.conf.sections import Weights
 from gpl_core.errors import ContractError
 from gpl_core.labels.calibration import Calibrator
-from gpl_core.labels.confidence import Exponents, weight_sql
+from gpl_core.labels.confidence import weight_sql
 from gpl_core.lakehouse.files import rows_in
 from spark_jobs.common.calibrators import load_calibrator, require_one_version, with_counts, with_label
 from spark_jobs.session import SparkStep, job_main
@@ -35,12 +34,7 @@ class ScoreFacts:
     mean_weight: float
 
 
-def exponents_of(weights: Weights) -> Exponents:
-    """The configured exponents of the combined weight."""
-    return Exponents(weights.coherence, weights.consistency, weights.llm_confidence)
-
-
-def score_facts(scores: DataFrame, exponents: Exponents) -> ScoreFacts:
+def score_facts(scores: DataFrame) -> ScoreFacts:
     """One bounded aggregation over `scores`; a (user, item, source) occurs once, so unexposed pairs are distinct."""
     unexposed = F.col("source") == "unexposed"
     row = scores.agg(
@@ -49,17 +43,17 @@ def score_facts(scores: DataFrame, exponents: Exponents) -> ScoreFacts:
         F.min("sid_version").alias("s0"),
         F.max("sid_version").alias("s1"),
         F.count(F.when(unexposed, 1)).alias("pairs"),
-        F.avg(F.when(unexposed, F.expr(weight_sql(exponents)))).alias("weight"),
+        F.avg(F.when(unexposed, F.expr(weight_sql()))).alias("weight"),
     ).first()
     return ScoreFacts((row["m0"], row["m1"]), (row["s0"], row["s1"]), row["pairs"], row["weight"] or 0.0)
 
 
-def label_pairs(scores: DataFrame, calibrator: Calibrator, exponents: Exponents, mean_weight: float) -> DataFrame:
+def label_pairs(scores: DataFrame, calibrator: Calibrator, mean_weight: float) -> DataFrame:
     """`scores` with pseudo_label, raw_weight, and weight = raw_weight / mean_weight.
 
     A mean weight of 0 (no pairs, or all weights 0) leaves the weights as they are: 0 stays 0.
     """
-    raw = F.expr(weight_sql(exponents))
+    raw = F.expr(weight_sql())
     scale = F.lit(mean_weight if mean_weight > 0 else 1.0)
     return (
         with_label(scores, calibrator)
@@ -79,9 +73,8 @@ def run(step: SparkStep) -> None:
     context = step.context
     manifest, model = context.artifact("calibrator"), context.artifact("interest_model")
     calibrator = load_calibrator(context.artifacts, manifest)
-    exponents = exponents_of(step.config.labels.weights)
     scores = step.read_slice("pair_scores")
-    facts = score_facts(scores, exponents)
+    facts = score_facts(scores)
 
     day, again = step.run_date, f"run fit_calibrator for {step.run_date} again"
     require_one_version(
@@ -100,8 +93,7 @@ def run(step: SparkStep) -> None:
     pairs = scores
     if calibrator.needs_counts:
         pairs = with_counts(scores, step.read_slice("item_stats"), step.read_slice("user_stats"))
-    scaled = step.config.labels.weights.scale == "mean"
-    labelled = label_pairs(pairs, calibrator, exponents, facts.mean_weight if scaled else 1.0)
+    labelled = label_pairs(pairs, calibrator, facts.mean_weight)
     items = step.read("items")
     named = with_item_ids(labelled, items).withColumn("calibrator_version", F.lit(manifest.version))
 
@@ -110,7 +102,7 @@ def run(step: SparkStep) -> None:
     context.counts.rows_in = rows_in(snapshot.select(start=day, end=day))
     details = {
         "calibrator_version": manifest.version, "model_version": model.version, "unexposed_pairs": facts.unexposed,
-        "mean_raw_weight": facts.mean_weight, "weight_scale": step.config.labels.weights.scale,
+        "mean_raw_weight": facts.mean_weight,
     }  # fmt: skip
     context.counts.details |= details
     try:

@@ -54,7 +54,7 @@ SMALL: dict[str, Any] = {
     },
     "encoder": {"parts": [{"name": "minilm"}, {"name": "hog_color", "weight": 0.5}]},
     "tokenizer": {
-        "codes": 16, "epochs": 30, "batch_size": 128, "warmup_epochs": 5,
+        "codes": 16, "epochs": 30, "batch_size": 128,
         "gates": {
             "min_perplexity_share": 0.05, "max_dead_share": 0.9, "max_collision_share": 1.0,
             "min_reconstruction_cosine": 0.0,
@@ -62,12 +62,11 @@ SMALL: dict[str, Any] = {
     },
     "sequences": {"max_length": 8},
     "interest": {
-        "epochs": 1, "lora_rank": 8, "lora_alpha": 16, "refresh_days": 7,
-        "tiny": {"hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "kv_heads": 1},
+        "epochs": 1, "lora_rank": 8, "refresh_days": 7,
     },
     "anchors": {"count": 5, "prefixes": 12},
     "labels": {"block_size": 32, "calibrator": {"target_rate": 0.04}},
-    "prerank": {"train_days": 1, "steps": 20, "batch_size": 128, "dimension": 8, "hidden": 16},
+    "prerank": {"train_days": 1, "steps": 20, "batch_size": 128, "dimension": 8},
 }  # fmt: skip
 
 

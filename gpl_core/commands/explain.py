@@ -26,7 +26,7 @@ from gpl_core.graph.job_runs import newest_done
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import start_of
 from gpl_core.labels.calibration import CALIBRATOR_FILE, COUNT_COLUMNS, SCORES, Calibrator, apply
-from gpl_core.labels.confidence import Exponents, combined_weight
+from gpl_core.labels.confidence import combined_weight
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.query import Query, quoted
 
@@ -252,14 +252,11 @@ def _label(
                 columns |= {c: [row[c.removeprefix(f"{owner}_")]] for c in COUNT_COLUMNS if c.startswith(owner)}
     columns |= {name: [pair[name]] for name in SCORES}
     label = float(apply(calibrator, columns)[0])
-    given = config.labels.weights
-    exponents = Exponents(given.coherence, given.consistency, given.llm_confidence)
-    raw = min(1.0, float(combined_weight(pair["coherence"], pair["consistency"], pair["llm_confidence"], exponents)))
+    raw = min(1.0, float(combined_weight(pair["coherence"], pair["consistency"], pair["llm_confidence"])))
     found = planner.lake.open("pseudo_labels").mark(day.isoformat(), "pseudo_labels")
     if found is None or "mean_raw_weight" not in found[1].details:
         return label, raw, None
-    mean = found[1].details["mean_raw_weight"] if found[1].details["weight_scale"] == "mean" else 1.0
-    return label, raw, raw / (mean or 1.0)
+    return label, raw, raw / (found[1].details["mean_raw_weight"] or 1.0)
 
 
 def _artifact(planner: Planner, kind: str, version: str) -> Manifest:

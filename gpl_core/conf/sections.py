@@ -134,7 +134,6 @@ class Ingest(Section):
     """Raw tables to clean ones."""
 
     max_quarantine_share: Share = Knob(default=0.05, description="Above it the step refuses (exit 3)")
-    text_max_chars: Positive = Field(default=2000, description="Clean text is cut there")
     image_embedding_length: Annotated[int, Field(ge=0)] = Field(
         default=0, description="E: length of raw_items.image_embedding, 0 when unused"
     )
@@ -159,7 +158,7 @@ class Encoder(Section):
 
 
 class TokenizerGates(Section):
-    """A tokeniser that misses one of these is not published."""
+    """A tokenizer that misses one of these is not published."""
 
     min_perplexity_share: Share = Field(default=0.3, description="Smallest perplexity / min(C, N) of any level")
     max_dead_share: Share = Field(default=0.2, description="Largest share of unused codes of any level")
@@ -168,37 +167,14 @@ class TokenizerGates(Section):
 
 
 class TokenizerSettings(Section):
-    """Semantic IDs. METHOD: L = 3; C from the catalogue's size unless set."""
+    """Semantic IDs. METHOD: L = 3; C from the catalog's size unless set."""
 
     levels: Positive = Field(default=3, description="L")
-    codes: Annotated[int, Field(ge=2)] | None = Field(default=None, description="C; from the catalogue's size if unset")
+    codes: Annotated[int, Field(ge=2)] | None = Field(default=None, description="C; from the catalog's size if unset")
     epochs: Positive = Field(default=400, description="Passes over all items")
     batch_size: Positive = Field(default=1024, description="Items per step")
-    learning_rate: float = Field(default=2e-3, gt=0, description="Peak of the one-cycle schedule")
-    hidden: Positive = Field(default=512, description="Width of the hidden layer")
-    latent: Positive = Field(default=32, description="Width of what is quantised")
-    warmup_epochs: int = Field(default=20, ge=0, description="Epochs of plain autoencoder before the k-means start")
-    commitment: float = Field(default=0.25, ge=0, description="Weight of the commitment loss")
-    relational: float = Field(default=0.3, ge=0, description="Weight of the loss that keeps neighbours neighbours")
-    ema_decay: float = Field(default=0.95, gt=0, lt=1, description="Decay of the codebooks' moving averages")
-    refresh_days: Positive = Knob(default=7, description="A tokeniser older than this is trained anew")
+    refresh_days: Positive = Knob(default=7, description="A tokenizer older than this is trained again")
     gates: TokenizerGates = Knob(TokenizerGates())
-
-
-class Sids(Section):
-    """Issuing semantic IDs. What is published is never revised, so none of these makes an output stale."""
-
-    reissue_distance: float = Field(
-        default=0.3, ge=0, le=2, description="Cosine distance beyond which a changed item gets a new SID"
-    )
-    drift_warn: float = Field(default=1.25, gt=1, description="Residual of new over published items: warn from here on")
-    drift_renew: float = Field(default=1.6, gt=1, description="From here on ask for a new tokeniser version")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Sids:
-        if self.drift_renew < self.drift_warn:
-            raise ValueError(f"drift_renew {self.drift_renew} lies below drift_warn {self.drift_warn}")
-        return self
 
 
 class Samples(Section):
@@ -218,40 +194,27 @@ class Sequences(Section):
     snapshot_every: Positive = Field(default=7, description="Every so many days a slice holds all users")
 
 
-class TinyModel(Section):
-    """A small Qwen2-architecture model made from its configuration, for development without a checkpoint."""
-
-    hidden_size: Positive = Field(default=128, description="Width of the model")
-    intermediate_size: Positive = Field(default=256, description="Width of the feed-forward part")
-    layers: Positive = Field(default=2, description="Transformer layers")
-    heads: Positive = Field(default=4, description="Attention heads")
-    kv_heads: Positive = Field(default=2, description="Key and value heads")
-
-
 class Interest(Section):
     """The language model over SID sequences."""
 
-    base_model: str = Field(default="", description="Local folder of a Qwen2 checkpoint; empty: make `tiny`")
-    tiny: TinyModel = TinyModel()
-    lora_rank: Positive = Field(default=64, description="Rank of the adapter")
-    lora_alpha: Positive = Field(default=128, description="Scale of the adapter, divided by its rank")
+    base_model: str = Field(
+        default="", description="Local folder of a Qwen2 checkpoint; empty: a small random one, for development"
+    )
+    lora_rank: Positive = Field(default=64, description="Rank of the adapter; its scale is twice that")
     lora_dropout: Share = Field(default=0.0, description="Dropout in the adapter")
     epochs: Positive = Field(default=8, description="Passes over the users, at most")
     learning_rate: float = Field(default=2e-3, gt=0, description="Peak learning rate")
-    warmup_share: Share = Field(default=0.05, description="Share of the steps that warm up")
     tokens_per_batch: Positive = Field(default=4096, description="Token budget of a packed batch")
     keep_target_share: Share = Field(default=0.85, description="Share of targets that down-sampling keeps")
     valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
-    patience: Positive = Field(default=3, description="Epochs without a better held-out loss or HR@10 before it stops")
     init: Literal["codebook", "mean"] = Field(default="codebook", description="Where new token rows start from")
-    prompt: str = Field(default="", description="Text before the sequence")
     content: bool = Field(default=True, description="Add the items' content vectors at the model's input")
     walks: float = Field(default=1.0, ge=0, description="Synthetic walks between alike items per real user; 0: none")
     title_to_sid: float = Field(
         default=0.0, ge=0, description="Weight of predicting an item's SID from its title; 0: off"
     )
     sid_to_title: float = Field(default=0.0, ge=0, description="Weight of predicting the title from the SID; 0: off")
-    refresh_days: Positive = Knob(default=1, description="A model older than this is trained anew")
+    refresh_days: Positive = Knob(default=1, description="A model older than this is trained again")
     checkpoint_steps: int = Knob(
         default=2_000, ge=0, description="Optimizer steps between checkpoints within an epoch; 0: only after each epoch"
     )
@@ -308,21 +271,6 @@ class CalibratorSettings(Section):
         return self
 
 
-class Weights(Section):
-    """Confidence: w = (R^a h^b q^c)^(1/(a+b+c))."""
-
-    coherence: float = Field(default=1.0, ge=0, description="a; 0 switches the factor off")
-    consistency: float = Field(default=1.0, ge=0, description="b; 0 switches the factor off")
-    llm_confidence: float = Field(default=1.0, ge=0, description="c; 0 switches the factor off")
-    scale: Literal["mean", "raw"] = Field(default="mean", description="mean: divide by the date's mean weight")
-
-    @model_validator(mode="after")
-    def _one(self) -> Weights:
-        if self.coherence + self.consistency + self.llm_confidence == 0:
-            raise ValueError("all three exponents are 0: at least one factor must count")
-        return self
-
-
 class Labels(Section):
     """Scores, labels and weights."""
 
@@ -333,7 +281,6 @@ class Labels(Section):
         description="Type in which score_candidates holds all item vectors: half the memory, less exact",
     )
     calibrator: CalibratorSettings = CalibratorSettings()
-    weights: Weights = Weights()
 
 
 class Feed(Section):
@@ -361,7 +308,6 @@ class Monitors(Section):
     quarantine_share: Share = Field(default=0.02, description="At most: share of raw rows that ingest refused")
     anchors_per_user: float = Field(default=2.0, ge=0, description="At least: mean anchors; one is always coherent")
     calibration_error: Share = Field(default=0.05, description="At most: expected error on uniformly exposed pairs")
-    least_impressions: Positive = Field(default=1000, description="Impressions that calibration_error needs")
     fail: tuple[MonitorName, ...] = Field(default=(), description="Out of bounds, these refuse the feed (exit 3)")
     ignore: tuple[MonitorName, ...] = Field(default=(), description="These are not measured; all others warn")
 
@@ -385,13 +331,11 @@ class Prerank(Section):
 
     train_days: Positive = Field(default=1, description="Feed slices up to the run date that it trains on")
     dimension: Positive = Field(default=32, description="Width of both towers' vectors")
-    hidden: Positive = Field(default=64, description="Width of the hidden layers")
     user_buckets: Positive = Field(default=20_000, description="Rows of the hashed user table")
     item_buckets: Positive = Field(default=20_000, description="Rows of the hashed item table")
     batch_size: Positive = Field(default=512, description="Rows per step, exposed and unexposed mixed")
-    steps: Positive = Field(default=400, description="Optimiser steps, the same for every variant")
+    steps: Positive = Field(default=400, description="Optimizer steps, the same for every variant")
     learning_rate: float = Field(default=3e-3, gt=0, description="AdamW's learning rate")
-    weight_decay: float = Field(default=1e-4, ge=0, description="AdamW's weight decay")
     lambda_: float = Field(default=2.0, ge=0, alias="lambda", description="Weight of the pseudo-label loss")
     lambda_sweep: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         default=(), description="Other lambdas trained and judged beside it, as variants gpl@VALUE; to choose by"

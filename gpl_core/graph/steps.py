@@ -234,7 +234,7 @@ STEPS: tuple[Step, ...] = (
         "pseudo_labels", "spark",
         reads=(Read("pair_scores", "slice"), Read("item_stats", "slice"), Read("user_stats", "slice"),
                Read("items", "lookup")),
-        uses=("interest_model", "calibrator"), writes=("pseudo_labels",), settings=lambda c: (c.labels.weights,),
+        uses=("interest_model", "calibrator"), writes=("pseudo_labels",),
     ),
     Step(
         "training_feed", "spark",

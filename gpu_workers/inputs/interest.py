@@ -54,7 +54,7 @@ def content_table(context: StepContext, encoder_version: str, ranks: Ranks) -> I
 
 
 def base_checkpoint(config: Config) -> Path:
-    """The folder of the base model: `interest.base_model`, or a small model made from `interest.tiny`.
+    """The folder of the base model: `interest.base_model`, or a small random model.
 
     The small one lies in a folder named by its settings; made aside and renamed, so that ranks and runs may race.
     """
@@ -63,16 +63,10 @@ def base_checkpoint(config: Config) -> Path:
         if not (folder / "config.json").is_file():
             raise MissingInputError(
                 f"interest.base_model: {folder} is no model folder on this machine (no config.json); give the local "
-                "folder of a Qwen2 checkpoint, or leave it empty to make a small model from interest.tiny"
+                "folder of a Qwen2 checkpoint, or leave it empty to make a small random one for development"
             )
         return folder
-    tiny = config.interest.tiny
     settings = TinySettings(
-        hidden=tiny.hidden_size,
-        layers=tiny.layers,
-        heads=tiny.heads,
-        kv_heads=tiny.kv_heads,
-        intermediate=tiny.intermediate_size,
         max_positions=max(1024, 4 * config.tokenizer.levels * config.sequences.max_length),
         seed=config.run.seed,
     )

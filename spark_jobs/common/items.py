@@ -13,6 +13,7 @@ from gpl_core.contracts.contract import load_contract
 from spark_jobs.common.checks import Check, Checked, split, typed_rows
 
 _IDS_PER_TASK = 1_000_000
+_TEXT_MAX_CHARS = 2000  # more than any text encoder here reads
 _TEXT = ("title", "brand", "category", "description")
 
 
@@ -56,7 +57,7 @@ def latest_items(checked: Checked, config: Config) -> tuple[DataFrame, DataFrame
     frame = good.select(
         "item_id",
         *[clean(c).alias(c) for c in ("title", "description", "category", "brand")],
-        F.substring(text, 1, config.ingest.text_max_chars).alias("text"),
+        F.substring(text, 1, _TEXT_MAX_CHARS).alias("text"),
         F.coalesce("image", F.lit(b"")).alias("image"),
         F.coalesce(F.trim("image_uri"), F.lit("")).alias("image_uri"),
         F.coalesce(given, F.array_repeat(F.lit(0.0).cast("float"), max(1, length))).alias("image_embedding"),

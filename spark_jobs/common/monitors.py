@@ -24,6 +24,7 @@ from spark_jobs.common.calibrators import LABEL_CELLS, group_reliability
 from spark_jobs.session import SparkStep
 
 TABLE = "monitors"
+LEAST_IMPRESSIONS = 1000  # uniformly exposed ones; the calibration error of fewer says little
 _ACCEPTED = ("impressions", "candidates", "interactions")
 
 
@@ -136,7 +137,7 @@ def judge(found: Measured, labelled: int, left_out: Mapping[str, int], settings:
     unexposed = labelled + sum(left_out.values())
     coverage = labelled / unexposed if unexposed else None
     causes = ", ".join(f"{v:,} {k}" for k, v in sorted(left_out.items(), key=lambda r: -r[1])) or "none left out"
-    few = found.uniform_impressions < settings.least_impressions
+    few = found.uniform_impressions < LEAST_IMPRESSIONS
     figures: list[tuple[str, float | None, Literal["most", "least"], str]] = [
         ("label_drift", found.label_drift, "most",
          "population stability index of the labels against the day before: compare calibrator, target_rate and model"),
@@ -148,7 +149,7 @@ def judge(found: Measured, labelled: int, left_out: Mapping[str, int], settings:
          "mean anchors per user: look at the interest model and at retired SIDs"),
         ("calibration_error", None if few else found.calibration_error, "most",
          f"expected calibration error on {found.uniform_impressions:,} uniformly exposed impressions: "
-         + (f"too few, at least {settings.least_impressions:,} are needed" if few else "look at view calibration")),
+         + (f"too few, at least {LEAST_IMPRESSIONS:,} are needed" if few else "look at view calibration")),
     ]  # fmt: skip
     return [
         _verdict(name, value, bound, about, getattr(settings, name), "fail" if name in settings.fail else "warn")

@@ -158,7 +158,7 @@ class AnalystLake:
         for row in rows:
             row["weight"] = row["raw_weight"] / mean
         self.labels = rows
-        self.put("pseudo_labels", rows, details={"mean_raw_weight": mean, "weight_scale": "mean"})
+        self.put("pseudo_labels", rows, details={"mean_raw_weight": mean})
         zero = {"coherence": 0.0, "consistency": 0.0, "llm_confidence": 0.0, "pseudo_label": 0.0}
         feed = [
             {**zero, "request_id": r, "item_id": f"i{i}", "item_index": i, "user_id": u, "is_exposed": True,

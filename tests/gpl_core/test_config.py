@@ -18,13 +18,14 @@ from pydantic.fields import FieldInfo
 
 from gpl_core.cli import main
 from gpl_core.conf.sections import Knob, Section, shapes_results
-from gpl_core.config import Config, date_range, hash_of, load_config, shipped_configs
+from gpl_core.config import REMOVED, Config, date_range, hash_of, load_config, shipped_configs
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import UsageError
 from gpl_core.graph.steps import STEPS, find_step
 from tests.support import config_file, small_config
 
 ROOT = Path(__file__).parents[2]
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 # ---- what is shipped -------------------------------------------------------------------------------------------
@@ -115,8 +116,8 @@ def test_everything_wrong_is_in_one_message(tmp_path):
         ("labels.calibrator.target_rate=1.0", "must lie in (0, 1)"),
         ("labels.calibrator.target_rate=sometimes", "target_rate"),
         ("tokenizer.codes=1", "tokenizer.codes"),
-        ("tokenizer.learning_rate=.nan", "tokenizer.learning_rate"),
-        ("tokenizer.learning_rate=.inf", "tokenizer.learning_rate"),
+        ("interest.learning_rate=.nan", "interest.learning_rate"),
+        ("interest.learning_rate=.inf", "interest.learning_rate"),
         ("prerank.steps=true", "prerank.steps"),
         ('prerank.steps="12"', "prerank.steps"),
         ("prerank.seeds=[]", "prerank.seeds"),
@@ -138,9 +139,13 @@ def test_a_wrong_value_is_refused_by_its_key(tmp_path, override, named):
     assert all(override.split("=")[0].split(".")[0] in line for line in lines), "no follow-up errors elsewhere"
 
 
-def test_three_exponents_of_zero_are_refused(tmp_path):
-    zeros = {"coherence": 0, "consistency": 0, "llm_confidence": 0}
-    assert "at least one factor" in refusal(tmp_path, {"labels": {"weights": zeros}})
+def test_a_removed_key_is_refused_with_what_to_do(tmp_path):
+    message = refusal(tmp_path, {"sids": {"drift_warn": 2}}, ("tokenizer.method=rqvae", "labels.weights.scale=raw"))
+    assert "tokenizer.method: was removed; every tokenizer is an RQ-VAE: delete the key" in message
+    assert "sids: was removed; " in message
+    assert "labels.weights: was removed; " in message
+    for key in REMOVED:
+        assert f"`{key}`" in CHANGELOG, key
 
 
 @pytest.mark.parametrize(("text", "named"), [("[1, 2]", "expected a mapping"), ("a: [", "not valid YAML"), ("", "run")])
@@ -162,9 +167,9 @@ def test_an_unknown_configuration_names_the_shipped_ones():
 def test_overrides_reach_every_depth_and_pass_as_yaml(tmp_path):
     config = small_config(
         tmp_path, {"prerank": {"lambda": 3}},
-        ("labels.weights.scale=raw", "prerank.seeds=[1, 2]", "run.start_date=2026-01-02", "launch.env.A=b=c"),
+        ("labels.calibrator.kind=logistic", "prerank.seeds=[1, 2]", "run.start_date=2026-01-02", "launch.env.A=b=c"),
     )  # fmt: skip
-    assert config.labels.weights.scale == "raw"
+    assert config.labels.calibrator.kind == "logistic"
     assert config.prerank.seeds == (1, 2)
     assert config.prerank.lambda_ == 3.0
     assert config.run.start_date == date(2026, 1, 2)
@@ -268,7 +273,7 @@ def test_a_setting_turns_a_step_stale_unless_its_field_says_that_it_shapes_nothi
 def test_speed_gates_and_schedules_shape_nothing():
     """What a user may turn at any time; a change in this list is a change of what is recomputed."""
     knobs = {name for name, (_, shapes) in SETTINGS.items() if not shapes}
-    whole = {"lakehouse.shadow", "launch", "tokenizer.gates", "sids", "cache", "monitors", "maintenance"}
+    whole = {"lakehouse.shadow", "launch", "tokenizer.gates", "cache", "monitors", "maintenance"}
     assert {n for n in knobs if not any(n.startswith(f"{w}.") for w in whole)} == {
         "lakehouse.root", "lakehouse.tables", "lakehouse.database",
         "run.start_date", "run.end_date", "run.history_start",
@@ -294,7 +299,6 @@ def test_speed_gates_and_schedules_shape_nothing():
         ("labels.block_size", {"score_requests"}),
         ("labels.item_vectors", {"score_candidates"}),
         ("labels.calibrator.spread", {"fit_calibrator"}),
-        ("labels.weights.scale", {"pseudo_labels"}),
         ("feed.passthrough", {"ingest", "samples", "training_feed"}),
         ("prerank.lambda_", {"train_preranker"}),
     ],

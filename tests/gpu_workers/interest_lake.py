@@ -27,8 +27,7 @@ LENGTH, LEVELS, CODES = 6, 3, 16
 SETTINGS = (
     "run.start_date=2026-01-02", "run.end_date=2026-01-02", "run.history_start=null",
     f"sequences.max_length={LENGTH}", f"tokenizer.codes={CODES}", "anchors.count=5",
-    "interest.tiny.hidden_size=32", "interest.tiny.intermediate_size=32", "interest.lora_rank=8",
-    "interest.lora_alpha=16", "interest.epochs=3", "interest.tokens_per_batch=512", "interest.valid_share=0.2",
+    "interest.lora_rank=8", "interest.epochs=3", "interest.tokens_per_batch=512", "interest.valid_share=0.2",
 )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ class House:
             "run": {"start_date": "2026-01-01", "end_date": "2026-01-05"},
             "encoder": {"parts": [{"name": "precomputed", "options": {"dim": LENGTH}}]},
             "tokenizer": {
-                "codes": 16, "levels": 3, "epochs": 40, "warmup_epochs": 5, "batch_size": 64, "hidden": 32, "latent": 8,
+                "codes": 16, "levels": 3, "epochs": 40, "batch_size": 64,
                 "gates": {"min_perplexity_share": 0.2, "max_dead_share": 0.6, "max_collision_share": 1.0},
             },
         }  # fmt: skip

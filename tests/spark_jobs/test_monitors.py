@@ -91,7 +91,7 @@ def lake(tmp_path_factory, spark) -> FeedLake:
 
     u1 was shown i1 (label .9, no click) and i2 (label .1, clicked), uniformly.
     """
-    made = FeedLake(tmp_path_factory.mktemp("monitors"), spark, "monitors.ignore=[]", "monitors.least_impressions=2")
+    made = FeedLake(tmp_path_factory.mktemp("monitors"), spark, "monitors.ignore=[]")
     made.exposed(("r1", "u1", 0, 1))
     made.unexposed(("r1", "u1", 3), ("r1", "u1", 4), ("r1", "u1", 5))
     made.shown(("u1", 1, 0), ("u1", 2, 1), *[("u2", n, 0, False) for n in range(7)])

@@ -72,21 +72,6 @@ def test_rerun_is_a_noop_and_forced_rerun_gives_the_same_rows(lake):
     assert lake.rows("pseudo_labels") == before
 
 
-@pytest.mark.parametrize(
-    ("override", "power"),
-    [("labels.weights.coherence=0", (0, 1, 1)), ("labels.weights.llm_confidence=3", (1, 1, 3))],
-)
-def test_exponents(lake, override, power):
-    lake.run("pseudo_labels", pseudo_labels.run, D, override)
-    ((raw,),) = [v for k, v in by_pair(lake, "raw_weight").items() if k == ("u1", "a", "unexposed")]
-    assert raw == pytest.approx(np.prod(np.array((0.8, 0.5, 0.2)) ** power) ** (1 / sum(power)), abs=1e-12)
-
-
-def test_raw_scale_keeps_the_product(lake):
-    lake.run("pseudo_labels", pseudo_labels.run, D, "labels.weights.scale=raw")
-    assert all(raw == weight for raw, weight in by_pair(lake, "raw_weight", "weight").values())
-
-
 def test_all_weights_zero_stay_zero(lake):
     lake.scores(score("u1", 0, 0.9, factors=(0.8, 0.0, 0.2)), score("u1", 1, 0.1, factors=(0.8, 0.0, 0.1)))
     lake.run("pseudo_labels", pseudo_labels.run)

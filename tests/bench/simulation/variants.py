@@ -27,7 +27,7 @@ import numpy as np
 
 from gpl_core.labels import calibration, fitting
 from gpl_core.labels.calibration import Calibrator, FittedOn
-from gpl_core.labels.confidence import Exponents, combined_weight
+from gpl_core.labels.confidence import combined_weight
 from tests.bench.simulation.logistic import fit_logistic
 from tests.bench.simulation.world import Known, L, Pairs, Scores, World
 
@@ -211,7 +211,7 @@ def _logistic(world: World, features: tuple[str, ...], likelihood: str | None = 
 
 def _confidence(scores: Scores) -> np.ndarray:
     factors = (np.nan_to_num(f) for f in (scores.coherence, scores.consistency, scores.llm_confidence))
-    return combined_weight(*factors, Exponents())
+    return combined_weight(*factors)
 
 
 def _learned_confidence(world: World, rate: float) -> np.ndarray:

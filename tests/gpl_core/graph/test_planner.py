@@ -319,7 +319,6 @@ def test_an_opt_out_is_noticed_from_its_day_on_and_a_table_that_is_named_must_be
     ("section", "values", "expected"),
     [
         ("samples", {"unexposed_per_request": 3}, {("samples", d) for d in RUN}),
-        ("labels", {"weights": {"scale": "raw"}}, {("pseudo_labels", d) for d in RUN}),
         ("labels", {"calibrator": {"spread": 2.0}}, {("fit_calibrator", d) for d in RUN}),
         ("labels", {"users_per_batch": 3}, set()),
         ("tokenizer", {"codes": 99}, {("train_tokenizer", d) for d in RUN}),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gpl_core.errors import ContractError
 from gpl_core.labels import calibration
 from gpl_core.labels.calibration import GRID_CELLS, Calibrator, FittedOn, ReliabilityBin
-from gpl_core.labels.confidence import Exponents, combined_weight, weight_sql
+from gpl_core.labels.confidence import combined_weight, weight_sql
 
 FITTED = FittedOn("uniform", 1200, 60, "2026-01-01", "2026-01-03", 0.05, (ReliabilityBin(1200, 0.05, 0.05),), 0.0)
 KNOTS = tuple(np.linspace(0.01, 0.9, GRID_CELLS + 1).tolist())
@@ -106,25 +106,11 @@ def test_a_calibrator_that_could_give_a_wrong_label_is_refused(changes: dict, me
         Calibrator(**{"fitted_on": FITTED, **changes})
 
 
-@given(
-    st.tuples(*[st.floats(0, 1)] * 3),
-    st.tuples(*[st.sampled_from([0.0, 0.5, 1.0, 2.0])] * 3),
-)
-def test_combined_weight_is_the_weighted_geometric_mean(factors: tuple, exponents: tuple) -> None:
-    weight = combined_weight(*([value] for value in factors), Exponents(*exponents))[0]
-    total = sum(exponents)
-    expected = 1.0
-    if total:
-        expected = np.prod([value**power for value, power in zip(factors, exponents) if power]) ** (1 / total)
-    assert weight == pytest.approx(expected, abs=1e-9)
+@given(st.tuples(*[st.floats(0, 1)] * 3))
+def test_combined_weight_is_the_geometric_mean(factors: tuple) -> None:
+    weight = combined_weight(*([value] for value in factors))[0]
+    assert weight == pytest.approx(np.prod(factors) ** (1 / 3), abs=1e-9)
     assert 0.0 <= weight <= 1.0
-
-
-def test_a_zero_exponent_switches_its_factor_off() -> None:
-    weight = combined_weight([0.0, 0.9], [0.5, 0.5], [0.5, 0.5], Exponents(coherence=0.0))
-    assert weight == pytest.approx([0.5, 0.5])
-    assert combined_weight([0.0], [0.0], [0.0], Exponents(0, 0, 0)).tolist() == [1.0]
-    assert weight_sql(Exponents(0, 0, 0)) == "1.0D"
 
 
 _SPARK = """
@@ -154,10 +140,10 @@ def test_spark_evaluates_the_same_formulas() -> None:
         "user_clicks": rng.integers(0, 50, n),
         "item_positives": rng.integers(0, 500, n),
         "coherence": np.concatenate([[0.0, 1.0], rng.uniform(0, 1, n - 2)]).astype(np.float32),
+        "consistency": rng.uniform(0, 1, n).astype(np.float32),
         "llm_confidence": np.concatenate([rng.uniform(0, 1, n - 2), [0.0, 1.0]]).astype(np.float32),
     }
     curved = Calibrator("isotonic", FITTED, knots=tuple(np.sort(rng.uniform(0, 1, GRID_CELLS + 1)).tolist()))
-    exponents = Exponents(2.0, 0.0, 0.5)
     task = {
         "schema": ", ".join(
             f"{name} {'float' if values.dtype == np.float32 else 'bigint'}" for name, values in columns.items()
@@ -170,7 +156,7 @@ def test_spark_evaluates_the_same_formulas() -> None:
             calibration.sql_expression(BY_PREFIX),
             calibration.cell_sql("similarity"),
             calibration.fraction_sql("similarity"),
-            weight_sql(exponents),
+            weight_sql(),
         ],
     }
     done = subprocess.run(
@@ -186,6 +172,6 @@ def test_spark_evaluates_the_same_formulas() -> None:
         calibration.apply(BY_PREFIX, columns),
         cell,
         fraction,
-        combined_weight(columns["coherence"], 0.5 * np.ones(n), columns["llm_confidence"], exponents),
+        combined_weight(columns["coherence"], columns["consistency"], columns["llm_confidence"]),
     ]
     np.testing.assert_allclose(found, np.stack(expected, axis=1), rtol=0, atol=1e-12)
