@@ -112,7 +112,7 @@ def check_gates(health: Health, gates: Gates) -> None:
             faults.append(
                 f"level {level}: {reachable - used} of {reachable} codes dead ({dead:.1%}), expected at most "
                 f"{gates.max_dead_share:.1%} "
-                "(more warm-up epochs, longer revival, or lower tokenizer.codes)"
+                "(train longer, or lower tokenizer.codes)"
             )
     if health.collision_share > gates.max_collision_share:
         faults.append(
@@ -124,7 +124,7 @@ def check_gates(health: Health, gates: Gates) -> None:
         faults.append(
             f"reconstruction: mean cosine {health.reconstruction:.3f}, expected at least "
             f"{gates.min_reconstruction_cosine:g} "
-            "(raise tokenizer.latent, tokenizer.codes or epochs; look at the encoder's vectors)"
+            "(raise tokenizer.codes or tokenizer.epochs; look at the encoder's vectors)"
         )
     if faults:
         raise GateError("tokenizer: not published, the current one stays in force. " + "; ".join(faults))

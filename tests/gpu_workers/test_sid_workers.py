@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -110,7 +110,13 @@ def clustered(count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture
-def house(tmp_path):
+def house(tmp_path, monkeypatch):
+    """Trains, in this process, with an RQ-VAE of a size for vectors of a few numbers."""
+    usual = train_tokenizer.settings_of
+    monkeypatch.setattr(
+        train_tokenizer, "settings_of",
+        lambda config, items: replace(usual(config, items), hidden=(32,), latent=8, warmup_epochs=5),
+    )  # fmt: skip
     return House(tmp_path)
 
 
