@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gpl_core.config import Config
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.graph.steps import start_of
-from gpl_core.sids.health import Gates, as_scalars, check_gates, measure
+from gpl_core.sids.health import Gates, check_gates, measure
 from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit
 from gpl_core.sids.tokenizer import Tokenizer
 from gpu_workers.inputs.embeddings import encoder_version_of, item_vectors
@@ -127,7 +127,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
                     "encoder_version": encoder_version, "codebooks": codebooks, "seconds": round(seconds, 1),
                     **health.as_dict(),
                 }  # fmt: skip
-                log.info("train_tokenizer: %s", dict(as_scalars(health)))
+                log.info("train_tokenizer: %s", health.as_dict())
                 check_gates(health, gates_of(context.config))
                 _publish(context, tokenizer, encoder_version, health.as_dict())
                 shutil.rmtree(folder / "checkpoint", ignore_errors=True)

@@ -255,7 +255,7 @@ def labelled_rows(step: SparkStep, settings: Settings, first: date, last: date) 
         clicks = count_clicks(labelled, source)
         try:
             check_fitting_rows(
-                source, clicks.rows, clicks.clicks, settings.min_rows, settings.allow_exposed,
+                source, clicks.rows, clicks.clicks, settings.min_rows,
                 remedy=f"widen labels.calibrator.window_days ({settings.window_days}), or {REMEDY}",
             )  # fmt: skip
         except GateError as error:

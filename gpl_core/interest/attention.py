@@ -72,7 +72,7 @@ class CausalPlan:
             last = int(np.searchsorted(lengths[order], shortest + max(shortest // 4, 4), side="right"))
             rows = order[first:last]
             width = int(lengths[rows].max())
-            within = _ranges(lengths[rows])
+            within = ranges(lengths[rows])
             self.rectangles.append(
                 Rectangle(
                     (len(rows), width),
@@ -119,7 +119,7 @@ class PrefillPlan:
         device = store.keys.device
         self._store, self._prompt = store, prompt
         self._user = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device)
-        self._place = torch.from_numpy(_ranges(lengths)).to(device)
+        self._place = torch.from_numpy(ranges(lengths)).to(device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Shapes as in AttentionPlan."""
@@ -172,7 +172,7 @@ def _spread(packed: Tensor, grid: Rectangle) -> Tensor:
     return out.view(rows, width, *packed.shape[1:]).transpose(1, 2)
 
 
-def _ranges(lengths: np.ndarray) -> np.ndarray:
+def ranges(lengths: np.ndarray) -> np.ndarray:
     """0 .. length - 1 for each length, concatenated: int64 [sum]."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpl_core.errors import ContractError, UsageError
+from gpl_core.interest.attention import ranges
 from gpl_core.interest.vocabulary import SidVocabulary
 
 _NOTHING = np.empty(0, dtype=np.int64)
@@ -128,7 +129,7 @@ def pack_rows(
     """A pack of token ``rows``, one after another; the rest as in Pack."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     rest = (a.astype(np.int64) for a in (target_sids, target_places, items, item_places))
-    return Pack(np.concatenate(rows), _positions(lengths), lengths, *rest)
+    return Pack(np.concatenate(rows), ranges(lengths), lengths, *rest)
 
 
 def training_packs(
@@ -169,8 +170,3 @@ def budget_batches(sizes: np.ndarray, token_budget: int) -> list[np.ndarray]:
     if len(order):
         batches.append(order[first:])
     return batches
-
-
-def _positions(lengths: np.ndarray) -> np.ndarray:
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gpl_core.errors import ContractError, GplError, UsageError
-from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan
+from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan, ranges
 from gpl_core.interest.content import ContentTable
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.objective import content_of, level_logits
@@ -201,10 +201,9 @@ class BeamSearch:
             dtype=model.input_rows.dtype,
             device=device,
         )
-        positions = np.concatenate([np.arange(n) for n in lengths])
         hidden = model.hidden(
             torch.from_numpy(np.concatenate(prompts)).to(device),
-            torch.from_numpy(positions).to(device),
+            torch.from_numpy(ranges(lengths)).to(device),
             PrefillPlan(store, lengths, longest),
             self._content(lengths, items),
         )[length.cumsum(0) - 1]

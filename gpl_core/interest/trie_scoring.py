@@ -41,11 +41,7 @@ class DeviceTrie:
         self.tokens = [torch.from_numpy(np.asarray(t, dtype=np.int32)).to(device) for t in trie.tokens]
         self.widths = [int(np.diff(o).max()) for o in trie.offsets]
         """m per level: the most children of any node."""
-        parents = [np.repeat(np.arange(len(o) - 1), np.diff(o)) for o in trie.offsets]
-        self._edges = [
-            torch.from_numpy(p * np.int64(trie.codes) + t).to(device) for p, t in zip(parents, trie.tokens, strict=True)
-        ]
-
+        self._edges = [torch.from_numpy(keys).to(device) for keys in trie.edge_keys]
         none = np.full((1, trie.levels), -1, dtype=np.int32)
         self.prefixes = torch.from_numpy(np.concatenate([trie.prefixes(), none])).to(device)
         """int32 [n_1 + ... + n_(L-1) + 1 x L]: `Trie.prefixes`, and a last row without any code."""

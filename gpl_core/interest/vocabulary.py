@@ -56,14 +56,15 @@ class SidVocabulary:
             )
         return rows.astype(np.int64) + self.first_id + np.arange(self.levels) * self.codes
 
-    def tokens(self) -> list[str]:
-        """The text of every SID token, in id order."""
-        return [sid_token(level, code) for level in range(self.levels) for code in range(self.codes)]
-
 
 def sid_token(level: int, code: int) -> str:
     """The token text of ``code`` at the 0-based ``level``."""
     return f"<|sid_{level + 1}_{code}|>"
+
+
+def sid_tokens(levels: int, codes: int) -> list[str]:
+    """The text of every SID token, in id order."""
+    return [sid_token(level, code) for level in range(levels) for code in range(codes)]
 
 
 def extend_tokenizer(tokenizer: Any, levels: int, codes: int, prompt: str = "") -> SidVocabulary:
@@ -77,7 +78,7 @@ def extend_tokenizer(tokenizer: Any, levels: int, codes: int, prompt: str = "") 
         raise UsageError(
             f"levels = {levels}, codes = {codes}: expected both >= 1; take them from the tokenizer artifact."
         )
-    texts = [sid_token(level, code) for level in range(levels) for code in range(codes)]
+    texts = sid_tokens(levels, codes)
     # Not `special`: skip_special_tokens would drop them when a sequence is decoded for a report.
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in texts])
     ids = np.array(tokenizer.convert_tokens_to_ids(texts))
@@ -107,7 +108,7 @@ def check_single_tokens(tokenizer: Any, vocabulary: SidVocabulary, prompt: str) 
 
     Tokenized alone, a code may look right and still merge with its neighbors; hence one text with all of them.
     """
-    text = prompt + "".join(vocabulary.tokens()) + " end"
+    text = prompt + "".join(sid_tokens(vocabulary.levels, vocabulary.codes)) + " end"
     got = tokenizer.encode(text, add_special_tokens=False)
     start = len(vocabulary.prompt_ids)
     if got[:start] != list(vocabulary.prompt_ids) or got[start : start + vocabulary.size] != vocabulary.token_indices:

@@ -81,20 +81,9 @@ def check_fitting_rows(
     rows: int,
     clicks: int,
     minimum_rows: int = 1000,
-    allow_exposed: bool = False,
     remedy: str = "use kind quantile with labels.calibrator.target_rate set",
 ) -> None:
-    """Raises GateError unless labeled rows may fit a calibrator: enough of them, both classes, and an honest source.
-
-    source "exposed" re-imports exposure bias and did worse than no labels in our simulation: it needs `allow_exposed`.
-    """
-    if source not in ("uniform", "exposed"):
-        raise ContractError(f"calibration source is {source!r}; expected 'uniform' or 'exposed'")
-    if source == "exposed" and not allow_exposed:
-        raise GateError(
-            "calibration on exposed clicks re-imports exposure bias; "
-            f"{remedy}, or set labels.calibrator.allow_exposed to accept that"
-        )
+    """Raises GateError unless the rows of a source can fit a calibrator: enough of them, and both classes."""
     if rows < minimum_rows:
         raise GateError(
             f"calibration: the {source} slice has {rows} rows; at least {minimum_rows} are needed: {remedy}"

@@ -6,7 +6,7 @@ AUC counts them half, lists break them by a key that is independent of labels an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -135,21 +135,19 @@ def hit_rate(
 
     lists [n]: the request of each row; tie_key int [n]: breaks ties, independent of labels (an item hash, say).
     """
-    hit, _, figure = _per_list(scores, labels, lists, tie_key, k, f"hr@{k}")
-    return figure if hit is None else _mean(figure, hit)
+    return _per_list(scores, labels, lists, tie_key, k, f"hr@{k}")
 
 
 def ndcg(
     scores: npt.ArrayLike, labels: npt.ArrayLike, lists: npt.ArrayLike, tie_key: npt.ArrayLike, k: int = 10
 ) -> Figure:
     """NDCG@k, gain 1 / log2(1 + rank) of each positive, over lists that have a positive; arguments as `hit_rate`."""
-    _, gain, figure = _per_list(scores, labels, lists, tie_key, k, f"ndcg@{k}")
-    return figure if gain is None else _mean(figure, gain)
+    return _per_list(scores, labels, lists, tie_key, k, f"ndcg@{k}")
 
 
 def _per_list(
     scores: npt.ArrayLike, labels: npt.ArrayLike, lists: npt.ArrayLike, tie_key: npt.ArrayLike, k: int, metric: str
-) -> tuple[FloatArray | None, FloatArray | None, Figure]:
+) -> Figure:
     s, y = _checked(scores, labels)
     if not np.isin(y, (0.0, 1.0)).all():
         raise ContractError(f"{metric}: labels must be 0 or 1; soft labels have an expected AUC only")
@@ -159,33 +157,25 @@ def _per_list(
     positives = np.bincount(group, weights=y, minlength=count)
     kept = positives > 0
     if not kept.any():
-        return None, None, Figure(metric, None, len(s), f"none of {count} lists has a positive")
+        return Figure(metric, None, len(s), f"none of {count} lists has a positive")
     order = np.lexsort((np.asarray(tie_key), -s, group))
     start = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     rank = np.arange(len(s)) - np.repeat(start, sizes)  # 0 for the best of its list
-    sorted_group, sorted_y = group[order], y[order]
-    shown = (rank < k) * sorted_y
-    hits = np.bincount(sorted_group, weights=shown, minlength=count)
-    gains = np.bincount(sorted_group, weights=shown / np.log2(rank + 2.0), minlength=count)
-    ideal = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))
-    best = ideal[np.minimum(positives[kept].astype(int), k) - 1]
+    shown = (rank < k) * y[order]
+    if metric.startswith("hr"):
+        values = np.minimum(np.bincount(group[order], weights=shown, minlength=count)[kept], 1.0)
+    else:
+        gains = np.bincount(group[order], weights=shown / np.log2(rank + 2.0), minlength=count)
+        best = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))[np.minimum(positives[kept].astype(int), k) - 1]
+        values = gains[kept] / best
     note = f"{int((~kept).sum())} of {count} lists have no positive" if not kept.all() else ""
-    figure = Figure(metric, None, int(sizes[kept].sum()), note, candidate_set_size=float(sizes[kept].mean()))
-    return (hits[kept] > 0).astype(np.float64), gains[kept] / best, figure
-
-
-def _mean(figure: Figure, values: FloatArray) -> Figure:
-    mean = float(values.mean())
-    error = _NORMAL_95 * float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    return Figure(
-        figure.metric,
-        mean,
-        figure.rows,
-        figure.note,
-        None if error is None else max(0.0, mean - error),
-        None if error is None else min(1.0, mean + error),
-        figure.candidate_set_size,
+    figure = Figure(
+        metric, float(values.mean()), int(sizes[kept].sum()), note, candidate_set_size=float(sizes[kept].mean())
     )
+    if len(values) < 2:
+        return figure
+    error = _NORMAL_95 * float(values.std(ddof=1) / np.sqrt(len(values)))
+    return replace(figure, low=max(0.0, float(values.mean()) - error), high=min(1.0, float(values.mean()) + error))
 
 
 def _mass_below(scores: FloatArray, mass: FloatArray, group: npt.NDArray[np.int64] | None = None) -> FloatArray:

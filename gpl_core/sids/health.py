@@ -5,7 +5,6 @@ Legend for shapes: N items, L levels, C codes per level, d embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -128,11 +127,3 @@ def check_gates(health: Health, gates: Gates) -> None:
         )
     if faults:
         raise GateError("tokenizer: not published, the current one stays in force. " + "; ".join(faults))
-
-
-def as_scalars(health: Health) -> Mapping[str, float]:
-    """The figures as named scalars, for TensorBoard and log lines."""
-    out = {"collision_share": health.collision_share, "reconstruction": health.reconstruction}
-    for level, (perplexity, used) in enumerate(zip(health.perplexity, health.used, strict=True), start=1):
-        out |= {f"perplexity_{level}": perplexity, f"used_{level}": float(used)}
-    return out

@@ -121,7 +121,7 @@ class Trie:
             )
         node = np.zeros(len(rows), dtype=np.int64)
         found = ((rows >= 0) & (rows < self.codes)).all(axis=1)
-        for level, keys in enumerate(self._edge_keys):
+        for level, keys in enumerate(self.edge_keys):
             if not len(keys):
                 return np.full(len(rows), -1, dtype=np.int64)
             wanted = node * self.codes + rows[:, level]
@@ -135,8 +135,8 @@ class Trie:
         return tuple(np.repeat(np.arange(len(o) - 1), np.diff(o)) for o in self.offsets)
 
     @cached_property
-    def _edge_keys(self) -> tuple[np.ndarray, ...]:
-        # parent * C + code ascends with the node number, so one binary search per level finds a child.
+    def edge_keys(self) -> tuple[np.ndarray, ...]:
+        """Per level, int64 [n_(l+1)]: parent node * C + code of each child, ascending."""
         return tuple(p * self.codes + t for p, t in zip(self._parents, self.tokens, strict=True))
 
 

@@ -7,7 +7,7 @@ as on a real platform. That keeps the logged data honest.
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from gpl_core.simulation.rng import unit_rows
 
+CHANNELS = ("content", "collaborative", "popular", "random")
 FEATURES = 32
 NEIGHBORS = 40
 _BLOCK = 4096
@@ -33,6 +34,17 @@ class Observed:
     neighbors: np.ndarray
     together: np.ndarray
     positives: np.ndarray
+
+
+def observe(titles: Sequence[str], groups: np.ndarray, user: np.ndarray, item: np.ndarray) -> Observed:
+    """What `titles` [N] and past positives (`user`, `item`) [E] show; neighbors share a group (`groups` int [N])."""
+    features = text_features(titles, len(titles))
+    return Observed(
+        features=features,
+        neighbors=nearest(features, groups),
+        together=bought_together(user, item, len(titles)),
+        positives=np.bincount(item, minlength=len(titles)),
+    )
 
 
 @lru_cache(maxsize=65536)
@@ -115,7 +127,7 @@ def recall(
     history: np.ndarray,
     observed: Observed,
     released: int,
-    shares: dict[str, float],
+    shares: Mapping[str, float],
     count: int,
     rng: np.random.Generator,
 ) -> Recalled:
@@ -126,19 +138,19 @@ def recall(
     channel that knows nothing of a user yields nothing, and the random channel fills up. Items that the user already
     had are left out.
     """
-    rows, channels = len(history), list(shares)
+    rows = len(history)
     blocks, of = [], []
-    for index, name in enumerate(channels):
+    for index, name in enumerate(CHANNELS):
         width = int(np.ceil(1.6 * shares[name] * count)) + 1
         blocks.append(_draw(name, history, observed, released, width, rng))
         of.append(np.full(width, index))
     blocks.append(rng.integers(0, released, (rows, 3 * count)))  # fills what overlaps left empty
-    of.append(np.full(3 * count, channels.index("random")))
+    of.append(np.full(3 * count, CHANNELS.index("random")))
     pool, channel = np.concatenate(blocks, axis=1), np.broadcast_to(np.concatenate(of), (rows, sum(map(len, of))))
     priority = rng.random(pool.shape)
     # The first picks of all channels come before any surplus, and the filler last.
     surplus = np.concatenate(
-        [np.arange(b.shape[1]) >= round(shares[c] * count) for b, c in zip(blocks[:-1], channels)]
+        [np.arange(b.shape[1]) >= round(shares[c] * count) for b, c in zip(blocks[:-1], CHANNELS)]
         + [np.full(3 * count, 2)]
     )
     priority = priority + surplus
@@ -162,16 +174,11 @@ def recall(
     filler = np.take_along_axis(np.broadcast_to(surplus == 2, pool.shape), by_priority, axis=1)
     hit = _among(pool, item) & (~filler | chosen_first)
     r, c = np.nonzero(hit)
-    return _with_hits(item, r, pool[r, c], channel[r, c], channels, history, observed)
+    return _with_hits(item, r, pool[r, c], channel[r, c], history, observed)
 
 
 def add_candidates(
-    found: Recalled,
-    item: np.ndarray,
-    channel: np.ndarray,
-    channels: list[str],
-    history: np.ndarray,
-    observed: Observed,
+    found: Recalled, item: np.ndarray, channel: np.ndarray, history: np.ndarray, observed: Observed
 ) -> Recalled:
     """`found` with `item` [R] (-1: none) among the candidates, as if `channel` [R] had found it.
 
@@ -191,7 +198,6 @@ def add_candidates(
         np.concatenate([found.row[kept], rows]),
         np.concatenate([found.hit_item[kept], item[rows]]),
         np.concatenate([found.hit_channel[kept], channel[rows]]),
-        channels,
         history,
         observed,
     )
@@ -202,15 +208,14 @@ def _with_hits(
     row: np.ndarray,
     hit_item: np.ndarray,
     hit_channel: np.ndarray,
-    channels: list[str],
     history: np.ndarray,
     observed: Observed,
 ) -> Recalled:
     """The candidates `item` [R x K] with the hits [C] sorted by row, item and channel, each once and scored."""
     items = np.int64(len(observed.features))
-    pair, hit_channel = np.divmod(np.unique((row * items + hit_item) * len(channels) + hit_channel), len(channels))
+    pair, hit_channel = np.divmod(np.unique((row * items + hit_item) * len(CHANNELS) + hit_channel), len(CHANNELS))
     row, hit_item = np.divmod(pair, items)
-    return Recalled(item, row, hit_item, hit_channel, _scores(channels, hit_channel, row, hit_item, history, observed))
+    return Recalled(item, row, hit_item, hit_channel, _scores(hit_channel, row, hit_item, history, observed))
 
 
 def _draw(
@@ -240,18 +245,13 @@ def _among(pool: np.ndarray, items: np.ndarray) -> np.ndarray:
 
 
 def _scores(
-    channels: list[str],
-    channel: np.ndarray,
-    row: np.ndarray,
-    item: np.ndarray,
-    history: np.ndarray,
-    observed: Observed,
+    channel: np.ndarray, row: np.ndarray, item: np.ndarray, history: np.ndarray, observed: Observed
 ) -> np.ndarray:
     """The channel's own score: cosine to the mean of the recent history, log positives, or NaN for random."""
     profile = history_profile(history, observed.features)
     cosine = np.einsum("cd,cd->c", profile[row], observed.features[item]).astype(np.float64)
     popularity = np.log1p(observed.positives[item])
-    name = np.array(channels)[channel]
+    name = np.array(CHANNELS)[channel]
     return np.select([name == "content", name == "random"], [cosine, np.full(len(row), np.nan)], popularity)
 
 

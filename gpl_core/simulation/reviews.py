@@ -20,6 +20,7 @@ events of all users spread evenly over the four days.
 import hashlib
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,14 @@ import pyarrow as pa
 from gpl_core.errors import UsageError
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.recall import (
+    CHANNELS,
     LoggingPolicy,
     Observed,
     Recalled,
     add_candidates,
-    bought_together,
     expose,
-    nearest,
+    observe,
     recall,
-    text_features,
 )
 from gpl_core.simulation.review_files import SPLITS, Reviews, read_reviews
 from gpl_core.simulation.rng import stream
@@ -50,7 +50,7 @@ from gpl_core.simulation.rows import (
     timestamps,
     write_requests,
 )
-from gpl_core.simulation.simulation_settings import CHANNELS, fingerprint_of
+from gpl_core.simulation.simulation_settings import check_settings, fingerprint_of
 from gpl_core.simulation.tables import Outcome, RawTables, RowSink
 from gpl_core.simulation.users import HISTORY
 
@@ -101,29 +101,19 @@ class ImportSettings:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        problems = []
-        for field in ("train_days", "valid_days", "feed_days", "evaluation_days", "exposed_per_request"):
-            if getattr(self, field) < 1:
-                problems.append(f"{field}={getattr(self, field)!r}: expected at least 1")
-        if not 0 <= self.lead_days <= self.valid_days:
-            problems.append(f"lead_days={self.lead_days!r}: expected 0 to valid_days={self.valid_days}")
-        if self.exposed_per_request > self.candidates_per_request:
-            problems.append(
-                f"exposed_per_request={self.exposed_per_request}: expected at most candidates_per_request="
-                f"{self.candidates_per_request}"
-            )
-        for field in ("random_share", "bought_rate"):
-            if not 0.0 <= getattr(self, field) <= 1.0:
-                problems.append(f"{field}={getattr(self, field)!r}: expected a value in [0, 1]")
-        if not 0.0 <= self.requests_per_user_day <= 50.0:
-            problems.append(f"requests_per_user_day={self.requests_per_user_day!r}: expected a mean in [0, 50]")
-        for field in ("other_rates", "channel_shares"):
-            if tuple(name for name, _ in getattr(self, field)) != CHANNELS:
-                problems.append(
-                    f"{field}={getattr(self, field)!r}: expected one value for each of {', '.join(CHANNELS)}"
-                )
-        if problems:
-            raise UsageError("the import cannot run with these settings: " + "; ".join(problems))
+        channels = [
+            name for name in ("other_rates", "channel_shares") if [c for c, _ in getattr(self, name)] != [*CHANNELS]
+        ]
+        ranges = {
+            **dict.fromkeys(("train_days", "valid_days", "feed_days", "evaluation_days"), (1, inf)),
+            "lead_days": (0, self.valid_days),
+            "exposed_per_request": (1, self.candidates_per_request),
+            "random_share": (0, 1),
+            "bought_rate": (0, 1),
+            "requests_per_user_day": (0, 50),
+        }
+        problems = [f"{name}: expected one value for each of {', '.join(CHANNELS)}" for name in channels]
+        check_settings("import", self, ranges, problems)
 
     @property
     def test_days(self) -> int:
@@ -182,17 +172,31 @@ def import_reviews(
     return Outcome(fingerprint, tables.rows, tables.unchanged)
 
 
+@dataclass(frozen=True)
+class Purchases:
+    """What all requests share: the input, its events in time, and what the platform knows of them."""
+
+    reviews: Reviews
+    settings: ImportSettings
+    events: Events
+    observed: Observed
+    item_ids: pa.Array
+
+
 def generate(reviews: Reviews, settings: ImportSettings, sink: RowSink) -> None:
     """Make all rows and hand them to `sink`; the input is held in memory, requests are made in batches."""
     events = place_events(reviews, settings)
-    sink.write("raw_items", None, _item_rows(reviews, settings))
-    _write_interactions(reviews, settings, events, sink)
-    observed = observe(reviews, settings, events)
+    item_ids = pa.array([item.item_id for item in reviews.items], pa.string())
+    # All items are known from the day before the first event.
+    since = midnight(settings.start_date - timedelta(days=settings.train_days + settings.valid_days + 1))
+    sink.write("raw_items", None, item_table(item_ids, np.full(len(item_ids), since), reviews.items))
+    purchases = Purchases(reviews, settings, events, observe_purchases(reviews, settings, events), item_ids)
+    _write_interactions(purchases, sink)
     for day in range(-settings.lead_days, settings.test_days):
         user, time, bought = day_of_requests(reviews, settings, events, day)
         for low in range(0, len(user), settings.batch_requests):
             part = slice(low, low + settings.batch_requests)
-            _write_requests(reviews, settings, sink, events, observed, day, low, user[part], time[part], bought[part])
+            _write_requests(purchases, sink, day, low, user[part], time[part], bought[part])
 
 
 def place_events(reviews: Reviews, settings: ImportSettings) -> Events:
@@ -217,17 +221,11 @@ def place_events(reviews: Reviews, settings: ImportSettings) -> Events:
     return Events(user, item, np.concatenate(split), np.concatenate(times))
 
 
-def observe(reviews: Reviews, settings: ImportSettings, events: Events) -> Observed:
+def observe_purchases(reviews: Reviews, settings: ImportSettings, events: Events) -> Observed:
     """What the platform knows when requests begin: title words, and counts of the events before."""
     past = events.time < midnight(settings.start_date - timedelta(days=settings.lead_days))
-    size = len(reviews.items)
-    features = text_features((item.title for item in reviews.items), size)
-    return Observed(
-        features=features,
-        neighbors=nearest(features, np.zeros(size, np.int64)),
-        together=bought_together(events.user[past], events.item[past], size),
-        positives=np.bincount(events.item[past], minlength=size),
-    )
+    titles = [item.title for item in reviews.items]
+    return observe(titles, np.zeros(len(titles), np.int64), events.user[past], events.item[past])
 
 
 def day_of_requests(
@@ -271,25 +269,23 @@ def histories(events: Events, user: np.ndarray, time: np.ndarray) -> np.ndarray:
 
 
 def _write_requests(
-    reviews: Reviews,
-    settings: ImportSettings,
+    purchases: Purchases,
     sink: RowSink,
-    events: Events,
-    observed: Observed,
     day: int,
     first: int,
     user: np.ndarray,
     time: np.ndarray,
     bought: np.ndarray,
 ) -> None:
+    reviews, settings, observed = purchases.reviews, purchases.settings, purchases.observed
     rng = stream(settings.seed, "exposure", day, first)
     dt = settings.start_date + timedelta(days=day)
-    history = histories(events, user, time)
+    history = histories(purchases.events, user, time)
     shares = dict(settings.channel_shares)
     found = recall(history, observed, len(reviews.items), shares, settings.candidates_per_request, rng)
     # The channel of an added item must not reveal it: it is drawn by the channels' shares.
     channel = rng.choice(len(CHANNELS), len(user), p=np.array(list(shares.values())) / sum(shares.values()))
-    found = add_candidates(found, bought, channel, list(CHANNELS), history, observed)
+    found = add_candidates(found, bought, channel, history, observed)
     policy = LoggingPolicy(0.6, 1.0, 0.8, settings.exposed_per_request, settings.random_share, settings.seed)
     shown = expose(policy, user, found.item, history, observed, rng)
     pairs = shown_pairs(found, shown)
@@ -302,7 +298,7 @@ def _write_requests(
         pa.array([reviews.users[u].user_id for u in user.tolist()], pa.string()),
         time,
     )
-    write_requests(sink, requests, _item_ids(reviews), found, pairs, shown.is_random, clicked)
+    write_requests(sink, requests, purchases.item_ids, found, pairs, shown.is_random, clicked)
 
 
 def _click_rates(settings: ImportSettings, found: Recalled) -> np.ndarray:
@@ -314,17 +310,9 @@ def _click_rates(settings: ImportSettings, found: Recalled) -> np.ndarray:
     return best
 
 
-def _item_rows(reviews: Reviews, settings: ImportSettings) -> pa.Table:
-    """raw_items, all known from the day before the first event."""
-    size = len(reviews.items)
-    since = midnight(settings.start_date - timedelta(days=settings.train_days + settings.valid_days + 1))
-
-    return item_table(_item_ids(reviews), np.full(size, since), reviews.items)
-
-
-def _write_interactions(reviews: Reviews, settings: ImportSettings, events: Events, sink: RowSink) -> None:
-    item_ids = _item_ids(reviews)
-    user_ids = pa.array([u.user_id for u in reviews.users], pa.string())
+def _write_interactions(purchases: Purchases, sink: RowSink) -> None:
+    settings, events = purchases.settings, purchases.events
+    user_ids = pa.array([u.user_id for u in purchases.reviews.users], pa.string())
     start = midnight(settings.start_date)
     day = (events.time - start) // DAY
     order = np.lexsort((events.user, events.time))
@@ -332,15 +320,11 @@ def _write_interactions(reviews: Reviews, settings: ImportSettings, events: Even
         at = order[day[order] == wanted]
         rows = {
             "user_id": user_ids.take(pa.array(events.user[at])),
-            "item_id": item_ids.take(pa.array(events.item[at])),
+            "item_id": purchases.item_ids.take(pa.array(events.item[at])),
             "event_time": timestamps(events.time[at]),
             "kind": pa.array(["purchase"] * len(at), pa.string()),
         }
         sink.write("raw_interactions", settings.start_date + timedelta(days=wanted), pa.table(rows))
-
-
-def _item_ids(reviews: Reviews) -> pa.Array:
-    return pa.array([item.item_id for item in reviews.items], pa.string())
 
 
 def _distinct(rng: np.random.Generator, low: int, high: int, count: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.item_world import ItemWorld, Taste, item_id, item_texts, make_items, make_taste
-from gpl_core.simulation.recall import LoggingPolicy, Observed, bought_together, expose, nearest, recall, text_features
+from gpl_core.simulation.recall import LoggingPolicy, Observed, expose, observe, recall
 from gpl_core.simulation.rendering import render
 from gpl_core.simulation.rng import stream
 from gpl_core.simulation.rows import (
@@ -91,7 +91,7 @@ def generate(settings: SimulationSettings, sink: RowSink) -> None:
         settings=settings,
         world=world,
         taste=taste,
-        observed=observe(settings, world, taste),
+        observed=observe_panel(settings, world, taste),
         intercept=find_intercept(make_shoppers(settings, taste, 0), world, settings),
         item_ids=pa.array([item_id(i) for i in range(world.size)], pa.string()),
     )
@@ -106,7 +106,7 @@ def batches(settings: SimulationSettings) -> int:
     return -(-settings.users // settings.batch_users)
 
 
-def observe(settings: SimulationSettings, world: ItemWorld, taste: Taste) -> Observed:
+def observe_panel(settings: SimulationSettings, world: ItemWorld, taste: Taste) -> Observed:
     """What the platform knows when the request days begin: words, and counts from the warm-up of a panel.
 
     The panel is the first eight user batches, which bounds memory. New items have no counts.
@@ -120,15 +120,8 @@ def observe(settings: SimulationSettings, world: ItemWorld, taste: Taste) -> Obs
             items.append(item)
     user = np.concatenate(users) if users else np.empty(0, np.int64)
     item = np.concatenate(items) if items else np.empty(0, np.int64)
-    titles = (f"{text.title} {text.category}" for text in item_texts(world, 0, world.size))
-    features = text_features(titles, world.size)
-    department = np.array([t.department for t in topics()])[world.topic]
-    return Observed(
-        features=features,
-        neighbors=nearest(features, department),
-        together=bought_together(user, item, world.size),
-        positives=np.bincount(item, minlength=world.size),
-    )
+    titles = [f"{text.title} {text.category}" for text in item_texts(world, 0, world.size)]
+    return observe(titles, np.array([t.department for t in topics()])[world.topic], user, item)
 
 
 def _day_of_organic(

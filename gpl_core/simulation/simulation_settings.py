@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from math import inf
 from typing import Literal
 
 from gpl_core.errors import UsageError
+from gpl_core.simulation.recall import CHANNELS
 
 World = Literal["plain", "popularity_bias", "fast_drift"]
 
@@ -44,7 +47,6 @@ _WORLDS: dict[str, Behavior] = {
 }
 
 # Share of each recall channel in a request's candidates.
-CHANNELS = ("content", "collaborative", "popular", "random")
 _CHANNEL_SHARES = {
     "plain": (0.40, 0.25, 0.15, 0.20),
     "popularity_bias": (0.30, 0.20, 0.35, 0.15),
@@ -84,34 +86,24 @@ class SimulationSettings:
 
     def __post_init__(self) -> None:
         problems = []
-        for field in ("users", "items", "days", "candidates_per_request", "exposed_per_request", "batch_users"):
-            if getattr(self, field) < 1:
-                problems.append(f"{field}={getattr(self, field)!r}: expected at least 1")
-        for field in ("new_items_per_day", "updated_items_per_day", "warmup_days"):
-            if getattr(self, field) < 0:
-                problems.append(f"{field}={getattr(self, field)!r}: expected 0 or more")
-        if self.exposed_per_request > self.candidates_per_request:
-            problems.append(
-                f"exposed_per_request={self.exposed_per_request}: expected at most candidates_per_request="
-                f"{self.candidates_per_request}"
-            )
         if self.candidates_per_request * 2 > self.items:
             problems.append(
                 f"items={self.items}: expected at least twice candidates_per_request={self.candidates_per_request}, "
                 "so that recall has a choice"
             )
-        if not 0.0 <= self.random_share <= 1.0:
-            problems.append(f"random_share={self.random_share!r}: expected a share in [0, 1]")
-        if not 0.0 < self.requests_per_user_day <= 50.0:
-            problems.append(f"requests_per_user_day={self.requests_per_user_day!r}: expected a mean in (0, 50]")
-        if not 0.0 <= self.organic_per_user_day <= 50.0:
-            problems.append(f"organic_per_user_day={self.organic_per_user_day!r}: expected a mean in [0, 50]")
-        if not 16 <= self.picture_pixels <= 256:
-            problems.append(f"picture_pixels={self.picture_pixels!r}: expected 16 to 256")
         if self.world not in _WORLDS:
             problems.append(f"world={self.world!r}: expected one of {', '.join(_WORLDS)}")
-        if problems:
-            raise UsageError("the simulation cannot run with these settings: " + "; ".join(problems))
+        counts = ("users", "items", "days", "candidates_per_request", "batch_users")
+        ranges = {
+            **dict.fromkeys(counts, (1, inf)),
+            **dict.fromkeys(("new_items_per_day", "updated_items_per_day", "warmup_days"), (0, inf)),
+            "exposed_per_request": (1, self.candidates_per_request),
+            "random_share": (0, 1),
+            "requests_per_user_day": (1e-6, 50),
+            "organic_per_user_day": (0, 50),
+            "picture_pixels": (16, 256),
+        }
+        check_settings("simulation", self, ranges, problems)
 
     @property
     def rules(self) -> Behavior:
@@ -128,6 +120,19 @@ class SimulationSettings:
         values = {name: value for name, value in asdict(self).items() if name != "behavior"}
         # Spelled as in the first fingerprints, so that tables made then are still recognized.
         return fingerprint_of({**values, "behaviour": asdict(self.rules)})
+
+
+def check_settings(
+    what: str, settings: object, ranges: Mapping[str, tuple[float, float]], problems: Sequence[str] = ()
+) -> None:
+    """UsageError that names every field of `settings` outside its range [low, high], and the `problems` given."""
+    found = list(problems)
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            found.append(f"{name}={value!r}: expected " + (f"{low:g} to {high:g}" if high < inf else f"{low} or more"))
+    if found:
+        raise UsageError(f"the {what} cannot run with these settings: " + "; ".join(found))
 
 
 def fingerprint_of(values: dict[str, object]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from gpl_core.errors import ContractError, UsageError
-from gpl_core.interest.vocabulary import check_single_tokens, extend_tokenizer, sid_token
+from gpl_core.interest.vocabulary import check_single_tokens, extend_tokenizer, sid_token, sid_tokens
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_ids_are_level_after_level(tokenizer) -> None:
     np.testing.assert_array_equal(
         vocabulary.ids(np.array([[[0, 0, 0], [3, 2, 1]]])) - vocabulary.first_id, [[[0, 4, 8], [3, 6, 9]]]
     )
-    assert tokenizer.convert_ids_to_tokens(vocabulary.token_indices) == vocabulary.tokens()
+    assert tokenizer.convert_ids_to_tokens(vocabulary.token_indices) == sid_tokens(vocabulary.levels, vocabulary.codes)
 
 
 def test_padding_is_told_apart_from_the_end(tokenizer) -> None:

@@ -61,7 +61,6 @@ def test_all_pairs_alike_get_the_target_rate() -> None:
         (lambda: fitting.fit_quantile(np.zeros(GRID_CELLS), 0.1), "no scored unexposed pair"),
         (lambda: fitting.check_fitting_rows("uniform", 312, 20), "312 rows; at least 1000"),
         (lambda: fitting.check_fitting_rows("uniform", 5000, 0), "0 clicks in the 5000 rows"),
-        (lambda: fitting.check_fitting_rows("exposed", 10_000, 500), "labels.calibrator.allow_exposed"),
     ],
 )
 def test_a_fit_that_cannot_be_honest_is_refused(call, message: str) -> None:
@@ -80,10 +79,6 @@ def test_a_fit_that_cannot_be_honest_is_refused(call, message: str) -> None:
 def test_settings_out_of_range_name_the_key(arguments: dict, message: str) -> None:
     with pytest.raises(ContractError, match=message):
         fitting.fit_quantile(np.ones(GRID_CELLS), **arguments)
-
-
-def test_exposed_clicks_may_be_fitted_where_that_was_allowed() -> None:
-    fitting.check_fitting_rows("exposed", 10_000, 500, allow_exposed=True)
 
 
 def test_base_rate_change_is_a_ratio_both_ways() -> None:

@@ -191,14 +191,14 @@ def test_a_requests_history_is_what_happened_strictly_before_it() -> None:
 
 def test_nothing_is_known_of_the_test_split_when_recall_begins() -> None:
     """Changing what test events hold changes no candidate of a request before them, but for the item itself."""
-    from gpl_core.simulation.reviews import observe
+    from gpl_core.simulation.reviews import observe_purchases
 
     reviews = made_reviews()
     changed = tuple(
         replace(u, items=tuple(79 if s == "test" else i for i, s in zip(u.items, u.splits))) for u in reviews.users
     )
     other = replace(reviews, users=changed)
-    before, after = (observe(r, SETTINGS, place_events(r, SETTINGS)) for r in (reviews, other))
+    before, after = (observe_purchases(r, SETTINGS, place_events(r, SETTINGS)) for r in (reviews, other))
     for name in ("features", "neighbors", "together", "positives"):
         assert (getattr(before, name) == getattr(after, name)).all()
 
