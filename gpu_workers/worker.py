@@ -41,6 +41,7 @@ def run_workers(
     except GplError as error:
         sys.exit(exit_with(error))
     ranks = start_ranks()
+    gc.freeze()  # what is imported stays: the collections between steps pass over it
     agreed = True
     try:
         args = replace(args, run_id=ranks.broadcast_text(args.run_id))

@@ -150,8 +150,12 @@ def shell(arguments: Sequence[str], env: Mapping[str, str]) -> str:
 
 
 def environment(config: Config) -> dict[str, str]:
-    """Environment variables added to ours: this Python for Spark's driver, then those of the configuration."""
-    return {"PYSPARK_PYTHON": sys.executable, **config.launch.env}
+    """Environment variables added to ours: this Python for Spark's driver, then those of the configuration.
+
+    By default idle OpenMP threads busy-wait. On shared cores that made training the interest model take four times the
+    CPU time, so they sleep.
+    """
+    return {"PYSPARK_PYTHON": sys.executable, "OMP_WAIT_POLICY": "PASSIVE", **config.launch.env}
 
 
 def with_free_port(arguments: Sequence[str]) -> list[str]:

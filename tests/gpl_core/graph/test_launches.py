@@ -168,7 +168,11 @@ def test_a_printed_command_is_one_that_a_shell_reads_back():
 
 
 def test_the_environment_is_this_python_and_the_configurations(tmp_path):
-    assert environment(small_config(tmp_path)) == {"DS_ACCELERATOR": "cpu", "PYSPARK_PYTHON": sys.executable}
+    config = small_config(tmp_path)
+    ours = {"PYSPARK_PYTHON": sys.executable, "OMP_WAIT_POLICY": "PASSIVE"}
+    assert environment(config) == {"DS_ACCELERATOR": "cpu", **ours}
+    config = small_config(tmp_path, {"launch": {"env": {"OMP_WAIT_POLICY": "ACTIVE"}}})
+    assert environment(config)["OMP_WAIT_POLICY"] == "ACTIVE", "the configuration wins"
 
 
 def test_a_local_deepspeed_gets_a_port_that_is_free():
