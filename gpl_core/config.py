@@ -28,7 +28,7 @@ from gpl_core.conf.sections import (
     Knob,
     Labels,
     Lakehouse,
-    Launch,
+    LaunchSettings,
     Maintenance,
     Monitors,
     Prerank,
@@ -47,7 +47,7 @@ class Config(Section):
 
     lakehouse: Lakehouse
     run: Run
-    launch: Launch = Knob(Launch())
+    launch: LaunchSettings = Knob(LaunchSettings())
     ingest: Ingest = Ingest()
     encoder: Encoder = Encoder()
     tokenizer: TokenizerSettings = TokenizerSettings()

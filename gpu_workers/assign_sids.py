@@ -1,11 +1,11 @@
-"""Give every item without a SID one, from the tokenizer in force: item_embeddings -> item_sids, worker_rejects.
+"""Assign SIDs to items that have none, with the tokenizer in force: item_embeddings -> item_sids, worker_rejects.
 
     deepspeed --num_accelerators 1 gpu_workers/assign_sids.py --config quickstart --run-date 2026-01-02
 
-Published rows never change but for being retired: a changed item keeps its SID unless its embedding moved further than
+Published rows never change except to be retired: a changed item keeps its SID unless its embedding moved further than
 0.3 in cosine distance; then the row is retired and the item gets a new one (issue + 1).
 
-Embeddings and residuals lie in memory-mapped scratch files. Rank 0 holds some integers per item, the other ranks only
+Embeddings and residuals are in memory-mapped scratch files. Rank 0 holds a few integers per item, the other ranks only
 what they are encoding.
 """
 
@@ -85,7 +85,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
         rejected = items.item_index[bad] if ranks.is_main else ()
         rejects = [reject(f"item_index={int(i)}", "the embedding is zero or not finite") for i in rejected]
     commit_rows(context, ranks, "worker_rejects", rejects)
-    # Retiring rewrites the rows of this version; otherwise rows are only added.
+    # Retiring rewrites the rows of this version; otherwise rows are only appended.
     commit_parts(
         context, ranks, "item_sids", writer.parts, mode="overwrite" if len(retired) else "append",
         partition=partition, details={"encoder_version": encoder_version, **context.counts.details, **partition},
@@ -98,7 +98,7 @@ def _published(table: Snapshot, partition: dict[str, str], levels: int) -> _Publ
     for batch in _rows_of(
         table, partition, ["item_index", "issue", "sid", "residual_norm", "content_hash", "retired_at"]
     ):
-        again = batch["issue"] > 0  # items that were reissued are few: all others have issue 0
+        again = batch["issue"] > 0  # few items were reissued: all others have issue 0
         for item, number in zip(batch["item_index"][again], batch["issue"][again], strict=True):
             last_issue[int(item)] = max(last_issue.get(int(item), 0), int(number))
         force = batch["retired_at"] == 0
@@ -206,7 +206,7 @@ def _issue_and_write(
 ) -> None:
     force = ~np.isin(published.item_index, retired)
     place = np.searchsorted(items.item_index, published.item_index[force])
-    place = np.minimum(place, len(items.item_index) - 1)  # an item without an embedding any more has no twins
+    place = np.minimum(place, len(items.item_index) - 1)  # an item that lost its embedding has no twins
     issued = issue(
         encoded,
         RowView(items.vectors, rows),

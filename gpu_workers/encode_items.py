@@ -2,7 +2,7 @@
 
     deepspeed --num_accelerators 1 gpu_workers/encode_items.py --config quickstart --run-date 2026-01-02
 
-An item whose newest content has been encoded under this encoder_version is left alone: its row stays byte-identical.
+Items whose newest content is already encoded under this encoder_version are skipped: their rows stay byte-identical.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
 _COLUMNS = ["item_index", "text", "image", "image_uri", "image_embedding", "content_hash", "updated_at"]
-_ITEMS = 2048  # encoded at a time: what is held in memory, pictures included
+_ITEMS = 2048  # encoded at a time: bounds memory, pictures included
 
 
 def encoder_parts(config: Config) -> list[EncoderPart]:
-    """The configured parts as the library takes them; the width of a precomputed column comes from ``ingest``."""
+    """The configured parts in the library's form; the width of a precomputed column comes from ``ingest``."""
     parts = []
     for part in config.encoder.parts:
         options = dict(part.options)

@@ -1,10 +1,10 @@
-"""Judge of a simulated marketplace: pre-ranker variants against the true click probabilities -> truth_metrics.
+"""Judge a simulated marketplace: pre-ranker variants against the true click probabilities -> truth_metrics.
 
 deepspeed --num_accelerators 1 gpu_workers/evaluate_truth.py --config quickstart --run-date 2026-01-04
 
-Not a step of the graph: nothing reads what it writes. The run date is a day after the pre-ranker was trained; all its
-recalled pairs are judged, exposed or not, by expected AUC: a pair counts p as a click and 1 - p as none. `bayes`
-scores each pair by its true probability: what no model can beat in expectation.
+Not a step of the graph: nothing reads what it writes. The run date is the day after the pre-ranker's last training day;
+all its recalled pairs are judged, exposed or not, by expected AUC: a pair counts p as a click and 1 - p as no click.
+`bayes` scores each pair by its true probability, which no model can beat in expectation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TRUTH_COLUMNS = ("item_id", "user_id", "true_probability", "is_exposed")
 
 
 def run(context: StepContext, ranks: Ranks) -> None:
-    """Judge every variant of the pre-ranker in force; one rank does it, a bundle needs numpy alone."""
+    """Judge every variant of the pre-ranker in force, on one rank: a bundle only needs NumPy."""
     rows: list[dict[str, Any]] = []
     with ranks.together():
         manifest = context.artifact("preranker")

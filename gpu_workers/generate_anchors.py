@@ -2,8 +2,8 @@
 
 deepspeed --num_gpus 8 gpu_workers/generate_anchors.py --config production --run-date 2026-01-02
 
-The requests are cut into units of work. A finished unit's part files are noted in a journal beside the run's other
-scratch files; a killed run, started again, keeps them and computes the rest. All parts become visible in one commit.
+The requests are split into units of work. A journal among the run's scratch files records the part files of finished
+units; a killed run that is started again keeps them and computes the rest. All parts become visible in one commit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from gpl_core.errors import ContractError, LineageError
+from gpl_core.errors import ContractError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.bundle import load_bundle, read_description
 from gpl_core.interest.content import ContentTable
@@ -33,7 +33,7 @@ from gpl_core.lakehouse.files import DataFile, file_groups
 from gpl_core.lakehouse.keys import hash_keys, members
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
-from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
+from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_version
 from gpu_workers.inputs.interest import base_checkpoint, content_table, read_catalog
 from gpu_workers.outputs import commit_parts, commit_rows, list_array, local_folder, reject
 from gpu_workers.ranks import Ranks
@@ -41,7 +41,7 @@ from gpu_workers.worker import worker_main
 
 STEP = "generate_anchors"
 UNIT_ROWS = 65_536
-"""Requests per unit of work: what a kill loses at most, and the rows of a part file."""
+"""Requests per unit of work: the most that a kill loses, and the rows of a part file."""
 _KEYS_AT_A_TIME = 8_000_000  # hashes in memory while the cache is looked through: 64 MB
 _SEARCH_ROWS = 4_096  # requests searched at a time: enough to fill batches of similar length
 _COLUMNS = ("user_id", "sid", "item_index", "length", "sequence_hash", "sid_version", "model_version")
@@ -130,7 +130,7 @@ def _generate(
     context.counts.details.update(totals)
     commit_rows(context, ranks, "worker_rejects", rejects)
     commit_parts(context, ranks, "interest_anchors", parts, mode="append", partition=partition, details=totals)
-    journal.remove()  # its parts belong to the table now: a forced run must not add them twice
+    journal.remove()  # its parts are in the table now: a forced run must not add them twice
     if ranks.is_main:
         log.info("interest_anchors: %s", ", ".join(f"{value} {name}" for name, value in totals.items()))
 
@@ -140,7 +140,7 @@ def units(
 ) -> Iterator[tuple[str, dict[str, np.ndarray], np.ndarray]]:
     """The requests of ``files`` in units of UNIT_ROWS: name, rows, and the hashes of keys that the cache holds already.
 
-    A unit's name says which rows it holds, whoever reads them. The cache is looked through once per _KEYS_AT_A_TIME
+    A unit's name identifies its rows, whichever rank reads them. The cache is scanned once per _KEYS_AT_A_TIME
     requests, so that memory grows with neither.
     """
     for group in file_groups(files, _KEYS_AT_A_TIME):
@@ -154,7 +154,7 @@ def units(
 def cached_keys(context: StepContext, requests: Snapshot, files: Sequence[DataFile], model_version: str) -> np.ndarray:
     """Ascending hashes (uint64) of the (user_id, sequence_hash) in ``files`` that the cache of ``model_version`` holds.
 
-    Rows of another number of anchors or prefixes do not count: readers of the cache pass them over. The requests are
+    Rows with another number of anchors or prefixes do not count: readers of the cache ignore them. The requests are
     what the cache lacked when they were written; this finds what has been added since.
     """
     nothing = np.empty(0, dtype=np.uint64)
@@ -174,7 +174,7 @@ def cached_keys(context: StepContext, requests: Snapshot, files: Sequence[DataFi
 
 
 def _added_since(context: StepContext, requests: Snapshot, cache: Snapshot, model_version: str) -> tuple[DataFile, ...]:
-    """The files of ``cache`` that the requests have not been compared with, by their commit; all where it is silent."""
+    """The files of ``cache`` that the requests were not compared with; all when their commit does not say."""
     held = cache.select(where={"model_version": model_version})
     mark = requests.mark(context.run_date.isoformat())
     known = mark[1].details.get("cache_version", -1) if mark else -1
@@ -189,7 +189,7 @@ def _hashes(rows: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 class Journal:
-    """Finished units of work on disk, one small JSON file each, written aside and renamed."""
+    """Finished units of work on disk, one small JSON file each, written to a temporary name and renamed."""
 
     def __init__(self, folder: Path, table_uri: str) -> None:
         self._folder = folder
@@ -197,7 +197,7 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, unit: str) -> dict[str, Any] | None:
-        """What `add` noted for ``unit``; None where nothing was, or where a part file has been removed since."""
+        """What `add` recorded for ``unit``; None without a record, or when a part file has been removed since."""
         file = self._file(unit)
         if not file.is_file():
             return None
@@ -207,14 +207,14 @@ class Journal:
         return done
 
     def add(self, unit: str, done: Mapping[str, Any]) -> None:
-        """Note a finished unit."""
+        """Record a finished unit."""
         file = self._file(unit)
         aside = file.with_suffix(f".{os.getpid()}")
         aside.write_text(json.dumps(done))
         os.replace(aside, file)
 
     def remove(self) -> None:
-        """Forget everything; ranks of one machine share the folder, any of them may be first."""
+        """Delete all records; the ranks of a machine share the folder, any of them may be first."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _file(self, unit: str) -> Path:
@@ -232,8 +232,9 @@ def _work(
     bar: tqdm,
     ranks: Ranks,
 ) -> dict[str, Any]:
-    """Search one unit's users and write their rows; returns what the journal notes."""
-    _check_versions(rows, sid_version, model_version)
+    """Search one unit's users and write their rows; returns the journal's record."""
+    require_version(rows, "anchor_requests", "sid_version", sid_version)
+    require_version(rows, "anchor_requests", "model_version", model_version)
     vocabulary = search.model.vocabulary
     todo = np.flatnonzero(~members(_hashes(rows), cached))
     bar.update(len(rows["user_id"]) - len(todo))
@@ -292,16 +293,6 @@ def anchor_rows(user_ids: np.ndarray, sequence_hashes: np.ndarray, anchors: Anch
             "sid_version": pa.array([sid_version] * users, pa.string()),
         }
     )
-
-
-def _check_versions(rows: dict[str, np.ndarray], sid_version: str, model_version: str) -> None:
-    for column, expected in (("sid_version", sid_version), ("model_version", model_version)):
-        others = sorted(set(rows[column]) - {expected})
-        if others:
-            raise LineageError(
-                f"table anchor_requests: {column} {others[0]}, the artifact in force is {expected}; "
-                "run anchor_requests for this date again"
-            )
 
 
 if __name__ == "__main__":

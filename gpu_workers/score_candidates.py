@@ -1,4 +1,4 @@
-"""Worker: score_requests -> pair_scores: similarities and confidence factors, no calibration.
+"""Similarities and confidence factors of requested pairs, without calibration: score_requests -> pair_scores.
 
 deepspeed --num_accelerators 2 gpu_workers/score_candidates.py --config quickstart --run-date 2026-01-01
 """
@@ -18,7 +18,7 @@ from gpl_core.graph.step_run import StepContext, log
 from gpl_core.labels.pair_scoring import first_occurrence, prefix_log_prob, score_block
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpu_workers.inputs.embeddings import item_vectors
-from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
+from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_version
 from gpu_workers.inputs.item_tables import ItemRows, end_of, sids_in_force
 from gpu_workers.outputs import commit_parts, commit_rows, reject
 from gpu_workers.ranks import Ranks
@@ -28,14 +28,14 @@ COLUMNS = (
     "user_id", "source", "anchor_sids", "log_prob", "prefixes", "prefix_log_probs", "history", "candidates",
     "sid_version", "model_version",
 )  # fmt: skip
-_TABLE_BYTES = 512 * 2**20  # anchor embeddings of all SIDs are made once when they fit, else per block
-_DEVICE_SHARE = 0.4  # item vectors live on the device when they take less of its memory, else are gathered per block
+_TABLE_BYTES = 512 * 2**20  # anchor embeddings of all SIDs are computed once if they fit, otherwise per block
+_DEVICE_SHARE = 0.4  # of the device's memory: item vectors that take less stay there, others are gathered per block
 
 Rejects = dict[str, tuple[str, str]]  # key -> (reason, detail)
 
 
 class Lookup(NamedTuple):
-    """What a block is scored against."""
+    """The lookups for scoring a block."""
 
     items: ItemRows
     on_device: torch.Tensor | None
@@ -70,7 +70,8 @@ def run(context: StepContext, ranks: Ranks) -> None:
         with writer:
             stream = read_batches(requests, share.files, COLUMNS)
             for batch in rebatch(stream, context.config.labels.users_per_batch):
-                _check_lineage(batch, *versions)
+                require_version(batch, "score_requests", "sid_version", versions[0])
+                require_version(batch, "score_requests", "model_version", versions[1])
                 pairs_in += int((batch["candidates"] >= 0).sum())
                 writer.write(score(batch, lookup, ranks.device, rejects))
     _commit_rejects(context, ranks, rejects)
@@ -84,9 +85,9 @@ def run(context: StepContext, ranks: Ranks) -> None:
 
 
 def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, rejects: Rejects) -> pa.Table:
-    """Rows of pair_scores (without dt) of one block of score_requests; what cannot be scored goes to `rejects`.
+    """Rows of pair_scores (without dt) for one block of score_requests; what cannot be scored goes to `rejects`.
 
-    Candidates that stand twice in a row are scored once. Anchors whose SID no item carries any more are left out.
+    Candidates that occur twice in a row are scored once. Anchors whose SID no item carries anymore are left out.
     """
     users, k = batch["log_prob"].shape
     levels = lookup.catalog.levels
@@ -158,7 +159,7 @@ def _prefix_log_prob(
 def make_lookup(
     items: ItemRows, item_index: np.ndarray, sids: np.ndarray, device: torch.device, kind: torch.dtype = torch.float32
 ) -> Lookup:
-    """Lookup over items and SIDs [n x L]; an item without a usable vector takes no part in anchor embeddings."""
+    """Lookups over items and SIDs [n x L]; items without a usable vector do not contribute to anchor embeddings."""
     rows = items.rows(item_index)
     catalog = ItemCatalog(rows[rows >= 0], sids[rows >= 0], int(sids.max()) + 1)
     fits = catalog.trie.size * items.vectors.shape[1] * 4 <= _TABLE_BYTES
@@ -176,7 +177,7 @@ def make_lookup(
 
 
 def _versions(context: StepContext) -> tuple[str, str]:
-    """(sid_version, model_version) in force, after checking that the model speaks these SIDs."""
+    """(sid_version, model_version) in force, after checking that they belong together."""
     tokenizer, model = context.artifact("tokenizer"), context.artifact("interest_model")
     if model.lineage.get("sid_version") != tokenizer.version:
         raise LineageError(
@@ -184,16 +185,6 @@ def _versions(context: StepContext) -> tuple[str, str]:
             f"tokenizer in force is {tokenizer.version}; run train_interest_model for {context.run_date}"
         )
     return tokenizer.version, model.version
-
-
-def _check_lineage(batch: dict[str, np.ndarray], sid_version: str, model_version: str) -> None:
-    for column, expected in (("sid_version", sid_version), ("model_version", model_version)):
-        strange = batch[column] != expected
-        if strange.any():
-            raise LineageError(
-                f"score_requests: {int(strange.sum())} row(s) carry {column} {batch[column][strange][0]}, in force is "
-                f"{expected}; run score_requests again for this date"
-            )
 
 
 def _anchor_vectors(lookup: Lookup, leaf: np.ndarray) -> np.ndarray:
@@ -211,7 +202,7 @@ def _anchor_vectors(lookup: Lookup, leaf: np.ndarray) -> np.ndarray:
 def _gathered(
     lookup: Lookup, history: np.ndarray, candidates: np.ndarray
 ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """(vectors [M x d], history, candidates): all vectors when they are on the device, else those of this block."""
+    """(vectors [M x d], history, candidates): all vectors if they are on the device, otherwise those of this block."""
     if lookup.on_device is not None:
         return lookup.on_device, history, candidates
     used = np.unique(np.concatenate([[0], history[history >= 0], candidates[candidates >= 0]]))
@@ -244,7 +235,7 @@ def _commit_rejects(context: StepContext, ranks: Ranks, rejects: Rejects) -> Non
 
 def _as_tensor(vectors: np.ndarray) -> torch.Tensor:
     with warnings.catch_warnings():
-        # torch warns that a read-only map must not be written to: nothing here writes to it.
+        # torch warns about read-only memory; nothing here writes to it.
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(vectors)
 

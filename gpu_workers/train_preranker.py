@@ -1,11 +1,11 @@
-"""Worker: training_feed -> artifact preranker and table evaluations: the reference consumer of the feed.
+"""Train and evaluate the reference pre-ranker: training_feed -> artifact preranker, evaluations.
 
 deepspeed --num_accelerators 2 gpu_workers/train_preranker.py --config quickstart --run-date 2026-01-03
 
 Variants train side by side on the same batches, from the same initial weights, for the same number of steps:
-`exposed_only` (lambda = 0), `gpl`, and one `gpl@VALUE` per value of `prerank.lambda_sweep`. Each keeps its weights of
-the step with the best AUC on held-out exposed requests. The day after the run date judges all of them, when its
-impressions are there.
+`exposed_only` (lambda = 0), `gpl`, and one `gpl@VALUE` per value of `prerank.lambda_sweep`. Each keeps the weights of
+the step with the best AUC on held-out exposed requests. All are evaluated on the day after the run date, once its
+impressions exist.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gpl_core.prerank.two_tower import TowerConfig, TwoTower, build_model, conte
 from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.item_tables import ItemRows, end_of, sample_vectors, sid_table, sids_in_force
 from gpu_workers.inputs.prerank import (
-    FeedFacts,
+    FeedCounts,
     HeldOut,
     Impressions,
     TowerInputs,
@@ -51,7 +51,7 @@ from gpu_workers.worker import worker_main
 EXPOSED_ONLY, GPL = "exposed_only", "gpl"
 _HIDDEN = 64  # width of each tower's hidden layer
 _WEIGHT_DECAY = 1e-4
-LOOKS = 8  # times that held-out rows are looked at during training
+LOOKS = 8  # evaluations on held-out rows during training
 TAIL_SHARE = 0.8  # tail items: all but the most exposed fifth of the items
 
 
@@ -74,7 +74,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
             with one_thread():
                 manifest = _train_and_publish(context, ranks, inputs, tokenizer, int(sids.max()) + 1)
         elif ranks.is_main:
-            log.info("train_preranker: %s exists, only the evaluation is made", manifest.version)
+            log.info("train_preranker: %s exists, evaluating only", manifest.version)
         rows: list[dict[str, Any]] = []
         with ranks.together():
             if ranks.is_main:  # the model is light: one rank scores a day's impressions in one pass
@@ -96,7 +96,7 @@ def _train_and_publish(
     context: StepContext, ranks: Ranks, inputs: TowerInputs, tokenizer: Manifest, codes: int
 ) -> Manifest:
     settings = context.config.prerank
-    facts = FeedFacts(np.zeros(len(inputs.sids), dtype=np.int64))
+    facts = FeedCounts(np.zeros(len(inputs.sids), dtype=np.int64))
     models: dict[str, TwoTower] = {}
     losses: dict[str, float] = {}
     for number, seed in enumerate(settings.seeds):
@@ -117,12 +117,12 @@ def _train_and_publish(
 
 def _train(
     context: StepContext, ranks: Ranks, inputs: TowerInputs, sid_version: str, codes: int, seed: int
-) -> tuple[dict[str, tuple[TwoTower, float]], FeedFacts]:
-    """Every variant's model and its mean loss over the last 100 steps, and what the first epoch saw."""
+) -> tuple[dict[str, tuple[TwoTower, float]], FeedCounts]:
+    """Every variant's model and its mean loss over the last 100 steps, and the counts of the first epoch."""
     settings = context.config.prerank
     feed = passed_through(context, "training_feed", settings.pair_features)
     files = feed.select(start=context.run_date - timedelta(days=settings.train_days - 1), end=context.run_date)
-    facts = FeedFacts(np.zeros(len(inputs.sids), dtype=np.int64))
+    facts = FeedCounts(np.zeros(len(inputs.sids), dtype=np.int64))
     engines: dict[str, Any] = {}
     recent: dict[str, list[float]] = {name: [] for name in variants_of(settings)}
     best = {name: BestWeights() for name in variants_of(settings)}
@@ -214,7 +214,7 @@ def _step(
         for name in ("target", "is_exposed", "sample_weight")
     )
     mass: RowMass | None = None
-    if ranks.size > 1:  # the means are over the whole batch, not over each rank's part of it
+    if ranks.size > 1:  # means are over the whole batch, not over each rank's part of it
         both = torch.stack(row_mass(exposed)) / ranks.size
         dist.all_reduce(both)
         mass = RowMass(*torch.unbind(both))
@@ -226,7 +226,7 @@ def _step(
 
 
 def _prior(batch: dict[str, np.ndarray]) -> float:
-    """Click rate of the first batch's exposed rows (all rows when none is exposed), kept off 0 and 1."""
+    """Click rate of the first batch's exposed rows (all rows when none is exposed), kept away from 0 and 1."""
     rows = batch["is_exposed"] if batch["is_exposed"].any() else np.ones(len(batch["target"]), dtype=bool)
     return float(np.clip(batch["target"][rows].mean(), 1e-3, 0.5))
 
@@ -237,7 +237,7 @@ def _publish(
     tokenizer: Manifest,
     models: dict[str, TwoTower],
     losses: dict[str, float],
-    facts: FeedFacts,
+    facts: FeedCounts,
 ) -> Manifest:
     lineage = {
         "sid_version": tokenizer.version,
@@ -284,7 +284,7 @@ def _evaluate(context: StepContext, inputs: TowerInputs, manifest: Manifest) -> 
     )
     files = snapshot.select(start=day, end=day)
     if not files:
-        log.info("train_preranker: no impressions of %s yet, nothing to judge on", day)
+        log.info("train_preranker: no impressions of %s yet, nothing to evaluate on", day)
         return []
     folder = context.artifacts.fetch(manifest)
     settings = context.config.prerank

@@ -1,8 +1,8 @@
-"""Train the tokenizer on item content and publish it when it is healthy: item_embeddings -> artifact tokenizer.
+"""Train the tokenizer on item content and publish it if it is healthy: item_embeddings -> artifact tokenizer.
 
     deepspeed --num_accelerators 1 gpu_workers/train_tokenizer.py --config quickstart --run-date 2026-01-02
 
-It sees the newest content of each item from before the run date. Curves go to work/train_tokenizer/*/tensorboard.
+It sees each item's newest content from before the run date. Curves go to work/train_tokenizer/*/tensorboard.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gpu_workers.worker import worker_main
 
 
 class DeepSpeedEngine:
-    """The training engine of ``fit`` on DeepSpeed: its launcher, data parallelism, gradient sums and monitors."""
+    """The training engine of ``fit`` on DeepSpeed: data parallelism, gradient sums and monitors."""
 
     def __init__(self, ranks: Ranks, tensorboard: Path) -> None:
         self.rank, self.world, self.device = ranks.rank, ranks.size, ranks.device
@@ -103,7 +103,7 @@ def gates_of(config: Config) -> Gates:
 
 
 def run(context: StepContext, ranks: Ranks) -> None:
-    """Train, look at the result, publish or refuse."""
+    """Train, check the result against the gates, publish."""
     with ranks.together():
         snapshot = context.snapshot("item_embeddings")
         encoder_version = encoder_version_of(snapshot)

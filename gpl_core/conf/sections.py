@@ -122,7 +122,7 @@ class Run(Section):
         return self
 
 
-class Launch(Section):
+class LaunchSettings(Section):
     """How steps are started; everything here goes to the launchers unchanged."""
 
     spark_submit: tuple[str, ...] = Field(default=(), description="Arguments of spark-submit, e.g. --master yarn")

@@ -1,1 +1,1 @@
-"""What workers read: the feed, embeddings, and item tables."""
+"""Inputs of the workers: batches of table rows, embeddings, item tables, sequences."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch.distributed as dist
 
 from gpl_core.errors import ContractError, MissingInputError
@@ -39,7 +40,7 @@ class ItemVectors:
 
 
 def encoder_version_of(snapshot: Snapshot) -> str:
-    """The encoder_version that the newest run of encode_items wrote. Raises MissingInputError when there is none."""
+    """The encoder_version of the newest run of encode_items. Raises MissingInputError when there is none."""
     found = snapshot.mark(WHOLE, "encode_items")
     if found is not None and "encoder_version" in found[1].details:
         return str(found[1].details["encoder_version"])
@@ -47,33 +48,31 @@ def encoder_version_of(snapshot: Snapshot) -> str:
     if len(versions) == 1:
         return versions[0]
     raise MissingInputError(
-        f"table item_embeddings@{snapshot.version}: holds the encoder versions {versions or 'none'} and no commit of "
-        "encode_items that says which is meant; run encode_items"
+        f"table item_embeddings@{snapshot.version}: has the encoder versions {versions or 'none'}, and no commit of "
+        "encode_items says which one is current; run encode_items"
     )
 
 
 def digests(values: np.ndarray) -> np.ndarray:
     """uint64 [N]: a 64-bit digest of each string."""
-    import pandas as pd
-
     return pd.util.hash_array(np.asarray(values, dtype=object), categorize=False)
 
 
 class NewestContent:
-    """Per item_index, which of its rows is the newest: by updated_at, then by digest. 16 bytes per item."""
+    """The newest row per item_index, by updated_at, then by digest; 16 bytes per item."""
 
     def __init__(self) -> None:
         self.time = np.empty(0, dtype=np.int64)
         self.content = np.empty(0, dtype=np.uint64)
 
     def add(self, item_index: np.ndarray, updated_at: np.ndarray, content: np.ndarray) -> None:
-        """Takes rows [B] into account, in any order."""
+        """Take rows [B] into account, in any order."""
         top = int(item_index.max(initial=-1)) + 1
         if top > len(self.time):
             grow = max(top, 2 * len(self.time)) - len(self.time)
             self.time = np.concatenate([self.time, np.full(grow, np.iinfo(np.int64).min)])
             self.content = np.concatenate([self.content, np.zeros(grow, dtype=np.uint64)])
-        order = np.lexsort((content, updated_at))  # the last of equal indices wins an assignment
+        order = np.lexsort((content, updated_at))  # of equal indices the last one wins the assignment
         index, time, hashed = item_index[order], updated_at[order], content[order]
         newer = (time > self.time[index]) | ((time == self.time[index]) & (hashed > self.content[index]))
         self.time[index[newer]] = time[newer]
@@ -94,7 +93,7 @@ class NewestContent:
 
 
 def newest_content(snapshot: Snapshot, files: tuple[DataFile, ...], before: int | None = None) -> NewestContent:
-    """Reads (item_index, content_hash, updated_at) of ``files``; rows with updated_at >= ``before`` are left out."""
+    """Read the newest content from ``files``, ignoring rows with updated_at >= ``before``."""
     newest = NewestContent()
     for batch in read_batches(snapshot, files, ["item_index", "content_hash", "updated_at"]):
         keep = np.ones(len(batch["item_index"]), dtype=bool) if before is None else batch["updated_at"] < before
@@ -109,12 +108,12 @@ def item_vectors(
 ) -> Iterator[ItemVectors]:
     """The newest embedding of each item as of ``before`` (microseconds; default: no limit), on every rank.
 
-    One process per machine reads and writes the scratch file, the others map it. It is removed at the end.
+    One process per machine writes the scratch file, the others map it; it is removed at the end.
     Raises MissingInputError when there is no such row, ContractError when rows differ in width.
     """
     files = snapshot.select(where={"encoder_version": encoder_version})
     local_main = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    # Beside other temporary files under a name that all ranks of this machine agree on.
+    # All ranks agree on the name.
     base = ranks.broadcast_text(f"gpl-vectors-{os.getpid()}-{os.urandom(4).hex()}")
     folder = Path(tempfile.gettempdir()) / base
     try:
@@ -162,9 +161,8 @@ def _write(folder: Path, snapshot: Snapshot, files: tuple[DataFile, ...], newest
             hashes = np.lib.format.open_memmap(folder / "content_hash.npy", "w+", f"<U{width}", (len(items),))
         if embedding.shape[1] != vectors.shape[1]:
             raise ContractError(
-                f"table item_embeddings@{snapshot.version}: embeddings of {embedding.shape[1]} and "
-                f"{vectors.shape[1]} entries "
-                "under one encoder_version; delete that partition and run encode_items again"
+                f"table item_embeddings@{snapshot.version}: embeddings of {embedding.shape[1]} and {vectors.shape[1]} "
+                "entries under one encoder_version; delete that partition and run encode_items again"
             )
         rows = np.searchsorted(items, index[keep])
         vectors[rows] = embedding

@@ -1,14 +1,14 @@
-"""The one place where Petastorm is touched: bounded batches of a pinned list of Delta data files.
+"""The only module that uses Petastorm: bounded batches of a pinned list of Delta data files.
 
-Petastorm reads the file list of a snapshot, never a directory (tombstoned files would be read). Files are assigned to
-ranks by us, balanced by rows and reshuffled by (seed, epoch), because Petastorm's own sharding is static and uneven.
+Petastorm reads the file list of a snapshot, never a directory, which may hold deleted files. We assign files to ranks
+ourselves, balanced by rows and reshuffled by (seed, epoch), because Petastorm's own sharding is static and uneven.
 """
 
 from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from gpl_core.contracts.contract import Contract, schema_differences
-from gpl_core.errors import ContractError
+from gpl_core.errors import ContractError, LineageError
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
@@ -31,9 +31,9 @@ class FileShare:
 
 
 def assign_files(files: Sequence[DataFile], ranks: int, *, seed: int = 0, epoch: int = 0) -> list[FileShare]:
-    """Row-balanced files per rank: shuffled by (seed, epoch), then each to the rank with the fewest rows so far.
+    """Row-balanced files per rank: shuffled by (seed, epoch), each assigned to the rank with the fewest rows so far.
 
-    Every file goes to exactly one rank; the order within a rank is the shuffled one.
+    Every file goes to exactly one rank; within a rank the order is shuffled.
     """
     order = sorted(files, key=lambda f: f.path)
     random.Random(f"{seed}:{epoch}").shuffle(order)
@@ -62,9 +62,8 @@ def read_batches(
     Rows come in file order, or with row groups and rows shuffled by `seed`. Memory: `queue_size` row groups.
 
     Raises:
-        ContractError: the table uses deletion vectors, column mapping or type widening, a file's footer does not fit
-            the contract, a file vanished (vacuumed), or fewer rows came
-            than the log promises.
+        ContractError: the table uses deletion vectors, column mapping or type widening, a file's schema does not match
+            the contract, a file was deleted (vacuumed), or the number of rows differs from the log's.
     """
     files = [f for f in files if f.rows != 0]
     if not files:
@@ -72,7 +71,7 @@ def read_batches(
     if hidden := snapshot.hidden_features:
         raise ContractError(
             f"table {snapshot.contract.name}: version {snapshot.version} uses {', '.join(hidden)}, which its Parquet "
-            "files alone do not show; drop the feature (ALTER TABLE … DROP FEATURE) before workers read it"
+            "files alone do not reveal; drop the feature (ALTER TABLE … DROP FEATURE) before workers read it"
         )
     uris = snapshot.uris(files)
     _check_footers(snapshot, uris, columns)
@@ -84,14 +83,13 @@ def read_batches(
         from petastorm import make_batch_reader
         from pyarrow.filesystem import S3FSWrapper
 
-        # Petastorm 0.12 reads through pyarrow's old file systems alone; this one wraps any of fsspec's.
+        # Petastorm 0.12 only accepts pyarrow's old file systems; this one wraps any fsspec file system.
         fs, _ = filesystem(snapshot.uri)
         store = {} if "file" in fs.protocol else {"filesystem": S3FSWrapper(fs)}
-        # Within one call row groups arrive in order only with one worker: the order must not depend on timing.
+        # Row groups arrive in order only with one worker: the order must not depend on timing.
         with make_batch_reader(
-            [
-                u if "://" in u else f"file://{u}" for u in uris
-            ],  # not as_uri(): it escapes "=", Petastorm does not unescape
+            # Not as_uri(): it escapes "=", and Petastorm does not unescape.
+            [u if "://" in u else f"file://{u}" for u in uris],
             schema_fields=[f"^{c}$" for c in columns],
             reader_pool_type="thread",
             workers_count=1,
@@ -113,8 +111,8 @@ def read_batches(
                     yield batch
             except FileNotFoundError as error:
                 raise ContractError(
-                    f"table {snapshot.contract.name}: a file of version {snapshot.version} is gone ({error}); it was "
-                    "vacuumed while being read: run the step again, and keep the retention above the longest run"
+                    f"table {snapshot.contract.name}: a file of version {snapshot.version} is gone ({error}): it was "
+                    "vacuumed while being read; run the step again, and keep the retention longer than any run"
                 ) from error
     if promised >= 0 and seen != promised:
         raise ContractError(
@@ -123,7 +121,7 @@ def read_batches(
 
 
 def _check_footers(snapshot: Snapshot, uris: Sequence[str], columns: Sequence[str]) -> None:
-    """Petastorm takes the first file's schema for all and drops what it cannot map: compare every footer ourselves."""
+    """Compare every file's schema: Petastorm takes the first file's for all and drops what it cannot map."""
     import fsspec
 
     wanted = snapshot.contract.arrow_schema(partitions=False)
@@ -158,14 +156,14 @@ def _only_list_names_differ(wanted: Any, found: Any, problem: str) -> bool:
 
 
 def _dense(values: np.ndarray, contract: Contract, column: str) -> np.ndarray:
-    """Array columns as one [rows x length] array; Petastorm gives an object array when there is a single row."""
+    """Array columns as one [rows x length] array; Petastorm returns an object array when there is a single row."""
     if contract.column(column).type.startswith("array<") and (values.dtype == object or values.ndim == 1):
         return np.stack([np.asarray(v) for v in values]) if len(values) else values.reshape(0, 0)
     return values
 
 
 def rebatch(batches: Iterator[dict[str, np.ndarray]], rows: int) -> Iterator[dict[str, np.ndarray]]:
-    """Cut a stream of batches into batches of exactly `rows` rows; the last one may be shorter."""
+    """Batches of exactly `rows` rows from a stream of batches; the last one may be shorter."""
     held: dict[str, np.ndarray] | None = None
     for batch in batches:
         held = batch if held is None else {c: np.concatenate([held[c], batch[c]]) for c in batch}
@@ -177,3 +175,17 @@ def rebatch(batches: Iterator[dict[str, np.ndarray]], rows: int) -> Iterator[dic
         held = {c: v[start:] for c, v in held.items()}
     if held is not None and len(next(iter(held.values()))):
         yield held
+
+
+def require_version(batch: Mapping[str, np.ndarray], table: str, column: str, expected: str) -> None:
+    """Refuse rows of another version than the artifact in force.
+
+    Raises:
+        LineageError: naming table, column and both versions.
+    """
+    strange = batch[column] != expected
+    if strange.any():
+        raise LineageError(
+            f"table {table}: {int(strange.sum())} row(s) carry {column} {batch[column][strange][0]}, in force is "
+            f"{expected}; run {table} for this date again"
+        )

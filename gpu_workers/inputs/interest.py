@@ -1,4 +1,4 @@
-"""What the interest model's two workers read: catalog, base checkpoint, users' latest sequences."""
+"""Inputs of the interest model's two workers: catalog, base checkpoint, content, users' latest sequences."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from gpu_workers.ranks import Ranks
 
 STALE, TRAIN, HELD_OUT = 0, 1, 2
 
-_KEYS_AT_A_TIME = 8_000_000  # user hashes in memory while the latest rows are found: 64 MB
-_SHUFFLE_ROWS = 65_536  # users held to be shuffled before they are packed
+_KEYS_AT_A_TIME = 8_000_000  # user hashes in memory while the latest rows are searched: 64 MB
+_SHUFFLE_ROWS = 65_536  # users in memory to be shuffled before they are packed
 _MOST_TITLES = 50_000  # items whose titles are learned: bounds a rank's memory
 _MOST_HELD_OUT = 20_000  # more would only make every epoch's evaluation longer
 
@@ -45,7 +45,7 @@ def read_catalog(context: StepContext, sid_version: str, codes: int) -> ItemCata
 
 @contextmanager
 def content_table(context: StepContext, encoder_version: str, ranks: Ranks) -> Iterator[ContentTable]:
-    """Item vectors of ``encoder_version`` as of the run date, memory-mapped; a call of all ranks together."""
+    """Item vectors of ``encoder_version`` as of the run date, memory-mapped; a collective call."""
     snapshot = context.snapshot("item_embeddings")
     with item_vectors(snapshot, encoder_version, ranks, before=end_of(context.run_date)) as found:
         rows = ItemRows.of(found)
@@ -56,7 +56,8 @@ def content_table(context: StepContext, encoder_version: str, ranks: Ranks) -> I
 def base_checkpoint(config: Config) -> Path:
     """The folder of the base model: `interest.base_model`, or a small random model.
 
-    The small one lies in a folder named by its settings; made aside and renamed, so that ranks and runs may race.
+    The folder of the small one is named by its settings; it is built elsewhere and renamed, so that ranks and runs may
+    race.
     """
     if config.interest.base_model:
         folder = Path(config.interest.base_model)
@@ -78,14 +79,14 @@ def base_checkpoint(config: Config) -> Path:
         make_tiny_checkpoint(aside, settings)
         try:
             os.rename(aside, target)
-        except OSError:  # another rank was faster; its weights are the same
+        except OSError:  # another rank was faster, with the same weights
             shutil.rmtree(aside)
     return target
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the search for users' latest rows counted."""
+    """Counts from the search for users' latest rows."""
 
     train: int = 0
     held_out: int = 0
@@ -98,8 +99,7 @@ class Found:
 class LatestSequences:
     """Every user's latest row of `user_sequences`, split into training and held-out users by a hash of the user.
 
-    A byte per row is kept, not a key per user: the keys are looked at in as many passes as it takes to hold no more
-    than 64 MB of them at a time.
+    Memory: a byte per row. User keys are processed in as many passes as it takes to keep at most 64 MB of them.
     """
 
     def __init__(self, snapshot: Snapshot, files: Sequence[DataFile], sid_version: str, held_out_share: float):
@@ -158,7 +158,7 @@ class LatestSequences:
         yield from _shuffled(held, [seed, epoch, turn])
 
     def _mark(self, sid_version: str, share: float, part: int, passes: int) -> Found:
-        """Mark the latest rows of the users whose hash falls into ``part``: newest slice first, first seen wins."""
+        """Mark the latest rows of the users whose hash is in ``part``: newest slice first, the first row wins."""
         seen = np.empty(0, dtype=np.uint64)
         train = held_out = superseded = other = events = 0
         for file in self._files:
@@ -179,12 +179,12 @@ class LatestSequences:
         return Found(train, held_out, superseded, other, events)
 
     def _read(self, file: DataFile, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-        # One file at a time and unshuffled: rows are known by their place in the file.
+        # One file at a time and unshuffled: rows are identified by their position in the file.
         return read_batches(self._snapshot, [file], columns)
 
 
 def hash_share(key: np.ndarray) -> np.ndarray:
-    """Hashes as numbers in [0, 1), float64; from the high bits, the low ones choose a pass."""
+    """Hashes as numbers in [0, 1), float64, from the high bits; the low ones select a pass."""
     return (key >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 

@@ -1,4 +1,4 @@
-"""What scoring and pre-ranking look up by item: rows of the memory-mapped embeddings, and semantic IDs in force."""
+"""Lookups by item for scoring and pre-ranking: rows of the memory-mapped embeddings, and semantic IDs in force."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROWS = 65_536
 
 
 def end_of(run_date: date) -> int:
-    """The end of `run_date` in microseconds: content that changed later must not reach it, however late it is run."""
+    """The end of `run_date` in microseconds: later content must not be used, however late the step runs."""
     return int(start_of(run_date + timedelta(days=1)).timestamp() * 1_000_000)
 
 

@@ -1,4 +1,4 @@
-"""What the pre-ranker's workers feed to its towers: batches of the training feed, impressions, users' profiles."""
+"""Inputs of the pre-ranker's towers: batches of the training feed, impressions, users' profiles."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _IMPRESSION_COLUMNS = ("request_id", "user_id", "item_index", "clicked", "is_ran
 
 @dataclass(frozen=True)
 class TowerInputs:
-    """Looks up what the towers need for (user, item) pairs."""
+    """Lookups of the towers' inputs for (user, item) pairs."""
 
     items: ItemRows
     sids: np.ndarray
@@ -42,7 +42,7 @@ class TowerInputs:
     device: torch.device
 
     def batch(self, user_ids: Sequence[str] | np.ndarray, item_index: np.ndarray, pair: np.ndarray) -> TowerBatch:
-        """Model inputs of n pairs; an item that is unknown here has neither content nor SID. pair: see `pair_of`."""
+        """Model inputs of n pairs; unknown items have neither content nor SID. pair: see `pair_of`."""
         bucket = user_buckets(user_ids, self.settings.user_buckets)
         index = item_index.astype(np.int64)
         known = index < len(self.sids)
@@ -81,8 +81,8 @@ def feed_batches(
 
 
 @dataclass
-class FeedFacts:
-    """What the first epoch, as far as the steps went, saw of the feed."""
+class FeedCounts:
+    """Counts of the feed rows seen in the first epoch."""
 
     exposures: np.ndarray
     """int64 [N]: exposed rows by item_index."""
@@ -93,7 +93,7 @@ class FeedFacts:
     calibrator_versions: frozenset[str] = frozenset()
 
     def add(self, batch: dict[str, np.ndarray], sid_version: str, run_date: date) -> None:
-        """Counts a batch. Raises LineageError when rows of `run_date` itself carry another sid_version."""
+        """Count a batch. Raises LineageError when rows of `run_date` itself carry another sid_version."""
         other = batch["sid_version"] != sid_version
         today = other & (batch["dt_copy"] == run_date.isoformat())
         if today.any():
@@ -101,7 +101,7 @@ class FeedFacts:
                 f"training_feed dt={run_date}: {int(today.sum())} row(s) carry sid_version "
                 f"{batch['sid_version'][today][0]}, in force is {sid_version}; run training_feed again for this date"
             )
-        # Older slices may be of an older tokenizer: their SIDs are looked up anew, so they stay usable.
+        # Older slices may be of an older tokenizer: SIDs are looked up by item, so their rows stay usable.
         self.other_sid_version += int(other.sum())
         exposed = batch["is_exposed"]
         index = batch["item_index"][exposed]
@@ -113,10 +113,10 @@ class FeedFacts:
 
 
 def load_profiles(context: StepContext, ranks: Ranks, items: ItemRows) -> UserProfiles:
-    """Profiles from user_sequences as of the first training day, of every slice since the last snapshot of all users.
+    """Profiles from user_sequences as of the first training day, from every slice since the last snapshot of all users.
 
-    Later slices are not read: they hold the very clicks that the training rows are labeled with. Each rank reads its
-    share of a date, ranks add up. Without the table all profiles are 0.
+    Later slices are not read: they contain the very clicks that label the training rows. Each rank reads its share of a
+    date, and the ranks' sums are added. Without the table all profiles are 0.
     """
     profiles = UserProfiles(context.config.prerank.user_buckets, items.vectors.shape[1])
     text = ""
@@ -143,9 +143,9 @@ def load_profiles(context: StepContext, ranks: Ranks, items: ItemRows) -> UserPr
 
 
 class HeldOut:
-    """Exposed feed rows of the held-out requests, for early stopping; about `most` of them at most.
+    """Exposed feed rows of the held-out requests, for early stopping; about `most` of them.
 
-    Every rank reads the whole feed, so all ranks hold the same rows and take the same decision without a word.
+    Every rank reads the whole feed, so that all ranks have the same rows and decide alike without communication.
     """
 
     def __init__(self, inputs: TowerInputs, most: int = 20_000) -> None:
@@ -156,7 +156,7 @@ class HeldOut:
         self._clicks: list[np.ndarray] = []
 
     def collect(self, batches: Iterable[dict[str, np.ndarray]]) -> None:
-        """Reads batches of the feed until enough rows are found or they end."""
+        """Read batches of the feed until there are enough rows."""
         for batch in batches:
             chosen = held_out(batch["request_id"].tolist()) & batch["is_exposed"]
             self._users += batch["user_id"][chosen].tolist()
@@ -193,7 +193,7 @@ def without_held_out(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Impressions:
-    """One day's impressions as the metrics want them; users and requests as 64-bit digests."""
+    """One day's impressions in the form the metrics take; users and requests as 64-bit digests."""
 
     user: np.ndarray
     request: np.ndarray
@@ -201,7 +201,7 @@ class Impressions:
     clicked: np.ndarray
     is_random: np.ndarray
     propensity: np.ndarray
-    """float64: the logged probability of being shown; NaN where the platform gives none."""
+    """float64: the logged probability of being shown; NaN where the platform does not log it."""
     scores: dict[str, np.ndarray]
     """variant -> logits float32 [n]."""
 
