@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import date, timedelta
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
@@ -39,6 +39,7 @@ from gpl_core.conf.sections import (
     TokenizerSettings,
     shapes_results,
 )
+from gpl_core.contracts.problems import problems_of
 from gpl_core.errors import UsageError
 
 
@@ -142,7 +143,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(body)
     except ValidationError as error:
-        problems += list(dict.fromkeys(_problem(e) for e in error.errors()))
+        problems += problems_of(error, Config, body, REMOVED)
     if problems:
         listing = "\n".join(f"  - {p}" for p in problems)
         raise UsageError(f"config '{source}': {len(problems)} problem(s):\n{listing}")
@@ -167,11 +168,6 @@ def _override(body: dict[str, Any], text: str) -> str | None:
     return None
 
 
-_MAPPING = "expected a mapping of keys to values"
-_EXPECTED = {"model_type": _MAPPING, "dict_type": _MAPPING, "tuple_type": "expected a list, such as [a, b]"}
-"""Kind of a pydantic error -> what to write in YAML, where pydantic speaks of Python."""
-
-
 _FIXED = "fixed at the value that was measured to be good: delete the key"
 # Settings of earlier releases, and what to do about them; CHANGELOG.md names each.
 REMOVED = {
@@ -193,28 +189,6 @@ REMOVED = {
     "monitors.least_impressions": "1,000 uniformly exposed impressions: delete the key",
     **dict.fromkeys((f"prerank.{k}" for k in ("hidden", "weight_decay")), _FIXED),
 }  # fmt: skip
-
-
-def _problem(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        if where in REMOVED:
-            return f"{where}: was removed; {REMOVED[where]}"
-        close = difflib.get_close_matches(str(error["loc"][-1]), _keys_at(error["loc"][:-1]), 1)
-        return f"{where}: unknown key; " + (f"did you mean {close[0]}?" if close else "remove it")
-    if error["type"] == "missing":
-        return f"{where}: required, but not given"
-    return f"{where}: {_EXPECTED.get(error['type'], error['msg'])} (got {error['input']!r})"
-
-
-def _keys_at(loc: Sequence[Any]) -> list[str]:
-    """The keys that the section at `loc` knows, as they are written in YAML."""
-    model: Any = Config
-    for part in loc:
-        if isinstance(part, str):
-            model = model.model_fields[part].annotation
-        model = get_args(model)[0] if get_origin(model) is tuple else model
-    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def date_range(start: date, end: date) -> list[date]:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import yaml
 
 from gpl_core.config import Config, load_config
-from gpl_core.contracts.contract import Column, Contract, load_contract, parse_type
+from gpl_core.contracts.contract import Column, Contract, load_contract
+from gpl_core.contracts.types import parse_type
 from gpl_core.lakehouse.lake import Commit, Lake
 from gpl_core.lakehouse.marks import SliceMark
 
@@ -40,15 +41,15 @@ def _value(kind: Any, column: Column, rng: random.Random, length: int) -> Any:
         if kind[0] == "array":
             return [_value(kind[1], column, rng, 2) for _ in range(length)]
         return {name: _value(k, column, rng, 2) for name, k in kind[1]}
-    low = 0 if column.low is None else column.low
-    high = low + 100 if column.high is None else column.high
+    low = 0 if column.min is None else column.min
+    high = low + 100 if column.max is None else column.max
     match kind:
         case "string":
             return rng.choice(WORDS) + str(rng.randrange(99))
         case "int":
             return rng.randint(int(low), int(high))
         case "long":
-            return rng.randint(int(low), int(high)) if column.high is not None else int(low) + rng.randrange(2**53)
+            return rng.randint(int(low), int(high)) if column.max is not None else int(low) + rng.randrange(2**53)
         case "float":
             return float(pa.scalar(rng.uniform(low, high), pa.float32()).as_py())
         case "double":

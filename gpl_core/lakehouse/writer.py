@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
 from gpl_core.contracts.contract import Contract
+from gpl_core.contracts.row_checks import check_batch
 from gpl_core.errors import ContractError
 from gpl_core.lakehouse.storage import filesystem
 
@@ -82,7 +83,7 @@ class PartWriter:
         """
         if isinstance(rows, pa.RecordBatch):
             rows = pa.Table.from_batches([rows])
-        violations = self.contract.check_batch(rows, self._dims)
+        violations = check_batch(self.contract, rows, self._dims)
         if violations:
             raise ContractError(f"table {self.contract.name}: " + "; ".join(map(str, violations)))
         rows = rows.select(self._schema.names).cast(self._schema)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from gpl_core.contracts.contract import Contract, schema_differences
+from gpl_core.contracts.contract import Contract
+from gpl_core.contracts.row_checks import schema_differences
 from gpl_core.errors import ContractError, LineageError
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.snapshot import Snapshot

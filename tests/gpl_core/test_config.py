@@ -124,7 +124,7 @@ def test_everything_wrong_is_in_one_message(tmp_path):
         ("prerank.propensity=shown_with", "feed.passthrough.shown_with: double"),
         ("prerank.pair_features=[price]", "feed.passthrough.price: double"),
         ("encoder.parts=[]", "encoder.parts"),
-        ("encoder.parts=[{name: minilm, weight: 0}]", "encoder.parts.0.weight"),
+        ("encoder.parts=[{name: minilm, weight: 0}]", "encoder.parts.minilm.weight"),
         ("lakehouse.tables={raw_itmes: /x}", "no such table: raw_itmes"),
         ("lakehouse.tables={items: catalog://shop.items}", "items: catalog://shop.items: only raw tables"),
         ("lakehouse.tables={raw_items: catalog://items}", "expected catalog://database.table"),

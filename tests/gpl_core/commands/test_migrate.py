@@ -19,7 +19,7 @@ from tests.support import DAY, ONE, config_file, put, small_config
 
 ONE_COLUMNS = (
     Column("user_id", "string", False, "User"),
-    Column("clicks", "int", False, "Clicks", low=0),
+    Column("clicks", "int", False, "Clicks", min=0),
     Column("mood", "string", False, "Gone in version 2", allowed=("good", "bad")),
     Column("dt", "date", False, "Date", unit="UTC date"),
 )
@@ -29,7 +29,7 @@ V2 = replace(
     version=2,
     columns=(
         ONE_COLUMNS[0],
-        Column("positives", "long", False, "Called clicks before", low=0, high=9),
+        Column("positives", "long", False, "Called clicks before", min=0, max=9),
         Column("source", "string", False, "New", allowed=("web", "app")),
         Column("note", "string", True, "New, may be null"),
         ONE_COLUMNS[3],
@@ -204,7 +204,7 @@ migrations:
   - {to: 2, rename: {b: a}, add: {c: 1}, drop: [d]}
 """
     assert parse_contract(text, "t.yaml").migrations == (Migration(2, {"b": "a"}, {"c": 1}, ("d",)),)
-    with pytest.raises(ContractError, match=r"migration .*unknown key 'rnm'.*missing key 'to'"):
+    with pytest.raises(ContractError, match=r"migrations\.0\.to: required.*migrations\.0\.rnm: unknown key"):
         parse_contract(text.replace("to: 2, rename", "rnm"), "t.yaml")
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.spark
 
 WIDE = Contract(
     name="wide", version=3, description="All columns; it's \"quoted\"", owner="tests", grain="one row",
-    primary_key=("dt",), partition_by=("dt",), consumers=("analyst",), properties=(("my.word", "it's 'so'"),),
+    primary_key=("dt",), partition_by=("dt",), consumers=("analyst",),
     columns=(
         *(replace(c, name=f"{name}__{c.name}") for name, t in all_contracts().items() for c in t.columns),
         load_contract("truth").column("dt"),
@@ -80,10 +80,12 @@ def of_arrow(name: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def lakes(spark, tmp_path_factory) -> Lakes:
+    from spark_jobs.session import create_table
+
     """Each engine makes its tables; delta-rs writes to its own, then Spark to both, then delta-rs to Spark's."""
     made = Lakes(spark, Lake(str(tmp_path_factory.mktemp("spark"))), Lake(str(tmp_path_factory.mktemp("arrow"))))
     for name, contract in CONTRACTS.items():
-        spark.sql(contract.ddl(made.by_spark.uri(name)))
+        create_table(spark, made.by_spark.uri(name), contract)
         put(made.by_arrow, name, of_arrow(name), mode="append", contract=contract)
         made.append(made.by_spark, name, of_spark(name))
         made.append(made.by_arrow, name, of_spark(name))
@@ -136,11 +138,14 @@ def test_both_engines_see_the_declared_columns_whoever_made_the_table(lakes, nam
         assert {k: v for k, v in snapshot.properties.items() if k in expected} == expected
 
 
-def test_spark_parses_the_ddl_of_every_contract(spark):
+def test_spark_parses_the_schema_and_constraints_of_every_contract(spark):
+    from spark_jobs.session import spark_schema
+
     parser = spark._jsparkSession.sessionState().sqlParser()
     for contract in all_contracts().values():
-        plan = parser.parsePlan(contract.ddl("/tmp/somewhere")).toString()
-        assert all(f"'{c.name}" in plan or c.name in plan for c in contract.columns)
+        assert spark.createDataFrame([], spark_schema(contract)).columns == list(contract.column_names)
+        for check in contract.checks().values():
+            parser.parseExpression(check)
 
 
 def test_a_mark_of_spark_is_read_through_delta_rs_and_the_reverse(lakes):
@@ -170,9 +175,9 @@ def bad_values(column: Column) -> list[Any]:
     if column.allowed:
         return ["nonsense"] if column.type == "string" else [99]
     floating = column.type in ("float", "double")
-    bad: list[Any] = [] if column.low is None else [column.low - 1]
-    if column.high is not None:
-        bad += [column.high + 1] + ([float("nan")] if floating else [])
+    bad: list[Any] = [] if column.min is None else [column.min - 1]
+    if column.max is not None:
+        bad += [column.max + 1] + ([float("nan")] if floating else [])
     return [float(v) for v in bad] if floating else bad
 
 

@@ -1,0 +1,108 @@
+"""Row checks of a contract on Arrow batches.
+
+Delta's CHECK constraints are not applied to files that a transaction adds, so workers check before they commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gpl_core.contracts.contract import Column, Contract
+from gpl_core.errors import ContractError
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One row check that failed: which column, how many rows, one bad value and what was expected."""
+
+    column: str
+    check: str
+    rows: int
+    example: str
+
+    def __str__(self) -> str:
+        return f"{self.column}: {self.rows} row(s) break '{self.check}', e.g. {self.example}"
+
+
+def check_batch(
+    contract: Contract, batch: pa.RecordBatch | pa.Table, dims: Mapping[str, int] | None = None
+) -> list[Violation]:
+    """Every check that `batch` breaks: nulls, NaN, ranges, allowed values, array lengths under `dims`.
+
+    Columns of `batch` must be the data columns, in any order.
+
+    Raises:
+        ContractError: a column is missing, unknown or of another type.
+    """
+    problems = schema_differences(contract.arrow_schema(partitions=False), batch.schema)
+    if problems:
+        raise ContractError(f"table {contract.name}: the batch does not fit the contract: " + "; ".join(problems))
+    violations = []
+    for column in contract.columns:
+        if column.name not in contract.partition_by:
+            violations += _check_column(column, batch.column(column.name), contract.is_nullable(column), dims or {})
+    return violations
+
+
+def _check_column(
+    column: Column, values: pa.Array | pa.ChunkedArray, nullable: bool, dims: Mapping[str, int]
+) -> list[Violation]:
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if isinstance(values, pa.ChunkedArray):  # an empty chunked array has no chunk to combine
+        values = pa.array([], values.type)
+    found: list[Violation] = []
+
+    def note(check: str, bad: pa.Array) -> None:
+        bad = pc.fill_null(bad, False)
+        rows = pc.sum(bad).as_py() or 0
+        if rows:
+            example = values.filter(bad)[0].as_py()
+            found.append(Violation(column.name, check, rows, repr(example)[:120]))
+
+    if not nullable:
+        note("not null", pc.is_null(values))
+    kind = values.type
+    if pa.types.is_list(kind):
+        lengths = pc.list_value_length(values)
+        expected = column.expected_length(dims)
+        if expected is not None:
+            note(f"array length = {expected} ({column.length})", pc.not_equal(lengths, expected))
+        elif column.length and len(known := lengths.drop_null()):
+            first = known[0]
+            note(f"one array length ({column.length}), here {first.as_py()}", pc.not_equal(lengths, first))
+        flat = values.flatten()
+        if flat.null_count and not nullable:
+            found.append(Violation(column.name, "no null element", flat.null_count, "null"))
+        if pa.types.is_floating(flat.type):
+            bad = pc.sum(pc.invert(pc.is_finite(flat))).as_py() or 0
+            if bad:
+                found.append(Violation(column.name, "finite elements", bad, "NaN or infinite"))
+        return found
+    if pa.types.is_floating(kind):
+        note("finite", pc.invert(pc.is_finite(values)))
+    if column.allowed:
+        allowed = pa.array(column.allowed if kind == pa.string() else [int(v) for v in column.allowed]).cast(kind)
+        # is_in calls a null a value that is not allowed; a CHECK constraint lets it pass, and so do we
+        note(f"one of {', '.join(column.allowed)}", pc.and_(pc.is_valid(values), pc.invert(pc.is_in(values, allowed))))
+    if column.min is not None:
+        note(f">= {column.min}", pc.less(values, column.min))
+    if column.max is not None:
+        note(f"<= {column.max}", pc.greater(values, column.max))
+    return found
+
+
+def schema_differences(wanted: pa.Schema, found: pa.Schema) -> list[str]:
+    """Column-by-column differences of two schemas by name and type, order and nullability ignored."""
+    problems = []
+    for f in wanted:
+        if f.name not in found.names:
+            problems.append(f"column '{f.name}' ({f.type}) is missing")
+        elif found.field(f.name).type != f.type:
+            problems.append(f"column '{f.name}' is {found.field(f.name).type}, expected {f.type}")
+    problems += [f"column '{name}' is not in the contract" for name in found.names if name not in wanted.names]
+    return problems
