@@ -15,12 +15,15 @@ import sys
 from collections.abc import Sequence
 
 from pyspark.sql import SparkSession
+from sqlglot import parse_one
+from sqlglot.expressions import Table, to_table
 
 from gpl_core.config import load_config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.graph.step_run import exit_with, setup_logging
 from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.sql import quoted
 from gpl_core.lakehouse.views import View, all_views
 from spark_jobs.session import spark_path, start_session
 
@@ -38,9 +41,9 @@ def publish(spark: SparkSession, lake: Lake, database: str) -> dict[str, list[st
     for name in tables:
         location = spark_path(lake.uri(name))
         if not spark.catalog.tableExists(f"{database}.{name}"):
-            spark.sql(f"CREATE TABLE {database}.{name} USING DELTA LOCATION {_sql(location)}")
+            spark.sql(f"CREATE TABLE {database}.{name} USING DELTA LOCATION {quoted(location, 'spark')}")
             continue
-        found = spark.sql(f"DESCRIBE DETAIL {database}.{name}").first()["location"]
+        (found,) = spark.sql(f"DESCRIBE DETAIL {database}.{name}").select("location").collect()[0]
         if _path(found) != _path(location):
             raise ContractError(
                 f"{database}.{name} lies at {found}, this lakehouse has it at {location}; choose another --database, "
@@ -59,15 +62,17 @@ def publish(spark: SparkSession, lake: Lake, database: str) -> dict[str, list[st
 
 def create_view(view: View, database: str) -> str:
     """`CREATE OR REPLACE VIEW` with its comments, every table and view it reads named with the database."""
-    columns = ", ".join(f"{name} COMMENT {_sql(meaning)}" for name, meaning in view.columns)
-    sql = view.sql
-    for name in view.reads:
-        sql = re.sub(rf"(?i)\b(FROM|JOIN)(\s+){name}\b", rf"\1\2{database}.{name}", sql)
-    return f"CREATE OR REPLACE VIEW {database}.{view.name} ({columns}) COMMENT {_sql(view.description)} AS {sql}"
-
-
-def _sql(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    tree = parse_one(view.sql, dialect="spark")
+    place = to_table(f"{database}.any")
+    for table in tree.find_all(Table):
+        if table.name in view.reads:
+            table.set("db", place.args["db"])
+            table.set("catalog", place.args.get("catalog"))
+    columns = ", ".join(f"{name} COMMENT {quoted(meaning, 'spark')}" for name, meaning in view.columns)
+    return (
+        f"CREATE OR REPLACE VIEW {database}.{view.name} ({columns}) COMMENT {quoted(view.description, 'spark')} "
+        f"AS {tree.sql('spark')}"
+    )
 
 
 def _path(location: str) -> str:

@@ -28,7 +28,8 @@ from gpl_core.graph.steps import start_of
 from gpl_core.labels.calibration import CALIBRATOR_FILE, COUNT_COLUMNS, SCORES, Calibrator, apply
 from gpl_core.labels.confidence import combined_weight
 from gpl_core.lakehouse.artifacts import Manifest
-from gpl_core.lakehouse.query import Query, quoted
+from gpl_core.lakehouse.query import Query
+from gpl_core.lakehouse.sql import quoted
 
 FACTORS = ("coherence", "consistency", "llm_confidence")
 NEAREST = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gpl_core.commands.command import Command
-from gpl_core.contracts.contract import data_dictionary
+from gpl_core.contracts.contract import all_contracts
 from gpl_core.lakehouse.views import all_views
 
 
@@ -16,11 +16,31 @@ def run(args: argparse.Namespace) -> int:
 
 def dictionary() -> str:
     """The data dictionary as Markdown: tables, then views."""
-    parts = [data_dictionary(), "# Views\n", "From `schemas/views/`: plain SQL for Spark and for `gpl sql`.\n"]
+    parts = [_tables(), "# Views\n", "From `schemas/views/`: plain SQL for Spark and for `gpl sql`.\n"]
     for view in sorted(all_views().values(), key=lambda v: v.name):
         parts.append(f"## {view.name}\n\n{view.description}\n\nReads {', '.join(view.reads)}.\n")
         parts.append("| column | meaning |\n|---|---|")
         parts += [f"| {name} | {meaning} |" for name, meaning in view.columns]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _tables() -> str:
+    """The tables as Markdown, one section each."""
+    parts = ["# Tables\n", "Generated from `schemas/` by `gpl tables`; do not edit.\n"]
+    for contract in all_contracts().values():
+        parts.append(f"## {contract.name}\n\n{contract.description}.\n")
+        partition = f" · partitioned by {', '.join(contract.partition_by)}" if contract.partition_by else ""
+        parts.append(
+            f"Version {contract.version} · written by {contract.owner} · {contract.grain} "
+            f"(key: {', '.join(contract.primary_key)}){partition} · read by {', '.join(contract.consumers)}\n"
+        )
+        parts.append("| column | type | null | meaning | unit | range |\n|---|---|---|---|---|---|")
+        for c in contract.columns:
+            kind = c.type.replace("|", "\\|") + (f" of {c.length}" if c.length else "")
+            bounds = ", ".join(c.allowed) or " to ".join("…" if v is None else f"{v:g}" for v in (c.min, c.max))
+            bounds = "" if bounds == "… to …" else bounds
+            parts.append(f"| {c.name} | {kind} | {'yes' if c.nullable else 'no'} | {c.comment} | {c.unit} | {bounds} |")
         parts.append("")
     return "\n".join(parts)
 

@@ -2,7 +2,7 @@
 
 A column is declared once, in its table's YAML. From there come the Spark schema (as the JSON text that
 `pyspark.sql.types.StructType.fromJson` reads, so this module needs no Spark), the table's properties with its CHECK
-constraints, the pyarrow schema, the row checks (`row_checks.py`) and the data dictionary (`dictionary.py`).
+constraints, the pyarrow schema, the row checks (`row_checks.py`) and the data dictionary.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,10 @@ from deltalake.exceptions import DeltaError
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.lakehouse.views import all_views, code_of, words
+from gpl_core.lakehouse.sql import check_reads
+from gpl_core.lakehouse.views import View, all_views
 
 _SHOWN_ROWS = 1000
-# Words that begin something that writes, or hide inside something that reads (`EXPLAIN ANALYZE COPY …` does write).
-_WRITES = {
-    "insert", "update", "delete", "merge", "copy", "create", "drop", "alter", "truncate", "set", "into", "vacuum",
-    "optimize", "prepare", "execute", "begin", "commit", "load", "unload", "call", "grant", "revoke",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,12 +53,12 @@ class Query:
             MissingInputError: a table that it names, or that its views read, has not been written.
         """
         sql = sql.strip().rstrip(";").strip()
-        kind = check_reads(sql)
-        if kind == "show":
+        statement = check_reads(sql)
+        if statement.kind == "show":
             return self._tables()
-        if kind in ("describe", "desc"):
-            return self._columns(code_of(sql).split()[-1].strip('`"'))
-        self._prepare(words(sql))
+        if statement.kind == "describe":
+            return self._columns(*statement.names)
+        self._prepare(statement.names)
         try:
             reader: Any = self._engine.execute(sql)
             columns = tuple(f.name for f in reader.schema)
@@ -82,16 +78,24 @@ class Query:
         except (DeltaError, OSError) as error:
             raise self._explained(str(error)) from None
 
-    def _prepare(self, named: set[str]) -> None:
-        for name in sorted(named & set(all_contracts()) - set(self.versions)):
-            self._register(name)
-        for view in all_views().values():  # in the order of their dependencies
-            if view.name in named | _read_by(named) and view.name not in self._views:
-                for table in view.reads:
-                    if table in all_contracts() and table not in self.versions and not self._register(table):
-                        raise MissingInputError(f"view {view.name} reads table {table}: {self._absent(table)}")
-                self._engine.execute(f"CREATE VIEW {view.name} AS {view.sql}")
-                self._views.add(view.name)
+    def _prepare(self, names: Iterable[str]) -> None:
+        for name in sorted(names):
+            if name in all_views():
+                self._create(all_views()[name])
+            elif name in all_contracts() and name not in self.versions:
+                self._register(name)
+
+    def _create(self, view: View) -> None:
+        """Make `view` known to the engine, after what it reads."""
+        if view.name in self._views:
+            return
+        for name in view.reads:
+            if name in all_views():
+                self._create(all_views()[name])
+            elif name not in self.versions and not self._register(name):
+                raise MissingInputError(f"view {view.name} reads table {name}: {self._absent(name)}")
+        self._engine.execute(f"CREATE VIEW {view.name} AS {view.sql}")
+        self._views.add(view.name)
 
     def _register(self, table: str) -> bool:
         if not self.lake.exists(table):
@@ -123,8 +127,6 @@ class Query:
             return UsageError(f"no table or view '{name}'{_alike(name, [*all_contracts(), *all_views()])}")
         return UsageError("SQL: " + " ".join(message.split())[:2000])
 
-    # ---- words about tables --------------------------------------------------------------------------------------
-
     def _tables(self) -> Result:
         rows: list[tuple[Any, ...]] = []
         for name, contract in all_contracts().items():
@@ -146,49 +148,6 @@ class Query:
         )
 
 
-def _read_by(named: set[str]) -> set[str]:
-    """Views that the named views read, at any depth."""
-    found: set[str] = set()
-    for view in reversed(all_views().values()):  # readers before what they read
-        if view.name in named | found:
-            found |= set(view.reads) & set(all_views())
-    return found
-
-
 def _alike(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, list(known), 3)
     return f"; did you mean {' or '.join(close)}?" if close else "; `gpl sql 'SHOW TABLES'` lists them"
-
-
-def check_reads(sql: str) -> str:
-    """The first word of `sql` in lower case.
-
-    Raises:
-        UsageError: it is not one statement, or not one that only reads.
-    """
-    code = code_of(sql)
-    found = re.match(r"[\s(]*(\w+)", code)
-    kind = found[1].lower() if found else ""
-    if kind not in ("select", "with", "values", "explain", "describe", "desc", "show"):
-        raise UsageError(
-            f"gpl sql only reads: SELECT, WITH, VALUES, EXPLAIN, DESCRIBE name or SHOW TABLES; found '{kind or sql}'"
-        )
-    # A quoted identifier is a name, whatever it says.
-    bare = re.sub(r'"[^"]*"|`[^`]*`', " ", code)
-    if ";" in bare:
-        raise UsageError("gpl sql takes one statement; remove what follows the ';'")
-    # What the engine reads as a string and this check does not: E'…\'…' and $tag$…$tag$.
-    if re.search(r"\b[eE]'", sql) or "$" in bare:
-        raise UsageError("gpl sql takes plain strings only: '…' with '' for a quote")
-    if writing := sorted({w.lower() for w in re.findall(r"[A-Za-z_]\w*", bare)} & _WRITES):
-        raise UsageError(f"gpl sql only reads; '{writing[0].upper()}' writes (a column of that name: put it in quotes)")
-    if kind == "show" and not re.fullmatch(r"(?is)\s*show\s+tables\s*", code):
-        raise UsageError("of SHOW, gpl sql knows SHOW TABLES; for columns: DESCRIBE name")
-    if kind in ("describe", "desc") and not re.fullmatch(r'(?is)\s*desc(ribe)?\s+(table\s+)?[`"]?\w+[`"]?\s*', code):
-        raise UsageError("expected DESCRIBE and the name of one table or view")
-    return kind
-
-
-def quoted(text: str) -> str:
-    """`text` as an SQL string."""
-    return "'" + text.replace("'", "''") + "'"

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib import resources
 
 from gpl_core.contracts.contract import all_contracts
-from gpl_core.errors import ContractError
-
-_QUOTED_OR_COMMENT = re.compile(r"""'(?:[^']|'')*'|"[^"]*"|`[^`]*`|--[^\n]*|/\*.*?\*/""", re.S)
+from gpl_core.errors import ContractError, UsageError
+from gpl_core.lakehouse.sql import names_in, parse_query
 
 
 @dataclass(frozen=True)
@@ -24,27 +24,14 @@ class View:
     Attributes:
         columns: (name, meaning) in the order of the SELECT.
         sql: the SELECT alone.
+        reads: tables and views that it reads, in name order.
     """
 
     name: str
     description: str
     columns: tuple[tuple[str, str], ...]
     sql: str
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Tables and views that it reads, in name order."""
-        return tuple(sorted(words(self.sql) & (set(all_contracts()) | _view_names())))
-
-
-def words(sql: str) -> set[str]:
-    """The words of `sql` in lower case, strings and comments left out; quoted identifiers count."""
-    return {w.lower() for w in re.findall(r"[A-Za-z_]\w*", code_of(sql))}
-
-
-def code_of(sql: str) -> str:
-    """`sql` without comments, its strings empty, its quoted identifiers as they are."""
-    return _QUOTED_OR_COMMENT.sub(lambda m: {"'": "''", "-": " ", "/": " "}.get(m[0][0], m[0]), sql)
+    reads: tuple[str, ...]
 
 
 @cache
@@ -52,17 +39,8 @@ def all_views() -> dict[str, View]:
     """Every shipped view by name; a view stands after those it reads."""
     folder = resources.files("schemas") / "views"
     found = {n: parse_view((folder / f"{n}.sql").read_text(encoding="utf-8"), n) for n in sorted(_view_names())}
-    ordered: dict[str, View] = {}
-
-    def place(view: View) -> None:
-        for name in view.reads:
-            if name in found and name not in ordered:
-                place(found[name])
-        ordered.setdefault(view.name, view)
-
-    for view in found.values():
-        place(view)
-    return ordered
+    order = TopologicalSorter({v.name: [n for n in v.reads if n in found] for v in found.values()})
+    return {name: found[name] for name in order.static_order()}
 
 
 @cache
@@ -90,9 +68,14 @@ def parse_view(text: str, name: str) -> View:
         else:
             description.append(line.removeprefix("--").strip())
     sql = "\n".join(lines[head:]).strip()
-    if not description or not columns or not re.match(r"(?i)(select|with)\b", sql):
+    try:
+        names = names_in(parse_query(sql))
+    except UsageError:
+        names = None
+    if not description or not columns or names is None:
         raise ContractError(
             f"view {name}: expected a description, '--   column: meaning' lines and one SELECT in "
             f"schemas/views/{name}.sql"
         )
-    return View(name, " ".join(description), tuple(columns), sql)
+    known = names & {*all_contracts(), *_view_names()}
+    return View(name, " ".join(description), tuple(columns), sql, tuple(sorted(known)))

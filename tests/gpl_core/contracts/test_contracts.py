@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from gpl_core.commands.tables import dictionary
 from gpl_core.contracts import contract as contracts
 from gpl_core.contracts.contract import Column, Contract, all_contracts, load_contract, parse_contract
-from gpl_core.contracts.dictionary import data_dictionary
 from gpl_core.contracts.row_checks import check_batch
 from gpl_core.contracts.types import parse_type
 from gpl_core.errors import ContractError, UsageError
@@ -91,7 +90,7 @@ def test_the_data_dictionary_in_docs_is_up_to_date():
 
 
 def test_the_data_dictionary_names_every_column_in_a_row_of_six_cells():
-    rows = [line for line in data_dictionary().splitlines() if line.startswith("| ")]
+    rows = [line for line in dictionary().partition("# Views")[0].splitlines() if line.startswith("| ")]
     for contract in all_contracts().values():
         for column in contract.columns:
             assert any(line.startswith(f"| {column.name} |") and column.comment in line for line in rows)

@@ -15,7 +15,8 @@ from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.interest.targets import keep_probability
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.lakehouse.query import Query, check_reads
+from gpl_core.lakehouse.query import Query
+from gpl_core.lakehouse.sql import check_reads
 from gpl_core.lakehouse.views import all_views, parse_view
 from tests.gpl_core.analyst_lake import AnalystLake
 from tests.support import DAY, put
@@ -191,7 +192,7 @@ def test_no_quoted_name_hides_what_writes_from_the_check_itself(sql):
     ],
 )
 def test_words_inside_strings_names_and_comments_are_no_statement(sql):
-    assert check_reads(sql) == "select"
+    assert check_reads(sql).kind == "select"
 
 
 def test_sql_prints_json_csv_and_a_table(gpl, lake):
