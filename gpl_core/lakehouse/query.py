@@ -17,8 +17,6 @@ from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.sql import check_reads
 from gpl_core.lakehouse.views import View, all_views
 
-_SHOWN_ROWS = 1000
-
 
 @dataclass(frozen=True)
 class Result:
