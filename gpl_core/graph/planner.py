@@ -258,7 +258,7 @@ class Planner:
         manifest = self.artifacts.in_force_or_none(kind, limit)
         mismatch = self._mismatch(step, manifest, run_date) if manifest else ""
         made = artifact_version(through, fingerprint)
-        if self.artifacts.passed_by(kind, made, limit):
+        if self.artifacts.rolled_back(kind, made, limit):
             # To run again would make that very version: an operator has decided to do without it.
             if manifest is not None and not mismatch:
                 return "done", f"{kind} {manifest.version}; {made} was rolled back"

@@ -7,34 +7,33 @@ back (`gpl promote|rollback`); decisions are rows of the table `artifact_decisio
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pyarrow as pa
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from gpl_core.conf.sections import Shadow
-from gpl_core.contracts.contract import load_contract
+from gpl_core.contracts.problems import problems_of
 from gpl_core.errors import ContractError, MissingInputError, UsageError
+from gpl_core.lakehouse.decisions import Action, Decision, account, add_decision, decision_count, latest_decisions
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.storage import filesystem
 
 MANIFEST = "manifest.json"
 KINDS = ("tokenizer", "interest_model", "calibrator", "preranker")
-DECISIONS = "artifact_decisions"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Manifest:
     """What a bundle is and where it comes from.
 
@@ -67,27 +66,12 @@ class Manifest:
     def from_json(text: str, source: str) -> Manifest:
         """Parse a manifest; ContractError names `source` when it is broken."""
         try:
-            body = json.loads(text)
-            body["trained_through"] = date.fromisoformat(body["trained_through"])
-            return Manifest(**body)
-        except (ValueError, KeyError, TypeError) as error:
+            return TypeAdapter(Manifest).validate_json(text)
+        except ValidationError as error:
+            problems = "; ".join(problems_of(error, Manifest))
             raise ContractError(
-                f"artifact manifest {source} is broken: {error}; delete the bundle or restore it"
+                f"artifact manifest {source} is broken: {problems}; delete the bundle or restore it"
             ) from None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The latest decision about one version: out of force (from a run date on, or for all), or in force again."""
-
-    version: str
-    action: Literal["promote", "rollback"]
-    from_date: date | None
-    decided_at: datetime
-
-    def allows(self, run_date: date) -> bool:
-        """Whether `run_date` may use the version."""
-        return self.action == "promote" or (self.from_date is not None and run_date < self.from_date)
 
 
 def artifact_version(trained_through: date, fingerprint: str) -> str:
@@ -151,21 +135,21 @@ class ArtifactStore:
         usable = [m for m in self.manifests(kind) if m.trained_through < run_date and self._usable(m, run_date)]
         return max(usable, key=self._rank, default=None)
 
-    def passed_by(self, kind: str, version: str, run_date: date) -> bool:
+    def rolled_back(self, kind: str, version: str, run_date: date) -> bool:
         """Whether an operator has decided that `run_date` does without `version`."""
-        decision = self.decisions.get((kind, version))
+        decision = self._decisions.get((kind, version))
         return decision is not None and not decision.allows(run_date)
 
     def _usable(self, manifest: Manifest, run_date: date) -> bool:
-        """Whether `run_date` may use it: by the latest decision, else when it was published; pinned, always."""
+        """Whether `run_date` may use it: by the latest decision, or when it was published; if pinned, always."""
         if manifest.kind in self._pinned:
             return True
-        decision = self.decisions.get((manifest.kind, manifest.version))
+        decision = self._decision(manifest)
         return manifest.published if decision is None else decision.allows(run_date)
 
     def _rank(self, manifest: Manifest) -> tuple[date, str, str]:
-        # Of two versions through one date the one made, or promoted, last.
-        decision = self.decisions.get((manifest.kind, manifest.version))
+        # Of two versions through one date, the one that was made or promoted last.
+        decision = self._decision(manifest)
         promoted = decision.decided_at.isoformat() if decision and decision.action == "promote" else ""
         return manifest.trained_through, max(manifest.created_at, promoted), manifest.version
 
@@ -173,29 +157,24 @@ class ArtifactStore:
         return ", ".join(f"{m.version} ({self._standing(m)})" for m in self.manifests(kind)) or "none"
 
     def _standing(self, manifest: Manifest) -> str:
-        decision = self.decisions.get((manifest.kind, manifest.version))
-        if decision is None or decision.action == "promote":
-            left = "" if decision or manifest.published else ", not published"
-        else:
-            left = ", rolled back" + (f" from {decision.from_date} on" if decision.from_date else "")
-        return f"through {manifest.trained_through}{left}"
+        decision, standing = self._decision(manifest), f"through {manifest.trained_through}"
+        if decision is None:
+            return standing if manifest.published else f"{standing}, not published"
+        if decision.action == "promote":
+            return standing
+        return f"{standing}, rolled back" + (f" from {decision.from_date} on" if decision.from_date else "")
+
+    def _decision(self, manifest: Manifest) -> Decision | None:
+        return self._decisions.get((manifest.kind, manifest.version))
 
     @cached_property
-    def decisions(self) -> dict[tuple[str, str], Decision]:
-        """(kind, version) -> the latest decision about it."""
-        if not self.lake.exists(DECISIONS):
-            return {}
-        rows = sorted(self.lake.open(DECISIONS).read().to_pylist(), key=lambda r: r["number"])
-        return {
-            (r["artifact"], r["version"]): Decision(r["version"], r["action"], r["from_date"], r["decided_at"])
-            for r in rows
-        }
+    def _decisions(self) -> dict[tuple[str, str], Decision]:
+        return latest_decisions(self.lake)
 
     def decide(
-        self, kind: str, version: str, action: Literal["promote", "rollback"], *, from_date: date | None = None,
-        reason: str = "",
-    ) -> bool:  # fmt: skip
-        """Take `version` out of force (for run dates from `from_date` on) or put it back; False when it is so already.
+        self, kind: str, version: str, action: Action, *, from_date: date | None = None, reason: str = ""
+    ) -> bool:
+        """Take `version` out of force (for run dates from `from_date` on) or put it back; False if it is so already.
 
         Raises:
             MissingInputError: no such version; names those that exist.
@@ -205,28 +184,18 @@ class ArtifactStore:
         if manifest is None:
             raise MissingInputError(f"artifact {kind}: no version {version}; existing: {self._known(kind)}")
         self._refuse_pinned(kind)
-        contract = load_contract(DECISIONS)
-        app_id = f"{DECISIONS}:{kind}"
-        last = self.lake.open(DECISIONS).transaction_version(app_id) if self.lake.exists(DECISIONS) else -1
-        self.__dict__.pop("decisions", None)  # what others have decided since
-        before = self.decisions.get((kind, version))
+        count = decision_count(self.lake, kind)
+        self.__dict__.pop("_decisions", None)  # others may have decided since
+        before = self._decision(manifest)
         if action == "promote":
             peers = [m for m in self.manifests(kind) if m.trained_through == manifest.trained_through]
             stands = max((m for m in peers if self._usable(m, date.max)), key=self._rank, default=None) == manifest
         else:
             stands = before is not None and (before.action, before.from_date) == (action, from_date)
-        if stands:
-            return False
-        row = {
-            "artifact": kind, "number": last + 2, "version": version, "action": action, "from_date": from_date,
-            "reason": reason, "decided_by": _account(), "decided_at": datetime.now(UTC),
-        }  # fmt: skip
-        with self.lake.writer(contract, {}, dims={}) as writer:
-            writer.write(pa.Table.from_pylist([row], schema=contract.arrow_schema()))
-        mark = SliceMark(action, {}, "")
-        self.lake.commit(contract, writer.parts, mark=mark, mode="append", app_id=app_id, last=last)
-        self.__dict__.pop("decisions", None)
-        return True
+        if not stands:
+            add_decision(self.lake, kind, version, action, from_date=from_date, reason=reason, count=count)
+            self.__dict__.pop("_decisions", None)
+        return not stands
 
     def publish(
         self,
@@ -284,7 +253,7 @@ class ArtifactStore:
         local = Path(source)
         if "file" not in self._fs.protocol:
             place = hashlib.sha256(f"{source}:{manifest.to_json()}".encode()).hexdigest()[:16]
-            local = Path(tempfile.gettempdir()) / f"gpl-artifacts-{_account()}" / place
+            local = Path(tempfile.gettempdir()) / f"gpl-artifacts-{account()}" / place
             if not local.is_dir():
                 self._copy(source, manifest, local)
         for name, digest in manifest.files.items():
@@ -319,16 +288,6 @@ class ArtifactStore:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _account() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return ""
-
-
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as handle:
-        while chunk := handle.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
