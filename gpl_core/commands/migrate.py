@@ -16,11 +16,10 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable
+from deltalake import DeltaTable
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError
 
@@ -29,12 +28,12 @@ from gpl_core.commands.vacuum import add_ended, check_retention
 from gpl_core.config import Config
 from gpl_core.contracts.contract import CONTRACT_VERSION, Column, Contract, Migration, all_contracts, load_contract
 from gpl_core.errors import ConflictError, ContractError
+from gpl_core.lakehouse.commit import Part, transact
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
-from gpl_core.lakehouse.writer import add_action
 
 
 @dataclass(frozen=True)
@@ -178,19 +177,14 @@ def _rewrite_all(
     lake: Lake, snapshot: Snapshot, table: DeltaTable, contract: Contract, steps: Sequence[Migration]
 ) -> None:
     """Rewrite every file, in its partition and with its row groups, and commit files and schema at once."""
-    parts: list[Mapping[str, Any]] = []
+    parts: list[Part] = []
     fs, base = filesystem(snapshot.uri)
     try:
         for file, uri in zip(snapshot.files, snapshot.uris(snapshot.files), strict=True):
             parts += _rewritten(lake, contract, file, uri, steps)
-        table.create_write_transaction(
-            [add_action(p) for p in parts], "overwrite", DeltaSchema.from_json(contract.spark_json()),
-            list(contract.partition_by) or None,
-            commit_properties=CommitProperties(
-                # No slice: those of the writer are of the old version and turn stale by their fingerprint.
-                custom_metadata={"userMetadata": SliceMark("migrate", {}, "").to_json()}, max_commit_retries=0
-            ),
-        )  # fmt: skip
+        schema = DeltaSchema.from_json(contract.spark_json())
+        # The mark names no slice: those of the writer are of the old version and turn stale by their fingerprint.
+        transact(table, SliceMark("migrate", {}, ""), parts, mode="overwrite", schema=schema)
     except BaseException as error:
         if parts:
             fs.rm([f"{base}/{p['path']}" for p in parts])
@@ -203,7 +197,7 @@ def _rewrite_all(
 
 def _rewritten(
     lake: Lake, contract: Contract, file: DataFile, uri: str, steps: Sequence[Migration]
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[Part]:  # fmt: skip
     schema = contract.arrow_schema(partitions=False)
     fs, source = filesystem(uri)
     partition = {k: file.partition[k] for k in contract.partition_by}

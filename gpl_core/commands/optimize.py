@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 
 import pyarrow as pa
 
@@ -24,6 +23,7 @@ from gpl_core.graph.arguments import add_dates
 from gpl_core.graph.compaction import compactable
 from gpl_core.graph.launches import Launch
 from gpl_core.graph.steps import OPTIMIZE
+from gpl_core.lakehouse.commit import Part
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
@@ -107,7 +107,7 @@ def bins(files: Sequence[DataFile], file_bytes: int) -> list[list[DataFile]]:
     return [group for group in found if len(group) > 1]
 
 
-def _rewrite(lake: Lake, snapshot: Snapshot, group: Sequence[DataFile]) -> dict[str, Any]:
+def _rewrite(lake: Lake, snapshot: Snapshot, group: Sequence[DataFile]) -> Part:
     """The rows of `group` in one new part file, one file at a time in memory, with row groups as workers write them."""
     contract = snapshot.contract
     partition = {k: group[0].partition[k] for k in contract.partition_by}

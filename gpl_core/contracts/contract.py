@@ -19,8 +19,8 @@ import pyarrow as pa
 import yaml
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     ConfigDict,
+    Field,
     StrictBool,
     StrictFloat,
     StrictInt,
@@ -28,7 +28,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
-)  # fmt: skip
+)
 from pydantic.dataclasses import dataclass
 
 from gpl_core.contracts.problems import problems_of
@@ -50,7 +50,7 @@ def _known(text: str) -> str:
 _STRICT = ConfigDict(extra="forbid")
 _Number = StrictInt | StrictFloat
 _Type = Annotated[str, AfterValidator(_known)]
-_Text = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, int) else v)]
+_Text = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
 @dataclass(frozen=True, config=_STRICT)

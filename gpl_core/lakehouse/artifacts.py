@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from gpl_core.conf.sections import Shadow
@@ -33,7 +33,7 @@ MANIFEST = "manifest.json"
 KINDS = ("tokenizer", "interest_model", "calibrator", "preranker")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
 class Manifest:
     """What a bundle is and where it comes from.
 
@@ -52,7 +52,6 @@ class Manifest:
     fingerprint: str
     config_hash: str
     files: Mapping[str, str]
-    published: bool = True
     created_at: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
@@ -63,7 +62,7 @@ class Manifest:
         return json.dumps(body, indent=2, sort_keys=True)
 
     @staticmethod
-    def from_json(text: str, source: str) -> Manifest:
+    def from_json(text: str | bytes, source: str) -> Manifest:
         """Parse a manifest; ContractError names `source` when it is broken."""
         try:
             return TypeAdapter(Manifest).validate_json(text)
@@ -102,7 +101,7 @@ class ArtifactStore:
             return []
         found = []
         for path in self._fs.glob(f"{folder}/*/{MANIFEST}"):
-            found.append(Manifest.from_json(self._fs.cat_file(path).decode(), path))
+            found.append(Manifest.from_json(self._fs.cat_file(path), path))
         return sorted(found, key=lambda m: (m.trained_through, m.created_at, m.version))
 
     def find(self, kind: str, version: str) -> Manifest | None:
@@ -112,7 +111,7 @@ class ArtifactStore:
         path = f"{self._base}/{kind}/{version}/{MANIFEST}"
         if not self._fs.exists(path):
             return None
-        return Manifest.from_json(self._fs.cat_file(path).decode(), path)
+        return Manifest.from_json(self._fs.cat_file(path), path)
 
     def in_force(self, kind: str, run_date: date) -> Manifest:
         """The newest version in force that was trained on nothing at or after `run_date`.
@@ -141,11 +140,7 @@ class ArtifactStore:
         return decision is not None and not decision.allows(run_date)
 
     def _usable(self, manifest: Manifest, run_date: date) -> bool:
-        """Whether `run_date` may use it: by the latest decision, or when it was published; if pinned, always."""
-        if manifest.kind in self._pinned:
-            return True
-        decision = self._decision(manifest)
-        return manifest.published if decision is None else decision.allows(run_date)
+        return manifest.kind in self._pinned or not self.rolled_back(manifest.kind, manifest.version, run_date)
 
     def _rank(self, manifest: Manifest) -> tuple[date, str, str]:
         # Of two versions through one date, the one that was made or promoted last.
@@ -157,12 +152,10 @@ class ArtifactStore:
         return ", ".join(f"{m.version} ({self._standing(m)})" for m in self.manifests(kind)) or "none"
 
     def _standing(self, manifest: Manifest) -> str:
-        decision, standing = self._decision(manifest), f"through {manifest.trained_through}"
-        if decision is None:
-            return standing if manifest.published else f"{standing}, not published"
-        if decision.action == "promote":
-            return standing
-        return f"{standing}, rolled back" + (f" from {decision.from_date} on" if decision.from_date else "")
+        decision, rolled_back = self._decision(manifest), ""
+        if decision is not None and decision.action == "rollback":
+            rolled_back = ", rolled back" + (f" from {decision.from_date} on" if decision.from_date else "")
+        return f"through {manifest.trained_through}{rolled_back}"
 
     def _decision(self, manifest: Manifest) -> Decision | None:
         return self._decisions.get((manifest.kind, manifest.version))

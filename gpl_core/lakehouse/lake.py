@@ -11,23 +11,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake import DeltaTable, Transaction
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction, RemoveAction
 
 from gpl_core.conf.sections import CATALOG, Lakehouse
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
+from gpl_core.lakehouse.commit import Part, remove_action, transact
 from gpl_core.lakehouse.log import read_log
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
-from gpl_core.lakehouse.writer import PartWriter, add_action
+from gpl_core.lakehouse.writer import PartWriter
 
 LOCATIONS = "catalog.json"  # under the root
 _COMMIT_TRIES = 15
@@ -131,14 +130,14 @@ class Lake:
     def commit(
         self,
         contract: Contract,
-        parts: Sequence[Mapping[str, Any]],
+        parts: Sequence[Part],
         *,
         mark: SliceMark,
         mode: str,
         partition: Mapping[str, str] | None = None,
         app_id: str = "",
         last: int | None = None,
-        replaces: Sequence[Mapping[str, Any]] = (),
+        replaces: Sequence[Part] = (),
     ) -> Commit:
         """Commit part files written by `PartWriter` (of all ranks) in one transaction.
 
@@ -169,27 +168,17 @@ class Lake:
         before = self.create(contract)
         app_id = app_id or f"{mark.step}:{contract.name}:{','.join(sorted(mark.slices))}"
         last = before.transaction_version(app_id) if last is None else last
-        actions: list[AddAction | RemoveAction] = [add_action(part) for part in parts]
-        now = int(datetime.now(UTC).timestamp() * 1000)
-        actions += [RemoveAction(p["path"], True, now, p["size"], dict(p["partition"])) for p in replaces]
-        filters = [(k, "=", v) for k, v in partition.items()] if mode == "overwrite" and partition else None
+        removals = [remove_action(p["path"], p["partition"], p["size"]) for p in replaces]
         for attempt in range(_COMMIT_TRIES):
-            table = before._table
             try:
                 if before.transaction_version(app_id) != last:
                     raise CommitFailedError(f"{app_id} is at {before.transaction_version(app_id)}, not {last}")
-                table.create_write_transaction(
-                    actions,
-                    mode,
-                    table.schema(),
-                    list(contract.partition_by) or None,
-                    filters,
-                    commit_properties=CommitProperties(
-                        custom_metadata={"userMetadata": mark.to_json()},
-                        app_transactions=[Transaction(app_id, last + 1)],
-                        max_commit_retries=0 if mode == "overwrite" else 15,
-                    ),
-                )
+                retries = 0 if mode == "overwrite" else _COMMIT_TRIES
+                transaction = Transaction(app_id, last + 1)
+                transact(
+                    before._table, mark, parts, removals, mode=mode, partition=partition, transaction=transaction,
+                    retries=retries,
+                )  # fmt: skip
                 break
             except CommitFailedError as error:
                 # To delta-rs any commit that removed a file is a conflict, of another slice too. It is one only when

@@ -6,26 +6,23 @@ Not by delta-rs' own DELETE: it writes string views, which the pyarrow under Pet
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable
+from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction, RemoveAction
 
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ConflictError
+from gpl_core.lakehouse.commit import Part, now_ms, remove_action, transact
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
-from gpl_core.lakehouse.writer import add_action
 
 _TRIES = 5
 
@@ -68,7 +65,7 @@ def remove_rows(
 
 
 def swap(
-    snapshot: Snapshot, gone: Iterable[DataFile], come: Sequence[Mapping[str, Any]], mark: SliceMark,
+    snapshot: Snapshot, gone: Iterable[DataFile], come: Sequence[Part], mark: SliceMark,
     *, data_change: bool = True,
 ) -> bool:  # fmt: skip
     """Commit part files `come` (as `PartWriter.parts`) in place of `gone`; False when another commit came between.
@@ -76,19 +73,9 @@ def swap(
     Then `come` is deleted again. data_change=False says that the rows are the same, only grouped otherwise.
     """
     keys = snapshot.contract.partition_by
-    table = DeltaTable(snapshot.uri, version=snapshot.version)
-    now = int(datetime.now(UTC).timestamp() * 1000)
-    actions: list[AddAction | RemoveAction] = [
-        RemoveAction(f.path, data_change, now, f.size, {k: f.partition[k] for k in keys}) for f in gone
-    ]
-    actions += [add_action(part, data_change) for part in come]
+    removals = [remove_action(f.path, {k: f.partition[k] for k in keys}, f.size, data_change) for f in gone]
     try:
-        table.create_write_transaction(
-            actions, "append", table.schema(), list(keys) or None,
-            commit_properties=CommitProperties(
-                custom_metadata={"userMetadata": mark.to_json()}, max_commit_retries=0
-            ),
-        )  # fmt: skip
+        transact(DeltaTable(snapshot.uri, version=snapshot.version), mark, come, removals, data_change=data_change)
     except CommitFailedError:
         fs, base = filesystem(snapshot.uri)
         if come:
@@ -97,7 +84,7 @@ def swap(
     return True
 
 
-def _without(snapshot: Snapshot, file: DataFile, mask: Mask) -> dict[str, Any] | None:
+def _without(snapshot: Snapshot, file: DataFile, mask: Mask) -> Part | None:
     """`file` written anew without the rows of `mask`, row group by row group; None when nothing is left."""
     (uri,) = snapshot.uris([file])
     folder = file.path.rpartition("/")[0]
@@ -117,8 +104,6 @@ def _without(snapshot: Snapshot, file: DataFile, mask: Mask) -> dict[str, Any] |
     if not rows:
         fs.rm(f"{base}/{path}")
         return None
-    modified = int(datetime.now(UTC).timestamp() * 1000)
     partition = {k: file.partition[k] for k in snapshot.contract.partition_by}
-    return {
-        "path": path, "partition": partition, "rows": rows, "size": fs.size(f"{base}/{path}"), "modified": modified
-    }  # fmt: skip
+    size = fs.size(f"{base}/{path}")
+    return {"path": path, "partition": partition, "rows": rows, "size": size, "modified": now_ms()}

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
-from types import TracebackType
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake.transaction import AddAction
 
 from gpl_core.contracts.contract import Contract
 from gpl_core.contracts.row_checks import check_batch
 from gpl_core.errors import ContractError
+from gpl_core.lakehouse.commit import Part, now_ms
 from gpl_core.lakehouse.storage import filesystem
 
 _PARTITION_VALUE = re.compile("[A-Za-z0-9_=-]+")
-
-
-def add_action(part: Mapping[str, Any], data_change: bool = True) -> AddAction:
-    """What a commit says of a new part file (one of `PartWriter.parts`)."""
-    return AddAction(
-        part["path"], part["size"], dict(part["partition"]), part["modified"], data_change,
-        json.dumps({"numRecords": part["rows"]}),
-    )  # fmt: skip
 
 
 class PartWriter:
@@ -38,7 +27,7 @@ class PartWriter:
     error removes the unfinished files.
 
     Attributes:
-        parts: after closing, one JSON-able dict per file: path, partition, rows, size, modified.
+        parts: after closing, one per file.
     """
 
     def __init__(
@@ -64,7 +53,7 @@ class PartWriter:
                 )
         self.contract = contract
         self.partition = dict(partition)
-        self.parts: list[dict[str, Any]] = []
+        self.parts: list[Part] = []
         self._uri = uri
         self._dims = dims
         self._rank = rank
@@ -113,26 +102,20 @@ class PartWriter:
         sink.close()
         self._open = None
         size = self._fs.size(f"{self._base}/{path}")
-        modified = int(datetime.now(UTC).timestamp() * 1000)
         self.parts.append(
-            {"path": path, "partition": self.partition, "rows": self._rows, "size": size, "modified": modified}
+            {"path": path, "partition": self.partition, "rows": self._rows, "size": size, "modified": now_ms()}
         )
         self._rows = 0
 
     def __enter__(self) -> PartWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            try:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        with ExitStack() as on_error:
+            on_error.callback(self._discard)
+            if error is None:
                 self._finish()
-            except BaseException:
-                self._discard()
-                raise
-        else:
-            self._discard()
+                on_error.pop_all()
 
     def _discard(self) -> None:
         """Remove what was written; on a full disk closing fails too, and must not hide the first error."""

@@ -123,15 +123,6 @@ def test_none_in_force_names_what_there_is(store, bundle):
         store.in_force("tokenizer", DAY)
 
 
-def test_an_unpublished_version_is_kept_but_never_in_force(store, bundle):
-    old = publish(store, bundle, DAY, "a" * 20)
-    new = publish(store, bundle, DAY + timedelta(days=1), "b" * 20)
-    path = place_of(store, new) / MANIFEST
-    path.write_text(path.read_text().replace('"published": true', '"published": false'))
-    assert store.in_force("tokenizer", DAY + timedelta(days=9)).version == old.version
-    assert store.find("tokenizer", new.version).published is False
-
-
 def test_of_two_versions_through_the_same_date_the_later_made_counts(store, bundle):
     publish(store, bundle, DAY, "f" * 20)
     later = publish(store, bundle, DAY, "a" * 20)
@@ -156,9 +147,9 @@ def test_the_version_in_force_is_what_a_scan_of_the_dates_says(tmp_path, bundle,
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.text(), st.text()), st.dictionaries(st.text(), st.floats(allow_nan=False)), st.booleans())
-def test_manifests_survive_their_json(lineage, metrics, published):
-    manifest = Manifest("k", "v", DAY, lineage, "f", "c", {"a": "b"}, published, "now", metrics)
+@given(st.dictionaries(st.text(), st.text()), st.dictionaries(st.text(), st.floats(allow_nan=False)))
+def test_manifests_survive_their_json(lineage, metrics):
+    manifest = Manifest("k", "v", DAY, lineage, "f", "c", {"a": "b"}, "now", metrics)
     assert Manifest.from_json(manifest.to_json(), "here") == manifest
 
 
@@ -208,15 +199,6 @@ def test_of_versions_through_one_date_the_promoted_one_counts_until_a_later_one_
     assert used(store, 9) == [first]
     later = publish(store, bundle, DAY, "c" * 20).version
     assert used(store, 9) == [later]
-
-
-def test_promoting_publishes_a_version_that_was_not(store, bundle):
-    version = publish(store, bundle)
-    path = place_of(store, version) / MANIFEST
-    path.write_text(path.read_text().replace('"published": true', '"published": false'))
-    assert used(store, 9) == [None]
-    store.decide("tokenizer", version.version, "promote")
-    assert used(store, 9) == [version.version]
 
 
 def test_an_unknown_version_is_refused_with_those_that_exist_and_how_they_stand(store, bundle):
