@@ -153,7 +153,7 @@ class Contract:
         return replace(self, columns=body + extra + tail)
 
     def is_nullable(self, column: Column) -> bool:
-        """Physical nullability: a platform table may hold anything, ingest decides row by row."""
+        """Physical nullability: a platform table may hold nulls anywhere; ingest decides row by row."""
         return column.nullable or not self.enforced
 
     def spark_json(self) -> str:
@@ -170,7 +170,7 @@ class Contract:
         return json.dumps({"type": "struct", "fields": fields})
 
     def table_properties(self) -> dict[str, str]:
-        """TBLPROPERTIES: contract name and version, constraints, and what every reader here relies on."""
+        """Delta's table properties: name and version of the contract, constraints, and what every reader relies on."""
         return {
             CONTRACT_NAME: self.name,
             CONTRACT_VERSION: str(self.version),
@@ -188,7 +188,7 @@ class Contract:
         return {f"{c.name}_in_range": check for c in self.columns if (check := c.check_sql())}
 
     def arrow_schema(self, *, partitions: bool = True) -> pa.Schema:
-        """The pyarrow schema; without `partitions`, what stands in the data files."""
+        """The pyarrow schema; without `partitions`, that of the data files."""
         return pa.schema(
             [
                 pa.field(c.name, arrow_type(parse_type(c.type)), nullable=self.is_nullable(c))

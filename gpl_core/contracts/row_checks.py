@@ -87,7 +87,7 @@ def _check_column(
         note("finite", pc.invert(pc.is_finite(values)))
     if column.allowed:
         allowed = pa.array(column.allowed if kind == pa.string() else [int(v) for v in column.allowed]).cast(kind)
-        # is_in calls a null a value that is not allowed; a CHECK constraint lets it pass, and so do we
+        # is_in is false for a null; a CHECK constraint lets it pass, and so do we.
         note(f"one of {', '.join(column.allowed)}", pc.and_(pc.is_valid(values), pc.invert(pc.is_in(values, allowed))))
     if column.min is not None:
         note(f">= {column.min}", pc.less(values, column.min))
@@ -97,7 +97,7 @@ def _check_column(
 
 
 def schema_differences(wanted: pa.Schema, found: pa.Schema) -> list[str]:
-    """Column-by-column differences of two schemas by name and type, order and nullability ignored."""
+    """Differences between two schemas in names and types of columns; order and nullability do not count."""
     problems = []
     for f in wanted:
         if f.name not in found.names:

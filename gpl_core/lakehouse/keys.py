@@ -1,4 +1,4 @@
-"""64-bit hashes of text keys: what steps hold in memory in place of ids."""
+"""64-bit hashes of text keys, which steps hold in memory instead of ids."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a commit says about itself: which step wrote which slice from inputs of which fingerprint.
+"""The mark that a commit of ours carries: which step wrote which slices, from inputs with which fingerprint.
 
-It stands in the commit's `userMetadata` as JSON. What is done or stale is read from there (see `graph/planner.py`).
+It is JSON in the commit's `userMetadata`. The planner reads from it what is done or stale.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WHOLE = "*"  # slice name of tables without a dt partition
 
 @dataclass(frozen=True)
 class SliceMark:
-    """What a commit says about itself: `slices` maps a slice (an ISO date, or `*`) to its input fingerprint."""
+    """What a commit says about itself: `slices` maps a slice (an ISO date, or `*`) to the fingerprint of its inputs."""
 
     step: str
     slices: Mapping[str, str]
@@ -23,7 +23,7 @@ class SliceMark:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The text that goes into `userMetadata`."""
+        """The text for `userMetadata`."""
         body = {"step": self.step, "slices": dict(self.slices), "run_id": self.run_id, "details": dict(self.details)}
         return json.dumps({"gpl": body}, sort_keys=True)
 

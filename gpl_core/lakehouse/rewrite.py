@@ -1,6 +1,6 @@
-"""Swap files of a table for others in one commit; so take rows out, the files that hold them written anew by pyarrow.
+"""Replace files of a table in one commit, and remove rows by rewriting the files that hold them with pyarrow.
 
-Not by delta-rs' own DELETE: it writes string views, which the pyarrow under Petastorm cannot read.
+delta-rs' own DELETE is no option: it writes string views, which the pyarrow under Petastorm cannot read.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from gpl_core.lakehouse.storage import filesystem
 _TRIES = 5
 
 Mask = Callable[[pa.Table], pa.Array]
-"""Rows of a row group -> bool per row: True where it is to go."""
+"""Rows of a row group -> bool per row: True where the row is to be removed."""
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Rows to take out of one file."""
+    """Rows to remove from one file."""
 
     file: DataFile
     rows: int
     mask: Mask | None
-    """Which ones; None: the whole file, which need not be read."""
+    """Which rows; None removes the whole file without reading it."""
 
 
 def remove_rows(
     lake: Lake, contract: Contract, find: Callable[[Snapshot], Sequence[Removal]], step: str, *, dry_run: bool = False
 ) -> Sequence[Removal]:
-    """Commit what `find` says of the newest version of the table; returns it. Nothing found: no commit.
+    """Remove the rows that `find` returns for the newest version of the table; no commit when there are none.
 
-    The commit marks no slice: what a step has done stays done. Its readers see new files, and are stale.
+    The commit marks no slice, so the step that wrote the table stays done. Steps that read it turn stale.
 
     Raises:
-        ConflictError: the table was written at the same time, again and again.
+        ConflictError: the table was written at the same time, repeatedly.
     """
     for _ in range(_TRIES):
         snapshot = lake.open(contract.name)
@@ -61,31 +61,33 @@ def remove_rows(
         ]  # fmt: skip
         if swap(snapshot, [r.file for r in found], parts, SliceMark(step, {}, step)):
             return found
-    raise ConflictError(f"table {contract.name}: written by other runs {_TRIES} times meanwhile; run gpl {step} again")
+    raise ConflictError(
+        f"table {contract.name}: written by other runs {_TRIES} times in the meantime; run gpl {step} again"
+    )
 
 
 def swap(
-    snapshot: Snapshot, gone: Iterable[DataFile], come: Sequence[Part], mark: SliceMark,
+    snapshot: Snapshot, old: Iterable[DataFile], new: Sequence[Part], mark: SliceMark,
     *, data_change: bool = True,
 ) -> bool:  # fmt: skip
-    """Commit part files `come` (as `PartWriter.parts`) in place of `gone`; False when another commit came between.
+    """Commit the files `new` in place of `old`; False, with `new` deleted again, when another commit came in between.
 
-    Then `come` is deleted again. data_change=False says that the rows are the same, only grouped otherwise.
+    data_change=False says that the rows are the same, only grouped differently.
     """
     keys = snapshot.contract.partition_by
-    removals = [remove_action(f.path, {k: f.partition[k] for k in keys}, f.size, data_change) for f in gone]
+    removals = [remove_action(f.path, {k: f.partition[k] for k in keys}, f.size, data_change) for f in old]
     try:
-        transact(DeltaTable(snapshot.uri, version=snapshot.version), mark, come, removals, data_change=data_change)
+        transact(DeltaTable(snapshot.uri, version=snapshot.version), mark, new, removals, data_change=data_change)
     except CommitFailedError:
         fs, base = filesystem(snapshot.uri)
-        if come:
-            fs.rm([f"{base}/{part['path']}" for part in come])
+        if new:
+            fs.rm([f"{base}/{part['path']}" for part in new])
         return False
     return True
 
 
 def _without(snapshot: Snapshot, file: DataFile, mask: Mask) -> Part | None:
-    """`file` written anew without the rows of `mask`, row group by row group; None when nothing is left."""
+    """A copy of `file` without the rows of `mask`, written one row group at a time; None when no row is left."""
     (uri,) = snapshot.uris([file])
     folder = file.path.rpartition("/")[0]
     path = f"{folder}/part-{uuid.uuid4()}.parquet".lstrip("/")

@@ -1,7 +1,7 @@
 """File systems by location: local paths, `s3://…` through pyarrow's own client, other schemes by their fsspec drivers.
 
-Endpoint and credentials are the environment's, under the names that delta-rs reads too: `AWS_ENDPOINT_URL`,
-`AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, or what AWS' default chain finds.
+Endpoint and credentials come from the environment, under the names that delta-rs reads too: `AWS_ENDPOINT_URL`,
+`AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, or from AWS' default chain.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from gpl_core.errors import UsageError
 
 
 class ObjectStore(ArrowFSWrapper):
-    """S3 for fsspec: an object appears when it is complete; there are no folders, and no listing is remembered."""
+    """S3 for fsspec: an object appears when it is complete; there are no folders, and no listing is cached."""
 
     protocol = ("s3", "s3a")
-    cachable = False  # the client is; this follows the environment
+    cachable = False  # the client is cached; this follows the environment
 
     def __init__(self, **kwargs: Any) -> None:
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         super().__init__(_client(os.environ.get("AWS_ENDPOINT_URL"), region), **kwargs)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Nothing: else pyarrow leaves an empty object in each folder's place."""
+        """Do nothing: pyarrow would leave an empty object in each folder's place."""
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """The object, or its bytes `start` to `end`."""
-        # fsspec opens a stream for `start` 0, and then asks it where it is: it cannot say.
+        # For `start` 0 fsspec opens a stream and asks for its position, which a stream does not know.
         found: bytes = super().cat_file(path, start, end, seekable=(start, end) != (None, None), **kwargs)
         return found
 
@@ -48,7 +48,7 @@ def _client(endpoint: str | None, region: str | None) -> S3FileSystem:
     return S3FileSystem(endpoint_override=endpoint, region=region)
 
 
-# Also for what opens files by fsspec alone: Petastorm, pictures.
+# Also for readers that open files through fsspec alone: Petastorm, pictures.
 fsspec.register_implementation("s3", ObjectStore, clobber=True)
 
 
@@ -59,7 +59,7 @@ def filesystem(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
         UsageError: the driver of its scheme is not installed, or there is no such scheme.
     """
     try:
-        # Never by a remembered listing: other processes write beside this one.
+        # Never from a cached listing: other processes write at the same time.
         return fsspec.core.url_to_fs(location, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise UsageError(f"location {location}: {error}; pip install its driver, or correct lakehouse.root") from None

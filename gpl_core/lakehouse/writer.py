@@ -1,4 +1,4 @@
-"""Part files of one partition: rows are checked before a file is finished, nothing is visible before a commit."""
+"""Part files of one partition: rows are checked before a file is finished, and nothing is visible before a commit."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PARTITION_VALUE = re.compile("[A-Za-z0-9_=-]+")
 
 
 class PartWriter:
-    """Writes checked rows of one partition into Parquet part files; nothing is visible before `Lake.commit`.
+    """Writes checked rows of one partition into Parquet part files; `Lake.commit` makes them visible.
 
-    Rows that break the contract are refused before a file is finished. Use as a context manager: leaving it on an
-    error removes the unfinished files.
+    Rows that break the contract are refused before a file is finished. Use it as a context manager: leaving it on an
+    error removes its files.
 
     Attributes:
         parts: after closing, one per file.
@@ -48,8 +48,8 @@ class PartWriter:
         for column, value in partition.items():
             if not _PARTITION_VALUE.fullmatch(value):
                 raise ContractError(
-                    f"table {contract.name}: partition {column}='{value}' holds characters that readers of paths do "
-                    "not agree about; use letters, digits, '_', '=' and '-'"
+                    f"table {contract.name}: partition {column}='{value}' holds characters that engines "
+                    "encode differently in paths; use letters, digits, '_', '=' and '-'"
                 )
         self.contract = contract
         self.partition = dict(partition)
@@ -68,7 +68,7 @@ class PartWriter:
         """Check and write `rows` (data columns, any order).
 
         Raises:
-            ContractError: a row breaks the contract; names the column, how many rows, a value and the check.
+            ContractError: a row breaks the contract; names the column, the number of rows, a value and the check.
         """
         if isinstance(rows, pa.RecordBatch):
             rows = pa.Table.from_batches([rows])
@@ -118,7 +118,7 @@ class PartWriter:
                 on_error.pop_all()
 
     def _discard(self) -> None:
-        """Remove what was written; on a full disk closing fails too, and must not hide the first error."""
+        """Remove what was written. On a full disk closing fails too, and must not hide the first error."""
         if self._open is not None:
             path, sink, writer = self._open
             for handle in (writer, sink):  # the writer first: its destructor would write a footer to the closed file
