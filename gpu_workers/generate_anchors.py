@@ -1,6 +1,6 @@
 """Generate interest anchors for the users that the cache lacks: anchor_requests of a date -> interest_anchors.
 
-deepspeed --num_gpus 8 gpu_workers/generate_anchors.py --config production --run-date 2026-01-02
+deepspeed --num_gpus 8 gpu_workers/generate_anchors.py --config shop.yaml --run-date 2026-01-02
 
 The requests are split into units of work. A journal among the run's scratch files records the part files of finished
 units; a killed run that is started again keeps them and computes the rest. All parts become visible in one commit.

@@ -1,6 +1,6 @@
 """Fine-tune the interest model on users' SID sequences and publish the best epoch.
 
-deepspeed --num_gpus 8 gpu_workers/train_interest_model.py --config production --run-date 2026-01-02
+deepspeed --num_gpus 8 gpu_workers/train_interest_model.py --config shop.yaml --run-date 2026-01-02
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 # ---- what is shipped -------------------------------------------------------------------------------------------
 
 
-def test_the_three_shipped_configurations_are_there():
-    assert set(shipped_configs()) == {"quickstart", "amazon", "production"}
+def test_the_two_shipped_configurations_are_there():
+    assert set(shipped_configs()) == {"quickstart", "amazon"}
 
 
 @pytest.mark.parametrize("name", shipped_configs())
@@ -56,8 +56,7 @@ def test_a_shipped_configuration_names_its_launch_commands_in_its_header(name):
             step = find_step(script)
             assert step.script in command
             assert ("spark-submit" in command) == (step.launcher == "spark")
-    if name != "production":
-        assert {"gpl run --config " + name} <= set(commands)
+    assert {"gpl run --config " + name} <= set(commands)
 
 
 @pytest.mark.parametrize("name", shipped_configs())
@@ -65,6 +64,15 @@ def test_a_shipped_configuration_states_no_default_and_no_secret(name):
     text = (resources.files("gpl_core.conf") / f"{name}.yaml").read_text(encoding="utf-8")
     assert not re.search("(?i)secret|password|token:|access_key", text)
     assert set(yaml.safe_load(text)) <= set(Config.model_fields)
+
+
+def test_every_configuration_in_the_documents_holds(tmp_path):
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    blocks = [b for p in pages for b in re.findall(r"```yaml\n(.*?)```", p.read_text(encoding="utf-8"), re.DOTALL)]
+    shown = [body for b in blocks if isinstance(body := yaml.safe_load(b), dict) and {*body} & {*Config.model_fields}]
+    assert len(shown) >= 5
+    for body in shown:
+        small_config(tmp_path, body)
 
 
 def test_every_setting_that_the_graph_names_exists(tmp_path):
