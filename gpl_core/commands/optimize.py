@@ -20,7 +20,7 @@ from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ConflictError
 from gpl_core.graph.arguments import add_dates
-from gpl_core.graph.compaction import compactable
+from gpl_core.graph.compaction import IN_PROGRESS, compactable
 from gpl_core.graph.launches import Launch
 from gpl_core.graph.steps import OPTIMIZE
 from gpl_core.lakehouse.commit import Part
@@ -66,8 +66,9 @@ def compact(
         snapshot = lake.open(contract.name)
         files = _in_dates(snapshot, dates)
         groups = [g for part in _by_partition(files) for g in bins(part, file_bytes)]
-        if contract.name == "job_runs":
-            groups = [g for g in groups if "running" not in snapshot.read(g, ["status"]).column(0).to_pylist()]
+        if contract.name in IN_PROGRESS:
+            column, value = IN_PROGRESS[contract.name]
+            groups = [g for g in groups if value not in snapshot.read(g, [column]).column(0).to_pylist()]
         if not groups:
             return Compacted(len(files), len(files))
         parts = [_rewrite(lake, snapshot, group) for group in groups]

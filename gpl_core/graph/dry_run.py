@@ -10,7 +10,7 @@ from typing import Any
 from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.compaction import compactable
 from gpl_core.graph.planner import Planner, StepState
-from gpl_core.graph.steps import OPTIMIZE, Step, find_step
+from gpl_core.graph.steps import Step, find_step
 from gpl_core.lakehouse.artifacts import artifact_version
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.storage import filesystem
@@ -25,7 +25,7 @@ def print_dry_run(planner: Planner, name: str, run_date: date, state: StepState,
     """
     step = find_step(name)
     tables = [*step.writes, *step.also_writes]
-    if step is OPTIMIZE:
+    if step.compacts:
         tables = [contract.name for contract in compactable(planner.lake, "spark")]
     writes = {table: _write(planner, step, table, run_date, state, force) for table in tables}
     if step.writes_page:
@@ -72,7 +72,7 @@ def _write(
     files = snapshot.select(where=where) if snapshot else ()
     # A slice is replaced only where date and step name it whole.
     how = "replace" if where and set(where) == set(load_contract(table).partition_by) else "merge"
-    if step is OPTIMIZE:
+    if step.compacts:
         how = "compact" if len(files) > 1 else "keep"
     elif not force and (
         state.status == "done"

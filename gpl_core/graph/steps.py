@@ -84,6 +84,8 @@ class Step:
         idle_without: an input slice; when it is empty there is nothing to do and nothing to commit.
         takes_history: the dates before the first run date go through it too, in one commit per table.
         takes_day_after: so does the day after the last run date, once its raw slice exists: evaluation needs it.
+        compacts: it regroups the rows of what Spark steps write.
+        stamp: a version, other than a table's or an artifact's, that its rows carry.
         command: the command of `gpl` that runs it, for a step beside the graph.
     """
 
@@ -104,6 +106,8 @@ class Step:
     shaped_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     takes_history: bool = False
     takes_day_after: bool = False
+    compacts: bool = False
+    stamp: str = ""
     command: str = ""
 
     @property
@@ -159,6 +163,7 @@ STEPS: tuple[Step, ...] = (
         "encode_items", "deepspeed",
         reads=(Read("items", "whole"),),
         writes=("item_embeddings",), also_writes=("worker_rejects",), settings=lambda c: (c.encoder,),
+        stamp="encoder_version",
     ),
     Step(
         "train_tokenizer", "deepspeed",
@@ -267,7 +272,7 @@ JUDGE = Step(
     uses=("preranker",), writes=("truth_metrics",), command="gpl judge",
 )  # fmt: skip
 # Compacts what Spark writes; runs ingest for repaired rows. No table says that they are done: they run when asked to.
-OPTIMIZE = Step("optimize", "spark", reads=(), command="gpl optimize")
+OPTIMIZE = Step("optimize", "spark", reads=(), compacts=True, command="gpl optimize")
 RETRY = Step("retry_quarantine", "spark", reads=(), command="gpl quarantine retry")
 
 _BY_NAME = {step.name: step for step in (*STEPS, JUDGE, OPTIMIZE, RETRY)}

@@ -93,8 +93,7 @@ def nodes(runs: Sequence[Mapping[str, Any]], known: Mapping[str, str]) -> list[N
 
 def _outputs(step: Step) -> list[str]:
     tables = [t for t in (*step.writes, *step.also_writes) if load_contract(t).owner == step.name]
-    encoder = ["encoder_version"] if step.name == "encode_items" else []
-    return [*tables, *encoder, *([step.publishes] if step.publishes else [])]
+    return [*tables, *filter(None, (step.stamp, step.publishes))]
 
 
 def draw(found: Sequence[Node]) -> Markup:

@@ -6,8 +6,8 @@ sequences, no pad tokens, loss over the valid children of a prefix. The Trainer:
 Equal lengths (20 events each), and the lengths of the shared Industrial data where it is present (2 to 20 events).
 Each side runs in a process of its own, because peak memory is a process's; it is counted from when the model stands, as
 making and loading it are no part of training. Speed is tokens of real events per second.
-Ours computes elementwise operations again in the backward pass (`interest.recompute: elementwise`, as in the shipped
-configuration for a cluster in docs/own-tables.md); the Trainer keeps all, its fastest setting, and cannot give up the whole vocabulary's logits.
+Ours computes elementwise operations again in the backward pass (`interest.recompute: elementwise`, as
+docs/own-tables.md shows for a cluster); the Trainer keeps all, its fastest setting, and cannot give up the whole vocabulary's logits.
 
 On a CPU one thread's CPU time is measured: about 10 minutes in all and 12 GiB, `--quick` about 2 minutes and 5 GiB.
 On Linux both sides' malloc gives freed blocks back at once and asks for huge pages, so that the peak of the resident
