@@ -256,7 +256,7 @@ class Planner:
         through, kind = step.trained_through(run_date), step.publishes
         fingerprint, limit = state.artifact_fingerprint, through + ONE_DAY
         manifest = self.artifacts.in_force_or_none(kind, limit)
-        mismatch = self._mismatch(step, manifest, run_date) if manifest else ""
+        mismatch = _mismatch(step, manifest, state.inputs) if manifest else ""
         made = artifact_version(through, fingerprint)
         if self.artifacts.rolled_back(kind, made, limit):
             # To run again would make that very version: an operator has decided to do without it.
@@ -279,14 +279,6 @@ class Planner:
             return "stale", f"{kind} {manifest.version} is {age} days old, refreshed every {refresh}"
         return "done", f"{kind} {manifest.version}"
 
-    def _mismatch(self, step: Step, manifest: Manifest, run_date: date) -> str:
-        """Which artifact in force `manifest` was not built on; "" when it was built on all of them."""
-        for kind, key in step.follows.items():
-            current = self.artifacts.in_force(kind, run_date).version
-            if manifest.lineage.get(key) != current:
-                return f"{step.publishes} {manifest.version} is of {key} {manifest.lineage.get(key)}, not {current}"
-        return ""
-
     def report_path(self, run_date: date) -> str:
         """Where the report of `run_date` lies."""
         return self.lake.path("reports", f"{run_date.isoformat()}.html")
@@ -300,3 +292,12 @@ class Planner:
         if f'name="gpl-fingerprint" content="{fingerprint}"' not in head:
             return "stale", f"{path} was made from other inputs"
         return "done", path
+
+
+def _mismatch(step: Step, manifest: Manifest, inputs: Inputs) -> str:
+    """Which artifact of `inputs` the artifact `manifest` was not built on; "" when it was built on all of them."""
+    for kind, key in step.follows.items():
+        current = inputs[f"artifact:{kind}"]["version"]
+        if manifest.lineage.get(key) != current:
+            return f"{step.publishes} {manifest.version} is of {key} {manifest.lineage.get(key)}, not {current}"
+    return ""

@@ -7,7 +7,8 @@ Equal lengths (20 events each), and the lengths of the shared Industrial data wh
 Each side runs in a process of its own, because peak memory is a process's; it is counted from when the model stands, as
 making and loading it are no part of training. Speed is tokens of real events per second.
 Ours computes elementwise operations again in the backward pass (`interest.recompute: elementwise`, as
-docs/own-tables.md shows for a cluster); the Trainer keeps all, its fastest setting, and cannot give up the whole vocabulary's logits.
+docs/own-tables.md shows for a cluster); the Trainer keeps all, its fastest setting, and cannot give up the whole
+vocabulary's logits.
 
 On a CPU one thread's CPU time is measured: about 10 minutes in all and 12 GiB, `--quick` about 2 minutes and 5 GiB.
 On Linux both sides' malloc gives freed blocks back at once and asks for huge pages, so that the peak of the resident

@@ -61,6 +61,7 @@ def test_every_table_that_a_step_reads_is_written_by_an_earlier_one():
             else:
                 assert read.table in all_contracts()
         assert set(step.uses) <= published, f"{step.name} uses an artifact that no earlier step publishes"
+        assert set(step.follows) <= set(step.uses), f"{step.name} follows an artifact that it does not use"
         written |= {*step.writes, *step.also_writes}
         published |= {step.publishes} - {""}
     truth = {"truth", "truth_metrics"}
