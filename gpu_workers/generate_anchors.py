@@ -12,8 +12,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,84 +45,41 @@ _SEARCH_ROWS = 4_096  # requests searched at a time: enough to fill batches of s
 _COLUMNS = ("user_id", "sid", "item_index", "length", "sequence_hash", "sid_version", "model_version")
 
 
-@dataclass
-class Tally:
-    """What became of this rank's requests."""
-
-    requests: int = 0
-    cached: int = 0
-    rejected: int = 0
-    generated: int = 0
-    resumed: int = 0
-    """Of the generated: computed by an earlier, killed run."""
-
-
 def run(context: StepContext, ranks: Ranks) -> None:
-    """Setup, units of work, one commit."""
+    """Set up the search, work through the units, commit once."""
     tokenizer, model = context.artifact("tokenizer"), context.artifact("interest_model")
     with ranks.together():
         bundle = context.artifacts.fetch(model)
-        facts = read_description(bundle)
-    reads_content = facts["settings"].content_width > 0
+        wanted = read_description(bundle)["settings"].content_width > 0
     with (
-        content_table(context, tokenizer.lineage["encoder_version"], ranks)
-        if reads_content
-        else nullcontext() as content
+        content_table(context, tokenizer.lineage["encoder_version"], ranks, wanted=wanted) as content,
+        ranks.together(),
     ):
-        _generate(context, ranks, bundle, facts, content)
-
-
-def _generate(
-    context: StepContext, ranks: Ranks, bundle: Path, facts: Mapping[str, Any], content: ContentTable | None
-) -> None:
-    config = context.config
-    tokenizer, model = context.artifact("tokenizer"), context.artifact("interest_model")
-    tally = Tally()
-    parts: list[Mapping[str, Any]] = []
-    rejects: list[dict[str, str]] = []
-    with ranks.together():
-        loaded = load_bundle(bundle, base_checkpoint(config), sid_version=tokenizer.version)
-        loaded.merge()
-        on_gpu = ranks.device.type == "cuda"
-        loaded = loaded.to(ranks.device, torch.bfloat16 if on_gpu else torch.float32)
-        catalog = read_catalog(context, tokenizer.version, facts["settings"].codes)
-        search = BeamSearch(
-            loaded,
-            DeviceTrie(catalog.trie, ranks.device),
-            SearchSettings(
-                config.anchors.count,
-                int(facts["max_events"]),
-                config.anchors.tokens_per_batch,
-                config.anchors.prefixes,
-            ),
-            content,
-        )
+        search = _search(context, ranks, bundle, tokenizer.version, content)
         snapshot = context.snapshot("anchor_requests")
         files = snapshot.select(start=context.run_date, end=context.run_date)
         share = assign_files(files, ranks.size)[ranks.rank]
-        journal = Journal(local_folder(config, STEP, context.fingerprint[:16]), context.lake.uri("interest_anchors"))
+        scratch = local_folder(context.config, STEP, context.fingerprint[:16])
+        journal = Journal(scratch, context.lake.uri("interest_anchors"))
         partition = {"model_version": model.version, "dt": context.run_date.isoformat()}
-        with tqdm(
-            total=share.rows,
-            unit="user",
-            desc=f"anchors, rank {ranks.rank}",
-            position=ranks.rank,
-            mininterval=1.0,
-            disable=None,
-        ) as bar:
+        counts = dict.fromkeys(("requests", "cached", "rejected", "generated", "resumed"), 0)
+        parts: list[Mapping[str, Any]] = []
+        rejects: list[dict[str, str]] = []
+        title = f"anchors, rank {ranks.rank}"
+        with tqdm(total=share.rows, unit="user", desc=title, position=ranks.rank, mininterval=1.0, disable=None) as bar:
             for unit, rows, cached in units(context, snapshot, share.files, model.version):
                 done = journal.find(unit)
                 if done is None:
                     done = _work(context, search, rows, cached, tokenizer.version, model.version, partition, bar, ranks)
                     journal.add(unit, done)
-                else:
-                    tally.resumed += done["generated"]
+                else:  # computed by an earlier, killed run
+                    counts["resumed"] += done["generated"]
                     bar.update(done["requests"])
                 parts += done["parts"]
                 rejects += done["rejects"]
                 for name in ("requests", "cached", "rejected", "generated"):
-                    setattr(tally, name, getattr(tally, name) + done[name])
-    totals = {name: int(ranks.sum(value)) for name, value in vars(tally).items()}
+                    counts[name] += done[name]
+    totals = {name: int(ranks.sum(value)) for name, value in counts.items()}
     context.counts.rows_in = totals["requests"]
     context.counts.rows_dropped = totals["cached"] + totals["rejected"]
     context.counts.details.update(totals)
@@ -133,6 +88,19 @@ def _generate(
     journal.remove()  # its parts are in the table now: a forced run must not add them twice
     if ranks.is_main:
         log.info("interest_anchors: %s", ", ".join(f"{value} {name}" for name, value in totals.items()))
+
+
+def _search(
+    context: StepContext, ranks: Ranks, bundle: Path, sid_version: str, content: ContentTable | None
+) -> BeamSearch:
+    """The beam search with the published model, its adapter merged, over the SIDs in force."""
+    facts, settings = read_description(bundle), context.config.anchors
+    model = load_bundle(bundle, base_checkpoint(context.config), sid_version=sid_version)
+    model.merge()
+    model = model.to(ranks.device, torch.bfloat16 if ranks.device.type == "cuda" else torch.float32)
+    trie = DeviceTrie(read_catalog(context, sid_version, facts["settings"].codes).trie, ranks.device)
+    limits = SearchSettings(settings.count, int(facts["max_events"]), settings.tokens_per_batch, settings.prefixes)
+    return BeamSearch(model, trie, limits, content)
 
 
 def units(

@@ -9,7 +9,6 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from itertools import repeat
@@ -62,11 +61,8 @@ def run(context: StepContext, ranks: Ranks) -> None:
     """Set up, then train, validate and save a checkpoint per epoch until nothing improves; publish the best epoch."""
     settings = context.config.interest
     tokenizer = context.artifact("tokenizer")
-    with (
-        content_table(context, tokenizer.lineage["encoder_version"], ranks)
-        if settings.content or settings.walks > 0
-        else nullcontext() as content
-    ):
+    wanted = settings.content or settings.walks > 0
+    with content_table(context, tokenizer.lineage["encoder_version"], ranks, wanted=wanted) as content:
         training = setup(context, ranks, tokenizer, content)
         progress = load_checkpoint(training)
         while progress.epoch < settings.epochs and not progress.is_over(_PATIENCE):

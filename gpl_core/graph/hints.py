@@ -1,4 +1,4 @@
-"""What to do about failures that only a launcher or a library can see, by the words in its log."""
+"""Hints for failures that only a launcher or a library sees, found by phrases in its log."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _HINTS = {
     "java.lang.OutOfMemoryError": "Spark ran out of memory: give it more, launch.spark_submit: [--driver-memory, 8g]",
     "torch.OutOfMemoryError": _GPU_MEMORY,
     "CUDA out of memory": _GPU_MEMORY,
-    "Address already in use": "a port is in use: give another one, launch.deepspeed: [--master_port, '29511']",
-    "No space left on device": "a disk is full: free some of it, or move lakehouse.root, TMPDIR or spark.local.dir",
+    "Address already in use": "a port is in use: choose another one, launch.deepspeed: [--master_port, '29511']",
+    "No space left on device": "a disk is full: free some space, or move lakehouse.root, TMPDIR or spark.local.dir",
     "ClassNotFoundException: io.delta": _JARS,
-    "unresolved dependency: io.delta": "Maven could not be reached: name local jars, launch.spark_submit: [--jars, …]",
+    "unresolved dependency: io.delta": "Maven could not be reached: use local jars, launch.spark_submit: [--jars, …]",
 }
 
 
 def hints(log: Path) -> list[str]:
-    """Each known cause that `log` tells of, once."""
+    """One line for each known cause found in `log`."""
     text = log.read_text(encoding="utf-8", errors="replace")
     return list(dict.fromkeys(f"hint: {hint}" for words, hint in _HINTS.items() if words in text))

@@ -7,7 +7,7 @@ import sys
 
 
 def problems() -> list[str]:
-    """What is missing, one line each, saying what to install."""
+    """One line per missing prerequisite that says what to install."""
     found = []
     if sys.version_info[:2] != (3, 11):
         here = ".".join(map(str, sys.version_info[:2]))
@@ -19,7 +19,7 @@ def problems() -> list[str]:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
-        found.append("this Python lacks the venv module: install python3.11-venv (Debian, Ubuntu)")
+        found.append("this Python has no venv module: install python3.11-venv (Debian, Ubuntu)")
     java = shutil.which("java")
     if java is None:
         found.append("Java 17 is needed by Spark: install openjdk-17-jre-headless, or put its bin folder on PATH")

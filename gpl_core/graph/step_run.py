@@ -21,7 +21,7 @@ from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.dry_run import print_dry_run
 from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner, StepState
-from gpl_core.graph.steps import RAW_TABLES, Read, Step, find_step
+from gpl_core.graph.steps import RAW_TABLES, Step, find_step
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
 from gpl_core.lakehouse.lake import Commit, Lake
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
@@ -110,15 +110,6 @@ class StepContext:
         """Bytes of the live files in the scope of every input, from the tables' logs; look-ups count whole."""
         pinned = [(self._planner.snapshot(r.table), r) for r in self.step.reads if self.has(r.table)]
         return sum(f.size for s, r in pinned if s is not None for f in self._planner.files(s, r, self.run_date))
-
-    def read(self, table: str) -> Read:
-        """How this step reads `table`."""
-        return next(r for r in self.step.reads if r.table == table)
-
-    def input_files(self, table: str) -> list[str]:
-        """Locations of the live files of `table` that the step's scope covers, at the pinned version."""
-        snapshot = self.snapshot(table)
-        return snapshot.uris(self._planner.files(snapshot, self.read(table), self.run_date))
 
     def artifact(self, kind: str) -> Manifest:
         """The artifact in force for the run date, at the version the state pinned."""

@@ -44,8 +44,13 @@ def read_catalog(context: StepContext, sid_version: str, codes: int) -> ItemCata
 
 
 @contextmanager
-def content_table(context: StepContext, encoder_version: str, ranks: Ranks) -> Iterator[ContentTable]:
-    """Item vectors of ``encoder_version`` as of the run date, memory-mapped; a collective call."""
+def content_table(
+    context: StepContext, encoder_version: str, ranks: Ranks, *, wanted: bool
+) -> Iterator[ContentTable | None]:
+    """Item vectors of ``encoder_version`` as of the run date, memory-mapped; None unless ``wanted``. Collective."""
+    if not wanted:
+        yield None
+        return
     snapshot = context.snapshot("item_embeddings")
     with item_vectors(snapshot, encoder_version, ranks, before=end_of(context.run_date)) as found:
         rows = ItemRows.of(found)

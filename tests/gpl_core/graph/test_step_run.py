@@ -276,7 +276,6 @@ def test_the_context_reads_what_the_state_pinned(ready):
     context = StepContext(planner, STEP, DAY, state, "run-1")
     put(planner.lake, "items", 2, seed=1)
     assert context.snapshot("items").read().num_rows == 3
-    assert len(context.input_files("items")) == 1
     assert context.has("items")
     assert not context.has("truth")
     with pytest.raises(MissingInputError, match="table truth does not exist"):
