@@ -30,9 +30,10 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
         .config("spark.driver.extraJavaOptions", JVM)
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
-        # Tables of ten rows: two tasks show that partitioning does not matter, more only cost time.
-        .config("spark.sql.shuffle.partitions", "2")
-        .config("spark.default.parallelism", "2")
+        # Tables of ten rows: more tasks, and plans made again while they run, only cost time.
+        .config("spark.sql.adaptive.enabled", "false")
+        .config("spark.sql.shuffle.partitions", "1")
+        .config("spark.default.parallelism", "1")
         .config("spark.databricks.delta.snapshotPartitions", "1")
         .config("spark.python.sql.dataFrameDebugging.enabled", "false")
         # Code generation costs more than it saves here.

@@ -20,8 +20,9 @@ from gpl_core.lakehouse.marks import SliceMark
 DIMS = {"H": 2, "L": 3, "K": 2, "B": 4, "E": 2, "d": 4}
 DAY = date(2026, 1, 3)
 ONE = timedelta(days=1)
-# A test JVM lives for a minute: the first compiler tier and the plain collector win on two cores.
-JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss4m"
+# A test JVM lives for minutes: the first compiler tier and the plain collector win on two cores. That tier's own 48 MB
+# of code are too few for all of Spark's tests: the JVM would throw code out and compile it again.
+JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:+UseSerialGC -Xss4m"
 WORDS = ("", "a", "None", "ключ", "naïve ☕", 'it\'s "quoted"\n, ok', "0")
 
 
