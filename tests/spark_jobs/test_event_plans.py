@@ -7,7 +7,7 @@ from pyspark.sql import DataFrame
 
 from spark_jobs import anchor_requests, ingest, samples, score_requests, sequences
 from spark_jobs.session import SparkStep
-from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
+from tests.spark_jobs.tiny_lake import PRODUCTION, D, TinyLake, at, day, spark_conf
 
 pytestmark = pytest.mark.spark
 
@@ -37,9 +37,7 @@ def test_plans(tmp_path, spark, monkeypatch):
         return write(step, table, frame, **options)
 
     monkeypatch.setattr(SparkStep, "write_slice", watch)
-    before = spark.conf.get("spark.sql.autoBroadcastJoinThreshold")
-    spark.conf.set("spark.sql.autoBroadcastJoinThreshold", "-1")
-    try:
+    with spark_conf(spark, PRODUCTION):
         lake.run("ingest", ingest.run, force=True)
         lake.run("samples", samples.run)
         lake.run("sequences", sequences.run)
@@ -49,8 +47,6 @@ def test_plans(tmp_path, spark, monkeypatch):
                "prefixes": [1, -1, -1], "prefix_log_probs": [-0.5], "sid_version": tokenizer}  # fmt: skip
         lake.table("interest_anchors", [row], model_version=model, dt=D.isoformat())
         lake.run("score_requests", score_requests.run)
-    finally:
-        spark.conf.set("spark.sql.autoBroadcastJoinThreshold", before)
 
     # What is shuffled: by item to find it (both sides), then by key; one more than named here needs a reason.
     most = {

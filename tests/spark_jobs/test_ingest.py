@@ -14,7 +14,7 @@ from gpl_core.graph.steps import engine_of
 from spark_jobs import ingest, retry_quarantine
 from spark_jobs.common import checks, columns
 from spark_jobs.session import SparkStep
-from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
+from tests.spark_jobs.tiny_lake import D, TinyLake, at, day, spark_conf
 
 pytestmark = pytest.mark.spark
 
@@ -336,7 +336,7 @@ def test_layout_partition_number_and_hashes_decide_nothing(tmp_path, spark, monk
         ("r1", "u1", "b", 0, 9.0),
     ]
     found = []
-    for turn, parts in (("one", "2"), ("two", "5"), ("three", "2")):
+    for turn, parts in (("one", 2), ("two", 5), ("three", 2)):
         if turn == "three":
             monkeypatch.setattr(checks, "key_hash", lambda key: F.lit(7).cast("long"))
             monkeypatch.setattr(columns, "_MOST_BROADCAST", 0)
@@ -345,11 +345,8 @@ def test_layout_partition_number_and_hashes_decide_nothing(tmp_path, spark, monk
         lake.candidates()
         for some in [[r] for r in reversed(rows)] if turn == "two" else [rows]:
             lake.impressions(*some)
-        spark.conf.set("spark.sql.shuffle.partitions", parts)
-        try:
+        with spark_conf(spark, {"spark.sql.shuffle.partitions": parts}):
             lake.run("ingest", ingest.run)
-        finally:
-            spark.conf.set("spark.sql.shuffle.partitions", "2")
         found.append(
             (lake.rows("impressions", "request_id", "item_id", "user_id", "clicked"), len(lake.rows("quarantine")))
         )

@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame
 from spark_jobs import pseudo_labels, training_feed
 from spark_jobs.session import SparkStep
 from tests.spark_jobs.label_lake import FeedLake, score
-from tests.spark_jobs.tiny_lake import D, day
+from tests.spark_jobs.tiny_lake import PRODUCTION, D, day, spark_conf
 
 pytestmark = pytest.mark.spark
 
@@ -33,13 +33,9 @@ def plans(tmp_path, spark, monkeypatch) -> dict[str, tuple[str, list[str]]]:
         return write(step, table, frame, **options)
 
     monkeypatch.setattr(SparkStep, "write_slice", watch)
-    before = spark.conf.get("spark.sql.autoBroadcastJoinThreshold")
-    spark.conf.set("spark.sql.autoBroadcastJoinThreshold", "-1")
-    try:
+    with spark_conf(spark, PRODUCTION):
         lake.run("pseudo_labels", pseudo_labels.run)
         lake.run("training_feed", training_feed.run)
-    finally:
-        spark.conf.set("spark.sql.autoBroadcastJoinThreshold", before)
     return found
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from spark_jobs import anchor_requests, ingest, pseudo_labels, samples, score_requests, sequences, training_feed
 from tests.spark_jobs.label_lake import FeedLake, score
-from tests.spark_jobs.tiny_lake import D, day
+from tests.spark_jobs.tiny_lake import D, day, spark_conf
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
 TABLES = (
     "quarantine", "items", "impressions", "candidates", "interactions", "exposed_samples", "unexposed_samples",
@@ -29,16 +28,6 @@ class TurnedLake(FeedLake):
 
     def table(self, name: str, rows: Sequence[dict[str, Any]], **partition: str) -> None:
         super().table(name, rows[::-1], **partition)
-
-
-@contextmanager
-def partitions(spark, number: int) -> Iterator[None]:
-    before = spark.conf.get("spark.sql.shuffle.partitions")
-    spark.conf.set("spark.sql.shuffle.partitions", number)
-    try:
-        yield
-    finally:
-        spark.conf.set("spark.sql.shuffle.partitions", before)
 
 
 def build(lake: FeedLake) -> dict[str, list[tuple]]:
@@ -80,7 +69,7 @@ def build(lake: FeedLake) -> dict[str, list[tuple]]:
 
 def test_every_table_of_spark_is_the_same_whatever_the_files_and_partitions(tmp_path, spark):
     one = build(FeedLake(tmp_path / "one", spark, "samples.unexposed_per_request=3"))
-    with partitions(spark, 5):
+    with spark_conf(spark, {"spark.sql.shuffle.partitions": 5}):
         other = build(TurnedLake(tmp_path / "other", spark, "samples.unexposed_per_request=3"))
     for table in TABLES:
         assert one[table], table

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -32,6 +33,25 @@ SETTINGS = (
     "labels.block_size=3", "samples.unexposed_per_request=4", "ingest.max_quarantine_share=1.0",
     "monitors.ignore=[label_drift, coverage, quarantine_share, anchors_per_user, calibration_error]",
 )  # fmt: skip
+
+
+# As in production, where nothing is small enough to broadcast: what a plan then looks like is tested.
+PRODUCTION = {
+    "spark.sql.autoBroadcastJoinThreshold": -1, "spark.sql.adaptive.enabled": True, "spark.sql.shuffle.partitions": 2,
+}  # fmt: skip
+
+
+@contextmanager
+def spark_conf(spark: SparkSession, settings: Mapping[str, Any]) -> Iterator[None]:
+    """The session with other settings."""
+    before = {key: spark.conf.get(key) for key in settings}
+    for key, value in settings.items():
+        spark.conf.set(key, value)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            spark.conf.set(key, value)
 
 
 def day(offset: int) -> date:
