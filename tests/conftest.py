@@ -46,13 +46,16 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     session.stop()
 
 
+LONG = ("pipeline", "spark", "deepspeed")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What one xdist worker must run alone, the longest first: it is handed out by groups, in this order.
 
     The launches of the graph share a lakehouse, Spark's tests share a session (a JVM costs 15 CPU seconds); all others
     share at most what their file sets up.
     """
-    items.sort(key=lambda item: 2 - ("spark" in item.keywords) - ("pipeline" in item.keywords))
+    items.sort(key=lambda item: next((n for n, mark in enumerate(LONG) if mark in item.keywords), len(LONG)))
     for item in items:
         alone = "spark" in item.keywords and "pipeline" not in item.keywords
         item.add_marker(pytest.mark.xdist_group("spark" if alone else item.nodeid.partition("::")[0]))

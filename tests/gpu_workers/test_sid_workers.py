@@ -305,24 +305,26 @@ def said(done: subprocess.CompletedProcess) -> str:
 
 
 @pytest.mark.deepspeed
-def test_two_launched_ranks_write_what_one_rank_writes(house, tmp_path):
-    """Step by step and all steps in one launch."""
+@pytest.mark.parametrize(
+    "launches",
+    [[(RUN, *ALL_STEPS)], pytest.param([(ROOT / "gpu_workers" / f"{w}.py",) for w in BODIES], marks=pytest.mark.slow)],
+    ids=["together", "one by one"],
+)
+def test_two_launched_ranks_write_what_one_rank_writes(house, tmp_path, launches):
     rows = [item(n, v) for n, v in enumerate(clustered(90, seed=1))]
-    launched, together = House(tmp_path / "launched"), House(tmp_path / "together")
-    for one in (house, launched, together):
+    launched = House(tmp_path / "launched")
+    for one in (house, launched):
         one.folder.mkdir(exist_ok=True)
         one.write_items(rows)
     for worker in BODIES:
         house.run(worker)
-        done = launch(ROOT / "gpu_workers" / f"{worker}.py", launched, 2)
+    for script, *arguments in launches:
+        done = launch(script, launched, 2, *arguments)
         assert done.returncode == 0, said(done)
-    done = launch(RUN, together, 2, *ALL_STEPS)
-    assert done.returncode == 0, said(done)
-    for other in (launched, together):
-        assert_same_tables(house, other)
-        assert {(r["step"], r["status"]) for r in other.rows("job_runs")} == {(name, "done") for name in BODIES}
-        # Each rank ended with rank 0's codebooks, or the training would have failed; and they are those of one rank.
-        assert weights(house) == weights(other)
+    assert_same_tables(house, launched)
+    assert {(r["step"], r["status"]) for r in launched.rows("job_runs")} == {(name, "done") for name in BODIES}
+    # Each rank ended with rank 0's codebooks, or the training would have failed; and they are those of one rank.
+    assert weights(house) == weights(launched)
 
 
 def assert_same_tables(house: House, other: House) -> None:
@@ -334,6 +336,7 @@ def assert_same_tables(house: House, other: House) -> None:
             assert a == b
 
 
+@pytest.mark.slow
 @pytest.mark.deepspeed
 def test_a_failing_step_ends_its_launch_with_its_code_and_leaves_the_ones_before_committed(house):
     house.write_items([item(n, v) for n, v in enumerate(clustered(60))])
@@ -376,6 +379,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.deepspeed
 def test_a_launch_killed_in_each_of_its_steps_ends_with_the_same_tables(house, tmp_path):
     killed = House(tmp_path / "killed")
