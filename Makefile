@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CONFIG ?= quickstart
 DELTA := io.delta:delta-spark_4.0_2.13:4.2.0
+HADOOP_AWS := org.apache.hadoop:hadoop-aws:3.4.1
 # The classes of Spark and Delta as a JVM holds them, made once by `setup`: each Spark start then takes ten CPU seconds
 # less. A JVM that it does not fit starts without it.
 CLASSES := $(CURDIR)/.venv/spark.jsa
@@ -24,7 +25,7 @@ test: setup
 	$(PYTEST) -m "not slow"
 
 # What `make test` leaves out. Tools that cannot be installed here have their tests skipped.
-test-slow: setup .venv-moto .venv-airflow browser
+test-slow: setup .venv-moto .venv-moto/jars .venv-airflow browser
 	$(PYTEST) -m slow
 
 setup: .venv/ready
@@ -47,6 +48,14 @@ setup: .venv/ready
 	@rm -rf $@
 	@$(BIN)/uv venv --quiet --python $(BIN)/python $@ && $(BIN)/uv pip install --quiet --python $@ -r $< && touch $@ \
 		|| { rm -rf $@; echo "$* cannot be installed: the tests that need it are skipped" >&2; }
+
+# What Spark needs for s3a:// (560 MB, the AWS bundle), beside Delta's jars.
+.venv-moto/jars: | .venv-moto
+	@{ PYSPARK_PYTHON=$(CURDIR)/$(BIN)/python $(BIN)/spark-submit --packages $(DELTA),$(HADOOP_AWS) --conf spark.jars.ivy=$(CURDIR)/$(@D)/ivy \
+			--class org.apache.hadoop.util.VersionInfo spark-internal >$(@D)/jars.log 2>&1 \
+		&& mkdir -p $@ && cd $(@D)/ivy/jars && mv io.delta_* *hadoop-aws* *awssdk* *wildfly* $(CURDIR)/$@; } \
+		|| echo "$(HADOOP_AWS) cannot be resolved ($(@D)/jars.log): the graph on s3a:// is not tested" >&2
+	@rm -rf $(@D)/ivy
 
 browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \

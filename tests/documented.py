@@ -75,12 +75,12 @@ ELSEWHERE: Mapping[str, str] = {
     "gpl evaluate --config shadow.yaml": SHADOW + "test_a_rolled_back_model_runs_beside_the_published_one",
     "gpl shadow --config shop.yaml --name four-epochs --from train_interest_model --set interest.epochs=4":
         SHADOW + "test_a_shadow_trains_a_model_of_its_own_under_other_settings",
-    "make .venv-moto": "tests/object_store.py",
+    "make .venv-moto .venv-moto/jars": "tests/object_store.py",
     "python docs/examples/petastorm_pytorch.py s3://your-bucket/gpl/manifests/training_feed/2026-03-01.json":
         "tests/gpl_core/lakehouse/test_object_storage.py::test_petastorm_reads_every_row_that_the_manifest_names_once",
     "python -m pytest tests/gpl_core/lakehouse/test_object_storage.py":
         "tests/gpl_core/lakehouse/test_object_storage.py",
-    "GPL_JARS=/opt/gpl/jars python -m pytest tests/test_object_storage.py": ON_S3,
+    "python -m pytest tests/test_object_storage.py": ON_S3,
     "spark-submit spark_jobs/check_delta.py": "Makefile",
     "spark-submit spark_jobs/publish_views.py":
         "tests/spark_jobs/test_publish_views.py::test_spark_gives_what_gpl_sql_gives",

@@ -1,7 +1,6 @@
 """The whole graph on S3 (moto's server) and without a network for jars: `gpl run` with Spark on s3a:// and workers on s3://.
 
-`GPL_JARS` names a folder with Delta's jars, hadoop-aws of Spark's Hadoop and the AWS bundle it was built with (600 MB:
-docs/deploy.md says how to fill it). Without it, or without moto's server, this is skipped.
+`make test-slow` installs the server and the jars that s3a:// needs. GPL_JARS names another folder of them.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from gpl_core.config import load_config
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import STEPS
 from gpl_core.lakehouse.storage import filesystem
+from tests.documented import ROOT
 from tests.object_store import bucket
 from tests.test_pipeline import SMALL
 
@@ -34,9 +34,9 @@ def store() -> Iterator[str]:
 
 
 def test_every_step_runs_on_object_storage(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jars = Path(os.environ.get("GPL_JARS", ""))
+    jars = Path(os.environ.get("GPL_JARS") or ROOT / ".venv-moto" / "jars")
     if not list(jars.glob("*hadoop-aws-*.jar")):
-        pytest.skip("GPL_JARS names no folder with hadoop-aws: see docs/deploy.md")
+        pytest.skip(f"no hadoop-aws under {jars}: make .venv-moto/jars")
     monkeypatch.chdir(tmp_path)  # logs/ come here
     offline = ["--jars", f"{jars}/*.jar", "--conf", f"spark.jars.ivy={tmp_path}/ivy"]
     path = tmp_path / "s3.yaml"
