@@ -46,10 +46,5 @@ def run(step: SparkStep) -> None:
     }  # fmt: skip
 
 
-def main() -> None:
-    """Entry point."""
-    job_main("anchor_requests", run)
-
-
 if __name__ == "__main__":
-    main()
+    job_main("anchor_requests", run)

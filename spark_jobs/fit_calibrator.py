@@ -329,10 +329,5 @@ def run(step: SparkStep) -> None:
     log.info("fit_calibrator: published %s calibrator %s", calibrator.kind, manifest.version)
 
 
-def main() -> None:
-    """Entry point."""
-    job_main("fit_calibrator", run)
-
-
 if __name__ == "__main__":
-    main()
+    job_main("fit_calibrator", run)

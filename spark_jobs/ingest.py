@@ -318,10 +318,5 @@ def _balance(
     }
 
 
-def main() -> None:
-    """Entry point."""
-    job_main("ingest", run)
-
-
 if __name__ == "__main__":
-    main()
+    job_main("ingest", run)

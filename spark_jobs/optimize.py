@@ -53,10 +53,5 @@ def _optimize(step: SparkStep, contract: Contract) -> dict[str, int]:
     return {"files_before": gone, "files_after": come}
 
 
-def main() -> None:
-    """Entry point."""
-    job_main("optimize", run)
-
-
 if __name__ == "__main__":
-    main()
+    job_main("optimize", run)

@@ -123,10 +123,5 @@ def run(step: SparkStep) -> None:
         )
 
 
-def main() -> None:
-    """Entry point."""
-    job_main("pseudo_labels", run)
-
-
 if __name__ == "__main__":
-    main()
+    job_main("pseudo_labels", run)

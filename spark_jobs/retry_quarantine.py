@@ -49,14 +49,9 @@ def run(step: SparkStep) -> None:
     context.counts.details["retried"] = rows
 
 
-def main() -> None:
-    """Entry point."""
+if __name__ == "__main__":
     # Forced: what ingest was made from is the same, so by the tables it is done.
     run_jobs(
         "retry_quarantine", lambda args: {"ingest": run},
         lambda: replace(parse_arguments("retry_quarantine.py"), force=True),
     )  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

@@ -21,12 +21,7 @@ def job_of(name: str) -> Job:
     return job
 
 
-def main() -> None:
-    """Entry point."""
+if __name__ == "__main__":
     run_jobs(
         "run", lambda args: {name: job_of(name) for name in args.steps}, lambda: parse_arguments("run.py", several=True)
     )
-
-
-if __name__ == "__main__":
-    main()

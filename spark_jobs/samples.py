@@ -142,10 +142,5 @@ def run(step: SparkStep) -> None:
     }  # fmt: skip
 
 
-def main() -> None:
-    """Entry point."""
-    job_main("samples", run)
-
-
 if __name__ == "__main__":
-    main()
+    job_main("samples", run)

@@ -68,10 +68,5 @@ def run(step: SparkStep) -> None:
     counts.details = {**found, "users_without_anchors": without, "model_version": model_version}
 
 
-def main() -> None:
-    """Entry point."""
-    job_main("score_requests", run)
-
-
 if __name__ == "__main__":
-    main()
+    job_main("score_requests", run)

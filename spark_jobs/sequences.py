@@ -248,10 +248,5 @@ def run(step: SparkStep) -> None:
     write_counts(step)
 
 
-def main() -> None:
-    """Entry point."""
-    job_main("sequences", run)
-
-
 if __name__ == "__main__":
-    main()
+    job_main("sequences", run)

@@ -320,10 +320,5 @@ def _plain(facts: FeedFacts) -> dict[str, Any]:
     return {k: v for k, v in asdict(facts).items() if k in names}
 
 
-def main() -> None:
-    """Entry point."""
-    job_main("training_feed", run)
-
-
 if __name__ == "__main__":
-    main()
+    job_main("training_feed", run)

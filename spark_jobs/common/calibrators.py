@@ -1,11 +1,11 @@
-"""What fitting, labelling and the report share: pre-window counts beside pairs, labels as a column, reliability."""
+"""What fitting, labeling, monitors and the report share: counts beside pairs, labels as a column, reliability."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from gpl_core.errors import LineageError
@@ -37,55 +37,53 @@ def with_counts(pairs: DataFrame, item_stats: DataFrame, user_stats: DataFrame) 
     return pairs.join(items, ["item_index", "dt"], "left").join(users, ["user_id", "dt"], "left")
 
 
-def label_reliability(
-    labelled: DataFrame, label: str, clicked: str = "clicked", bins: int = 10
-) -> tuple[tuple[ReliabilityBin, ...], float | None]:
-    """(bins of about equal rows, expected calibration error) of a label column against clicks (0/1).
+def label_cell(column: str) -> Column:
+    """The cell, of LABEL_CELLS, in which a label or a weight of [0, 1] lies."""
+    return F.least(F.floor(F.col(column) * LABEL_CELLS), F.lit(LABEL_CELLS - 1))
 
-    Spark counts rows, labels and clicks in LABEL_CELLS cells of the label; only those reach the driver. The error is
-    None without rows.
+
+def label_reliability(labeled: DataFrame) -> tuple[tuple[ReliabilityBin, ...], float | None]:
+    """(bins of about equal rows, expected calibration error) of `pseudo_label` against `clicked` (0/1).
+
+    Spark counts rows, labels and clicks per `label_cell`; only those reach the driver. The error is None without rows.
     """
-    cell = F.least(F.floor(F.col(label) * LABEL_CELLS), F.lit(LABEL_CELLS - 1)).alias("cell")
-    rows = (
-        labelled.groupBy(cell)
-        .agg(
-            F.count(F.lit(1)).alias("rows"),
-            F.sum(label).alias("labels"),
-            F.sum(F.col(clicked).cast("double")).alias("clicks"),
-        )
-        .orderBy("cell")
-        .collect()
+    cells = labeled.groupBy(label_cell("pseudo_label").alias("cell")).agg(
+        F.count(F.lit(1)).alias("rows"), F.sum("pseudo_label").alias("labels"), F.sum("clicked").alias("clicks")
     )
-    return group_reliability(
-        [r["rows"] for r in rows], [r["labels"] for r in rows], [r["clicks"] for r in rows], bins
-    )  # fmt: skip
+    return group_reliability(cells.orderBy("cell").collect())
 
 
-def group_reliability(
-    rows: Sequence[float], label_sums: Sequence[float], click_sums: Sequence[float], bins: int
-) -> tuple[tuple[ReliabilityBin, ...], float | None]:
-    """Merge cells, in label order, into `bins` groups of about equal rows; see `label_reliability`."""
-    counts = np.asarray(rows, dtype=np.float64)
-    if counts.sum() == 0:
+def group_reliability(cells: Sequence[Row]) -> tuple[tuple[ReliabilityBin, ...], float | None]:
+    """`label_reliability` from the rows, labels and clicks of cells in label order."""
+    groups = equal_groups(cells, ("rows", "labels", "clicks"))
+    bins = tuple(ReliabilityBin(int(n), labels / n, clicks / n) for n, labels, clicks in groups)
+    if not bins:
         return (), None
-    group = np.minimum(((np.cumsum(counts) - counts / 2) * bins / counts.sum()).astype(int), bins - 1)
-    sums = [
-        np.bincount(group, weights=np.asarray(values, dtype=np.float64), minlength=bins).tolist()
-        for values in (counts, label_sums, click_sums)
-    ]
-    found = tuple(
-        ReliabilityBin(int(n), labels / n, clicks / n) for n, labels, clicks in zip(*sums, strict=True) if n > 0
-    )
-    return found, sum(b.rows * abs(b.mean_label - b.click_rate) for b in found) / counts.sum()
+    return bins, sum(b.rows * abs(b.mean_label - b.click_rate) for b in bins) / sum(b.rows for b in bins)
 
 
-def with_label(pairs: DataFrame, calibrator: Calibrator, name: str = "pseudo_label") -> DataFrame:
-    """`pairs` with the calibrated label, a double in [0, 1]; needs `with_counts` when `calibrator.needs_counts`."""
-    return pairs.withColumn(name, F.expr(sql_expression(calibrator)))
+def equal_groups(cells: Sequence[Row], names: Sequence[str], most: int = 10) -> list[tuple[float, ...]]:
+    """Sums of the columns `names`, `rows` first, over at most `most` groups of neighboring cells with about equal rows.
+
+    Empty groups are left out.
+    """
+    values = np.array([[float(cell[name]) for name in names] for cell in cells]).reshape(-1, len(names))
+    rows = values[:, 0]
+    if not rows.sum():
+        return []
+    group = np.minimum(((np.cumsum(rows) - rows / 2) * most / rows.sum()).astype(int), most - 1)
+    sums = np.zeros((most, len(names)))
+    np.add.at(sums, group, values)
+    return [tuple(row) for row in sums.tolist() if row[0] > 0]
 
 
-def require_one_version(found: Sequence[str], wanted: str, what: str, by: str, remedy: str) -> None:
-    """LineageError unless every version in `found` is `wanted`; names both and what to do."""
+def with_label(pairs: DataFrame, calibrator: Calibrator) -> DataFrame:
+    """`pairs` with `pseudo_label`, a double in [0, 1]; needs `with_counts` when `calibrator.needs_counts`."""
+    return pairs.withColumn("pseudo_label", F.expr(sql_expression(calibrator)))
+
+
+def require_one_version(found: Sequence[str | None], wanted: str, what: str, by: str, remedy: str) -> None:
+    """LineageError, naming both versions and what to do, unless every version in `found` is `wanted`."""
     others = sorted({v for v in found if v is not None and v != wanted})
     if others:
         raise LineageError(f"{what} is of {', '.join(others)}, but {by} is {wanted}; {remedy}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from gpl_core.config import Config
@@ -10,14 +10,18 @@ from gpl_core.contracts.contract import Column as ContractColumn
 from gpl_core.contracts.contract import Contract, load_contract
 
 _NEUTRAL = {"int": "0", "long": "0L", "float": "0.0F", "double": "0.0D", "string": "''", "boolean": "false"}
-
-
 _MOST_BROADCAST = 500_000  # numbers or user ids: a hash table of 16 to 50 MB
 
 
 def broadcast_if_few(keys: DataFrame, rows: int) -> DataFrame:
-    """`keys` of `rows` rows, broadcast while they are few: else all rows of a large table move for the sake of some."""
+    """`keys` of `rows` rows, broadcast while they are few, so that a large table need not be shuffled for them."""
     return F.broadcast(keys) if rows <= _MOST_BROADCAST else keys
+
+
+def only_row(frame: DataFrame) -> Row:
+    """The row of `frame`, an aggregation without groups."""
+    (row,) = frame.collect()
+    return row
 
 
 def unit_hash(*columns: Column) -> Column:
@@ -41,21 +45,17 @@ def sids_in_force(item_sids: DataFrame, sid_version: str) -> DataFrame:
     return live.groupBy("item_index").agg(F.max_by("sid", "issue").alias("sid"))
 
 
-def passthrough_columns(config: Config) -> tuple[ContractColumn, ...]:
-    """`feed.passthrough` as contract columns."""
-    return tuple(
-        ContractColumn(name, kind, nullable=True, comment="Passed through from the raw tables (feed.passthrough)")
-        for name, kind in config.feed.passthrough.items()
-    )
-
-
 def with_passthrough(table: str, config: Config) -> Contract:
-    """The contract of `table` with the configured extra columns."""
-    return load_contract(table).with_columns(passthrough_columns(config))
+    """The contract of `table` with the columns of `feed.passthrough`."""
+    comment = "Passed through from the raw tables (feed.passthrough)"
+    extra = (
+        ContractColumn(name, kind, nullable=True, comment=comment) for name, kind in config.feed.passthrough.items()
+    )
+    return load_contract(table).with_columns(tuple(extra))
 
 
 def passthrough_of(frame: DataFrame, config: Config) -> list[Column]:
-    """The configured extra columns of `frame`, neutral (0, false, empty) where it lacks them or holds null."""
+    """The columns of `feed.passthrough` in `frame`, neutral (0, false, empty) where missing or null."""
     found = []
     for name, kind in config.feed.passthrough.items():
         neutral = F.expr(_NEUTRAL[kind])

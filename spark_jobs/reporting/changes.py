@@ -1,31 +1,34 @@
-"""What changed on a run date against the one before, by figures that both dates' runs recorded: nothing is counted."""
+"""Report: what changed since the run date before, by figures that the runs of both dates recorded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
+from spark_jobs.reporting.coverage import FUNNEL
+from spark_jobs.reporting.day import Day
 from spark_jobs.reporting.page import Section, Table, figure
 
 ROWS_RATIO = 2.0
-"""Rows are warned of when one date has more than this times the other's: weekdays differ, but not twofold."""
+"""Ratio of two dates' rows beyond which we warn: weekdays differ, but not twofold."""
 MEAN_RATIO = 1.25
 """The same for the mean label and the mean weight."""
 COVERAGE_FALL = 0.05
 QUARANTINE_RISE = 0.01
 LASTING = {
     "encoder_version": "embeddings, semantic IDs and models are all new",
-    "sid_version": "the two dates' labels are of different semantic IDs",
+    "sid_version": "the labels of the two dates belong to different semantic IDs",
     "model_version": "the anchors of all users are new",
 }
-"""Versions that stay for days, and what another one means."""
+"""Versions that stay for days, and what a new one means."""
 FREE = ("anchor_requests", "calibrator_version", "preranker_version")
-"""Never warned of: what the cache lacks falls from thousands to none on a good day; the artifacts are made daily."""
+"""Never a reason to warn: the users missing from the cache fall from thousands to none on a good day, and these
+artifacts are made daily."""
 
 
 def feed_figures(details: Mapping[str, Any]) -> dict[str, float | None]:
-    """Coverage and means from what the feed's commit recorded; None where there are no such rows."""
+    """Coverage and means that the feed's commit recorded; None where there are no such rows."""
     exposed, labelled = details.get("exposed", 0), details.get("labelled", 0)
     unexposed = labelled + sum(details.get("left_out", {}).values())
     return {
@@ -36,10 +39,29 @@ def feed_figures(details: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
-def changes(
-    now: Mapping[str, Any], before: Mapping[str, Any], warned: Sequence[str], day: date, previous: date | None
-) -> Section:
-    """The section: what `warnings` found, and the figures of both dates side by side.
+def figures(day: Day, of: date) -> dict[str, Any]:
+    """What the run of the date `of` recorded: name -> rows, share, mean or version; None where it did not."""
+    details = day.feeds.get(of, {})
+    versions = details.get("versions", {})
+    watched = {r["monitor"]: r["value"] for r in day.records("monitors", of)}
+    return {
+        **{name: day.rows(name, of) for name, _ in FUNNEL},
+        **feed_figures(details),
+        "quarantine_share": watched.get("quarantine_share"),
+        "encoder_version": day.encoder_version(versions.get("sid_version", "")),
+        **{kind: versions.get(kind) for kind in ("sid_version", "model_version", "calibrator_version")},
+        "preranker_version": day.preranker_version(of),
+    }
+
+
+def section(day: Day) -> Section:
+    """The figures of the date beside those of the run date before it."""
+    previous = max((d for d in day.feeds if d < day.date), default=None)
+    return changes(figures(day, day.date), figures(day, previous) if previous else {}, day.date, previous)
+
+
+def changes(now: Mapping[str, Any], before: Mapping[str, Any], day: date, previous: date | None) -> Section:
+    """What `warnings` found, and the figures of both dates side by side.
 
     Args:
         now, before: name -> rows (int), mean or share (float), version (str) or None; in the order of the page.
@@ -47,12 +69,13 @@ def changes(
     """
     title = "What changed"
     if previous is None:
-        return Section(title, ["No earlier run date has a feed: there is nothing to compare with."])
-    text = [f"Against {previous}, the run date before.", *(warned or ["Nothing moved beyond its bound."])]
+        return Section(title, ["No earlier run date has a feed, so there is nothing to compare with."])
+    found = warnings(now, before)
+    text = [f"Compared with {previous}, the run date before.", *(found or ["Nothing moved beyond its bound."])]
     rows = [(name, value, before.get(name), _change(value, before.get(name))) for name, value in now.items()]
     columns = ("figure", day.isoformat(), previous.isoformat(), "change")
     tables = [Table(columns, [r for r in rows if ("version" in r[0]) == versions]) for versions in (False, True)]
-    return Section(title, text, tables)
+    return Section(title, text, tables, warnings=found)
 
 
 def warnings(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:

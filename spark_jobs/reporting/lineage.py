@@ -1,94 +1,72 @@
-"""The lineage of a run date as a drawing: the versions that its steps read and wrote, by their rows in `job_runs`."""
+"""Report: the date's runs, the versions that each step read and made, and the artifacts in force."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 from gpl_core.contracts.contract import load_contract
-from gpl_core.graph.steps import STEPS, Step
-
-PLATFORM = "platform"
-_WIDTH, _LINE, _HEAD, _GAP = 350, 18, 32, 26  # pixels: of a box, a line in it, its head, and between boxes
-# The page styles it by these classes, so that it follows the page's theme.
-_SVG = """<svg class="lineage" role="img" viewBox="0 0 {{ width }} {{ height }}" width="{{ width }}" \
-height="{{ height }}"><title>Lineage</title>
-<defs><marker id="lineage-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">\
-<path d="M0 0 L8 4 L0 8 z"></path></marker></defs>
-{% for path in paths %}
-<path class="edge" d="{{ path }}" marker-end="url(#lineage-tip)"></path>
-{% endfor %}
-{% for box in boxes %}
-<g transform="translate({{ box.x }} {{ box.y }})"><rect width="{{ box.width }}" height="{{ box.height }}" rx="6"></rect>
-<text class="name" x="12" y="21">{{ box.node.name }}</text>
-{% for name, version in box.node.outputs %}
-<text x="12" y="{{ box.line * loop.index + 22 }}">{{ name }}</text>
-<text x="{{ box.width - 12 }}" y="{{ box.line * loop.index + 22 }}" text-anchor="end">{{ version }}</text>
-{% endfor %}
-</g>
-{% endfor %}
-</svg>"""
+from gpl_core.graph.planner import STEPS, Step
+from gpl_core.lakehouse.artifacts import KINDS
+from spark_jobs.reporting.changes import figures
+from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.page import Section, Table
 
 
-@dataclass(frozen=True)
-class Node:
-    """One step, or the platform.
-
-    Attributes:
-        outputs: (table or artifact, version): the one that this date's steps read, or that was written if none did.
-        parents: the nodes it reads from, but those that a longer way leads to as well.
+def step_runs(job_runs: DataFrame, run_date: date) -> list[dict[str, Any]]:
+    """One run of each step for the date, in the graph's order: the last that was done; else the last that found the
+    work done already; else the last failed one. `attempts` do not count those that found it done.
     """
+    columns = (
+        "status", "seconds", "rows_in", "rows_out", "rows_quarantined", "rows_dropped", "bytes_out", "inputs",
+        "outputs",
+    )  # fmt: skip
+    rank = F.when(F.col("status") == "done", 2).when(F.col("status") == "noop", 1).otherwise(0)
+    last = F.max_by(F.struct(*columns), F.struct(rank, "started_at"))
+    rows = (
+        job_runs.where((F.col("run_date") == F.lit(run_date)) & F.col("status").isin("done", "noop", "failed"))
+        .withColumn("rows_in", F.nullif("rows_in", F.lit(-1)))
+        .groupBy("step")
+        .agg(last.alias("run"), F.count_if(F.col("status") != "noop").alias("attempts"))
+        .collect()
+    )
+    found = {r["step"]: {"step": r["step"], "attempts": r["attempts"], **r["run"].asDict()} for r in rows}
+    return [found[s.name] for s in STEPS if s.name in found and s.name != "report"]
 
-    name: str
-    outputs: tuple[tuple[str, str], ...]
-    parents: tuple[str, ...] = ()
 
+def lineage_rows(runs: Sequence[Mapping[str, Any]], known: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(step, what it read, what it made) in the graph's order, tables with their version as `@4`.
 
-def inputs_of(run: Mapping[str, Any]) -> dict[str, str]:
-    """Input -> version of one run of `report_data.step_runs`: of a table as `@4`, of an artifact as it is called."""
-    return {k.removeprefix("artifact:"): _told(v["version"]) for k, v in sorted(json.loads(run["inputs"]).items())}
-
-
-def _told(version: int | str) -> str:
-    return f"@{version}" if isinstance(version, int) else version
-
-
-def nodes(runs: Sequence[Mapping[str, Any]], known: Mapping[str, str]) -> list[Node]:
-    """The graph's steps with the versions of one date, in the graph's order; steps without any are left out.
+    An output has the version that the date's steps read, or the one that was written if none of them read it.
 
     Args:
         runs: the date's runs, one per step.
-        known: output -> version, where the runs do not tell: `encoder_version`, `preranker`.
+        known: output -> version where the runs do not record it: `encoder_version`, `preranker`.
     """
-    found = {
-        name.removeprefix("artifact:"): {_told(entry.get("version", entry.get("after")))}
-        for run in runs for name, entry in json.loads(run["outputs"]).items()
-    }  # fmt: skip
+    inputs = {run["step"]: _versions(run["inputs"]) for run in runs}
     read: dict[str, set[str]] = {}
-    for run in runs:
-        for name, version in inputs_of(run).items():
+    for versions in inputs.values():
+        for name, version in versions.items():
             read.setdefault(name, set()).add(version)
-    found |= read | {name: {version} for name, version in known.items()}
+    written = {name: {version} for run in runs for name, version in _versions(run["outputs"]).items()}
+    made = written | read | {name: {version} for name, version in known.items()}
+    text = {name: ", ".join(sorted(versions, key=lambda v: (len(v), v))) for name, versions in made.items()}
+    rows = [
+        (step.name, _listed(inputs.get(step.name, {})), _listed({n: text[n] for n in _outputs(step) if n in text}))
+        for step in STEPS
+    ]
+    return [row for row in rows if any(row[1:])]
 
-    def outputs(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-        return tuple((n, ", ".join(sorted(found[n], key=lambda v: (len(v), v)))) for n in names if n in found)
 
-    raw = dict.fromkeys(r.table for s in STEPS for r in s.reads if load_contract(r.table).owner == PLATFORM)
-    made = [Node(PLATFORM, outputs(list(raw)))]
-    above: dict[str, set[str]] = {PLATFORM: set()}
-    for step in STEPS:
-        inputs = {*(r.table for r in step.reads), *step.uses}
-        # What a later step writes is looked up in a cache: that is no lineage, and would be a circle.
-        parents = {n.name for n in made if inputs & {name for name, _ in n.outputs}}
-        above[step.name] = parents.union(*(above[p] for p in parents))
-        near = [n.name for n in made if n.name in parents and not any(n.name in above[p] for p in parents)]
-        made.append(Node(step.name, outputs(_outputs(step)), tuple(near)))
-    return [n for n in made if n.outputs]
+def _versions(recorded: str) -> dict[str, str]:
+    """Table or artifact -> version, from `inputs` or `outputs` of a run."""
+    found = {k.removeprefix("artifact:"): v.get("version", v.get("after")) for k, v in json.loads(recorded).items()}
+    return {name: f"@{version}" if isinstance(version, int) else version for name, version in sorted(found.items())}
 
 
 def _outputs(step: Step) -> list[str]:
@@ -96,43 +74,33 @@ def _outputs(step: Step) -> list[str]:
     return [*tables, *filter(None, (step.stamp, step.publishes))]
 
 
-def draw(found: Sequence[Node]) -> Markup:
-    """The nodes as inline SVG, from the top down; a node stands below all it reads from, a long arrow keeps its lane.
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
-    Args:
-        found: in an order where every parent stands before its children.
-    """
-    layer: dict[str, int] = {}
-    for node in found:
-        layer[node.name] = 1 + max((layer[p] for p in node.parents), default=-1)
-    last = {n.name: max((layer[c.name] for c in found if n.name in c.parents), default=layer[n.name]) for n in found}
-    lane: dict[str, int] = {}
-    for node in sorted(found, key=lambda n: layer[n.name]):
-        here = layer[node.name]
-        taken = {lane[n] for n in lane if layer[n] == here or layer[n] < here < last[n]}
-        lane[node.name] = next(i for i in range(len(found)) if i not in taken)
 
-    tall = [
-        max(_HEAD + _LINE * len(n.outputs) for n in found if layer[n.name] == i) for i in range(max(layer.values()) + 1)
-    ]
-    top = [sum(tall[:i]) + _GAP * i for i in range(len(tall))]
-    boxes = [
-        {"node": n, "x": 1 + lane[n.name] * (_WIDTH + _GAP), "y": 1 + top[layer[n.name]], "width": _WIDTH,
-         "height": _HEAD + _LINE * len(n.outputs), "line": _LINE}
-        for n in found
+def sections(day: Day) -> list[Section]:
+    """The artifacts in force, what each step read and made, and what its run cost."""
+    # The pre-ranker of D was trained on D; the other artifacts only on what lies before it.
+    limits = {kind: day.date + timedelta(days=kind == "preranker") for kind in KINDS}
+    artifacts = [a for k, limit in limits.items() if (a := day.context.artifacts.in_force_or_none(k, limit))]
+    used = figures(day, day.date)
+    warnings = [
+        f"{a.kind} {a.version} was built on {key} {version}, the feed of this date on {used[key]}."
+        for a in artifacts for key, version in sorted(a.lineage.items())
+        if used.get(key) and used[key] not in version.split(",")  # a pre-ranker may be built on several days' feeds
     ]  # fmt: skip
-    place = {b["node"].name: b for b in boxes}
-
-    def path(parent: str, child: str) -> str:
-        """Straight down the parent's lane, then over to the child in the gap above it."""
-        start, end = place[parent], place[child]
-        x, to = start["x"] + _WIDTH / 2, end["x"] + _WIDTH / 2
-        y = end["y"]
-        return f"M{x} {start['y'] + start['height']} V{y - _GAP} C{x} {y - 6} {to} {y - _GAP} {to} {y}"
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    text = environment.from_string(_SVG).render(
-        boxes=boxes, paths=[path(p, n.name) for n in found for p in n.parents],
-        width=2 + (max(lane.values()) + 1) * (_WIDTH + _GAP) - _GAP, height=2 + top[-1] + tall[-1],
-    )  # fmt: skip
-    return Markup(text)
+    built_on = [(a.kind, a.version, a.trained_through.isoformat(), _listed(dict(sorted(a.lineage.items()))))
+                for a in artifacts]  # fmt: skip
+    runs = step_runs(day.step.read("job_runs"), day.date) if day.context.has("job_runs") else []
+    known = {"encoder_version": used["encoder_version"], "preranker": used["preranker_version"]}
+    made = lineage_rows(runs, {k: v for k, v in known.items() if v})
+    costs = ("step", "status", "attempts", "seconds", "rows_in", "rows_out", "rows_quarantined", "rows_dropped",
+             "bytes_out")  # fmt: skip
+    return [
+        Section(
+            "Versions and lineage", ["@ is the version of a table. A step made its outputs from what it read."],
+            [Table(("artifact", "version", "trained through", "built on"), built_on),
+             Table(("step", "read", "made"), made)], warnings=warnings,
+        ),
+        Section("Runs", tables=[Table(costs, [[r[c] for c in costs] for r in runs])]),
+    ]  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -36,8 +36,6 @@ th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px soli
 th { font-weight: 500; } td.n, th.n { text-align: right; }
 th, td.n, td.word, td:first-child { white-space: nowrap; } td { overflow-wrap: break-word; max-width: 32rem; }
 td.long { min-width: 11rem; overflow-wrap: anywhere; } td.alarm { color: var(--warn); font-weight: 600; }
-.lineage { font-size: 12px; fill: currentColor; } .lineage rect { fill: none; stroke: var(--soft); }
-.lineage .name { font-weight: 600; } .lineage .edge { fill: none; stroke: var(--soft); }
 figcaption { position: sticky; left: 0; }
 @media (max-width: 40rem) { svg { max-width: none; } }
 </style></head><body>
@@ -72,7 +70,7 @@ figcaption { position: sticky; left: 0; }
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page: numbers are formatted by kind, columns of numbers stand right."""
+    """A table of the page; columns of numbers are right-aligned."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -89,7 +87,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """An SVG made by `report_plots` and what it shows."""
+    """An SVG made by `plots`, and its caption."""
 
     svg: Markup
     caption: str
@@ -97,17 +95,21 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page: sentences, then tables, then plots; a folded one shows its title until it is opened."""
+    """One part of the page: sentences, then tables, then plots. A folded one shows only its title until it is opened.
+
+    `warnings` stand at the top of the page.
+    """
 
     title: str
     text: Sequence[str] = ()
     tables: Sequence[Table] = ()
-    plots: Sequence[Plot] = field(default_factory=tuple)
+    plots: Sequence[Plot] = ()
     folded: bool = False
+    warnings: Sequence[str] = ()
 
 
 def figure(value: Any) -> str:
-    """A number as people read it: thousands apart, four significant digits; an absent one as a dash."""
+    """A number as people read it: with thousands separators, or four significant digits; an absent one as a dash."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -118,7 +120,7 @@ def figure(value: Any) -> str:
 
 
 def style(value: Any, numeric: bool) -> Markup:
-    """The class of a cell: numbers stand right, long text keeps a readable width, versions stay whole, alarms show."""
+    """The class of a cell: numbers are right-aligned, long text wraps, versions do not break, alarms stand out."""
     if numeric:
         return Markup(' class="n"')
     if value in ALARMS:
@@ -135,7 +137,6 @@ def render(
     """The whole page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"figure": figure, "style": style}
-    values: Mapping[str, Any] = {
-        "title": title, "fingerprint": fingerprint, "run_id": run_id, "banners": banners, "sections": sections
-    }  # fmt: skip
-    return environment.from_string(_PAGE).render(values)
+    return environment.from_string(_PAGE).render(
+        title=title, fingerprint=fingerprint, run_id=run_id, banners=banners, sections=sections
+    )

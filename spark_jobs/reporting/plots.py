@@ -1,32 +1,34 @@
-"""Plots of the report as inline SVG: transparent, drawn in the page's own text colour, so they follow its theme."""
+"""Plots of the report as inline SVG: transparent, drawn in the page's own text color, so they follow its theme."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Stands for the page's text colour: replaced by `currentColor` in the SVG.
+# Stands for the page's text color: replaced by `currentColor` in the SVG.
 _INK = "#010203"
 _FIRST, _SECOND = "#2a78b5", "#c8641e"  # readable on white and on near-black
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.0, "axes.spines.top": False,
     "axes.spines.right": False, "axes.titlesize": 10.0,
 }  # fmt: skip
 
 
-def _svg(figure: Figure, name: str, title: str) -> str:
-    """The figure as SVG text for a page; `name` keeps the ids of several plots on one page apart."""
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+def _svg(figure: Figure, name: str, title: str) -> Markup:
+    """The figure as SVG for a page; `name` makes its ids differ from those of the other plots."""
+    with matplotlib.rc_context({"svg.hashsalt": name}):
         out = io.BytesIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Title": title})
     text = out.getvalue().decode()
-    return text[text.index("<svg") :].replace(_INK, "currentColor")
+    return Markup(text[text.index("<svg") :].replace(_INK, "currentColor"))
 
 
 def _axes(columns: int, rows: int = 1, height: float = 2.4) -> tuple[Figure, list[Axes]]:
@@ -35,7 +37,7 @@ def _axes(columns: int, rows: int = 1, height: float = 2.4) -> tuple[Figure, lis
     return figure, list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
 
 
-def histograms(name: str, title: str, panels: Sequence[tuple[str, np.ndarray, tuple[float, float]]]) -> str:
+def histograms(name: str, title: str, panels: Sequence[tuple[str, np.ndarray, tuple[float, float]]]) -> Markup:
     """One panel per (label, rows per cell, axis ends)."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(len(panels))
@@ -47,8 +49,8 @@ def histograms(name: str, title: str, panels: Sequence[tuple[str, np.ndarray, tu
         return _svg(figure, name, title)
 
 
-def heat_maps(name: str, title: str, panels: Sequence[tuple[str, str, np.ndarray, Sequence[float]]]) -> str:
-    """One panel per (x label, y label, rows [y x x], extent): log colour, empty cells clear."""
+def heat_maps(name: str, title: str, panels: Sequence[tuple[str, str, np.ndarray, Sequence[float]]]) -> Markup:
+    """One panel per (x label, y label, rows [y x x], extent): log color, empty cells clear."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(len(panels), height=2.9)
         for ax, (x, y, counts, extent) in zip(axes, panels):
@@ -61,14 +63,14 @@ def heat_maps(name: str, title: str, panels: Sequence[tuple[str, str, np.ndarray
         return _svg(figure, name, title)
 
 
-def reliability(name: str, title: str, curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> str:
+def reliability(name: str, title: str, curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> Markup:
     """Click rate against mean label, one line per (label, x, y), and the diagonal of a calibrated label."""
     with matplotlib.rc_context(_STYLE):
         figure, (ax,) = _axes(1, height=3.0)
         top = max([1e-3, *(max([*x, *y]) for _, x, y in curves if len(x))]) * 1.05
         ax.plot([0, top], [0, top], color=_INK, linewidth=0.8, linestyle=":")
-        for (label, x, y), colour in zip(curves, (_FIRST, _SECOND)):
-            ax.plot(x, y, marker="o", markersize=3.5, color=colour, label=label)
+        for (label, x, y), color in zip(curves, (_FIRST, _SECOND)):
+            ax.plot(x, y, marker="o", markersize=3.5, color=color, label=label)
         ax.set_xlabel("mean label of the group")
         ax.set_ylabel("click rate")
         ax.legend(frameon=False)
@@ -77,7 +79,7 @@ def reliability(name: str, title: str, curves: Sequence[tuple[str, Sequence[floa
 
 def weight_error(
     name: str, title: str, weights: Sequence[float], errors: Sequence[float], calibration: Sequence[float]
-) -> str:
+) -> Markup:
     """Error of the label against its weight, by groups of equal size."""
     with matplotlib.rc_context(_STYLE):
         figure, (left, right) = _axes(2)
@@ -89,7 +91,7 @@ def weight_error(
         return _svg(figure, name, title)
 
 
-def code_usage(name: str, title: str, levels: Sequence[Sequence[float]]) -> str:
+def code_usage(name: str, title: str, levels: Sequence[Sequence[float]]) -> Markup:
     """Items per code, most used codes first, one panel per level; the dotted line is even use."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(len(levels))
@@ -101,7 +103,7 @@ def code_usage(name: str, title: str, levels: Sequence[Sequence[float]]) -> str:
         return _svg(figure, name, title)
 
 
-def popularity(name: str, title: str, labels: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
+def popularity(name: str, title: str, labels: Sequence[str], before: Sequence[float], after: Sequence[float]) -> Markup:
     """Share of positives per popularity band before and after down-sampling."""
     with matplotlib.rc_context(_STYLE):
         figure, (ax,) = _axes(1, height=2.6)

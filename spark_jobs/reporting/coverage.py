@@ -1,0 +1,77 @@
+"""Report: which rows became labels, which were refused or left out, and what the monitors said."""
+
+from __future__ import annotations
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.page import Section, Table
+
+FUNNEL = (
+    ("impressions", "exposures accepted"),
+    ("candidates", "recalled pairs accepted"),
+    ("interactions", "positive events of the day"),
+    ("exposed_samples", "exposed pairs"),
+    ("unexposed_samples", "sampled unexposed pairs"),
+    ("anchor_requests", "users whose anchors were missing"),
+    ("score_requests", "blocks of candidates sent to scoring"),
+    ("pair_scores", "distinct pairs scored, all sources"),
+    ("pseudo_labels", "distinct pairs labeled, all sources"),
+    ("training_feed", "rows of the training feed"),
+)
+_MOST_ROWS = 50
+
+
+def funnel(day: Day) -> Section:
+    """Rows of each table, the share of unexposed rows with a label, and why the others have none."""
+    table = Table(("table", "what", "rows"), [(name, what, day.rows(name, day.date)) for name, what in FUNNEL])
+    left_out: dict[str, int] = day.manifest.get("left_out", {})
+    labeled = day.manifest.get("labelled", 0)
+    unexposed = labeled + sum(left_out.values())
+    text = "There are no unexposed rows on this date: the feed holds exposed pairs only."
+    if unexposed:
+        text = f"{labeled:,} of {unexposed:,} unexposed rows have a pseudo-label ({labeled / unexposed:.1%})."
+    reasons = Table(("left out of the feed because of", "rows"), sorted(left_out.items(), key=lambda r: -r[1]))
+    return Section("From rows to labels", [text], [table, *([reasons] if left_out else [])])
+
+
+def quarantine(day: Day) -> Section:
+    """Rows refused by source table and failed check."""
+    found = _listed(failed_checks(day.slice("quarantine")))
+    return Section("Quarantine", [] if found else ["No row of this date was refused."], found)
+
+
+def failed_checks(quarantine: DataFrame) -> DataFrame:
+    """Refused rows by source table and failed check, with one example message each."""
+    checks = quarantine.select("source_table", "occurrences", F.explode("failed_checks").alias("check"))
+    return checks.groupBy("source_table", F.col("check.name").alias("name")).agg(
+        F.sum("occurrences").alias("rows"), F.count(F.lit(1)).alias("distinct_rows"),
+        F.min("check.message").alias("example"),
+    )  # fmt: skip
+
+
+def monitors(day: Day) -> Section:
+    """The monitors' figures; those beyond their bounds are warnings."""
+    columns = ("monitor", "status", "value", "threshold", "reason")
+    found = sorted(day.records("monitors", day.date), key=lambda r: r["monitor"])
+    if not found:
+        return Section("Monitors", ["No monitor looked at this date."])
+    warnings = [r["reason"] for r in found if r["status"] in ("warn", "fail")]
+    return Section("Monitors", tables=[Table(columns, [[r[c] for c in columns] for r in found])], warnings=warnings)
+
+
+def channels(day: Day) -> Section:
+    """Unexposed rows of the feed by recall channel."""
+    by_channel = day.slice("training_feed").where(~F.col("is_exposed")).groupBy("channel")
+    means = by_channel.agg(
+        F.count(F.lit(1)).alias("rows"), F.avg("pseudo_label").alias("mean_label"),
+        F.avg("sample_weight").alias("mean_weight"), F.avg("sampling_probability").alias("mean_probability"),
+    )  # fmt: skip
+    return Section("Unexposed rows by recall channel", tables=_listed(means))
+
+
+def _listed(frame: DataFrame) -> list[Table]:
+    """`frame` as a table, most rows first; no table without rows."""
+    found = frame.orderBy(F.desc("rows"), *frame.columns[:2]).limit(_MOST_ROWS).collect()
+    return [Table(frame.columns, [tuple(r) for r in found])] if found else []

@@ -1,0 +1,63 @@
+"""What the report reads of one run date: its tables at pinned versions, and what earlier runs recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, timedelta
+from typing import Any
+
+from pyspark.sql import DataFrame
+
+from gpl_core.lakehouse.lake import Snapshot
+from spark_jobs.session import SparkStep
+
+
+class Day:
+    """One run date of the lakehouse.
+
+    Attributes:
+        feeds: run date -> details of the newest commit of its slice of training_feed.
+        manifest: those of this date.
+    """
+
+    def __init__(self, step: SparkStep):
+        self.step = step
+        self.context = step.context
+        self.date = step.run_date
+        marks = [m for _, m in self.context.snapshot("training_feed").marks() if m.step == "training_feed"]
+        self.feeds: dict[date, Mapping[str, Any]] = {
+            date.fromisoformat(d): m.details for m in reversed(marks) for d in m.slices
+        }
+        self.manifest = self.feeds.get(self.date, {})
+
+    def rows(self, table: str, day: date) -> int | None:
+        """Rows of one slice by the table's log; None when there is no such table or slice."""
+        if not self.context.has(table):
+            return None
+        snapshot = self.context.snapshot(table)
+        files = snapshot.select(start=day, end=day)
+        if not files and snapshot.mark(day.isoformat()) is None:
+            return None
+        return Snapshot.rows(files)
+
+    def slice(self, table: str) -> DataFrame:
+        """The date's slice, empty when the (optional) table does not exist."""
+        return self.step.read_slice(table) if self.context.has(table) else self.step.empty(table)
+
+    def records(self, table: str, day: date) -> list[dict[str, Any]]:
+        """All rows of one slice of a small (optional) table."""
+        if not self.context.has(table):
+            return []
+        snapshot = self.context.snapshot(table)
+        found: list[dict[str, Any]] = snapshot.read(snapshot.select(start=day, end=day)).to_pylist()
+        return found
+
+    def encoder_version(self, sid_version: str) -> str | None:
+        """The encoder on which a tokenizer was trained."""
+        tokenizer = self.context.artifacts.find("tokenizer", sid_version) if sid_version else None
+        return tokenizer.lineage.get("encoder_version") if tokenizer else None
+
+    def preranker_version(self, day: date) -> str | None:
+        """The pre-ranker trained on the feed of `day`."""
+        found = self.context.artifacts.in_force_or_none("preranker", day + timedelta(days=1))
+        return found.version if found and found.trained_through == day else None

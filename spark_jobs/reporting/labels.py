@@ -1,0 +1,125 @@
+"""Report: how labels, weights and confidence factors are distributed, by histograms that Spark counts in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from spark_jobs.common.calibrators import load_calibrator
+from spark_jobs.reporting import plots
+from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.page import Plot, Section, Table
+
+CELLS = 50
+HEAT_CELLS = 20
+AXES: Mapping[str, tuple[float, float]] = {
+    "pseudo_label": (0.0, 1.0), "weight": (0.0, 4.0), "raw_weight": (0.0, 1.0), "similarity": (-1.0, 1.0),
+    "coherence": (0.0, 1.0), "consistency": (0.0, 1.0), "llm_confidence": (0.0, 1.0),
+}  # fmt: skip
+"""Column of pseudo_labels -> ends of its histogram; values beyond them count in the outer cells."""
+HEATS = (("coherence", "consistency"), ("llm_confidence", "similarity"))
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """Histograms of one date's labels.
+
+    Attributes:
+        histograms: (source, column) -> rows per cell [CELLS] over `AXES[column]`.
+        heats: (x, y) -> unexposed pairs per cell [HEAT_CELLS x HEAT_CELLS], y first.
+        rows, means: source -> pairs; (source, column) -> mean.
+    """
+
+    histograms: Mapping[tuple[str, str], np.ndarray]
+    heats: Mapping[tuple[str, str], np.ndarray]
+    rows: Mapping[str, int]
+    means: Mapping[tuple[str, str], float]
+
+
+def _cell(column: str, cells: int) -> Column:
+    low, high = AXES[column]
+    place = F.floor((F.col(column) - F.lit(low)) * F.lit(cells / (high - low)))
+    return F.least(F.greatest(place, F.lit(0)), F.lit(cells - 1)).cast("int")
+
+
+def distributions(labels: DataFrame) -> Distributions:
+    """Histograms, heat maps and means of one date's pseudo_labels, in one pass."""
+    marks = [F.struct(F.lit(c).alias("name"), _cell(c, CELLS).alias("cell"), F.col(c).alias("value")) for c in AXES]
+    marks += [
+        F.struct(
+            F.lit(f"{x}|{y}").alias("name"),
+            (_cell(y, HEAT_CELLS) * HEAT_CELLS + _cell(x, HEAT_CELLS)).alias("cell"),
+            F.lit(0.0).alias("value"),
+        )
+        for x, y in HEATS
+    ]
+    found = (
+        labels.select("source", F.explode(F.array(*marks)).alias("m"))
+        .groupBy("source", "m.name", "m.cell")
+        .agg(F.count(F.lit(1)).alias("rows"), F.sum("m.value").alias("total"))
+        .collect()
+    )
+    histograms: dict[tuple[str, str], np.ndarray] = {}
+    heats = {pair: np.zeros((HEAT_CELLS, HEAT_CELLS)) for pair in HEATS}
+    totals: dict[tuple[str, str], float] = {}
+    for row in found:
+        if "|" in row["name"]:
+            x, _, y = row["name"].partition("|")
+            if row["source"] == "unexposed":
+                heats[(x, y)][divmod(row["cell"], HEAT_CELLS)] += row["rows"]
+            continue
+        key = (row["source"], row["name"])
+        histograms.setdefault(key, np.zeros(CELLS))[row["cell"]] += row["rows"]
+        totals[key] = totals.get(key, 0.0) + row["total"]
+    rows = {source: int(h.sum()) for (source, name), h in histograms.items() if name == "pseudo_label"}
+    return Distributions(histograms, heats, rows, {k: v / rows[k[0]] for k, v in totals.items()})
+
+
+def section(day: Day) -> Section:
+    """The calibrator, the means by source, and the histograms of the unexposed pairs."""
+    manifest = day.context.artifact("calibrator")
+    calibrator = load_calibrator(day.context.artifacts, manifest)
+    fitted = calibrator.fitted_on
+    text = [
+        f"The calibrator is of kind {calibrator.kind} and aims at a mean label of {fitted.base_rate:.4g} "
+        f"({fitted.source}: {fitted.rows:,} rows, {fitted.first_date} to {fitted.last_date}).",
+    ]
+    if not calibrator.content_only:
+        text.append("It also uses click counts of items and users, so these labels are not content-only.")
+    warnings = [str(manifest.metrics[k]) for k in ("rate_warning", "warning") if k in manifest.metrics]
+    if fitted.source == "exposed":
+        warnings.append("The calibrator was fitted on exposed clicks: the labels repeat exposure bias.")
+    found = distributions(day.step.read_slice("pseudo_labels"))
+    rows = [
+        (source, found.rows[source], *(found.means[(source, c)] for c in AXES))
+        for source in ("unexposed", "exposed", "uniform")
+        if source in found.rows
+    ]
+    drawn = _plots(found) if "unexposed" in found.rows else []
+    if not drawn:
+        text.append("No unexposed pair was labeled.")
+    tables = [Table(("source", "pairs", *AXES), rows)] if rows else []
+    return Section("Labels and weights", text, tables, drawn, warnings=warnings)
+
+
+def _plots(found: Distributions) -> list[Plot]:
+    panels = [(c, found.histograms[("unexposed", c)], AXES[c]) for c in AXES]
+    heats = [(x, y, found.heats[(x, y)], (*AXES[x], *AXES[y])) for x, y in HEATS]
+    return [
+        Plot(
+            plots.histograms("labels", "Labels and weights of unexposed pairs", panels[:3]),
+            "Pseudo-label, scaled weight (the last cell holds those above 4) and raw weight of the unexposed pairs.",
+        ),
+        Plot(
+            plots.histograms("factors", "Similarity and confidence factors of unexposed pairs", panels[3:]),
+            "Similarity to the nearest anchor, and the three confidence factors.",
+        ),
+        Plot(
+            plots.heat_maps("heats", "Pairs of factors", heats),
+            "Unexposed pairs by two factors at once. Brighter cells hold more pairs (logarithmic).",
+        ),
+    ]
