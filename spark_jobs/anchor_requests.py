@@ -8,6 +8,7 @@ from __future__ import annotations
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from spark_jobs.common.columns import only_row
 from spark_jobs.common.histories import cached_anchors, read_latest_sequences, read_scored_pairs, require_model_of
 from spark_jobs.session import SparkStep, job_main
 
@@ -27,16 +28,13 @@ def run(step: SparkStep) -> None:
         "user_id", "sid", "item_index", "length", "sequence_hash", F.lit(sid_version).alias("sid_version"),
         F.lit(model_version).alias("model_version"), F.lit(step.run_date).alias("dt"),
     )  # fmt: skip
-    parts = int(step.spark.conf.get("spark.sql.shuffle.partitions"))
-    # The worker looks only for what the cache has got since.
+    # The worker reads only what was added to the cache since this version.
     known = step.context.state.version("interest_anchors") if step.context.has("interest_anchors") else -1
-    commit = step.write_slice(
-        "anchor_requests", requests.repartition(parts, "user_id"), details={"cache_version": known}
-    )
+    commit = step.write_slice("anchor_requests", step.spread(requests, "user_id"), details={"cache_version": known})
     found = users.join(sequences.select("user_id", "opted_out"), "user_id", "left")
-    total, with_history, without_consent = found.agg(
-        F.count(F.lit(1)), F.count("opted_out"), F.count_if("opted_out")
-    ).first()  # fmt: skip
+    total, with_history, without_consent = only_row(
+        found.agg(F.count(F.lit(1)), F.count("opted_out"), F.count_if("opted_out"))
+    )
     counts = step.context.counts
     counts.rows_in, counts.rows_dropped = total, total - commit.rows
     counts.details = {

@@ -10,10 +10,11 @@ from __future__ import annotations
 from delta.tables import DeltaTable
 from pyspark.sql import functions as F
 
+from gpl_core.commands.maintenance import compactable
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ConflictError
-from gpl_core.graph.compaction import compactable
-from gpl_core.lakehouse.marks import SliceMark
+from gpl_core.lakehouse.lake import SliceMark
+from spark_jobs.common.columns import only_row
 from spark_jobs.session import SparkStep, is_conflict, job_main, spark_path
 
 
@@ -49,8 +50,8 @@ def _optimize(step: SparkStep, contract: Contract) -> dict[str, int]:
                 "optimize again"
             ) from error
         raise
-    gone, come = metrics.first()
-    return {"files_before": gone, "files_after": come}
+    removed, added = only_row(metrics)
+    return {"files_before": removed, "files_after": added}
 
 
 if __name__ == "__main__":

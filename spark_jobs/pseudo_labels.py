@@ -10,50 +10,54 @@ from dataclasses import dataclass
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from gpl_core.conf.sections import Weights
 from gpl_core.errors import ContractError
 from gpl_core.labels.calibration import Calibrator
-from gpl_core.labels.confidence import weight_sql
-from gpl_core.lakehouse.files import rows_in
+from gpl_core.labels.confidence import Exponents, weight_sql
 from spark_jobs.common.calibrators import load_calibrator, require_one_version, with_counts, with_label
+from spark_jobs.common.columns import only_row
 from spark_jobs.session import SparkStep, job_main
 
 
 @dataclass(frozen=True)
 class ScoreFacts:
-    """What one pass over the date's scores tells.
+    """What one pass over the date's scores finds.
 
     Attributes:
-        versions: smallest and largest (model_version, sid_version), None without rows.
+        model_versions, sid_versions: the smallest and the largest, None without rows.
         unexposed: distinct unexposed pairs.
         mean_weight: mean raw weight over them; 0 without any, or when all weights are 0.
     """
 
-    model_versions: tuple[str | None, str | None]
-    sid_versions: tuple[str | None, str | None]
+    model_versions: tuple[str | None, ...]
+    sid_versions: tuple[str | None, ...]
     unexposed: int
     mean_weight: float
 
 
-def score_facts(scores: DataFrame) -> ScoreFacts:
+def exponents_of(weights: Weights) -> Exponents:
+    """The configured exponents of the combined weight."""
+    return Exponents(weights.coherence, weights.consistency, weights.llm_confidence)
+
+
+def score_facts(scores: DataFrame, exponents: Exponents) -> ScoreFacts:
     """One bounded aggregation over `scores`; a (user, item, source) occurs once, so unexposed pairs are distinct."""
     unexposed = F.col("source") == "unexposed"
-    row = scores.agg(
-        F.min("model_version").alias("m0"),
-        F.max("model_version").alias("m1"),
-        F.min("sid_version").alias("s0"),
-        F.max("sid_version").alias("s1"),
-        F.count(F.when(unexposed, 1)).alias("pairs"),
-        F.avg(F.when(unexposed, F.expr(weight_sql()))).alias("weight"),
-    ).first()
-    return ScoreFacts((row["m0"], row["m1"]), (row["s0"], row["s1"]), row["pairs"], row["weight"] or 0.0)
+    *versions, pairs, weight = only_row(
+        scores.agg(
+            F.min("model_version"), F.max("model_version"), F.min("sid_version"), F.max("sid_version"),
+            F.count_if(unexposed), F.avg(F.when(unexposed, F.expr(weight_sql(exponents)))),
+        )
+    )  # fmt: skip
+    return ScoreFacts(tuple(versions[:2]), tuple(versions[2:]), pairs, weight or 0.0)
 
 
-def label_pairs(scores: DataFrame, calibrator: Calibrator, mean_weight: float) -> DataFrame:
+def label_pairs(scores: DataFrame, calibrator: Calibrator, exponents: Exponents, mean_weight: float) -> DataFrame:
     """`scores` with pseudo_label, raw_weight, and weight = raw_weight / mean_weight.
 
     A mean weight of 0 (no pairs, or all weights 0) leaves the weights as they are: 0 stays 0.
     """
-    raw = F.expr(weight_sql())
+    raw = F.expr(weight_sql(exponents))
     scale = F.lit(mean_weight if mean_weight > 0 else 1.0)
     return (
         with_label(scores, calibrator)
@@ -73,53 +77,52 @@ def run(step: SparkStep) -> None:
     context = step.context
     manifest, model = context.artifact("calibrator"), context.artifact("interest_model")
     calibrator = load_calibrator(context.artifacts, manifest)
+    exponents = exponents_of(step.config.labels.weights)
     scores = step.read_slice("pair_scores")
-    facts = score_facts(scores)
+    facts = score_facts(scores, exponents)
 
     day, again = step.run_date, f"run fit_calibrator for {step.run_date} again"
     require_one_version(
         [manifest.lineage.get("model_version", "none")], model.version,
         f"calibrator {manifest.version}", "the interest_model in force", again,
     )  # fmt: skip
-    require_one_version(
-        facts.model_versions, manifest.lineage["model_version"], f"pair_scores dt={day}",
-        f"the model_version of calibrator {manifest.version}", f"run score_candidates for {day}, then fit_calibrator",
-    )  # fmt: skip
-    require_one_version(
-        facts.sid_versions, manifest.lineage["sid_version"], f"pair_scores dt={day}",
-        f"the sid_version of calibrator {manifest.version}", f"run score_candidates for {day}, then fit_calibrator",
-    )  # fmt: skip
+    for kind, found in (("model_version", facts.model_versions), ("sid_version", facts.sid_versions)):
+        require_one_version(
+            found, manifest.lineage[kind], f"pair_scores dt={day}", f"the {kind} of calibrator {manifest.version}",
+            f"run score_candidates for {day}, then fit_calibrator",
+        )  # fmt: skip
 
     pairs = scores
     if calibrator.needs_counts:
         pairs = with_counts(scores, step.read_slice("item_stats"), step.read_slice("user_stats"))
-    labelled = label_pairs(pairs, calibrator, facts.mean_weight)
+    scaled = step.config.labels.weights.scale == "mean"
+    labeled = label_pairs(pairs, calibrator, exponents, facts.mean_weight if scaled else 1.0)
     items = step.read("items")
-    named = with_item_ids(labelled, items).withColumn("calibrator_version", F.lit(manifest.version))
+    named = with_item_ids(labeled, items).withColumn("calibrator_version", F.lit(manifest.version))
 
     contract = context.contract("pseudo_labels")
-    snapshot = context.snapshot("pair_scores")
-    context.counts.rows_in = rows_in(snapshot.select(start=day, end=day))
+    context.counts.rows_in = step.slice_rows("pair_scores")
     details = {
         "calibrator_version": manifest.version, "model_version": model.version, "unexposed_pairs": facts.unexposed,
-        "mean_raw_weight": facts.mean_weight,
+        "mean_raw_weight": facts.mean_weight, "weight_scale": step.config.labels.weights.scale,
     }  # fmt: skip
     context.counts.details |= details
     try:
         commit = step.write_slice("pseudo_labels", named.select(*contract.column_names), details=details)
     except Exception as error:
-        # The table's NOT NULL refuses the commit; say which item it was. Counted here only, where it went wrong.
+        # The table's NOT NULL refused the commit. Find out which item it was, only now that it went wrong.
         missing = with_item_ids(scores, items).where("item_id IS NULL").select("item_index").limit(3).collect()
         if not missing:
             raise
         raise ContractError(
             f"pair_scores dt={day}: item_index {', '.join(str(r['item_index']) for r in missing)} "
-            "is not in table items, or twice; run ingest, score_requests and score_candidates for this date again"
+            "is missing from table items, or there twice; run ingest, score_requests and score_candidates for this "
+            "date again"
         ) from error
     if commit.rows != context.counts.rows_in:
         raise ContractError(
             f"pseudo_labels dt={day}: {commit.rows} rows from {context.counts.rows_in} of pair_scores; "
-            "item_index must occur once in item_stats dt={day}, user_id once in user_stats"
+            f"an item_index must occur once in item_stats dt={day}, and a user_id once in user_stats dt={day}"
         )
 
 

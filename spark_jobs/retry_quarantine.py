@@ -2,8 +2,8 @@
 
     spark-submit … spark_jobs/retry_quarantine.py --config CONFIG --run-date D
 
-A raw slice that changed is ingested anew by `gpl run`. This is for what no raw slice of D shows: items that arrived
-later. The rows go through ingest like any other; only tables that gain some are written, so nothing else turns stale.
+`gpl run` ingests a raw slice again when it changed. This job is for what no raw slice of D shows: items that arrived
+later. The rows go through ingest like any others; only tables that gain rows are written, so nothing else turns stale.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 
 from gpl_core.graph.arguments import parse_arguments
 from spark_jobs import ingest
+from spark_jobs.common.checks import KNOWN_ITEM
 from spark_jobs.session import SparkStep, run_jobs
 
 # Source of a quarantined row -> what ingest makes of it. A click is an interaction too.
@@ -26,8 +27,8 @@ _OUTPUTS = {
 
 
 def repaired(quarantine: DataFrame, items: DataFrame) -> dict[str, int]:
-    """Source table -> rows that failed for an unknown item alone, which is known now."""
-    alone = F.forall("failed_checks", lambda check: check["name"] == "unknown_item")
+    """Source table -> rows that failed only because their item was unknown, and is known now."""
+    alone = F.forall("failed_checks", lambda check: check["name"] == KNOWN_ITEM)
     asked = quarantine.where(alone).withColumn("item_id", F.get_json_object("row_json", "$.item_id"))
     found = asked.join(items.select("item_id"), "item_id", "left_semi")
     sums = found.groupBy("source_table").agg(F.sum("occurrences").alias("rows")).collect()  # one row per raw table
@@ -35,7 +36,7 @@ def repaired(quarantine: DataFrame, items: DataFrame) -> dict[str, int]:
 
 
 def run(step: SparkStep) -> None:
-    """Nothing when no row passes now; ingest as usual when it is due anyway."""
+    """Ingest again if some row would pass now, or if the step is due anyway."""
     context, lake = step.context, step.context.lake
     if context.state.status != "done":
         ingest.run(step)
@@ -50,7 +51,7 @@ def run(step: SparkStep) -> None:
 
 
 if __name__ == "__main__":
-    # Forced: what ingest was made from is the same, so by the tables it is done.
+    # Forced: the inputs of ingest are unchanged, so the planner calls it done.
     run_jobs(
         "retry_quarantine", lambda args: {"ingest": run},
         lambda: replace(parse_arguments("retry_quarantine.py"), force=True),

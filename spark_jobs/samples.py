@@ -15,8 +15,7 @@ from pyspark.sql import functions as F
 
 from gpl_core.config import Config
 from gpl_core.errors import ContractError
-from gpl_core.lakehouse.files import rows_in
-from spark_jobs.common.columns import passthrough_of, with_passthrough
+from spark_jobs.common.columns import only_row, passthrough_of, with_passthrough
 from spark_jobs.common.exclusions import flagged, opted_out, withdrawn_items
 from spark_jobs.session import SparkStep, job_main
 
@@ -39,14 +38,14 @@ def never_exposed(candidates: DataFrame, shown: DataFrame) -> DataFrame:
 def sample_unexposed(candidates: DataFrame, per_request: int, seed: int, many: bool = True) -> DataFrame:
     """At most `per_request` candidates of each request, chosen by hash and stratified by channel.
 
-    Every channel gets the same number, what a small one leaves goes to the larger ones. How many each gets follows
-    from the channels' sizes alone, never from the hash; so sampling_probability = taken / available of the stratum is
-    exact, and the sum of 1 / probability over a request is its number of candidates. A request with more channels
-    than `per_request` is one stratum: else some channel could never be drawn. Which rows are drawn is a function of
-    (request, item, seed): neither file layout nor partition number decides.
+    Every channel gets the same number; what a small channel cannot use goes to the larger ones. How many each gets
+    depends on the channels' sizes alone, never on the hash, so sampling_probability = taken / available of the stratum
+    is exact, and the sum of 1 / probability over a request is its number of candidates. A request with more channels
+    than `per_request` is one stratum; otherwise some channels could never be drawn. Which rows are drawn is a function
+    of (request, item, seed): neither file layout nor partition number decides.
 
     Args:
-        many: whether some request may have more channels than `per_request`; finding them sorts all rows once more.
+        many: whether some request may have more channels than `per_request`; finding them takes another sort.
     """
     request = Window.partitionBy("request_id")
     stratum = Window.partitionBy("request_id", "_stratum")
@@ -72,7 +71,7 @@ def sample_unexposed(candidates: DataFrame, per_request: int, seed: int, many: b
 
 
 def _place() -> Column:
-    """When a row is dealt: round r deals the r-th row of every stratum, large strata, which get the odd rows, first."""
+    """When a row is dealt: round r deals the r-th row of every stratum, largest stratum first."""
     turn = F.col("_round")
 
     def dealt_before_or_now(sum_: Column, stratum: Column) -> Column:
@@ -92,22 +91,20 @@ def run(step: SparkStep) -> None:
     exposed_contract = with_passthrough("exposed_samples", config)
     commit = step.write_slice("exposed_samples", exposed_rows(today, config), contract=exposed_contract)
 
-    days = config.samples.exposure_window_days
-    window = impressions.where(
-        F.col("dt").between(F.lit(step.run_date - timedelta(days=days - 1)), F.lit(step.run_date))
-    )
+    start = step.run_date - timedelta(days=config.samples.exposure_window_days - 1)
+    window = impressions.where(F.col("dt").between(F.lit(start), F.lit(step.run_date)))
     offered = step.read_slice("candidates", with_passthrough("candidates", config))
     most = config.samples.unexposed_per_request
-    # Of the slice as it lies: one column is read, and no exclusion is joined twice.
-    many = offered.agg(F.count_distinct("channel")).first()[0] > most
+    # Counted before any join: this reads one column.
+    many = only_row(offered.agg(F.count_distinct("channel")))[0] > most
     withdrawn = every = 0
     if (gone := withdrawn_items(step)) is not None:
         both = offered.select("item_index", F.lit(1).alias("n")).union(today.select("item_index", F.lit(0).alias("n")))
         sums = F.coalesce(F.sum("n"), F.lit(0)), F.count("n")
-        withdrawn, every = both.join(gone, "item_index", "left_semi").agg(*sums).first()
+        withdrawn, every = only_row(both.join(gone, "item_index", "left_semi").agg(*sums))
         offered = offered.join(gone, "item_index", "left_anti")
     drawn = sample_unexposed(never_exposed(offered, window), most, config.run.seed, many)
-    # All of a request are one user's: leaving them out after the draw changes no other one, and looks at fewer rows.
+    # A request belongs to one user: leaving users out after the draw affects no other request, and joins fewer rows.
     chosen = flagged(drawn, opted_out(step), "user_id", "opted_out")
     rows = chosen.select(
         "request_id", "item_id", "user_id", "item_index", "channel", "sampling_probability", "event_time", "dt",
@@ -122,13 +119,12 @@ def run(step: SparkStep) -> None:
     )
     rows = rows.where(~F.col("opted_out")).drop("opted_out")
     written = step.write_slice("unexposed_samples", rows, contract=with_passthrough("unexposed_samples", config))
-    snapshot = context.snapshot("candidates")
-    recalled = rows_in(snapshot.select(start=step.run_date, end=step.run_date))
+    recalled = step.slice_rows("candidates")
     unexposed, without_consent = round(observed.get["population"]), round(observed.get["opted_out"])
     if not written.rows <= unexposed - without_consent <= recalled - withdrawn:
         raise ContractError(
             f"table unexposed_samples: {written.rows} rows drawn stand for {unexposed} of {recalled} candidates, which "
-            "cannot be. This is a defect of samples, report it"
+            "is impossible. This is a defect of samples, report it"
         )
     counts = context.counts
     counts.rows_in = recalled + commit.rows

@@ -14,14 +14,14 @@ from spark_jobs.session import SparkStep, job_main
 
 
 def candidate_blocks(pairs: DataFrame, size: int) -> DataFrame:
-    """The distinct (user_id, item_index, source) of `pairs` as blocks of at most `size` items, -1 padded.
+    """The distinct (user_id, item_index, source) of `pairs` as blocks of at most `size` items, padded with -1.
 
-    A user with many candidates becomes many rows, so that no row, and no rank, grows with the hottest user. One block
-    of each user has `is_first`.
+    A user with many candidates becomes many rows, so that neither a row nor a rank grows with the most active user.
+    One block of each user has `is_first`.
     """
     by_source = Window.partitionBy("user_id").orderBy("source", "item_index")
     within = Window.partitionBy("user_id", "source").orderBy("item_index")
-    # One exchange and one sort serve all that follows.
+    # One exchange and one sort serve everything below.
     distinct = pairs.repartition("user_id").distinct()
     placed = distinct.withColumn("is_first", F.row_number().over(by_source) == 1).withColumn(
         "block", F.floor((F.row_number().over(within) - 1) / size).cast("int")
@@ -43,9 +43,7 @@ def run(step: SparkStep) -> None:
         "is_known", has_anchors
     )
     blocks = candidate_blocks(read_scored_pairs(step), step.config.labels.block_size)
-    # As many files as shuffle partitions, so that every rank gets some.
-    parts = int(step.spark.conf.get("spark.sql.shuffle.partitions"))
-    spread = blocks.join(users, "user_id", "left").repartition(parts, "user_id", "source", "block")
+    spread = step.spread(blocks.join(users, "user_id", "left"), "user_id", "source", "block")
     observed = Observation(f"score_requests_{step.run_date}_{step.context.run_id}")
     wanted = F.size(F.filter("candidates", lambda c: c >= 0))
     counted = {
@@ -53,7 +51,7 @@ def run(step: SparkStep) -> None:
         "users": F.count_if("is_first"), "known": F.count_if(F.col("is_first") & F.col("is_known")),
         "users_opted_out": F.count_if(F.col("is_first") & F.col("opted_out")),
     }  # fmt: skip
-    # After the last exchange: a lost executor's tasks before it are computed again, and would be counted again.
+    # After the last exchange: tasks before it are repeated when an executor is lost, and would count twice.
     seen = spread.observe(observed, *[F.coalesce(c, F.lit(0)).alias(name) for name, c in counted.items()])
     requests = seen.where("is_known").select(
         "user_id", "source", "block", "anchor_sids", "log_prob", "prefixes", "prefix_log_probs", "history",

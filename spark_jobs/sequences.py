@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
-from pyspark.sql import Column, DataFrame, Observation, Window
+from pyspark.sql import DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
-from gpl_core.lakehouse.marks import SliceMark
-from gpl_core.lakehouse.snapshot import Snapshot
+from gpl_core.lakehouse.lake import Snapshot
 from spark_jobs.common.columns import broadcast_if_few, padded, sids_in_force, unit_hash
+from spark_jobs.common.histories import slice_marks
 from spark_jobs.session import SparkStep, job_main
 
 _ORDER = ("event_time", "item_index", "kind")
@@ -39,16 +39,12 @@ def choose_base(
     """The newest slice before `run_date` that a new one may build on, unless the next snapshot is due.
 
     Args:
-        made_from: what a slice's mark must say alike: sid_version and settings.
+        made_from: the sid_version and settings that a slice's mark must have.
         events: date -> digest of the interactions as they are now. A base that saw other rows of a date before it
-            (late or corrected data) cannot be built on: whose sequence that changed is not known.
+            (late or corrected data) cannot be built on: it is unknown whose sequences that changed.
     """
-    marks: dict[date, SliceMark] = {}
-    for _, mark in table.marks() if table else ():
-        for name in mark.slices:
-            marks.setdefault(date.fromisoformat(name), mark)
-    alike = {d: m.details for d, m in marks.items() if all(m.details.get(k) == v for k, v in made_from.items())}
-    usable = {d: details for d, details in alike.items() if d < run_date}
+    before = {d: m.details for d, m in slice_marks(table).items() if d < run_date}
+    usable = {d: details for d, details in before.items() if made_from.items() <= details.items()}
     snapshots = [d for d, details in usable.items() if details.get("snapshot")]
     if not snapshots or (run_date - max(snapshots)).days >= snapshot_every:
         return Base(None, snapshot=True)
@@ -67,9 +63,8 @@ def event_digests(table: Snapshot, start: date, end: date) -> dict[str, str]:
 
 def moved_items(now: DataFrame, then: DataFrame) -> DataFrame:
     """item_index of the items whose semantic ID in force differs between two states of item_sids."""
-    key = ["item_index", "sid"]
-    new, gone = now.join(then, key, "left_anti"), then.join(now, key, "left_anti")
-    return new.select("item_index").union(gone.select("item_index")).distinct()
+    both = now.join(then.withColumnRenamed("sid", "_then"), "item_index", "full")
+    return both.where(~F.col("sid").eqNullSafe(F.col("_then"))).select("item_index")
 
 
 def changed_users(interactions: DataFrame, base: date, run_date: date, history_days: int) -> DataFrame:
@@ -101,8 +96,8 @@ def build_sequences(
     text = F.concat_ws(",", F.lit(sid_version), items.cast("array<string>"), flat_sid.cast("array<string>"))
     return users.select(
         "user_id",
-        _int_padded(flat_sid, length * levels).alias("sid"),
-        _int_padded(items, length).alias("item_index"),
+        padded(flat_sid, length * levels, F.lit(-1)).alias("sid"),
+        padded(items, length, F.lit(-1)).alias("item_index"),
         padded(F.col("events.keep_u"), length, F.lit(-1.0).cast("float")).alias("keep_u"),
         F.size("events").alias("length"),
         F.unix_micros(F.element_at(F.col("events.event_time"), -1)).alias("last_event_time"),
@@ -113,44 +108,36 @@ def build_sequences(
     )
 
 
-def _int_padded(array: Column, length: int) -> Column:
-    return padded(array, length, F.lit(-1))
-
-
 @dataclass(frozen=True)
-class Counted:
-    """What counts of a run date are made of: days of the two windows that end before it."""
+class CountWindows:
+    """What the counts of a run date are made of: the days of two windows that end before it."""
 
     run_date: date
     liked_days: int
     shown_days: int
 
     @property
-    def windows(self) -> Mapping[str, int]:
-        """Table -> days."""
+    def days(self) -> Mapping[str, int]:
+        """Table -> days of its window."""
         return {"interactions": self.liked_days, "impressions": self.shown_days}
 
     def digests(self, tables: Mapping[str, Snapshot], run_date: date) -> dict[str, dict[str, str]]:
         """Digests of every date that counts of `run_date` see, as the tables are now."""
         last = run_date - timedelta(days=1)
-        return {t: event_digests(tables[t], run_date - timedelta(days=n), last) for t, n in self.windows.items()}
+        return {t: event_digests(tables[t], run_date - timedelta(days=n), last) for t, n in self.days.items()}
 
     def base(self, table: Snapshot | None, tables: Mapping[str, Snapshot], reach: int) -> date | None:
-        """The newest slice, at most `reach` days old, whose dates still have the rows it saw; None: count anew."""
-        marks: dict[str, SliceMark] = {}
-        for _, mark in table.marks() if table else ():  # newest first
-            for name in mark.slices:
-                marks.setdefault(name, mark)
+        """The newest slice, at most `reach` days old, whose dates still have the rows it saw; None: count all rows."""
+        marks = slice_marks(table)
         for days in range(1, min(reach + 1, self.liked_days, self.shown_days)):
             day = self.run_date - timedelta(days=days)
-            mark = marks.get(day.isoformat())
-            if mark is not None and mark.details.get("saw") == self.digests(tables, day):
+            if day in marks and marks[day].details.get("saw") == self.digests(tables, day):
                 return day
         return None
 
     def events(self, step: SparkStep, table: str, base: date | None) -> DataFrame:
         """Rows of the window with `sign` 1; with a base those that came since then, and with -1 those that left."""
-        window, last = timedelta(days=self.windows[table]), self.run_date - timedelta(days=1)
+        window, last = timedelta(days=self.days[table]), self.run_date - timedelta(days=1)
         if base is None:
             return step.read_dates(table, self.run_date - window, last).withColumn("sign", F.lit(1))
         came, left = F.col("dt") >= F.lit(base), F.col("dt") < F.lit(self.run_date - window)
@@ -175,15 +162,15 @@ def count_stats(liked: DataFrame, shown: DataFrame, before: DataFrame | None, ke
 
 
 def write_counts(step: SparkStep) -> None:
-    """item_stats and user_stats: positives over the window that the sequences come from, exposures over their own."""
+    """item_stats and user_stats: positives over the sequences' window, exposures over `sequences.stats_days`."""
     lake, config, day = step.context.lake, step.config.sequences, step.run_date
-    counted = Counted(day, config.history_days, config.stats_days)
-    tables = {t: step.context.snapshot(t) for t in counted.windows}
-    saw = counted.digests(tables, day)
+    windows = CountWindows(day, config.history_days, config.stats_days)
+    tables = {t: step.context.snapshot(t) for t in windows.days}
+    saw = windows.digests(tables, day)
     for table, key in (("item_stats", "item_index"), ("user_stats", "user_id")):
         own = lake.open(table) if lake.exists(table) else None
-        base = counted.base(own, tables, config.snapshot_every)
-        liked, shown = (counted.events(step, t, base) for t in counted.windows)
+        base = windows.base(own, tables, config.snapshot_every)
+        liked, shown = (windows.events(step, t, base) for t in windows.days)
         before = None
         if own is not None and base is not None:
             before = step.read_version(table, own.version).where(F.col("dt") == F.lit(base))
@@ -210,7 +197,7 @@ def run(step: SparkStep) -> None:
     sids = sids_in_force(step.read("item_sids"), sid_version)
     events = step.read_dates("interactions", day - window, yesterday)
     if base.day is not None:
-        # What left the window since the base is read to find its users, not to enter their sequences.
+        # Events that left the window since the base are read only to find their users.
         seen = step.read_dates("interactions", base.day - window, yesterday)
         users = changed_users(seen, base.day, day, config.history_days)
         if sids_version != base.item_sids:
@@ -220,15 +207,8 @@ def run(step: SparkStep) -> None:
         users = users.persist()
         events = events.join(broadcast_if_few(users, users.count()), "user_id", "left_semi")
     observed = Observation(f"sequences_{day}_{context.run_id}")
-    with_sid = (
-        events.join(sids, "item_index", "left")
-        .observe(
-            observed,
-            F.count(F.lit(1)).alias("events"),
-            F.count(F.when(F.col("sid").isNull(), 1)).alias("without_sid"),
-        )
-        .where("sid IS NOT NULL")
-    )
+    found = F.count(F.lit(1)).alias("events"), F.count_if(F.col("sid").isNull()).alias("without_sid")
+    with_sid = events.join(sids, "item_index", "left").observe(observed, *found).where("sid IS NOT NULL")
     rows = build_sequences(
         with_sid, sid_version=sid_version, levels=step.config.tokenizer.levels, length=config.max_length,
         seed=step.config.run.seed, run_date=day,
@@ -237,14 +217,9 @@ def run(step: SparkStep) -> None:
         **made_from, "snapshot": base.snapshot, "base": base.day.isoformat() if base.day else "",
         "item_sids": sids_version,
     }  # fmt: skip
-    # As many files as shuffle partitions, so that every rank of a trainer gets some.
-    parts = int(step.spark.conf.get("spark.sql.shuffle.partitions"))
-    step.write_slice("user_sequences", rows.repartition(parts, "user_id"), details={**details, "events": digests})
-    found = observed.get
-    context.counts.rows_in = found["events"]
-    context.counts.rows_dropped = found["without_sid"]
-    context.counts.details = {**details, "events_without_sid": found["without_sid"]}
-
+    step.write_slice("user_sequences", step.spread(rows, "user_id"), details={**details, "events": digests})
+    context.counts.rows_in, context.counts.rows_dropped = observed.get["events"], observed.get["without_sid"]
+    context.counts.details = {**details, "events_without_sid": observed.get["without_sid"]}
     write_counts(step)
 
 

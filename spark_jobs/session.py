@@ -58,7 +58,6 @@ def start_session(name: str) -> SparkSession:
         UsageError: Delta's jars are not on the class path.
     """
     builder = SparkSession.builder.appName(f"gpl-{name}")
-    spark = None
     given = _launcher_settings()
     local = given.get("spark.master", "").startswith("local")
     for key, value in {**_DEFAULTS, **(_LOCAL_DEFAULTS if local else {}), **_object_store()}.items():
@@ -66,11 +65,10 @@ def start_session(name: str) -> SparkSession:
             builder = builder.config(key, value)
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel(given.get("spark.log.level", _DEFAULTS["spark.log.level"]))
+    jvm: Any = spark._jvm
+    loader = jvm.java.lang.Thread.currentThread().getContextClassLoader()
     try:
-        spark._jvm.java.lang.Class.forName(
-            "io.delta.sql.DeltaSparkSessionExtension", False,
-            spark._jvm.java.lang.Thread.currentThread().getContextClassLoader(),
-        )  # fmt: skip
+        jvm.java.lang.Class.forName("io.delta.sql.DeltaSparkSessionExtension", False, loader)
     except Exception:
         spark.stop()
         raise UsageError(
@@ -164,6 +162,17 @@ class SparkStep:
         """The run date's partition of an input table at its pinned version."""
         return self.read_dates(table, self.run_date, self.run_date, contract)
 
+    def slice_rows(self, table: str) -> int:
+        """Rows of the run date's slice of an input table by its log; 0 where the (optional) table does not exist."""
+        if not self.context.has(table):
+            return 0
+        snapshot = self.context.snapshot(table)
+        return snapshot.rows(snapshot.select(start=self.run_date, end=self.run_date))
+
+    def spread(self, frame: DataFrame, *columns: str) -> DataFrame:
+        """`frame` in as many files as there are shuffle partitions, so that every rank of a worker gets some."""
+        return frame.repartition(int(str(self.spark.conf.get("spark.sql.shuffle.partitions"))), *columns)
+
     def _checked(self, frame: DataFrame, contract: Contract) -> DataFrame:
         problems = schema_drift(contract, frame.schema)
         if problems:
@@ -210,7 +219,7 @@ class SparkStep:
             listing = ", ".join(f"{c.name} {c.type} COMMENT '{c.comment}'" for c in new)
             self.spark.sql(f"ALTER TABLE delta.`{uri}` ADD COLUMNS ({listing})")
 
-    def merge(self, contract: Contract, execute: Callable[[DeltaTable], None], since: int) -> Commit:
+    def merge(self, contract: Contract, execute: Callable[[DeltaTable], object], since: int) -> Commit:
         """Run `execute` (a Delta MERGE) on the table of `contract` as one marked commit.
 
         Raises:

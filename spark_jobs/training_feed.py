@@ -8,17 +8,15 @@ without a label is left out and counted by reason; an exposed pair never gets a 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from gpl_core.config import Config
 from gpl_core.errors import ContractError, GateError
-from gpl_core.lakehouse.files import rows_in
 from spark_jobs.common.calibrators import require_one_version
-from spark_jobs.common.columns import micros, passthrough_of, sids_in_force, with_passthrough
+from spark_jobs.common.columns import micros, only_row, passthrough_of, sids_in_force, with_passthrough
 from spark_jobs.common.manifests import check_compatible, ensure_manifest, schema_hash, schema_of
 from spark_jobs.common.monitors import watch
 from spark_jobs.session import SparkStep, job_main
@@ -27,11 +25,12 @@ PAIR = ["user_id", "item_index"]
 FACTORS = ("coherence", "consistency", "llm_confidence")
 NO_HISTORY, NO_ANCHORS, NO_EMBEDDING, OTHER = "no history", "no anchors", "no embedding", "other"
 LATE, REFUSED = "labels late", "a monitor refused"
+_RECORDED = ("exposed", "random", "labelled", "left_out", "label_sum", "pseudo_label_sum", "weight_sum")
 
 
 @dataclass(frozen=True)
-class FeedFacts:
-    """What is known of the date's pairs before anything is written.
+class FeedSlice:
+    """What is known about the date's pairs before anything is written.
 
     Attributes:
         exposed, labelled: rows that reach the feed.
@@ -48,20 +47,17 @@ class FeedFacts:
     label_sum: float
     pseudo_label_sum: float
     weight_sum: float
-    model_versions: tuple[str | None, str | None]
-    sid_versions: tuple[str | None, str | None]
-    calibrator_versions: tuple[str | None, str | None]
+    model_versions: tuple[str | None, ...]
+    sid_versions: tuple[str | None, ...]
+    calibrator_versions: tuple[str | None, ...]
 
-    def exposed_only(self, late: bool) -> FeedFacts:
-        """Facts of the slice without its unexposed rows; without labels none of them could have had one."""
+    def exposed_only(self, late: bool) -> FeedSlice:
+        """The slice without its unexposed rows: labels are late, or a monitor refused."""
         left_out = {LATE: sum(self.left_out.values())} if late else {**self.left_out, REFUSED: self.labelled}
         return replace(
             self, labelled=0, left_out={k: v for k, v in left_out.items() if v}, pseudo_label_sum=0.0,
-            weight_sum=float(self.exposed), model_versions=(None, None), calibrator_versions=(None, None),
+            weight_sum=float(self.exposed), model_versions=(None,), calibrator_versions=(None,),
         )  # fmt: skip
-
-
-# ---- DataFrame functions -----------------------------------------------------------------------------------------
 
 
 def labels_of(pseudo_labels: DataFrame) -> DataFrame:
@@ -96,8 +92,8 @@ def unlabelled_reasons(
     """`pairs` (user_id, item_index, …) with the column `reason`: why the pair has no label.
 
     Args:
-        histories: user_id of users with a usable history; None when it is not known.
-        asked: user_id of users whose unexposed candidates were sent to scoring.
+        histories: user_id of users with a usable history; None when that is unknown.
+        asked: user_id of users whose unexposed candidates were sent to scoring; None when that is unknown.
         rejects: key of what scoring had to leave out: user_id=… or item_index=….
     """
     user, item = F.col("user_id"), F.col("item_index").cast("string")
@@ -126,33 +122,26 @@ def _flagged(
 
 
 def exposed_rows(exposed: DataFrame, config: Config) -> DataFrame:
-    """The feed's columns (without sid, versions and shuffle key) of exposed pairs."""
-    nothing = F.lit(0.0).cast("float")
+    """The feed's columns (without sid, versions and shuffle key) of exposed pairs; the writer casts them."""
+    zero, one, empty = F.lit(0.0), F.lit(1.0), F.lit("")
     return exposed.select(
-        "request_id", "item_id", *reversed(PAIR),
-        F.lit(True).alias("is_exposed"), "is_random", F.lit(True).alias("has_label"),
-        F.col("label").cast("float").alias("label"), nothing.alias("pseudo_label"),
-        F.col("label").cast("float").alias("target"), F.lit(1.0).cast("float").alias("sample_weight"),
-        F.lit(1.0).cast("float").alias("sampling_probability"), *[nothing.alias(f) for f in FACTORS],
-        F.lit("").alias("channel"), "position", micros("event_time").alias("event_time"),
-        F.lit("").alias("model_version"), F.lit("").alias("calibrator_version"), "dt",
-        *passthrough_of(exposed, config),
+        "request_id", "item_id", "user_id", "item_index", F.lit(True).alias("is_exposed"), "is_random",
+        F.lit(True).alias("has_label"), "label", zero.alias("pseudo_label"), F.col("label").alias("target"),
+        one.alias("sample_weight"), one.alias("sampling_probability"), *[zero.alias(f) for f in FACTORS],
+        empty.alias("channel"), "position", micros("event_time").alias("event_time"), empty.alias("model_version"),
+        empty.alias("calibrator_version"), "dt", *passthrough_of(exposed, config),
     )  # fmt: skip
 
 
 def unexposed_rows(found: DataFrame, config: Config) -> DataFrame:
     """The same columns of unexposed rows with their label."""
-    nothing = F.lit(0.0).cast("float")
+    no = F.lit(False)
     return found.select(
-        "request_id", "item_id", *reversed(PAIR),
-        F.lit(False).alias("is_exposed"), F.lit(False).alias("is_random"), F.lit(False).alias("has_label"),
-        nothing.alias("label"), "pseudo_label", F.col("pseudo_label").alias("target"),
-        F.col("weight").alias("sample_weight"),
-        F.col("sampling_probability").cast("float").alias("sampling_probability"),
-        *[F.col(f).cast("float").alias(f) for f in FACTORS],
-        "channel", F.lit(-1).alias("position"), micros("event_time").alias("event_time"),
-        "model_version", "calibrator_version", "dt",
-        *passthrough_of(found, config),
+        "request_id", "item_id", "user_id", "item_index", no.alias("is_exposed"), no.alias("is_random"),
+        no.alias("has_label"), F.lit(0).alias("label"), "pseudo_label", F.col("pseudo_label").alias("target"),
+        F.col("weight").alias("sample_weight"), "sampling_probability", *FACTORS, "channel",
+        F.lit(-1).alias("position"), micros("event_time").alias("event_time"), "model_version", "calibrator_version",
+        "dt", *passthrough_of(found, config),
     )  # fmt: skip
 
 
@@ -176,15 +165,12 @@ def shuffled(rows: DataFrame, count: int, rows_per_file: int) -> DataFrame:
     return rows.repartition(files, "shuffle_key").sortWithinPartitions("dt", "shuffle_key", "request_id", "item_id")
 
 
-# ---- orchestration -----------------------------------------------------------------------------------------------
-
-
 def feed_facts(
     exposed: DataFrame, unexposed: DataFrame, labels: DataFrame, reasons: dict[str, DataFrame | None]
-) -> FeedFacts:
-    """Bounded aggregations. Labelled pairs fall into one group, the others keep their names to look up why."""
+) -> FeedSlice:
+    """Bounded aggregations. Labeled pairs fall into one group; the others keep their keys, to look up why."""
     seen = exposed.agg(
-        F.count(F.lit(1)).alias("exposed"), F.count(F.when(F.col("is_random"), 1)).alias("random"),
+        F.count(F.lit(1)).alias("exposed"), F.count_if("is_random").alias("random"),
         F.coalesce(F.sum("label"), F.lit(0)).alias("clicks"),
     )  # fmt: skip
     kinds = ("model_version", "sid_version", "calibrator_version")
@@ -202,15 +188,14 @@ def feed_facts(
             F.sum(F.col("rows") * F.col("weight")).alias("weights"),
         )
     )
-    told = unlabelled_reasons(groups, **reasons)
     names = (NO_HISTORY, NO_ANCHORS, NO_EMBEDDING, OTHER)
-    total = told.agg(
+    total = unlabelled_reasons(groups, **reasons).agg(
         *[F.coalesce(F.sum(F.when(F.col("reason") == n, F.col("missing"))), F.lit(0)).alias(n) for n in names],
         *[F.coalesce(F.sum(c), F.lit(0)).alias(c) for c in ("labelled", "shown", "labels", "weights")],
     )
-    row = total.crossJoin(seen).crossJoin(versions).first()  # one row each
+    row = only_row(total.crossJoin(seen).crossJoin(versions))  # one row each
     model, sid, calibrator = ((row[f"min_{v}"], row[f"max_{v}"]) for v in kinds)
-    return FeedFacts(
+    return FeedSlice(
         exposed=row["exposed"], random=row["random"], labelled=row["labelled"],
         left_out={n: row[n] for n in names if row[n]}, shown=row["shown"], label_sum=float(row["clicks"]),
         pseudo_label_sum=float(row["labels"]), weight_sum=float(row["weights"]) + row["exposed"],
@@ -232,11 +217,11 @@ def reason_tables(step: SparkStep, sid_version: str) -> dict[str, DataFrame | No
     return {"histories": histories, "asked": asked, "rejects": rejects}
 
 
-def check_facts(facts: FeedFacts, step: SparkStep, sid_version: str, rows_in: int) -> None:
+def check_facts(facts: FeedSlice, step: SparkStep, sid_version: str, rows_in: int) -> None:
     """Refuse what must not reach a trainer, before anything is written.
 
     Raises:
-        LineageError: labels of another tokeniser, or of more than one model or calibrator.
+        LineageError: labels of another tokenizer, or of more than one model or calibrator.
         ContractError: an exposed pair among the unexposed ones, or a pair with two labels.
     """
     day = step.run_date
@@ -265,11 +250,9 @@ def run(step: SparkStep) -> None:
     check_compatible(context.lake, contract)
     exposed, unexposed = step.read_slice("exposed_samples"), step.read_slice("unexposed_samples")
     late = not context.has("pseudo_labels")  # by feed.publish the slice need not be there
-    labels = step.empty("pseudo_labels") if late else step.read_slice("pseudo_labels")
-    labels = labels_of(labels)
+    labels = labels_of(step.empty("pseudo_labels") if late else step.read_slice("pseudo_labels"))
     facts = feed_facts(exposed, unexposed, labels, reason_tables(step, sid_version))
-    snapshots = [context.snapshot(t) for t in ("exposed_samples", "unexposed_samples")]
-    context.counts.rows_in = sum(rows_in(s.select(start=day, end=day)) for s in snapshots)
+    context.counts.rows_in = step.slice_rows("exposed_samples") + step.slice_rows("unexposed_samples")
     check_facts(facts, step, sid_version, context.counts.rows_in)
     completeness = {"rows": "complete", "because": ""}
     rows = exposed_rows(exposed, config)
@@ -282,7 +265,7 @@ def run(step: SparkStep) -> None:
     count = facts.exposed + facts.labelled
     feed = shuffled(finish(rows, sids, sid_version, config.tokenizer.levels), count, config.feed.rows_per_file)
     details = {
-        "rows": count, **_plain(facts), "completeness": completeness, "schema": schema_of(contract),
+        "rows": count, **{name: getattr(facts, name) for name in _RECORDED}, "completeness": completeness, "schema": schema_of(contract),
         "schema_hash": schema_hash(contract), "contract_version": contract.version,
         "versions": {
             "sid_version": sid_version, "model_version": facts.model_versions[0] or "",
@@ -297,7 +280,7 @@ def run(step: SparkStep) -> None:
     ensure_manifest(context.lake, day, contract)
 
 
-def _incomplete(step: SparkStep, facts: FeedFacts, late: bool) -> str | None:
+def _incomplete(step: SparkStep, facts: FeedSlice, late: bool) -> str | None:
     """Why only exposed rows are published; None when the slice is complete.
 
     Raises:
@@ -313,11 +296,6 @@ def _incomplete(step: SparkStep, facts: FeedFacts, late: bool) -> str | None:
             "figures are in table monitors; correct the cause, or change the configuration's section monitors"
         )
     return "; ".join(refused) or None
-
-
-def _plain(facts: FeedFacts) -> dict[str, Any]:
-    names = ("exposed", "random", "labelled", "left_out", "label_sum", "pseudo_label_sum", "weight_sum")
-    return {k: v for k, v in asdict(facts).items() if k in names}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Row checks of raw tables: cast to the contract's types, name every check a row fails, find duplicate keys.
 
-A checked frame has the contract's typed columns and `_raw`, the row as it came (a struct). A bad row is told with
-`_failed`: an array of struct<name, message, columns>, one per check that it fails.
+A checked frame has the contract's typed columns and `_raw`, the row as it came (a struct). A bad row also has `_failed`:
+an array of struct<name, message, columns>, one per check that it fails. A check is named after what must hold:
+`user_id_is_not_null`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from spark_jobs.common.columns import broadcast_if_few
 from spark_jobs.session import spark_schema
 
 RAW, BAD, HASH, FAILED, KEY = "_raw", "_bad", "_hash", "_failed", "_key"
+KNOWN_ITEM = "item_id_is_known"
 _IDS = ("request_id", "item_id", "user_id", "channel", "kind")
 
 
@@ -57,8 +59,8 @@ def _failure(name: str, message: Column, columns: Sequence[str]) -> Column:
 class Checked:
     """Typed rows and their checks. `rows` has `_raw`, `_bad` (some check fails) and `_hash` (of the whole row).
 
-    `bare` are the same rows without columns of other tables. Messages are made for the rows that go to quarantine only:
-    good rows pay for the conditions, not for the words.
+    `bare` are the same rows without columns of other tables. Messages are built only for rows that go to quarantine:
+    good rows cost only the conditions.
     """
 
     rows: DataFrame
@@ -77,14 +79,19 @@ def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Chec
     """(`raw` in the contract's types beside `_raw`, the checks that need no other table).
 
     A column of another, castable type is cast row by row; a row whose value does not survive the cast fails
-    `wrong_type`. Columns that the contract allows to be null may be missing.
+    `<column>_has_valid_type`. Columns that the contract allows to be null may be missing.
 
     Raises:
-        ContractError: a column is missing, or of a type that no cast can mend; shows both, column by column.
+        ContractError: a column is missing, or its type cannot be cast; shows both types, column by column.
     """
     problems: list[str] = []
     typed: list[Column] = []
     checks: list[Check] = []
+
+    def check(bad: Column, rule: str, message: Column | str) -> None:
+        text = F.lit(f"{field.name} {message}") if isinstance(message, str) else message
+        checks.append(Check(bad, f"{field.name}_{rule}", text, (field.name,)))
+
     for field in spark_schema(contract):
         column = contract.column(field.name)
         if field.name not in raw.columns:
@@ -99,27 +106,22 @@ def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Chec
             typed.append(source.alias(field.name))
         elif castable(have, field.dataType):
             typed.append(_cast(source, have, field.dataType).alias(field.name))
-            message = F.concat(F.lit("'"), source.cast("string"), F.lit(f"' is not a {column.type}"))
             lost = F.col(field.name).isNull() & source.isNotNull()
-            checks.append(Check(lost, "wrong_type", message, (field.name,)))
+            message = F.concat(F.lit("'"), source.cast("string"), F.lit(f"' is not a {column.type}"))
+            check(lost, "has_valid_type", message)
         else:
             kinds = f"{have.simpleString()}, expected {field.dataType.simpleString()}"
-            problems.append(f"column '{field.name}' is {kinds}: no cast mends it")
+            problems.append(f"column '{field.name}' is {kinds}, and cannot be cast")
         if not column.nullable:
-            message = F.lit(f"{field.name} is null")
-            checks.append(Check(source.isNull(), "null_value", message, (field.name,)))
+            check(source.isNull(), "is_not_null", "is null")
         if field.name in _IDS and isinstance(field.dataType, StringType):
-            message = F.lit(f"{field.name} is empty")
-            checks.append(Check(F.col(field.name) == "", "empty_value", message, (field.name,)))
+            check(F.col(field.name) == "", "is_not_empty", "is empty")
         if isinstance(field.dataType, FractionalType):
-            bad = F.isnan(field.name) | (F.abs(field.name) == float("inf"))
-            message = F.lit(f"{field.name} is not a finite number")
-            checks.append(Check(bad, "not_finite", message, (field.name,)))
-        if column.check_sql():
-            message = F.concat(
-                F.lit(f"{field.name} is "), F.col(field.name).cast("string"), F.lit(f", expected {column.check_sql()}")
-            )
-            checks.append(Check(~F.expr(column.check_sql()), "out_of_range", message, (field.name,)))
+            check(F.isnan(field.name) | (F.abs(field.name) == float("inf")), "is_finite", "is not a finite number")
+        if expected := column.check_sql():
+            value = F.col(field.name).cast("string")
+            message = F.concat(F.lit(f"{field.name} is "), value, F.lit(f", expected {expected}"))
+            check(~F.expr(expected), "is_in_list" if column.allowed else "is_in_range", message)
     if problems:
         raise ContractError(
             f"table {contract.name}: its schema drifted from contract version {contract.version}, nothing was written; "
@@ -165,22 +167,22 @@ def inside_slice() -> Check:
     after = F.col("event_time") >= F.date_add("dt", 1).cast("timestamp")
     time, dt = F.col("event_time").cast("string"), F.col("dt").cast("string")
     message = F.concat(F.lit("event_time "), time, F.lit(" is not within dt "), dt)
-    return Check(before | after, "outside_slice", message, ("event_time",))
+    return Check(before | after, "event_time_is_within_dt", message, ("event_time",))
 
 
 def known_item() -> Check:
     """The item is in table items: `item_index` was joined."""
     unknown = F.col("item_index").isNull() & (F.col("item_id") != "")
     message = F.concat(F.lit("no item "), F.col("item_id"), F.lit(" in table items"))
-    return Check(unknown, "unknown_item", message, ("item_id",))
+    return Check(unknown, KNOWN_ITEM, message, ("item_id",))
 
 
 def split(checked: Checked, key: Sequence[str], order: Sequence[str | Column]) -> tuple[DataFrame, DataFrame]:
     """(good rows, bad rows with `_failed`) of checked rows; of rows with the same `key` the first by `order` stays.
 
     Ties in `order` are broken by a hash of the whole row, so that neither file layout nor partition number decides.
-    Only rows whose key occurs twice are brought together: that takes a count by the key's hash first, which moves eight
-    bytes a row, and spares every other row the way. Two keys of one hash are looked at and told apart.
+    Only rows whose key occurs twice are shuffled. They are found by counting hashes of the key, which moves eight bytes
+    a row; different keys with the same hash are then told apart.
     """
     hashed = key_hash(key).alias(KEY)
     twice = checked.bare.select(hashed).groupBy(KEY).count().where("count > 1").select(KEY).persist()
@@ -196,13 +198,13 @@ def split(checked: Checked, key: Sequence[str], order: Sequence[str | Column]) -
         good = single.unionByName(ranked.where("_rank = 1").drop("_rank")).drop(KEY)
         names = [k for k in key if k != "dt"]
         text = F.concat_ws(", ", *[F.concat(F.lit(f"{k} = "), F.col(k).cast("string")) for k in names])
-        again = _failure("duplicate_key", F.concat(F.lit("another row has the key "), text), names)
+        again = _failure("key_is_unique", F.concat(F.lit("another row has the key "), text), names)
         bad = bad.union(ranked.where("_rank > 1").select(RAW, "dt", F.array(again).alias(FAILED)))
     return good.drop(RAW, BAD, HASH), bad
 
 
 def key_hash(key: Sequence[str]) -> Column:
-    """64 bits that two rows of one key share; two keys hardly ever."""
+    """64 bits that are equal for equal keys, and hardly ever for different ones."""
     return F.xxhash64(*key)
 
 
@@ -211,7 +213,7 @@ def quarantine_rows(bad: DataFrame, source_table: str, run_id: str) -> DataFrame
     rows = bad.select(
         F.to_json(RAW, {"ignoreNullFields": "false"}).alias("row_json"), F.col(FAILED).alias("failed_checks"), "dt"
     )
-    # A row that came twice and is otherwise good fails by the second copy alone: the checks belong to the key.
+    # A good row that came twice fails as the second copy only, so the checks are part of the key.
     return (
         rows.groupBy("dt", "row_json", "failed_checks")
         .agg(F.count(F.lit(1)).alias("occurrences"))

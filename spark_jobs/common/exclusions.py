@@ -1,4 +1,4 @@
-"""Who and what is left out of labelling, as of the run date: users who opted out, items that were withdrawn."""
+"""Who and what is left out of labeling, as of the run date: users who opted out, items that were withdrawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Users' latest sequences, the pairs to be scored, and the cached anchors: what two jobs must agree on."""
+"""Users' latest sequences, the pairs to score, and the cached anchors: what two jobs must agree on."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from gpl_core.errors import LineageError
-from gpl_core.graph.steps import start_of
-from gpl_core.lakehouse.snapshot import Snapshot
+from gpl_core.graph.planner import start_of
+from gpl_core.lakehouse.lake import SliceMark, Snapshot
 from spark_jobs.common.columns import unit_hash
 from spark_jobs.common.exclusions import flagged, opted_out, withdrawn_items
 from spark_jobs.session import SparkStep
 
 
-def newest_snapshot(snapshot: Snapshot, until: date, sid_version: str) -> date | None:
+def slice_marks(table: Snapshot | None) -> dict[date, SliceMark]:
+    """Date -> mark of the newest commit that wrote its slice; empty without the table."""
+    newest_last = reversed(table.marks()) if table else ()
+    return {date.fromisoformat(name): mark for _, mark in newest_last for name in mark.slices}
+
+
+def newest_snapshot(table: Snapshot, until: date, sid_version: str) -> date | None:
     """The last date up to `until` whose slice holds every user's sequence of `sid_version`, by the commits' marks."""
-    found: dict[str, bool] = {}
-    for _, mark in snapshot.marks():
-        for name in mark.slices:
-            whole = bool(mark.details.get("snapshot")) and mark.details.get("sid_version") == sid_version
-            found.setdefault(name, whole)
-    dates = [date.fromisoformat(name) for name, whole in found.items() if whole]
-    return max((d for d in dates if d <= until), default=None)
+    marks = {d: m.details for d, m in slice_marks(table).items() if d <= until}
+    whole = [d for d, details in marks.items() if details.get("snapshot") and details.get("sid_version") == sid_version]
+    return max(whole, default=None)
 
 
 def latest_sequences(slices: DataFrame, sid_version: str, run_date: date, history_days: int) -> DataFrame:
     """Each user's latest row of user_sequences up to `run_date`, of the SIDs in force.
 
-    A user whose newest event is older than the history window has no sequence any more: nothing rewrites such a row,
+    A user whose newest event is older than the history window no longer has a sequence. Nothing rewrites such a row,
     so readers leave it out.
     """
     rows = F.struct("sid", "item_index", "length", "last_event_time", "sequence_hash", "sid_version")
@@ -46,7 +48,8 @@ def latest_sequences(slices: DataFrame, sid_version: str, run_date: date, histor
 def read_latest_sequences(step: SparkStep) -> DataFrame:
     """`latest_sequences` of the run date, reading no slice before the newest snapshot, with the flag `opted_out`.
 
-    Here, because these rows lie by user already: a user whose flag is set gets neither anchors nor scores.
+    The flag is added here because these rows are already partitioned by user. A user who opted out gets neither anchors
+    nor scores.
     """
     snapshot = step.context.snapshot("user_sequences")
     version = step.context.artifact("tokenizer").version
@@ -57,8 +60,10 @@ def read_latest_sequences(step: SparkStep) -> DataFrame:
 
 
 def scored_pairs(unexposed: DataFrame, exposed: DataFrame, share: float, seed: int) -> DataFrame:
-    """(user_id, item_index, source), a pair as often as it was wanted: unexposed ones, a hashed share of exposed ones,
-    all uniform ones."""
+    """(user_id, item_index, source) of all unexposed pairs, a hashed share of the exposed ones and all uniform ones.
+
+    A pair is repeated as often as the samples hold it.
+    """
     chance = unit_hash(F.col("request_id"), F.col("item_id"), F.lit(seed))
     chosen = exposed.where(~F.col("is_random") & (chance < share))
     parts = {"unexposed": unexposed, "exposed": chosen, "uniform": exposed.where("is_random")}
@@ -67,7 +72,7 @@ def scored_pairs(unexposed: DataFrame, exposed: DataFrame, share: float, seed: i
 
 
 def read_scored_pairs(step: SparkStep) -> DataFrame:
-    """`scored_pairs` of the run date, none of a withdrawn item."""
+    """`scored_pairs` of the run date, without withdrawn items."""
     exposed, gone = step.read_slice("exposed_samples"), withdrawn_items(step)
     if gone is not None:  # unexposed ones were left out by `samples`
         exposed = exposed.join(gone, "item_index", "left_anti")

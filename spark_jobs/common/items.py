@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
 from spark_jobs.common.checks import Check, Checked, split, typed_rows
+from spark_jobs.common.columns import only_row
 
 _IDS_PER_TASK = 1_000_000
 _TEXT_MAX_CHARS = 2000  # more than any text encoder here reads
@@ -40,10 +41,14 @@ def checked_items(raw: DataFrame, start: date, until: date, config: Config) -> C
             F.lit("image_embedding has "), F.size("image_embedding").cast("string"),
             F.lit(f" values, expected {length} (ingest.image_embedding_length)"),
         )  # fmt: skip
-        checks.append(Check(F.size("image_embedding") != length, "wrong_length", message, ("image_embedding",)))
+        checks.append(
+            Check(
+                F.size("image_embedding") != length, "image_embedding_has_valid_length", message, ("image_embedding",)
+            )
+        )
     message = F.lit("title, description, category and picture are all empty: nothing to encode")
     columns = ("title", "description", "category", "image", "image_uri")
-    return Checked.of(frame, [*checks, Check(no_text & no_picture, "no_content", message, columns)])
+    return Checked.of(frame, [*checks, Check(no_text & no_picture, "item_has_content", message, columns)])
 
 
 def latest_items(checked: Checked, config: Config) -> tuple[DataFrame, DataFrame]:
@@ -91,39 +96,24 @@ def item_changes(latest: DataFrame, items: DataFrame) -> ItemChanges:
 
     Only a newer update changes a row: a backfill of an old date never takes an item back. Persists what changed.
     """
-    old = items.select(
-        "item_id", "item_index", F.col("updated_at").alias("_at"), F.col("content_hash").alias("_hash"),
-        F.struct("title", "description", "category", "brand", "withdrawn_at").alias("_rest"),
-    )  # fmt: skip
-    rest = F.struct("title", "description", "category", "brand", "withdrawn_at")
+    content = F.struct("content_hash", "title", "description", "category", "brand", "withdrawn_at")
+    old = items.select("item_id", "item_index", F.col("updated_at").alias("_at"), content.alias("_content"))
+    newer = (F.col("updated_at") > F.col("_at")) & (content != F.col("_content"))
     changed = (
         latest.join(old, "item_id", "left")
-        .where(
-            F.col("item_index").isNull()
-            | (
-                (F.col("updated_at") > F.col("_at"))
-                & ((F.col("content_hash") != F.col("_hash")) | (rest != F.col("_rest")))
-            )
-        )
-        .drop("_at", "_hash", "_rest")
+        .where(F.col("item_index").isNull() | newer)
+        .drop("_at", "_content")
         .persist()
     )
-    counts = changed.agg(
-        F.count(F.when(F.col("item_index").isNull(), 1)).alias("new"), F.count("item_index").alias("updated")
-    ).first()
-    new, updated = counts["new"], counts["updated"]
-    rows = changed
+    new, updated = only_row(changed.agg(F.count_if(F.col("item_index").isNull()), F.count("item_index")))
+    rows, known = changed, items.select("item_id", "item_index")
     if new:
-        top = items.agg(F.coalesce(F.max("item_index") + 1, F.lit(0)).alias("n")).first()["n"]
+        (top,) = only_row(items.agg(F.coalesce(F.max("item_index") + 1, F.lit(0))))
         numbered = number_ids(changed.where("item_index IS NULL").select("item_id"), new, top)
         given = numbered.withColumnRenamed("item_index", "_new")
         rows = changed.join(given, "item_id", "left").withColumn("item_index", F.coalesce("item_index", "_new"))
-        rows = rows.drop("_new")
-        known = items.select("item_id", "item_index").union(numbered.select("item_id", "item_index"))
-    else:
-        known = items.select("item_id", "item_index")
-    columns = load_contract("items").column_names
-    return ItemChanges(rows.select(*columns), known, new, updated)
+        known = known.union(numbered)
+    return ItemChanges(rows.select(*load_contract("items").column_names), known, new, updated)
 
 
 def number_ids(ids: DataFrame, count: int, first: int) -> DataFrame:

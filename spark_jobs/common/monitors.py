@@ -1,8 +1,8 @@
 """Monitors of a run date: measured and judged by `training_feed` before it publishes the slice.
 
-There, because a monitor that may refuse must stand before the commit that trainers read, and because most of what it
-looks at (coverage, labels, requests) that step reads anyway. The rows are written first, in a commit of their own, so
-that they tell what was wrong when the feed is refused.
+A monitor that may refuse must run before the commit that trainers read, and that step reads most of what monitors look
+at (coverage, labels, requests) anyway. The monitors' rows are written first, in a commit of their own, so that they show
+what was wrong when the feed is refused.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import reduce
 from typing import Literal
 
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
-from gpl_core.conf.sections import Monitors
-from gpl_core.graph.step_run import StepContext
-from gpl_core.lakehouse.files import rows_in
-from spark_jobs.common.calibrators import LABEL_CELLS, group_reliability
+from gpl_core.config import Monitors
+from spark_jobs.common.calibrators import group_reliability, label_cell
 from spark_jobs.session import SparkStep
 
 TABLE = "monitors"
@@ -48,7 +47,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One monitor's row, but for run and date; see `schemas/monitors.yaml`."""
+    """One monitor's row without run and date; see `schemas/monitors.yaml`."""
 
     monitor: str
     value: float | None
@@ -86,41 +85,32 @@ def measure(step: SparkStep, settings: Monitors) -> Measured:
     if "calibration_error" not in settings.ignore and context.has("impressions"):
         shown = step.read_slice("impressions").where("is_random").select("user_id", "item_index", "clicked")
         judged = step.read_slice("pseudo_labels").where("source = 'uniform'").join(shown, ["user_id", "item_index"])
-        cell = F.least(F.floor(F.col("pseudo_label") * LABEL_CELLS), F.lit(LABEL_CELLS - 1))
         # Decimals: a sum of doubles depends on the order in which tasks end.
         exact = F.sum(F.col("pseudo_label").cast("decimal(18,12)"))
-        part("calibration", judged, cell, one, exact, F.sum("clicked"))
+        part("calibration", judged, label_cell("pseudo_label"), one, exact, F.sum("clicked"))
     if not parts:
         return Measured()
-    union = parts[0]
-    for other in parts[1:]:
-        union = union.unionByName(other)
-    found = union.collect()  # at most LABEL_CELLS rows and two dates of label bands
+    found: dict[str, list[Row]] = {}  # at most LABEL_CELLS rows and two dates of label bands
+    for row in reduce(DataFrame.unionByName, parts).collect():
+        found.setdefault(row["name"], []).append(row)
 
-    refused = sum(r["rows"] or 0.0 for r in found if r["name"] == "quarantine")
-    accepted = sum(_rows(context, t) for t in _ACCEPTED)
-    users = [r for r in found if r["name"] == "anchors" and r["rows"]]
-    cells = sorted((r for r in found if r["name"] == "calibration"), key=lambda r: int(r["key"]))
-    _, error = group_reliability(*([r[c] for r in cells] for c in ("rows", "labels", "clicks")), 10)
+    bands: dict[str, dict[str, float]] = {}
+    for row in found.get("drift", ()):
+        dt, band = row["key"].split(" ")
+        bands.setdefault(dt, {})[band] = row["rows"]
+    now = bands.pop(day.isoformat(), {})
+    before = next(iter(bands.values()), {})
+    refused = sum(r["rows"] or 0.0 for r in found.get("quarantine", ()))
+    accepted = sum(step.slice_rows(t) for t in _ACCEPTED)
+    users = [r for r in found.get("anchors", ()) if r["rows"]]
+    cells = sorted(found.get("calibration", ()), key=lambda r: int(r["key"]))
     return Measured(
-        label_drift=_drift([(*r["key"].split(" "), r["rows"]) for r in found if r["name"] == "drift"], day.isoformat()),
+        label_drift=stability_index(before, now) if now and before else None,
         quarantine_share=refused / (refused + accepted) if refused + accepted else None,
         anchors_per_user=users[0]["labels"] / users[0]["rows"] if users else None,
-        calibration_error=error,
+        calibration_error=group_reliability(cells)[1],
         uniform_impressions=int(sum(r["rows"] for r in cells)),
     )
-
-
-def _rows(context: StepContext, table: str) -> int:
-    if not context.has(table):
-        return 0
-    return rows_in(context.snapshot(table).select(start=context.run_date, end=context.run_date))
-
-
-def _drift(bands: Sequence[tuple[str, str, float]], day: str) -> float | None:
-    now = {band: rows for dt, band, rows in bands if dt == day}
-    before = {band: rows for dt, band, rows in bands if dt != day}
-    return stability_index(before, now) if now and before else None
 
 
 def stability_index(before: Mapping[str, float], after: Mapping[str, float]) -> float:
@@ -132,10 +122,10 @@ def stability_index(before: Mapping[str, float], after: Mapping[str, float]) -> 
     return sum((a - b) * math.log(a / b) for a, b in shares)
 
 
-def judge(found: Measured, labelled: int, left_out: Mapping[str, int], settings: Monitors) -> list[Verdict]:
+def judge(found: Measured, labeled: int, left_out: Mapping[str, int], settings: Monitors) -> list[Verdict]:
     """The verdicts of all monitors that are not ignored."""
-    unexposed = labelled + sum(left_out.values())
-    coverage = labelled / unexposed if unexposed else None
+    unexposed = labeled + sum(left_out.values())
+    coverage = labeled / unexposed if unexposed else None
     causes = ", ".join(f"{v:,} {k}" for k, v in sorted(left_out.items(), key=lambda r: -r[1])) or "none left out"
     few = found.uniform_impressions < LEAST_IMPRESSIONS
     figures: list[tuple[str, float | None, Literal["most", "least"], str]] = [
@@ -186,15 +176,18 @@ def write(step: SparkStep, verdicts: Sequence[Verdict]) -> None:
     }  # fmt: skip
 
 
-def watch(step: SparkStep, labelled: int, left_out: Mapping[str, int]) -> list[str]:
-    """Measure, judge and record, warnings in the step's details too; why monitors under `monitors.fail` refuse."""
+def watch(step: SparkStep, labeled: int, left_out: Mapping[str, int]) -> list[str]:
+    """Measure, judge and record; returns the reasons of monitors under `monitors.fail` that refuse.
+
+    Warnings also go to the step's details.
+    """
     settings = step.config.monitors
-    verdicts = judge(measure(step, settings), labelled, left_out, settings)
+    verdicts = judge(measure(step, settings), labeled, left_out, settings)
     if not verdicts:
         return []
     write(step, verdicts)
     step.context.counts.details["monitors"] = {v.monitor: {"status": v.status, "value": v.value} for v in verdicts}
-    told = [v.reason for v in verdicts if v.status == "warn"]
-    if told:
-        step.context.counts.details["warnings"] = told
+    warnings = [v.reason for v in verdicts if v.status == "warn"]
+    if warnings:
+        step.context.counts.details["warnings"] = warnings
     return [v.reason for v in verdicts if v.status == "fail"]

@@ -9,6 +9,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from gpl_core.lakehouse.lake import Snapshot
+from spark_jobs.common.histories import slice_marks
 from spark_jobs.session import SparkStep
 
 
@@ -24,9 +25,9 @@ class Day:
         self.step = step
         self.context = step.context
         self.date = step.run_date
-        marks = [m for _, m in self.context.snapshot("training_feed").marks() if m.step == "training_feed"]
+        marks = slice_marks(self.context.snapshot("training_feed"))
         self.feeds: dict[date, Mapping[str, Any]] = {
-            date.fromisoformat(d): m.details for m in reversed(marks) for d in m.slices
+            d: m.details for d, m in marks.items() if m.step == "training_feed"
         }
         self.manifest = self.feeds.get(self.date, {})
 

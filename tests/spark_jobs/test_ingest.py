@@ -155,26 +155,26 @@ def test_every_bad_row_is_quarantined_with_its_reasons(ingested):
 
     assert lake.run("ingest", ingest.run) == "done"
     assert reasons(lake) == sorted([
-        ("raw_impressions", ("null_value",), 1),
-        ("raw_impressions", ("empty_value",), 1),
-        ("raw_impressions", ("out_of_range",), 1),
-        ("raw_impressions", ("null_value", "outside_slice", "unknown_item"), 1),
-        ("raw_impressions", ("outside_slice", "unknown_item"), 1),
-        ("raw_impressions", ("outside_slice",), 1),
-        ("raw_impressions", ("duplicate_key",), 1),  # r2 b at position 0: the original is at position 1
-        ("raw_impressions", ("duplicate_key",), 1),
-        ("raw_impressions", ("duplicate_key",), 1),
-        ("raw_impressions", ("duplicate_key",), 1),
-        ("raw_candidates", ("unknown_item",), 1),
-        ("raw_candidates", ("duplicate_key",), 2),  # identical rows: one stays, two are one row here
-        ("raw_candidates", ("duplicate_key",), 1),
-        ("raw_candidates", ("not_finite",), 1),
-        ("raw_candidates", ("null_value",), 1),
-        ("raw_interactions", ("duplicate_key",), 1),
-        ("raw_interactions", ("unknown_item",), 1),
-        ("raw_interactions", ("outside_slice",), 1),
-        ("raw_items", ("no_content",), 1),
-        ("raw_items", ("null_value",), 1),
+        ("raw_impressions", ("request_id_is_not_null",), 1),
+        ("raw_impressions", ("request_id_is_not_empty",), 1),
+        ("raw_impressions", ("clicked_is_in_list",), 1),
+        ("raw_impressions", ("clicked_is_not_null", "event_time_is_within_dt", "item_id_is_known"), 1),
+        ("raw_impressions", ("event_time_is_within_dt", "item_id_is_known"), 1),
+        ("raw_impressions", ("event_time_is_within_dt",), 1),
+        ("raw_impressions", ("key_is_unique",), 1),  # r2 b at position 0: the original is at position 1
+        ("raw_impressions", ("key_is_unique",), 1),
+        ("raw_impressions", ("key_is_unique",), 1),
+        ("raw_impressions", ("key_is_unique",), 1),
+        ("raw_candidates", ("item_id_is_known",), 1),
+        ("raw_candidates", ("key_is_unique",), 2),  # identical rows: one stays, two are one row here
+        ("raw_candidates", ("key_is_unique",), 1),
+        ("raw_candidates", ("recall_score_is_finite",), 1),
+        ("raw_candidates", ("channel_is_not_null",), 1),
+        ("raw_interactions", ("key_is_unique",), 1),
+        ("raw_interactions", ("item_id_is_known",), 1),
+        ("raw_interactions", ("event_time_is_within_dt",), 1),
+        ("raw_items", ("item_has_content",), 1),
+        ("raw_items", ("item_id_is_not_null",), 1),
     ])  # fmt: skip
     kept = {t: lake.rows(t) for t in good}
     assert kept["candidates"] == good["candidates"]
@@ -198,7 +198,7 @@ def test_too_much_quarantine_stops_the_step_after_writing_it(ingested):
     with pytest.raises(QuarantineError, match=r"raw_impressions: 1 of 3 rows \(33.3%\)[^$]*clicked is 7"):
         lake.run("ingest", ingest.run, D, "ingest.max_quarantine_share=0.1")
     assert {t: lake.version(t) for t in versions} == versions
-    assert reasons(lake) == [("raw_impressions", ("out_of_range",), 1)]
+    assert reasons(lake) == [("raw_impressions", ("clicked_is_in_list",), 1)]
 
 
 def test_rows_whose_item_came_late_are_accepted_by_a_retry_and_nothing_else_is_written(ingested, monkeypatch):
@@ -230,7 +230,7 @@ def test_rows_whose_item_came_late_are_accepted_by_a_retry_and_nothing_else_is_w
         r for r in lake.rows("candidates") if "late" in r
     ]
     assert len(lake.rows("candidates")) == len(before) + 1
-    assert reasons(lake) == [("raw_candidates", ("unknown_item",), 1)]
+    assert reasons(lake) == [("raw_candidates", ("item_id_is_known",), 1)]
     assert {t: lake.version(t) for t in versions} == versions
     assert lake.run("ingest", ingest.run) == "noop"
 
@@ -286,7 +286,7 @@ def test_history_in_one_go_equals_day_by_day(lake):
     assert {t: lake.rows(t) for t in tables} == at_once
 
 
-def test_castable_types_are_mended_and_others_refused(tmp_path, spark):
+def test_castable_types_are_cast_and_others_refused(tmp_path, spark):
     lake = TinyLake(tmp_path, spark)
     lake.items({"item_id": "7"})
     texts = pa.schema([(n, pa.string()) for n in ("request_id", "event_time", "clicked", "is_random")])
@@ -302,7 +302,9 @@ def test_castable_types_are_mended_and_others_refused(tmp_path, spark):
     assert lake.rows("impressions", "request_id", "user_id", "item_id", "clicked", "is_random") == [
         ("r1", "5", "7", 1, True)
     ]
-    assert reasons(lake) == [("raw_impressions", ("wrong_type",), 1), ("raw_impressions", ("wrong_type",), 1)]
+    assert reasons(lake) == [
+        ("raw_impressions", ("clicked_has_valid_type",), 1), ("raw_impressions", ("position_has_valid_type",), 1),
+    ]  # fmt: skip
 
     broken = pa.schema([*[f for f in texts if f.name != "clicked"], ("clicked", pa.list_(pa.int32()))])
     other = TinyLake(tmp_path / "other", spark)

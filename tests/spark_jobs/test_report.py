@@ -37,7 +37,7 @@ def lake(tmp_path, spark) -> FeedLake:
     ], dt=D.isoformat())  # fmt: skip
     made.table("quarantine", [
         {"source_table": "raw_impressions", "row_hash": h, "row_json": "{}", "occurrences": n, "run_id": "r",
-         "failed_checks": [{"name": "unknown_item", "message": EVIL, "columns": ["item_id"]}]}
+         "failed_checks": [{"name": "item_id_is_known", "message": EVIL, "columns": ["item_id"]}]}
         for h, n in (("a", 3), ("b", 4))
     ], dt=D.isoformat())  # fmt: skip
     return made
@@ -120,7 +120,7 @@ def test_report_tells_what_the_tables_hold(lake):
     assert "2 of 3 unexposed rows have a pseudo-label (66.7%)" in text
     assert ["unexposed_samples", "sampled unexposed pairs", "3"] in rows
     assert ["other", "1"] in rows
-    assert ["raw_impressions", "unknown_item", "7", "2", escaped] in rows
+    assert ["raw_impressions", "item_id_is_known", "7", "2", escaped] in rows
     assert [r[1] for r in rows if r and r[0] == escaped] == ["2"]
     assert "uniform: 1 scored impressions, 1 clicks" in text
     assert "exposed: 1 scored impressions, 1 clicks" in text
