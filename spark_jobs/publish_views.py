@@ -2,7 +2,7 @@
 
 Launch: spark-submit … spark_jobs/publish_views.py --config CONFIG [--database gpl]
 
-No step of the graph: it writes no data. A catalog that outlives the session (Hive, Unity, Glue) comes from the
+It is not a step of the graph: it writes no data. A catalog that outlives the session (Hive, Unity, Glue) comes from the
 launcher's settings.
 """
 
@@ -12,19 +12,17 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from pyspark.sql import SparkSession
-from sqlglot import parse_one
-from sqlglot.expressions import Table, to_table
 
-from gpl_core.config import load_config
+from gpl_core.config import Lakehouse, load_config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.graph.step_run import exit_with, setup_logging
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.lakehouse.sql import quoted
 from gpl_core.lakehouse.views import View, all_views
+from spark_jobs.common.columns import only_row
 from spark_jobs.session import spark_path, start_session
 
 
@@ -41,9 +39,9 @@ def publish(spark: SparkSession, lake: Lake, database: str) -> dict[str, list[st
     for name in tables:
         location = spark_path(lake.uri(name))
         if not spark.catalog.tableExists(f"{database}.{name}"):
-            spark.sql(f"CREATE TABLE {database}.{name} USING DELTA LOCATION {quoted(location, 'spark')}")
+            spark.sql(f"CREATE TABLE {database}.{name} USING DELTA LOCATION {_sql(location)}")
             continue
-        (found,) = spark.sql(f"DESCRIBE DETAIL {database}.{name}").select("location").collect()[0]
+        found = only_row(spark.sql(f"DESCRIBE DETAIL {database}.{name}"))["location"]
         if _path(found) != _path(location):
             raise ContractError(
                 f"{database}.{name} lies at {found}, this lakehouse has it at {location}; choose another --database, "
@@ -62,37 +60,39 @@ def publish(spark: SparkSession, lake: Lake, database: str) -> dict[str, list[st
 
 def create_view(view: View, database: str) -> str:
     """`CREATE OR REPLACE VIEW` with its comments, every table and view it reads named with the database."""
-    tree = parse_one(view.sql, dialect="spark")
-    place = to_table(f"{database}.any")
-    for table in tree.find_all(Table):
-        if table.name in view.reads:
-            table.set("db", place.args["db"])
-            table.set("catalog", place.args.get("catalog"))
-    columns = ", ".join(f"{name} COMMENT {quoted(meaning, 'spark')}" for name, meaning in view.columns)
-    return (
-        f"CREATE OR REPLACE VIEW {database}.{view.name} ({columns}) COMMENT {quoted(view.description, 'spark')} "
-        f"AS {tree.sql('spark')}"
-    )
+    columns = ", ".join(f"{name} COMMENT {_sql(meaning)}" for name, meaning in view.columns)
+    sql = view.sql
+    for name in view.reads:
+        sql = re.sub(rf"(?i)\b(FROM|JOIN)(\s+){name}\b", rf"\1\2{database}.{name}", sql)
+    return f"CREATE OR REPLACE VIEW {database}.{view.name} ({columns}) COMMENT {_sql(view.description)} AS {sql}"
+
+
+def _sql(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _path(location: str) -> str:
     return re.sub(r"^file:/*", "/", location).rstrip("/")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point."""
+def catalog_main(name: str, work: Callable[[SparkSession, Lakehouse, str], object], database: str = "") -> None:
+    """Parse the arguments, run `work` on the catalog and print what it returns as JSON; exits with the exit code.
+
+    Args:
+        database: default of --database; without one, `lakehouse.database` names it.
+    """
     setup_logging()
-    parser = argparse.ArgumentParser(prog="publish_views.py", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=f"{name}.py", allow_abbrev=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
-    parser.add_argument("--database", default="gpl")
-    args = parser.parse_args(argv)
+    if database:
+        parser.add_argument("--database", default=database)
+    args = parser.parse_args()
     spark, code = None, 0
     try:
-        config = load_config(args.config, args.overrides)
-        spark = start_session("publish_views")
-        lake = Lake.of(config.lakehouse)
-        print(json.dumps(publish(spark, lake, args.database)), flush=True)
+        settings = load_config(args.config, args.overrides).lakehouse
+        spark = start_session(name)
+        print(json.dumps(work(spark, settings, args.database if database else settings.database)), flush=True)
     except Exception as error:
         code = exit_with(error)
     finally:
@@ -102,4 +102,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    catalog_main("publish_views", lambda spark, settings, name: publish(spark, Lake.of(settings), name), "gpl")

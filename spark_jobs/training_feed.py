@@ -265,8 +265,8 @@ def run(step: SparkStep) -> None:
     count = facts.exposed + facts.labelled
     feed = shuffled(finish(rows, sids, sid_version, config.tokenizer.levels), count, config.feed.rows_per_file)
     details = {
-        "rows": count, **{name: getattr(facts, name) for name in _RECORDED}, "completeness": completeness, "schema": schema_of(contract),
-        "schema_hash": schema_hash(contract), "contract_version": contract.version,
+        "rows": count, **{name: getattr(facts, name) for name in _RECORDED}, "completeness": completeness,
+        "schema": schema_of(contract), "schema_hash": schema_hash(contract), "contract_version": contract.version,
         "versions": {
             "sid_version": sid_version, "model_version": facts.model_versions[0] or "",
             "calibrator_version": facts.calibrator_versions[0] or "",

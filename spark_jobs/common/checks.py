@@ -1,8 +1,8 @@
 """Row checks of raw tables: cast to the contract's types, name every check a row fails, find duplicate keys.
 
-A checked frame has the contract's typed columns and `_raw`, the row as it came (a struct). A bad row also has `_failed`:
-an array of struct<name, message, columns>, one per check that it fails. A check is named after what must hold:
-`user_id_is_not_null`.
+A checked frame has the contract's typed columns and `_raw`, the row as it came (a struct). A bad row also has
+`_failed`: an array of struct<name, message, columns>, one per check that it fails. A check is named after what must
+hold: `user_id_is_not_null`.
 """
 
 from __future__ import annotations

@@ -41,11 +41,8 @@ def checked_items(raw: DataFrame, start: date, until: date, config: Config) -> C
             F.lit("image_embedding has "), F.size("image_embedding").cast("string"),
             F.lit(f" values, expected {length} (ingest.image_embedding_length)"),
         )  # fmt: skip
-        checks.append(
-            Check(
-                F.size("image_embedding") != length, "image_embedding_has_valid_length", message, ("image_embedding",)
-            )
-        )
+        bad = F.size("image_embedding") != length
+        checks.append(Check(bad, "image_embedding_has_valid_length", message, ("image_embedding",)))
     message = F.lit("title, description, category and picture are all empty: nothing to encode")
     columns = ("title", "description", "category", "image", "image_uri")
     return Checked.of(frame, [*checks, Check(no_text & no_picture, "item_has_content", message, columns)])

@@ -1,8 +1,8 @@
 """Monitors of a run date: measured and judged by `training_feed` before it publishes the slice.
 
 A monitor that may refuse must run before the commit that trainers read, and that step reads most of what monitors look
-at (coverage, labels, requests) anyway. The monitors' rows are written first, in a commit of their own, so that they show
-what was wrong when the feed is refused.
+at (coverage, labels, requests) anyway. The monitors' rows are written first, in a commit of their own, so that they
+show what was wrong when the feed is refused.
 """
 
 from __future__ import annotations
