@@ -20,6 +20,7 @@ from pyspark.sql import functions as F
 from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ContractError, QuarantineError
+from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Commit
 from spark_jobs.common.checks import Checked, inside_slice, known_item, quarantine_rows, split, typed_rows
 from spark_jobs.common.columns import passthrough_of, with_passthrough
@@ -264,7 +265,7 @@ def _publish(
     context, dates = step.context, step.context.bulk_dates
     if context.is_current(table):
         snapshot = context.lake.open(table)
-        kept = snapshot.rows(snapshot.select(start=dates[0], end=dates[-1]))
+        kept = rows_in(snapshot.select(start=dates[0], end=dates[-1]))
         return Commit(snapshot.version, snapshot.version, kept, 0), {}
     contract = load_contract(table)
     if table != "interactions":

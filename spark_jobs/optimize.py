@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from gpl_core.commands.maintenance import compactable
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ConflictError
-from gpl_core.lakehouse.lake import SliceMark
+from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs.common.columns import only_row
 from spark_jobs.session import SparkStep, is_conflict, job_main, spark_path
 

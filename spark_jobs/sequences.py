@@ -16,7 +16,7 @@ from typing import Any
 from pyspark.sql import DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
-from gpl_core.lakehouse.lake import Snapshot
+from gpl_core.lakehouse.snapshot import Snapshot
 from spark_jobs.common.columns import broadcast_if_few, padded, sids_in_force, unit_hash
 from spark_jobs.common.histories import slice_marks
 from spark_jobs.session import SparkStep, job_main

@@ -24,6 +24,7 @@ from gpl_core.errors import ConflictError, ContractError, MissingInputError, Usa
 from gpl_core.graph.arguments import StepArguments, parse_arguments
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext, exit_with, run_step, run_steps, setup_logging
+from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Commit, Lake
 
 # What this project relies on. Each is set only when the launcher left it open.
@@ -167,7 +168,7 @@ class SparkStep:
         if not self.context.has(table):
             return 0
         snapshot = self.context.snapshot(table)
-        return snapshot.rows(snapshot.select(start=self.run_date, end=self.run_date))
+        return rows_in(snapshot.select(start=self.run_date, end=self.run_date))
 
     def spread(self, frame: DataFrame, *columns: str) -> DataFrame:
         """`frame` in as many files as there are shuffle partitions, so that every rank of a worker gets some."""

@@ -9,7 +9,8 @@ from pyspark.sql import functions as F
 
 from gpl_core.errors import LineageError
 from gpl_core.graph.planner import start_of
-from gpl_core.lakehouse.lake import SliceMark, Snapshot
+from gpl_core.lakehouse.marks import SliceMark
+from gpl_core.lakehouse.snapshot import Snapshot
 from spark_jobs.common.columns import unit_hash
 from spark_jobs.common.exclusions import flagged, opted_out, withdrawn_items
 from spark_jobs.session import SparkStep

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from gpl_core.lakehouse.lake import Snapshot
+from gpl_core.lakehouse.files import rows_in
 from spark_jobs.common.histories import slice_marks
 from spark_jobs.session import SparkStep
 
@@ -39,7 +39,7 @@ class Day:
         files = snapshot.select(start=day, end=day)
         if not files and snapshot.mark(day.isoformat()) is None:
             return None
-        return Snapshot.rows(files)
+        return rows_in(files)
 
     def slice(self, table: str) -> DataFrame:
         """The date's slice, empty when the (optional) table does not exist."""
