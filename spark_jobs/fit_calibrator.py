@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -22,11 +22,12 @@ import numpy as np
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.regression import IsotonicRegression
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.conf.sections import CalibratorSettings as Settings
+from gpl_core.config import Calibrator as Settings
 from gpl_core.errors import GateError, MissingInputError
+from gpl_core.graph.planner import trained_through
 from gpl_core.labels.calibration import (
     FEATURES,
     GRID_CELLS,
@@ -46,6 +47,7 @@ from spark_jobs.common.calibrators import (
     with_counts,
     with_label,
 )
+from spark_jobs.common.columns import only_row
 from spark_jobs.session import SparkStep, job_main
 
 log = logging.getLogger("gpl")
@@ -57,7 +59,7 @@ _PRIOR_STRENGTH = 20.0
 
 @dataclass(frozen=True)
 class Clicks:
-    """How many rows of which source, how many of them were clicked, and which models scored them."""
+    """Rows of one source ("uniform" or "exposed"), how many of them were clicked, and which models scored them."""
 
     source: str
     rows: int
@@ -84,21 +86,15 @@ class Histogram:
     model_versions: frozenset[str]
 
 
-# ---- DataFrame functions -----------------------------------------------------------------------------------------
-
-
-def score_cells(pairs: DataFrame, score: str) -> DataFrame:
-    """source, cell, rows, fraction, oldest, newest (model_version): at most GRID_CELLS rows per source."""
+def grid_cells(pairs: DataFrame, score: str, *figures: Column, by: Sequence[str] = ()) -> DataFrame:
+    """`by`, cell, rows, fraction (mean place inside the cell) and `figures`: at most GRID_CELLS rows per group."""
     variable = grid_variable_sql(score, score)
-    return pairs.groupBy("source", F.expr(cell_sql(variable)).alias("cell")).agg(
-        F.count(F.lit(1)).alias("rows"),
-        F.avg(F.expr(fraction_sql(variable))).alias("fraction"),
-        F.min("model_version").alias("oldest"),
-        F.max("model_version").alias("newest"),
+    return pairs.groupBy(*by, F.expr(cell_sql(variable)).alias("cell")).agg(
+        F.count(F.lit(1)).alias("rows"), F.avg(F.expr(fraction_sql(variable))).alias("fraction"), *figures
     )
 
 
-def labelled_pairs(scores: DataFrame, impressions: DataFrame, source: str) -> DataFrame:
+def labeled_pairs(scores: DataFrame, impressions: DataFrame, source: str) -> DataFrame:
     """Scored pairs of `source` with the clicks of their own date: one row per impression of the pair.
 
     `scores` and `impressions` hold the same dates; uniform pairs meet uniform impressions, exposed ones all others.
@@ -109,60 +105,45 @@ def labelled_pairs(scores: DataFrame, impressions: DataFrame, source: str) -> Da
     )
 
 
-def fit_isotonic(labelled: DataFrame, score: str) -> np.ndarray:
+def fit_isotonic(labeled: DataFrame, score: str) -> np.ndarray:
     """Knots [GRID_CELLS + 1] of the isotonic click rate over the score.
 
     pyspark.ml's IsotonicRegression collects its pools on the driver, so it is given the grid's cells, weighted by
     their rows, and not the pairs.
     """
-    variable = grid_variable_sql(score, score)
-    cells = (
-        labelled.groupBy(F.expr(cell_sql(variable)).alias("cell"))
-        .agg(
-            F.count(F.lit(1)).cast("double").alias("weight"),
-            F.avg(F.col("clicked").cast("double")).alias("label"),
-            F.avg(F.expr(fraction_sql(variable))).alias("fraction"),
-        )
-        .select("weight", "label", (F.col("cell") + F.col("fraction")).alias("features"))
+    cells = grid_cells(labeled, score, F.avg("clicked").alias("label")).select(
+        F.col("rows").cast("double"), "label", (F.col("cell") + F.col("fraction")).alias("features")
     )
-    model = IsotonicRegression(weightCol="weight").fit(cells)
+    model = IsotonicRegression(weightCol="rows").fit(cells)
     return np.interp(np.arange(GRID_CELLS + 1.0), model.boundaries.toArray(), model.predictions.toArray())
 
 
-def fit_logistic(labelled: DataFrame, features: tuple[str, ...], prior_rate: float) -> tuple[tuple[float, ...], float]:
-    """(weights, intercept) of a ridge logistic regression over `features` (see `calibration.FEATURES`)."""
-    # Calibrator's own feature text: what is fitted is what is applied.
-    shape = Calibrator(
-        kind="logistic",
-        fitted_on=FittedOn("uniform", 0, 0, "", "", prior_rate),
-        features=features,
-        weights=(0.0,) * len(features),
-        prior_rate=prior_rate,
-        prior_strength=_PRIOR_STRENGTH,
-    )
-    columns = [F.expr(feature_sql(shape, name)).alias(name) for name in features]
-    made = labelled.select(*columns, F.col("clicked").cast("double").alias("label"))
+def fit_logistic(labeled: DataFrame, kind: str, features: tuple[str, ...], fitted_on: FittedOn) -> Calibrator:
+    """A `platt` or `logistic` calibrator by ridge regression over `features` (see `calibration.FEATURES`)."""
+    unfitted = Calibrator(
+        kind=kind, fitted_on=fitted_on, features=features, weights=(0.0,) * len(features),
+        prior_rate=fitted_on.base_rate, prior_strength=_PRIOR_STRENGTH,
+    )  # fmt: skip
+    # The calibrator's own SQL of each feature: what is fitted is what is applied.
+    columns = [F.expr(feature_sql(unfitted, name)).alias(name) for name in features]
+    made = labeled.select(*columns, F.col("clicked").cast("double").alias("label"))
     assembled = VectorAssembler(inputCols=list(features), outputCol="features").transform(made)
     model = LogisticRegression(regParam=_L2, tol=1e-9, maxIter=200, standardization=True).fit(assembled)
-    return tuple(float(w) for w in model.coefficients), float(model.intercept)
-
-
-# ---- orchestration -----------------------------------------------------------------------------------------------
+    return replace(unfitted, weights=tuple(float(w) for w in model.coefficients), intercept=float(model.intercept))
 
 
 def count_clicks(shown: DataFrame, source: str) -> Clicks:
     """Rows and clicked rows of `shown`."""
     scored = F.collect_set("model_version") if "model_version" in shown.columns else F.array().cast("array<string>")
-    row = shown.agg(
-        F.count(F.lit(1)).alias("rows"), F.coalesce(F.sum("clicked"), F.lit(0)).alias("clicks"), scored.alias("scored")
-    ).first()  # fmt: skip
-    return Clicks(source, row["rows"], row["clicks"], tuple(sorted(row["scored"])))
+    rows, clicks, models = only_row(shown.agg(F.count(F.lit(1)), F.coalesce(F.sum("clicked"), F.lit(0)), scored))
+    return Clicks(source, rows, clicks, tuple(sorted(models)))
 
 
 def collect_histogram(pairs: DataFrame, score: str) -> Histogram:
     """The histogram of `pairs` on the driver: one bounded aggregation."""
     rows, fractions, versions = np.zeros(GRID_CELLS), np.full(GRID_CELLS, 0.5), set()
-    for row in score_cells(pairs, score).collect():
+    scored_by = F.min("model_version").alias("oldest"), F.max("model_version").alias("newest")
+    for row in grid_cells(pairs, score, *scored_by, by=["source"]).collect():
         versions |= {row["oldest"], row["newest"]}
         if row["source"] == "unexposed":
             rows[row["cell"]], fractions[row["cell"]] = row["rows"], row["fraction"]
@@ -173,7 +154,7 @@ def target_rate(step: SparkStep, settings: Settings, first: date, last: date) ->
     """The mean that labels of unexposed pairs must have, and where it comes from.
 
     Raises:
-        GateError: it must come from uniform traffic, of which there is too little, or none was clicked.
+        GateError: it must come from uniform traffic, and there is too little of that, or none was clicked.
     """
     if settings.target_rate != "uniform":
         return float(settings.target_rate), {"target_rate_from": "configuration"}
@@ -190,7 +171,7 @@ def target_rate(step: SparkStep, settings: Settings, first: date, last: date) ->
 def quantile(
     step: SparkStep, settings: Settings, histogram: Histogram, first: date, last: date
 ) -> tuple[Calibrator, dict[str, Any]]:
-    """The `quantile` calibrator of the run date's distinct unexposed pairs, and what to say about it."""
+    """The `quantile` calibrator of the run date's distinct unexposed pairs, and details about its target rate."""
     rate, details = target_rate(step, settings, first, last)
     day = step.run_date.isoformat()
     pairs = int(histogram.rows.sum())
@@ -198,7 +179,7 @@ def quantile(
         knots = fit_quantile(histogram.rows, rate, settings.spread, histogram.fractions)
         base = grid_mean(knots, histogram.rows, histogram.fractions)
     else:
-        # An empty day must not stop the graph: nothing will be labelled by this calibrator.
+        # An empty day must not stop the graph: this calibrator will label nothing.
         log.warning("fit_calibrator: %s has no scored unexposed pair; the calibrator is the constant %.4f", day, rate)
         knots, base = np.full(GRID_CELLS + 1, rate), rate
     fitted = FittedOn("unlabelled", pairs, 0, day, day, base)
@@ -206,37 +187,35 @@ def quantile(
 
 
 def fitted(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[Calibrator, dict[str, Any]]:
-    """A `platt`, `isotonic` or `logistic` calibrator from scored and labelled pairs of `first` to `last`.
+    """A `platt`, `isotonic` or `logistic` calibrator from scored and labeled pairs of `first` to `last`.
 
     Raises:
         MissingInputError: no pair of these dates was scored.
-        GateError: too few labelled rows, or only one class among them.
+        GateError: too few labeled rows, or only one class among them.
     """
-    labelled, clicks = labelled_rows(step, settings, first, last)
-    rate = clicks.rate
-    base = FittedOn(clicks.source, clicks.rows, clicks.clicks, first.isoformat(), last.isoformat(), rate)
-    details: dict[str, Any] = {"source": clicks.source, "rows": clicks.rows, "clicks": clicks.clicks}
+    labeled, clicks = labeled_rows(step, settings, first, last)
+    base = FittedOn(clicks.source, clicks.rows, clicks.clicks, first.isoformat(), last.isoformat(), clicks.rate)
     # Earlier dates were scored by the models of their time; their similarities are taken as comparable (ours).
-    details["scored_by"] = list(clicks.model_versions)
+    details: dict[str, Any] = {
+        "source": clicks.source, "rows": clicks.rows, "clicks": clicks.clicks,
+        "scored_by": list(clicks.model_versions),
+    }  # fmt: skip
     if settings.kind == "isotonic":
-        calibrator = grid_calibrator("isotonic", fit_isotonic(labelled, settings.score), base, settings.score)
+        calibrator = grid_calibrator("isotonic", fit_isotonic(labeled, settings.score), base, settings.score)
     else:
         features = (settings.score,) if settings.kind == "platt" else FEATURES
-        weights, intercept = fit_logistic(labelled, features, rate)
-        calibrator = Calibrator(
-            kind=settings.kind, fitted_on=base, features=features, weights=weights, intercept=intercept,
-            prior_rate=rate, prior_strength=_PRIOR_STRENGTH,
-        )  # fmt: skip
-        if weights[0] <= 0:
-            details["warning"] = f"clicks do not rise with {features[0]} (weight {weights[0]:.4f}): labels mean little"
+        calibrator = fit_logistic(labeled, settings.kind, features, base)
+        if calibrator.weights[0] <= 0:
+            rise = f"clicks do not rise with {features[0]} (weight {calibrator.weights[0]:.4f})"
+            details["warning"] = f"{rise}: labels mean little"
             log.warning("fit_calibrator: %s", details["warning"])
-    bins, error = label_reliability(with_label(labelled, calibrator), "pseudo_label")
-    labelled.unpersist()
+    bins, error = label_reliability(with_label(labeled, calibrator))
+    labeled.unpersist()
     return replace(calibrator, fitted_on=replace(base, reliability=bins, ece=error)), details
 
 
-def labelled_rows(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[DataFrame, Clicks]:
-    """Persisted labelled pairs of uniform traffic, or of exposed traffic where that was allowed, and their counts."""
+def labeled_rows(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[DataFrame, Clicks]:
+    """Persisted labeled pairs of uniform traffic, or of exposed traffic where that is allowed, and their counts."""
     scores = step.read_dates("pair_scores", first, last)
     if not step.context.has("impressions") or scores.isEmpty():
         raise MissingInputError(
@@ -244,33 +223,34 @@ def labelled_rows(step: SparkStep, settings: Settings, first: date, last: date) 
             f"{last}, before {step.run_date}, and there are none; run score_candidates for earlier dates, or {REMEDY}"
         )
     shown = step.read_dates("impressions", first, last)
-    sources = ["uniform", *(["exposed"] if settings.allow_exposed else [])]
-    refusal: GateError | None = None
-    for source in sources:
-        labelled = labelled_pairs(scores, shown, source)
+
+    def rows_of(source: str) -> tuple[DataFrame, Clicks]:
+        labeled = labeled_pairs(scores, shown, source)
         if settings.kind == "logistic":
             stats = (step.read_dates(t, first, last) for t in ("item_stats", "user_stats"))
-            labelled = with_counts(labelled, *stats)
-        labelled = labelled.persist()
-        clicks = count_clicks(labelled, source)
+            labeled = with_counts(labeled, *stats)
+        clicks = count_clicks(labeled.persist(), source)
         try:
             check_fitting_rows(
                 source, clicks.rows, clicks.clicks, settings.min_rows,
                 remedy=f"widen labels.calibrator.window_days ({settings.window_days}), or {REMEDY}",
             )  # fmt: skip
-        except GateError as error:
-            labelled.unpersist()
-            refusal = error
-            continue
-        if source == "exposed":
-            log.warning("fit_calibrator: fitted on exposed clicks as allowed: exposure bias is in the labels")
-        return labelled, clicks
-    assert refusal is not None
-    raise refusal
+        except GateError:
+            labeled.unpersist()
+            raise
+        return labeled, clicks
+
+    try:
+        return rows_of("uniform")
+    except GateError:
+        if not settings.allow_exposed:
+            raise
+    log.warning("fit_calibrator: fitted on exposed clicks, as allowed: the labels repeat exposure bias")
+    return rows_of("exposed")
 
 
 def check_rate(rate: float, before: Manifest | None, settings: Settings) -> dict[str, Any]:
-    """A warning, as a detail, when the mean label moved too far since the calibrator of the date before.
+    """A warning for the details when the mean label moved too far since the calibrator of the date before.
 
     Raises:
         GateError: it did, and labels.calibrator.on_rate_change is `refuse`.
@@ -290,7 +270,7 @@ def run(step: SparkStep) -> None:
     """Fit the configured kind for the run date and publish it."""
     context, settings = step.context, step.config.labels.calibrator
     model = context.artifact("interest_model")
-    through = context.step.trained_through(step.run_date)
+    through = trained_through(context.step, step.run_date)
     first = step.run_date - timedelta(days=settings.window_days)
     histogram = collect_histogram(step.read_slice("pair_scores"), settings.score)
     require_one_version(
@@ -303,27 +283,19 @@ def run(step: SparkStep) -> None:
         calibrator, details = fitted(step, settings, first, through)
     before = context.artifacts.in_force_or_none("calibrator", through)
     details |= check_rate(calibrator.fitted_on.base_rate, before, settings)
+    on = calibrator.fitted_on
     metrics: Mapping[str, Any] = {
-        **details,
-        "kind": calibrator.kind,
-        "base_rate": calibrator.fitted_on.base_rate,
-        "rows": calibrator.fitted_on.rows,
-        "dates": [calibrator.fitted_on.first_date, calibrator.fitted_on.last_date],
-        "ece": calibrator.fitted_on.ece,
-        "content_only": calibrator.content_only,
-    }
+        **details, "kind": calibrator.kind, "base_rate": on.base_rate, "rows": on.rows,
+        "dates": [on.first_date, on.last_date], "ece": on.ece, "content_only": calibrator.content_only,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / CALIBRATOR_FILE).write_text(calibrator.to_json(), encoding="utf-8")
         manifest = context.artifacts.publish(
-            "calibrator",
-            Path(name),
-            trained_through=through,
-            fingerprint=context.artifact_fingerprint,
-            config_hash=context.step.config_hash(context.config),
-            lineage={"model_version": model.version, "sid_version": model.lineage["sid_version"]},
-            metrics=metrics,
-        )
-    context.counts.rows_in = calibrator.fitted_on.rows
+            "calibrator", Path(name), trained_through=through, fingerprint=context.artifact_fingerprint,
+            config_hash=context.config.hash_of(*context.step.sections),
+            lineage={"model_version": model.version, "sid_version": model.lineage["sid_version"]}, metrics=metrics,
+        )  # fmt: skip
+    context.counts.rows_in = on.rows
     context.counts.outputs["artifact:calibrator"] = {"version": manifest.version}
     context.counts.details |= dict(metrics)
     log.info("fit_calibrator: published %s calibrator %s", calibrator.kind, manifest.version)

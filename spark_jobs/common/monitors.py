@@ -102,12 +102,12 @@ def measure(step: SparkStep, settings: Monitors) -> Measured:
     before = next(iter(bands.values()), {})
     refused = sum(r["rows"] or 0.0 for r in found.get("quarantine", ()))
     accepted = sum(step.slice_rows(t) for t in _ACCEPTED)
-    users = [r for r in found.get("anchors", ()) if r["rows"]]
+    asked = [r for r in found.get("anchors", ()) if r["rows"]]
     cells = sorted(found.get("calibration", ()), key=lambda r: int(r["key"]))
     return Measured(
         label_drift=stability_index(before, now) if now and before else None,
         quarantine_share=refused / (refused + accepted) if refused + accepted else None,
-        anchors_per_user=users[0]["labels"] / users[0]["rows"] if users else None,
+        anchors_per_user=asked[0]["labels"] / asked[0]["rows"] if asked else None,
         calibration_error=group_reliability(cells)[1],
         uniform_impressions=int(sum(r["rows"] for r in cells)),
     )

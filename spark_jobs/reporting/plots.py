@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 # Stands for the page's text color: replaced by `currentColor` in the SVG.
 _INK = "#010203"
+Extent = tuple[float, float, float, float]
 _FIRST, _SECOND = "#2a78b5", "#c8641e"  # readable on white and on near-black
 _STYLE: dict[Any, Any] = {
     "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
@@ -49,15 +50,13 @@ def histograms(name: str, title: str, panels: Sequence[tuple[str, np.ndarray, tu
         return _svg(figure, name, title)
 
 
-def heat_maps(name: str, title: str, panels: Sequence[tuple[str, str, np.ndarray, Sequence[float]]]) -> Markup:
+def heat_maps(name: str, title: str, panels: Sequence[tuple[str, str, np.ndarray, Extent]]) -> Markup:
     """One panel per (x label, y label, rows [y x x], extent): log color, empty cells clear."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(len(panels), height=2.9)
         for ax, (x, y, counts, extent) in zip(axes, panels):
             values = np.ma.masked_equal(np.log10(np.maximum(counts, 1e-9)), -9.0)
-            ax.imshow(
-                values, origin="lower", aspect="auto", extent=tuple(extent), cmap="viridis", interpolation="nearest"
-            )
+            ax.imshow(values, origin="lower", aspect="auto", extent=extent, cmap="viridis", interpolation="nearest")
             ax.set_xlabel(x)
             ax.set_ylabel(y)
         return _svg(figure, name, title)
