@@ -184,27 +184,31 @@ class SparkStep:
         return frame
 
     def write_slice(
-        self,
-        table: str,
-        frame: DataFrame,
-        *,
-        contract: Contract | None = None,
+        self, table: str, frame: DataFrame, *, contract: Contract | None = None,
         details: Mapping[str, Any] | None = None,
-        options: Mapping[str, str] | None = None,
-    ) -> Commit:
+    ) -> Commit:  # fmt: skip
         """Replace the run date's slice of `table` (all dates of a bulk run) by `frame` in one commit.
 
         `frame` must have exactly the contract's columns, in any order; rows of other dates are refused by Delta.
         Rows are counted from the commit's own metrics.
         """
         contract = contract or load_contract(table)
-        dates = self.context.dates
-        condition = f"dt >= DATE '{dates[0].isoformat()}' AND dt <= DATE '{dates[-1].isoformat()}'"
-        return self._write(contract, frame, "overwrite", {"replaceWhere": condition, **(options or {})}, details)
+        wanted = spark_schema(contract)
+        missing = [f.name for f in wanted if f.name not in frame.columns]
+        if missing or len(frame.columns) != len(wanted):
+            extra = [c for c in frame.columns if c not in wanted.names]
+            raise ContractError(f"table {contract.name}: the frame lacks {missing} and has the unknown columns {extra}")
+        rows = frame.select(*[F.col(f.name).cast(f.dataType).alias(f.name) for f in wanted])
+        start, end = self.context.dates[0], self.context.dates[-1]
 
-    def append(self, table: str, frame: DataFrame, details: Mapping[str, Any] | None = None) -> Commit:
-        """Append `frame` to `table` in one commit."""
-        return self._write(load_contract(table), frame, "append", {}, details)
+        def save(app_id: str, version: int, mark: str, uri: str) -> None:
+            options = {
+                "replaceWhere": f"dt >= DATE '{start}' AND dt <= DATE '{end}'",
+                "txnAppId": app_id, "txnVersion": str(version), "userMetadata": mark,
+            }  # fmt: skip
+            rows.write.format("delta").mode("overwrite").options(**options).save(uri)
+
+        return self._commit(contract, save, details)
 
     def create_table(self, contract: Contract) -> None:
         """Create the table of `contract` with its comments and constraints, or add its new nullable columns."""
@@ -244,31 +248,6 @@ class SparkStep:
                     conf.unset(key)
 
         return self._commit(contract, save, None, since)
-
-    def _write(
-        self, contract: Contract, frame: DataFrame, mode: str, options: Mapping[str, str],
-        details: Mapping[str, Any] | None,
-    ) -> Commit:  # fmt: skip
-        wanted = spark_schema(contract)
-        missing = [f.name for f in wanted if f.name not in frame.columns]
-        if missing or len(frame.columns) != len(wanted):
-            extra = [c for c in frame.columns if c not in wanted.names]
-            raise ContractError(f"table {contract.name}: the frame lacks {missing} and has the unknown columns {extra}")
-
-        def save(app_id: str, version: int, mark: str, uri: str) -> None:
-            writer = (
-                frame.select(*[F.col(f.name).cast(f.dataType).alias(f.name) for f in wanted])
-                .write.format("delta")
-                .mode(mode)
-                .option("txnAppId", app_id)
-                .option("txnVersion", version)
-                .option("userMetadata", mark)
-            )
-            for key, value in options.items():
-                writer = writer.option(key, value)
-            writer.save(uri)
-
-        return self._commit(contract, save, details)
 
     def _commit(
         self,
