@@ -31,31 +31,28 @@ _ROWS_PER_TASK = 4_000_000
 _EVENTS = ("raw_impressions", "raw_candidates", "raw_interactions")
 
 
-def checked_events(raw: DataFrame, contract: Contract, known: DataFrame) -> Checked:
-    """Events of a raw table, checked: types, nulls, ranges, time inside the slice, known item."""
+def first_of_key(table: str) -> tuple[list[str], list[Column]]:
+    """(key of the raw table, order in which the first of several rows with one key stays)."""
+    time = F.col("event_time")
+    return {
+        "raw_impressions": (["dt", "request_id", "item_id"], [time, F.col("clicked").desc(), F.col("position")]),
+        "raw_candidates": (
+            ["dt", "request_id", "item_id", "channel"],
+            [time, F.col("recall_score").desc_nulls_last(), F.col("user_id")],
+        ),
+        "raw_interactions": (["dt", "user_id", "item_id", "event_time", "kind"], [time]),
+    }[table]
+
+
+def split_events(raw: DataFrame, contract: Contract, known: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """(good, bad) rows of a raw table of events: types, nulls, ranges, time inside the slice, known item, unique key.
+
+    Args:
+        known: item_id and item_index of every item.
+    """
     frame, checks = typed_rows(raw, contract)
-    return Checked.of(frame.join(known, "item_id", "left"), [*checks, inside_slice(), known_item()], frame)
-
-
-def split_impressions(checked: Checked) -> tuple[DataFrame, DataFrame]:
-    """(good, bad) impressions: of rows with one (request, item) the earliest stays, clicked before not clicked."""
-    return split(
-        checked, ["dt", "request_id", "item_id"], [F.col("event_time"), F.col("clicked").desc(), F.col("position")]
-    )
-
-
-def split_candidates(checked: Checked) -> tuple[DataFrame, DataFrame]:
-    """(good, bad) candidates: of rows with one (request, item, channel) the earliest stays, then the best score."""
-    return split(
-        checked,
-        ["dt", "request_id", "item_id", "channel"],
-        [F.col("event_time"), F.col("recall_score").desc_nulls_last(), F.col("user_id")],
-    )
-
-
-def split_interactions(checked: Checked) -> tuple[DataFrame, DataFrame]:
-    """(good, bad) raw interactions: each event once."""
-    return split(checked, ["dt", "user_id", "item_id", "event_time", "kind"], [F.col("event_time")])
+    checked = Checked.of(frame.join(known, "item_id", "left"), [*checks, inside_slice(), known_item()], frame)
+    return split(checked, *first_of_key(contract.name))
 
 
 def fold_channels(good: DataFrame, config: Config) -> DataFrame:
@@ -142,16 +139,11 @@ def run(step: SparkStep) -> None:
     known_at = context.lake.open("items").version
     changes = item_changes(latest, step.read_version("items", known_at))
 
-    splitters = {
-        "raw_impressions": split_impressions,
-        "raw_candidates": split_candidates,
-        "raw_interactions": split_interactions,
-    }
     good, bad = {}, {"raw_items": bad_items.where(in_slice)}
-    for table, split_rows in splitters.items():
+    for table in _EVENTS:
         if context.has(table):
             raw = step.read_unchecked(table).where(in_slice)
-            good[table], bad[table] = split_rows(checked_events(raw, load_contract(table), changes.known))
+            good[table], bad[table] = split_events(raw, load_contract(table), changes.known)
     quarantine = reduce(
         DataFrame.unionByName, [quarantine_rows(frame, table, context.run_id) for table, frame in bad.items()]
     ).coalesce(1)

@@ -1,8 +1,8 @@
-"""Job: regroups the rows of one date into larger files, in every table that Spark writes. `gpl optimize` starts it.
+"""Job: joins the small files of one date, in every table that Spark writes. `gpl optimize` starts it.
 
     spark-submit … spark_jobs/optimize.py --config CONFIG --run-date D
 
-Tables without dates are regrouped whole. Delta marks such a commit as changing no data: nothing turns stale.
+Tables without dates are compacted as a whole. Delta marks such a commit as changing no data: nothing turns stale.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ConflictError
 from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs.common.columns import only_row
-from spark_jobs.session import SparkStep, is_conflict, job_main, spark_path
+from spark_jobs.session import SparkStep, is_conflict, job_main, settings_for, spark_path
 
 
 def run(step: SparkStep) -> None:
@@ -26,14 +26,9 @@ def run(step: SparkStep) -> None:
         "spark.databricks.delta.optimize.maxFileSize": sizes,
         "spark.databricks.delta.commitInfo.userMetadata": SliceMark("optimize", {}, step.context.run_id).to_json(),
     }
-    for key, value in settings.items():
-        step.spark.conf.set(key, value)
-    try:
+    with settings_for(step.spark, settings):
         for contract in compactable(step.context.lake, "spark"):
             step.context.counts.details[contract.name] = _optimize(step, contract)
-    finally:
-        for key in settings:
-            step.spark.conf.unset(key)
 
 
 def _optimize(step: SparkStep, contract: Contract) -> dict[str, int]:

@@ -6,8 +6,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -230,22 +230,15 @@ class SparkStep:
         Raises:
             ConflictError: this step has written the table after version `since`, from which the rows were made.
         """
-        conf = self.spark.conf
 
         def save(app_id: str, version: int, mark: str, uri: str) -> None:
-            # MERGE takes no writer options: the session's settings stand in for them, for this one command.
             settings = {
                 "spark.databricks.delta.write.txnAppId": app_id,
                 "spark.databricks.delta.write.txnVersion": str(version),
                 "spark.databricks.delta.commitInfo.userMetadata": mark,
             }
-            for key, value in settings.items():
-                conf.set(key, value)
-            try:
+            with settings_for(self.spark, settings):
                 execute(DeltaTable.forPath(self.spark, uri))
-            finally:
-                for key in settings:
-                    conf.unset(key)
 
         return self._commit(contract, save, None, since)
 
@@ -285,6 +278,18 @@ class SparkStep:
         commit = Commit(before.version, found, rows, size)
         self.context.committed(contract.name, commit)
         return commit
+
+
+@contextmanager
+def settings_for(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[None]:
+    """The session's `settings` inside the block: MERGE and OPTIMIZE take no writer options."""
+    for key, value in settings.items():
+        spark.conf.set(key, value)
+    try:
+        yield
+    finally:
+        for key in settings:
+            spark.conf.unset(key)
 
 
 def is_conflict(error: Exception) -> bool:

@@ -32,6 +32,12 @@ from spark_jobs.common.columns import broadcast_if_few
 from spark_jobs.session import spark_schema
 
 RAW, BAD, HASH, FAILED, KEY = "_raw", "_bad", "_hash", "_failed", "_key"
+_CASTS: tuple[tuple[type[DataType], tuple[type[DataType], ...]], ...] = (
+    (StringType, (NumericType, BooleanType)),
+    (NumericType, (NumericType, StringType, BooleanType)),
+    (BooleanType, (IntegralType, StringType)),
+    (TimestampType, (StringType, DateType, TimestampNTZType)),
+)
 KNOWN_ITEM = "item_id_is_known"
 _IDS = ("request_id", "item_id", "user_id", "channel", "kind")
 
@@ -135,21 +141,9 @@ def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Chec
 def castable(have: DataType, wanted: DataType) -> bool:
     """Whether values of `have` can mean `wanted` without guessing (a number as a time would be a guess)."""
     if isinstance(wanted, ArrayType):
-        return isinstance(have, ArrayType) and castable_element(have.elementType, wanted.elementType)
-    if isinstance(wanted, StringType):
-        return isinstance(have, NumericType | BooleanType)
-    if isinstance(wanted, NumericType):
-        return isinstance(have, NumericType | StringType | BooleanType)
-    if isinstance(wanted, BooleanType):
-        return isinstance(have, IntegralType | StringType)
-    if isinstance(wanted, TimestampType):
-        return isinstance(have, StringType | DateType | TimestampNTZType)
-    return False
-
-
-def castable_element(have: DataType, wanted: DataType) -> bool:
-    """`castable` for the elements of arrays: numbers only."""
-    return isinstance(have, NumericType) and isinstance(wanted, NumericType)
+        elements = (have.elementType, wanted.elementType) if isinstance(have, ArrayType) else ()
+        return bool(elements) and all(isinstance(e, NumericType) for e in elements)
+    return any(isinstance(wanted, to) and isinstance(have, sources) for to, sources in _CASTS)
 
 
 def _cast(source: Column, have: DataType, wanted: DataType) -> Column:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from pyspark.sql import DataFrame, Row, Window
 from pyspark.sql import functions as F
 
@@ -21,53 +21,24 @@ _MOST_VERSIONS = 50
 _MOST_RUNS = 20
 
 
-@dataclass(frozen=True)
-class SidHealth:
-    """Semantic IDs in force: items, distinct SIDs, items that share one; used codes and perplexity per level.
-
-    Attributes:
-        usage: per level, mean items per code of at most _GROUPS groups of codes, the most used ones first.
-    """
-
-    items: int
-    distinct: int
-    sharing: int
-    used: tuple[int, ...]
-    perplexity: tuple[float, ...]
-    usage: tuple[tuple[float, ...], ...]
-
-
-def sid_health(sids: DataFrame) -> SidHealth | None:
-    """Health of the SIDs in force (item_index, sid); None when there are none."""
-    sizes = sids.groupBy("sid").agg(F.count(F.lit(1)).alias("n"))
-    sums = sizes.agg(
-        F.sum("n").alias("items"), F.count(F.lit(1)).alias("distinct"),
-        F.sum(F.when(F.col("n") > 1, F.col("n"))).alias("sharing"),
-    )  # fmt: skip
-    row = only_row(sums)
-    if not row["items"]:
-        return None
-    codes = (
-        sids.select(F.posexplode("sid").alias("level", "code"))
-        .groupBy("level", "code")
-        .agg(F.count(F.lit(1)).alias("n"))
-    )
-    share = F.col("n") / F.lit(float(row["items"]))
+def code_usage(sids: DataFrame, items: int) -> list[list[Row]]:
+    """Per level, at most _GROUPS groups of codes, most used first: codes, mean items per code `n`, summed entropy."""
+    codes = sids.select(F.posexplode("sid").alias("level", "code")).groupBy("level", "code")
+    share = F.col("n") / F.lit(float(items))
     # A window over the codes of a level: at most C rows, however many items there are.
     place = F.ntile(_GROUPS).over(Window.partitionBy("level").orderBy(F.desc("n"), "code"))
     groups = (
-        codes.withColumn("place", place)
+        codes.agg(F.count(F.lit(1)).alias("n"))
+        .withColumn("place", place)
         .groupBy("level", "place")
         .agg(F.count(F.lit(1)).alias("codes"), F.avg("n").alias("n"), (-F.sum(share * F.log(share))).alias("entropy"))
         .orderBy("level", "place")
         .collect()
     )
-    levels = [[r for r in groups if r["level"] == level] for level in sorted({r["level"] for r in groups})]
-    return SidHealth(
-        row["items"], row["distinct"], row["sharing"] or 0, tuple(sum(r["codes"] for r in g) for g in levels),
-        tuple(float(np.exp(sum(r["entropy"] for r in g))) for g in levels),
-        tuple(tuple(float(r["n"]) for r in g) for g in levels),
-    )  # fmt: skip
+    levels: dict[int, list[Row]] = {}
+    for row in groups:
+        levels.setdefault(row["level"], []).append(row)
+    return list(levels.values())
 
 
 @dataclass(frozen=True)
@@ -132,21 +103,27 @@ def sections(day: Day) -> list[Section]:
     version = day.manifest.get("versions", {}).get("sid_version", "")
     table = day.step.read("item_sids") if day.context.has("item_sids") else day.step.empty("item_sids")
     live = sids_in_force(table, version)
-    found = sid_health(live)
-    if found is None:
+    sizes = live.groupBy("sid").agg(F.count(F.lit(1)).alias("n"))
+    shared = F.coalesce(F.sum(F.when(F.col("n") > 1, F.col("n"))), F.lit(0))
+    items, distinct, sharing = only_row(sizes.agg(F.sum("n"), F.count(F.lit(1)), shared))
+    if not items:
         return [Section("Semantic IDs", ["No item has a semantic ID."])]
     tokenizer = day.context.artifacts.find("tokenizer", version)
     size = tokenizer.metrics.get("codes") if tokenizer else None
-    rows = [(i + 1, u, size, p) for i, (u, p) in enumerate(zip(found.used, found.perplexity, strict=True))]
-    text = [
-        f"{found.items:,} items have one under {version}, {found.distinct:,} distinct; "
-        f"{found.sharing / found.items:.1%} of the items share theirs."
+    levels = code_usage(live, items)
+    rows = [
+        (level, sum(r["codes"] for r in groups), size, math.exp(sum(r["entropy"] for r in groups)))
+        for level, groups in enumerate(levels, start=1)
     ]
+    text = (
+        f"{items:,} items have one under {version}, {distinct:,} distinct; {sharing / items:.1%} of the items share "
+        "theirs."
+    )
     usage = Plot(
-        plots.code_usage("usage", "Code usage per level", found.usage),
+        plots.code_usage("usage", "Code usage per level", [[r["n"] for r in groups] for groups in levels]),
         "Items per code, most used codes first. The dotted line is where all codes are used equally.",
     )
-    health = Section("Semantic IDs", text, [Table(("level", "codes in use", "codes", "perplexity"), rows)], [usage])
+    health = Section("Semantic IDs", [text], [Table(("level", "codes in use", "codes", "perplexity"), rows)], [usage])
     return [health, *_meaning(day, live), _versions(day, table)]
 
 
