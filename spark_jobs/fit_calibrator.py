@@ -25,9 +25,8 @@ from pyspark.ml.regression import IsotonicRegression
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.config import Calibrator as Settings
+from gpl_core.conf.sections import Calibrator as Settings
 from gpl_core.errors import GateError, MissingInputError
-from gpl_core.graph.planner import trained_through
 from gpl_core.labels.calibration import (
     FEATURES,
     GRID_CELLS,
@@ -270,7 +269,7 @@ def run(step: SparkStep) -> None:
     """Fit the configured kind for the run date and publish it."""
     context, settings = step.context, step.config.labels.calibrator
     model = context.artifact("interest_model")
-    through = trained_through(context.step, step.run_date)
+    through = context.step.trained_through(step.run_date)
     first = step.run_date - timedelta(days=settings.window_days)
     histogram = collect_histogram(step.read_slice("pair_scores"), settings.score)
     require_one_version(
@@ -292,7 +291,7 @@ def run(step: SparkStep) -> None:
         (Path(name) / CALIBRATOR_FILE).write_text(calibrator.to_json(), encoding="utf-8")
         manifest = context.artifacts.publish(
             "calibrator", Path(name), trained_through=through, fingerprint=context.artifact_fingerprint,
-            config_hash=context.config.hash_of(*context.step.sections),
+            config_hash=context.step.config_hash(context.config),
             lineage={"model_version": model.version, "sid_version": model.lineage["sid_version"]}, metrics=metrics,
         )  # fmt: skip
     context.counts.rows_in = on.rows

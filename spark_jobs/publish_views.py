@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 from pyspark.sql import SparkSession
 
-from gpl_core.config import Lakehouse, load_config
+from gpl_core.conf.sections import Lakehouse
+from gpl_core.config import load_config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.graph.step_run import exit_with, setup_logging

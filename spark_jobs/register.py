@@ -12,7 +12,7 @@ import json
 
 from pyspark.sql import SparkSession
 
-from gpl_core.config import CATALOG, Lakehouse
+from gpl_core.conf.sections import CATALOG, Lakehouse
 from gpl_core.lakehouse.lake import LOCATIONS, Lake
 from spark_jobs.common.whole_files import write_whole
 from spark_jobs.publish_views import catalog_main, publish

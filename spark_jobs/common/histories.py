@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from gpl_core.errors import LineageError
-from gpl_core.graph.planner import start_of
+from gpl_core.graph.steps import start_of
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
 from spark_jobs.common.columns import unit_hash

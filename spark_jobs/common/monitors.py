@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
-from gpl_core.config import Monitors
+from gpl_core.conf.sections import Monitors
 from spark_jobs.common.calibrators import group_reliability, label_cell
 from spark_jobs.session import SparkStep
 

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from gpl_core.contracts.contract import load_contract
-from gpl_core.graph.planner import STEPS, Step
+from gpl_core.graph.steps import STEPS, Step
 from gpl_core.lakehouse.artifacts import KINDS
 from spark_jobs.reporting.changes import figures
 from spark_jobs.reporting.day import Day
@@ -36,7 +36,7 @@ def step_runs(job_runs: DataFrame, run_date: date) -> list[dict[str, Any]]:
         .collect()
     )
     found = {r["step"]: {"step": r["step"], "attempts": r["attempts"], **r["run"].asDict()} for r in rows}
-    return [found[s.name] for s in STEPS if s.name in found and s.name != "report"]
+    return [found[s.name] for s in STEPS if s.name in found and not s.writes_page]
 
 
 def lineage_rows(runs: Sequence[Mapping[str, Any]], known: Mapping[str, str]) -> list[tuple[str, str, str]]:
