@@ -284,7 +284,7 @@ def _incomplete(step: SparkStep, facts: FeedSlice, late: bool) -> str | None:
     """Why only exposed rows are published; None when the slice is complete.
 
     Raises:
-        GateError: a monitor refuses, and `feed.publish` says that the slice is then held back.
+        GateError: a monitor refuses, and by `feed.publish` the slice is then held back.
     """
     day = step.run_date
     if late:

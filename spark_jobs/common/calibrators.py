@@ -13,7 +13,7 @@ from gpl_core.labels.calibration import CALIBRATOR_FILE, Calibrator, Reliability
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
 
 LABEL_CELLS = 1000
-"""Cells of the label axis that reliability is counted in before equal groups are formed."""
+"""Cells of the label axis in which Spark counts; the driver merges them into groups of equal size."""
 
 
 def load_calibrator(store: ArtifactStore, manifest: Manifest) -> Calibrator:
@@ -38,7 +38,7 @@ def with_counts(pairs: DataFrame, item_stats: DataFrame, user_stats: DataFrame) 
 
 
 def label_cell(column: str) -> Column:
-    """The cell, of LABEL_CELLS, in which a label or a weight of [0, 1] lies."""
+    """The cell, one of LABEL_CELLS, of a label or a weight in [0, 1]."""
     return F.least(F.floor(F.col(column) * LABEL_CELLS), F.lit(LABEL_CELLS - 1))
 
 

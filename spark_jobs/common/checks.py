@@ -156,7 +156,7 @@ def _cast(source: Column, have: DataType, wanted: DataType) -> Column:
 
 
 def inside_slice() -> Check:
-    """Events lie in their own dt (UTC)."""
+    """Events happened on their own dt (UTC)."""
     before = F.col("event_time") < F.col("dt").cast("timestamp")
     after = F.col("event_time") >= F.date_add("dt", 1).cast("timestamp")
     time, dt = F.col("event_time").cast("string"), F.col("dt").cast("string")

@@ -1,4 +1,4 @@
-"""Who and what is left out of labeling, as of the run date: users who opted out, items that were withdrawn."""
+"""Who and what is left out of labeling, as of the run date: users who opted out, and withdrawn items."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spark_jobs.session import SparkStep
 
 
 def opted_out(step: SparkStep) -> DataFrame | None:
-    """Distinct user_id whose opt-out lies before the end of the run date, or has no time; None without the table."""
+    """Distinct user_id of opt-outs before the end of the run date, or without a time; None without the table."""
     if not step.context.has("raw_opt_outs"):
         return None
     rows = step.read("raw_opt_outs")

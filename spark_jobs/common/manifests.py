@@ -1,7 +1,7 @@
 """The manifest of one date of training_feed: what a trainer must find when it reads the slice.
 
-Its figures stand in the commit that wrote the slice (`SliceMark.details`): they appear with the rows or not at all. The
-JSON file repeats them for readers without Delta, adds the files, and can be made again from the table at any time.
+Its figures are in the commit that wrote the slice (`SliceMark.details`): they appear with the rows or not at all. The
+JSON file repeats them for readers without Delta and adds the files. It can be made from the table again at any time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ TABLE = "training_feed"
 
 
 def manifest_path(lake: Lake, run_date: date) -> str:
-    """Where the manifest of `run_date` lies."""
+    """Path of the manifest of `run_date`."""
     return lake.path("manifests", TABLE, f"{run_date.isoformat()}.json")
 
 
 def schema_of(contract: Contract) -> list[dict[str, str]]:
-    """Name and type of every column that stands in the data files, in order."""
+    """Name and type of every column in the data files, in order."""
     return [{"name": c.name, "type": c.type} for c in contract.columns if c.name not in contract.partition_by]
 
 
@@ -39,23 +39,20 @@ def schema_hash(contract: Contract) -> str:
 def incompatibilities(before: Sequence[Mapping[str, str]], contract: Contract) -> list[str]:
     """What a trainer that reads the schema `before` would miss in `contract`: columns gone, or of another type.
 
-    New columns are no incompatibility: readers select by name.
+    New columns are compatible: readers select by name.
     """
     now = {c["name"]: c["type"] for c in schema_of(contract)}
-    problems = []
-    for column in before:
-        name, kind = column["name"], column["type"]
-        if name not in now:
-            problems.append(f"column '{name}' ({kind}) is gone")
-        elif now[name] != kind:
-            problems.append(f"column '{name}' was {kind}, would be {now[name]}")
-    return problems
+    return [
+        f"column '{name}' was {kind}, would be {now[name]}" if name in now else f"column '{name}' ({kind}) is gone"
+        for name, kind in ((c["name"], c["type"]) for c in before)
+        if now.get(name) != kind
+    ]
 
 
 def check_compatible(lake: Lake, contract: Contract) -> None:
-    """Refuse a feed that its last published slice's readers could not read.
+    """Refuse a feed that readers of its last published slice could not read.
 
-    A new version of the contract may change anything: it says so to every reader.
+    A new version of the contract may change anything: every reader sees that version.
 
     Raises:
         ContractError: names each column, and what to do.
@@ -78,7 +75,7 @@ def build_manifest(lake: Lake, run_date: date, contract: Contract) -> dict[str, 
 
     Raises:
         MissingInputError: the slice has not been written.
-        ContractError: rows left the slice since, so that the sums in its commit are those of before.
+        ContractError: rows have left the slice since, so that the sums in its commit no longer hold.
     """
     snapshot = lake.open(TABLE, contract=contract)
     found = snapshot.mark(run_date.isoformat(), TABLE)
@@ -105,7 +102,7 @@ def build_manifest(lake: Lake, run_date: date, contract: Contract) -> dict[str, 
 
 
 def ensure_manifest(lake: Lake, run_date: date, contract: Contract) -> dict[str, Any]:
-    """Write the manifest file unless it already says what the table says; returns the manifest."""
+    """Write the manifest file unless it is already up to date; returns the manifest."""
     manifest = build_manifest(lake, run_date, contract)
     text = json.dumps(manifest, indent=1, sort_keys=True)
     path = manifest_path(lake, run_date)

@@ -58,7 +58,7 @@ class Verdict:
 
 
 def label_band(label: str) -> Column:
-    """Bands of the label, two per doubling: labels lie near a small rate, where cells of equal width see no drift."""
+    """Bands of the label, two per doubling: labels are close to a small rate, where equal cells would hide drift."""
     return F.floor(2 * F.log2(F.greatest(F.col(label), F.lit(1e-6)))).cast("int")
 
 

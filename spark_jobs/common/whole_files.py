@@ -1,4 +1,4 @@
-"""Small files beside the tables: written whole or not at all."""
+"""Small files beside the tables, written completely or not at all."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def weight_sentence(found: LabelCalibration, least_rows: int = 1000) -> str:
 
 
 def section(day: Day) -> Section:
-    """Reliability of the labels, and what their weights say about the error."""
+    """Reliability of the labels, and whether their weights predict the error."""
     title = "Are the labels right?"
     found = calibrations(day.slice("pseudo_labels"), day.slice("impressions"))
     if not found:

@@ -100,7 +100,7 @@ def test_calibrator_of_another_model_is_refused(lake):
 
 def test_item_that_is_not_in_items_is_named(lake):
     lake.scores(score("u1", 0, 0.9), score("u1", 77, 0.1))
-    with pytest.raises(ContractError, match="item_index 77 is not in table items"):
+    with pytest.raises(ContractError, match="item_index 77 is missing from table items"):
         lake.run("pseudo_labels", pseudo_labels.run)
     assert lake.rows("pseudo_labels") == []
 
@@ -112,15 +112,18 @@ def test_a_later_calibrator_is_not_used(lake):
     assert {v for (v,) in by_pair(lake, "calibrator_version").values()} == {early}
 
 
+def logistic() -> Calibrator:
+    return Calibrator(
+        kind="logistic", fitted_on=FittedOn("uniform", 10, 1, "", "", 0.1), features=FEATURES,
+        weights=(1.0, 0.5, 0.1, 0.7, 0.3, -0.2), intercept=-1.0, prior_rate=0.1, prior_strength=20.0,
+    )  # fmt: skip
+
+
 def test_logistic_meets_the_counts_of_its_date(lake):
     """u1 and item 0 have counts, u2 and item 2 none; item_stats of the day after must not be looked at."""
     lake.stats(items=[(0, 100, 30, 12), (1, 10, 0, 1)], users=[("u1", 40, 8, 3)])
     lake.stats(items=[(0, 9000, 1, 1)], users=[("u1", 9000, 9000, 9)], dt=day(1))
-    calibrator = Calibrator(
-        kind="logistic", fitted_on=FittedOn("uniform", 10, 1, "", "", 0.1),
-        features=FEATURES,
-        weights=(1.0, 0.5, 0.1, 0.7, 0.3, -0.2), intercept=-1.0, prior_rate=0.1, prior_strength=20.0,
-    )  # fmt: skip
+    calibrator = logistic()
     lake.calibrator(calibrator)
     lake.run("pseudo_labels", pseudo_labels.run)
     found = by_pair(lake, "pseudo_label", "history_similarity", "prefix_log_prob")
@@ -139,6 +142,13 @@ def test_logistic_meets_the_counts_of_its_date(lake):
             },
         )  # fmt: skip
         assert found[key][0] == pytest.approx(float(expected[0]), abs=1e-9)
+
+
+def test_an_item_that_is_counted_twice_is_refused_and_the_table_named(lake):
+    lake.stats(items=[(0, 100, 30, 12), (0, 10, 0, 1)], users=[])
+    lake.calibrator(logistic())
+    with pytest.raises(ContractError, match=rf"5 rows from 4 of pair_scores; .* in item_stats dt={D}, .*dt={D}$"):
+        lake.run("pseudo_labels", pseudo_labels.run)
 
 
 def test_one_pair_by_hand_from_the_tables(lake):
