@@ -16,7 +16,7 @@ from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
+from pyspark.sql.types import DataType, StructType
 
 from gpl_core.conf.sections import CATALOG
 from gpl_core.contracts.contract import Contract, load_contract
@@ -343,18 +343,17 @@ def spark_path(uri: str) -> str:
     return "s3a://" + uri.removeprefix("s3://") if uri.startswith("s3://") else uri
 
 
-def schema_drift(contract: Contract, found: StructType) -> list[str]:
-    """Column-by-column differences between a contract and a table; additive columns are no difference."""
+def schema_drift(
+    contract: Contract, found: StructType, castable: Callable[[DataType, DataType], bool] = lambda have, wanted: False
+) -> list[str]:
+    """Column-by-column differences between a contract and a table; additional and `castable` columns are none."""
     problems = []
-    for wanted in spark_schema(contract):
-        if wanted.name not in found.names:
-            if not contract.column(wanted.name).nullable:
-                problems.append(f"column '{wanted.name}' ({wanted.dataType.simpleString()}) is missing")
-        elif found[wanted.name].dataType.simpleString() != wanted.dataType.simpleString():
-            problems.append(
-                f"column '{wanted.name}' is {found[wanted.name].dataType.simpleString()}, "
-                f"expected {wanted.dataType.simpleString()}"
-            )
+    for name, wanted in ((f.name, f.dataType) for f in spark_schema(contract)):
+        have = found[name].dataType if name in found.names else None
+        if have is None and not contract.column(name).nullable:
+            problems.append(f"column '{name}' ({wanted.simpleString()}) is missing")
+        elif have and have.simpleString() != wanted.simpleString() and not castable(have, wanted):
+            problems.append(f"column '{name}' is {have.simpleString()}, expected {wanted.simpleString()}")
     return problems
 
 

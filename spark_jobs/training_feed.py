@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from gpl_core.config import Config
 from gpl_core.errors import ContractError, GateError
 from spark_jobs.common.calibrators import require_one_version
-from spark_jobs.common.columns import micros, only_row, passthrough_of, sids_in_force, with_passthrough
+from spark_jobs.common.columns import only_row, passthrough_of, sids_in_force, with_passthrough
 from spark_jobs.common.manifests import check_compatible, ensure_manifest, schema_hash, schema_of
 from spark_jobs.common.monitors import watch
 from spark_jobs.session import SparkStep, job_main
@@ -123,12 +123,12 @@ def _flagged(
 
 def exposed_rows(exposed: DataFrame, config: Config) -> DataFrame:
     """The feed's columns (without sid, versions and shuffle key) of exposed pairs; the writer casts them."""
-    zero, one, empty = F.lit(0.0), F.lit(1.0), F.lit("")
+    zero, one, empty, yes = F.lit(0.0), F.lit(1.0), F.lit(""), F.lit(True)
     return exposed.select(
-        "request_id", "item_id", "user_id", "item_index", F.lit(True).alias("is_exposed"), "is_random",
-        F.lit(True).alias("has_label"), "label", zero.alias("pseudo_label"), F.col("label").alias("target"),
-        one.alias("sample_weight"), one.alias("sampling_probability"), *[zero.alias(f) for f in FACTORS],
-        empty.alias("channel"), "position", micros("event_time").alias("event_time"), empty.alias("model_version"),
+        "request_id", "item_id", "user_id", "item_index", yes.alias("is_exposed"), "is_random", yes.alias("has_label"),
+        "label", zero.alias("pseudo_label"), F.col("label").alias("target"), one.alias("sample_weight"),
+        one.alias("sampling_probability"), *[zero.alias(f) for f in FACTORS], empty.alias("channel"), "position",
+        F.unix_micros("event_time").alias("event_time"), empty.alias("model_version"),
         empty.alias("calibrator_version"), "dt", *passthrough_of(exposed, config),
     )  # fmt: skip
 
@@ -140,8 +140,8 @@ def unexposed_rows(found: DataFrame, config: Config) -> DataFrame:
         "request_id", "item_id", "user_id", "item_index", no.alias("is_exposed"), no.alias("is_random"),
         no.alias("has_label"), F.lit(0).alias("label"), "pseudo_label", F.col("pseudo_label").alias("target"),
         F.col("weight").alias("sample_weight"), "sampling_probability", *FACTORS, "channel",
-        F.lit(-1).alias("position"), micros("event_time").alias("event_time"), "model_version", "calibrator_version",
-        "dt", *passthrough_of(found, config),
+        F.lit(-1).alias("position"), F.unix_micros("event_time").alias("event_time"), "model_version",
+        "calibrator_version", "dt", *passthrough_of(found, config),
     )  # fmt: skip
 
 

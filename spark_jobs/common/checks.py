@@ -29,7 +29,7 @@ from pyspark.sql.types import (
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ContractError
 from spark_jobs.common.columns import broadcast_if_few
-from spark_jobs.session import spark_schema
+from spark_jobs.session import schema_drift, spark_schema
 
 RAW, BAD, HASH, FAILED, KEY = "_raw", "_bad", "_hash", "_failed", "_key"
 _CASTS: tuple[tuple[type[DataType], tuple[type[DataType], ...]], ...] = (
@@ -90,7 +90,11 @@ def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Chec
     Raises:
         ContractError: a column is missing, or its type cannot be cast; shows both types, column by column.
     """
-    problems: list[str] = []
+    if problems := schema_drift(contract, raw.schema, castable):
+        raise ContractError(
+            f"table {contract.name}: its schema drifted from contract version {contract.version}, nothing was written; "
+            "repair the table or declare a new contract version:\n  " + "\n  ".join(problems)
+        )
     typed: list[Column] = []
     checks: list[Check] = []
 
@@ -101,23 +105,17 @@ def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Chec
     for field in spark_schema(contract):
         column = contract.column(field.name)
         if field.name not in raw.columns:
-            if column.nullable:
-                typed.append(F.lit(None).cast(field.dataType).alias(field.name))
-            else:
-                problems.append(f"column '{field.name}' ({field.dataType.simpleString()}) is missing")
+            typed.append(F.lit(None).cast(field.dataType).alias(field.name))
             continue
         have = raw.schema[field.name].dataType
         source = F.col(f"{RAW}.`{field.name}`")
         if have == field.dataType:
             typed.append(source.alias(field.name))
-        elif castable(have, field.dataType):
+        else:
             typed.append(_cast(source, have, field.dataType).alias(field.name))
             lost = F.col(field.name).isNull() & source.isNotNull()
             message = F.concat(F.lit("'"), source.cast("string"), F.lit(f"' is not a {column.type}"))
             check(lost, "has_valid_type", message)
-        else:
-            kinds = f"{have.simpleString()}, expected {field.dataType.simpleString()}"
-            problems.append(f"column '{field.name}' is {kinds}, and cannot be cast")
         if not column.nullable:
             check(source.isNull(), "is_not_null", "is null")
         if field.name in _IDS and isinstance(field.dataType, StringType):
@@ -128,11 +126,6 @@ def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Chec
             value = F.col(field.name).cast("string")
             message = F.concat(F.lit(f"{field.name} is "), value, F.lit(f", expected {expected}"))
             check(~F.expr(expected), "is_in_list" if column.allowed else "is_in_range", message)
-    if problems:
-        raise ContractError(
-            f"table {contract.name}: its schema drifted from contract version {contract.version}, nothing was written; "
-            "repair the table or declare a new contract version:\n  " + "\n  ".join(problems)
-        )
     extra = [c for c in raw.columns if c not in contract.column_names]
     wide = raw.select(F.struct(*[F.col(f"`{c}`") for c in raw.columns]).alias(RAW))
     return wide.select(*typed, *[F.col(f"{RAW}.`{c}`").alias(c) for c in extra], RAW), checks

@@ -29,11 +29,6 @@ def unit_hash(*columns: Column) -> Column:
     return F.shiftrightunsigned(F.xxhash64(*columns), 40).cast("double") / F.lit(float(2**24))
 
 
-def micros(column: str) -> Column:
-    """A timestamp as microseconds since 1970-01-01 UTC."""
-    return F.unix_micros(F.col(column))
-
-
 def padded(array: Column, length: int, fill: Column) -> Column:
     """`array` (at most `length` long) with `fill` at its end up to `length`."""
     return F.concat(array, F.array_repeat(fill, F.lit(length) - F.size(array)))

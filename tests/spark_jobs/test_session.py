@@ -96,7 +96,7 @@ def test_drift_names_every_column(spark):
 
 
 def test_a_merge_that_counts_on_from_an_old_version_is_refused(lake):
-    """Else two runs would both give the next item_index to items of their own."""
+    """Otherwise two runs would both give the next item_index to items of their own."""
     contract = load_contract("user_stats")
     step_of(lake).create_table(contract)
     since = lake.version("user_stats")
