@@ -23,7 +23,7 @@ _PAIR = ("user_id", "item_index")
 
 
 def exposed_rows(impressions: DataFrame, config: Config) -> DataFrame:
-    """The date's impressions as labelled samples."""
+    """The date's impressions as labeled samples."""
     return impressions.select(
         "request_id", "item_id", "user_id", "item_index", F.col("clicked").alias("label"), "position", "is_random",
         "event_time", "dt", *passthrough_of(impressions, config),

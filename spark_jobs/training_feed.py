@@ -86,7 +86,7 @@ def counted_pairs(unexposed: DataFrame, labels: DataFrame, exposed: DataFrame) -
     return every.groupBy(*PAIR).agg(*sums).where(F.col("rows") > 0)
 
 
-def unlabelled_reasons(
+def unlabeled_reasons(
     pairs: DataFrame, histories: DataFrame | None, asked: DataFrame | None, rejects: DataFrame | None
 ) -> DataFrame:
     """`pairs` (user_id, item_index, …) with the column `reason`: why the pair has no label.
@@ -189,7 +189,7 @@ def feed_facts(
         )
     )
     names = (NO_HISTORY, NO_ANCHORS, NO_EMBEDDING, OTHER)
-    total = unlabelled_reasons(groups, **reasons).agg(
+    total = unlabeled_reasons(groups, **reasons).agg(
         *[F.coalesce(F.sum(F.when(F.col("reason") == n, F.col("missing"))), F.lit(0)).alias(n) for n in names],
         *[F.coalesce(F.sum(c), F.lit(0)).alias(c) for c in ("labelled", "shown", "labels", "weights")],
     )
@@ -204,7 +204,7 @@ def feed_facts(
 
 
 def reason_tables(step: SparkStep, sid_version: str) -> dict[str, DataFrame | None]:
-    """What `unlabelled_reasons` looks up, None where the table does not exist."""
+    """What `unlabeled_reasons` looks up, None where the table does not exist."""
     histories = asked = rejects = None
     if step.context.has("user_sequences"):
         sequences = step.read("user_sequences").where(F.col("dt") <= F.lit(step.run_date))

@@ -29,13 +29,13 @@ artifacts are made daily."""
 
 def feed_figures(details: Mapping[str, Any]) -> dict[str, float | None]:
     """Coverage and means that the feed's commit recorded; None where there are no such rows."""
-    exposed, labelled = details.get("exposed", 0), details.get("labelled", 0)
-    unexposed = labelled + sum(details.get("left_out", {}).values())
+    exposed, labeled = details.get("exposed", 0), details.get("labelled", 0)
+    unexposed = labeled + sum(details.get("left_out", {}).values())
     return {
-        "coverage": labelled / unexposed if unexposed else None,
-        "mean pseudo_label": details["pseudo_label_sum"] / labelled if labelled else None,
+        "coverage": labeled / unexposed if unexposed else None,
+        "mean pseudo_label": details["pseudo_label_sum"] / labeled if labeled else None,
         # The sum holds a weight of one for every exposed pair.
-        "mean weight": (details["weight_sum"] - exposed) / labelled if labelled else None,
+        "mean weight": (details["weight_sum"] - exposed) / labeled if labeled else None,
     }
 
 

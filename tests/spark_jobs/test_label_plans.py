@@ -1,4 +1,4 @@
-"""Physical plans of labelling and feed, as they would be where nothing is small enough to broadcast."""
+"""Physical plans of labeling and feed, as they would be where nothing is small enough to broadcast."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.spark
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory, spark) -> FeedLake:
+def labeled(tmp_path_factory, spark) -> FeedLake:
     """
     | request | user | exposed                  | unexposed               | labels      |
     |---------|------|--------------------------|-------------------------|-------------|
@@ -31,7 +31,7 @@ def labelled(tmp_path_factory, spark) -> FeedLake:
     | r4      | u3   |                          | 1 (no history)          |             |
     | r5      | u4   |                          | 1 (no anchors)          |             |
     """
-    made = FeedLake(tmp_path_factory.mktemp("labelled"), spark)
+    made = FeedLake(tmp_path_factory.mktemp("labeled"), spark)
     made.exposed(("r1", "u1", 0, 1), ("r1", "u1", 1, 0), ("r2", "u1", 1, 0), ("r3", "u2", 0, 1, True))
     made.unexposed(
         ("r1", "u1", 2), ("r1", "u1", 3), ("r2", "u1", 2), ("r3", "u2", 1), ("r3", "u2", 2), ("r4", "u3", 1),
@@ -64,16 +64,16 @@ def labelled(tmp_path_factory, spark) -> FeedLake:
 
 
 @pytest.fixture(scope="module")
-def done(labelled, tmp_path_factory) -> FeedLake:
+def done(labeled, tmp_path_factory) -> FeedLake:
     """The same with its feed, for all tests that start from there."""
-    made = labelled.copied(tmp_path_factory.mktemp("done"))
+    made = labeled.copied(tmp_path_factory.mktemp("done"))
     assert made.run("training_feed", training_feed.run) == "done"
     return made
 
 
 @pytest.fixture
-def lake(labelled, tmp_path) -> FeedLake:
-    return labelled.copied(tmp_path)
+def lake(labeled, tmp_path) -> FeedLake:
+    return labeled.copied(tmp_path)
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_exposed_pair_among_the_unexposed_is_refused(lake):
     assert not lake.lake.exists("training_feed")
 
 
-def test_labels_of_another_tokeniser_are_refused(lake):
+def test_labels_of_another_tokenizer_are_refused(lake):
     lake.labels(("u1", 2, 0.25, 1.5), sid_version="2025-01-01-old")
     with pytest.raises(LineageError, match=rf"2025-01-01-old.*{lake.tokenizer}"):
         lake.run("training_feed", training_feed.run)
