@@ -125,7 +125,7 @@ def summarize_quarantine(slice_: DataFrame) -> Quarantined:
 
 def run(step: SparkStep) -> None:
     """One date, or all dates of a bulk run: quarantine first, then items, then the three event tables."""
-    context, config, dates = step.context, step.config, step.context.bulk_dates
+    context, config, dates = step.context, step.config, step.context.dates
     for table in (*_EVENTS, "raw_items"):
         if context.has(table):  # refuse drift before anything is written
             typed_rows(step.read_unchecked(table), load_contract(table))
@@ -193,7 +193,7 @@ def _rows_in(step: SparkStep, table: str) -> int:
     """Rows of the slice by the log's statistics, by counting where the log has none."""
     if not step.context.has(table):
         return 0
-    dates = step.context.bulk_dates
+    dates = step.context.dates
     files = step.context.snapshot(table).select(start=dates[0], end=dates[-1])
     if any(f.rows < 0 for f in files):
         return step.read_unchecked(table).where(F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))).count()
@@ -204,7 +204,7 @@ def _write_quarantine(step: SparkStep, quarantine: DataFrame) -> Quarantined:
     commit = step.write_slice("quarantine", quarantine)
     if not commit.rows:
         return Quarantined({}, {})
-    dates = step.context.bulk_dates
+    dates = step.context.dates
     written = step.read_version("quarantine", commit.version_after)
     return summarize_quarantine(written.where(F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))))
 
@@ -254,7 +254,7 @@ def _publish(
 
     Returns: (its commit, the sums of the helper columns `sums`, counted by the writing tasks; none if it stays).
     """
-    context, dates = step.context, step.context.bulk_dates
+    context, dates = step.context, step.context.dates
     if context.is_current(table):
         snapshot = context.lake.open(table)
         kept = rows_in(snapshot.select(start=dates[0], end=dates[-1]))
