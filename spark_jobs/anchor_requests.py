@@ -10,7 +10,8 @@ from pyspark.sql import functions as F
 
 from spark_jobs.common.columns import only_row
 from spark_jobs.common.histories import cached_anchors, read_latest_sequences, read_scored_pairs, require_model_of
-from spark_jobs.session import SparkStep, job_main
+from spark_jobs.run import job_main
+from spark_jobs.step import SparkStep
 
 
 def missing_anchors(users: DataFrame, sequences: DataFrame, cache: DataFrame) -> DataFrame:

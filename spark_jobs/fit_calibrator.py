@@ -47,7 +47,8 @@ from spark_jobs.common.calibrators import (
     with_label,
 )
 from spark_jobs.common.columns import only_row
-from spark_jobs.session import SparkStep, job_main
+from spark_jobs.run import job_main
+from spark_jobs.step import SparkStep
 
 log = logging.getLogger("gpl")
 

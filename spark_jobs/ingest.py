@@ -25,7 +25,8 @@ from gpl_core.lakehouse.lake import Commit
 from spark_jobs.common.checks import Checked, inside_slice, known_item, quarantine_rows, split, typed_rows
 from spark_jobs.common.columns import passthrough_of, with_passthrough
 from spark_jobs.common.items import ItemChanges, checked_items, item_changes, latest_items
-from spark_jobs.session import SparkStep, job_main
+from spark_jobs.run import job_main
+from spark_jobs.step import SparkStep
 
 _ROWS_PER_TASK = 4_000_000
 _EVENTS = ("raw_impressions", "raw_candidates", "raw_interactions")

@@ -14,8 +14,10 @@ from gpl_core.commands.maintenance import compactable
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ConflictError
 from gpl_core.lakehouse.marks import SliceMark
+from spark_jobs.catalog import spark_path
 from spark_jobs.common.columns import only_row
-from spark_jobs.session import SparkStep, is_conflict, job_main, settings_for, spark_path
+from spark_jobs.run import job_main
+from spark_jobs.step import SparkStep, is_conflict, settings_for
 
 
 def run(step: SparkStep) -> None:

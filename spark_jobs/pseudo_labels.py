@@ -16,7 +16,8 @@ from gpl_core.labels.calibration import Calibrator
 from gpl_core.labels.confidence import Exponents, weight_sql
 from spark_jobs.common.calibrators import load_calibrator, require_one_version, with_counts, with_label
 from spark_jobs.common.columns import only_row
-from spark_jobs.session import SparkStep, job_main
+from spark_jobs.run import job_main
+from spark_jobs.step import SparkStep
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from gpl_core.errors import ContractError, UsageError
 from gpl_core.graph.step_run import exit_with, setup_logging
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.views import View, all_views
-from spark_jobs.common.columns import only_row
-from spark_jobs.session import spark_path, start_session
+from spark_jobs.catalog import located, spark_path
+from spark_jobs.session import start_session
 
 
 def publish(spark: SparkSession, lake: Lake, database: str) -> dict[str, list[str]]:
-    """Create what is missing and replace the views; returns `tables`, `views`, and the views `left_out` for a table.
+    """Create what is missing and replace the views; returns `tables`, `views`, and views `left_out` for want of a table.
 
     Raises:
         ContractError: the database has a table of that name at another location.
@@ -38,15 +38,13 @@ def publish(spark: SparkSession, lake: Lake, database: str) -> dict[str, list[st
     spark.sql(f"CREATE DATABASE IF NOT EXISTS {database}")
     tables = [name for name in all_contracts() if lake.exists(name)]
     for name in tables:
-        location = spark_path(lake.uri(name))
+        location = lake.uri(name)
         if not spark.catalog.tableExists(f"{database}.{name}"):
-            spark.sql(f"CREATE TABLE {database}.{name} USING DELTA LOCATION {_sql(location)}")
-            continue
-        found = only_row(spark.sql(f"DESCRIBE DETAIL {database}.{name}"))["location"]
-        if _path(found) != _path(location):
+            spark.sql(f"CREATE TABLE {database}.{name} USING DELTA LOCATION {_sql(spark_path(location))}")
+        elif (found := located(spark, f"{database}.{name}")) != location:
             raise ContractError(
-                f"{database}.{name} lies at {found}, this lakehouse has it at {location}; choose another --database, "
-                "or drop that table from the catalog"
+                f"{database}.{name} is at {found}, this lakehouse has it at {location}; choose another --database, or "
+                "drop that table from the catalog"
             )
     made: list[str] = []
     left_out: list[str] = []
@@ -70,10 +68,6 @@ def create_view(view: View, database: str) -> str:
 
 def _sql(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _path(location: str) -> str:
-    return re.sub(r"^file:/*", "/", location).rstrip("/")
 
 
 def catalog_main(name: str, work: Callable[[SparkSession, Lakehouse, str], object], database: str = "") -> None:

@@ -14,9 +14,9 @@ from pyspark.sql import SparkSession
 
 from gpl_core.conf.sections import CATALOG, Lakehouse
 from gpl_core.lakehouse.lake import LOCATIONS, Lake
+from spark_jobs.catalog import located
 from spark_jobs.common.whole_files import write_whole
 from spark_jobs.publish_views import catalog_main, publish
-from spark_jobs.session import located
 
 
 def locate(spark: SparkSession, settings: Lakehouse) -> dict[str, str]:

@@ -26,7 +26,8 @@ from spark_jobs.reporting import (
 )
 from spark_jobs.reporting.day import Day
 from spark_jobs.reporting.page import Section, Table, render
-from spark_jobs.session import SparkStep, job_main
+from spark_jobs.run import job_main
+from spark_jobs.step import SparkStep
 
 log = logging.getLogger("gpl")
 

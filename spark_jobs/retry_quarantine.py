@@ -16,7 +16,8 @@ from pyspark.sql import functions as F
 from gpl_core.graph.arguments import parse_arguments
 from spark_jobs import ingest
 from spark_jobs.common.checks import KNOWN_ITEM
-from spark_jobs.session import SparkStep, run_jobs
+from spark_jobs.run import run_jobs
+from spark_jobs.step import SparkStep
 
 # Source of a quarantined row -> what ingest makes of it. A click is an interaction too.
 _OUTPUTS = {

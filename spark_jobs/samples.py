@@ -17,7 +17,8 @@ from gpl_core.config import Config
 from gpl_core.errors import ContractError
 from spark_jobs.common.columns import only_row, passthrough_of, with_passthrough
 from spark_jobs.common.exclusions import flagged, opted_out, withdrawn_items
-from spark_jobs.session import SparkStep, job_main
+from spark_jobs.run import job_main
+from spark_jobs.step import SparkStep
 
 _PAIR = ("user_id", "item_index")
 

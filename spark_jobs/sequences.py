@@ -19,7 +19,8 @@ from pyspark.sql import functions as F
 from gpl_core.lakehouse.snapshot import Snapshot
 from spark_jobs.common.columns import broadcast_if_few, padded, sids_in_force, unit_hash
 from spark_jobs.common.histories import slice_marks
-from spark_jobs.session import SparkStep, job_main
+from spark_jobs.run import job_main
+from spark_jobs.step import SparkStep
 
 _ORDER = ("event_time", "item_index", "kind")
 

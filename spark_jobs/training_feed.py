@@ -19,7 +19,8 @@ from spark_jobs.common.calibrators import require_one_version
 from spark_jobs.common.columns import only_row, passthrough_of, sids_in_force, with_passthrough
 from spark_jobs.common.manifests import check_compatible, ensure_manifest, schema_hash, schema_of
 from spark_jobs.common.monitors import watch
-from spark_jobs.session import SparkStep, job_main
+from spark_jobs.run import job_main
+from spark_jobs.step import SparkStep
 
 PAIR = ["user_id", "item_index"]
 FACTORS = ("coherence", "consistency", "llm_confidence")

@@ -29,7 +29,7 @@ from pyspark.sql.types import (
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ContractError
 from spark_jobs.common.columns import broadcast_if_few
-from spark_jobs.session import schema_drift, spark_schema
+from spark_jobs.step import schema_drift, spark_schema
 
 RAW, BAD, HASH, FAILED, KEY = "_raw", "_bad", "_hash", "_failed", "_key"
 _CASTS: tuple[tuple[type[DataType], tuple[type[DataType], ...]], ...] = (

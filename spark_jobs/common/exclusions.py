@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 
 from gpl_core.graph.steps import start_of
 from spark_jobs.common.columns import broadcast_if_few
-from spark_jobs.session import SparkStep
+from spark_jobs.step import SparkStep
 
 
 def opted_out(step: SparkStep) -> DataFrame | None:

@@ -13,7 +13,7 @@ from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
 from spark_jobs.common.columns import unit_hash
 from spark_jobs.common.exclusions import flagged, opted_out, withdrawn_items
-from spark_jobs.session import SparkStep
+from spark_jobs.step import SparkStep
 
 
 def slice_marks(table: Snapshot | None) -> dict[date, SliceMark]:

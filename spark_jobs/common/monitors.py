@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 
 from gpl_core.conf.sections import Monitors
 from spark_jobs.common.calibrators import group_reliability, label_cell
-from spark_jobs.session import SparkStep
+from spark_jobs.step import SparkStep
 
 TABLE = "monitors"
 LEAST_IMPRESSIONS = 1000  # uniformly exposed ones; the calibration error of fewer says little

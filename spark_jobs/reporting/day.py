@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame
 
 from gpl_core.lakehouse.files import rows_in
 from spark_jobs.common.histories import slice_marks
-from spark_jobs.session import SparkStep
+from spark_jobs.step import SparkStep
 
 
 class Day:

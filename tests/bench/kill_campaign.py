@@ -232,8 +232,7 @@ class Campaign:
 
     def again(self, job: str, root: Path) -> None:
         """Run `job` in this process' session."""
-        from spark_jobs.run import job_of
-        from spark_jobs.session import run_body
+        from spark_jobs.run import job_of, run_body
 
         config = self.config(root)
         args = StepArguments(config, (self.day(job),), "again")

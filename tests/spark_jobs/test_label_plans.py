@@ -6,7 +6,7 @@ import pytest
 from pyspark.sql import DataFrame
 
 from spark_jobs import pseudo_labels, training_feed
-from spark_jobs.session import SparkStep
+from spark_jobs.step import SparkStep
 from tests.spark_jobs.label_lake import FeedLake, score
 from tests.spark_jobs.tiny_lake import PRODUCTION, D, day, spark_conf
 

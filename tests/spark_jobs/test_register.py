@@ -19,8 +19,8 @@ from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.graph.launches import tool
 from gpl_core.lakehouse.lake import LOCATIONS, Lake
 from gpl_core.lakehouse.query import Query
+from spark_jobs.catalog import check_registered
 from spark_jobs.register import locate, register
-from spark_jobs.session import check_registered
 from tests.documented import ROOT, commands
 from tests.gpl_core.analyst_lake import AnalystLake
 from tests.support import DAY, JVM, config_file, put

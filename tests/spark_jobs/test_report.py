@@ -115,7 +115,7 @@ def test_report_tells_what_the_tables_hold(lake):
     made = {r[0]: r[1:] for r in rows if len(r) == 3}
     assert f"pseudo_labels @{lake.version('pseudo_labels')}" in made["training_feed"][0]
     assert made["pseudo_labels"][1] == f"pseudo_labels @{lake.version('pseudo_labels')}"
-    assert made["train_preranker"][1] == f"evaluations @{lake.version('evaluations')}, preranker {preranker}"
+    assert made["train_preranker"][1] == f"preranker {preranker}"
     assert ["coverage", "ok", "0.9", "0.5", EVIL_TEXT] in rows
     assert "2 of 3 unexposed rows have a pseudo-label (66.7%)" in text
     assert ["unexposed_samples", "sampled unexposed pairs", "3"] in rows

@@ -9,7 +9,7 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ConflictError, ContractError
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.step_run import StepContext
-from spark_jobs.session import SparkStep, schema_drift, spark_schema
+from spark_jobs.step import SparkStep, schema_drift, spark_schema
 from tests.spark_jobs.tiny_lake import D, TinyLake, day
 
 pytestmark = pytest.mark.spark

@@ -24,7 +24,8 @@ from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs.common.columns import with_passthrough
-from spark_jobs.session import SparkStep, run_body
+from spark_jobs.run import run_body
+from spark_jobs.step import SparkStep
 
 D = date(2026, 1, 10)
 SETTINGS = (

@@ -24,8 +24,8 @@ from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import run_step
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
-from spark_jobs.run import job_of
-from spark_jobs.session import run_body, spark_schema
+from spark_jobs.run import job_of, run_body
+from spark_jobs.step import spark_schema
 
 D = date(2026, 1, 31)
 HISTORY, WINDOW = 30, 7  # dates of interactions and of impressions before D

@@ -53,7 +53,7 @@ class Lakes:
 
     def frame(self, name: str, rows: list[dict]) -> Any:
         """`rows` as a DataFrame of exactly the contract's schema."""
-        from spark_jobs.session import spark_schema
+        from spark_jobs.step import spark_schema
 
         schema = spark_schema(CONTRACTS[name])
         for field in schema:
@@ -118,7 +118,7 @@ def test_what_one_engine_writes_the_other_reads_back_equal(lakes, name):
 
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_both_engines_see_the_declared_columns_whoever_made_the_table(lakes, name):
-    from spark_jobs.session import spark_schema
+    from spark_jobs.step import spark_schema
 
     contract = CONTRACTS[name]
     wanted = [(f.name, f.dataType.simpleString(), f.metadata["comment"]) for f in spark_schema(contract)]

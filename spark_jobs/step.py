@@ -1,0 +1,226 @@
+"""A step on the Spark side: pinned reads, and one atomic write per slice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date
+from typing import Any
+
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import DataType, StructType
+
+from gpl_core.contracts.contract import Contract, load_contract
+from gpl_core.errors import ConflictError, ContractError
+from gpl_core.graph.step_run import StepContext
+from gpl_core.lakehouse.files import rows_in
+from gpl_core.lakehouse.lake import Commit
+from spark_jobs.catalog import check_registered, spark_path
+
+
+def spark_schema(contract: Contract) -> StructType:
+    """The contract's schema as Spark's StructType."""
+    return StructType.fromJson(json.loads(contract.spark_json()))
+
+
+class SparkStep:
+    """A step's context on the Spark side: reads pinned versions, writes one slice per table and date."""
+
+    def __init__(self, spark: SparkSession, context: StepContext):
+        self.spark = spark
+        self.context = context
+        self.config = context.config
+        self.run_date = context.run_date
+
+    def read(self, table: str, contract: Contract | None = None) -> DataFrame:
+        """The whole input table at its pinned version, its schema compared with the contract."""
+        return self._checked(self.read_unchecked(table), contract or load_contract(table))
+
+    def read_unchecked(self, table: str) -> DataFrame:
+        """The whole input table at its pinned version, its columns under our names; ingest checks the rows itself."""
+        snapshot = self.context.snapshot(table)
+        check_registered(self.spark, self.context.lake, table)
+        frame = self.read_version(table, snapshot.version)
+        if not snapshot.columns:
+            return frame
+        # A column of the platform that has our name but another meaning is left out.
+        ours = {theirs: our for our, theirs in snapshot.columns.items()}
+        kept = [c for c in frame.columns if c in ours or c not in snapshot.columns]
+        return frame.select(*[F.col(f"`{c}`").alias(ours.get(c, c)) for c in kept])
+
+    def read_version(self, table: str, version: int) -> DataFrame:
+        """`table` at `version`, unchecked: for what this step has just written."""
+        uri = spark_path(self.context.lake.uri(table))
+        return self.spark.read.format("delta").option("versionAsOf", version).load(uri)
+
+    def empty(self, table: str) -> DataFrame:
+        """No rows in the schema of `table`, for an optional input that does not exist."""
+        # Not createDataFrame([]): that starts Python workers on the executors.
+        schema = spark_schema(load_contract(table))
+        return self.spark.range(0).select(*[F.lit(None).cast(f.dataType).alias(f.name) for f in schema])
+
+    def read_dates(self, table: str, start: date, end: date, contract: Contract | None = None) -> DataFrame:
+        """The partitions `start <= dt <= end` of an input table at its pinned version."""
+        frame = self.read(table, contract)
+        return frame.where(F.col("dt").between(F.lit(start), F.lit(end)))
+
+    def read_slice(self, table: str, contract: Contract | None = None) -> DataFrame:
+        """The run date's partition of an input table at its pinned version."""
+        return self.read_dates(table, self.run_date, self.run_date, contract)
+
+    def slice_rows(self, table: str) -> int:
+        """Rows of the run date's slice of an input table by its log; 0 where the (optional) table does not exist."""
+        if not self.context.has(table):
+            return 0
+        snapshot = self.context.snapshot(table)
+        return rows_in(snapshot.select(start=self.run_date, end=self.run_date))
+
+    def spread(self, frame: DataFrame, *columns: str) -> DataFrame:
+        """`frame` in as many files as there are shuffle partitions, so that every rank of a worker gets some."""
+        return frame.repartition(int(str(self.spark.conf.get("spark.sql.shuffle.partitions"))), *columns)
+
+    def _checked(self, frame: DataFrame, contract: Contract) -> DataFrame:
+        problems = schema_drift(contract, frame.schema)
+        if problems:
+            raise ContractError(
+                f"table {contract.name}: its schema drifted from contract version {contract.version}:\n  "
+                + "\n  ".join(problems)
+            )
+        return frame
+
+    def write_slice(
+        self, table: str, frame: DataFrame, *, contract: Contract | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> Commit:  # fmt: skip
+        """Replace the run date's slice of `table` (all dates of a bulk run) by `frame` in one commit.
+
+        `frame` must have exactly the contract's columns, in any order; rows of other dates are refused by Delta.
+        Rows are counted from the commit's own metrics.
+        """
+        contract = contract or load_contract(table)
+        wanted = spark_schema(contract)
+        missing = [f.name for f in wanted if f.name not in frame.columns]
+        if missing or len(frame.columns) != len(wanted):
+            extra = [c for c in frame.columns if c not in wanted.names]
+            raise ContractError(f"table {contract.name}: the frame lacks {missing} and has the unknown columns {extra}")
+        rows = frame.select(*[F.col(f.name).cast(f.dataType).alias(f.name) for f in wanted])
+        start, end = self.context.dates[0], self.context.dates[-1]
+
+        def save(app_id: str, version: int, mark: str, uri: str) -> None:
+            options = {
+                "replaceWhere": f"dt >= DATE '{start}' AND dt <= DATE '{end}'",
+                "txnAppId": app_id, "txnVersion": str(version), "userMetadata": mark,
+            }  # fmt: skip
+            rows.write.format("delta").mode("overwrite").options(**options).save(uri)
+
+        return self._commit(contract, save, details)
+
+    def create_table(self, contract: Contract) -> None:
+        """Create the table of `contract` with its comments and constraints, or add its new nullable columns."""
+        uri = spark_path(self.context.lake.uri(contract.name))
+        if not self.context.lake.exists(contract.name):
+            self.spark.sql(contract.ddl(uri))
+            return
+        if contract.columns == load_contract(contract.name).columns:
+            return
+        have = DeltaTable.forPath(self.spark, uri).toDF().columns
+        new = [c for c in contract.columns if c.name not in have]
+        if new:  # passthrough columns; `open` has refused anything else
+            listing = ", ".join(f"{c.name} {c.type} COMMENT '{c.comment}'" for c in new)
+            self.spark.sql(f"ALTER TABLE delta.`{uri}` ADD COLUMNS ({listing})")
+
+    def merge(self, contract: Contract, execute: Callable[[DeltaTable], object], since: int) -> Commit:
+        """Run `execute` (a Delta MERGE) on the table of `contract` as one marked commit.
+
+        Raises:
+            ConflictError: another run of this step wrote the table after version `since`, from which the rows were made.
+        """
+
+        def save(app_id: str, version: int, mark: str, uri: str) -> None:
+            settings = {
+                "spark.databricks.delta.write.txnAppId": app_id,
+                "spark.databricks.delta.write.txnVersion": str(version),
+                "spark.databricks.delta.commitInfo.userMetadata": mark,
+            }
+            with settings_for(self.spark, settings):
+                execute(DeltaTable.forPath(self.spark, uri))
+
+        return self._commit(contract, save, None, since)
+
+    def _commit(
+        self,
+        contract: Contract,
+        save: Callable[[str, int, str, str], None],
+        details: Mapping[str, Any] | None,
+        since: int | None = None,
+    ) -> Commit:
+        """One marked commit through `save(app_id, txn_version, mark, uri)`, and what it added by the table's log.
+
+        Of two runs that start from one table version, Delta skips the transaction of the second.
+        """
+        self.create_table(contract)
+        before = self.context.lake.open(contract.name, since, contract=contract)
+        mark = self.context.mark(contract.name, details)
+        app_id = f"{mark.step}:{contract.name}:{min(mark.slices)}:{max(mark.slices)}"
+        version = before.transaction_version(app_id) + 1
+        try:
+            save(app_id, version, mark.to_json(), spark_path(before.uri))
+        except Exception as error:
+            if is_conflict(error):
+                raise ConflictError(
+                    f"table {contract.name}: slice {sorted(mark.slices)} was written by another run at the same "
+                    "time; nothing was changed, run the step again"
+                ) from error
+            raise
+        after = self.context.lake.open(contract.name, contract=contract)
+        found = next((v for v, m in after.marks() if v > before.version and m == mark), None)
+        if found is None:
+            raise ConflictError(
+                f"table {contract.name}: another run committed {app_id} with transaction {version} first; "
+                "run the step again"
+            )
+        rows, size = added(self.context.lake.open(contract.name, found, contract=contract), before)
+        commit = Commit(before.version, found, rows, size)
+        self.context.committed(contract.name, commit)
+        return commit
+
+
+@contextmanager
+def settings_for(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[None]:
+    """The session's `settings` inside the block: MERGE and OPTIMIZE take no writer options."""
+    for key, value in settings.items():
+        spark.conf.set(key, value)
+    try:
+        yield
+    finally:
+        for key in settings:
+            spark.conf.unset(key)
+
+
+def is_conflict(error: Exception) -> bool:
+    """Whether Delta refused a commit because of a concurrent one."""
+    return "Concurrent" in type(error).__name__ or "DELTA_CONCURRENT" in str(error)
+
+
+def added(after: Any, before: Any) -> tuple[int, int]:
+    """Rows and bytes of the files that are live in `after` and were not in `before`."""
+    known = {f.path for f in before.files}
+    fresh = [f for f in after.files if f.path not in known]
+    return sum(f.rows for f in fresh), sum(f.size for f in fresh)
+
+
+def schema_drift(
+    contract: Contract, found: StructType, castable: Callable[[DataType, DataType], bool] = lambda have, wanted: False
+) -> list[str]:
+    """Column-by-column differences between a contract and a table; additional and `castable` columns are none."""
+    problems = []
+    for name, wanted in ((f.name, f.dataType) for f in spark_schema(contract)):
+        have = found[name].dataType if name in found.names else None
+        if have is None and not contract.column(name).nullable:
+            problems.append(f"column '{name}' ({wanted.simpleString()}) is missing")
+        elif have and have.simpleString() != wanted.simpleString() and not castable(have, wanted):
+            problems.append(f"column '{name}' is {have.simpleString()}, expected {wanted.simpleString()}")
+    return problems
