@@ -136,7 +136,7 @@ class SparkStep:
         """Run `execute` (a Delta MERGE) on the table of `contract` as one marked commit.
 
         Raises:
-            ConflictError: another run of this step wrote the table after version `since`, from which the rows were made.
+            ConflictError: another run of this step wrote the table after version `since`, which the rows are based on.
         """
 
         def save(app_id: str, version: int, mark: str, uri: str) -> None:

@@ -43,7 +43,7 @@ def test_spark_gives_what_gpl_sql_gives(spark, tmp_path):
     left = spark.table("analysts.pseudo_labels").select("user_id").collect()
     assert [r["user_id"] for r in left] == ["u2", "u2"]
 
-    with pytest.raises(ContractError, match=r"analysts\.\w+ lies at .*choose another --database"):
+    with pytest.raises(ContractError, match=r"analysts\.\w+ is at .*choose another --database"):
         publish(spark, AnalystLake(tmp_path / "other").lake, "analysts")
     with pytest.raises(UsageError, match=r"--database a b"):
         publish(spark, lake, "a b")
