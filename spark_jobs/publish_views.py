@@ -28,7 +28,7 @@ from spark_jobs.session import start_session
 
 
 def publish(spark: SparkSession, lake: Lake, database: str) -> dict[str, list[str]]:
-    """Create what is missing and replace the views; returns `tables`, `views`, and views `left_out` as they lack a table.
+    """Create what is missing and replace the views; returns `tables`, `views`, and the views `left_out`.
 
     Raises:
         ContractError: the database has a table of that name at another location.
