@@ -14,16 +14,7 @@ from gpl_core.contracts.contract import all_contracts
 from spark_jobs.common.columns import with_passthrough
 from spark_jobs.common.manifests import ensure_manifest
 from spark_jobs.common.whole_files import write_whole
-from spark_jobs.reporting import (
-    calibration,
-    changes,
-    coverage,
-    evaluations,
-    labels,
-    lineage,
-    popularity,
-    semantic_ids,
-)
+from spark_jobs.reporting import calibration, changes, coverage, evaluations, labels, lineage, popularity, semantic_ids
 from spark_jobs.reporting.day import Day
 from spark_jobs.reporting.page import Section, Table, render
 from spark_jobs.run import job_main

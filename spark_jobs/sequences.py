@@ -25,19 +25,12 @@ from spark_jobs.step import SparkStep
 _ORDER = ("event_time", "item_index", "kind")
 
 
-@dataclass(frozen=True)
-class Base:
-    """The slice that a new one builds on; `day` None: build from scratch."""
-
-    day: date | None
-    snapshot: bool  # the new slice holds all users
-    item_sids: int = -1  # version of item_sids that the base was made from
-
-
 def choose_base(
     table: Snapshot | None, run_date: date, snapshot_every: int, made_from: Mapping[str, Any], events: Mapping[str, str]
-) -> Base:
-    """The newest slice before `run_date` that a new one may build on, unless the next snapshot is due.
+) -> tuple[date, int] | None:
+    """(date, version of item_sids it was made from) of the newest slice before `run_date` that a new one may build on.
+
+    None: there is none, or the next snapshot is due; the new slice then holds all users.
 
     Args:
         made_from: the sid_version and settings that a slice's mark must have.
@@ -48,12 +41,12 @@ def choose_base(
     usable = {d: details for d, details in before.items() if made_from.items() <= details.items()}
     snapshots = [d for d, details in usable.items() if details.get("snapshot")]
     if not snapshots or (run_date - max(snapshots)).days >= snapshot_every:
-        return Base(None, snapshot=True)
+        return None
     newest = max(usable)
     saw = usable[newest].get("events", {})
     if any(saw.get(d) != digest for d, digest in events.items() if d < newest.isoformat()):
-        return Base(None, snapshot=True)
-    return Base(newest, snapshot=False, item_sids=int(usable[newest].get("item_sids", -1)))
+        return None
+    return newest, int(usable[newest].get("item_sids", -1))
 
 
 def event_digests(table: Snapshot, start: date, end: date) -> dict[str, str]:
@@ -197,12 +190,13 @@ def run(step: SparkStep) -> None:
     sids_version = context.snapshot("item_sids").version
     sids = sids_in_force(step.read("item_sids"), sid_version)
     events = step.read_dates("interactions", day - window, yesterday)
-    if base.day is not None:
+    if base is not None:
+        base_day, base_sids = base
         # Events that left the window since the base are read only to find their users.
-        seen = step.read_dates("interactions", base.day - window, yesterday)
-        users = changed_users(seen, base.day, day, config.history_days)
-        if sids_version != base.item_sids:
-            then = sids_in_force(step.read_version("item_sids", base.item_sids), sid_version)
+        seen = step.read_dates("interactions", base_day - window, yesterday)
+        users = changed_users(seen, base_day, day, config.history_days)
+        if sids_version != base_sids:
+            then = sids_in_force(step.read_version("item_sids", base_sids), sid_version)
             moved = events.join(moved_items(sids, then), "item_index", "left_semi")
             users = users.union(moved.select("user_id")).distinct()
         users = users.persist()
@@ -214,10 +208,8 @@ def run(step: SparkStep) -> None:
         with_sid, sid_version=sid_version, levels=step.config.tokenizer.levels, length=config.max_length,
         seed=step.config.run.seed, run_date=day,
     )  # fmt: skip
-    details = {
-        **made_from, "snapshot": base.snapshot, "base": base.day.isoformat() if base.day else "",
-        "item_sids": sids_version,
-    }  # fmt: skip
+    built_on = base[0].isoformat() if base else ""
+    details = {**made_from, "snapshot": base is None, "base": built_on, "item_sids": sids_version}
     step.write_slice("user_sequences", step.spread(rows, "user_id"), details={**details, "events": digests})
     context.counts.rows_in, context.counts.rows_dropped = observed.get["events"], observed.get["without_sid"]
     context.counts.details = {**details, "events_without_sid": observed.get["without_sid"]}

@@ -13,18 +13,7 @@ from functools import reduce
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import (
-    ArrayType,
-    BooleanType,
-    DataType,
-    DateType,
-    FractionalType,
-    IntegralType,
-    NumericType,
-    StringType,
-    TimestampNTZType,
-    TimestampType,
-)
+from pyspark.sql import types as T
 
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ContractError
@@ -32,11 +21,11 @@ from spark_jobs.common.columns import broadcast_if_few
 from spark_jobs.step import schema_drift, spark_schema
 
 RAW, BAD, HASH, FAILED, KEY = "_raw", "_bad", "_hash", "_failed", "_key"
-_CASTS: tuple[tuple[type[DataType], tuple[type[DataType], ...]], ...] = (
-    (StringType, (NumericType, BooleanType)),
-    (NumericType, (NumericType, StringType, BooleanType)),
-    (BooleanType, (IntegralType, StringType)),
-    (TimestampType, (StringType, DateType, TimestampNTZType)),
+_CASTS: tuple[tuple[type[T.DataType], tuple[type[T.DataType], ...]], ...] = (
+    (T.StringType, (T.NumericType, T.BooleanType)),
+    (T.NumericType, (T.NumericType, T.StringType, T.BooleanType)),
+    (T.BooleanType, (T.IntegralType, T.StringType)),
+    (T.TimestampType, (T.StringType, T.DateType, T.TimestampNTZType)),
 )
 KNOWN_ITEM = "item_id_is_known"
 _IDS = ("request_id", "item_id", "user_id", "channel", "kind")
@@ -118,9 +107,9 @@ def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Chec
             check(lost, "has_valid_type", message)
         if not column.nullable:
             check(source.isNull(), "is_not_null", "is null")
-        if field.name in _IDS and isinstance(field.dataType, StringType):
+        if field.name in _IDS and isinstance(field.dataType, T.StringType):
             check(F.col(field.name) == "", "is_not_empty", "is empty")
-        if isinstance(field.dataType, FractionalType):
+        if isinstance(field.dataType, T.FractionalType):
             check(F.isnan(field.name) | (F.abs(field.name) == float("inf")), "is_finite", "is not a finite number")
         if expected := column.check_sql():
             value = F.col(field.name).cast("string")
@@ -131,19 +120,19 @@ def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Chec
     return wide.select(*typed, *[F.col(f"{RAW}.`{c}`").alias(c) for c in extra], RAW), checks
 
 
-def castable(have: DataType, wanted: DataType) -> bool:
+def castable(have: T.DataType, wanted: T.DataType) -> bool:
     """Whether values of `have` can mean `wanted` without guessing (a number as a time would be a guess)."""
-    if isinstance(wanted, ArrayType):
-        elements = (have.elementType, wanted.elementType) if isinstance(have, ArrayType) else ()
-        return bool(elements) and all(isinstance(e, NumericType) for e in elements)
+    if isinstance(wanted, T.ArrayType):
+        elements = (have.elementType, wanted.elementType) if isinstance(have, T.ArrayType) else ()
+        return bool(elements) and all(isinstance(e, T.NumericType) for e in elements)
     return any(isinstance(wanted, to) and isinstance(have, sources) for to, sources in _CASTS)
 
 
-def _cast(source: Column, have: DataType, wanted: DataType) -> Column:
+def _cast(source: Column, have: T.DataType, wanted: T.DataType) -> Column:
     cast = source.try_cast(wanted)
-    if isinstance(wanted, IntegralType) and isinstance(have, NumericType):
+    if isinstance(wanted, T.IntegralType) and isinstance(have, T.NumericType):
         return F.when(cast.cast("double") == source.cast("double"), cast)  # 0.5 is not a 0
-    if isinstance(wanted, BooleanType) and isinstance(have, IntegralType):
+    if isinstance(wanted, T.BooleanType) and isinstance(have, T.IntegralType):
         return F.when(source.isin(0, 1), cast)
     return cast
 
