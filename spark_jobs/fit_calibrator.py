@@ -71,21 +71,6 @@ class Clicks:
         return self.clicks / self.rows
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """The run date's scores: its unexposed pairs per cell of the grid, each array [GRID_CELLS].
-
-    Attributes:
-        rows: pairs in the cell.
-        fractions: their mean place inside the cell, in [0, 1]; 0.5 where the cell is empty.
-        model_versions: what scored the pairs of all sources.
-    """
-
-    rows: np.ndarray
-    fractions: np.ndarray
-    model_versions: frozenset[str]
-
-
 def grid_cells(pairs: DataFrame, score: str, *figures: Column, by: Sequence[str] = ()) -> DataFrame:
     """`by`, cell, rows, fraction (mean place inside the cell) and `figures`: at most GRID_CELLS rows per group."""
     variable = grid_variable_sql(score, score)
@@ -139,15 +124,19 @@ def count_clicks(shown: DataFrame, source: str) -> Clicks:
     return Clicks(source, rows, clicks, tuple(sorted(models)))
 
 
-def collect_histogram(pairs: DataFrame, score: str) -> Histogram:
-    """The histogram of `pairs` on the driver: one bounded aggregation."""
+def collect_histogram(pairs: DataFrame, score: str) -> tuple[np.ndarray, np.ndarray, set[str]]:
+    """The run date's scores on the driver: one bounded aggregation of `pairs`.
+
+    Returns: (unexposed pairs per cell [GRID_CELLS], their mean place inside the cell in [0, 1], 0.5 in empty cells
+    [GRID_CELLS], model_versions that scored the pairs of all sources).
+    """
     rows, fractions, versions = np.zeros(GRID_CELLS), np.full(GRID_CELLS, 0.5), set()
     scored_by = F.min("model_version").alias("oldest"), F.max("model_version").alias("newest")
     for row in grid_cells(pairs, score, *scored_by, by=["source"]).collect():
         versions |= {row["oldest"], row["newest"]}
         if row["source"] == "unexposed":
             rows[row["cell"]], fractions[row["cell"]] = row["rows"], row["fraction"]
-    return Histogram(rows, fractions, frozenset(versions))
+    return rows, fractions, versions
 
 
 def target_rate(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[float, dict[str, Any]]:
@@ -169,15 +158,15 @@ def target_rate(step: SparkStep, settings: Settings, first: date, last: date) ->
 
 
 def quantile(
-    step: SparkStep, settings: Settings, histogram: Histogram, first: date, last: date
+    step: SparkStep, settings: Settings, rows: np.ndarray, fractions: np.ndarray, first: date, last: date
 ) -> tuple[Calibrator, dict[str, Any]]:
-    """The `quantile` calibrator of the run date's distinct unexposed pairs, and details about its target rate."""
+    """The `quantile` calibrator of the pairs of `collect_histogram`, and details about its target rate."""
     rate, details = target_rate(step, settings, first, last)
     day = step.run_date.isoformat()
-    pairs = int(histogram.rows.sum())
+    pairs = int(rows.sum())
     if pairs:
-        knots = fit_quantile(histogram.rows, rate, settings.spread, histogram.fractions)
-        base = grid_mean(knots, histogram.rows, histogram.fractions)
+        knots = fit_quantile(rows, rate, settings.spread, fractions)
+        base = grid_mean(knots, rows, fractions)
     else:
         # An empty day must not stop the graph: this calibrator will label nothing.
         log.warning("fit_calibrator: %s has no scored unexposed pair; the calibrator is the constant %.4f", day, rate)
@@ -272,13 +261,13 @@ def run(step: SparkStep) -> None:
     model = context.artifact("interest_model")
     through = context.step.trained_through(step.run_date)
     first = step.run_date - timedelta(days=settings.window_days)
-    histogram = collect_histogram(step.read_slice("pair_scores"), settings.score)
+    rows, fractions, scored_by = collect_histogram(step.read_slice("pair_scores"), settings.score)
     require_one_version(
-        sorted(histogram.model_versions), model.version, f"pair_scores dt={step.run_date}",
+        sorted(scored_by), model.version, f"pair_scores dt={step.run_date}",
         "the interest_model in force", f"run score_requests and score_candidates for {step.run_date} again",
     )  # fmt: skip
     if settings.kind == "quantile":
-        calibrator, details = quantile(step, settings, histogram, first, through)
+        calibrator, details = quantile(step, settings, rows, fractions, first, through)
     else:
         calibrator, details = fitted(step, settings, first, through)
     before = context.artifacts.in_force_or_none("calibrator", through)

@@ -5,12 +5,9 @@ Launch: spark-submit … spark_jobs/pseudo_labels.py --config CONFIG --run-date 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
-from gpl_core.conf.sections import Weights
 from gpl_core.errors import ContractError
 from gpl_core.labels.calibration import Calibrator
 from gpl_core.labels.confidence import Exponents, weight_sql
@@ -20,37 +17,20 @@ from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep
 
 
-@dataclass(frozen=True)
-class ScoreFacts:
-    """What one pass over the date's scores finds.
+def score_facts(scores: DataFrame, exponents: Exponents) -> Row:
+    """One bounded aggregation over the date's scores.
 
-    Attributes:
-        model_versions, sid_versions: the smallest and the largest, None without rows.
-        unexposed: distinct unexposed pairs.
-        mean_weight: mean raw weight over them; 0 without any, or when all weights are 0.
+    model_versions, sid_versions: the smallest and the largest, null without rows; unexposed: pairs, which are distinct,
+    as a (user, item, source) occurs once; mean_weight: their mean raw weight, 0 without any.
     """
-
-    model_versions: tuple[str | None, ...]
-    sid_versions: tuple[str | None, ...]
-    unexposed: int
-    mean_weight: float
-
-
-def exponents_of(weights: Weights) -> Exponents:
-    """The configured exponents of the combined weight."""
-    return Exponents(weights.coherence, weights.consistency, weights.llm_confidence)
-
-
-def score_facts(scores: DataFrame, exponents: Exponents) -> ScoreFacts:
-    """One bounded aggregation over `scores`; a (user, item, source) occurs once, so unexposed pairs are distinct."""
     unexposed = F.col("source") == "unexposed"
-    *versions, pairs, weight = only_row(
+    weight = F.avg(F.when(unexposed, F.expr(weight_sql(exponents))))
+    return only_row(
         scores.agg(
-            F.min("model_version"), F.max("model_version"), F.min("sid_version"), F.max("sid_version"),
-            F.count_if(unexposed), F.avg(F.when(unexposed, F.expr(weight_sql(exponents)))),
+            *[F.array(F.min(v), F.max(v)).alias(f"{v}s") for v in ("model_version", "sid_version")],
+            F.count_if(unexposed).alias("unexposed"), F.coalesce(weight, F.lit(0.0)).alias("mean_weight"),
         )
     )  # fmt: skip
-    return ScoreFacts(tuple(versions[:2]), tuple(versions[2:]), pairs, weight or 0.0)
 
 
 def label_pairs(scores: DataFrame, calibrator: Calibrator, exponents: Exponents, mean_weight: float) -> DataFrame:
@@ -78,7 +58,8 @@ def run(step: SparkStep) -> None:
     context = step.context
     manifest, model = context.artifact("calibrator"), context.artifact("interest_model")
     calibrator = load_calibrator(context.artifacts, manifest)
-    exponents = exponents_of(step.config.labels.weights)
+    weights = step.config.labels.weights
+    exponents = Exponents(weights.coherence, weights.consistency, weights.llm_confidence)
     scores = step.read_slice("pair_scores")
     facts = score_facts(scores, exponents)
 
@@ -87,25 +68,25 @@ def run(step: SparkStep) -> None:
         [manifest.lineage.get("model_version", "none")], model.version,
         f"calibrator {manifest.version}", "the interest_model in force", again,
     )  # fmt: skip
-    for kind, found in (("model_version", facts.model_versions), ("sid_version", facts.sid_versions)):
+    for kind in ("model_version", "sid_version"):
         require_one_version(
-            found, manifest.lineage[kind], f"pair_scores dt={day}", f"the {kind} of calibrator {manifest.version}",
-            f"run score_candidates for {day}, then fit_calibrator",
+            facts[f"{kind}s"], manifest.lineage[kind], f"pair_scores dt={day}",
+            f"the {kind} of calibrator {manifest.version}", f"run score_candidates for {day}, then fit_calibrator",
         )  # fmt: skip
 
     pairs = scores
     if calibrator.needs_counts:
         pairs = with_counts(scores, step.read_slice("item_stats"), step.read_slice("user_stats"))
-    scaled = step.config.labels.weights.scale == "mean"
-    labeled = label_pairs(pairs, calibrator, exponents, facts.mean_weight if scaled else 1.0)
+    scale = facts["mean_weight"] if weights.scale == "mean" else 1.0
+    labeled = label_pairs(pairs, calibrator, exponents, scale)
     items = step.read("items")
     named = with_item_ids(labeled, items).withColumn("calibrator_version", F.lit(manifest.version))
 
     contract = context.contract("pseudo_labels")
     context.counts.rows_in = step.slice_rows("pair_scores")
     details = {
-        "calibrator_version": manifest.version, "model_version": model.version, "unexposed_pairs": facts.unexposed,
-        "mean_raw_weight": facts.mean_weight, "weight_scale": step.config.labels.weights.scale,
+        "calibrator_version": manifest.version, "model_version": model.version, "unexposed_pairs": facts["unexposed"],
+        "mean_raw_weight": facts["mean_weight"], "weight_scale": weights.scale,
     }  # fmt: skip
     context.counts.details |= details
     try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Callable
 
 from pyspark.sql import SparkSession
@@ -20,11 +19,10 @@ from gpl_core.conf.sections import Lakehouse
 from gpl_core.config import load_config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, UsageError
-from gpl_core.graph.step_run import exit_with, setup_logging
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.views import View, all_views
 from spark_jobs.catalog import located, spark_path
-from spark_jobs.session import start_session
+from spark_jobs.session import exit_after, start_session
 
 
 def publish(spark: SparkSession, lake: Lake, database: str) -> dict[str, list[str]]:
@@ -76,24 +74,20 @@ def catalog_main(name: str, work: Callable[[SparkSession, Lakehouse, str], objec
     Args:
         database: default of --database; without one, `lakehouse.database` names it.
     """
-    setup_logging()
-    parser = argparse.ArgumentParser(prog=f"{name}.py", allow_abbrev=False)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
-    if database:
-        parser.add_argument("--database", default=database)
-    args = parser.parse_args()
-    spark, code = None, 0
-    try:
+
+    def run() -> int:
+        parser = argparse.ArgumentParser(prog=f"{name}.py", allow_abbrev=False)
+        parser.add_argument("--config", required=True)
+        parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
+        if database:
+            parser.add_argument("--database", default=database)
+        args = parser.parse_args()
         settings = load_config(args.config, args.overrides).lakehouse
-        spark = start_session(name)
-        print(json.dumps(work(spark, settings, args.database if database else settings.database)), flush=True)
-    except Exception as error:
-        code = exit_with(error)
-    finally:
-        if spark is not None:
-            spark.stop()
-    sys.exit(code)
+        done = work(start_session(name), settings, args.database if database else settings.database)
+        print(json.dumps(done), flush=True)
+        return 0
+
+    exit_after(run)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ spark-submit … spark_jobs/run.py --steps samples,sequences --config CONFIG --r
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from pyspark.sql import SparkSession
 from gpl_core.errors import UsageError
 from gpl_core.graph.arguments import StepArguments, parse_arguments
 from gpl_core.graph.planner import Planner
-from gpl_core.graph.step_run import StepContext, exit_with, run_step, run_steps, setup_logging
+from gpl_core.graph.step_run import StepContext, run_step, run_steps
 from gpl_core.graph.steps import find_step
-from spark_jobs.session import start_session
+from spark_jobs.session import exit_after, start_session
 from spark_jobs.step import SparkStep
 
 Job = Callable[[SparkStep], None]
@@ -34,9 +33,8 @@ def run_jobs(
     program: str, choose: Callable[[StepArguments], Mapping[str, Job]], parse: Callable[[], StepArguments]
 ) -> None:
     """Run the chosen jobs in order over the dates, in one session; exits the process with the exit code."""
-    setup_logging()
-    spark: SparkSession | None = None
-    try:
+
+    def run_all() -> int:
         args = parse()
         jobs = choose(args)
         spark = None if args.dry_run else start_session(program)
@@ -49,15 +47,9 @@ def run_jobs(
             # A new planner per step and date: it sees what the step before has written.
             run_step(Planner(args.config), name, dates, args, body)
 
-        code = run_steps(tuple(jobs), args, run_one)
-    except Exception as error:
-        code = exit_with(error)
-    finally:
-        if spark is not None:
-            spark.stop()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.exit(code)
+        return run_steps(tuple(jobs), args, run_one)
+
+    exit_after(run_all)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from pyspark.sql import SparkSession
 
 from gpl_core.errors import UsageError
+from gpl_core.graph.step_run import exit_with, setup_logging
 
 # What this project relies on. Each is set only where the launcher does not set it.
 _DEFAULTS = {
@@ -62,6 +64,21 @@ def start_session(name: str) -> SparkSession:
             "spark-submit --packages io.delta:delta-spark_4.0_2.13:4.2.0, or --jars with delta-spark and delta-storage"
         ) from None
     return spark
+
+
+def exit_after(work: Callable[[], int]) -> NoReturn:
+    """Run `work`, stop the session, and exit the process with the code that `work` returns or that its error has."""
+    setup_logging()
+    try:
+        code = work()
+    except Exception as error:
+        code = exit_with(error)
+    finally:
+        if (spark := SparkSession.getActiveSession()) is not None:
+            spark.stop()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
 
 
 def _object_store() -> dict[str, str]:

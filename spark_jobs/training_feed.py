@@ -17,6 +17,7 @@ from gpl_core.config import Config
 from gpl_core.errors import ContractError, GateError
 from spark_jobs.common.calibrators import require_one_version
 from spark_jobs.common.columns import only_row, passthrough_of, sids_in_force, with_passthrough
+from spark_jobs.common.exclusions import flagged
 from spark_jobs.common.manifests import check_compatible, ensure_manifest, schema_hash, schema_of
 from spark_jobs.common.monitors import watch
 from spark_jobs.run import job_main
@@ -93,33 +94,28 @@ def unlabeled_reasons(
     """`pairs` (user_id, item_index, …) with the column `reason`: why the pair has no label.
 
     Args:
-        histories: user_id of users with a usable history; None when that is unknown.
-        asked: user_id of users whose unexposed candidates were sent to scoring; None when that is unknown.
+        histories: distinct user_id of users with a usable history; None when that is unknown.
+        asked: distinct user_id of users whose unexposed candidates were sent to scoring; None when that is unknown.
         rejects: key of what scoring had to leave out: user_id=… or item_index=….
     """
-    user, item = F.col("user_id"), F.col("item_index").cast("string")
-    found = _flagged(pairs, histories, "user_id", user, "_history", unknown=True)
-    found = _flagged(found, asked, "user_id", user, "_asked", unknown=True)
-    found = _flagged(found, rejects, "key", F.concat(F.lit("user_id="), user), "_user_rejected", unknown=False)
-    found = _flagged(found, rejects, "key", F.concat(F.lit("item_index="), item), "_item_rejected", unknown=False)
+
+    def rejected(kind: str) -> DataFrame | None:
+        if rejects is None:
+            return None
+        value = F.expr(f"substring(key, {len(kind) + 2})").try_cast(pairs.schema[kind].dataType)
+        return rejects.where(F.col("key").startswith(f"{kind}=")).select(value.alias(kind)).distinct()
+
+    found = flagged(pairs, histories, "user_id", "_history", unknown=True)
+    found = flagged(found, asked, "user_id", "_asked", unknown=True)
+    for kind in PAIR:
+        found = flagged(found, rejected(kind), kind, f"_{kind}_rejected")
     return found.withColumn(
         "reason",
         F.when(~F.col("_asked") & ~F.col("_history"), NO_HISTORY)
-        .when(~F.col("_asked") | F.col("_user_rejected"), NO_ANCHORS)
-        .when(F.col("_item_rejected"), NO_EMBEDDING)
+        .when(~F.col("_asked") | F.col("_user_id_rejected"), NO_ANCHORS)
+        .when(F.col("_item_index_rejected"), NO_EMBEDDING)
         .otherwise(OTHER),
     )
-
-
-def _flagged(
-    left: DataFrame, right: DataFrame | None, key: str, value: Column, name: str, *, unknown: bool
-) -> DataFrame:  # fmt: skip
-    """`left` with the boolean `name`: whether `value` is among the keys of `right`; `unknown` without `right`."""
-    if right is None:
-        return left.withColumn(name, F.lit(unknown))
-    keys = right.select(F.col(key).alias(f"{name}_key")).distinct()
-    joined = left.join(keys, value == F.col(f"{name}_key"), "left")
-    return joined.withColumn(name, F.col(f"{name}_key").isNotNull()).drop(f"{name}_key")
 
 
 def exposed_rows(exposed: DataFrame, config: Config) -> DataFrame:
@@ -212,7 +208,7 @@ def reason_tables(step: SparkStep, sid_version: str) -> dict[str, DataFrame | No
         latest = sequences.groupBy("user_id").agg(F.max_by(F.struct("length", "sid_version"), "dt").alias("row"))
         histories = latest.where(f"row.length > 0 AND row.sid_version = '{sid_version}'")
     if step.context.has("score_requests"):
-        asked = step.read_slice("score_requests").where(F.col("source") == "unexposed")
+        asked = step.read_slice("score_requests").where(F.col("source") == "unexposed").select("user_id").distinct()
     if step.context.has("worker_rejects"):
         rejects = step.read_slice("worker_rejects").where(F.col("step") == "score_candidates")
     return {"histories": histories, "asked": asked, "rejects": rejects}

@@ -186,20 +186,11 @@ def key_hash(key: Sequence[str]) -> Column:
 
 def quarantine_rows(bad: DataFrame, source_table: str, run_id: str) -> DataFrame:
     """Rows of table `quarantine` from the bad rows of `split`: one per distinct row, with how often it came."""
-    rows = bad.select(
-        F.to_json(RAW, {"ignoreNullFields": "false"}).alias("row_json"), F.col(FAILED).alias("failed_checks"), "dt"
-    )
+    row = F.to_json(RAW, {"ignoreNullFields": "false"}).alias("row_json")
     # A good row that came twice fails as the second copy only, so the checks are part of the key.
-    return (
-        rows.groupBy("dt", "row_json", "failed_checks")
-        .agg(F.count(F.lit(1)).alias("occurrences"))
-        .select(
-            F.lit(source_table).alias("source_table"),
-            F.sha2(F.col("row_json"), 256).substr(1, 32).alias("row_hash"),
-            "row_json",
-            "occurrences",
-            "failed_checks",
-            F.lit(run_id).alias("run_id"),
-            "dt",
-        )
-    )
+    rows = bad.select(row, F.col(FAILED).alias("failed_checks"), "dt").groupBy("dt", "row_json", "failed_checks")
+    return rows.agg(F.count(F.lit(1)).alias("occurrences")).withColumns({
+        "source_table": F.lit(source_table),
+        "row_hash": F.sha2("row_json", 256).substr(1, 32),
+        "run_id": F.lit(run_id),
+    })  # fmt: skip

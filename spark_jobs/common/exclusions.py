@@ -32,11 +32,11 @@ def withdrawn_items(step: SparkStep) -> DataFrame | None:
     return broadcast_if_few(gone, count) if count else None
 
 
-def flagged(frame: DataFrame, gone: DataFrame | None, key: str, flag: str) -> DataFrame:
-    """`frame` with the boolean column `flag`: whether its `key` is among the distinct ones of `gone`."""
-    if gone is None:
-        return frame.withColumn(flag, F.lit(False))
-    marked = frame.join(gone.select(key, F.lit(True).alias(flag)), key, "left")
+def flagged(frame: DataFrame, keys: DataFrame | None, key: str, flag: str, unknown: bool = False) -> DataFrame:
+    """`frame` with the boolean `flag`: whether its `key` is among the distinct `keys`; `unknown` without them."""
+    if keys is None:
+        return frame.withColumn(flag, F.lit(unknown))
+    marked = frame.join(keys.select(key, F.lit(True).alias(flag)), key, "left")
     return marked.withColumn(flag, F.coalesce(flag, F.lit(False)))
 
 

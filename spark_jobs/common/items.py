@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from itertools import accumulate
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -131,9 +132,7 @@ def number_ids(ids: DataFrame, count: int, first: int) -> DataFrame:
         .persist()
     )
     sizes = {row["_part"]: row["n"] for row in placed.groupBy("_part").agg(F.count(F.lit(1)).alias("n")).collect()}
-    offsets, total = [], first
-    for part in range(max(sizes, default=-1) + 1):
-        offsets.append(total)
-        total += sizes.get(part, 0)
+    counts = (sizes.get(part, 0) for part in range(max(sizes, default=-1) + 1))
+    offsets = list(accumulate(counts, initial=first))
     start = F.element_at(F.array(*[F.lit(o) for o in offsets]), F.col("_part") + 1)
     return placed.select("item_id", (start + F.col("_row")).cast("int").alias("item_index"))
