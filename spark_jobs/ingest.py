@@ -56,40 +56,27 @@ def split_events(raw: DataFrame, contract: Contract, known: DataFrame) -> tuple[
     return split(checked, *first_of_key(contract.name))
 
 
-def fold_channels(good: DataFrame, config: Config) -> DataFrame:
+def fold_channels(good: DataFrame) -> DataFrame:
     """One row per (request, item): its channels sorted, the first of them, the best score, `_rows` folded into it."""
-    extra = [f for f in config.feed.passthrough if f in good.columns]
     # A window, not an aggregation: collecting channels in one would serialize and sort every row twice.
     by_channel = Window.partitionBy("dt", "request_id", "item_id").orderBy("channel")
     whole = by_channel.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
-    folded = good.withColumns({
+    return good.withColumns({
         "channels": F.collect_list("channel").over(whole),
         "recall_score": F.coalesce(F.max("recall_score").over(whole), F.lit(0.0)),
         "_rows": F.count(F.lit(1)).over(whole),
         "_place": F.row_number().over(by_channel),
-    })  # fmt: skip
-    return folded.where("_place = 1").select(
-        "request_id", "item_id", "user_id", "event_time", "item_index", *extra, "channels", "channel", "recall_score",
-        "dt", "_rows",
-    )  # fmt: skip
+    }).where("_place = 1")  # fmt: skip
 
 
 def positive_events(interactions: DataFrame, impressions: DataFrame) -> DataFrame:
     """raw_interactions and clicked impressions, each event once; `_raw_rows` and `_clicks` count what was merged."""
     key = ["dt", "user_id", "item_id", "event_time", "kind"]
     raw = interactions.select(*key, "item_index", F.lit(1).alias("_raw"), F.lit(0).alias("_click"))
-    clicks = impressions.where(F.col("clicked") == 1).select(
-        "dt", "user_id", "item_id", "event_time", F.lit("click").alias("kind"), "item_index",
-        F.lit(0).alias("_raw"), F.lit(1).alias("_click"),
-    )  # fmt: skip
-    return (
-        raw.union(clicks)
-        .groupBy(*key)
-        .agg(
-            F.max("item_index").alias("item_index"),
-            F.sum("_raw").alias("_raw_rows"),
-            F.sum("_click").alias("_clicks"),
-        )
+    clicked = impressions.where(F.col("clicked") == 1).withColumn("kind", F.lit("click"))
+    clicks = clicked.select(*key, "item_index", F.lit(0).alias("_raw"), F.lit(1).alias("_click"))
+    return raw.union(clicks).groupBy(*key).agg(
+        F.max("item_index").alias("item_index"), F.sum("_raw").alias("_raw_rows"), F.sum("_click").alias("_clicks")
     )  # fmt: skip
 
 
@@ -158,7 +145,7 @@ def run(step: SparkStep) -> None:
     _write_items(step, changes, known_at)
     impressions, _ = _publish(step, "impressions", good["raw_impressions"], rows_in["raw_impressions"])
     candidates, folded = _publish(
-        step, "candidates", fold_channels(good["raw_candidates"], config), rows_in["raw_candidates"], ["_rows"]
+        step, "candidates", fold_channels(good["raw_candidates"]), rows_in["raw_candidates"], ["_rows"]
     )
     clicks = step.read_version("impressions", impressions.version_after).where(in_slice)
     raw_events = good["raw_interactions"] if "raw_interactions" in good else step.empty("interactions")

@@ -24,9 +24,9 @@ from spark_jobs.step import SparkStep
 Job = Callable[[SparkStep], None]
 
 
-def job_main(name: str, job: Job, argv: Sequence[str] | None = None) -> None:
+def job_main(name: str, job: Job) -> None:
     """Entry point of one Spark job; exits the process with the exit code."""
-    run_jobs(name, lambda args: {name: job}, lambda: parse_arguments(f"{name}.py", argv))
+    run_jobs(name, lambda args: {name: job}, lambda: parse_arguments(f"{name}.py"))
 
 
 def run_jobs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
+from functools import reduce
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -68,8 +69,9 @@ def scored_pairs(unexposed: DataFrame, exposed: DataFrame, share: float, seed: i
     chance = unit_hash(F.col("request_id"), F.col("item_id"), F.lit(seed))
     chosen = exposed.where(~F.col("is_random") & (chance < share))
     parts = {"unexposed": unexposed, "exposed": chosen, "uniform": exposed.where("is_random")}
-    frames = [f.select("user_id", "item_index", F.lit(s).alias("source")) for s, f in parts.items()]
-    return frames[0].union(frames[1]).union(frames[2])
+    return reduce(
+        DataFrame.union, [f.select("user_id", "item_index", F.lit(s).alias("source")) for s, f in parts.items()]
+    )
 
 
 def read_scored_pairs(step: SparkStep) -> DataFrame:
@@ -83,15 +85,16 @@ def read_scored_pairs(step: SparkStep) -> DataFrame:
 
 
 def cached_anchors(step: SparkStep, model_version: str) -> DataFrame:
-    """The anchor cache of one model: one row per (user_id, sequence_hash), of the configured numbers of anchors and
-    prefixes."""
+    """One model's rows of the anchor cache with the configured numbers of anchors and prefixes.
+
+    The newest row per (user_id, sequence_hash).
+    """
     table = step.read("interest_anchors") if step.context.has("interest_anchors") else step.empty("interest_anchors")
     rows = F.struct("anchor_sids", "log_prob", "prefixes", "prefix_log_probs")
-    sized = (F.size("log_prob") == step.config.anchors.count) & (
-        F.size("prefix_log_probs") == step.config.anchors.prefixes
-    )
     return (
-        table.where((F.col("model_version") == model_version) & sized)
+        table.where(F.col("model_version") == model_version)
+        .where(F.size("log_prob") == step.config.anchors.count)
+        .where(F.size("prefix_log_probs") == step.config.anchors.prefixes)
         .groupBy("user_id", "sequence_hash")
         .agg(F.max_by(rows, "dt").alias("row"))
         .select("user_id", "sequence_hash", "row.*")
