@@ -25,7 +25,7 @@ from pyspark.ml.regression import IsotonicRegression
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.conf.sections import Calibrator as Settings
+from gpl_core.conf.sections import CalibratorSettings as Settings
 from gpl_core.errors import GateError, MissingInputError
 from gpl_core.labels.calibration import (
     FEATURES,

@@ -10,9 +10,9 @@ from __future__ import annotations
 from delta.tables import DeltaTable
 from pyspark.sql import functions as F
 
-from gpl_core.commands.maintenance import compactable
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ConflictError
+from gpl_core.graph.compaction import compactable
 from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs.catalog import spark_path
 from spark_jobs.common.columns import only_row
