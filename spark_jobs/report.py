@@ -14,23 +14,25 @@ from gpl_core.simulation.tables import provenance
 from spark_jobs.common.columns import with_passthrough
 from spark_jobs.common.manifests import ensure_manifest
 from spark_jobs.common.whole_files import write_whole
-from spark_jobs.reporting import calibration, changes, coverage, evaluations, labels, lineage, popularity, semantic_ids
+from spark_jobs.reporting import changes, coverage, evaluations, labels, lineage, popularity, reliability, semantic_ids
 from spark_jobs.reporting.day import Day
-from spark_jobs.reporting.page import Section, Table, render
+from spark_jobs.reporting.page import PageSection, Table, render
 from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep
 
 log = logging.getLogger("gpl")
 
 
-def dictionary() -> Section:
+def dictionary() -> PageSection:
     """Every column of every table, from the contracts."""
     rows = [
         (name, c.name, c.type, c.unit, c.comment)
         for name, contract in all_contracts().items()
         for c in contract.columns
     ]
-    return Section("Data dictionary", tables=[Table(("table", "column", "type", "unit", "meaning"), rows)], folded=True)
+    return PageSection(
+        "Data dictionary", tables=[Table(("table", "column", "type", "unit", "meaning"), rows)], folded=True
+    )
 
 
 def build(step: SparkStep) -> str:
@@ -38,7 +40,7 @@ def build(step: SparkStep) -> str:
     day, context = Day(step), step.context
     sections = [
         changes.section(day), coverage.monitors(day), coverage.funnel(day), coverage.quarantine(day),
-        labels.section(day), calibration.section(day), coverage.channels(day), *semantic_ids.sections(day),
+        labels.section(day), reliability.section(day), coverage.channels(day), *semantic_ids.sections(day),
         popularity.section(day), evaluations.section(day), *lineage.sections(day), dictionary(),
     ]  # fmt: skip
     warnings = [text for section in sections for text in section.warnings]

@@ -8,7 +8,7 @@ from typing import Any
 
 from spark_jobs.reporting.coverage import FUNNEL
 from spark_jobs.reporting.day import Day
-from spark_jobs.reporting.page import Section, Table, figure
+from spark_jobs.reporting.page import PageSection, Table, figure
 
 ROWS_RATIO = 2.0
 """Ratio of two dates' rows beyond which we warn: weekdays differ, but not twofold."""
@@ -54,13 +54,13 @@ def figures(day: Day, of: date) -> dict[str, Any]:
     }
 
 
-def section(day: Day) -> Section:
+def section(day: Day) -> PageSection:
     """The figures of the date beside those of the run date before it."""
     previous = max((d for d in day.feeds if d < day.date), default=None)
     return changes(figures(day, day.date), figures(day, previous) if previous else {}, day.date, previous)
 
 
-def changes(now: Mapping[str, Any], before: Mapping[str, Any], day: date, previous: date | None) -> Section:
+def changes(now: Mapping[str, Any], before: Mapping[str, Any], day: date, previous: date | None) -> PageSection:
     """What `warnings` found, and the figures of both dates side by side.
 
     Args:
@@ -69,13 +69,13 @@ def changes(now: Mapping[str, Any], before: Mapping[str, Any], day: date, previo
     """
     title = "What changed"
     if previous is None:
-        return Section(title, ["No earlier run date has a feed, so there is nothing to compare with."])
+        return PageSection(title, ["No earlier run date has a feed, so there is nothing to compare with."])
     found = warnings(now, before)
     text = [f"Compared with {previous}, the run date before.", *(found or ["Nothing moved beyond its bound."])]
     rows = [(name, value, before.get(name), _change(value, before.get(name))) for name, value in now.items()]
     columns = ("figure", day.isoformat(), previous.isoformat(), "change")
     tables = [Table(columns, [r for r in rows if ("version" in r[0]) == versions]) for versions in (False, True)]
-    return Section(title, text, tables, warnings=found)
+    return PageSection(title, text, tables, warnings=found)
 
 
 def warnings(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:

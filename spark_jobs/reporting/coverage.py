@@ -6,7 +6,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from spark_jobs.reporting.day import Day
-from spark_jobs.reporting.page import Section, Table
+from spark_jobs.reporting.page import PageSection, Table
 
 FUNNEL = (
     ("impressions", "exposures accepted"),
@@ -23,7 +23,7 @@ FUNNEL = (
 _MOST_ROWS = 50
 
 
-def funnel(day: Day) -> Section:
+def funnel(day: Day) -> PageSection:
     """Rows of each table, the share of unexposed rows with a label, and why the others have none."""
     table = Table(("table", "what", "rows"), [(name, what, day.rows(name, day.date)) for name, what in FUNNEL])
     left_out: dict[str, int] = day.manifest.get("left_out", {})
@@ -33,13 +33,13 @@ def funnel(day: Day) -> Section:
     if unexposed:
         text = f"{labeled:,} of {unexposed:,} unexposed rows have a pseudo-label ({labeled / unexposed:.1%})."
     reasons = Table(("left out of the feed because of", "rows"), sorted(left_out.items(), key=lambda r: -r[1]))
-    return Section("From rows to labels", [text], [table, *([reasons] if left_out else [])])
+    return PageSection("From rows to labels", [text], [table, *([reasons] if left_out else [])])
 
 
-def quarantine(day: Day) -> Section:
+def quarantine(day: Day) -> PageSection:
     """Rows refused by source table and failed check."""
     found = _listed(failed_checks(day.slice("quarantine")))
-    return Section("Quarantine", [] if found else ["No row of this date was refused."], found)
+    return PageSection("Quarantine", [] if found else ["No row of this date was refused."], found)
 
 
 def failed_checks(quarantine: DataFrame) -> DataFrame:
@@ -51,24 +51,24 @@ def failed_checks(quarantine: DataFrame) -> DataFrame:
     )  # fmt: skip
 
 
-def monitors(day: Day) -> Section:
+def monitors(day: Day) -> PageSection:
     """The monitors' figures; those beyond their bounds are warnings."""
     columns = ("monitor", "status", "value", "threshold", "reason")
     found = sorted(day.records("monitors", day.date), key=lambda r: r["monitor"])
     if not found:
-        return Section("Monitors", ["No monitor looked at this date."])
+        return PageSection("Monitors", ["No monitor looked at this date."])
     warnings = [r["reason"] for r in found if r["status"] in ("warn", "fail")]
-    return Section("Monitors", tables=[Table(columns, [[r[c] for c in columns] for r in found])], warnings=warnings)
+    return PageSection("Monitors", tables=[Table(columns, [[r[c] for c in columns] for r in found])], warnings=warnings)
 
 
-def channels(day: Day) -> Section:
+def channels(day: Day) -> PageSection:
     """Unexposed rows of the feed by recall channel."""
     by_channel = day.slice("training_feed").where(~F.col("is_exposed")).groupBy("channel")
     means = by_channel.agg(
         F.count(F.lit(1)).alias("rows"), F.avg("pseudo_label").alias("mean_label"),
         F.avg("sample_weight").alias("mean_weight"), F.avg("sampling_probability").alias("mean_probability"),
     )  # fmt: skip
-    return Section("Unexposed rows by recall channel", tables=_listed(means))
+    return PageSection("Unexposed rows by recall channel", tables=_listed(means))
 
 
 def _listed(frame: DataFrame) -> list[Table]:

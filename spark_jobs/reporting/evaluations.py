@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from spark_jobs.reporting.day import Day
-from spark_jobs.reporting.page import Section, Table
+from spark_jobs.reporting.page import PageSection, Table
 
 
-def section(day: Day) -> Section:
+def section(day: Day) -> PageSection:
     """The evaluations of the date, models side by side."""
     title = "Pre-ranker, judged on the day after"
     found = day.records("evaluations", day.date)  # one row per variant, seed, slice and metric
     if not found:
-        return Section(title, ["Nothing was judged: the day after has no impressions yet."])
+        return PageSection(title, ["Nothing was judged: the day after has no impressions yet."])
     text = (
         "Brackets hold the 95 % interval, its mean over seeds where there are several. Read HR and NDCG together with "
         "the candidate-set size."
     )
-    return Section(title, [text], [compare(found)])
+    return PageSection(title, [text], [compare(found)])
 
 
 def compare(evaluations: Sequence[dict[str, Any]]) -> Table:

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from spark_jobs.common.calibrators import load_calibrator
 from spark_jobs.reporting import plots
 from spark_jobs.reporting.day import Day
-from spark_jobs.reporting.page import Plot, Section, Table
+from spark_jobs.reporting.page import PageSection, Plot, Table
 
 CELLS = 50
 HEAT_CELLS = 20
@@ -79,7 +79,7 @@ def distributions(labels: DataFrame) -> Distributions:
     return Distributions(histograms, heats, rows, {k: v / rows[k[0]] for k, v in totals.items()})
 
 
-def section(day: Day) -> Section:
+def section(day: Day) -> PageSection:
     """The calibrator, the means by source, and the histograms of the unexposed pairs."""
     manifest = day.context.artifact("calibrator")
     calibrator = load_calibrator(day.context.artifacts, manifest)
@@ -103,7 +103,7 @@ def section(day: Day) -> Section:
     if not drawn:
         text.append("No unexposed pair was labeled.")
     tables = [Table(("source", "pairs", *AXES), rows)] if rows else []
-    return Section("Labels and weights", text, tables, drawn, warnings=warnings)
+    return PageSection("Labels and weights", text, tables, drawn, warnings=warnings)
 
 
 def _plots(found: Distributions) -> list[Plot]:

@@ -15,7 +15,7 @@ from gpl_core.graph.steps import STEPS, Step
 from gpl_core.lakehouse.artifacts import KINDS
 from spark_jobs.reporting.changes import figures
 from spark_jobs.reporting.day import Day
-from spark_jobs.reporting.page import Section, Table
+from spark_jobs.reporting.page import PageSection, Table
 
 
 def step_runs(job_runs: DataFrame, run_date: date) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ def _listed(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def sections(day: Day) -> list[Section]:
+def sections(day: Day) -> list[PageSection]:
     """The artifacts in force, what each step read and made, and what its run cost."""
     # The pre-ranker of D was trained on D; the other artifacts only on what lies before it.
     limits = {kind: day.date + timedelta(days=kind == "preranker") for kind in KINDS}
@@ -97,10 +97,10 @@ def sections(day: Day) -> list[Section]:
     costs = ("step", "status", "attempts", "seconds", "rows_in", "rows_out", "rows_quarantined", "rows_dropped",
              "bytes_out")  # fmt: skip
     return [
-        Section(
+        PageSection(
             "Versions and lineage", ["@ is the version of a table. A step made its outputs from what it read."],
             [Table(("artifact", "version", "trained through", "built on"), built_on),
              Table(("step", "read", "made"), made)], warnings=warnings,
         ),
-        Section("Runs", tables=[Table(costs, [[r[c] for c in costs] for r in runs])]),
+        PageSection("Runs", tables=[Table(costs, [[r[c] for c in costs] for r in runs])]),
     ]  # fmt: skip

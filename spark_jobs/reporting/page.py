@@ -94,7 +94,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """One part of the page: sentences, then tables, then plots. A folded one shows only its title until it is opened.
 
     `warnings` stand at the top of the page.
@@ -132,7 +132,7 @@ def style(value: Any, numeric: bool) -> Markup:
 
 
 def render(
-    *, title: str, fingerprint: str, run_id: str, banners: Sequence[str], sections: Sequence[Section]
+    *, title: str, fingerprint: str, run_id: str, banners: Sequence[str], sections: Sequence[PageSection]
 ) -> str:  # fmt: skip
     """The whole page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)

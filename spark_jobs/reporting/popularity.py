@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from spark_jobs.reporting import plots
 from spark_jobs.reporting.day import Day
-from spark_jobs.reporting.page import Plot, Section, Table
+from spark_jobs.reporting.page import PageSection, Plot, Table
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,20 @@ def popularity_bands(item_stats: DataFrame, keep_share: float) -> tuple[Populari
     )
 
 
-def section(day: Day) -> Section:
+def section(day: Day) -> PageSection:
     """How much of the positives of popular items down-sampling removes."""
     share = day.step.config.interest.keep_target_share
     bands = popularity_bands(day.slice("item_stats"), share)
     title = "Popularity of positives"
     if not bands:
-        return Section(title, ["There is no positive event in the window before this date."])
+        return PageSection(title, ["There is no positive event in the window before this date."])
     total, kept = sum(b.positives for b in bands), sum(b.kept for b in bands)
     labels = [f"{b.low}" if b.low == b.high else f"{b.low}-{b.high}" for b in bands]
     drawn = plots.popularity(
         "popularity", title, labels, [b.positives / total for b in bands], [b.kept / kept for b in bands]
     )
     rows = [(n, b.items, b.positives, 1 - b.kept / b.positives) for n, b in zip(labels, bands, strict=True)]
-    return Section(
+    return PageSection(
         title, [f"Down-sampling keeps {share:.0%} of the positives as targets; the context keeps all of them."],
         [Table(("positives of the item", "items", "positives", "share removed"), rows)],
         [Plot(drawn, "Share of positives by how popular the item is, before and after down-sampling.")],

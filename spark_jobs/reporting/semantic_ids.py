@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from spark_jobs.common.columns import only_row, sids_in_force
 from spark_jobs.reporting import plots
 from spark_jobs.reporting.day import Day
-from spark_jobs.reporting.page import Plot, Section, Table
+from spark_jobs.reporting.page import PageSection, Plot, Table
 
 _GROUPS = 50  # of codes, in the plot of code usage
 _TITLES = 4
@@ -98,7 +98,7 @@ def sid_versions(item_sids: DataFrame) -> list[Row]:
     )
 
 
-def sections(day: Day) -> list[Section]:
+def sections(day: Day) -> list[PageSection]:
     """Health of the SIDs of the feed's version, examples of what they group, and all versions."""
     version = day.manifest.get("versions", {}).get("sid_version", "")
     table = day.step.read("item_sids") if day.context.has("item_sids") else day.step.empty("item_sids")
@@ -107,7 +107,7 @@ def sections(day: Day) -> list[Section]:
     shared = F.coalesce(F.sum(F.when(F.col("n") > 1, F.col("n"))), F.lit(0))
     items, distinct, sharing = only_row(sizes.agg(F.sum("n"), F.count(F.lit(1)), shared))
     if not items:
-        return [Section("Semantic IDs", ["No item has a semantic ID."])]
+        return [PageSection("Semantic IDs", ["No item has a semantic ID."])]
     tokenizer = day.context.artifacts.find("tokenizer", version)
     size = tokenizer.metrics.get("codes") if tokenizer else None
     levels = code_usage(live, items)
@@ -123,21 +123,23 @@ def sections(day: Day) -> list[Section]:
         plots.code_usage("usage", "Code usage per level", [[r["n"] for r in groups] for groups in levels]),
         "Items per code, most used codes first. The dotted line is where all codes are used equally.",
     )
-    health = Section("Semantic IDs", [text], [Table(("level", "codes in use", "codes", "perplexity"), rows)], [usage])
+    health = PageSection(
+        "Semantic IDs", [text], [Table(("level", "codes in use", "codes", "perplexity"), rows)], [usage]
+    )
     return [health, *_meaning(day, live), _versions(day, table)]
 
 
-def _meaning(day: Day, live: DataFrame) -> list[Section]:
+def _meaning(day: Day, live: DataFrame) -> list[PageSection]:
     if not day.context.has("items"):
         return []
     shared, prefixes = buckets(live, day.step.read("items"))
     return [
-        Section(
+        PageSection(
             "Semantic IDs that most items share",
             ["Items with the same content share one on purpose." if shared else "No two items share one."],
             [_titles("semantic ID", shared)] if shared else [],
         ),
-        Section(
+        PageSection(
             "What codes mean",
             ["Titles in one row should belong together; rows with two codes should be more specific."],
             [_titles("first codes", prefixes)],
@@ -150,7 +152,7 @@ def _titles(what: str, found: list[Bucket]) -> Table:
     return Table((what, "items", "titles of some"), rows)
 
 
-def _versions(day: Day, table: DataFrame) -> Section:
+def _versions(day: Day, table: DataFrame) -> PageSection:
     """Versions with their items, and the newest runs that issued SIDs with what they measured of drift."""
     known = {m.version: m for m in day.context.artifacts.manifests("tokenizer")}
     versions: list[tuple[Any, ...]] = []
@@ -178,7 +180,7 @@ def _versions(day: Day, table: DataFrame) -> Section:
         "Versions exist side by side until all consumers have moved to the new one. Ratios compare new items with "
         "those published before."
     )
-    return Section(
+    return PageSection(
         "Versions of semantic IDs", [text], [Table(columns, versions), *([Table(drifts, runs)] if runs else [])],
         warnings=[f"Semantic IDs: {warning}."] if warning else [],
     )  # fmt: skip

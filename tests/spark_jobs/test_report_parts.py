@@ -17,11 +17,11 @@ from pyspark.sql import Row
 from gpl_core.contracts.contract import all_contracts
 from spark_jobs.report import dictionary
 from spark_jobs.reporting import plots as report_plots
-from spark_jobs.reporting.calibration import LabelCalibration, WeightBin, weight_bins, weight_sentence
 from spark_jobs.reporting.changes import changes, feed_figures, warnings
 from spark_jobs.reporting.evaluations import compare
 from spark_jobs.reporting.lineage import lineage_rows
-from spark_jobs.reporting.page import Plot, Section, Table, figure, render, style
+from spark_jobs.reporting.page import PageSection, Plot, Table, figure, render, style
+from spark_jobs.reporting.reliability import LabelCalibration, WeightBin, weight_bins, weight_sentence
 
 
 def page(**changes) -> str:
@@ -33,7 +33,7 @@ def test_every_value_is_escaped():
     evil = '<script>alert("x")</script>'
     text = page(
         title=evil, banners=[evil],
-        sections=[Section(evil, [evil], [Table((evil,), [[evil]])], [Plot(Markup("<svg></svg>"), evil)])],
+        sections=[PageSection(evil, [evil], [Table((evil,), [[evil]])], [Plot(Markup("<svg></svg>"), evil)])],
     )  # fmt: skip
     assert "<script" not in text
     assert text.count("&lt;script&gt;") == 8
@@ -65,7 +65,7 @@ def test_page_is_well_formed_and_asks_for_nothing():
     plot = report_plots.heat_maps("h", "t", [("x", "y", np.eye(4), (0, 1, 0, 1))])
     checker = Checker()
     table = Table(("a", "b"), [(1, None), (2, "x")])
-    checker.feed(page(sections=[Section("s", ["t"], [table], [Plot(Markup(plot), "c")])]))
+    checker.feed(page(sections=[PageSection("s", ["t"], [table], [Plot(Markup(plot), "c")])]))
     assert checker.open == []
 
 
@@ -83,7 +83,9 @@ def test_a_browser_shows_titles_as_text_says_nothing_and_asks_for_nothing(tmp_pa
     ]
     table = Table(("a", "b"), [(evil, 1), ("w" * 400, 12_345)])
     text = page(
-        title="Day", banners=[evil], sections=[Section(evil, [evil], [table], [Plot(Markup(p), evil) for p in plots])]
+        title="Day",
+        banners=[evil],
+        sections=[PageSection(evil, [evil], [table], [Plot(Markup(p), evil) for p in plots])],
     )
     (tmp_path / "page.html").write_text(text, encoding="utf-8")
     log = tmp_path / "net.json"
@@ -185,7 +187,7 @@ def test_a_figure_beyond_its_bound_is_warned_of_by_name(name, before, quiet, ala
 
 
 def test_the_folded_data_dictionary_explains_every_column():
-    text = page(sections=[dictionary(), Section("open")])
+    text = page(sections=[dictionary(), PageSection("open")])
     assert text.count("<details>") == text.count("</details>") == 1
     assert text.index("<summary>Data dictionary</summary>") < text.index("</details>") < text.index("<h2>open</h2>")
     for name, contract in all_contracts().items():

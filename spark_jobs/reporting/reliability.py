@@ -13,7 +13,7 @@ from gpl_core.lakehouse.views import all_views
 from spark_jobs.common.calibrators import equal_groups, group_reliability, label_cell
 from spark_jobs.reporting import plots
 from spark_jobs.reporting.day import Day
-from spark_jobs.reporting.page import Plot, Section, Table
+from spark_jobs.reporting.page import PageSection, Plot, Table
 
 _MOST_SLICES = 40
 
@@ -102,12 +102,12 @@ def weight_sentence(found: LabelCalibration, least_rows: int = 1000) -> str:
     return f"Weights do not predict the error ({fact})."
 
 
-def section(day: Day) -> Section:
+def section(day: Day) -> PageSection:
     """Reliability of the labels, and whether their weights predict the error."""
     title = "Are the labels right?"
     found = calibrations(day.slice("pseudo_labels"), day.slice("impressions"))
     if not found:
-        return Section(title, ["No labeled pair of this date was exposed, so there are no clicks to compare with."])
+        return PageSection(title, ["No labeled pair of this date was exposed, so there are no clicks to compare with."])
     first = found[0]
     text = [
         f"{c.source}: {c.rows:,} scored impressions, {c.clicks:,} clicks, expected calibration error {c.error:.4f}."
@@ -134,7 +134,7 @@ def section(day: Day) -> Section:
             )
         )
     tables = [Table(("source", "rows", "mean label", "click rate"), rows), *_by_slice(day)]
-    return Section(title, text, tables, drawn)
+    return PageSection(title, text, tables, drawn)
 
 
 def _by_slice(day: Day) -> list[Table]:
