@@ -10,21 +10,21 @@ from pyspark.sql import functions as F
 
 from gpl_core.errors import ContractError
 from gpl_core.labels.calibration import Calibrator
-from gpl_core.labels.confidence import Exponents, weight_sql
+from gpl_core.labels.confidence import weight_sql
 from spark_jobs.common.calibrators import load_calibrator, require_one_version, with_counts, with_label
 from spark_jobs.common.columns import only_row
 from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep
 
 
-def score_facts(scores: DataFrame, exponents: Exponents) -> Row:
+def score_facts(scores: DataFrame) -> Row:
     """One bounded aggregation over the date's scores.
 
     model_versions, sid_versions: the smallest and the largest, null without rows; unexposed: pairs, which are distinct,
     as a (user, item, source) occurs once; mean_weight: their mean raw weight, 0 without any.
     """
     unexposed = F.col("source") == "unexposed"
-    weight = F.avg(F.when(unexposed, F.expr(weight_sql(exponents))))
+    weight = F.avg(F.when(unexposed, F.expr(weight_sql())))
     return only_row(
         scores.agg(
             *[F.array(F.min(v), F.max(v)).alias(f"{v}s") for v in ("model_version", "sid_version")],
@@ -33,12 +33,12 @@ def score_facts(scores: DataFrame, exponents: Exponents) -> Row:
     )  # fmt: skip
 
 
-def label_pairs(scores: DataFrame, calibrator: Calibrator, exponents: Exponents, mean_weight: float) -> DataFrame:
+def label_pairs(scores: DataFrame, calibrator: Calibrator, mean_weight: float) -> DataFrame:
     """`scores` with pseudo_label, raw_weight, and weight = raw_weight / mean_weight.
 
     A mean weight of 0 (no pairs, or all weights 0) leaves the weights as they are: 0 stays 0.
     """
-    raw = F.expr(weight_sql(exponents))
+    raw = F.expr(weight_sql())
     scale = F.lit(mean_weight if mean_weight > 0 else 1.0)
     return (
         with_label(scores, calibrator)
@@ -58,10 +58,8 @@ def run(step: SparkStep) -> None:
     context = step.context
     manifest, model = context.artifact("calibrator"), context.artifact("interest_model")
     calibrator = load_calibrator(context.artifacts, manifest)
-    weights = step.config.labels.weights
-    exponents = Exponents(weights.coherence, weights.consistency, weights.llm_confidence)
     scores = step.read_slice("pair_scores")
-    facts = score_facts(scores, exponents)
+    facts = score_facts(scores)
 
     day, again = step.run_date, f"run fit_calibrator for {step.run_date} again"
     require_one_version(
@@ -77,8 +75,7 @@ def run(step: SparkStep) -> None:
     pairs = scores
     if calibrator.needs_counts:
         pairs = with_counts(scores, step.read_slice("item_stats"), step.read_slice("user_stats"))
-    scale = facts["mean_weight"] if weights.scale == "mean" else 1.0
-    labeled = label_pairs(pairs, calibrator, exponents, scale)
+    labeled = label_pairs(pairs, calibrator, facts["mean_weight"])
     items = step.read("items")
     named = with_item_ids(labeled, items).withColumn("calibrator_version", F.lit(manifest.version))
 
@@ -86,7 +83,7 @@ def run(step: SparkStep) -> None:
     context.counts.rows_in = step.slice_rows("pair_scores")
     details = {
         "calibrator_version": manifest.version, "model_version": model.version, "unexposed_pairs": facts["unexposed"],
-        "mean_raw_weight": facts["mean_weight"], "weight_scale": weights.scale,
+        "mean_raw_weight": facts["mean_weight"],
     }  # fmt: skip
     context.counts.details |= details
     try:

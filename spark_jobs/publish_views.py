@@ -14,12 +14,15 @@ import re
 from collections.abc import Callable
 
 from pyspark.sql import SparkSession
+from sqlglot import parse_one
+from sqlglot.expressions import Table, to_table
 
 from gpl_core.conf.sections import Lakehouse
 from gpl_core.config import load_config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.sql import quoted
 from gpl_core.lakehouse.views import View, all_views
 from spark_jobs.catalog import located, spark_path
 from spark_jobs.session import exit_after, start_session
@@ -38,7 +41,7 @@ def publish(spark: SparkSession, lake: Lake, database: str) -> dict[str, list[st
     for name in tables:
         location = lake.uri(name)
         if not spark.catalog.tableExists(f"{database}.{name}"):
-            spark.sql(f"CREATE TABLE {database}.{name} USING DELTA LOCATION {_sql(spark_path(location))}")
+            spark.sql(f"CREATE TABLE {database}.{name} USING DELTA LOCATION {quoted(spark_path(location), 'spark')}")
         elif (found := located(spark, f"{database}.{name}")) != location:
             raise ContractError(
                 f"{database}.{name} is at {found}, this lakehouse has it at {location}; choose another --database, or "
@@ -57,15 +60,17 @@ def publish(spark: SparkSession, lake: Lake, database: str) -> dict[str, list[st
 
 def create_view(view: View, database: str) -> str:
     """`CREATE OR REPLACE VIEW` with its comments, every table and view it reads named with the database."""
-    columns = ", ".join(f"{name} COMMENT {_sql(meaning)}" for name, meaning in view.columns)
-    sql = view.sql
-    for name in view.reads:
-        sql = re.sub(rf"(?i)\b(FROM|JOIN)(\s+){name}\b", rf"\1\2{database}.{name}", sql)
-    return f"CREATE OR REPLACE VIEW {database}.{view.name} ({columns}) COMMENT {_sql(view.description)} AS {sql}"
-
-
-def _sql(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    tree = parse_one(view.sql, dialect="spark")
+    place = to_table(f"{database}.any")
+    for table in tree.find_all(Table):
+        if table.name in view.reads:
+            table.set("db", place.args["db"])
+            table.set("catalog", place.args.get("catalog"))
+    columns = ", ".join(f"{name} COMMENT {quoted(meaning, 'spark')}" for name, meaning in view.columns)
+    return (
+        f"CREATE OR REPLACE VIEW {database}.{view.name} ({columns}) COMMENT {quoted(view.description, 'spark')} "
+        f"AS {tree.sql('spark')}"
+    )
 
 
 def catalog_main(name: str, work: Callable[[SparkSession, Lakehouse, str], object], database: str = "") -> None:

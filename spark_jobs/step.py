@@ -26,6 +26,15 @@ def spark_schema(contract: Contract) -> StructType:
     return StructType.fromJson(json.loads(contract.spark_json()))
 
 
+def create_table(spark: SparkSession, location: str, contract: Contract) -> None:
+    """Create the Delta table of `contract` at `location` unless it exists, with its comments and constraints."""
+    table = DeltaTable.createIfNotExists(spark).location(location).addColumns(spark_schema(contract))
+    table = table.comment(contract.description).partitionedBy(*contract.partition_by)
+    for name, value in contract.table_properties().items():
+        table = table.property(name, value)
+    table.execute()
+
+
 class SparkStep:
     """A step's context on the Spark side: reads pinned versions, writes one slice per table and date."""
 
@@ -122,7 +131,7 @@ class SparkStep:
         """Create the table of `contract` with its comments and constraints, or add its new nullable columns."""
         uri = spark_path(self.context.lake.uri(contract.name))
         if not self.context.lake.exists(contract.name):
-            self.spark.sql(contract.ddl(uri))
+            create_table(self.spark, uri, contract)
             return
         if contract.columns == load_contract(contract.name).columns:
             return

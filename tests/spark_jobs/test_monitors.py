@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +16,7 @@ from gpl_core.errors import GateError
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import find_step
 from spark_jobs import training_feed
+from spark_jobs.common import monitors
 from spark_jobs.common.monitors import Measured, judge, stability_index
 from tests.spark_jobs.label_lake import FeedLake
 from tests.spark_jobs.tiny_lake import D, day
@@ -86,12 +88,12 @@ def test_the_index_is_the_same_to_the_last_bit_in_every_process():
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory, spark) -> FeedLake:
+def lake(tmp_path_factory, spark) -> Iterator[FeedLake]:
     """Every fault at once: labels moved, 1 of 3 rows labeled, a row in ten refused, one anchor, labels far off.
 
     u1 was shown i1 (label .9, no click) and i2 (label .1, clicked), uniformly.
     """
-    made = FeedLake(tmp_path_factory.mktemp("monitors"), spark, "monitors.ignore=[]", "monitors.least_impressions=2")
+    made = FeedLake(tmp_path_factory.mktemp("monitors"), spark, "monitors.ignore=[]")
     made.exposed(("r1", "u1", 0, 1))
     made.unexposed(("r1", "u1", 3), ("r1", "u1", 4), ("r1", "u1", 5))
     made.shown(("u1", 1, 0), ("u1", 2, 1), *[("u2", n, 0, False) for n in range(7)])
@@ -115,7 +117,9 @@ def lake(tmp_path_factory, spark) -> FeedLake:
          "history": [1, -1, -1, -1], "candidates": [3, 4, 5],
          "model_version": made.model, "sid_version": made.tokenizer}
     ], dt=D.isoformat())  # fmt: skip
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitors, "LEAST_IMPRESSIONS", 2)
+        yield made
 
 
 @pytest.mark.spark

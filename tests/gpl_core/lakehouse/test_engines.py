@@ -80,7 +80,7 @@ def of_arrow(name: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def lakes(spark, tmp_path_factory) -> Lakes:
-    from spark_jobs.session import create_table
+    from spark_jobs.step import create_table
 
     """Each engine makes its tables; delta-rs writes to its own, then Spark to both, then delta-rs to Spark's."""
     made = Lakes(spark, Lake(str(tmp_path_factory.mktemp("spark"))), Lake(str(tmp_path_factory.mktemp("arrow"))))
@@ -139,7 +139,7 @@ def test_both_engines_see_the_declared_columns_whoever_made_the_table(lakes, nam
 
 
 def test_spark_parses_the_schema_and_constraints_of_every_contract(spark):
-    from spark_jobs.session import spark_schema
+    from spark_jobs.step import spark_schema
 
     parser = spark._jsparkSession.sessionState().sqlParser()
     for contract in all_contracts().values():
