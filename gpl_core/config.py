@@ -168,7 +168,7 @@ def _override(body: dict[str, Any], text: str) -> str | None:
     return None
 
 
-_FIXED = "fixed at the value that was measured to be good: delete the key"
+_FIXED = "fixed at its default: delete the key"
 # Settings of earlier releases, and what to do about them; CHANGELOG.md names each.
 REMOVED = {
     "tokenizer.method": "every tokenizer is an RQ-VAE: delete the key",
@@ -180,13 +180,13 @@ REMOVED = {
     "sids": _FIXED.replace("key", "section"),
     "ingest.text_max_chars": _FIXED,
     "interest.tiny": "without interest.base_model the model has one small shape: delete the section",
-    "interest.lora_alpha": "twice interest.lora_rank: delete the key",
+    "interest.lora_alpha": "the scale is twice interest.lora_rank: delete the key",
     **dict.fromkeys((f"interest.{k}" for k in ("warmup_share", "patience")), _FIXED),
     "interest.prompt": "a history has no text before it: delete the key",
     "anchors.widths": "anchors.count beams are kept at each level: delete the key",
     "labels.weights": "all three factors count alike, and weights have mean 1: delete the section",
     "labels.calibrator.family": "quantile labels are logit-normal: delete the key",
-    "monitors.least_impressions": "1,000 uniformly exposed impressions: delete the key",
+    "monitors.least_impressions": "calibration_error needs 1,000 uniformly exposed impressions: delete the key",
     **dict.fromkeys((f"prerank.{k}" for k in ("hidden", "weight_decay")), _FIXED),
 }  # fmt: skip
 

@@ -38,12 +38,12 @@ _CATALOG_NAME = re.compile(r"\w+(\.\w+){1,2}")
 
 
 class Shadow(Section):
-    """What a shadow run reads of another lakehouse and never writes; `gpl shadow` writes this section."""
+    """What a shadow run only reads, from another lakehouse; `gpl shadow` writes this section."""
 
-    of: str = Field(default="", description="Root of the lakehouse that it reads; empty: this is no shadow run")
+    of: str = Field(default="", description="Root of that lakehouse; empty: this is not a shadow run")
     tables: tuple[str, ...] = Field(default=(), description="Tables read from there")
     artifacts: dict[str, str] = Field(
-        default={}, description="Artifact read from there -> the version in force here; empty: as in force there"
+        default={}, description="Artifact read from there -> the version in force here; empty: the one in force there"
     )
 
 
@@ -83,12 +83,12 @@ class Lakehouse(Section):
     @classmethod
     def _mapped(cls, columns: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
         raw = {n: c for n, c in all_contracts().items() if c.owner == "platform"}
-        problems = [f"{t} is no raw table; these are {', '.join(raw)}" for t in columns if t not in raw]
+        problems = [f"{t} is not a raw table; these are {', '.join(raw)}" for t in columns if t not in raw]
         for table in columns.keys() & raw.keys():
             ours = [c for c in raw[table].column_names if c not in raw[table].partition_by]
             problems += [f"{table}.{c}: no such column; {', '.join(ours)}" for c in columns[table] if c not in ours]
             if len(set(columns[table].values())) < len(columns[table]):
-                problems.append(f"{table}: one column of the platform stands for two of ours")
+                problems.append(f"{table}: two of our columns are mapped to one of the platform")
         if problems:
             raise ValueError("; ".join(problems))
         return columns
@@ -106,7 +106,7 @@ def _absolute(location: str) -> str:
 
 
 class Run(Section):
-    """Which dates `gpl run` covers when no --run-date is given, and the seed of everything drawn by chance."""
+    """Which dates `gpl run` covers when no --run-date is given, and the seed of every random draw."""
 
     start_date: date = Knob(description="First run date")
     end_date: date = Knob(description="Last run date; the day after it is ingested too, for evaluation")
@@ -154,7 +154,7 @@ class Encoder(Section):
     parts: tuple[EncoderPartSettings, ...] = Field(
         default=(EncoderPartSettings(name="minilm"),), min_length=1, description="Encoders whose vectors are joined"
     )
-    batch_size: Positive = Knob(default=64, description="Items encoded at a time")
+    batch_size: Positive = Knob(default=64, description="Items encoded at a time; changes vectors by rounding at most")
 
 
 class TokenizerGates(Section):
@@ -189,9 +189,11 @@ class Sequences(Section):
     """Per-user histories."""
 
     max_length: Positive = Field(default=20, description="H: last positives kept")
-    history_days: Positive = Field(default=90, description="Positives older than this are forgotten")
+    history_days: Positive = Field(default=90, description="Positives older than this are left out")
     stats_days: Positive = Field(default=90, description="Window of item_stats and user_stats")
-    snapshot_every: Positive = Field(default=7, description="Every so many days a slice holds all users")
+    snapshot_every: Positive = Field(
+        default=7, description="Every so many days, a slice holds all users, not only the changed"
+    )
 
 
 class Interest(Section):
@@ -209,7 +211,7 @@ class Interest(Section):
     valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
     init: Literal["codebook", "mean"] = Field(default="codebook", description="Where new token rows start from")
     content: bool = Field(default=True, description="Add the items' content vectors at the model's input")
-    walks: float = Field(default=1.0, ge=0, description="Synthetic walks between alike items per real user; 0: none")
+    walks: float = Field(default=1.0, ge=0, description="Synthetic walks between similar items, per real user; 0: none")
     title_to_sid: float = Field(
         default=0.0, ge=0, description="Weight of predicting an item's SID from its title; 0: off"
     )
@@ -239,7 +241,7 @@ class Cache(Section):
     """The anchor cache (table interest_anchors)."""
 
     retention_days: Positive = Field(
-        default=30, description="gpl evict takes out what no run date has needed for so many days"
+        default=30, description="gpl evict removes what no run date has needed for this many days"
     )
 
 
@@ -258,10 +260,10 @@ class CalibratorSettings(Section):
     min_rows: Positive = Field(default=1000, description="Uniformly exposed rows that fitting needs")
     allow_exposed: bool = Field(default=False, description="Fit on biased exposed clicks: re-imports exposure bias")
     largest_rate_change: float = Knob(
-        default=3.0, gt=1, description="Factor by which the mean label may differ from the calibrator's before"
+        default=3.0, gt=1, description="Largest factor between the mean labels of this calibrator and the one before"
     )
     on_rate_change: Literal["warn", "refuse"] = Knob(
-        default="warn", description="What happens beyond that factor; refuse: nothing is published (exit 3)"
+        default="warn", description="Beyond that factor; refuse: nothing is published (exit 3)"
     )
 
     @model_validator(mode="after")
@@ -291,7 +293,10 @@ class Feed(Section):
         description="When labels are late or a monitor refuses: hold the slice back, or publish its exposed rows alone",
     )
 
-    rows_per_file: Positive = Field(default=500_000, description="About so many rows per file, all files alike")
+    rows_per_file: Positive = Field(
+        default=500_000,
+        description="Approximate rows per file, all of a size; decides the order of the rows",
+    )
     passthrough: dict[str, Literal["int", "long", "float", "double", "string", "boolean"]] = Field(
         default={}, description="Extra columns of raw_impressions and raw_candidates that reach the feed"
     )
@@ -314,7 +319,7 @@ class Monitors(Section):
     @model_validator(mode="after")
     def _apart(self) -> Monitors:
         if both := sorted(set(self.fail) & set(self.ignore)):
-            raise ValueError(f"{', '.join(both)} stand under both fail and ignore")
+            raise ValueError(f"{', '.join(both)} are listed under both fail and ignore")
         return self
 
 
@@ -338,13 +343,12 @@ class Prerank(Section):
     learning_rate: float = Field(default=3e-3, gt=0, description="AdamW's learning rate")
     lambda_: float = Field(default=2.0, ge=0, alias="lambda", description="Weight of the pseudo-label loss")
     lambda_sweep: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        default=(), description="Other lambdas trained and judged beside it, as variants gpl@VALUE; to choose by"
+        default=(), description="Other lambdas, trained and judged too as variants gpl@VALUE, to choose from"
     )
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Each variant trains once per seed")
     pair_features: tuple[str, ...] = Field(
         default=(),
-        description="Numeric columns of feed.passthrough that the model takes in, each of about unit size; 0 where "
-        "unknown",
+        description="Numeric columns of feed.passthrough that the model reads, scaled to about 1; 0 where unknown",
     )
     propensity: str = Field(
         default="",

@@ -1,8 +1,8 @@
 """What the tables say about the graph: which step is done, absent, stale or blocked for a date.
 
 A step's *fingerprint* hashes what its output depends on: the versions that last changed its input slices, the versions
-of the artifacts in force, the settings that shape it and the contracts it writes. Commits carry it; a slice whose newest
-commit carries the current fingerprint is done.
+of the artifacts in force, the settings that shape it and the contracts it writes. Commits carry it; a slice whose
+newest commit carries the current fingerprint is done.
 """
 
 from __future__ import annotations

@@ -279,7 +279,7 @@ _BY_NAME = {step.name: step for step in (*STEPS, JUDGE, OPTIMIZE, RETRY)}
 
 RAW_TABLES = tuple(dict.fromkeys(r.table for s in STEPS for r in s.reads if load_contract(r.table).owner == "platform"))
 
-# Small tables of Spark steps whose rows the driver commits without Spark.
+# Small tables of Spark steps, whose rows the driver commits through delta-rs.
 _WITHOUT_SPARK = ("monitors",)
 
 

@@ -116,10 +116,10 @@ def test_a_platforms_own_column_names_are_mapped(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "told"),
     [
-        ({"items": {"item_id": "x"}}, "items is no raw table"),
+        ({"items": {"item_id": "x"}}, "items is not a raw table"),
         ({"raw_items": {"sku": "item_id"}}, "raw_items.sku: no such column"),
         ({"raw_impressions": {"dt": "day"}}, "raw_impressions.dt: no such column"),
-        ({"raw_items": {"item_id": "x", "title": "x"}}, "stands for two of ours"),
+        ({"raw_items": {"item_id": "x", "title": "x"}}, "two of our columns are mapped to one"),
     ],
 )
 def test_a_mapping_that_means_nothing_is_refused(tmp_path, columns, told):

@@ -42,7 +42,7 @@ def config(tmp_path) -> str:
         (["status", "--set", "run.start_date=2026-13-01"], 2, "month must be in 1..12"),
         (["status", "--set", "run.end_date=2025-01-01"], 2, "lies before start_date"),
         (["status", "--set", "monitors.fail=off"], 2, "monitors.fail"),
-        (["status", "--set", "monitors={fail: [coverage], ignore: [coverage]}"], 2, "coverage stand under"),
+        (["status", "--set", "monitors={fail: [coverage], ignore: [coverage]}"], 2, "coverage are listed under"),
         (["status", "--set", "lakehouse.root=gs2://b/x"], 2, "correct lakehouse.root"),
         (["status", "--set", "lakehouse.tables={raw_item: /x}"], 2, "no such table: raw_item"),
         (["run", "--only", "samples", "--set", "lakehouse.root=/dev/null/x"], 2, "/dev/null/x"),
