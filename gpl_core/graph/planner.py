@@ -24,7 +24,7 @@ from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest, artifact_versi
 from gpl_core.lakehouse.files import DataFile, digest_of
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import WHOLE
-from gpl_core.lakehouse.snapshot import Snapshot, in_span
+from gpl_core.lakehouse.snapshot import Snapshot, absence, in_span
 from gpl_core.lakehouse.storage import filesystem
 
 Status = Literal["done", "absent", "stale", "blocked"]
@@ -145,10 +145,8 @@ class Planner:
                 named = read.table in self.config.lakehouse.tables
                 if (read.optional and not named) or idle:
                     continue
-                raise MissingInputError(
-                    f"step {step.name} needs table {read.table}, which does not exist at {self.lake.uri(read.table)}; "
-                    + (f"run the step {owner.name} first" if owner else "it is the platform's input")
-                )
+                missing = absence(load_contract(read.table), self.lake.uri(read.table))
+                raise MissingInputError(f"step {step.name} needs table {read.table}, but {missing}")
             entry = inputs.setdefault(read.table, {"version": snapshot.version})
             if read.scope != "lookup":
                 digest = self._digest(read, snapshot, run_date)

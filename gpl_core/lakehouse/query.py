@@ -14,6 +14,7 @@ from deltalake.exceptions import DeltaError
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.snapshot import absence
 from gpl_core.lakehouse.sql import check_reads
 from gpl_core.lakehouse.views import View, all_views
 
@@ -91,7 +92,7 @@ class Query:
             if name in all_views():
                 self._create(all_views()[name])
             elif name not in self.versions and not self._register(name):
-                raise MissingInputError(f"view {view.name} reads table {name}: {self._absent(name)}")
+                raise MissingInputError(f"view {view.name} reads table {name}: {self._absence(name)}")
         self._engine.execute(f"CREATE VIEW {view.name} AS {view.sql}")
         self._views.add(view.name)
 
@@ -110,18 +111,14 @@ class Query:
         self.versions[table] = found.version()
         return True
 
-    def _absent(self, table: str) -> str:
-        owner = all_contracts()[table].owner
-        where = self.lake.uri(table)
-        if owner == "platform":
-            return f"there is none at {where}; it is the platform's input: write it, or set lakehouse.tables.{table}"
-        return f"there is none at {where}; run the step {owner} first, or correct lakehouse.root"
+    def _absence(self, table: str) -> str:
+        return absence(all_contracts()[table], self.lake.uri(table))
 
     def _explained(self, message: str) -> Exception:
         if missing := re.search(r"table '(?:[\w$]+\.)*(\w+)' not found", message):
             name = missing[1]
             if name in all_contracts():
-                return MissingInputError(f"table {name}: {self._absent(name)}")
+                return MissingInputError(f"table {name}: {self._absence(name)}")
             return UsageError(f"no table or view '{name}'{_alike(name, [*all_contracts(), *all_views()])}")
         return UsageError("SQL: " + " ".join(message.split())[:2000])
 

@@ -29,6 +29,15 @@ from gpl_core.lakehouse.storage import filesystem
 _NOT_IN_THE_FILES = {"deletionVectors", "columnMapping", "typeWidening"}
 
 
+def absence(contract: Contract, uri: str) -> str:
+    """That `uri` holds no table, and what to do about it."""
+    if contract.owner == "platform":
+        remedy = f"it is the platform's input: write it, or set lakehouse.tables.{contract.name}"
+    else:
+        remedy = f"run the step {contract.owner} first, or correct lakehouse.root"
+    return f"there is no Delta table at {uri}; {remedy}"
+
+
 class Snapshot:
     """One version of one table, pinned: everything read through it belongs to that version.
 
@@ -44,12 +53,7 @@ class Snapshot:
         try:
             self._table = DeltaTable(uri, version=version)
         except TableNotFoundError:
-            raise MissingInputError(
-                f"table {contract.name}: there is no Delta table at {uri}; run the step '{contract.owner}' first"
-                if contract.owner != "platform"
-                else f"table {contract.name}: there is no Delta table at {uri}; it is the platform's input: "
-                "write it, or point lakehouse.tables at it"
-            ) from None
+            raise MissingInputError(f"table {contract.name}: {absence(contract, uri)}") from None
         self.uri = uri
         self.contract = contract
         self.version: int = self._table.version()

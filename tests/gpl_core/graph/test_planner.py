@@ -129,7 +129,7 @@ def test_without_tables_every_step_is_blocked_and_says_by_what(tmp_path):
         assert state.status == "blocked"
         assert state.fingerprint == ""
         assert step.name in state.reason or "artifact" in state.reason
-    assert "raw_impressions, which does not exist" in toy.state("ingest", D1).reason
+    assert "raw_impressions, but there is no Delta table" in toy.state("ingest", D1).reason
     assert "platform's input" in toy.state("ingest", D1).reason
     assert "run the step ingest first" in toy.state("encode_items", D1).reason
     assert list(tmp_path.glob("lake/*")) == [], "looking writes nothing"
@@ -300,7 +300,7 @@ def test_an_as_of_read_does_not_see_updates_of_later_dates(tmp_path):
 def test_an_opt_out_is_noticed_from_its_day_on_and_a_table_that_is_named_must_be_there(toy, tmp_path):
     where = str(tmp_path / "opt_outs")
     toy.config = small_config(tmp_path, SETTINGS, [f"lakehouse.tables.raw_opt_outs={where}"])
-    assert f"raw_opt_outs, which does not exist at {where}" in toy.state("samples", D1).reason
+    assert f"raw_opt_outs, but there is no Delta table at {where}" in toy.state("samples", D1).reason
 
     def opt_out(*times: datetime | None) -> set:
         kind = pa.timestamp("us", tz="UTC")

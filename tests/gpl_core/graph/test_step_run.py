@@ -190,7 +190,7 @@ def test_a_failure_is_recorded_and_passes_through(ready, capsys, error):
 
 
 def test_a_blocked_step_says_what_is_missing_and_is_recorded(config, capsys):
-    with pytest.raises(MissingInputError, match="table items, which does not exist"):
+    with pytest.raises(MissingInputError, match="table items, but there is no Delta table"):
         run_step(Planner(config), STEP, DAY, arguments(config), encode)
     (row,) = job_runs(config)
     assert (row["status"], row["error_class"], row["fingerprint"]) == ("failed", "MissingInputError", "")

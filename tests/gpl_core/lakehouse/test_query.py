@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpl_core.cli import main
 from gpl_core.commands.explain import explain
@@ -16,7 +18,7 @@ from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.interest.targets import keep_probability
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.query import Query
-from gpl_core.lakehouse.sql import check_reads
+from gpl_core.lakehouse.sql import check_reads, quoted
 from gpl_core.lakehouse.views import all_views, parse_view
 from tests.gpl_core.analyst_lake import AnalystLake
 from tests.support import DAY, put
@@ -193,6 +195,29 @@ def test_no_quoted_name_hides_what_writes_from_the_check_itself(sql):
 )
 def test_words_inside_strings_names_and_comments_are_no_statement(sql):
     assert check_reads(sql).kind == "select"
+
+
+@pytest.mark.parametrize(
+    ("sql", "names"),
+    [
+        ("SELECT items.title FROM pair_scores AS items", {"pair_scores"}),
+        ("SELECT 'candidates', samples FROM Items -- impressions", {"items"}),
+        ("SELECT * FROM items WHERE item_id IN (SELECT item_id FROM candidates) UNION TABLE truth",
+         {"items", "candidates", "truth"}),
+        ("WITH x AS (SELECT * FROM items) SELECT * FROM x", {"x", "items"}),
+        ("EXPLAIN ANALYZE VERBOSE SELECT * FROM items", {"items"}),
+        ("SELECT a ~ 'x', {'k': a[1]}, a DIV 2, * EXCLUDE (b) FROM items LEFT ANTI JOIN truth USING (a)",
+         {"items", "truth"}),
+    ],
+)  # fmt: skip
+def test_names_are_those_of_tables_alone(sql, names):
+    assert check_reads(sql).names == names
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_characters="\0")))
+def test_any_text_survives_as_a_string_literal_of_the_engine(text):
+    assert Query(Lake("/nowhere")).rows(f"SELECT {quoted(text)} AS text") == [{"text": text}]
 
 
 def test_sql_prints_json_csv_and_a_table(gpl, lake):
