@@ -22,7 +22,7 @@ from gpl_core.config import load_config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.lakehouse.sql import quoted
+from gpl_core.lakehouse.statements import quoted
 from gpl_core.lakehouse.views import View, all_views
 from spark_jobs.catalog import located, spark_path
 from spark_jobs.session import exit_after, start_session

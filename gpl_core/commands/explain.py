@@ -29,7 +29,7 @@ from gpl_core.labels.calibration import CALIBRATOR_FILE, COUNT_COLUMNS, SCORES, 
 from gpl_core.labels.confidence import combined_weight
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.query import Query
-from gpl_core.lakehouse.sql import quoted
+from gpl_core.lakehouse.statements import quoted
 
 FACTORS = ("coherence", "consistency", "llm_confidence")
 NEAREST = 5

@@ -15,7 +15,7 @@ from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.snapshot import absence
-from gpl_core.lakehouse.sql import check_reads
+from gpl_core.lakehouse.statements import check_reads
 from gpl_core.lakehouse.views import View, all_views
 
 

@@ -14,7 +14,7 @@ from importlib import resources
 
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, UsageError
-from gpl_core.lakehouse.sql import names_in, parse_query
+from gpl_core.lakehouse.statements import names_in, parse_query
 
 
 @dataclass(frozen=True)

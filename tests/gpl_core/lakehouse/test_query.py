@@ -18,7 +18,7 @@ from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.interest.targets import keep_probability
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.query import Query
-from gpl_core.lakehouse.sql import check_reads, quoted
+from gpl_core.lakehouse.statements import check_reads, quoted
 from gpl_core.lakehouse.views import all_views, parse_view
 from tests.gpl_core.analyst_lake import AnalystLake
 from tests.support import DAY, put
