@@ -18,27 +18,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
-from gpl_core.conf.sections import (
-    AnchorSettings,
-    Cache,
-    Encoder,
-    Feed,
-    Ingest,
-    Interest,
-    Knob,
-    Labels,
-    Lakehouse,
-    LaunchSettings,
-    Maintenance,
-    Monitors,
-    Prerank,
-    Run,
-    Samples,
-    Section,
-    Sequences,
-    TokenizerSettings,
-    shapes_results,
-)
+from gpl_core.conf import sections
+from gpl_core.conf.sections import Knob, Section, shapes_results
 from gpl_core.contracts.problems import problems_of
 from gpl_core.errors import UsageError
 
@@ -46,22 +27,22 @@ from gpl_core.errors import UsageError
 class Config(Section):
     """A whole run configuration."""
 
-    lakehouse: Lakehouse
-    run: Run
-    launch: LaunchSettings = Knob(LaunchSettings())
-    ingest: Ingest = Ingest()
-    encoder: Encoder = Encoder()
-    tokenizer: TokenizerSettings = TokenizerSettings()
-    samples: Samples = Samples()
-    sequences: Sequences = Sequences()
-    interest: Interest = Interest()
-    anchors: AnchorSettings = AnchorSettings()
-    cache: Cache = Knob(Cache())
-    labels: Labels = Labels()
-    feed: Feed = Feed()
-    monitors: Monitors = Knob(Monitors())
-    prerank: Prerank = Prerank()
-    maintenance: Maintenance = Knob(Maintenance())
+    lakehouse: sections.Lakehouse
+    run: sections.Run
+    launch: sections.LaunchSettings = Knob(sections.LaunchSettings())
+    ingest: sections.Ingest = sections.Ingest()
+    encoder: sections.Encoder = sections.Encoder()
+    tokenizer: sections.TokenizerSettings = sections.TokenizerSettings()
+    samples: sections.Samples = sections.Samples()
+    sequences: sections.Sequences = sections.Sequences()
+    interest: sections.Interest = sections.Interest()
+    anchors: sections.AnchorSettings = sections.AnchorSettings()
+    cache: sections.Cache = Knob(sections.Cache())
+    labels: sections.Labels = sections.Labels()
+    feed: sections.Feed = sections.Feed()
+    monitors: sections.Monitors = Knob(sections.Monitors())
+    prerank: sections.Prerank = sections.Prerank()
+    maintenance: sections.Maintenance = Knob(sections.Maintenance())
 
     @model_validator(mode="after")
     def _passed_through(self) -> Config:

@@ -43,7 +43,7 @@ class Shadow(Section):
     of: str = Field(default="", description="Root of that lakehouse; empty: this is not a shadow run")
     tables: tuple[str, ...] = Field(default=(), description="Tables read from there")
     artifacts: dict[str, str] = Field(
-        default={}, description="Artifact read from there -> the version in force here; empty: the one in force there"
+        default={}, description="Artifact read from there -> version in force here; empty: the one in force there"
     )
 
 
@@ -62,7 +62,7 @@ class Lakehouse(Section):
     )
     shadow: Shadow = Knob(Shadow())
     columns: dict[str, dict[str, str]] = Field(
-        default={}, description="Raw table -> our column -> the platform's name for it, where the two differ"
+        default={}, description="Raw table -> our column -> the platform's name, where they differ"
     )
 
     @field_validator("tables")
@@ -134,8 +134,8 @@ class Ingest(Section):
     """Raw tables to clean ones."""
 
     max_quarantine_share: Share = Knob(default=0.05, description="Above it the step refuses (exit 3)")
-    image_embedding_length: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="E: length of raw_items.image_embedding, 0 when unused"
+    image_embedding_length: int = Field(
+        default=0, ge=0, description="E: length of raw_items.image_embedding; 0: unused"
     )
 
 
@@ -200,7 +200,7 @@ class Interest(Section):
     """The language model over SID sequences."""
 
     base_model: str = Field(
-        default="", description="Local folder of a Qwen2 checkpoint; empty: a small random one, for development"
+        default="", description="Folder of a Qwen2 checkpoint; empty: a small random model, for development"
     )
     lora_rank: Positive = Field(default=64, description="Rank of the adapter; its scale is twice that")
     lora_dropout: Share = Field(default=0.0, description="Dropout in the adapter")
@@ -212,14 +212,10 @@ class Interest(Section):
     init: Literal["codebook", "mean"] = Field(default="codebook", description="Where new token rows start from")
     content: bool = Field(default=True, description="Add the items' content vectors at the model's input")
     walks: float = Field(default=1.0, ge=0, description="Synthetic walks between similar items, per real user; 0: none")
-    title_to_sid: float = Field(
-        default=0.0, ge=0, description="Weight of predicting an item's SID from its title; 0: off"
-    )
-    sid_to_title: float = Field(default=0.0, ge=0, description="Weight of predicting the title from the SID; 0: off")
+    title_to_sid: float = Field(default=0.0, ge=0, description="Weight of the task SID from title; 0: off")
+    sid_to_title: float = Field(default=0.0, ge=0, description="Weight of the task title from SID; 0: off")
     refresh_days: Positive = Knob(default=1, description="A model older than this is trained again")
-    checkpoint_steps: int = Knob(
-        default=2_000, ge=0, description="Optimizer steps between checkpoints within an epoch; 0: only after each epoch"
-    )
+    checkpoint_steps: int = Knob(default=2_000, ge=0, description="Steps between checkpoints; 0: only after each epoch")
     recompute: Literal["nothing", "elementwise", "layers"] = Knob(
         default="nothing", description="What the backward pass computes again instead of keeping it: `elementwise` all "
         "but attention and matrix products, `layers` whole layers: slower, least memory",
@@ -232,7 +228,7 @@ class AnchorSettings(Section):
 
     count: Positive = Field(default=20, description="K: anchors per user")
     prefixes: Positive = Field(
-        default=256, description="P: likeliest scored SID prefixes cached beside the anchors, for prefix_log_prob"
+        default=256, description="P: likeliest SID prefixes cached with the anchors, for prefix_log_prob"
     )
     tokens_per_batch: Positive = Knob(default=8192, description="Token budget of a search batch")
 
@@ -240,9 +236,7 @@ class AnchorSettings(Section):
 class Cache(Section):
     """The anchor cache (table interest_anchors)."""
 
-    retention_days: Positive = Field(
-        default=30, description="gpl evict removes what no run date has needed for this many days"
-    )
+    retention_days: Positive = Field(default=30, description="gpl evict removes what no run date needed for these days")
 
 
 class CalibratorSettings(Section):
@@ -295,7 +289,7 @@ class Feed(Section):
 
     rows_per_file: Positive = Field(
         default=500_000,
-        description="Approximate rows per file, all of a size; decides the order of the rows",
+        description="Approximate rows per file; decides the order of the rows",
     )
     passthrough: dict[str, Literal["int", "long", "float", "double", "string", "boolean"]] = Field(
         default={}, description="Extra columns of raw_impressions and raw_candidates that reach the feed"

@@ -20,14 +20,6 @@ Condition = Callable[[Config], bool]
 Settings = Callable[[Config], tuple[object, ...]]
 
 
-def _always(config: Config) -> bool:
-    return True
-
-
-def _never(config: Config) -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Read:
     """One input of a step. A table may be read in two scopes: a change in either makes the step stale.
@@ -47,8 +39,8 @@ class Read:
     days: Days | None = None
     column: str = ""
     optional: bool = False
-    when: Condition = _always
-    may_lack: Condition = _never
+    when: Condition = lambda config: True
+    may_lack: Condition = lambda config: False
 
     def span(self, config: Config, run_date: date) -> tuple[date | None, date | None]:
         """First and last date of the scope, both included; None: no limit."""
