@@ -1,7 +1,7 @@
--- The three confidence factors of a run date, and how they go with each other and with similarity.
+-- The three confidence factors of a run date, and their correlations with each other and with similarity.
 --   dt: Run date
 --   source: unexposed, exposed or uniform
---   pairs: Labelled pairs
+--   pairs: Labeled pairs
 --   coherence: Mean of R_u
 --   consistency: Mean of h_u
 --   llm_confidence: Mean of q_ui

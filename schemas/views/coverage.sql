@@ -1,4 +1,4 @@
--- Sampled unexposed rows of a run date: labelled, or why not.
+-- Sampled unexposed rows of a run date: labeled, or the reason why not.
 --   dt: Run date
 --   outcome: labelled, no_history, no_anchors, no_embedding or other
 --   unexposed_rows: Rows of unexposed_samples

@@ -4,7 +4,7 @@
 --   popularity: Decile of positives in the window, 10 the most popular
 --   item_count: Items with positives
 --   positives: Their positives in the window
---   removed_share: Share of these that are no targets; the context keeps them
+--   removed_share: Share of these that are not targets; they stay in the context
 WITH shares AS (
   SELECT dt, item_index, positives, CAST(positives AS DOUBLE) / sum(positives) OVER (PARTITION BY dt) AS f
   FROM item_stats

@@ -1,4 +1,4 @@
--- Every labelled pair with what made its label: matched anchor, factors, weight. `gpl explain` adds the history items.
+-- Every labeled pair and what its label is made of: matched anchor, factors, weight. `gpl explain` adds the history items.
 --   dt: Run date
 --   user_id: The platform's user id
 --   item_id: The platform's item id

@@ -3,7 +3,7 @@
 --   source: unexposed, exposed or uniform
 --   measure: pseudo_label or weight
 --   cell_from: Lower end of the cell
---   pairs: Labelled pairs in the cell
+--   pairs: Labeled pairs in the cell
 WITH cells AS (
   SELECT
     p.dt,

@@ -1,7 +1,7 @@
 -- Pseudo-labels of a run date: how many pairs, and how labels and weights are spread.
 --   dt: Run date
 --   source: unexposed, exposed or uniform
---   pairs: Labelled pairs
+--   pairs: Labeled pairs
 --   users: Distinct users among them
 --   items: Distinct items among them
 --   mean_label: Mean pseudo-label
