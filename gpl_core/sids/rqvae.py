@@ -226,13 +226,13 @@ class _Training:
         quantize = epoch >= settings.warmup_epochs
         if epoch == settings.warmup_epochs:
             self._start_codebooks()
-        figures = torch.zeros(2, device=self.engine.device)
+        figures = torch.zeros(2, device=self.engine.device)  # summed reconstruction loss, rows
         total = settings.epochs * len(self.sizes)
         for number, batch in enumerate(self._batches(epoch)):
             rate = one_cycle(epoch * len(self.sizes) + number, total, settings.learning_rate)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            statistics = None
+            statistics = torch.zeros(*quantizer.counts.shape, settings.latent + 1, device=self.engine.device)
             for shard in range(self.engine.rank, self.shards, self.engine.world):
                 rows = np.sort(batch[shard :: self.shards])
                 if not len(rows):  # a catalog of fewer rows than shards, on one rank
@@ -243,22 +243,17 @@ class _Training:
                 # Shard means weighted by shard size add up to the batch mean.
                 self.engine.step(loss * (len(rows) / len(batch)))
                 figures += torch.stack([reconstruction * len(rows), reconstruction.new_tensor(float(len(rows)))])
-                if found is not None:
-                    own = quantizer.statistics(found)
-                    statistics = own if statistics is None else statistics + own
+                if quantize:
+                    statistics = statistics + quantizer.statistics(found)
             if quantize:
-                if statistics is None:
-                    statistics = torch.zeros(*quantizer.counts.shape, settings.latent + 1, device=self.engine.device)
                 quantizer.ema_step(self.engine.sum(statistics), settings.ema_decay)
-        revived = 0
-        if quantize and epoch + 1 < settings.revive_until * settings.epochs:
-            revived = self._revive(epoch)
+        revived = self._revive(epoch) if quantize and epoch + 1 < settings.revive_until * settings.epochs else 0
         figures = self.engine.sum(figures)
-        counts = quantizer.counts / quantizer.counts.sum(dim=1, keepdim=True)
-        perplexity = torch.exp(-(counts * counts.clamp(min=1e-12).log()).sum(dim=1))
         out = {"reconstruction": float(figures[0] / figures[1]), "revived": float(revived), "learning_rate": rate}
         if quantize:
-            out |= {f"perplexity_{level + 1}": float(value) for level, value in enumerate(perplexity)}
+            share = quantizer.counts / quantizer.counts.sum(dim=1, keepdim=True)
+            perplexity = torch.exp(-(share * share.clamp(min=1e-12).log()).sum(dim=1))
+            out |= {f"perplexity_{level}": float(value) for level, value in enumerate(perplexity, start=1)}
         return out
 
     def _batches(self, epoch: int) -> Iterator[np.ndarray]:
@@ -285,24 +280,22 @@ class _Training:
             weights = counts * (self.sizes.mean() / len(self.sample))
             weights = np.maximum(weights, settings.dead_share * self.sizes.mean() / settings.codes)
             everything = torch.arange(settings.codes, device=latents.device)
-            for level in range(settings.levels):
-                vectors = torch.as_tensor(books[level], device=latents.device)
-                weight = torch.as_tensor(weights[level], dtype=torch.float32, device=latents.device)
-                quantizer.set_codes(level, everything, vectors, weight)
+            for level, (book, weight) in enumerate(zip(books, weights.astype(np.float32), strict=True)):
+                vectors, count = (torch.as_tensor(array, device=latents.device) for array in (book, weight))
+                quantizer.set_codes(level, everything, vectors, count)
         self._broadcast_codebooks()
 
     def _revive(self, epoch: int) -> int:
         """Moves dead codes to rows drawn by squared residual, level by level; returns the number moved (on rank 0)."""
-        settings, quantizer = self.settings, self.model.quantizer
-        floor = settings.dead_share * quantizer.counts.mean(dim=1, keepdim=True)
-        dead = quantizer.counts < floor
+        quantizer = self.model.quantizer
+        dead = quantizer.counts < self.settings.dead_share * quantizer.counts.mean(dim=1, keepdim=True)
         if not bool(dead.any()):
             return 0
         moved = 0
         if self.engine.rank == 0:
-            rng = np.random.default_rng([settings.seed, epoch, 1])
+            rng = np.random.default_rng([self.settings.seed, epoch, 1])
             latents = self._sample_latents()
-            for level in range(settings.levels):
+            for level in range(self.settings.levels):
                 codes = torch.nonzero(dead[level])[:, 0]
                 if not len(codes):
                     continue
@@ -316,8 +309,7 @@ class _Training:
                 share = far[candidates] / far[candidates].sum()
                 rows = rng.choice(candidates, size=len(codes), replace=False, p=share)
                 vectors = found.residuals[torch.as_tensor(rows, device=latents.device), level]
-                weight = quantizer.counts[level].mean().expand(len(codes))
-                quantizer.set_codes(level, codes, vectors, weight)
+                quantizer.set_codes(level, codes, vectors, quantizer.counts[level].mean().expand(len(codes)))
                 moved += len(codes)
         self._broadcast_codebooks()
         return moved
