@@ -21,7 +21,14 @@ import numpy as np
 from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.sids.item_content import ItemContent, PartEncoder, PartVectors
 
-PART_NAMES = ("precomputed", "minilm", "hf_text", "hf_clip", "hog_color")
+_OPTIONS: Mapping[str, Mapping[str, type]] = {
+    "precomputed": {"dim": int},
+    "minilm": {"max_tokens": int, "pooling": str},
+    "hf_text": {"max_tokens": int, "pooling": str},
+    "hf_clip": {"text_weight": float, "image_weight": float, "max_bytes": int, "max_pixels": int},
+    "hog_color": {"size": int, "max_bytes": int, "max_pixels": int},
+}
+"""Every known part and its options."""
 
 
 @dataclass(frozen=True)
@@ -131,42 +138,40 @@ def build_encoder(parts: Sequence[EncoderPart], *, batch_size: int = 64, device:
     Raises UsageError for an unknown part or a missing option, MissingInputError where a model's files are absent.
     """
     if not parts:
-        raise UsageError("encoder.parts: empty, expected at least one of " + ", ".join(PART_NAMES) + ".")
+        raise UsageError("encoder.parts: empty, expected at least one of " + ", ".join(_OPTIONS) + ".")
     return FusionEncoder([_build_part(p, batch_size, device) for p in parts], [p.weight for p in parts])
 
 
 def _build_part(part: EncoderPart, batch_size: int, device: str) -> PartEncoder:
-    # Imported here: a precomputed column needs neither transformers nor scikit-image.
+    # Models are imported here: a precomputed column needs neither transformers nor scikit-image.
+    if part.name not in _OPTIONS:
+        raise UsageError(f"encoder.parts: '{part.name}', expected one of {', '.join(_OPTIONS)}.")
     if not part.weight > 0:
         raise UsageError(
             f"encoder.parts.{part.name}.weight: {part.weight}, expected above 0; leave the part out instead."
         )
+    options = _options(part)
     if part.name == "precomputed":
-        if "dim" not in part.options:
+        if "dim" not in options:
             raise UsageError("encoder.parts.precomputed.options.dim: missing, expected the column's length, e.g. 768.")
-        return PrecomputedEncoder(**_known(part, {"dim": int}))
+        return PrecomputedEncoder(**options)
     if part.name == "hog_color":
         from gpl_core.sids.pictures import HogColorEncoder
 
-        return HogColorEncoder(**_known(part, {"size": int, "max_bytes": int, "max_pixels": int}))
-    if part.name in ("minilm", "hf_text"):
-        from gpl_core.sids.text_models import TextEncoder, minilm_folder
+        return HogColorEncoder(**options)
+    from gpl_core.sids.text_models import ClipEncoder, TextEncoder, minilm_folder
 
-        options = _known(part, {"max_tokens": int, "pooling": str})
-        folder = minilm_folder() if part.name == "minilm" else _folder(part)
-        if part.name == "minilm":
-            options = {"max_tokens": 256, "pooling": "mean"} | options
-        return TextEncoder(part.name, folder, batch_size=batch_size, device=device, **options)
     if part.name == "hf_clip":
-        from gpl_core.sids.text_models import ClipEncoder
+        return ClipEncoder(_folder(part), batch_size=batch_size, device=device, **options)
+    if part.name == "hf_text":
+        return TextEncoder("hf_text", _folder(part), batch_size=batch_size, device=device, **options)
+    options.setdefault("max_tokens", 256)
+    return TextEncoder("minilm", minilm_folder(), batch_size=batch_size, device=device, **options)
 
-        known = {"text_weight": float, "image_weight": float, "max_bytes": int, "max_pixels": int}
-        return ClipEncoder(_folder(part), batch_size=batch_size, device=device, **_known(part, known))
-    raise UsageError(f"encoder.parts: '{part.name}', expected one of {', '.join(PART_NAMES)}.")
 
-
-def _known(part: EncoderPart, known: Mapping[str, type]) -> dict[str, Any]:
+def _options(part: EncoderPart) -> dict[str, Any]:
     """The part's options, converted to their types; UsageError for an unknown name or a value that does not convert."""
+    known = _OPTIONS[part.name]
     unknown = sorted(set(part.options) - set(known))
     if unknown:
         raise UsageError(

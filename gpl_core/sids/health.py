@@ -97,33 +97,29 @@ def measure(tokenizer: Tokenizer, embeddings: np.ndarray, rows: int = 65_536) ->
 def check_gates(health: Health, gates: Gates) -> None:
     """Raises GateError that names every figure out of bounds and what to change."""
     faults = []
-    for level, (perplexity, used, reachable) in enumerate(
-        zip(health.perplexity, health.used, health.reachable, strict=True), start=1
-    ):
+    levels = zip(health.perplexity, health.used, health.reachable, strict=True)
+    for level, (perplexity, used, reachable) in enumerate(levels, start=1):
         if perplexity < gates.min_perplexity_share * reachable:
             faults.append(
                 f"level {level}: perplexity {perplexity:.1f}, expected at least {gates.min_perplexity_share:g} of "
-                f"{reachable} codes "
-                "(train longer, revive dead codes longer, or lower tokenizer.codes)"
+                f"{reachable} codes (train longer, revive dead codes longer, or lower tokenizer.codes)"
             )
         dead = 1 - used / reachable
         if dead > gates.max_dead_share:
             faults.append(
                 f"level {level}: {reachable - used} of {reachable} codes dead ({dead:.1%}), expected at most "
-                f"{gates.max_dead_share:.1%} "
-                "(train longer, or lower tokenizer.codes)"
+                f"{gates.max_dead_share:.1%} (more warm-up epochs, longer revival, or lower tokenizer.codes)"
             )
     if health.collision_share > gates.max_collision_share:
         faults.append(
             f"collisions: {health.collision_share:.1%} of the items share a SID, expected at most "
-            f"{gates.max_collision_share:.1%} "
-            "(raise tokenizer.codes or tokenizer.levels, or train longer)"
+            f"{gates.max_collision_share:.1%} (raise tokenizer.codes or tokenizer.levels, or train longer)"
         )
     if not health.reconstruction >= gates.min_reconstruction_cosine:
         faults.append(
             f"reconstruction: mean cosine {health.reconstruction:.3f}, expected at least "
-            f"{gates.min_reconstruction_cosine:g} "
-            "(raise tokenizer.codes or tokenizer.epochs; look at the encoder's vectors)"
+            f"{gates.min_reconstruction_cosine:g} (raise tokenizer.latent, tokenizer.codes or epochs; look at the "
+            "encoder's vectors)"
         )
     if faults:
         raise GateError("tokenizer: not published, the current one stays in force. " + "; ".join(faults))
