@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 
 from gpl_core.contracts.contract import all_contracts
-from gpl_core.simulation.tables import provenance
+from gpl_core.simulation.raw_tables import provenance
 from spark_jobs.common.columns import with_passthrough
 from spark_jobs.common.manifests import ensure_manifest
 from spark_jobs.common.whole_files import write_whole

@@ -39,7 +39,7 @@ ELSEWHERE: Mapping[str, str] = {
     "mkdocs build --strict": "tests/test_docs.py::test_the_site_is_built_and_holds_every_page",
     "gpl simulate --config quickstart": PIPELINE + "house",
     "gpl simulate --config quickstart --users 5000 --items 4000 --force":
-        "tests/gpl_core/simulation/test_simulate.py::test_a_second_run_writes_nothing_and_other_settings_are_refused",
+        "tests/gpl_core/simulation/test_marketplace.py::test_a_second_run_writes_nothing_and_other_settings_are_refused",
     "gpl import-reviews --config amazon --items ../shared/data/amazon_industrial/items.jsonl.gz "
     "--sequences ../shared/data/amazon_industrial/sequences.jsonl.gz":
         "tests/gpl_core/simulation/test_reviews.py::test_dates_follow_the_shipped_configurations",

@@ -14,8 +14,8 @@ from gpl_core.errors import UsageError
 from gpl_core.lakehouse.lake import Lake
 
 if TYPE_CHECKING:  # the simulation takes long to import
+    from gpl_core.simulation.raw_tables import Outcome
     from gpl_core.simulation.simulation_settings import SimulationSettings
-    from gpl_core.simulation.tables import Outcome
 
 LEAD_DAYS = 2
 """Requests begin this long before the first run date: calibrators and statistics of a date see earlier days only."""
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, config: Config) -> int:
     """Simulate the run dates and the day after, which evaluates the last one."""
-    from gpl_core.simulation.simulate import simulate
+    from gpl_core.simulation.marketplace import simulate
 
     names = ("users", "items", "days", "candidates_per_request", "exposed_per_request", "seed", "world")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}

@@ -16,7 +16,7 @@ from gpl_core.graph.arguments import add_dates
 from gpl_core.graph.job_runs import newest_done
 from gpl_core.graph.planner import Planner
 from gpl_core.lakehouse.files import rows_in
-from gpl_core.simulation.tables import provenance
+from gpl_core.simulation.raw_tables import provenance
 
 SHOWN = ("auc", "gauc")  # the rest is in table evaluations and in the report
 

@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from gpl_core.errors import UsageError
 from gpl_core.lakehouse.lake import Lake
+from gpl_core.simulation.raw_tables import Outcome, RawTables, RowSink
 from gpl_core.simulation.recall import (
     CHANNELS,
     LoggingPolicy,
@@ -51,7 +52,6 @@ from gpl_core.simulation.rows import (
     write_requests,
 )
 from gpl_core.simulation.simulation_settings import check_settings, fingerprint_of
-from gpl_core.simulation.tables import Outcome, RawTables, RowSink
 from gpl_core.simulation.users import HISTORY
 
 TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from gpl_core.simulation.raw_tables import RowSink
 from gpl_core.simulation.recall import CHANNELS, Exposed, Recalled
-from gpl_core.simulation.tables import RowSink
 
 DAY = 86_400_000_000  # microseconds
 

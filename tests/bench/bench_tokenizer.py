@@ -37,7 +37,7 @@ from gpl_core.sids.repair import duplicates, repair
 from gpl_core.sids.rqvae import RqVaeSettings, fit
 from gpl_core.sids.tokenizer import Tokenizer
 from gpl_core.simulation.item_world import item_texts, make_items, make_taste
-from gpl_core.simulation.simulate import item_rows
+from gpl_core.simulation.marketplace import item_rows
 from gpl_core.simulation.simulation_settings import SimulationSettings
 from tests.bench.harness import Figure, at_least, at_most, clock, device, is_quick, report
 from tests.bench.quality.library_rqvae import fit_library

@@ -37,7 +37,7 @@ from gpl_core.sids.encoders import EncoderPart, build_encoder
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.item_content import ItemContent
 from gpl_core.sids.rqvae import RqVaeSettings
-from gpl_core.simulation.simulate import generate
+from gpl_core.simulation.marketplace import generate
 from gpl_core.simulation.simulation_settings import SimulationSettings
 from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 from tests.bench.simulation.likelihood import VisitedSearch

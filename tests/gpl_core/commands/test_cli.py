@@ -82,7 +82,7 @@ def test_invalid_arguments_exit_2_and_are_named(config, given, named, capsys):
 
 def test_the_command_line_imports_neither_torch_nor_spark():
     code = (
-        "import sys; import gpl_core.cli, gpl_core.simulation.simulate, gpl_core.simulation.reviews; "
+        "import sys; import gpl_core.cli, gpl_core.simulation.marketplace, gpl_core.simulation.reviews; "
         "print(sorted({m.split('.')[0] for m in sys.modules} & "
         "{'torch', 'pyspark', 'transformers', 'peft', 'deepspeed', 'petastorm', 'delta'}))"
     )

@@ -7,7 +7,7 @@ from functools import cache
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpl_core.simulation.simulate import generate
+from gpl_core.simulation.marketplace import generate
 from gpl_core.simulation.simulation_settings import SimulationSettings
 
 

@@ -23,6 +23,7 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.contracts.row_checks import check_batch
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.lakehouse.lake import Lake
+from gpl_core.simulation.marketplace import simulate
 from gpl_core.simulation.review_files import ReviewItem, Reviews, ReviewUser, read_reviews
 from gpl_core.simulation.reviews import (
     TABLES,
@@ -34,7 +35,6 @@ from gpl_core.simulation.reviews import (
     place_events,
 )
 from gpl_core.simulation.rows import DAY, midnight
-from gpl_core.simulation.simulate import simulate
 from gpl_core.simulation.simulation_settings import SimulationSettings
 from tests.gpl_core.simulation.made import Collected
 

@@ -21,7 +21,7 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.contracts.row_checks import check_batch
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.simulation.simulate import TABLES, generate, simulate
+from gpl_core.simulation.marketplace import TABLES, generate, simulate
 from gpl_core.simulation.simulation_settings import SimulationSettings
 from tests.gpl_core.simulation.made import SMALL, Collected, count_distinct, small
 
@@ -208,7 +208,7 @@ def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
     program = (
         "import sys; from datetime import date; from gpl_core.lakehouse.lake import Lake; "
         "from gpl_core.simulation.simulation_settings import SimulationSettings as S; "
-        "from gpl_core.simulation.simulate import simulate; "
+        "from gpl_core.simulation.marketplace import simulate; "
         "simulate(S(users=20, items=100, days=1, warmup_days=3, candidates_per_request=30), Lake(sys.argv[1]))"
     )
     for name, hash_seed in {"a": "1", "b": "2"}.items():

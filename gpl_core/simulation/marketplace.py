@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.item_world import ItemWorld, Taste, item_id, item_texts, make_items, make_taste
+from gpl_core.simulation.raw_tables import Outcome, RawTables, RowSink
 from gpl_core.simulation.recall import LoggingPolicy, Observed, expose, observe, recall
 from gpl_core.simulation.rendering import render
 from gpl_core.simulation.rng import stream
@@ -27,7 +28,6 @@ from gpl_core.simulation.rows import (
     write_requests,
 )
 from gpl_core.simulation.simulation_settings import SimulationSettings
-from gpl_core.simulation.tables import Outcome, RawTables, RowSink
 from gpl_core.simulation.topics import topics
 from gpl_core.simulation.users import (
     Shoppers,
