@@ -1,8 +1,8 @@
 """Published artifacts: versioned bundles of safetensors and JSON, with a manifest written last.
 
-A bundle without a manifest does not exist. Date D uses the newest published version whose `trained_through` lies
-before D, so that a backfill never sees the future. An operator's decision takes a version out of force, or puts it
-back (`gpl promote|rollback`); decisions are rows of the table `artifact_decisions`, bundles are never changed.
+A bundle without a manifest does not exist. Date D uses the newest version whose `trained_through` is before D, so that
+a backfill never sees the future. Operators' decisions (`decisions.py`) take a version out of force or put it back;
+bundles are never changed.
 """
 
 from __future__ import annotations
@@ -265,17 +265,17 @@ class ArtifactStore:
             raise UsageError(f"artifact {kind}: this shadow run only reads it from {self._theirs.root}")
 
     def _copy(self, source: str, manifest: Manifest, local: Path) -> None:
-        """Copy a bundle aside and rename it: ranks of one machine may race, and a killed copy is no bundle."""
+        """Copy a bundle to a folder beside `local` and rename it: ranks may race, and a killed copy is no bundle."""
         local.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         aside = Path(tempfile.mkdtemp(dir=local.parent))
         try:
             for name in manifest.files:
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileNotFoundError):  # told below, with what to do
+                with suppress(FileNotFoundError):  # `fetch` reports it
                     self._fs.get_file(f"{source}/{name}", str(aside / name))
             aside.rename(local)
         except OSError:
-            if not local.is_dir():  # else another rank was faster
+            if not local.is_dir():  # if it is one, another rank was faster
                 raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)

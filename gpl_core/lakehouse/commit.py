@@ -1,4 +1,4 @@
-"""One Delta transaction of delta-rs: part files in, part files out, and our mark in its `userMetadata`."""
+"""One transaction of delta-rs: files added, files removed, and our mark in its `userMetadata`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def now_ms() -> int:
 
 
 def remove_action(path: str, partition: Mapping[str, str], size: int, data_change: bool = True) -> RemoveAction:
-    """What a commit says of a file that goes."""
+    """The removal of a file, as a commit records it."""
     return RemoveAction(path, data_change, now_ms(), size, dict(partition))
 
 

@@ -1,4 +1,4 @@
-"""All tables of a lakehouse without a JVM: where they lie, making them, and atomic commits through delta-rs.
+"""The tables of a lakehouse without a JVM: where they are, how they are made, and atomic commits through delta-rs.
 
 Layout under `lakehouse.root`: `tables/<name>` (Delta), `artifacts/<kind>/<version>` (see `artifacts.py`),
 `reports/`, `work/` (checkpoints of running workers; never read by another step).
@@ -68,15 +68,15 @@ class Lake:
         """Location of `table`.
 
         Raises:
-            MissingInputError: it is named by Spark's catalog, and `gpl register` has not looked up where it lies.
+            MissingInputError: Spark's catalog knows its location, and `gpl register` has not looked it up.
         """
         location = self.overrides.get(table, f"{self.root}/tables/{table}").rstrip("/")
         if not location.startswith(CATALOG):
             return location
         if location not in self._located:
             raise MissingInputError(
-                f"table {table}: where {location} lies is not known to {self.path(LOCATIONS)}; run gpl register, which "
-                "asks Spark's catalog"
+                f"table {table}: {self.path(LOCATIONS)} does not have the location of {location}; run gpl register, "
+                "which asks Spark's catalog"
             )
         return self._located[location]
 
@@ -149,10 +149,10 @@ class Lake:
             partition: partition values that every part must have.
             app_id: application transaction to count up; made of step, table and slices when not given.
             last: the version of it that the caller has built on; read here when not given.
-            replaces: parts of an earlier commit that go in this one.
+            replaces: parts of an earlier commit that this one removes.
 
         Raises:
-            ContractError: a part lies outside `partition` (delta-rs itself would accept it).
+            ContractError: a part is not of `partition` (delta-rs would accept it).
             ConflictError: another run wrote the same slice (for an append: the same `app_id`) at the same time.
         """
         partition = dict(partition or {})

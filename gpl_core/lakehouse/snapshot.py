@@ -1,7 +1,4 @@
-"""A pinned version of a table: its files by the log, what its commits say, and its rows.
-
-Everything is read from the log with pyarrow and delta-rs, without a JVM.
-"""
+"""A pinned version of a table: its files, the marks of its commits, and its rows; read without a JVM."""
 
 from __future__ import annotations
 
@@ -174,7 +171,7 @@ class Snapshot:
     def changes_since(self, version: int) -> dict[str, int]:
         """Slice -> newest version that changed its rows, of the commits after `version`; compaction changes none.
 
-        A slice is an ISO date. `*` stands for all: of a table without dates, or of a removal that names none.
+        A slice is an ISO date. `*` means all: for a table without dates, or a removal that names no date.
         """
         return _newest_changes(read_log(self.uri, self.version, version))
 

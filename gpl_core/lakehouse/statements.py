@@ -22,7 +22,7 @@ _ODD_STRINGS = {
 
 
 class DataFusion(Postgres):
-    """The dialect of delta-rs' engine, as far as reading goes."""
+    """The dialect of delta-rs' engine, for queries."""
 
     class Tokenizer(Postgres.Tokenizer):
         IDENTIFIERS = ['"', "`"]  # noqa: RUF012

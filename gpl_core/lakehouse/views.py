@@ -36,7 +36,7 @@ class View:
 
 @cache
 def all_views() -> dict[str, View]:
-    """Every shipped view by name; a view stands after those it reads."""
+    """Every shipped view by name, in an order in which a view comes after those it reads."""
     folder = resources.files("schemas") / "views"
     found = {n: parse_view((folder / f"{n}.sql").read_text(encoding="utf-8"), n) for n in sorted(_view_names())}
     order = TopologicalSorter({v.name: [n for n in v.reads if n in found] for v in found.values()})

@@ -63,7 +63,7 @@ def test_the_command_starts_the_job_and_ends_with_its_exit_code(tmp_path, capfd)
 def test_names_are_looked_up_once_for_every_process_and_a_move_is_noticed(catalog, tmp_path):
     named = {"raw_items": "catalog://shop.items", "raw_impressions": "catalog://spark_catalog.shop.shown"}
     house = Lakehouse(root=str(tmp_path / "lake"), tables=named, database="ours")
-    with pytest.raises(MissingInputError, match=r"raw_items: where catalog://shop\.items .*gpl register"):
+    with pytest.raises(MissingInputError, match=r"raw_items: .*catalog://shop\.items; run gpl register"):
         Lake.of(house).open("raw_items")
     put(Lake(house.root), "user_stats", 1)
     done = register(catalog, house, house.database)
