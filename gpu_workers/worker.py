@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 
 import torch
 import torch.distributed as dist
@@ -46,7 +47,7 @@ def run_workers(
     try:
         args = replace(args, run_id=ranks.broadcast_text(args.run_id))
 
-        def run_one(name: str, dates: Sequence) -> None:
+        def run_one(name: str, dates: Sequence[date]) -> None:
             # The same start for a step whatever has run before it in this process.
             seed_everything(args.config.run.seed)
             run_step(
