@@ -7,6 +7,7 @@ sid_version). The artifact store copies the folder and writes the artifact's man
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def save_bundle(
     path.mkdir(parents=True, exist_ok=True)
     save_file(adapter_state(model), path / WEIGHTS)
     body = {
-        "settings": model.settings.to_json(),
+        "settings": asdict(model.settings),
         "base_fingerprint": base_fingerprint(checkpoint),
         "sid_version": sid_version,
         "max_events": max_events,

@@ -6,7 +6,7 @@ Legend for shapes: T packed tokens, L levels, C codes per level, D hidden width.
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -43,10 +43,6 @@ class ModelSettings:
     """Of LoRA's initial weights and the codebooks' projection."""
     content_width: int = 0
     """d of the item vectors added at the input; 0: SIDs alone."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object, for the bundle's manifest."""
-        return asdict(self)
 
 
 class InterestModel(nn.Module):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def export_bundle(
         "format": FORMAT,
         "variants": sorted(variants),
         "user_hash": "crc32(utf-8 user id) mod user_buckets",
-        "model": first.config.to_dict(),
+        "model": asdict(first.config),
         "items": len(sids),
         **about,
     }

@@ -9,7 +9,7 @@ Legend for shapes: n pairs, m dimension of the towers, d width of the item embed
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +46,6 @@ class TowerConfig:
                 raise UsageError(f"prerank {name} is {getattr(self, name)}; expected at least 1")
         if not 0.0 < self.prior_rate < 1.0:
             raise UsageError(f"prerank prior_rate is {self.prior_rate}; expected a rate strictly between 0 and 1")
-
-    def to_dict(self) -> dict[str, object]:
-        """The configuration as JSON-able values."""
-        return asdict(self)
 
 
 class UserTower(nn.Module):
