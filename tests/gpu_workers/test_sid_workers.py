@@ -310,9 +310,9 @@ def said(done: subprocess.CompletedProcess) -> str:
     [[(RUN, *ALL_STEPS)], pytest.param([(ROOT / "gpu_workers" / f"{w}.py",) for w in BODIES], marks=pytest.mark.slow)],
     ids=["together", "one by one"],
 )
-def test_two_launched_ranks_write_what_one_rank_writes(house, tmp_path, launches):
+def test_two_launched_ranks_write_what_one_rank_writes(tmp_path, launches):
     rows = [item(n, v) for n, v in enumerate(clustered(90, seed=1))]
-    launched = House(tmp_path / "launched")
+    house, launched = House(tmp_path / "alone"), House(tmp_path / "launched")
     for one in (house, launched):
         one.folder.mkdir(exist_ok=True)
         one.write_items(rows)
@@ -381,12 +381,12 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.deepspeed
-def test_a_launch_killed_in_each_of_its_steps_ends_with_the_same_tables(house, tmp_path):
-    killed = House(tmp_path / "killed")
-    killed.folder.mkdir()
+def test_a_launch_killed_in_each_of_its_steps_ends_with_the_same_tables(tmp_path):
+    house, killed = House(tmp_path / "alone"), House(tmp_path / "killed")
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     for one in (house, killed):
+        one.folder.mkdir()
         one.write_items([item(n, v) for n, v in enumerate(clustered(60))])
     for worker in BODIES:
         house.run(worker)
