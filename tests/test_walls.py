@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,8 +80,6 @@ def test_bad_imports_are_refused_each_under_its_walls_name(copy):
 @pytest.mark.parametrize("room", ["gpl_core", "spark_jobs", "gpu_workers", "schemas"])
 def test_importing_a_package_runs_nothing(room):
     """`__init__.py` files hold a docstring and at most the version: no import drags a room in."""
-    import ast
-
     for path in (ROOT / room).rglob("__init__.py"):
         body = ast.parse(path.read_text()).body
         assert isinstance(body[0], ast.Expr), f"{path} says what its package is"
@@ -86,12 +88,31 @@ def test_importing_a_package_runs_nothing(room):
 
 def test_no_module_unpickles_or_trusts_remote_code():
     """Lint catches pickle.load; these are the other doors."""
-    import re
-
     doors = re.compile(r"import pickle|torch\.load\(|allow_pickle=True|trust_remote_code=True|\beval\(")
+    for path in modules():
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            code = line.split("#")[0]
+            if doors.search(code) and not re.search(r"\.eval\(\)|model\.eval", code):
+                pytest.fail(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+
+
+def modules() -> Iterator[Path]:
+    """Every module of the product."""
     for room in ROOMS:
-        for path in (ROOT / room).rglob("*.py"):
-            for number, line in enumerate(path.read_text().splitlines(), 1):
-                code = line.split("#")[0]
-                if doors.search(code) and not re.search(r"\.eval\(\)|model\.eval", code):
-                    pytest.fail(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+        yield from (ROOT / room).rglob("*.py")
+
+
+def test_a_module_can_be_read_at_one_sitting():
+    """At most 400 lines: a longer one holds two ideas."""
+    lengths = {p.relative_to(ROOT).as_posix(): len(p.read_text(encoding="utf-8").splitlines()) for p in modules()}
+    assert {name: n for name, n in lengths.items() if n > 400} == {}
+
+
+def test_a_class_name_means_one_thing():
+    """What a name stands for never depends on where it was imported from."""
+    places = defaultdict(list)
+    for path in modules():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(path.relative_to(ROOT).as_posix())
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
