@@ -138,7 +138,7 @@ def test_every_bad_row_is_quarantined_with_its_reasons(ingested):
     good = {t: lake.rows(t) for t in ("impressions", "candidates", "interactions")}
     lake.impressions(
         (None, "u1", "a", 0),  # null key
-        ("r3", "", "a", 0),  # empty key
+        ("r3", "", "a", 0),  # empty id
         ("r3", "u1", "a", 2),  # clicked is neither 0 nor 1
         ("r3", "u1", "nowhere", None, 30.0),  # three checks at once
         ("r3", "u1", "nowhere", 1, 30.0),
@@ -156,7 +156,7 @@ def test_every_bad_row_is_quarantined_with_its_reasons(ingested):
     assert lake.run("ingest", ingest.run) == "done"
     assert reasons(lake) == sorted([
         ("raw_impressions", ("request_id_is_not_null",), 1),
-        ("raw_impressions", ("request_id_is_not_empty",), 1),
+        ("raw_impressions", ("user_id_is_not_empty",), 1),
         ("raw_impressions", ("clicked_is_in_list",), 1),
         ("raw_impressions", ("clicked_is_not_null", "event_time_is_within_dt", "item_id_is_known"), 1),
         ("raw_impressions", ("event_time_is_within_dt", "item_id_is_known"), 1),

@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -88,7 +87,7 @@ def test_the_index_is_the_same_to_the_last_bit_in_every_process():
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory, spark) -> Iterator[FeedLake]:
+def planted(tmp_path_factory, spark) -> FeedLake:
     """Every fault at once: labels moved, 1 of 3 rows labeled, a row in ten refused, one anchor, labels far off.
 
     u1 was shown i1 (label .9, no click) and i2 (label .1, clicked), uniformly.
@@ -117,9 +116,13 @@ def lake(tmp_path_factory, spark) -> Iterator[FeedLake]:
          "history": [1, -1, -1, -1], "candidates": [3, 4, 5],
          "model_version": made.model, "sid_version": made.tokenizer}
     ], dt=D.isoformat())  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(monitors, "LEAST_IMPRESSIONS", 2)
-        yield made
+    return made
+
+
+@pytest.fixture
+def lake(planted, monkeypatch) -> FeedLake:
+    monkeypatch.setattr(monitors, "LEAST_IMPRESSIONS", 2)
+    return planted
 
 
 @pytest.mark.spark
