@@ -48,6 +48,7 @@ SMALL: dict[str, Any] = {
             # As in conftest: tables of a few rows, a JVM of half a minute.
             "--driver-java-options", JVM,
             "--conf", "spark.sql.codegen.wholeStage=false", "--conf", "spark.sql.codegen.factoryMode=NO_CODEGEN",
+            "--conf", "spark.sql.adaptive.enabled=false", "--conf", "spark.sql.shuffle.partitions=2",
         ],
         "deepspeed": ["--num_accelerators", "1"],
         "env": {"DS_ACCELERATOR": "cpu"},
@@ -465,6 +466,7 @@ def test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster(house: Hous
         "spark.driver.host": "127.0.0.1", "spark.executor.extraJavaOptions": JVM, "spark.ui.enabled": "false",
         # What start_session sets for local masters only: a cluster's defaults are for a cluster's tables.
         "spark.databricks.delta.snapshotPartitions": "2", "spark.sql.shuffle.partitions": "4",
+        "spark.sql.adaptive.enabled": "true",
         "spark.jars.ivy": str(cache), "spark.eventLog.enabled": "true", "spark.eventLog.dir": str(events),
         "spark.eventLog.compress": "false",
         # Other than start_session's own.
