@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,20 @@ from tests.support import DAY, ONE, config_file, default_partition, legal_rows, 
 OWN = ("anchor_requests", "interest_anchors", "score_requests", "pair_scores", "pseudo_labels", "training_feed")
 
 
-@pytest.fixture
-def toy(tmp_path) -> Toy:
-    """One run date done in every step."""
-    made = Toy(small_config(tmp_path))
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """A lakehouse in which one run date is done in every step."""
+    root = tmp_path_factory.mktemp("done")
+    made = Toy(small_config(root))
     made.raw([DAY, DAY + ONE])
     made.run_pending([DAY])
-    return made
+    return root
+
+
+@pytest.fixture
+def toy(done, tmp_path) -> Toy:
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    return Toy(small_config(tmp_path))
 
 
 def files(folder: Path) -> dict[str, int]:
