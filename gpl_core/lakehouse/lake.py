@@ -148,7 +148,7 @@ class Lake:
                 mark must then name (`*`); `"append"` adds.
             partition: partition values that every part must have.
             app_id: application transaction to count up; made of step, table and slices when not given.
-            last: the version of it that the caller has built on; read here when not given.
+            last: version of that transaction on which the caller has built; read here when not given.
             replaces: parts of an earlier commit that this one removes.
 
         Raises:
@@ -173,16 +173,14 @@ class Lake:
             try:
                 if before.transaction_version(app_id) != last:
                     raise CommitFailedError(f"{app_id} is at {before.transaction_version(app_id)}, not {last}")
-                retries = 0 if mode == "overwrite" else _COMMIT_TRIES
-                transaction = Transaction(app_id, last + 1)
                 transact(
-                    before._table, mark, parts, removals, mode=mode, partition=partition, transaction=transaction,
-                    retries=retries,
+                    before._table, mark, parts, removals, mode=mode, partition=partition,
+                    transaction=Transaction(app_id, last + 1), retries=0 if mode == "overwrite" else _COMMIT_TRIES,
                 )  # fmt: skip
                 break
             except CommitFailedError as error:
-                # To delta-rs any commit that removed a file is a conflict, of another slice too. It is one only when
-                # our slice moved; else the same parts are offered again on top of the newer version.
+                # To delta-rs any commit that removed a file is a conflict, even one of another slice. If our slice did
+                # not change, the same parts are offered again on top of the newer version.
                 newer = self.open(contract.name, contract=contract)
                 moved = newer.transaction_version(app_id) != last
                 if mode == "overwrite":
