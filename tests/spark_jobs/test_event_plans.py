@@ -9,7 +9,7 @@ from spark_jobs import anchor_requests, ingest, samples, score_requests, sequenc
 from spark_jobs.step import SparkStep
 from tests.spark_jobs.tiny_lake import PRODUCTION, D, TinyLake, at, day, spark_conf
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
 
 def test_plans(tmp_path, spark, monkeypatch):
