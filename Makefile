@@ -11,7 +11,7 @@ QUIET := -Xlog:cds=off -Xlog:cds+dynamic=off
 export SPARK_SUBMIT_OPTS += -XX:SharedArchiveFile=$(CLASSES) $(QUIET)
 
 # One worker takes the launches, the other one Spark's tests: see tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: quickstart test test-slow setup browser lint dist bench clean
 

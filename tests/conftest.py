@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
 
 from gpl_core.graph.launches import DELTA_PACKAGE
 from tests.support import JVM
 
+ROOT = Path(__file__).parents[1]
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # by which spark-submit finds its home
 
 
@@ -50,12 +53,25 @@ LONG = ("pipeline", "spark", "deepspeed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one xdist worker must run alone, the longest first: it is handed out by groups, in this order.
-
-    The launches of the graph share a lakehouse, Spark's tests share a session (a JVM costs 15 CPU seconds); all others
-    share at most what their file sets up.
-    """
+    """The longest first: xdist hands out groups in this order."""
     items.sort(key=lambda item: next((n for n, mark in enumerate(LONG) if mark in item.keywords), len(LONG)))
-    for item in items:
-        alone = "spark" in item.keywords and "pipeline" not in item.keywords
-        item.add_marker(pytest.mark.xdist_group("spark" if alone else item.nodeid.partition("::")[0]))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """One worker runs a whole group: all files that share the Spark session (a JVM costs 15 CPU seconds), or one file.
+
+    xdist's own groups (mark `xdist_group`) have no effect with pytest 9.2: it no longer reads the id that they change.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid.partition("::")[0])
+
+    return ByGroup(config, log)
+
+
+@cache
+def _group(file: str) -> str:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return "spark" if "mark.spark" in text and "mark.pipeline" not in text else file
