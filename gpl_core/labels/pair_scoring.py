@@ -163,8 +163,10 @@ def prefix_log_prob(
     known, order = torch.nn.functional.pad(((prefixes.long() + 1) * weights).sum(dim=2), (0, 1)).sort(dim=1)
     mass_of = torch.nn.functional.pad(torch.exp(prefix_log_probs.float()), (0, 1)).gather(1, order)
     of_one = (prefixes[..., 0] >= 0) & (prefixes[..., 1:] < 0).all(dim=2)
-    first = (torch.exp(prefix_log_probs.float()) * of_one).sum(dim=1)
-    rest = (1.0 - torch.maximum(first, p.sum(dim=1))).clamp(min=1e-6)
+    # In double precision: what is left of 1 may be a millionth.
+    first = (torch.exp(prefix_log_probs.double()) * of_one).sum(dim=1)
+    anchored = torch.exp(log_prob.double()).masked_fill(~anchor_mask, 0.0).sum(dim=1)
+    rest = (1.0 - torch.maximum(first, anchored)).clamp(min=1e-6).float()
     out = torch.log(rest / size)[:, None].expand(candidate_sids.shape[:2])
     there = candidate_sids[..., 0] >= 0
     shared = there[:, :, None] & anchor_mask[:, None]  # [U x B x K]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpl_core.errors import ContractError
@@ -183,6 +183,7 @@ def test_users_scored_in_parts_get_the_same_scores(monkeypatch: pytest.MonkeyPat
 
 
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(0, 5), st.integers(0, 6))
+@example(1537, 3, 1, 1)  # a millionth is left of 1
 def test_prefix_log_prob_equals_a_loop_over_prefixes(seed: int, k: int, b: int, kept: int) -> None:
     rng = np.random.default_rng(seed)
     trie = Trie.build(rng.integers(0, 3, (9, LEVELS)), 3)
