@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -73,5 +74,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 @cache
 def _group(file: str) -> str:
-    text = (ROOT / file).read_text(encoding="utf-8")
-    return "spark" if "mark.spark" in text and "mark.pipeline" not in text else file
+    uses_the_session = re.search(r"^def \w+\([^)]*\bspark\b", (ROOT / file).read_text(encoding="utf-8"), re.M)
+    return "spark" if uses_the_session else file

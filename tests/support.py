@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,16 @@ def put(
     return lake.commit(
         contract, writer.parts, mark=mark, mode=chosen, partition=texts if chosen == "overwrite" else None
     )
+
+
+@contextmanager
+def spark_conf(spark: Any, settings: Mapping[str, Any]) -> Iterator[None]:
+    """The Spark session with other settings."""
+    before = {key: spark.conf.get(key) for key in settings}
+    for key, value in settings.items():
+        spark.conf.set(key, value)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            spark.conf.set(key, value)

@@ -7,7 +7,8 @@ from pyspark.sql import DataFrame
 
 from spark_jobs import anchor_requests, ingest, samples, score_requests, sequences
 from spark_jobs.step import SparkStep
-from tests.spark_jobs.tiny_lake import PRODUCTION, D, TinyLake, at, day, spark_conf
+from tests.spark_jobs.tiny_lake import PRODUCTION, D, TinyLake, at, day
+from tests.support import spark_conf
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
 

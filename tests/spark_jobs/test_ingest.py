@@ -14,7 +14,8 @@ from gpl_core.graph.steps import engine_of
 from spark_jobs import ingest, retry_quarantine
 from spark_jobs.common import checks, columns
 from spark_jobs.step import SparkStep
-from tests.spark_jobs.tiny_lake import D, TinyLake, at, day, spark_conf
+from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
+from tests.support import spark_conf
 
 pytestmark = pytest.mark.spark
 

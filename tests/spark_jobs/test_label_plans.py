@@ -8,7 +8,8 @@ from pyspark.sql import DataFrame
 from spark_jobs import pseudo_labels, training_feed
 from spark_jobs.step import SparkStep
 from tests.spark_jobs.label_lake import FeedLake, score
-from tests.spark_jobs.tiny_lake import PRODUCTION, D, day, spark_conf
+from tests.spark_jobs.tiny_lake import PRODUCTION, D, day
+from tests.support import spark_conf
 
 pytestmark = pytest.mark.spark
 

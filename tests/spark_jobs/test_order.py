@@ -9,7 +9,8 @@ import pytest
 
 from spark_jobs import anchor_requests, ingest, pseudo_labels, samples, score_requests, sequences, training_feed
 from tests.spark_jobs.label_lake import FeedLake, score
-from tests.spark_jobs.tiny_lake import D, day, spark_conf
+from tests.spark_jobs.tiny_lake import D, day
+from tests.support import spark_conf
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
 

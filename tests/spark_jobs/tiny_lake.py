@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -40,19 +39,6 @@ SETTINGS = (
 PRODUCTION = {
     "spark.sql.autoBroadcastJoinThreshold": -1, "spark.sql.adaptive.enabled": True, "spark.sql.shuffle.partitions": 2,
 }  # fmt: skip
-
-
-@contextmanager
-def spark_conf(spark: SparkSession, settings: Mapping[str, Any]) -> Iterator[None]:
-    """The session with other settings."""
-    before = {key: spark.conf.get(key) for key in settings}
-    for key, value in settings.items():
-        spark.conf.set(key, value)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            spark.conf.set(key, value)
 
 
 def day(offset: int) -> date:

@@ -1,8 +1,6 @@
 """Calibrators: the formulas' own invariants, JSON, and agreement of the numpy and the Spark SQL form."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from gpl_core.errors import ContractError
 from gpl_core.labels import calibration
 from gpl_core.labels.calibration import GRID_CELLS, Calibrator, FittedOn, ReliabilityBin
 from gpl_core.labels.confidence import combined_weight, weight_sql
+from tests.support import spark_conf
 
 FITTED = FittedOn("uniform", 1200, 60, "2026-01-01", "2026-01-03", 0.05, (ReliabilityBin(1200, 0.05, 0.05),), 0.0)
 KNOTS = tuple(np.linspace(0.01, 0.9, GRID_CELLS + 1).tolist())
@@ -113,21 +112,8 @@ def test_combined_weight_is_the_geometric_mean(factors: tuple) -> None:
     assert 0.0 <= weight <= 1.0
 
 
-_SPARK = """
-import json, sys
-from pyspark.sql import SparkSession, functions as F
-spark = (SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
-         .config("spark.sql.ansi.enabled", "true").config("spark.driver.host", "127.0.0.1").getOrCreate())
-task = json.loads(sys.stdin.read())
-rows = spark.createDataFrame([tuple(row) for row in task["rows"]], task["schema"])
-found = rows.select(*[F.expr(text).alias(f"x{i}") for i, text in enumerate(task["expressions"])]).collect()
-print("RESULT" + json.dumps([list(row) for row in found]))
-spark.stop()
-"""
-
-
 @pytest.mark.spark
-def test_spark_evaluates_the_same_formulas() -> None:
+def test_spark_evaluates_the_same_formulas(spark) -> None:
     rng = np.random.default_rng(5)
     n = 64
     columns = {
@@ -144,26 +130,20 @@ def test_spark_evaluates_the_same_formulas() -> None:
         "llm_confidence": np.concatenate([rng.uniform(0, 1, n - 2), [0.0, 1.0]]).astype(np.float32),
     }
     curved = Calibrator("isotonic", FITTED, knots=tuple(np.sort(rng.uniform(0, 1, GRID_CELLS + 1)).tolist()))
-    task = {
-        "schema": ", ".join(
-            f"{name} {'float' if values.dtype == np.float32 else 'bigint'}" for name, values in columns.items()
-        ),
-        "rows": [[values[i].item() for values in columns.values()] for i in range(n)],
-        "expressions": [
-            calibration.sql_expression(curved),
-            calibration.sql_expression(PLATT),
-            calibration.sql_expression(LOGISTIC),
-            calibration.sql_expression(BY_PREFIX),
-            calibration.cell_sql("similarity"),
-            calibration.fraction_sql("similarity"),
-            weight_sql(),
-        ],
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _SPARK], input=json.dumps(task), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = np.array(json.loads(done.stdout.split("RESULT")[1]), dtype=np.float64)
+    schema = ", ".join(f"{c} {'float' if v.dtype == np.float32 else 'bigint'}" for c, v in columns.items())
+    expressions = [
+        calibration.sql_expression(curved),
+        calibration.sql_expression(PLATT),
+        calibration.sql_expression(LOGISTIC),
+        calibration.sql_expression(BY_PREFIX),
+        calibration.cell_sql("similarity"),
+        calibration.fraction_sql("similarity"),
+        weight_sql(),
+    ]
+    # In generated code, as in production.
+    with spark_conf(spark, {"spark.sql.codegen.wholeStage": True, "spark.sql.codegen.factoryMode": "FALLBACK"}):
+        rows = spark.createDataFrame([tuple(v[i].item() for v in columns.values()) for i in range(n)], schema)
+        found = np.array(rows.selectExpr(*expressions).collect(), dtype=np.float64)
     cell, fraction = calibration.grid_position(columns["similarity"])
     expected = [
         calibration.apply(curved, columns),
