@@ -314,35 +314,39 @@ def test_sequences_of_another_tokenizer_are_refused_naming_both(tmp_path: Path, 
 
 
 @pytest.mark.deepspeed
-def test_two_ranks_under_the_launcher_learn_what_one_learns(tmp_path: Path, trained: InterestLake) -> None:
+def test_two_ranks_under_the_launcher_learn_what_one_learns(tmp_path: Path, ranks: Ranks) -> None:
     """Two files of different length: the shorter rank must neither hang nor drop a target.
 
     Stated tolerance: held-out loss within 3 % of one rank's; the batches differ, the updates are as large and as many.
     """
-    lake = InterestLake(tmp_path)
+    alone, lake = InterestLake(tmp_path / "alone"), InterestLake(tmp_path / "two")
     users = lake.users(120)
+    alone.write_sequences(users)
     lake.write_sequences(users[:30], DAY - timedelta(days=1))
     lake.write_sequences(users[30:])
+    alone.write_stats(users)
     lake.write_stats(users)
-    launch(lake, "train_interest_model", ranks=2)
-    one, two = model_of(trained).metrics, model_of(lake).metrics
+    enough = "interest.epochs=6"  # for the order of the batches not to matter
+    call(alone, train_interest_model, ranks, enough)
+    launch(lake, "train_interest_model", enough, ranks=2)
+    one, two = model_of(alone).metrics, model_of(lake).metrics
     assert two["train"] == one["train"]
     assert abs(two["valid_loss"] / one["valid_loss"] - 1) < 0.03
     # The cache is the same, too, whoever generates it.
     model = model_of(lake)
     lake.write_requests(users[:9], model.version, DAY)
-    launch(lake, "generate_anchors", ranks=2)
+    launch(lake, "generate_anchors", enough, ranks=2)
     found = anchors_of(lake, DAY)
     expected = search_directly(lake, users[:9], model)
     assert {u: r["anchor_sids"] for u, r in found.items()} == expected
 
 
-def launch(lake: InterestLake, worker: str, ranks: int) -> None:
+def launch(lake: InterestLake, worker: str, *overrides: str, ranks: int) -> None:
     """Start a worker under the DeepSpeed launcher, and end all its ranks when it takes too long."""
     command = [
         str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks),
         "--master_port", str(29900 + os.getpid() % 90), f"gpu_workers/{worker}.py", "--run-date", DAY.isoformat(),
-        *lake.arguments(),
+        *lake.arguments(*overrides),
     ]  # fmt: skip
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
