@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract, load_contract
-from gpl_core.errors import GplError, MissingInputError, UsageError, classified, exit_code_of
+from gpl_core.errors import GplError, LineageError, MissingInputError, UsageError, classified, exit_code_of
 from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.dry_run import print_dry_run
 from gpl_core.graph.job_runs import Counts, JobRun
@@ -118,6 +118,21 @@ class StepContext:
         if manifest is None:
             raise MissingInputError(f"artifact {kind} {version} disappeared while step {self.step.name} ran")
         return manifest
+
+    def sid_and_model_versions(self) -> tuple[str, str]:
+        """(sid_version, model_version) in force.
+
+        Raises:
+            LineageError: the model was trained on other semantic IDs; names both versions.
+        """
+        tokenizer, model = self.artifact("tokenizer"), self.artifact("interest_model")
+        if model.lineage.get("sid_version") != tokenizer.version:
+            raise LineageError(
+                f"interest_model {model.version} was trained on sid_version {model.lineage.get('sid_version')}, but "
+                f"the tokenizer in force for {self.run_date} is {tokenizer.version}; run train_interest_model for "
+                "this date"
+            )
+        return tokenizer.version, model.version
 
     def contract(self, table: str) -> Contract:
         """The contract of `table`."""
