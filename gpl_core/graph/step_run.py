@@ -239,6 +239,8 @@ def run_step(
         raise
     finally:
         if processes.is_main and not args.dry_run:
+            if planner.artifacts.damaged:
+                counts.details["damaged"] = dict(planner.artifacts.damaged)
             run.end(status, counts, error)
 
 

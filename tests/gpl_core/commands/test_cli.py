@@ -158,6 +158,17 @@ def test_status_shows_every_step_of_every_date(finished, tmp_path, capsys):
     assert "ingest" in lines[0]
 
 
+def test_status_names_an_artifact_that_is_damaged(finished, tmp_path, capsys, caplog):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    config = str(config_file(tmp_path))
+    manifest, other = (tmp_path / "lake" / "artifacts" / "calibrator").glob("*-*/manifest.json")
+    for path in (manifest, other):
+        path.write_text(path.read_text()[:-40])
+    assert main(["status", "--config", config]) == 0
+    assert f"{manifest} is broken" in caplog.text
+    assert f"{manifest.parent.name} (damaged)" in re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+
+
 def test_status_without_tables_is_an_answer(config, capsys):
     assert main(["status", "--config", config, "--run-date", "2026-01-03"]) == 0
     assert capsys.readouterr().out.count("blocked") == len(STEPS)

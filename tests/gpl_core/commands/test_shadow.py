@@ -128,8 +128,9 @@ def test_what_makes_no_shadow_is_refused(toy, given, said):
 
 def test_an_unknown_version_names_the_known_ones(toy):
     known = toy.planner.artifacts.in_force("interest_model", DAY).version
-    with pytest.raises(MissingInputError, match=f"no version v9; existing: {known}"):
-        shadow_config(toy.config, "s", "anchor_requests", {"interest_model": "v9"})
+    for name in ("v9", f"{known}/"):
+        with pytest.raises(MissingInputError, match=f"no version {name}; existing: {known}"):
+            shadow_config(toy.config, "s", "anchor_requests", {"interest_model": name})
 
 
 def test_the_command_prints_a_configuration_that_loads_and_compares(toy, tmp_path, capsys):
