@@ -8,12 +8,9 @@ later. The rows go through ingest like any others; only tables that gain rows ar
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.graph.arguments import parse_arguments
 from spark_jobs import ingest
 from spark_jobs.common.checks import KNOWN_ITEM
 from spark_jobs.run import run_jobs
@@ -53,7 +50,4 @@ def run(step: SparkStep) -> None:
 
 if __name__ == "__main__":
     # Forced: the inputs of ingest are unchanged, so the planner calls it done.
-    run_jobs(
-        "retry_quarantine", lambda args: {"ingest": run},
-        lambda: replace(parse_arguments("retry_quarantine.py"), force=True),
-    )  # fmt: skip
+    run_jobs("retry_quarantine", {"ingest": run}, force=True)

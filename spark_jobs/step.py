@@ -46,7 +46,13 @@ class SparkStep:
 
     def read(self, table: str, contract: Contract | None = None) -> DataFrame:
         """The whole input table at its pinned version, its schema compared with the contract."""
-        return self._checked(self.read_unchecked(table), contract or load_contract(table))
+        frame, contract = self.read_unchecked(table), contract or load_contract(table)
+        if problems := schema_drift(contract, frame.schema):
+            raise ContractError(
+                f"table {contract.name}: its schema drifted from contract version {contract.version}:\n  "
+                + "\n  ".join(problems)
+            )
+        return frame
 
     def read_unchecked(self, table: str) -> DataFrame:
         """The whole input table at its pinned version, its columns under our names; ingest checks the rows itself."""
@@ -73,8 +79,7 @@ class SparkStep:
 
     def read_dates(self, table: str, start: date, end: date, contract: Contract | None = None) -> DataFrame:
         """The partitions `start <= dt <= end` of an input table at its pinned version."""
-        frame = self.read(table, contract)
-        return frame.where(F.col("dt").between(F.lit(start), F.lit(end)))
+        return self.read(table, contract).where(F.col("dt").between(F.lit(start), F.lit(end)))
 
     def read_slice(self, table: str, contract: Contract | None = None) -> DataFrame:
         """The run date's partition of an input table at its pinned version."""
@@ -84,21 +89,11 @@ class SparkStep:
         """Rows of the run date's slice of an input table by its log; 0 where the (optional) table does not exist."""
         if not self.context.has(table):
             return 0
-        snapshot = self.context.snapshot(table)
-        return rows_in(snapshot.select(start=self.run_date, end=self.run_date))
+        return rows_in(self.context.snapshot(table).select(start=self.run_date, end=self.run_date))
 
     def spread(self, frame: DataFrame, *columns: str) -> DataFrame:
         """`frame` in as many files as there are shuffle partitions, so that every rank of a worker gets some."""
         return frame.repartition(int(str(self.spark.conf.get("spark.sql.shuffle.partitions"))), *columns)
-
-    def _checked(self, frame: DataFrame, contract: Contract) -> DataFrame:
-        problems = schema_drift(contract, frame.schema)
-        if problems:
-            raise ContractError(
-                f"table {contract.name}: its schema drifted from contract version {contract.version}:\n  "
-                + "\n  ".join(problems)
-            )
-        return frame
 
     def write_slice(
         self, table: str, frame: DataFrame, *, contract: Contract | None = None,
