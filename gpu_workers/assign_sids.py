@@ -67,11 +67,10 @@ def run(context: StepContext, ranks: Ranks) -> None:
             )
         tokenizer = load_tokenizer(context.artifacts.fetch(manifest)).to(ranks.device)
         contract = context.contract("item_sids")
-        table = context.lake.create(contract) if ranks.is_main else None
+        table = context.output("item_sids")
     partition = {"sid_version": manifest.version}
     with item_vectors(snapshot, encoder_version, ranks) as items, tempfile.TemporaryDirectory() as scratch:
         with ranks.together():
-            table = table or context.lake.open("item_sids")
             published = _published(table, partition, tokenizer.levels)
             bad = _bad_rows(items.vectors)
             fresh, moved = _to_issue(items, published, snapshot, encoder_version, _REISSUE_DISTANCE)
@@ -92,7 +91,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
     )  # fmt: skip
 
 
-def _published(table: Snapshot, partition: dict[str, str], levels: int) -> _Published:
+def _published(table: Snapshot | None, partition: dict[str, str], levels: int) -> _Published:
     held: list[dict[str, np.ndarray]] = []
     last_issue: dict[int, int] = {}
     for batch in _rows_of(
@@ -120,8 +119,10 @@ def _published(table: Snapshot, partition: dict[str, str], levels: int) -> _Publ
     )
 
 
-def _rows_of(table: Snapshot, partition: dict[str, str], columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-    return read_batches(table, table.select(where=partition), columns)
+def _rows_of(
+    table: Snapshot | None, partition: dict[str, str], columns: Sequence[str]
+) -> Iterator[dict[str, np.ndarray]]:
+    return read_batches(table, table.select(where=partition), columns) if table else iter(())
 
 
 def _bad_rows(vectors: np.ndarray) -> np.ndarray:
@@ -200,7 +201,7 @@ def _issue_and_write(
     rows: np.ndarray,
     encoded: TokenizedItems,
     writer: PartWriter,
-    table: Snapshot,
+    table: Snapshot | None,
     partition: dict[str, str],
     retired: np.ndarray,
 ) -> None:
