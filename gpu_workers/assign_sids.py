@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from gpl_core.contracts.contract import Contract
-from gpl_core.errors import LineageError
+from gpl_core.errors import ContractError, LineageError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.writer import PartWriter
@@ -110,6 +110,12 @@ def _published(table: Snapshot | None, partition: dict[str, str], levels: int) -
         )
     whole = {name: np.concatenate([part[name] for part in held]) for name in held[0]}
     order = np.argsort(whole["item_index"], kind="stable")
+    if len(twice := np.flatnonzero(np.diff(whole["item_index"][order]) == 0)):
+        raise ContractError(
+            f"table item_sids, {partition}: {len(twice)} item(s) have two semantic IDs in force, for example "
+            f"item_index={whole['item_index'][order[twice[0]]]}; overlapping runs of an earlier release left them, run "
+            "gpl repair"
+        )
     return _Published(
         whole["item_index"][order].astype(np.int64),
         whole["sid"][order].astype(np.int32),

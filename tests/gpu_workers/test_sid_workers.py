@@ -18,9 +18,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from gpl_core.cli import main
 from gpl_core.config import load_config
 from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import ConflictError, GateError, LineageError, MissingInputError, UsageError
+from gpl_core.errors import ConflictError, ContractError, GateError, LineageError, MissingInputError, UsageError
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import Counts, StepContext
 from gpl_core.graph.steps import find_step
@@ -29,7 +30,7 @@ from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpu_workers import assign_sids, encode_items, train_tokenizer
 from gpu_workers.ranks import start_ranks
 from gpu_workers.run import worker_of
-from tests.support import doubled, run_of
+from tests.support import doubled, put, run_of
 
 ROOT = Path(__file__).parents[2]
 DAY = "2026-01-02"
@@ -335,6 +336,25 @@ def test_a_run_that_others_have_overtaken_says_so_and_is_run_again(house):
     assert house.run("encode_items") is None
     assert len(house.rows("item_embeddings")) == 60
     assert doubled(house.lake, "item_embeddings") == []
+
+
+def test_items_with_two_sids_are_refused_until_they_are_repaired(house):
+    """As two runs at once left them in earlier releases: the same rows, appended twice."""
+    rows = [item(n, v) for n, v in enumerate(clustered(60))]
+    house.write_items(rows)
+    for worker in BODIES:
+        house.run(worker)
+    issued = house.rows("item_sids")
+    partition = {"sid_version": issued[0]["sid_version"]}
+    put(house.lake, "item_sids", issued[:3], partition=partition, mode="append")
+    house.write_items([*rows, item(60, clustered(1, seed=9)[0], day="2026-01-02")])
+    house.run("encode_items", "2026-01-03")
+    with pytest.raises(ContractError, match=r"item_sids.*3 item\(s\) have two semantic IDs.*run gpl repair"):
+        house.run("assign_sids", "2026-01-03")
+    assert main(["repair", "--config", str(house.config_file())]) == 0
+    house.run("assign_sids", "2026-01-03")
+    assert doubled(house.lake, "item_sids") == []
+    assert len(house.rows("item_sids")) == 61
 
 
 def test_sids_of_another_encoder_are_refused(house):
