@@ -12,6 +12,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +69,10 @@ def run(context: StepContext, ranks: Ranks) -> None:
         rejects: list[dict[str, str]] = []
         title = f"anchors, rank {ranks.rank}"
         with tqdm(total=share.rows, unit="user", desc=title, position=ranks.rank, mininterval=1.0, disable=None) as bar:
-            for unit, rows, cached in units(context, snapshot, share.files, model.version):
+            for unit, rows, todo in units(context, snapshot, share.files, model.version):
                 done = journal.find(unit)
                 if done is None:
-                    done = _work(context, search, rows, cached, tokenizer.version, model.version, partition, bar, ranks)
+                    done = _work(context, search, rows, todo, tokenizer.version, model.version, partition, bar, ranks)
                     journal.add(unit, done)
                 else:  # computed by an earlier, killed run
                     counts["resumed"] += done["generated"]
@@ -106,17 +108,19 @@ def _search(
 def units(
     context: StepContext, requests: Snapshot, files: Sequence[DataFile], model_version: str
 ) -> Iterator[tuple[str, dict[str, np.ndarray], np.ndarray]]:
-    """The requests of ``files`` in units of UNIT_ROWS: name, rows, and the hashes of keys that the cache holds already.
+    """The requests of ``files`` in units of UNIT_ROWS: name, rows, and which of them the cache does not hold.
 
-    A unit's name identifies its rows, whichever rank reads them. The cache is scanned once per _KEYS_AT_A_TIME
-    requests, so that memory grows with neither.
+    A unit's name identifies its rows and what the cache lacks of them, whichever rank reads them: what a killed run
+    has left is not taken for a unit of which another run has cached a part since. The cache is scanned once per
+    _KEYS_AT_A_TIME requests, so that memory grows with neither.
     """
     for group in file_groups(files, _KEYS_AT_A_TIME):
         cached = cached_keys(context, requests, group, model_version)
         for file in group:
             batches = read_batches(requests, [file], _COLUMNS)
             for number, rows in enumerate(rebatch(batches, UNIT_ROWS)):
-                yield f"{file.path}#{number}x{UNIT_ROWS}", rows, cached
+                todo = np.flatnonzero(~members(_hashes(rows), cached))
+                yield f"{file.path}#{number}x{UNIT_ROWS}:{sha256(todo.tobytes()).hexdigest()}", rows, todo
 
 
 def cached_keys(context: StepContext, requests: Snapshot, files: Sequence[DataFile], model_version: str) -> np.ndarray:
@@ -166,10 +170,10 @@ class Journal:
 
     def find(self, unit: str) -> dict[str, Any] | None:
         """What `add` recorded for ``unit``; None without a record, or when a part file has been removed since."""
-        file = self._file(unit)
-        if not file.is_file():
+        try:
+            done = json.loads(self._file(unit).read_text())
+        except FileNotFoundError:
             return None
-        done = json.loads(file.read_text())
         if not all(self._fs.exists(f"{self._base}/{part['path']}") for part in done["parts"]):
             return None
         return done
@@ -178,8 +182,9 @@ class Journal:
         """Record a finished unit."""
         file = self._file(unit)
         aside = file.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(done))
-        os.replace(aside, file)
+        with suppress(FileNotFoundError):  # another run of the same work has ended, and removed the folder
+            aside.write_text(json.dumps(done))
+            os.replace(aside, file)
 
     def remove(self) -> None:
         """Delete all records; the ranks of a machine share the folder, any of them may be first."""
@@ -193,7 +198,7 @@ def _work(
     context: StepContext,
     search: BeamSearch,
     rows: dict[str, np.ndarray],
-    cached: np.ndarray,
+    todo: np.ndarray,
     sid_version: str,
     model_version: str,
     partition: Mapping[str, str],
@@ -204,7 +209,6 @@ def _work(
     require_version(rows, "anchor_requests", "sid_version", sid_version)
     require_version(rows, "anchor_requests", "model_version", model_version)
     vocabulary = search.model.vocabulary
-    todo = np.flatnonzero(~members(_hashes(rows), cached))
     bar.update(len(rows["user_id"]) - len(todo))
     histories: list[np.ndarray] = []
     items: list[np.ndarray] = []

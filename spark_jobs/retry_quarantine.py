@@ -35,12 +35,12 @@ def repaired(quarantine: DataFrame, items: DataFrame) -> dict[str, int]:
 
 def run(step: SparkStep) -> None:
     """Ingest again if some row would pass now, or if the step is due anyway."""
-    context, lake = step.context, step.context.lake
+    context, pinned = step.context, step.context.state.outputs
     if context.state.status != "done":
         ingest.run(step)
         return
-    quarantine = step.read_version("quarantine", lake.open("quarantine").version)
-    items = step.read_version("items", lake.open("items").version)
+    quarantine = step.read_version("quarantine", pinned["quarantine"])
+    items = step.read_version("items", pinned["items"])
     rows = repaired(quarantine.where(F.col("dt") == F.lit(step.run_date)), items)
     if rows:
         context.force, context.rewrite = False, frozenset(t for source in rows for t in _OUTPUTS[source])

@@ -152,12 +152,12 @@ def count_stats(liked: DataFrame, shown: DataFrame, before: DataFrame | None, ke
 
 def write_counts(step: SparkStep) -> None:
     """item_stats and user_stats: positives over the sequences' window, exposures over `sequences.stats_days`."""
-    lake, config, day = step.context.lake, step.config.sequences, step.run_date
+    config, day = step.config.sequences, step.run_date
     windows = CountWindows(day, {"interactions": config.history_days, "impressions": config.stats_days})
     tables = {t: step.context.snapshot(t) for t in windows.days}
     saw = windows.digests(tables, day)
     for table, key in (("item_stats", "item_index"), ("user_stats", "user_id")):
-        own = lake.open(table) if lake.exists(table) else None
+        own = step.context.output(table)
         base = windows.base(own, tables, config.snapshot_every)
         liked, shown = (windows.events(step, t, base) for t in windows.days)
         before = None
@@ -179,8 +179,7 @@ def run(step: SparkStep) -> None:
     yesterday, window = day - timedelta(days=1), timedelta(days=config.history_days)
     digests = event_digests(context.snapshot("interactions"), day - window, yesterday)
     made_from = {"sid_version": sid_version, "settings": context.step.config_hash(step.config)}
-    table = lake.open("user_sequences") if lake.exists("user_sequences") else None
-    base = choose_base(table, day, config.snapshot_every, made_from, digests)
+    base = choose_base(context.output("user_sequences"), day, config.snapshot_every, made_from, digests)
     sids_version = context.snapshot("item_sids").version
     sids = sids_in_force(step.read("item_sids"), sid_version)
     events = step.read_dates("interactions", day - window, yesterday)

@@ -163,10 +163,13 @@ class SparkStep:
     ) -> Commit:
         """One marked commit through `save(app_id, txn_version, mark, uri)`, and what it added by the table's log.
 
-        Of two runs that start from one table version, Delta skips the transaction of the second.
+        It follows the version `since`, by default the one that the run was decided on. Of two runs that follow one
+        version, Delta skips the transaction of the second.
         """
         self.create_table(contract)
-        before = self.context.lake.open(contract.name, since, contract=contract)
+        since = self.context.state.outputs.get(contract.name) if since is None else since
+        pinned = None if since is None else max(since, 0)  # version 0 creates the table
+        before = self.context.lake.open(contract.name, pinned, contract=contract)
         mark = self.context.mark(contract.name, details)
         app_id = f"{mark.step}:{contract.name}:{min(mark.slices)}:{max(mark.slices)}"
         version = before.transaction_version(app_id) + 1
@@ -175,8 +178,8 @@ class SparkStep:
         except Exception as error:
             if is_conflict(error):
                 raise ConflictError(
-                    f"table {contract.name}: slice {sorted(mark.slices)} was written by another run at the same "
-                    "time; nothing was changed, run the step again"
+                    f"table {contract.name}: slice {sorted(mark.slices)} was written by another run in the "
+                    "meantime; nothing was changed, run the step again"
                 ) from error
             raise
         after = self.context.lake.open(contract.name, contract=contract)
@@ -186,6 +189,8 @@ class SparkStep:
                 f"table {contract.name}: another run committed {app_id} with transaction {version} first; "
                 "run the step again"
             )
+        if found > before.version + 1:  # after commits to other slices
+            before = self.context.lake.open(contract.name, found - 1, contract=contract)
         rows, size = added(self.context.lake.open(contract.name, found, contract=contract), before)
         commit = Commit(before.version, found, rows, size)
         self.context.committed(contract.name, commit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -15,6 +16,9 @@ import yaml
 from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import Column, Contract, load_contract
 from gpl_core.contracts.types import parse_type
+from gpl_core.graph.arguments import StepArguments
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.step_run import Body, run_step
 from gpl_core.lakehouse.lake import Commit, Lake
 from gpl_core.lakehouse.marks import SliceMark
 
@@ -117,6 +121,18 @@ def config_file(root: Path, body: Mapping[str, Any] | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(text), encoding="utf-8")
     return path
+
+
+def run_of(config: Config, step: str, day: date, body: Body, run_id: str = "run", *, force: bool = False) -> str:
+    """Run one step as an entry point does; returns done or noop."""
+    return run_step(Planner(config), step, day, StepArguments(config, (day,), run_id, force=force), body)
+
+
+def doubled(lake: Lake, table: str) -> list[tuple]:
+    """The primary keys that occur more than once in `table`."""
+    rows = lake.open(table).read(columns=list(load_contract(table).primary_key)).to_pylist()
+    counts = Counter(tuple(row.values()) for row in rows)
+    return sorted(key for key, count in counts.items() if count > 1)
 
 
 def put(

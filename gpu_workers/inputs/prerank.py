@@ -122,15 +122,9 @@ def load_profiles(context: StepContext, ranks: Ranks, items: ItemRows) -> UserPr
     date, and the ranks' sums are added. Without the table all profiles are 0.
     """
     profiles = UserProfiles(context.config.prerank.user_buckets, items.vectors.shape[1])
-    text = ""
-    with ranks.together():
-        if ranks.is_main and context.lake.exists("user_sequences"):
-            pinned = context.state.inputs.get("user_sequences", {}).get("version")
-            text = str(pinned if pinned is not None else context.lake.open("user_sequences").version)
-    text = ranks.broadcast_text(text)
-    if not text:
+    if not context.has("user_sequences"):
         return profiles
-    snapshot = context.lake.open("user_sequences", int(text))
+    snapshot = context.snapshot("user_sequences")
     last = context.run_date - timedelta(days=context.config.prerank.train_days - 1)
     first = last - timedelta(days=context.config.sequences.snapshot_every - 1)
     for day in [d for d in snapshot.slices() if first <= d <= last]:

@@ -164,7 +164,10 @@ def write(step: SparkStep, verdicts: Sequence[Verdict]) -> None:
         rows = [{**asdict(v), "run_id": context.run_id} for v in verdicts]
         writer.write(pa.Table.from_pylist(rows, schema=contract.arrow_schema(partitions=False)))
     mark = context.mark(TABLE)
-    commit = context.lake.commit(contract, writer.parts, mark=mark, mode="overwrite", partition=partition)
+    commit = context.lake.commit(
+        contract, writer.parts, mark=mark, mode="overwrite", partition=partition,
+        since=context.state.outputs.get(TABLE),
+    )  # fmt: skip
     context.counts.outputs[TABLE] = {
         "before": commit.version_before, "after": commit.version_after, "rows": commit.rows
     }  # fmt: skip

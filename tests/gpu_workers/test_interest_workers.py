@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import combinations
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import LineageError, MissingInputError
+from gpl_core.errors import ConflictError, LineageError, MissingInputError
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
@@ -39,7 +40,7 @@ from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.inputs.interest import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
 from gpu_workers.ranks import Ranks
 from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, LEVELS, InterestLake, User
-from tests.support import legal_rows, put
+from tests.support import doubled, legal_rows, put, run_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -328,24 +329,26 @@ def test_two_ranks_under_the_launcher_learn_what_one_learns(tmp_path: Path, rank
     lake.write_stats(users)
     enough = "interest.epochs=6"  # for the order of the batches not to matter
     call(alone, train_interest_model, ranks, enough)
-    launch(lake, "train_interest_model", enough, ranks=2)
+    launch(lake, "gpu_workers/train_interest_model.py", enough, ranks=2)
     one, two = model_of(alone).metrics, model_of(lake).metrics
     assert two["train"] == one["train"]
     assert abs(two["valid_loss"] / one["valid_loss"] - 1) < 0.03
     # The cache is the same, too, whoever generates it.
     model = model_of(lake)
     lake.write_requests(users[:9], model.version, DAY)
-    launch(lake, "generate_anchors", enough, ranks=2)
+    launch(lake, "gpu_workers/generate_anchors.py", enough, ranks=2)
     found = anchors_of(lake, DAY)
     expected = search_directly(lake, users[:9], model)
     assert {u: r["anchor_sids"] for u, r in found.items()} == expected
 
 
-def launch(lake: InterestLake, worker: str, *overrides: str, ranks: int) -> None:
+def launch(
+    lake: InterestLake, script: str, *overrides: str, ranks: int, day: date = DAY, steps: Sequence[str] = ()
+) -> None:  # fmt: skip
     """Start a worker under the DeepSpeed launcher, and end all its ranks when it takes too long."""
     command = [
         str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks),
-        "--master_port", str(29900 + os.getpid() % 90), f"gpu_workers/{worker}.py", "--run-date", DAY.isoformat(),
+        "--master_port", str(29900 + os.getpid() % 90), script, "--run-date", day.isoformat(), *steps,
         *lake.arguments(*overrides),
     ]  # fmt: skip
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -441,6 +444,47 @@ def test_wider_beams_find_anchors_that_are_at_least_as_likely(trained: InterestL
     gains = [np.subtract(wide[f"w{u.user_id}"]["log_prob"][:5], narrow[f"n{u.user_id}"]["log_prob"]) for u in users]
     assert (np.array(gains) > -1e-5).all()
     assert (np.array(gains) > 1e-3).any()
+
+
+def test_of_two_runs_at_once_one_caches_the_anchors(trained: InterestLake, ranks: Ranks) -> None:
+    """The other run ends after this one has looked at the cache: for the same date, then for the date after it."""
+    day, day_after = DAY + timedelta(days=60), DAY + timedelta(days=61)
+    config, users = trained.config(), [replace(u, user_id=f"two-{u.user_id}") for u in trained.users(30, seed=60)]
+    trained.write_requests(users[:20], model_of(trained).version, day)
+    trained.write_requests(users, model_of(trained).version, day_after)
+    ends = []
+
+    def run(day: date, other: date | None = None) -> str:
+        def body(context: StepContext) -> None:
+            if other:
+                ends.append(run(other))
+            generate_anchors.run(context, ranks)
+
+        return run_of(config, "generate_anchors", day, body)
+
+    ends.append(run(day, other=day))
+    assert ends == ["done", "noop"]
+    assert set(anchors_of(trained, day)) == {u.user_id for u in users[:20]}
+
+    trained.write_requests(users[10:], model_of(trained).version, day)  # the requests of both dates hold the last ten
+    with pytest.raises(ConflictError, match=r"interest_anchors.*another run.*run the step again"):
+        run(day, other=day_after)
+    assert ends[2:] == ["done"]
+    assert set(anchors_of(trained, day_after)) == {u.user_id for u in users[20:]}
+    assert run(day) == "done"
+    assert run(day) == "noop"
+    assert not [key for key in doubled(trained.lake, "interest_anchors") if key[0].startswith("two-")]
+
+
+@pytest.mark.slow
+@pytest.mark.deepspeed
+def test_two_ranks_leave_when_another_run_has_cached_the_anchors_meanwhile(trained: InterestLake) -> None:
+    day, users = DAY + timedelta(days=65), trained.users(30, seed=65)
+    trained.write_requests(users, model_of(trained).version, day)
+    launch(trained, "tests/gpu_workers/overtaken.py", ranks=2, day=day, steps=("--steps", "generate_anchors"))
+    ends = sorted(r["status"] for r in trained.lake.open("job_runs").read().to_pylist() if r["run_date"] == day)
+    assert ends == ["done", "noop"]
+    assert set(anchors_of(trained, day)) == {u.user_id for u in users}  # and each once
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_of_two_decisions_at_once_one_is_told(store, bundle, monkeypatch):
         return manifests(kind)
 
     monkeypatch.setattr(store, "manifests", slow)
-    with pytest.raises(ConflictError, match="at the same time"):
+    with pytest.raises(ConflictError, match="in the meantime"):
         store.decide("tokenizer", one, "promote")
     assert used(store, 9) == [one], "only the rollback of the other was recorded"
     assert store.lake.open("artifact_decisions").read().num_rows == 1
