@@ -32,7 +32,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """What `write_checkpoint` was given, tensors on the CPU; None without a file, or when it is damaged: that is logged."""
+    """What `write_checkpoint` was given, tensors on the CPU; None without a file or, logged, when it is damaged."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Checkpoints of a DeepSpeed training: each rank's share in a file of its own, without the pickles of DeepSpeed's own."""
+"""Checkpoints of a DeepSpeed training: each rank's share in a file of its own, without DeepSpeed's pickles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EngineCheckpoints:
         self._folder, self._ranks = folder, ranks
 
     def save(self, tag: str, engine: Any, facts: Mapping[str, Any]) -> None:
-        """Write every rank's file, then remove earlier checkpoints. ``facts``: what this rank keeps beside its share."""
+        """Write every rank's file, then remove earlier checkpoints. ``facts``: what this rank keeps beside it."""
         with self._ranks.together(), _at_rest(engine):
             write_checkpoint(self._file(tag), {"engine": _state_of(engine), "facts": facts})
         self._remove(t for t in self._tags() if t < tag)
