@@ -8,8 +8,6 @@ units; a killed run that is started again keeps them and computes the rest. All 
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +20,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
+from gpl_core.checkpoint import read_checkpoint, write_checkpoint
 from gpl_core.errors import ContractError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.bundle import load_bundle, read_description
@@ -161,37 +160,47 @@ def _hashes(rows: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 class Journal:
-    """Finished units of work on disk, one small JSON file each, written to a temporary name and renamed."""
+    """Finished units of work on disk, a checkpoint each, with the hashes of their part files."""
 
     def __init__(self, folder: Path, table_uri: str) -> None:
         self._folder = folder
         self._fs, self._base = filesystem(table_uri)
-        folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, unit: str) -> dict[str, Any] | None:
-        """What `add` recorded for ``unit``; None without a record, or when a part file has been removed since."""
-        try:
-            done = json.loads(self._file(unit).read_text())
-        except FileNotFoundError:
+        """What `add` recorded for ``unit``; None without a record, or when it or a part file is damaged or gone."""
+        state = read_checkpoint(self._file(unit))
+        if state is None or state["unit"] != unit:
             return None
-        if not all(self._fs.exists(f"{self._base}/{part['path']}") for part in done["parts"]):
-            return None
+        done: dict[str, Any] = state["done"]
+        for part, digest in zip(done["parts"], state["digests"], strict=True):
+            if self._digest(part) != digest:
+                log.warning("%s/%s is damaged or gone: its unit is computed again", self._base, part["path"])
+                return None
         return done
 
     def add(self, unit: str, done: Mapping[str, Any]) -> None:
         """Record a finished unit."""
-        file = self._file(unit)
-        aside = file.with_suffix(f".{os.getpid()}")
         with suppress(FileNotFoundError):  # another run of the same work has ended, and removed the folder
-            aside.write_text(json.dumps(done))
-            os.replace(aside, file)
+            digests = [self._digest(part) for part in done["parts"]]
+            write_checkpoint(self._file(unit), {"unit": unit, "done": done, "digests": digests})
 
     def remove(self) -> None:
         """Delete all records; the ranks of a machine share the folder, any of them may be first."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _file(self, unit: str) -> Path:
-        return self._folder / f"{hash_keys([unit])[0]:016x}.json"
+        return self._folder / f"{hash_keys([unit])[0]:016x}.safetensors"
+
+    def _digest(self, part: Mapping[str, Any]) -> str:
+        """sha256 of a part file; "" when it is gone."""
+        try:
+            with self._fs.open(f"{self._base}/{part['path']}", "rb") as handle:
+                found = sha256()
+                while block := handle.read(1 << 20):
+                    found.update(block)
+                return found.hexdigest()
+        except FileNotFoundError:
+            return ""
 
 
 def _work(

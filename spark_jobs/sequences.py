@@ -174,7 +174,7 @@ def write_counts(step: SparkStep) -> None:
 
 def run(step: SparkStep) -> None:
     """Write the three slices of the run date."""
-    context, lake, config, day = step.context, step.context.lake, step.config.sequences, step.run_date
+    context, config, day = step.context, step.config.sequences, step.run_date
     sid_version = context.artifact("tokenizer").version
     yesterday, window = day - timedelta(days=1), timedelta(days=config.history_days)
     digests = event_digests(context.snapshot("interactions"), day - window, yesterday)

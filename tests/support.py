@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -178,3 +180,44 @@ def spark_conf(spark: Any, settings: Mapping[str, Any]) -> Iterator[None]:
     finally:
         for key, value in before.items():
             spark.conf.set(key, value)
+
+
+def truncated(path: Path) -> None:
+    """Leave the first half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def bit_flipped(path: Path) -> None:
+    """Turn one bit in the last third of a file."""
+    content = bytearray(path.read_bytes())
+    content[-1 - len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def emptied(path: Path) -> None:
+    """Leave a file of no bytes."""
+    path.write_bytes(b"")
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "missing": Path.unlink,
+    "empty": emptied,
+    "truncated": truncated,
+    "bit flipped": bit_flipped,
+}
+
+
+class _Planted:
+    """An object that makes a folder when it is unpickled."""
+
+    def __init__(self, ran: Path) -> None:
+        self._ran = str(ran)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self._ran,)
+
+
+def planted_pickle(path: Path, ran: Path) -> None:
+    """Write a pickle to `path` that makes the folder `ran` when somebody reads it as one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(_Planted(ran)))

@@ -40,7 +40,7 @@ from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.inputs.interest import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
 from gpu_workers.ranks import Ranks
 from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, LEVELS, InterestLake, User
-from tests.support import doubled, legal_rows, put, run_of
+from tests.support import DAMAGES, doubled, legal_rows, planted_pickle, put, run_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,7 +134,7 @@ forward = worker.TrainingObjective.forward
 root = pathlib.Path(sys.argv[1])
 
 def deadly(self, *packs):
-    if any(p.read_text() == "epoch-2-step-2" for p in root.rglob("checkpoints/latest")):
+    if any(root.rglob("checkpoints/epoch-0002-step-00000002/rank-0.safetensors")):
         os.kill(os.getpid(), signal.SIGKILL)
     return forward(self, *packs)
 
@@ -164,6 +164,48 @@ def test_kill_9_in_an_epoch_then_again_gives_the_weights_of_an_undisturbed_run(
     with caplog.at_level("INFO"):
         call(lake, train_interest_model, ranks, often)
     assert "resumed after epoch 2, step 2" in caplog.text
+    mine, undisturbed = weights_of(lake), weights_of(trained)
+    assert all(torch.equal(mine[name], undisturbed[name]) for name in undisturbed)
+
+
+@pytest.mark.parametrize("damage", [None, *DAMAGES])
+def test_a_training_killed_before_it_publishes_ends_the_same_from_a_whole_or_damaged_checkpoint(
+    tmp_path: Path, trained: InterestLake, ranks: Ranks, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, damage: str | None,
+) -> None:  # fmt: skip
+    """A whole one holds the best epoch too: nothing is trained again. Pickles among the checkpoints never run."""
+    lake = InterestLake(tmp_path / "lake")
+    users = lake.users(120)
+    lake.write_sequences(users)
+    lake.write_stats(users)
+
+    def no_publish(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_interest_model, "publish", no_publish)
+        with pytest.raises(KeyboardInterrupt):
+            call(lake, train_interest_model, ranks)
+    (checkpoint,) = lake.root.rglob("checkpoints/*/rank-0.safetensors")
+    folder = checkpoint.parents[1]
+    if damage:
+        DAMAGES[damage](checkpoint)
+    for name in ("epoch-9/mp_rank_00_model_states.pt", "epoch-9/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        planted_pickle(folder / name, tmp_path / "ran")
+    planted_pickle(folder / "epoch-9999/rank-0.safetensors", tmp_path / "ran")
+    (folder / "latest").write_text("epoch-9")
+    steps: list[int] = []
+    forward = train_interest_model.TrainingObjective.forward
+    monkeypatch.setattr(
+        train_interest_model.TrainingObjective, "forward", lambda self, *a: steps.append(1) or forward(self, *a)
+    )
+    with caplog.at_level("INFO"):
+        call(lake, train_interest_model, ranks)
+    assert bool(steps) == bool(damage)
+    assert f"{folder / 'epoch-9999/rank-0.safetensors'} is damaged" in caplog.text
+    assert (f"{checkpoint} is damaged" in caplog.text) == (damage not in (None, "missing"))
+    assert not (tmp_path / "ran").exists()
+    assert not folder.exists()
     mine, undisturbed = weights_of(lake), weights_of(trained)
     assert all(torch.equal(mine[name], undisturbed[name]) for name in undisturbed)
 
@@ -531,10 +573,13 @@ def test_finished_units_survive_a_crash_and_are_not_computed_again(
     assert {u: r["anchor_sids"] for u, r in anchors_of(trained, day).items()} == search_directly(trained, users, model)
 
 
-def test_a_part_file_that_vanished_is_made_again(
-    trained: InterestLake, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damaged", ["part", "record"])
+def test_a_damaged_part_or_record_of_a_finished_unit_is_made_again(
+    trained: InterestLake, ranks: Ranks, monkeypatch: pytest.MonkeyPatch, damaged: str, damage: str
 ) -> None:
-    day, users, model = DAY + timedelta(days=5), trained.users(4, seed=6), model_of(trained)
+    number = 2 * [*DAMAGES].index(damage) + (damaged == "part")
+    day, users, model = DAY + timedelta(days=60 + number), trained.users(4, seed=60 + number), model_of(trained)
     trained.write_requests(users, model.version, day)
 
     def no_commit(*args: object, **kwargs: object) -> None:
@@ -544,9 +589,11 @@ def test_a_part_file_that_vanished_is_made_again(
         patch.setattr(generate_anchors, "commit_parts", no_commit)
         with pytest.raises(KeyboardInterrupt):
             call(trained, generate_anchors, ranks, day=day)
-    (orphan,) = (trained.root / "tables/interest_anchors").rglob(f"dt={day}/*.parquet")
-    orphan.unlink()
-    call(trained, generate_anchors, ranks, day=day)
+    (part,) = (trained.root / "tables/interest_anchors").rglob(f"dt={day}/*.parquet")
+    (record,) = (trained.root / "work/generate_anchors").rglob("*.safetensors")
+    DAMAGES[damage]({"part": part, "record": record}[damaged])
+    context = call(trained, generate_anchors, ranks, day=day)
+    assert context.counts.details["resumed"] == 0
     assert set(anchors_of(trained, day)) == {u.user_id for u in users}
     # Run by force once more: all is in the cache now, and no part is added a second time.
     context = call(trained, generate_anchors, ranks, day=day)

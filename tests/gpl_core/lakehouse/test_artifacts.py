@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
 from gpl_core.lakehouse.artifacts import MANIFEST, ArtifactStore, Manifest, artifact_version
+from tests.support import DAMAGES
 
 DAY = date(2026, 1, 3)
 
@@ -105,24 +106,6 @@ def test_a_manifest_that_cannot_be_read_is_named_and_hides_no_other(store, bundl
     assert f"tokenizer/{new.version}/{MANIFEST} is broken" in caplog.text
     with pytest.raises(MissingInputError, match=rf"no version {new.version}; existing: .*{new.version} \(damaged\)"):
         store.decide("tokenizer", new.version, "promote")
-
-
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def bit_flipped(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
-    path.write_bytes(content)
-
-
-DAMAGES = {
-    "missing": Path.unlink,
-    "empty": lambda p: p.write_bytes(b""),
-    "truncated": truncated,
-    "flipped": bit_flipped,
-}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
