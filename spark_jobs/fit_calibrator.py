@@ -145,7 +145,7 @@ def quantile(
         # An empty day must not stop the graph: this calibrator will label nothing.
         log.warning("fit_calibrator: %s has no scored unexposed pair; the calibrator is the constant %.4f", day, rate)
         knots, base = np.full(GRID_CELLS + 1, rate), rate
-    fitted = FittedOn("unlabelled", pairs, 0, day, day, base)
+    fitted = FittedOn("unlabeled", pairs, 0, day, day, base)
     return grid_calibrator("quantile", knots, fitted, settings.score), {**details, "target_rate": rate}
 
 

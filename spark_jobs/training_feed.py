@@ -28,7 +28,7 @@ FACTORS = ("coherence", "consistency", "llm_confidence")
 NO_HISTORY, NO_ANCHORS, NO_EMBEDDING, OTHER = "no history", "no anchors", "no embedding", "other"
 LATE, REFUSED = "labels late", "a monitor refused"
 _VERSIONS = ("sid_version", "model_version", "calibrator_version")
-_RECORDED = ("exposed", "random", "labelled", "left_out", "label_sum", "pseudo_label_sum", "weight_sum")
+_RECORDED = ("exposed", "random", "labeled", "left_out", "label_sum", "pseudo_label_sum", "weight_sum")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class FeedSlice:
     """What is known about the date's pairs before anything is written.
 
     Attributes:
-        exposed, labelled: rows that reach the feed.
+        exposed, labeled: rows that reach the feed.
         left_out: unexposed rows without a label, by reason.
         shown: unexposed rows whose user saw the item on this date: must be 0.
         label_sum, pseudo_label_sum, weight_sum: over the feed's rows, of its float values.
@@ -45,7 +45,7 @@ class FeedSlice:
 
     exposed: int
     random: int
-    labelled: int
+    labeled: int
     left_out: dict[str, int]
     shown: int
     label_sum: float
@@ -55,9 +55,9 @@ class FeedSlice:
 
     def exposed_only(self, late: bool) -> FeedSlice:
         """The slice without its unexposed rows: labels are late, or a monitor refused."""
-        left_out = {LATE: sum(self.left_out.values())} if late else {**self.left_out, REFUSED: self.labelled}
+        left_out = {LATE: sum(self.left_out.values())} if late else {**self.left_out, REFUSED: self.labeled}
         return replace(
-            self, labelled=0, left_out={k: v for k, v in left_out.items() if v}, pseudo_label_sum=0.0,
+            self, labeled=0, left_out={k: v for k, v in left_out.items() if v}, pseudo_label_sum=0.0,
             weight_sum=float(self.exposed), versions=dict.fromkeys(_VERSIONS, (None,)),
         )  # fmt: skip
 
@@ -178,7 +178,7 @@ def feed_facts(
         .agg(
             F.sum(F.when(without, F.col("rows")).otherwise(0)).alias("missing"),
             # Rows that a join would give: a pair with two labels is found by their number.
-            F.sum(F.col("rows") * F.col("labels")).alias("labelled"),
+            F.sum(F.col("rows") * F.col("labels")).alias("labeled"),
             F.sum(F.when(F.col("shown") > 0, F.col("rows")).otherwise(0)).alias("shown"),
             F.sum(F.col("rows") * F.col("label")).alias("labels"),
             F.sum(F.col("rows") * F.col("weight")).alias("weights"),
@@ -187,11 +187,11 @@ def feed_facts(
     names = (NO_HISTORY, NO_ANCHORS, NO_EMBEDDING, OTHER)
     total = unlabeled_reasons(groups, **reasons).agg(
         *[F.coalesce(F.sum(F.when(F.col("reason") == n, F.col("missing"))), F.lit(0)).alias(n) for n in names],
-        *[F.coalesce(F.sum(c), F.lit(0)).alias(c) for c in ("labelled", "shown", "labels", "weights")],
+        *[F.coalesce(F.sum(c), F.lit(0)).alias(c) for c in ("labeled", "shown", "labels", "weights")],
     )
     row = only_row(total.crossJoin(seen).crossJoin(versions))  # one row each
     return FeedSlice(
-        exposed=row["exposed"], random=row["random"], labelled=row["labelled"],
+        exposed=row["exposed"], random=row["random"], labeled=row["labeled"],
         left_out={n: row[n] for n in names if row[n]}, shown=row["shown"], label_sum=float(row["clicks"]),
         pseudo_label_sum=float(row["labels"]), weight_sum=float(row["weights"]) + row["exposed"],
         versions={v: tuple(row[v]) for v in _VERSIONS},
@@ -230,7 +230,7 @@ def check_facts(facts: FeedSlice, step: SparkStep, sid_version: str, rows_in: in
             f"unexposed_samples dt={day}: {facts.shown} row(s) name a user and item in exposed_samples of the same "
             f"date; run samples for {day} again"
         )
-    total = facts.exposed + facts.labelled + sum(facts.left_out.values())
+    total = facts.exposed + facts.labeled + sum(facts.left_out.values())
     if total != rows_in:
         raise ContractError(
             f"training_feed dt={day}: {rows_in} rows came in, {total} would go out or be left out; a pair must occur "
@@ -258,7 +258,7 @@ def run(step: SparkStep) -> None:
         facts = facts.exposed_only(late)
         completeness = {"rows": "exposed_only", "because": because}
     sids = sids_in_force(step.read("item_sids"), sid_version)
-    count = facts.exposed + facts.labelled
+    count = facts.exposed + facts.labeled
     feed = shuffled(finish(rows, sids, sid_version, config.tokenizer.levels), count, config.feed.rows_per_file)
     details = {
         "rows": count, **{name: getattr(facts, name) for name in _RECORDED}, "completeness": completeness,
@@ -282,7 +282,7 @@ def _incomplete(step: SparkStep, facts: FeedSlice, late: bool) -> str | None:
     day = step.run_date
     if late:
         return f"pseudo_labels has no slice dt={day}"
-    refused = watch(step, facts.labelled, facts.left_out)
+    refused = watch(step, facts.labeled, facts.left_out)
     if refused and step.config.feed.publish == "complete":
         raise GateError(
             f"training_feed dt={day}: not published, {len(refused)} monitor(s) refuse: {'; '.join(refused)}. The "

@@ -27,7 +27,7 @@ def funnel(day: Day) -> PageSection:
     """Rows of each table, the share of unexposed rows with a label, and why the others have none."""
     table = Table(("table", "what", "rows"), [(name, what, day.rows(name, day.date)) for name, what in FUNNEL])
     left_out: dict[str, int] = day.manifest.get("left_out", {})
-    labeled = day.manifest.get("labelled", 0)
+    labeled = day.manifest.get("labeled", 0)
     unexposed = labeled + sum(left_out.values())
     text = "There are no unexposed rows on this date: the feed holds exposed pairs only."
     if unexposed:

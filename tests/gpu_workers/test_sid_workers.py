@@ -107,8 +107,8 @@ class House:
 
 def clustered(count: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(6, LENGTH))
-    return centres[rng.integers(6, size=count)] + 0.4 * rng.normal(size=(count, LENGTH))
+    centers = rng.normal(size=(6, LENGTH))
+    return centers[rng.integers(6, size=count)] + 0.4 * rng.normal(size=(count, LENGTH))
 
 
 @pytest.fixture
