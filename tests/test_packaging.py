@@ -134,7 +134,8 @@ COMES_WITH = {"tokenizers": "transformers", "markupsafe": "jinja2", "pandas": "p
 # rooms -> the extras that their users install beside the base
 EXTRAS = {
     "gpl_core/sids": ("gpu",), "gpl_core/interest": ("gpu",), "gpl_core/labels": ("gpu",), "gpl_core/prerank": ("gpu",),
-    "gpl_core/checkpoint.py": ("gpu",), "gpl_core": (), "schemas": (), "spark_jobs": ("spark",), "gpu_workers": ("gpu",),
+    "gpl_core/checkpoint.py": ("gpu",), "gpl_core": (), "schemas": (), "spark_jobs": ("spark",),
+    "gpu_workers": ("gpu",),
 }  # fmt: skip
 
 
