@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from copy import copy
 
 import pytest
 from pyspark.sql import functions as F
@@ -59,7 +60,7 @@ def test_pairs_exposed_in_the_window_are_never_unexposed(lake):
 
 def test_a_run_commits_only_on_top_of_what_it_decided_on(lake):
     """Another run ends after this one has looked at the tables: of the same work, of another slice, of other inputs."""
-    slow, ends = lake.copied(lake.root), []
+    slow, ends = copy(lake), []
 
     def run(name, job, *others):
         def within(step):
