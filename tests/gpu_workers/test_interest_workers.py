@@ -579,7 +579,7 @@ def test_a_damaged_part_or_record_of_a_finished_unit_is_made_again(
     trained: InterestLake, ranks: Ranks, monkeypatch: pytest.MonkeyPatch, damaged: str, damage: str
 ) -> None:
     number = 2 * [*DAMAGES].index(damage) + (damaged == "part")
-    day, users, model = DAY + timedelta(days=60 + number), trained.users(4, seed=60 + number), model_of(trained)
+    day, users, model = DAY + timedelta(days=100 + number), trained.users(4, seed=100 + number), model_of(trained)
     trained.write_requests(users, model.version, day)
 
     def no_commit(*args: object, **kwargs: object) -> None:
