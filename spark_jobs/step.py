@@ -173,6 +173,12 @@ class SparkStep:
         mark = self.context.mark(contract.name, details)
         app_id = f"{mark.step}:{contract.name}:{min(mark.slices)}:{max(mark.slices)}"
         version = before.transaction_version(app_id) + 1
+        taken = ConflictError(
+            f"table {contract.name}: another run committed {app_id} with transaction {version} first; run the step again"
+        )
+        # Delta would skip the write silently, and an Observation of it would never return.
+        if self.context.lake.open(contract.name, contract=contract).transaction_version(app_id) >= version:
+            raise taken
         try:
             save(app_id, version, mark.to_json(), spark_path(before.uri))
         except Exception as error:
@@ -185,10 +191,7 @@ class SparkStep:
         after = self.context.lake.open(contract.name, contract=contract)
         found = next((v for v, m in after.marks() if v > before.version and m == mark), None)
         if found is None:
-            raise ConflictError(
-                f"table {contract.name}: another run committed {app_id} with transaction {version} first; "
-                "run the step again"
-            )
+            raise taken
         if found > before.version + 1:  # after commits to other slices
             before = self.context.lake.open(contract.name, found - 1, contract=contract)
         rows, size = added(self.context.lake.open(contract.name, found, contract=contract), before)

@@ -585,12 +585,14 @@ def test_a_damaged_part_or_record_of_a_finished_unit_is_made_again(
     def no_commit(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
+    work = trained.root / "work/generate_anchors"
+    before = {*work.rglob("*.safetensors")}
     with monkeypatch.context() as patch:
         patch.setattr(generate_anchors, "commit_parts", no_commit)
         with pytest.raises(KeyboardInterrupt):
             call(trained, generate_anchors, ranks, day=day)
     (part,) = (trained.root / "tables/interest_anchors").rglob(f"dt={day}/*.parquet")
-    (record,) = (trained.root / "work/generate_anchors").rglob("*.safetensors")
+    (record,) = {*work.rglob("*.safetensors")} - before
     DAMAGES[damage]({"part": part, "record": record}[damaged])
     context = call(trained, generate_anchors, ranks, day=day)
     assert context.counts.details["resumed"] == 0
