@@ -174,7 +174,8 @@ class SparkStep:
         app_id = f"{mark.step}:{contract.name}:{min(mark.slices)}:{max(mark.slices)}"
         version = before.transaction_version(app_id) + 1
         taken = ConflictError(
-            f"table {contract.name}: another run committed {app_id} with transaction {version} first; run the step again"
+            f"table {contract.name}: another run committed {app_id} with transaction {version} first; "
+            "run the step again"
         )
         # Delta would skip the write silently, and an Observation of it would never return.
         if self.context.lake.open(contract.name, contract=contract).transaction_version(app_id) >= version:
