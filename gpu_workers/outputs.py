@@ -33,9 +33,8 @@ def commit_parts(
     with ranks.together():
         if ranks.is_main:
             commit = context.lake.commit(
-                context.contract(table), everyone, mark=context.mark(table, details), mode=mode, partition=partition,
-                since=context.state.outputs.get(table),
-            )  # fmt: skip
+                context.contract(table), everyone, mark=context.mark(table, details), mode=mode, partition=partition
+            )
             context.committed(table, commit)
 
 
