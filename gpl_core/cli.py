@@ -22,6 +22,7 @@ from gpl_core.commands import (
     plan,
     quarantine,
     register,
+    repair,
     run,
     settings,
     shadow,
@@ -44,7 +45,8 @@ COMMANDS: dict[str, Command] = {
         plan.COMMAND, run.COMMAND, status.COMMAND, shadow.COMMAND, compare.COMMAND,  # runs
         judge.COMMAND, evaluate.COMMAND, summary.COMMAND, sql.COMMAND, explain.COMMAND,  # results
         check_raw.COMMAND, decide.PROMOTE, decide.ROLLBACK, register.COMMAND, quarantine.COMMAND,  # operation
-        optimize.COMMAND, vacuum.COMMAND, migrate.COMMAND, forget.COMMAND, evict.COMMAND, capacity.COMMAND,
+        optimize.COMMAND, vacuum.COMMAND, migrate.COMMAND, forget.COMMAND, evict.COMMAND, repair.COMMAND,
+        capacity.COMMAND,
         settings.COMMAND, tables.COMMAND,  # reference
     )
 }  # fmt: skip

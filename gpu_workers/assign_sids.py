@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from gpl_core.contracts.contract import Contract
-from gpl_core.errors import LineageError
+from gpl_core.errors import ContractError, LineageError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.writer import PartWriter
@@ -67,11 +67,10 @@ def run(context: StepContext, ranks: Ranks) -> None:
             )
         tokenizer = load_tokenizer(context.artifacts.fetch(manifest)).to(ranks.device)
         contract = context.contract("item_sids")
-        table = context.lake.create(contract) if ranks.is_main else None
+        table = context.output("item_sids")
     partition = {"sid_version": manifest.version}
     with item_vectors(snapshot, encoder_version, ranks) as items, tempfile.TemporaryDirectory() as scratch:
         with ranks.together():
-            table = table or context.lake.open("item_sids")
             published = _published(table, partition, tokenizer.levels)
             bad = _bad_rows(items.vectors)
             fresh, moved = _to_issue(items, published, snapshot, encoder_version, _REISSUE_DISTANCE)
@@ -92,7 +91,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
     )  # fmt: skip
 
 
-def _published(table: Snapshot, partition: dict[str, str], levels: int) -> _Published:
+def _published(table: Snapshot | None, partition: dict[str, str], levels: int) -> _Published:
     held: list[dict[str, np.ndarray]] = []
     last_issue: dict[int, int] = {}
     for batch in _rows_of(
@@ -111,6 +110,12 @@ def _published(table: Snapshot, partition: dict[str, str], levels: int) -> _Publ
         )
     whole = {name: np.concatenate([part[name] for part in held]) for name in held[0]}
     order = np.argsort(whole["item_index"], kind="stable")
+    if len(twice := np.flatnonzero(np.diff(whole["item_index"][order]) == 0)):
+        raise ContractError(
+            f"table item_sids, {partition}: {len(twice)} item(s) have two semantic IDs in force, for example "
+            f"item_index={whole['item_index'][order[twice[0]]]}; overlapping runs of an earlier release left them, run "
+            "gpl repair"
+        )
     return _Published(
         whole["item_index"][order].astype(np.int64),
         whole["sid"][order].astype(np.int32),
@@ -120,8 +125,10 @@ def _published(table: Snapshot, partition: dict[str, str], levels: int) -> _Publ
     )
 
 
-def _rows_of(table: Snapshot, partition: dict[str, str], columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-    return read_batches(table, table.select(where=partition), columns)
+def _rows_of(
+    table: Snapshot | None, partition: dict[str, str], columns: Sequence[str]
+) -> Iterator[dict[str, np.ndarray]]:
+    return read_batches(table, table.select(where=partition), columns) if table else iter(())
 
 
 def _bad_rows(vectors: np.ndarray) -> np.ndarray:
@@ -200,7 +207,7 @@ def _issue_and_write(
     rows: np.ndarray,
     encoded: TokenizedItems,
     writer: PartWriter,
-    table: Snapshot,
+    table: Snapshot | None,
     partition: dict[str, str],
     retired: np.ndarray,
 ) -> None:

@@ -54,7 +54,6 @@ def run(context: StepContext, ranks: Ranks) -> None:
         read = encoded = 0
         rejects: list[dict[str, str]] = []
         missing: dict[str, int] = {}
-        context.lake.create(contract)
         with writer:
             for batch in _pending(items, ranks, known):
                 read += batch.pop("seen")
@@ -83,9 +82,9 @@ def run(context: StepContext, ranks: Ranks) -> None:
 
 
 def _known(context: StepContext, encoder_version: str) -> NewestContent:
-    if not context.lake.exists("item_embeddings"):
+    snapshot = context.output("item_embeddings")
+    if snapshot is None:
         return NewestContent()
-    snapshot = context.lake.open("item_embeddings")
     return newest_content(snapshot, snapshot.select(where={"encoder_version": encoder_version}))
 
 

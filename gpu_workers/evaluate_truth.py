@@ -9,7 +9,7 @@ all its recalled pairs are judged, exposed or not, by expected AUC: a pair count
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -39,60 +39,46 @@ def run(context: StepContext, ranks: Ranks) -> None:
     commit_rows(context, ranks, "truth_metrics", rows)
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Recalled pairs of one day with a known item; users as 64-bit digests."""
-
-    user: np.ndarray
-    probability: np.ndarray
-    is_exposed: np.ndarray
-    scores: dict[tuple[str, int], np.ndarray]
-    """(model, seed) -> scores [n]."""
-    left_out: int
-    """Pairs whose item the bundle does not hold."""
-
-
 def judge(context: StepContext, manifest: Manifest) -> list[dict[str, Any]]:
     """Rows of truth_metrics; logs each figure."""
     folder = context.artifacts.fetch(manifest)
-    about = ServedModel.describe(folder)
     models = {}
-    for name in about["variants"]:
+    for name in ServedModel.describe(folder)["variants"]:
         variant, _, seed = name.rpartition("-seed")
         models[variant, int(seed)] = ServedModel(folder, name)
-    found = _score(context, models)
-    seeds = sorted({seed for _, seed in models})
-    context.counts.rows_in = len(found.user) + found.left_out
-    context.counts.rows_dropped = found.left_out
+    users, probability, is_exposed, scores_of = _score(context, models)
+    scores_of |= {(BAYES, seed): probability for seed in sorted({seed for _, seed in models})}
     rows = []
-    for part, chosen in {"exposed": found.is_exposed, "unexposed": ~found.is_exposed}.items():
-        p = found.probability[chosen]
-        for (model, seed), scores in {**found.scores, **{(BAYES, s): found.probability for s in seeds}}.items():
+    for part, chosen in {"exposed": is_exposed, "unexposed": ~is_exposed}.items():
+        p = probability[chosen]
+        for (model, seed), scores in scores_of.items():
             s = scores[chosen]
-            for figure in (metrics.auc(s, p), metrics.gauc(s, p, found.user[chosen])):
-                rows.append(
-                    {
-                        "model": model, "seed": seed, "slice": part, "metric": figure.metric, "value": figure.value,
-                        "rows": figure.rows, "note": figure.note, "preranker_version": manifest.version,
-                    }
-                )  # fmt: skip
+            for figure in (metrics.auc(s, p), metrics.gauc(s, p, users[chosen])):
+                about = {"model": model, "seed": seed, "slice": part, "preranker_version": manifest.version}
+                rows.append(about | asdict(figure))
                 text = figure.note if figure.value is None else f"{figure.value:.4f}"
                 log.info("evaluate_truth: %s seed %d, %s, expected %s: %s", model, seed, part, figure.metric, text)
     return rows
 
 
-def _score(context: StepContext, models: dict[tuple[str, int], ServedModel]) -> Judged:
-    index_of = _item_numbers(context)
+def _score(
+    context: StepContext, models: dict[tuple[str, int], ServedModel]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[tuple[str, int], np.ndarray]]:
+    """(users as 64-bit digests, true probability, is_exposed, scores by model) of the pairs that all models know."""
+    item_keys, item_numbers = _item_numbers(context)
     truth = context.snapshot("truth")
     files = truth.select(start=context.run_date, end=context.run_date)
     items = min(len(model.items) for model in models.values())
     users, probabilities, exposed = [], [], []
     scores: dict[tuple[str, int], list[np.ndarray]] = {key: [] for key in models}
-    left_out = 0
+    context.counts.rows_in = 0
     for batch in rebatch(read_batches(truth, files, _TRUTH_COLUMNS), 65_536):
-        index = index_of(batch["item_id"])
+        wanted = digests(batch["item_id"])
+        at = np.minimum(np.searchsorted(item_keys, wanted), len(item_keys) - 1)
+        index = np.where(item_keys[at] == wanted, item_numbers[at], -1)
         known = (index >= 0) & (index < items)  # an item that came after the training day has no vector yet
-        left_out += int((~known).sum())
+        context.counts.rows_in += len(known)
+        context.counts.rows_dropped += int((~known).sum())
         users.append(digests(batch["user_id"][known]))
         probabilities.append(batch["true_probability"][known])
         exposed.append(batch["is_exposed"][known].astype(bool))
@@ -100,17 +86,12 @@ def _score(context: StepContext, models: dict[tuple[str, int], ServedModel]) -> 
             scores[key].append(model.score_pairs(batch["user_id"][known].tolist(), index[known]))
     if not users:
         raise MissingInputError(f"table truth@{truth.version}: no rows of {context.run_date}; run gpl simulate for it")
-    return Judged(
-        np.concatenate(users),
-        np.concatenate(probabilities),
-        np.concatenate(exposed),
-        {key: np.concatenate(held) for key, held in scores.items()},
-        left_out,
-    )
+    joined = {key: np.concatenate(held) for key, held in scores.items()}
+    return np.concatenate(users), np.concatenate(probabilities), np.concatenate(exposed), joined
 
 
-def _item_numbers(context: StepContext) -> Any:
-    """A function item_id [n] -> item_index [n], -1 where unknown; 16 bytes per item."""
+def _item_numbers(context: StepContext) -> tuple[np.ndarray, np.ndarray]:
+    """(digest of the item_id [n], ascending; its item_index [n]); 16 bytes per item."""
     keys, numbers = [], []
     items = context.snapshot("items")
     for batch in read_batches(items, items.files, ["item_id", "item_index"]):
@@ -120,14 +101,7 @@ def _item_numbers(context: StepContext) -> Any:
         raise MissingInputError(f"table items@{items.version}: no rows; run ingest first")
     key, number = np.concatenate(keys), np.concatenate(numbers)
     order = np.argsort(key)
-    key, number = key[order], number[order]
-
-    def index_of(item_ids: np.ndarray) -> np.ndarray:
-        wanted = digests(item_ids)
-        at = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
-        return np.where(key[at] == wanted, number[at], -1)
-
-    return index_of
+    return key[order], number[order]
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ units; a killed run that is started again keeps them and computes the rest. All 
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
+from gpl_core.checkpoint import read_checkpoint, write_checkpoint
 from gpl_core.errors import ContractError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.bundle import load_bundle, read_description
@@ -67,10 +68,10 @@ def run(context: StepContext, ranks: Ranks) -> None:
         rejects: list[dict[str, str]] = []
         title = f"anchors, rank {ranks.rank}"
         with tqdm(total=share.rows, unit="user", desc=title, position=ranks.rank, mininterval=1.0, disable=None) as bar:
-            for unit, rows, cached in units(context, snapshot, share.files, model.version):
+            for unit, rows, todo in units(context, snapshot, share.files, model.version):
                 done = journal.find(unit)
                 if done is None:
-                    done = _work(context, search, rows, cached, tokenizer.version, model.version, partition, bar, ranks)
+                    done = _work(context, search, rows, todo, tokenizer.version, model.version, partition, bar, ranks)
                     journal.add(unit, done)
                 else:  # computed by an earlier, killed run
                     counts["resumed"] += done["generated"]
@@ -106,17 +107,19 @@ def _search(
 def units(
     context: StepContext, requests: Snapshot, files: Sequence[DataFile], model_version: str
 ) -> Iterator[tuple[str, dict[str, np.ndarray], np.ndarray]]:
-    """The requests of ``files`` in units of UNIT_ROWS: name, rows, and the hashes of keys that the cache holds already.
+    """The requests of ``files`` in units of UNIT_ROWS: name, rows, and which of them the cache does not hold.
 
-    A unit's name identifies its rows, whichever rank reads them. The cache is scanned once per _KEYS_AT_A_TIME
-    requests, so that memory grows with neither.
+    A unit's name identifies its rows and what the cache lacks of them, whichever rank reads them: what a killed run
+    has left is not taken for a unit of which another run has cached a part since. The cache is scanned once per
+    _KEYS_AT_A_TIME requests, so that memory grows with neither.
     """
     for group in file_groups(files, _KEYS_AT_A_TIME):
         cached = cached_keys(context, requests, group, model_version)
         for file in group:
             batches = read_batches(requests, [file], _COLUMNS)
             for number, rows in enumerate(rebatch(batches, UNIT_ROWS)):
-                yield f"{file.path}#{number}x{UNIT_ROWS}", rows, cached
+                todo = np.flatnonzero(~members(_hashes(rows), cached))
+                yield f"{file.path}#{number}x{UNIT_ROWS}:{sha256(todo.tobytes()).hexdigest()}", rows, todo
 
 
 def cached_keys(context: StepContext, requests: Snapshot, files: Sequence[DataFile], model_version: str) -> np.ndarray:
@@ -157,43 +160,54 @@ def _hashes(rows: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 class Journal:
-    """Finished units of work on disk, one small JSON file each, written to a temporary name and renamed."""
+    """Finished units of work on disk, a checkpoint each, with the hashes of their part files."""
 
     def __init__(self, folder: Path, table_uri: str) -> None:
         self._folder = folder
         self._fs, self._base = filesystem(table_uri)
-        folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, unit: str) -> dict[str, Any] | None:
-        """What `add` recorded for ``unit``; None without a record, or when a part file has been removed since."""
-        file = self._file(unit)
-        if not file.is_file():
+        """What `add` recorded for ``unit``; None without a record, or when it or a part file is damaged or gone."""
+        state = read_checkpoint(self._file(unit))
+        if state is None or state["unit"] != unit:
             return None
-        done = json.loads(file.read_text())
-        if not all(self._fs.exists(f"{self._base}/{part['path']}") for part in done["parts"]):
-            return None
+        done: dict[str, Any] = state["done"]
+        for part, digest in zip(done["parts"], state["digests"], strict=True):
+            if self._digest(part) != digest:
+                log.warning("%s/%s is damaged or gone: its unit is computed again", self._base, part["path"])
+                return None
         return done
 
     def add(self, unit: str, done: Mapping[str, Any]) -> None:
         """Record a finished unit."""
-        file = self._file(unit)
-        aside = file.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(done))
-        os.replace(aside, file)
+        with suppress(FileNotFoundError):  # another run of the same work has ended, and removed the folder
+            digests = [self._digest(part) for part in done["parts"]]
+            write_checkpoint(self._file(unit), {"unit": unit, "done": done, "digests": digests})
 
     def remove(self) -> None:
         """Delete all records; the ranks of a machine share the folder, any of them may be first."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _file(self, unit: str) -> Path:
-        return self._folder / f"{hash_keys([unit])[0]:016x}.json"
+        return self._folder / f"{hash_keys([unit])[0]:016x}.safetensors"
+
+    def _digest(self, part: Mapping[str, Any]) -> str:
+        """sha256 of a part file; "" when it is gone."""
+        try:
+            with self._fs.open(f"{self._base}/{part['path']}", "rb") as handle:
+                found = sha256()
+                while block := handle.read(1 << 20):
+                    found.update(block)
+                return found.hexdigest()
+        except FileNotFoundError:
+            return ""
 
 
 def _work(
     context: StepContext,
     search: BeamSearch,
     rows: dict[str, np.ndarray],
-    cached: np.ndarray,
+    todo: np.ndarray,
     sid_version: str,
     model_version: str,
     partition: Mapping[str, str],
@@ -204,7 +218,6 @@ def _work(
     require_version(rows, "anchor_requests", "sid_version", sid_version)
     require_version(rows, "anchor_requests", "model_version", model_version)
     vocabulary = search.model.vocabulary
-    todo = np.flatnonzero(~members(_hashes(rows), cached))
     bar.update(len(rows["user_id"]) - len(todo))
     histories: list[np.ndarray] = []
     items: list[np.ndarray] = []

@@ -33,8 +33,9 @@ def commit_parts(
     with ranks.together():
         if ranks.is_main:
             commit = context.lake.commit(
-                context.contract(table), everyone, mark=context.mark(table, details), mode=mode, partition=partition
-            )
+                context.contract(table), everyone, mark=context.mark(table, details), mode=mode, partition=partition,
+                since=context.state.outputs.get(table),
+            )  # fmt: skip
             context.committed(table, commit)
 
 

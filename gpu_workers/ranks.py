@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from gpl_core.errors import GplError, exit_code_of
+from gpl_core.errors import ConflictError, GplError, exit_code_of
 
 
 class PeerError(GplError):
@@ -24,6 +24,10 @@ class PeerError(GplError):
     def __init__(self, code: int, message: str):
         super().__init__(message)
         self.exit_code = code
+
+
+class PeerConflictError(PeerError, ConflictError):
+    """Another rank's commit met one of another run."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ class Ranks:
             messages = self.gather_text(f"{type(error).__name__}: {error}"[:2000] if error else "")
             if error is None:
                 rank = next(r for r, text in enumerate(messages) if text)
-                error = PeerError(code, f"rank {rank} failed with exit code {code}: {messages[rank]}")
+                kind = PeerConflictError if messages[rank].startswith(f"{ConflictError.__name__}:") else PeerError
+                error = kind(code, f"rank {rank} failed with exit code {code}: {messages[rank]}")
             error.__dict__["agreed"] = True
             raise error
 

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from gpl_core.errors import LineageError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.labels.pair_scoring import first_occurrence, prefix_log_prob, score_block
 from gpl_core.sids.item_catalog import ItemCatalog
@@ -51,7 +50,7 @@ class Lookup(NamedTuple):
 def run(context: StepContext, ranks: Ranks) -> None:
     """Score one run date's requests and commit its slices of worker_rejects and pair_scores."""
     with ranks.together():
-        versions = _versions(context)
+        sid_version, model_version = context.sid_and_model_versions()
         encoder_version = context.artifact("tokenizer").lineage["encoder_version"]
         requests = context.snapshot("score_requests")
         files = requests.select(start=context.run_date, end=context.run_date)
@@ -64,14 +63,14 @@ def run(context: StepContext, ranks: Ranks) -> None:
         pairs_in = 0
     embeddings = context.snapshot("item_embeddings")
     with item_vectors(embeddings, encoder_version, ranks, before=end_of(context.run_date)) as items, ranks.together():
-        index, sids = sids_in_force(context.snapshot("item_sids"), versions[0])
+        index, sids = sids_in_force(context.snapshot("item_sids"), sid_version)
         kind = getattr(torch, context.config.labels.item_vectors)
         lookup = make_lookup(ItemRows.of(items), index, sids, ranks.device, kind)
         with writer:
             stream = read_batches(requests, share.files, COLUMNS)
             for batch in rebatch(stream, context.config.labels.users_per_batch):
-                require_version(batch, "score_requests", "sid_version", versions[0])
-                require_version(batch, "score_requests", "model_version", versions[1])
+                require_version(batch, "score_requests", "sid_version", sid_version)
+                require_version(batch, "score_requests", "model_version", model_version)
                 pairs_in += int((batch["candidates"] >= 0).sum())
                 writer.write(score(batch, lookup, ranks.device, rejects))
     _commit_rejects(context, ranks, rejects)
@@ -97,18 +96,19 @@ def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, re
     candidates = batch["candidates"].astype(np.int64)
     rows = lookup.items.rows(candidates)
     _note_rejects(batch, candidates, rows, mask, rejects)
-    own = _prefix_log_prob(batch, lookup, mask, rows, device)
+    below = lookup.below[np.maximum(lookup.catalog.leaf_of_item(rows), 0)]
+    own = prefix_log_prob(
+        _tensor(batch["anchor_sids"].reshape(users, k, levels), device), _tensor(mask, device),
+        _tensor(batch["log_prob"], device), _tensor(batch["prefixes"].reshape(users, -1, levels), device),
+        _tensor(batch["prefix_log_probs"], device), _tensor(lookup.catalog.sids_of(rows), device),
+        _tensor(below, device), lookup.catalog.trie.size,
+    )  # fmt: skip
     vectors, history, rows = _gathered(lookup, lookup.items.rows(batch["history"].astype(np.int64)), rows)
     found = score_block(
-        torch.from_numpy(anchors).to(device),
-        torch.from_numpy(mask).to(device),
-        torch.from_numpy(batch["log_prob"].astype(np.float32)).to(device),
-        torch.from_numpy(history).to(device),
-        torch.from_numpy(rows).to(device),
-        vectors.to(device),
-        torch.ones(len(vectors), dtype=torch.bool, device=device),
-        levels,
-    )
+        _tensor(anchors, device), _tensor(mask, device), _tensor(batch["log_prob"].astype(np.float32), device),
+        _tensor(history, device), _tensor(rows, device), vectors.to(device),
+        torch.ones(len(vectors), dtype=torch.bool, device=device), levels,
+    )  # fmt: skip
     kept = (found.valid.cpu() & first_occurrence(torch.from_numpy(candidates))).numpy()
     row, _ = np.nonzero(kept)
 
@@ -133,58 +133,27 @@ def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, re
     )
 
 
-def _prefix_log_prob(
-    batch: dict[str, np.ndarray], lookup: Lookup, mask: np.ndarray, rows: np.ndarray, device: torch.device
-) -> torch.Tensor:
-    """[U x B]; mask [U x K]: usable anchors; rows [U x B]: rows of the candidates' vectors."""
-    users, k = mask.shape
-    levels = lookup.catalog.levels
-    leaf = lookup.catalog.leaf_of_item(rows)
-
-    def tensor(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
-
-    return prefix_log_prob(
-        tensor(batch["anchor_sids"].reshape(users, k, levels)),
-        tensor(mask),
-        tensor(batch["log_prob"]),
-        tensor(batch["prefixes"].reshape(users, -1, levels)),
-        tensor(batch["prefix_log_probs"]),
-        tensor(lookup.catalog.sids_of(rows)),
-        tensor(lookup.below[np.maximum(leaf, 0)]),
-        lookup.catalog.trie.size,
-    )
+def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
 
 def make_lookup(
-    items: ItemRows, item_index: np.ndarray, sids: np.ndarray, device: torch.device, kind: torch.dtype = torch.float32
+    items: ItemRows, item_index: np.ndarray, sids: np.ndarray, device: torch.device, kind: torch.dtype
 ) -> Lookup:
     """Lookups over items and SIDs [n x L]; items without a usable vector do not contribute to anchor embeddings."""
     rows = items.rows(item_index)
     catalog = ItemCatalog(rows[rows >= 0], sids[rows >= 0], int(sids.max()) + 1)
     fits = catalog.trie.size * items.vectors.shape[1] * 4 <= _TABLE_BYTES
+    anchors = catalog.anchor_embeddings(items.vectors) if fits else None
     on_device = None
     size = items.vectors.size * kind.itemsize
     if device.type == "cpu" or size < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[1]:
-        on_device = _as_tensor(items.vectors).to(device, kind)  # float32 on a CPU stays the memory map itself
-    return Lookup(
-        items,
-        on_device,
-        catalog,
-        catalog.anchor_embeddings(items.vectors) if fits else None,
-        catalog.trie.leaves_below(),
-    )
-
-
-def _versions(context: StepContext) -> tuple[str, str]:
-    """(sid_version, model_version) in force, after checking that they belong together."""
-    tokenizer, model = context.artifact("tokenizer"), context.artifact("interest_model")
-    if model.lineage.get("sid_version") != tokenizer.version:
-        raise LineageError(
-            f"interest_model {model.version} was trained on sid_version {model.lineage.get('sid_version')}, the "
-            f"tokenizer in force is {tokenizer.version}; run train_interest_model for {context.run_date}"
-        )
-    return tokenizer.version, model.version
+        with warnings.catch_warnings():
+            # torch warns about read-only memory; nothing here writes to it.
+            warnings.simplefilter("ignore", UserWarning)
+            # float32 on a CPU stays the memory map itself
+            on_device = torch.from_numpy(items.vectors).to(device, kind)
+    return Lookup(items, on_device, catalog, anchors, catalog.trie.leaves_below())
 
 
 def _anchor_vectors(lookup: Lookup, leaf: np.ndarray) -> np.ndarray:
@@ -193,9 +162,9 @@ def _anchor_vectors(lookup: Lookup, leaf: np.ndarray) -> np.ndarray:
     out = np.zeros((len(leaf), lookup.items.vectors.shape[1]), dtype=np.float32)
     if lookup.anchors is not None:
         out[known] = lookup.anchors[leaf[known]]
-        return out
-    wanted, inverse = np.unique(leaf[known], return_inverse=True)
-    out[known] = lookup.catalog.anchor_embeddings(lookup.items.vectors, wanted)[inverse]
+    else:
+        wanted, inverse = np.unique(leaf[known], return_inverse=True)
+        out[known] = lookup.catalog.anchor_embeddings(lookup.items.vectors, wanted)[inverse]
     return out
 
 
@@ -227,17 +196,10 @@ def _commit_rejects(context: StepContext, ranks: Ranks, rejects: Rejects) -> Non
     """One row per key over all ranks."""
     merged: Rejects = {}
     for text in ranks.gather_text(json.dumps(rejects)):
-        merged |= {key: (reason, detail) for key, (reason, detail) in json.loads(text).items()}
+        merged |= json.loads(text)
     rows = [reject(key, *merged[key]) for key in sorted(merged)] if ranks.is_main else []
     commit_rows(context, ranks, "worker_rejects", rows)
     context.counts.details["rejects"] = len(merged)
-
-
-def _as_tensor(vectors: np.ndarray) -> torch.Tensor:
-    with warnings.catch_warnings():
-        # torch warns about read-only memory; nothing here writes to it.
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(vectors)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ deepspeed --num_gpus 8 gpu_workers/train_interest_model.py --config shop.yaml --
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from itertools import repeat
 from pathlib import Path
@@ -26,7 +25,7 @@ from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.alignment import TitlePack, Titles
 from gpl_core.interest.bundle import save_bundle
 from gpl_core.interest.content import ContentTable, NeighborGraph
-from gpl_core.interest.interest_model import ModelSettings, build_interest_model
+from gpl_core.interest.interest_model import ModelSettings, adapter_state, build_interest_model, load_adapter_state
 from gpl_core.interest.packing import Pack, UserHistory, most_events, training_packs
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.targets import keep_probability
@@ -35,6 +34,7 @@ from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.sids.tokenizer import load_tokenizer
 from gpu_workers.deepspeed_config import deepspeed_config
+from gpu_workers.engine_checkpoints import EngineCheckpoints
 from gpu_workers.inputs.interest import (
     HELD_OUT,
     TRAIN,
@@ -70,8 +70,8 @@ def run(context: StepContext, ranks: Ranks) -> None:
             loss = figures["valid_loss" if ranks.sum(len(training.held_out)) else "train_loss"]
             progress = progress.after(loss, figures["valid_hr10"], figures)
             log_epoch(training, figures)
-            if progress.best_epoch == figures["epoch"]:
-                save_best(training, tokenizer.version)
+            if progress.best_epoch == figures["epoch"] and ranks.is_main:
+                training.best.update(adapter_state(training.objective.model))
             save_checkpoint(training, progress)
         publish(training, tokenizer, progress)
 
@@ -81,10 +81,11 @@ class Training:
     """What `setup` prepares and the phases share.
 
     Attributes:
-        folder: local, for checkpoints, the best bundle and curves.
+        folder: local, for checkpoints and curves.
         budget: tokens of this rank's pack; `interest.tokens_per_batch` is the budget of an optimizer step over all
             ranks, so that their number changes the speed, not the training.
         keep: p_keep by item_index, float64 [N].
+        best: the best epoch's `adapter_state`, on rank 0.
     """
 
     context: StepContext
@@ -98,6 +99,12 @@ class Training:
     held_out: Sequence[UserHistory]
     walks: Walks | None
     titles: Titles | None
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def checkpoints(self) -> EngineCheckpoints:
+        """Of this training."""
+        return EngineCheckpoints(self.folder / "checkpoints", self.ranks)
 
     @property
     def settings(self) -> Interest:
@@ -297,43 +304,23 @@ def log_epoch(training: Training, figures: dict[str, float]) -> None:
 
 
 def load_checkpoint(training: Training) -> TrainingProgress:
-    """Restore the last checkpoint; a fresh start where there is none."""
-    path, state = training.engine.load_checkpoint(str(training.folder / "checkpoints"), load_module_strict=False)
-    if path is None:
+    """Restore the last checkpoint; a fresh start where there is none, or none that is whole."""
+    facts = training.checkpoints.restore(training.engine)
+    if facts is None:
+        for other in training.folder.parent.glob("ranks-*/checkpoints"):
+            if other.parent != training.folder and any(other.iterdir()):
+                log.info("begins again: %s is of another number of ranks", other)
         return TrainingProgress()
-    progress = TrainingProgress(**json.loads(state["progress"]))
-    log.info("resumed after epoch %d, step %d from %s", progress.epoch, progress.step, path)
-    loss, targets, outside = progress.sums
-    return replace(progress, history=tuple(progress.history), sums=(loss, targets, outside))
+    progress = TrainingProgress(**facts["progress"])
+    training.best.update(facts["best"])
+    log.info("resumed after epoch %d, step %d from %s", progress.epoch, progress.step, training.folder)
+    return progress
 
 
 def save_checkpoint(training: Training, progress: TrainingProgress) -> None:
-    """Save model, optimizer and progress; earlier checkpoints go."""
-    folder = training.folder / "checkpoints"
-    tag = f"epoch-{progress.epoch}" + (f"-step-{progress.step}" if progress.step else "")
-    training.engine.save_checkpoint(
-        str(folder),
-        tag=tag,
-        client_state={"progress": json.dumps(asdict(progress))},
-        exclude_frozen_parameters=True,
-    )
-    if training.ranks.is_main:  # `latest` points to the new one by now
-        for old in folder.glob("epoch-*"):
-            if old.name != tag:
-                shutil.rmtree(old)
-
-
-def save_best(training: Training, sid_version: str) -> None:
-    """Write the model as it is now as the bundle to publish."""
-    with training.ranks.together():
-        if training.ranks.is_main:
-            save_bundle(
-                training.objective.model,
-                training.folder / "best",
-                base_checkpoint(training.context.config),
-                sid_version=sid_version,
-                max_events=training.max_events,
-            )
+    """Save model, optimizer, progress and the best epoch's adapter; earlier checkpoints go."""
+    tag = f"epoch-{progress.epoch:04d}-step-{progress.step:08d}"
+    training.checkpoints.save(tag, training.engine, {"progress": asdict(progress), "best": training.best})
 
 
 def publish(training: Training, tokenizer: Manifest, progress: TrainingProgress) -> None:
@@ -349,18 +336,22 @@ def publish(training: Training, tokenizer: Manifest, progress: TrainingProgress)
                     "finite one; lower interest.learning_rate"
                 )
             best = progress.history[progress.best_epoch]
-            manifest = context.artifacts.publish(
-                "interest_model",
-                training.folder / "best",
-                trained_through=context.run_date - timedelta(days=1),
-                fingerprint=context.artifact_fingerprint,
-                config_hash=context.step.config_hash(context.config),
-                lineage={**tokenizer.lineage, "sid_version": tokenizer.version},
-                metrics={**best, "epochs": progress.epoch, "best_epoch": progress.best_epoch, **asdict(found)},
-            )
+            model, base = training.objective.model, base_checkpoint(context.config)
+            load_adapter_state(model, training.best)
+            with tempfile.TemporaryDirectory() as scratch:
+                save_bundle(model, scratch, base, sid_version=tokenizer.version, max_events=training.max_events)
+                manifest = context.artifacts.publish(
+                    "interest_model",
+                    Path(scratch),
+                    trained_through=context.run_date - timedelta(days=1),
+                    fingerprint=context.artifact_fingerprint,
+                    config_hash=context.step.config_hash(context.config),
+                    lineage={**tokenizer.lineage, "sid_version": tokenizer.version},
+                    metrics={**best, "epochs": progress.epoch, "best_epoch": progress.best_epoch, **asdict(found)},
+                )
             context.counts.outputs["interest_model"] = {"version": manifest.version}
             context.counts.details.update(best)
-            shutil.rmtree(training.folder / "checkpoints", ignore_errors=True)
+            training.checkpoints.remove()
 
 
 if __name__ == "__main__":

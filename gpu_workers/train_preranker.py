@@ -11,6 +11,7 @@ impressions exist.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -96,19 +97,19 @@ def _train_and_publish(
     context: StepContext, ranks: Ranks, inputs: TowerInputs, tokenizer: Manifest, codes: int
 ) -> Manifest:
     settings = context.config.prerank
-    facts = FeedCounts(np.zeros(len(inputs.sids), dtype=np.int64))
     models: dict[str, TwoTower] = {}
     losses: dict[str, float] = {}
-    for number, seed in enumerate(settings.seeds):
+    counts: list[FeedCounts] = []  # per seed, all alike
+    for seed in settings.seeds:
         trained, seen = _train(context, ranks, inputs, tokenizer.version, codes, seed)
-        facts = seen if number == 0 else facts
+        counts.append(seen)
         for name, (model, loss) in trained.items():
             models[bundle_name(name, seed)] = model
             losses[bundle_name(name, seed)] = loss
     text = ""
     with ranks.together():
         if ranks.is_main:
-            text = _publish(context, inputs, tokenizer, models, losses, facts).version
+            text = _publish(context, inputs, tokenizer, models, losses, counts[0]).version
     version = ranks.broadcast_text(text)
     manifest = context.artifacts.find("preranker", version)
     assert manifest is not None  # rank 0 has just published it
@@ -124,10 +125,10 @@ def _train(
     files = feed.select(start=context.run_date - timedelta(days=settings.train_days - 1), end=context.run_date)
     facts = FeedCounts(np.zeros(len(inputs.sids), dtype=np.int64))
     engines: dict[str, Any] = {}
-    recent: dict[str, list[float]] = {name: [] for name in variants_of(settings)}
-    best = {name: BestWeights() for name in variants_of(settings)}
-    apart = HeldOut(inputs)
-    apart.collect(feed_batches(feed, files, 8192, settings, seed=seed, epoch=0))
+    lambdas = variants_of(settings)
+    recent: dict[str, list[float]] = {name: [] for name in lambdas}
+    best = {name: BestWeights() for name in lambdas}
+    apart = HeldOut(inputs, feed_batches(feed, files, 8192, settings, seed=seed, epoch=0))
     every = max(1, settings.steps // LOOKS)
     step, epoch = 0, 0
     while step < settings.steps:
@@ -140,7 +141,7 @@ def _train(
                 continue
             if not engines:
                 engines = _engines(context, ranks, inputs, codes, seed, _prior(batch))
-            _step(batch, ranks, inputs, engines, variants_of(settings), recent)
+            _step(batch, ranks, inputs, engines, lambdas, recent)
             step += 1
             if step % every == 0 or step == settings.steps:
                 for name, engine in engines.items():
@@ -173,16 +174,10 @@ def _engines(
     """One DeepSpeed engine per variant, all from the same initial weights."""
     settings = context.config.prerank
     sizes = TowerConfig(
-        user_buckets=settings.user_buckets,
-        item_buckets=settings.item_buckets,
-        dimension=settings.dimension,
-        hidden=_HIDDEN,
-        content_width=inputs.items.vectors.shape[1],
-        levels=inputs.sids.shape[1],
-        codes=codes,
-        prior_rate=prior,
-        pair_features=settings.pair_features,
-    )
+        user_buckets=settings.user_buckets, item_buckets=settings.item_buckets, dimension=settings.dimension,
+        hidden=_HIDDEN, content_width=inputs.items.vectors.shape[1], levels=inputs.sids.shape[1], codes=codes,
+        prior_rate=prior, pair_features=settings.pair_features,
+    )  # fmt: skip
     own = {
         "train_micro_batch_size_per_gpu": max(1, settings.batch_size // ranks.size),
         "gradient_accumulation_steps": 1,
@@ -240,69 +235,50 @@ def _publish(
     facts: FeedCounts,
 ) -> Manifest:
     lineage = {
-        "sid_version": tokenizer.version,
-        "encoder_version": tokenizer.lineage["encoder_version"],
+        "sid_version": tokenizer.version, "encoder_version": tokenizer.lineage["encoder_version"],
         "model_version": ",".join(sorted(facts.model_versions)),
         "calibrator_version": ",".join(sorted(facts.calibrator_versions)),
-    }
+    }  # fmt: skip
     measured = {
-        "exposed_rows": facts.exposed,
-        "unexposed_rows": facts.unexposed,
-        "rows_of_other_sid_version": facts.other_sid_version,
-        "last_mean_loss": losses,
-    }
+        "exposed_rows": facts.exposed, "unexposed_rows": facts.unexposed,
+        "rows_of_other_sid_version": facts.other_sid_version, "last_mean_loss": losses,
+    }  # fmt: skip
     context.counts.details |= measured
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        about = {
-            "lineage": lineage,
-            "lambda": context.config.prerank.lambda_,
-            "trained_through": context.run_date.isoformat(),
-        }
+        through, lambda_ = context.run_date.isoformat(), context.config.prerank.lambda_
+        about = {"lineage": lineage, "lambda": lambda_, "trained_through": through}
         export_bundle(folder, models, inputs.profiles.table, inputs.sids, inputs.items.content, about)
         np.save(folder / "exposures.npy", facts.exposures)
         manifest = context.artifacts.publish(
-            "preranker",
-            folder,
-            trained_through=context.run_date,
-            fingerprint=context.artifact_fingerprint,
-            config_hash=context.step.config_hash(context.config),
-            lineage=lineage,
-            metrics=measured,
-        )
+            "preranker", folder, trained_through=context.run_date, fingerprint=context.artifact_fingerprint,
+            config_hash=context.step.config_hash(context.config), lineage=lineage, metrics=measured,
+        )  # fmt: skip
     log.info("train_preranker: published preranker %s", manifest.version)
     return manifest
 
 
 def _evaluate(context: StepContext, inputs: TowerInputs, manifest: Manifest) -> list[dict[str, Any]]:
     """Rows of `evaluations` from the impressions of the day after; none without them."""
-    day = context.run_date + timedelta(days=1)
+    day, settings = context.run_date + timedelta(days=1), context.config.prerank
     if not context.has("impressions"):
         return []
-    snapshot = passed_through(
-        context, "impressions", [*context.config.prerank.pair_features, context.config.prerank.propensity]
-    )
+    snapshot = passed_through(context, "impressions", [*settings.pair_features, settings.propensity])
     files = snapshot.select(start=day, end=day)
     if not files:
         log.info("train_preranker: no impressions of %s yet, nothing to evaluate on", day)
         return []
     folder = context.artifacts.fetch(manifest)
-    settings = context.config.prerank
     names = {bundle_name(v, s): (v, s) for v in variants_of(settings) for s in settings.seeds}
     models = {name: load_variant(folder, name).to(inputs.device) for name in names}
-    found = score_impressions(snapshot, files, inputs, models, 8192)
+    found = score_impressions(snapshot, files, inputs, models)
     exposures = np.load(folder / "exposures.npy", allow_pickle=False)
     rows = []
     for name, (variant, seed) in names.items():
         for part, chosen in slices_of(found, exposures).items():
             for figure in figures_of(found, found.scores[name], chosen):
-                rows.append(
-                    {
-                        "run_id": context.run_id, "model": variant, "seed": seed, "slice": part,
-                        "metric": figure.metric, "value": figure.value, "low": figure.low, "high": figure.high,
-                        "candidate_set_size": figure.candidate_set_size, "rows": figure.rows, "note": figure.note,
-                    }
-                )  # fmt: skip
+                about = {"run_id": context.run_id, "model": variant, "seed": seed, "slice": part}
+                rows.append(about | asdict(figure))
                 if figure.metric in ("auc", "gauc") and figure.value is not None:
                     log.info("train_preranker: %s %s %s = %.4f", name, part, figure.metric, figure.value)
     return rows
@@ -310,11 +286,11 @@ def _evaluate(context: StepContext, inputs: TowerInputs, manifest: Manifest) -> 
 
 def slices_of(found: Impressions, exposures: np.ndarray) -> dict[str, np.ndarray]:
     """Slice -> bool [n]. uniform: exploration traffic, unbiased; tail: items outside the most exposed fifth."""
-    seen = np.where(found.item_index < len(exposures), exposures[np.minimum(found.item_index, len(exposures) - 1)], 0)
     order = np.argsort(-exposures, kind="stable")
     head = np.zeros(len(exposures), dtype=bool)
     head[order[: round((1 - TAIL_SHARE) * len(exposures))]] = True
-    is_head = (found.item_index < len(head)) & head[np.minimum(found.item_index, len(head) - 1)] & (seen > 0)
+    head &= exposures > 0
+    is_head = (found.item_index < len(head)) & head[np.minimum(found.item_index, len(head) - 1)]
     return {"exposed": ~found.is_random, "uniform": found.is_random, "tail": ~is_head}
 
 

@@ -5,27 +5,22 @@ spark-submit … spark_jobs/anchor_requests.py --config CONFIG --run-date D
 
 from __future__ import annotations
 
-from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from spark_jobs.common.columns import only_row
-from spark_jobs.common.histories import cached_anchors, read_latest_sequences, read_scored_pairs, require_model_of
+from spark_jobs.common.histories import cached_anchors, read_latest_sequences, read_scored_pairs
 from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep
 
 
-def missing_anchors(users: DataFrame, sequences: DataFrame, cache: DataFrame) -> DataFrame:
-    """Sequences of `users` for which `cache` has no row of the same (user_id, sequence_hash)."""
-    return sequences.join(users, "user_id", "left_semi").join(cache, ["user_id", "sequence_hash"], "left_anti")
-
-
 def run(step: SparkStep) -> None:
     """Write the run date's slice; users without history, or who opted out, are left out and counted."""
-    sid_version, model_version = require_model_of(step)
+    sid_version, model_version = step.context.sid_and_model_versions()
     users = read_scored_pairs(step).select("user_id").distinct()
     sequences = read_latest_sequences(step)
-    wanted = sequences.where(~F.col("opted_out"))
-    requests = missing_anchors(users, wanted, cached_anchors(step, model_version)).select(
+    wanted = sequences.where(~F.col("opted_out")).join(users, "user_id", "left_semi")
+    cache = cached_anchors(step, model_version)
+    requests = wanted.join(cache, ["user_id", "sequence_hash"], "left_anti").select(
         "user_id", "sid", "item_index", "length", "sequence_hash", F.lit(sid_version).alias("sid_version"),
         F.lit(model_version).alias("model_version"), F.lit(step.run_date).alias("dt"),
     )  # fmt: skip

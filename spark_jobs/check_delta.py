@@ -13,16 +13,6 @@ from pyspark.sql import functions as F
 from spark_jobs.session import start_session
 
 
-def main() -> None:
-    """Start a session, write and read, stop."""
-    spark = start_session("check-delta")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            check(spark, f"{folder}/table")
-    finally:
-        spark.stop()
-
-
 def check(spark: SparkSession, path: str) -> None:
     """Write a partitioned table, replace one slice, read it at a pinned version; RuntimeError for other rows."""
     rows = spark.range(100).select(
@@ -44,4 +34,9 @@ def check(spark: SparkSession, path: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    session = start_session("check-delta")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            check(session, f"{folder}/table")
+    finally:
+        session.stop()

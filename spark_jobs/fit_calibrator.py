@@ -10,10 +10,9 @@ read.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,14 @@ import numpy as np
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.regression import IsotonicRegression
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from gpl_core.conf.sections import CalibratorSettings as Settings
 from gpl_core.errors import GateError, MissingInputError
+from gpl_core.graph.step_run import log
 from gpl_core.labels.calibration import (
+    CALIBRATOR_FILE,
     FEATURES,
     GRID_CELLS,
     Calibrator,
@@ -39,36 +40,14 @@ from gpl_core.labels.calibration import (
 )
 from gpl_core.labels.fitting import base_rate_change, check_fitting_rows, fit_quantile, grid_calibrator, grid_mean
 from gpl_core.lakehouse.artifacts import Manifest
-from spark_jobs.common.calibrators import (
-    CALIBRATOR_FILE,
-    label_reliability,
-    require_one_version,
-    with_counts,
-    with_label,
-)
+from spark_jobs.common.calibrators import label_reliability, require_one_version, with_counts, with_label
 from spark_jobs.common.columns import only_row
 from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep
 
-log = logging.getLogger("gpl")
-
 REMEDY = "set labels.calibrator.kind=quantile and labels.calibrator.target_rate to the click rate of unexposed pairs"
 _L2 = 1e-3
 _PRIOR_STRENGTH = 20.0
-
-
-@dataclass(frozen=True)
-class Clicks:
-    """Rows of one source ("uniform" or "exposed"), how many of them were clicked, and which models scored them."""
-
-    source: str
-    rows: int
-    clicks: int
-    model_versions: tuple[str, ...] = ()
-
-    @property
-    def rate(self) -> float:
-        return self.clicks / self.rows
 
 
 def grid_cells(pairs: DataFrame, score: str, *figures: Column, by: Sequence[str] = ()) -> DataFrame:
@@ -117,11 +96,9 @@ def fit_logistic(labeled: DataFrame, kind: str, features: tuple[str, ...], fitte
     return replace(unfitted, weights=tuple(float(w) for w in model.coefficients), intercept=float(model.intercept))
 
 
-def count_clicks(shown: DataFrame, source: str) -> Clicks:
-    """Rows and clicked rows of `shown`."""
-    scored = F.collect_set("model_version") if "model_version" in shown.columns else F.array().cast("array<string>")
-    rows, clicks, models = only_row(shown.agg(F.count(F.lit(1)), F.coalesce(F.sum("clicked"), F.lit(0)), scored))
-    return Clicks(source, rows, clicks, tuple(sorted(models)))
+def count_clicks(shown: DataFrame, *more: Column) -> Row:
+    """Rows and clicked rows of `shown`, and `more` aggregates."""
+    return only_row(shown.agg(F.count(F.lit(1)), F.coalesce(F.sum("clicked"), F.lit(0)), *more))
 
 
 def collect_histogram(pairs: DataFrame, score: str) -> tuple[np.ndarray, np.ndarray, set[str]]:
@@ -147,14 +124,11 @@ def target_rate(step: SparkStep, settings: Settings, first: date, last: date) ->
     """
     if settings.target_rate != "uniform":
         return float(settings.target_rate), {"target_rate_from": "configuration"}
-    found = Clicks("uniform", 0, 0)
+    rows = clicks = 0
     if step.context.has("impressions"):
-        found = count_clicks(step.read_dates("impressions", first, last).where("is_random"), "uniform")
-    remedy = f"{REMEDY}; looked at {first} to {last}"
-    check_fitting_rows("uniform", found.rows, found.clicks, settings.min_rows, remedy=remedy)
-    return found.rate, {
-        "target_rate_from": "uniform", "uniform_rows": found.rows, "uniform_clicks": found.clicks
-    }  # fmt: skip
+        rows, clicks = count_clicks(step.read_dates("impressions", first, last).where("is_random"))
+    check_fitting_rows("uniform", rows, clicks, settings.min_rows, f"{REMEDY}; looked at {first} to {last}")
+    return clicks / rows, {"target_rate_from": "uniform", "uniform_rows": rows, "uniform_clicks": clicks}
 
 
 def quantile(
@@ -171,7 +145,7 @@ def quantile(
         # An empty day must not stop the graph: this calibrator will label nothing.
         log.warning("fit_calibrator: %s has no scored unexposed pair; the calibrator is the constant %.4f", day, rate)
         knots, base = np.full(GRID_CELLS + 1, rate), rate
-    fitted = FittedOn("unlabelled", pairs, 0, day, day, base)
+    fitted = FittedOn("unlabeled", pairs, 0, day, day, base)
     return grid_calibrator("quantile", knots, fitted, settings.score), {**details, "target_rate": rate}
 
 
@@ -182,13 +156,9 @@ def fitted(step: SparkStep, settings: Settings, first: date, last: date) -> tupl
         MissingInputError: no pair of these dates was scored.
         GateError: too few labeled rows, or only one class among them.
     """
-    labeled, clicks = labeled_rows(step, settings, first, last)
-    base = FittedOn(clicks.source, clicks.rows, clicks.clicks, first.isoformat(), last.isoformat(), clicks.rate)
+    labeled, base, models = labeled_rows(step, settings, first, last)
     # Earlier dates were scored by the models of their time; their similarities are taken as comparable (ours).
-    details: dict[str, Any] = {
-        "source": clicks.source, "rows": clicks.rows, "clicks": clicks.clicks,
-        "scored_by": list(clicks.model_versions),
-    }  # fmt: skip
+    details = {"source": base.source, "rows": base.rows, "clicks": base.clicks, "scored_by": models}
     if settings.kind == "isotonic":
         calibrator = grid_calibrator("isotonic", fit_isotonic(labeled, settings.score), base, settings.score)
     else:
@@ -203,8 +173,10 @@ def fitted(step: SparkStep, settings: Settings, first: date, last: date) -> tupl
     return replace(calibrator, fitted_on=replace(base, reliability=bins, ece=error)), details
 
 
-def labeled_rows(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[DataFrame, Clicks]:
-    """Persisted labeled pairs of uniform traffic, or of exposed traffic where that is allowed, and their counts."""
+def labeled_rows(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[DataFrame, FittedOn, list[str]]:
+    """Persisted labeled pairs of uniform traffic, or of exposed traffic where that is allowed; what and how many they
+    are; the models that scored them.
+    """
     scores = step.read_dates("pair_scores", first, last)
     if not step.context.has("impressions") or scores.isEmpty():
         raise MissingInputError(
@@ -212,22 +184,20 @@ def labeled_rows(step: SparkStep, settings: Settings, first: date, last: date) -
             f"{last}, before {step.run_date}, and there are none; run score_candidates for earlier dates, or {REMEDY}"
         )
     shown = step.read_dates("impressions", first, last)
+    remedy = f"widen labels.calibrator.window_days ({settings.window_days}), or {REMEDY}"
 
-    def rows_of(source: str) -> tuple[DataFrame, Clicks]:
+    def rows_of(source: str) -> tuple[DataFrame, FittedOn, list[str]]:
         labeled = labeled_pairs(scores, shown, source)
         if settings.kind == "logistic":
-            stats = (step.read_dates(t, first, last) for t in ("item_stats", "user_stats"))
-            labeled = with_counts(labeled, *stats)
-        clicks = count_clicks(labeled.persist(), source)
+            labeled = with_counts(labeled, *(step.read_dates(t, first, last) for t in ("item_stats", "user_stats")))
+        rows, clicks, models = count_clicks(labeled.persist(), F.collect_set("model_version"))
         try:
-            check_fitting_rows(
-                source, clicks.rows, clicks.clicks, settings.min_rows,
-                remedy=f"widen labels.calibrator.window_days ({settings.window_days}), or {REMEDY}",
-            )  # fmt: skip
+            check_fitting_rows(source, rows, clicks, settings.min_rows, remedy)
         except GateError:
             labeled.unpersist()
             raise
-        return labeled, clicks
+        on = FittedOn(source, rows, clicks, first.isoformat(), last.isoformat(), clicks / rows)
+        return labeled, on, sorted(models)
 
     try:
         return rows_of("uniform")
@@ -271,8 +241,8 @@ def run(step: SparkStep) -> None:
     else:
         calibrator, details = fitted(step, settings, first, through)
     before = context.artifacts.in_force_or_none("calibrator", through)
-    details |= check_rate(calibrator.fitted_on.base_rate, before, settings)
     on = calibrator.fitted_on
+    details |= check_rate(on.base_rate, before, settings)
     metrics: Mapping[str, Any] = {
         **details, "kind": calibrator.kind, "base_rate": on.base_rate, "rows": on.rows,
         "dates": [on.first_date, on.last_date], "ece": on.ece, "content_only": calibrator.content_only,

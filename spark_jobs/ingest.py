@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+from delta.tables import DeltaTable
 from pyspark.sql import Column, DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
@@ -30,18 +31,16 @@ from spark_jobs.step import SparkStep
 
 _ROWS_PER_TASK = 4_000_000
 _EVENTS = ("raw_impressions", "raw_candidates", "raw_interactions")
+_EVENT = ["dt", "user_id", "item_id", "event_time", "kind"]
 
 
 def first_of_key(table: str) -> tuple[list[str], list[Column]]:
     """(key of the raw table, order in which the first of several rows with one key stays)."""
-    time = F.col("event_time")
+    time, score = F.col("event_time"), F.col("recall_score").desc_nulls_last()
     return {
         "raw_impressions": (["dt", "request_id", "item_id"], [time, F.col("clicked").desc(), F.col("position")]),
-        "raw_candidates": (
-            ["dt", "request_id", "item_id", "channel"],
-            [time, F.col("recall_score").desc_nulls_last(), F.col("user_id")],
-        ),
-        "raw_interactions": (["dt", "user_id", "item_id", "event_time", "kind"], [time]),
+        "raw_candidates": (["dt", "request_id", "item_id", "channel"], [time, score, F.col("user_id")]),
+        "raw_interactions": (_EVENT, [time]),
     }[table]
 
 
@@ -71,11 +70,10 @@ def fold_channels(good: DataFrame) -> DataFrame:
 
 def positive_events(interactions: DataFrame, impressions: DataFrame) -> DataFrame:
     """raw_interactions and clicked impressions, each event once; `_raw_rows` and `_clicks` count what was merged."""
-    key = ["dt", "user_id", "item_id", "event_time", "kind"]
-    raw = interactions.select(*key, "item_index", F.lit(1).alias("_raw"), F.lit(0).alias("_click"))
+    raw = interactions.select(*_EVENT, "item_index", F.lit(1).alias("_raw"), F.lit(0).alias("_click"))
     clicked = impressions.where(F.col("clicked") == 1).withColumn("kind", F.lit("click"))
-    clicks = clicked.select(*key, "item_index", F.lit(0).alias("_raw"), F.lit(1).alias("_click"))
-    return raw.union(clicks).groupBy(*key).agg(
+    clicks = clicked.select(*_EVENT, "item_index", F.lit(0).alias("_raw"), F.lit(1).alias("_click"))
+    return raw.union(clicks).groupBy(*_EVENT).agg(
         F.max("item_index").alias("item_index"), F.sum("_raw").alias("_raw_rows"), F.sum("_click").alias("_clicks")
     )  # fmt: skip
 
@@ -102,13 +100,11 @@ def summarize_quarantine(slice_: DataFrame) -> Quarantined:
         .orderBy(F.desc("n"), "source_table", "name")
         .collect()
     )  # fmt: skip
-    rows: dict[str, int] = {}
-    reasons: dict[str, list[str]] = {}
-    for row in found:
-        rows[row["source_table"]] = rows.get(row["source_table"], 0) + row["first"]
-        text = f"{row['name']}: {row['n']} row(s), e.g. {row['eg']['message']} in {row['eg']['row']}"
-        reasons.setdefault(row["source_table"], []).append(text)
-    return Quarantined(rows, reasons)
+    refused = Quarantined({}, {})
+    for table, name, n, first, (message, example_row) in found:
+        refused.rows[table] = refused.rows.get(table, 0) + first
+        refused.reasons.setdefault(table, []).append(f"{name}: {n} row(s), e.g. {message} in {example_row}")
+    return refused
 
 
 def run(step: SparkStep) -> None:
@@ -118,7 +114,7 @@ def run(step: SparkStep) -> None:
         if context.has(table):  # refuse drift before anything is written
             typed_rows(step.read_unchecked(table), load_contract(table))
     in_slice = F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))
-    rows_in = {t: _rows_in(step, t) for t in _EVENTS}
+    rows_in = {t: _rows_in(step, t, in_slice) for t in _EVENTS}
     raw_items = checked_items(step.read_unchecked("raw_items"), dates[0], dates[-1], config)
     latest, bad_items = latest_items(raw_items, config)
     rows_in["raw_items"] = raw_items.rows.where(in_slice).count()
@@ -138,7 +134,7 @@ def run(step: SparkStep) -> None:
     # Written first, so that it shows what was wrong when the step refuses. A retry writes it last: a row that is
     # accepted now must stay there until it is in another table, because a killed retry leaves no trace of its own.
     retry = bool(context.rewrite)
-    refused = summarize_quarantine(quarantine.persist()) if retry else _write_quarantine(step, quarantine)
+    refused = summarize_quarantine(quarantine.persist()) if retry else _write_quarantine(step, quarantine, in_slice)
     _check_share(config, rows_in, refused)
     accepted = {t: rows_in[t] - refused.rows.get(t, 0) for t in _EVENTS}
 
@@ -177,32 +173,29 @@ def run(step: SparkStep) -> None:
         step.write_slice("quarantine", quarantine)
 
 
-def _rows_in(step: SparkStep, table: str) -> int:
+def _rows_in(step: SparkStep, table: str, in_slice: Column) -> int:
     """Rows of the slice by the log's statistics, by counting where the log has none."""
     if not step.context.has(table):
         return 0
     dates = step.context.dates
     files = step.context.snapshot(table).select(start=dates[0], end=dates[-1])
     if any(f.rows < 0 for f in files):
-        return step.read_unchecked(table).where(F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))).count()
-    return sum(f.rows for f in files)
+        return step.read_unchecked(table).where(in_slice).count()
+    return rows_in(files)
 
 
-def _write_quarantine(step: SparkStep, quarantine: DataFrame) -> Quarantined:
+def _write_quarantine(step: SparkStep, quarantine: DataFrame, in_slice: Column) -> Quarantined:
     commit = step.write_slice("quarantine", quarantine)
     if not commit.rows:
         return Quarantined({}, {})
-    dates = step.context.dates
-    written = step.read_version("quarantine", commit.version_after)
-    return summarize_quarantine(written.where(F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))))
+    return summarize_quarantine(step.read_version("quarantine", commit.version_after).where(in_slice))
 
 
 def _check_share(config: Config, rows_in: dict[str, int], refused: Quarantined) -> None:
     limit = config.ingest.max_quarantine_share
     broken = []
     for table, rows in refused.rows.items():
-        share = rows / rows_in[table]
-        if share > limit:
+        if (share := rows / rows_in[table]) > limit:
             top = "\n    ".join(refused.reasons[table][:3])
             broken.append(f"{table}: {rows} of {rows_in[table]} rows ({share:.1%}) were refused:\n    {top}")
     if broken:
@@ -217,19 +210,15 @@ def _write_items(step: SparkStep, changes: ItemChanges, since: int) -> None:
     if not changes.new + changes.updated:
         return
     contract = load_contract("items")
-    # Never an append: two concurrent runs would both assign the next indices, and Delta does not detect that conflict.
     columns: dict[str, str | Column] = {c: f"new.{c}" for c in contract.column_names}
-    step.merge(
-        contract,
-        lambda target: (
-            target.alias("old")
-            .merge(changes.rows.alias("new"), "old.item_id = new.item_id")
-            .whenMatchedUpdate(set={c: v for c, v in columns.items() if c not in ("item_id", "item_index")})
-            .whenNotMatchedInsert(values=columns)
-            .execute()
-        ),
-        since,
-    )
+
+    def execute(target: DeltaTable) -> None:
+        merge = target.alias("old").merge(changes.rows.alias("new"), "old.item_id = new.item_id")
+        changed: dict[str, str | Column] = {c: v for c, v in columns.items() if c not in ("item_id", "item_index")}
+        merge.whenMatchedUpdate(set=changed).whenNotMatchedInsert(values=columns).execute()
+
+    # Never an append: two concurrent runs would both assign the next indices, and Delta does not detect that conflict.
+    step.merge(contract, execute, since)
 
 
 def _publish(
@@ -263,11 +252,11 @@ def _publish(
 
 def _check_balance(rows_in: dict[str, int], refused: Quarantined, accepted: dict[str, int]) -> None:
     for table, rows in accepted.items():
-        lost = rows_in[table] - rows - refused.rows.get(table, 0)
-        if lost:
+        bad = refused.rows.get(table, 0)
+        if lost := rows_in[table] - rows - bad:
             raise ContractError(
-                f"table {table}: {rows_in[table]} rows in, but {rows} accepted and {refused.rows.get(table, 0)} "
-                f"quarantined: {lost} unaccounted for. This is a defect of ingest, report it"
+                f"table {table}: {rows_in[table]} rows in, but {rows} accepted and {bad} quarantined: {lost} "
+                "unaccounted for. This is a defect of ingest, report it"
             )
 
 

@@ -38,13 +38,9 @@ def label_pairs(scores: DataFrame, calibrator: Calibrator, mean_weight: float) -
 
     A mean weight of 0 (no pairs, or all weights 0) leaves the weights as they are: 0 stays 0.
     """
-    raw = F.expr(weight_sql())
     scale = F.lit(mean_weight if mean_weight > 0 else 1.0)
-    return (
-        with_label(scores, calibrator)
-        .withColumn("raw_weight", F.least(raw, F.lit(1.0)))
-        .withColumn("weight", F.col("raw_weight") / scale)
-    )
+    weighted = with_label(scores, calibrator).withColumn("raw_weight", F.least(F.expr(weight_sql()), F.lit(1.0)))
+    return weighted.withColumn("weight", F.col("raw_weight") / scale)
 
 
 def with_item_ids(pairs: DataFrame, items: DataFrame) -> DataFrame:
@@ -72,13 +68,11 @@ def run(step: SparkStep) -> None:
             f"the {kind} of calibrator {manifest.version}", f"run score_candidates for {day}, then fit_calibrator",
         )  # fmt: skip
 
-    pairs = scores
+    pairs, items = scores, step.read("items")
     if calibrator.needs_counts:
         pairs = with_counts(scores, step.read_slice("item_stats"), step.read_slice("user_stats"))
-    labeled = label_pairs(pairs, calibrator, facts["mean_weight"])
-    items = step.read("items")
-    named = with_item_ids(labeled, items).withColumn("calibrator_version", F.lit(manifest.version))
-
+    labeled = with_item_ids(label_pairs(pairs, calibrator, facts["mean_weight"]), items)
+    named = labeled.withColumn("calibrator_version", F.lit(manifest.version))
     contract = context.contract("pseudo_labels")
     context.counts.rows_in = step.slice_rows("pair_scores")
     details = {

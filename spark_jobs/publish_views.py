@@ -8,7 +8,6 @@ launcher's settings.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from gpl_core.conf.sections import Lakehouse
 from gpl_core.config import load_config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, UsageError
+from gpl_core.graph.arguments import Parser, add_configuration
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.statements import quoted
 from gpl_core.lakehouse.views import View, all_views
@@ -47,15 +47,13 @@ def publish(spark: SparkSession, lake: Lake, database: str) -> dict[str, list[st
                 f"{database}.{name} is at {found}, this lakehouse has it at {location}; choose another --database, or "
                 "drop that table from the catalog"
             )
-    made: list[str] = []
-    left_out: list[str] = []
+    done: dict[str, list[str]] = {"tables": tables, "views": [], "left_out": []}
     for view in all_views().values():
-        if set(view.reads) <= {*tables, *made}:
+        readable = set(view.reads) <= {*tables, *done["views"]}
+        if readable:
             spark.sql(create_view(view, database))
-            made.append(view.name)
-        else:
-            left_out.append(view.name)
-    return {"tables": tables, "views": made, "left_out": left_out}
+        done["views" if readable else "left_out"].append(view.name)
+    return done
 
 
 def create_view(view: View, database: str) -> str:
@@ -81,9 +79,8 @@ def catalog_main(name: str, work: Callable[[SparkSession, Lakehouse, str], objec
     """
 
     def run() -> int:
-        parser = argparse.ArgumentParser(prog=f"{name}.py", allow_abbrev=False)
-        parser.add_argument("--config", required=True)
-        parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
+        parser = Parser(prog=f"{name}.py", allow_abbrev=False)
+        add_configuration(parser)
         if database:
             parser.add_argument("--database", default=database)
         args = parser.parse_args()

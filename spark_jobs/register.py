@@ -14,8 +14,8 @@ from pyspark.sql import SparkSession
 
 from gpl_core.conf.sections import CATALOG, Lakehouse
 from gpl_core.lakehouse.lake import LOCATIONS, Lake
+from gpl_core.lakehouse.storage import write_whole
 from spark_jobs.catalog import located
-from spark_jobs.common.whole_files import write_whole
 from spark_jobs.publish_views import catalog_main, publish
 
 

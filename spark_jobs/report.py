@@ -7,20 +7,17 @@ Each part of the page is a module of `reporting/`: its aggregates, its words and
 
 from __future__ import annotations
 
-import logging
-
 from gpl_core.contracts.contract import all_contracts
+from gpl_core.graph.step_run import log
+from gpl_core.lakehouse.storage import write_whole
 from gpl_core.simulation.raw_tables import provenance
 from spark_jobs.common.columns import with_passthrough
 from spark_jobs.common.manifests import ensure_manifest
-from spark_jobs.common.whole_files import write_whole
 from spark_jobs.reporting import changes, coverage, evaluations, labels, lineage, popularity, reliability, semantic_ids
 from spark_jobs.reporting.day import Day
 from spark_jobs.reporting.page import PageSection, Table, render
 from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep
-
-log = logging.getLogger("gpl")
 
 
 def dictionary() -> PageSection:

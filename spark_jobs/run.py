@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import date
 
+import numpy as np
 from pyspark.sql import SparkSession
 
 from gpl_core.errors import UsageError
-from gpl_core.graph.arguments import StepArguments, parse_arguments
+from gpl_core.graph.arguments import parse_arguments
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext, run_step, run_steps
 from gpl_core.graph.steps import find_step
@@ -26,17 +27,21 @@ Job = Callable[[SparkStep], None]
 
 def job_main(name: str, job: Job) -> None:
     """Entry point of one Spark job; exits the process with the exit code."""
-    run_jobs(name, lambda args: {name: job}, lambda: parse_arguments(f"{name}.py"))
+    run_jobs(name, {name: job})
 
 
-def run_jobs(
-    program: str, choose: Callable[[StepArguments], Mapping[str, Job]], parse: Callable[[], StepArguments]
-) -> None:
-    """Run the chosen jobs in order over the dates, in one session; exits the process with the exit code."""
+def run_jobs(program: str, given: Mapping[str, Job] | None = None, *, force: bool = False) -> None:
+    """Run jobs in order over the dates, in one session; exits the process with the exit code.
+
+    Args:
+        given: step -> job; None: those that --steps names.
+        force: run them as if --force were among the arguments.
+    """
 
     def run_all() -> int:
-        args = parse()
-        jobs = choose(args)
+        args = parse_arguments(f"{program}.py", several=given is None)
+        args = replace(args, force=args.force or force)
+        jobs = {name: job_of(name) for name in args.steps} if given is None else given
         spark = None if args.dry_run else start_session(program)
 
         def run_one(name: str, dates: Sequence[date]) -> None:
@@ -52,42 +57,30 @@ def run_jobs(
     exit_after(run_all)
 
 
-@dataclass(frozen=True)
-class Work:
-    """What an application's executors have done so far, lost ones included: task time in seconds, bytes, tasks."""
+def work_done(spark: SparkSession) -> np.ndarray:
+    """Task milliseconds, bytes read, bytes shuffled and tasks of the application's executors, lost ones included.
 
-    seconds: float
-    bytes_in: int
-    shuffled: int
-    tasks: int
-
-    @staticmethod
-    def of(spark: SparkSession) -> Work:
-        """Spark's own count, after every event up to now was counted, or ten seconds have passed."""
-        context = spark.sparkContext._jsc.sc()
-        with suppress(Exception):  # a driver that is behind with its events must not fail the step
-            context.listenerBus().waitUntilEmpty()
-        executors = context.statusStore().executorList(False)
-        each = [executors.apply(i) for i in range(executors.size())]
-        return Work(
-            sum(e.totalDuration() for e in each) / 1000, sum(e.totalInputBytes() for e in each),
-            sum(e.totalShuffleWrite() for e in each), sum(e.totalTasks() for e in each),
-        )  # fmt: skip
+    Spark's own count, after every event up to now was counted, or ten seconds have passed.
+    """
+    context = spark.sparkContext._jsc.sc()
+    with suppress(Exception):  # a driver that is behind with its events must not fail the step
+        context.listenerBus().waitUntilEmpty()
+    executors = context.statusStore().executorList(False)
+    each = [executors.apply(i) for i in range(executors.size())]
+    counts = [(e.totalDuration(), e.totalInputBytes(), e.totalShuffleWrite(), e.totalTasks()) for e in each]
+    return np.array(counts, dtype=np.int64).reshape(-1, 4).sum(axis=0)
 
 
 def run_body(spark: SparkSession, context: StepContext, job: Job) -> None:
     """Run `job` in the session, and count what it cost."""
-    before = Work.of(spark)
+    before = work_done(spark)
     try:
         job(SparkStep(spark, context))
     finally:
-        after = Work.of(spark)
         counts = context.counts
-        counts.core_seconds = max(0.0, after.seconds - before.seconds)
-        counts.bytes_in = max(0, after.bytes_in - before.bytes_in)
-        counts.details["spark"] = {
-            "shuffled_bytes": after.shuffled - before.shuffled, "tasks": after.tasks - before.tasks
-        }  # fmt: skip
+        milliseconds, counts.bytes_in, shuffled, tasks = np.maximum(0, work_done(spark) - before).tolist()
+        counts.core_seconds = milliseconds / 1000
+        counts.details["spark"] = {"shuffled_bytes": shuffled, "tasks": tasks}
         spark.catalog.clearCache()  # the next step of the session needs the memory
 
 
@@ -100,6 +93,4 @@ def job_of(name: str) -> Job:
 
 
 if __name__ == "__main__":
-    run_jobs(
-        "run", lambda args: {name: job_of(name) for name in args.steps}, lambda: parse_arguments("run.py", several=True)
-    )
+    run_jobs("run")

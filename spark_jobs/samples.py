@@ -13,7 +13,6 @@ from datetime import timedelta
 from pyspark.sql import Column, DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
-from gpl_core.config import Config
 from gpl_core.errors import ContractError
 from spark_jobs.common.columns import only_row, passthrough_of, with_passthrough
 from spark_jobs.common.exclusions import flagged, opted_out, withdrawn_items
@@ -21,14 +20,6 @@ from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep
 
 _PAIR = ("user_id", "item_index")
-
-
-def exposed_rows(impressions: DataFrame, config: Config) -> DataFrame:
-    """The date's impressions as labeled samples."""
-    return impressions.select(
-        "request_id", "item_id", "user_id", "item_index", F.col("clicked").alias("label"), "position", "is_random",
-        "event_time", "dt", *passthrough_of(impressions, config),
-    )  # fmt: skip
 
 
 def never_exposed(candidates: DataFrame, shown: DataFrame) -> DataFrame:
@@ -86,11 +77,13 @@ def _place() -> Column:
 def run(step: SparkStep) -> None:
     """Write both slices of the run date."""
     config, context = step.config, step.context
-    impressions_contract = with_passthrough("impressions", config)
-    impressions = step.read("impressions", impressions_contract)
+    impressions = step.read("impressions", with_passthrough("impressions", config))
     today = impressions.where(F.col("dt") == F.lit(step.run_date))
-    exposed_contract = with_passthrough("exposed_samples", config)
-    commit = step.write_slice("exposed_samples", exposed_rows(today, config), contract=exposed_contract)
+    exposed = today.select(
+        "request_id", "item_id", "user_id", "item_index", F.col("clicked").alias("label"), "position", "is_random",
+        "event_time", "dt", *passthrough_of(today, config),
+    )  # fmt: skip
+    commit = step.write_slice("exposed_samples", exposed, contract=with_passthrough("exposed_samples", config))
 
     start = step.run_date - timedelta(days=config.samples.exposure_window_days - 1)
     window = impressions.where(F.col("dt").between(F.lit(start), F.lit(step.run_date)))

@@ -9,7 +9,7 @@ from pyspark.sql import DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
 from spark_jobs.common.columns import padded
-from spark_jobs.common.histories import cached_anchors, read_latest_sequences, read_scored_pairs, require_model_of
+from spark_jobs.common.histories import cached_anchors, read_latest_sequences, read_scored_pairs
 from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep
 
@@ -35,7 +35,7 @@ def candidate_blocks(pairs: DataFrame, size: int) -> DataFrame:
 
 def run(step: SparkStep) -> None:
     """Write the run date's slice; users without anchors, or who opted out, are left out and counted."""
-    sid_version, model_version = require_model_of(step)
+    sid_version, model_version = step.context.sid_and_model_versions()
     sequences = read_latest_sequences(step).select(
         "user_id", "sequence_hash", F.col("item_index").alias("history"), "opted_out"
     )

@@ -104,16 +104,11 @@ def build_sequences(
 
 @dataclass(frozen=True)
 class CountWindows:
-    """What the counts of a run date are made of: the days of two windows that end before it."""
+    """What the counts of a run date are made of: windows that end before it."""
 
     run_date: date
-    liked_days: int
-    shown_days: int
-
-    @property
-    def days(self) -> Mapping[str, int]:
-        """Table -> days of its window."""
-        return {"interactions": self.liked_days, "impressions": self.shown_days}
+    days: Mapping[str, int]
+    """Table -> days of its window."""
 
     def digests(self, tables: Mapping[str, Snapshot], run_date: date) -> dict[str, dict[str, str]]:
         """Digests of every date that counts of `run_date` see, as the tables are now."""
@@ -123,7 +118,7 @@ class CountWindows:
     def base(self, table: Snapshot | None, tables: Mapping[str, Snapshot], reach: int) -> date | None:
         """The newest slice, at most `reach` days old, whose dates still have the rows it saw; None: count all rows."""
         marks = slice_marks(table)
-        for days in range(1, min(reach + 1, self.liked_days, self.shown_days)):
+        for days in range(1, min(reach + 1, *self.days.values())):
             day = self.run_date - timedelta(days=days)
             if day in marks and marks[day].details.get("saw") == self.digests(tables, day):
                 return day
@@ -157,12 +152,12 @@ def count_stats(liked: DataFrame, shown: DataFrame, before: DataFrame | None, ke
 
 def write_counts(step: SparkStep) -> None:
     """item_stats and user_stats: positives over the sequences' window, exposures over `sequences.stats_days`."""
-    lake, config, day = step.context.lake, step.config.sequences, step.run_date
-    windows = CountWindows(day, config.history_days, config.stats_days)
+    config, day = step.config.sequences, step.run_date
+    windows = CountWindows(day, {"interactions": config.history_days, "impressions": config.stats_days})
     tables = {t: step.context.snapshot(t) for t in windows.days}
     saw = windows.digests(tables, day)
     for table, key in (("item_stats", "item_index"), ("user_stats", "user_id")):
-        own = lake.open(table) if lake.exists(table) else None
+        own = step.context.output(table)
         base = windows.base(own, tables, config.snapshot_every)
         liked, shown = (windows.events(step, t, base) for t in windows.days)
         before = None
@@ -181,12 +176,10 @@ def run(step: SparkStep) -> None:
     """Write the three slices of the run date."""
     context, config, day = step.context, step.config.sequences, step.run_date
     sid_version = context.artifact("tokenizer").version
-    lake = context.lake
     yesterday, window = day - timedelta(days=1), timedelta(days=config.history_days)
     digests = event_digests(context.snapshot("interactions"), day - window, yesterday)
     made_from = {"sid_version": sid_version, "settings": context.step.config_hash(step.config)}
-    table = lake.open("user_sequences") if lake.exists("user_sequences") else None
-    base = choose_base(table, day, config.snapshot_every, made_from, digests)
+    base = choose_base(context.output("user_sequences"), day, config.snapshot_every, made_from, digests)
     sids_version = context.snapshot("item_sids").version
     sids = sids_in_force(step.read("item_sids"), sid_version)
     events = step.read_dates("interactions", day - window, yesterday)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from gpl_core.errors import UsageError
@@ -29,8 +30,6 @@ _DEFAULTS = {
     # Otherwise PySpark walks the stack and calls the JVM twice more per column expression: a fifth of a short job.
     "spark.python.sql.dataFrameDebugging.enabled": "false",
 }
-
-
 # On one machine Delta's default of 50 log partitions, and 200 shuffle partitions, are most of the run time.
 _LOCAL_DEFAULTS = {
     "spark.databricks.delta.snapshotPartitions": "2",
@@ -76,8 +75,6 @@ def exit_after(work: Callable[[], int]) -> NoReturn:
     finally:
         if (spark := SparkSession.getActiveSession()) is not None:
             spark.stop()
-    sys.stdout.flush()
-    sys.stderr.flush()
     sys.exit(code)
 
 
@@ -96,11 +93,7 @@ def _launcher_settings() -> dict[str, str]:
     active = SparkSession.getActiveSession()
     if active is not None:
         return dict(active.sparkContext.getConf().getAll())
-    from pyspark import SparkConf
-
     # SparkConf reads the launcher's properties only once a JVM runs; under spark-submit PySpark has started it.
     if "PYSPARK_GATEWAY_PORT" in os.environ:
-        from pyspark import SparkContext
-
         SparkContext._ensure_initialized()
     return dict(SparkConf().getAll())

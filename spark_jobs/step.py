@@ -46,7 +46,13 @@ class SparkStep:
 
     def read(self, table: str, contract: Contract | None = None) -> DataFrame:
         """The whole input table at its pinned version, its schema compared with the contract."""
-        return self._checked(self.read_unchecked(table), contract or load_contract(table))
+        frame, contract = self.read_unchecked(table), contract or load_contract(table)
+        if problems := schema_drift(contract, frame.schema):
+            raise ContractError(
+                f"table {contract.name}: its schema drifted from contract version {contract.version}:\n  "
+                + "\n  ".join(problems)
+            )
+        return frame
 
     def read_unchecked(self, table: str) -> DataFrame:
         """The whole input table at its pinned version, its columns under our names; ingest checks the rows itself."""
@@ -73,8 +79,7 @@ class SparkStep:
 
     def read_dates(self, table: str, start: date, end: date, contract: Contract | None = None) -> DataFrame:
         """The partitions `start <= dt <= end` of an input table at its pinned version."""
-        frame = self.read(table, contract)
-        return frame.where(F.col("dt").between(F.lit(start), F.lit(end)))
+        return self.read(table, contract).where(F.col("dt").between(F.lit(start), F.lit(end)))
 
     def read_slice(self, table: str, contract: Contract | None = None) -> DataFrame:
         """The run date's partition of an input table at its pinned version."""
@@ -84,21 +89,11 @@ class SparkStep:
         """Rows of the run date's slice of an input table by its log; 0 where the (optional) table does not exist."""
         if not self.context.has(table):
             return 0
-        snapshot = self.context.snapshot(table)
-        return rows_in(snapshot.select(start=self.run_date, end=self.run_date))
+        return rows_in(self.context.snapshot(table).select(start=self.run_date, end=self.run_date))
 
     def spread(self, frame: DataFrame, *columns: str) -> DataFrame:
         """`frame` in as many files as there are shuffle partitions, so that every rank of a worker gets some."""
         return frame.repartition(int(str(self.spark.conf.get("spark.sql.shuffle.partitions"))), *columns)
-
-    def _checked(self, frame: DataFrame, contract: Contract) -> DataFrame:
-        problems = schema_drift(contract, frame.schema)
-        if problems:
-            raise ContractError(
-                f"table {contract.name}: its schema drifted from contract version {contract.version}:\n  "
-                + "\n  ".join(problems)
-            )
-        return frame
 
     def write_slice(
         self, table: str, frame: DataFrame, *, contract: Contract | None = None,
@@ -168,29 +163,38 @@ class SparkStep:
     ) -> Commit:
         """One marked commit through `save(app_id, txn_version, mark, uri)`, and what it added by the table's log.
 
-        Of two runs that start from one table version, Delta skips the transaction of the second.
+        It follows the version `since`, by default the one that the run was decided on. Of two runs that follow one
+        version, Delta skips the transaction of the second.
         """
         self.create_table(contract)
-        before = self.context.lake.open(contract.name, since, contract=contract)
+        since = self.context.state.outputs.get(contract.name) if since is None else since
+        pinned = None if since is None else max(since, 0)  # version 0 creates the table
+        before = self.context.lake.open(contract.name, pinned, contract=contract)
         mark = self.context.mark(contract.name, details)
         app_id = f"{mark.step}:{contract.name}:{min(mark.slices)}:{max(mark.slices)}"
         version = before.transaction_version(app_id) + 1
+        taken = ConflictError(
+            f"table {contract.name}: another run committed {app_id} with transaction {version} first; "
+            "run the step again"
+        )
+        # Delta would skip the write silently, and an Observation of it would never return.
+        if self.context.lake.open(contract.name, contract=contract).transaction_version(app_id) >= version:
+            raise taken
         try:
             save(app_id, version, mark.to_json(), spark_path(before.uri))
         except Exception as error:
             if is_conflict(error):
                 raise ConflictError(
-                    f"table {contract.name}: slice {sorted(mark.slices)} was written by another run at the same "
-                    "time; nothing was changed, run the step again"
+                    f"table {contract.name}: slice {sorted(mark.slices)} was written by another run in the "
+                    "meantime; nothing was changed, run the step again"
                 ) from error
             raise
         after = self.context.lake.open(contract.name, contract=contract)
         found = next((v for v, m in after.marks() if v > before.version and m == mark), None)
         if found is None:
-            raise ConflictError(
-                f"table {contract.name}: another run committed {app_id} with transaction {version} first; "
-                "run the step again"
-            )
+            raise taken
+        if found > before.version + 1:  # after commits to other slices
+            before = self.context.lake.open(contract.name, found - 1, contract=contract)
         rows, size = added(self.context.lake.open(contract.name, found, contract=contract), before)
         commit = Commit(before.version, found, rows, size)
         self.context.committed(contract.name, commit)

@@ -27,7 +27,8 @@ PAIR = ["user_id", "item_index"]
 FACTORS = ("coherence", "consistency", "llm_confidence")
 NO_HISTORY, NO_ANCHORS, NO_EMBEDDING, OTHER = "no history", "no anchors", "no embedding", "other"
 LATE, REFUSED = "labels late", "a monitor refused"
-_RECORDED = ("exposed", "random", "labelled", "left_out", "label_sum", "pseudo_label_sum", "weight_sum")
+_VERSIONS = ("sid_version", "model_version", "calibrator_version")
+_RECORDED = ("exposed", "random", "labeled", "left_out", "label_sum", "pseudo_label_sum", "weight_sum")
 
 
 @dataclass(frozen=True)
@@ -35,30 +36,29 @@ class FeedSlice:
     """What is known about the date's pairs before anything is written.
 
     Attributes:
-        exposed, labelled: rows that reach the feed.
+        exposed, labeled: rows that reach the feed.
         left_out: unexposed rows without a label, by reason.
         shown: unexposed rows whose user saw the item on this date: must be 0.
         label_sum, pseudo_label_sum, weight_sum: over the feed's rows, of its float values.
+        versions: the smallest and the largest of the labels, by kind; None without labels.
     """
 
     exposed: int
     random: int
-    labelled: int
+    labeled: int
     left_out: dict[str, int]
     shown: int
     label_sum: float
     pseudo_label_sum: float
     weight_sum: float
-    model_versions: tuple[str | None, ...]
-    sid_versions: tuple[str | None, ...]
-    calibrator_versions: tuple[str | None, ...]
+    versions: dict[str, tuple[str | None, ...]]
 
     def exposed_only(self, late: bool) -> FeedSlice:
         """The slice without its unexposed rows: labels are late, or a monitor refused."""
-        left_out = {LATE: sum(self.left_out.values())} if late else {**self.left_out, REFUSED: self.labelled}
+        left_out = {LATE: sum(self.left_out.values())} if late else {**self.left_out, REFUSED: self.labeled}
         return replace(
-            self, labelled=0, left_out={k: v for k, v in left_out.items() if v}, pseudo_label_sum=0.0,
-            weight_sum=float(self.exposed), model_versions=(None,), calibrator_versions=(None,),
+            self, labeled=0, left_out={k: v for k, v in left_out.items() if v}, pseudo_label_sum=0.0,
+            weight_sum=float(self.exposed), versions=dict.fromkeys(_VERSIONS, (None,)),
         )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def labels_of(pseudo_labels: DataFrame) -> DataFrame:
     """The labels that the feed may use: those of unexposed pairs."""
     return pseudo_labels.where(F.col("source") == "unexposed").select(
         *PAIR, F.col("pseudo_label").cast("float").alias("pseudo_label"), F.col("weight").cast("float").alias("weight"),
-        *FACTORS, "model_version", "sid_version", "calibrator_version",
+        *FACTORS, *_VERSIONS,
     )  # fmt: skip
 
 
@@ -170,8 +170,7 @@ def feed_facts(
         F.count(F.lit(1)).alias("exposed"), F.count_if("is_random").alias("random"),
         F.coalesce(F.sum("label"), F.lit(0)).alias("clicks"),
     )  # fmt: skip
-    kinds = ("model_version", "sid_version", "calibrator_version")
-    versions = labels.agg(*[f(v).alias(f"{f.__name__}_{v}") for v in kinds for f in (F.min, F.max)])
+    versions = labels.agg(*[F.array(F.min(v), F.max(v)).alias(v) for v in _VERSIONS])
     without = F.col("labels") == 0
     groups = (
         counted_pairs(unexposed, labels, exposed)
@@ -179,7 +178,7 @@ def feed_facts(
         .agg(
             F.sum(F.when(without, F.col("rows")).otherwise(0)).alias("missing"),
             # Rows that a join would give: a pair with two labels is found by their number.
-            F.sum(F.col("rows") * F.col("labels")).alias("labelled"),
+            F.sum(F.col("rows") * F.col("labels")).alias("labeled"),
             F.sum(F.when(F.col("shown") > 0, F.col("rows")).otherwise(0)).alias("shown"),
             F.sum(F.col("rows") * F.col("label")).alias("labels"),
             F.sum(F.col("rows") * F.col("weight")).alias("weights"),
@@ -188,15 +187,14 @@ def feed_facts(
     names = (NO_HISTORY, NO_ANCHORS, NO_EMBEDDING, OTHER)
     total = unlabeled_reasons(groups, **reasons).agg(
         *[F.coalesce(F.sum(F.when(F.col("reason") == n, F.col("missing"))), F.lit(0)).alias(n) for n in names],
-        *[F.coalesce(F.sum(c), F.lit(0)).alias(c) for c in ("labelled", "shown", "labels", "weights")],
+        *[F.coalesce(F.sum(c), F.lit(0)).alias(c) for c in ("labeled", "shown", "labels", "weights")],
     )
     row = only_row(total.crossJoin(seen).crossJoin(versions))  # one row each
-    model, sid, calibrator = ((row[f"min_{v}"], row[f"max_{v}"]) for v in kinds)
     return FeedSlice(
-        exposed=row["exposed"], random=row["random"], labelled=row["labelled"],
+        exposed=row["exposed"], random=row["random"], labeled=row["labeled"],
         left_out={n: row[n] for n in names if row[n]}, shown=row["shown"], label_sum=float(row["clicks"]),
         pseudo_label_sum=float(row["labels"]), weight_sum=float(row["weights"]) + row["exposed"],
-        model_versions=model, sid_versions=sid, calibrator_versions=calibrator,
+        versions={v: tuple(row[v]) for v in _VERSIONS},
     )  # fmt: skip
 
 
@@ -223,15 +221,16 @@ def check_facts(facts: FeedSlice, step: SparkStep, sid_version: str, rows_in: in
     """
     day = step.run_date
     what, again = f"pseudo_labels dt={day}", f"run score_candidates, fit_calibrator and pseudo_labels for {day} again"
-    require_one_version(facts.sid_versions, sid_version, what, "the tokenizer in force", again)
-    for kind, found in (("model_version", facts.model_versions), ("calibrator_version", facts.calibrator_versions)):
+    require_one_version(facts.versions["sid_version"], sid_version, what, "the tokenizer in force", again)
+    for kind in ("model_version", "calibrator_version"):
+        found = facts.versions[kind]
         require_one_version(found, found[0] or "", what, f"the {kind} of other rows of this date", again)
     if facts.shown:
         raise ContractError(
             f"unexposed_samples dt={day}: {facts.shown} row(s) name a user and item in exposed_samples of the same "
             f"date; run samples for {day} again"
         )
-    total = facts.exposed + facts.labelled + sum(facts.left_out.values())
+    total = facts.exposed + facts.labeled + sum(facts.left_out.values())
     if total != rows_in:
         raise ContractError(
             f"training_feed dt={day}: {rows_in} rows came in, {total} would go out or be left out; a pair must occur "
@@ -259,15 +258,12 @@ def run(step: SparkStep) -> None:
         facts = facts.exposed_only(late)
         completeness = {"rows": "exposed_only", "because": because}
     sids = sids_in_force(step.read("item_sids"), sid_version)
-    count = facts.exposed + facts.labelled
+    count = facts.exposed + facts.labeled
     feed = shuffled(finish(rows, sids, sid_version, config.tokenizer.levels), count, config.feed.rows_per_file)
     details = {
         "rows": count, **{name: getattr(facts, name) for name in _RECORDED}, "completeness": completeness,
         "schema": schema_of(contract), "schema_hash": schema_hash(contract), "contract_version": contract.version,
-        "versions": {
-            "sid_version": sid_version, "model_version": facts.model_versions[0] or "",
-            "calibrator_version": facts.calibrator_versions[0] or "",
-        },
+        "versions": {**{kind: found[0] or "" for kind, found in facts.versions.items()}, "sid_version": sid_version},
     }  # fmt: skip
     commit = step.write_slice("training_feed", feed, contract=contract, details=details)
     if commit.rows != count:
@@ -286,7 +282,7 @@ def _incomplete(step: SparkStep, facts: FeedSlice, late: bool) -> str | None:
     day = step.run_date
     if late:
         return f"pseudo_labels has no slice dt={day}"
-    refused = watch(step, facts.labelled, facts.left_out)
+    refused = watch(step, facts.labeled, facts.left_out)
     if refused and step.config.feed.publish == "complete":
         raise GateError(
             f"training_feed dt={day}: not published, {len(refused)} monitor(s) refuse: {'; '.join(refused)}. The "

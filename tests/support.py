@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -15,6 +18,9 @@ import yaml
 from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import Column, Contract, load_contract
 from gpl_core.contracts.types import parse_type
+from gpl_core.graph.arguments import StepArguments
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.step_run import Body, run_step
 from gpl_core.lakehouse.lake import Commit, Lake
 from gpl_core.lakehouse.marks import SliceMark
 
@@ -119,6 +125,18 @@ def config_file(root: Path, body: Mapping[str, Any] | None = None) -> Path:
     return path
 
 
+def run_of(config: Config, step: str, day: date, body: Body, run_id: str = "run", *, force: bool = False) -> str:
+    """Run one step as an entry point does; returns done or noop."""
+    return run_step(Planner(config), step, day, StepArguments(config, (day,), run_id, force=force), body)
+
+
+def doubled(lake: Lake, table: str) -> list[tuple]:
+    """The primary keys that occur more than once in `table`."""
+    rows = lake.open(table).read(columns=list(load_contract(table).primary_key)).to_pylist()
+    counts = Counter(tuple(row.values()) for row in rows)
+    return sorted(key for key, count in counts.items() if count > 1)
+
+
 def put(
     lake: Lake,
     table: str,
@@ -162,3 +180,44 @@ def spark_conf(spark: Any, settings: Mapping[str, Any]) -> Iterator[None]:
     finally:
         for key, value in before.items():
             spark.conf.set(key, value)
+
+
+def truncated(path: Path) -> None:
+    """Leave the first half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def bit_flipped(path: Path) -> None:
+    """Turn one bit in the last third of a file."""
+    content = bytearray(path.read_bytes())
+    content[-1 - len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def emptied(path: Path) -> None:
+    """Leave a file of no bytes."""
+    path.write_bytes(b"")
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "missing": Path.unlink,
+    "empty": emptied,
+    "truncated": truncated,
+    "bit flipped": bit_flipped,
+}
+
+
+class _Planted:
+    """An object that makes a folder when it is unpickled."""
+
+    def __init__(self, ran: Path) -> None:
+        self._ran = str(ran)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self._ran,)
+
+
+def planted_pickle(path: Path, ran: Path) -> None:
+    """Write a pickle to `path` that makes the folder `ran` when somebody reads it as one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(_Planted(ran)))

@@ -134,7 +134,8 @@ COMES_WITH = {"tokenizers": "transformers", "markupsafe": "jinja2", "pandas": "p
 # rooms -> the extras that their users install beside the base
 EXTRAS = {
     "gpl_core/sids": ("gpu",), "gpl_core/interest": ("gpu",), "gpl_core/labels": ("gpu",), "gpl_core/prerank": ("gpu",),
-    "gpl_core": (), "schemas": (), "spark_jobs": ("spark",), "gpu_workers": ("gpu",),
+    "gpl_core/checkpoint.py": ("gpu",), "gpl_core": (), "schemas": (), "spark_jobs": ("spark",),
+    "gpu_workers": ("gpu",),
 }  # fmt: skip
 
 
@@ -156,7 +157,7 @@ def test_every_import_is_declared_where_its_room_is_installed():
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             name = path.relative_to(ROOT).as_posix()
-            room = max((r for r in EXTRAS if name.startswith(r + "/")), key=len)
+            room = max((r for r in EXTRAS if f"{name}/".startswith(r + "/")), key=len)
             allowed = base.union(*(extras[e] for e in EXTRAS[room]))
             known = {NAMES.get(n, n) for n in allowed} | {n for n, owner in COMES_WITH.items() if owner in allowed}
             known |= set(sys.stdlib_module_names) | set(PACKAGES)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 
 from gpl_core.commands.command import Command, source
 from gpl_core.config import Config
 from gpl_core.graph.launches import environment, shell, spark_submit
+from gpl_core.graph.supervisor import supervised
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
     """Start the job; returns its exit code."""
     arguments = spark_submit(config, "spark_jobs/register.py", source(args).arguments())
     print(f"$ {shell(arguments, environment(config))}", flush=True)
-    return subprocess.run(arguments, env={**os.environ, **environment(config)}, check=False).returncode
+    return supervised(arguments, env={**os.environ, **environment(config)}).wait()
 
 
 COMMAND = Command(

@@ -78,8 +78,7 @@ def shadow_config(config: Config, name: str, first: str, use: Mapping[str, str])
         if user in before:
             raise UsageError(f"--use {kind}: the earlier step {user.name} uses it too; begin with --from {user.name}")
         if store.find(kind, version) is None:
-            known = ", ".join(m.version for m in store.manifests(kind)) or "none"
-            raise MissingInputError(f"artifact {kind}: no version {version}; existing: {known}")
+            raise MissingInputError(f"artifact {kind}: no version {version}; existing: {store.known(kind)}")
         artifacts[kind] = version
     sources = {"platform", "simulation", *(s.name for s in before)}
     tables = tuple(t for t, c in all_contracts().items() if c.owner in sources and t not in own)

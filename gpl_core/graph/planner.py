@@ -40,6 +40,7 @@ class StepState:
         inputs: table -> {"version", "digest"} and artifact -> {"version"}.
         artifact_fingerprint: of what shapes the published artifact (without the day after).
         table_fingerprints: of outputs that not all inputs shape (`Step.shaped_by`).
+        outputs: table that the step writes -> the version this was decided on, -1 when there was none.
         reason: one line for people.
     """
 
@@ -49,6 +50,7 @@ class StepState:
     inputs: Inputs = field(default_factory=dict)
     artifact_fingerprint: str = ""
     table_fingerprints: Mapping[str, str] = field(default_factory=dict)
+    outputs: Mapping[str, int] = field(default_factory=dict)
 
     def fingerprint_of(self, table: str) -> str:
         """What a commit to the output `table` carries: the step's fingerprint unless the table has one of its own."""
@@ -97,12 +99,15 @@ class Planner:
         """Whether `step` is done for `run_date`, and from which inputs it would run."""
         if theirs := self.read_only_outputs(step):
             return StepState("done", f"{', '.join(theirs)}: read from {self.config.lakehouse.shadow.of}")
+        # Pinned before anything is decided: a run commits only on top of what it decided on.
+        pinned = {table: self.snapshot(table) for table in (*step.writes, *step.also_writes)}
         try:
             inputs = self._inputs(step, run_date)
         except MissingInputError as error:
             return StepState("blocked", str(error))
         state = StepState(
             "stale", "runs whenever it is asked for", self._hash(step, inputs), inputs,
+            outputs={table: snapshot.version if snapshot else -1 for table, snapshot in pinned.items()},
             table_fingerprints={
                 table: self._hash(step, {k: v for k, v in inputs.items() if k in shaping})
                 for table, shaping in step.shaped_by.items()
@@ -211,20 +216,27 @@ class Planner:
     def _is_written(self, table: str, run_date: date) -> bool:
         return run_date.isoformat() in self._table_marks(table)
 
+    def _slice_marks(self, table: str, run_date: date) -> list[tuple[int, str]]:
+        """(version, fingerprint) of the commits that wrote the slice of `run_date`, newest first.
+
+        Of a dated table the newest alone counts. A table without dates only grows: what an older commit added for its
+        inputs is still there, though a newer one (another date's tokenizer) came after it.
+        """
+        dated = "dt" in load_contract(table).partition_by
+        found = self._table_marks(table).get(run_date.isoformat() if dated else WHOLE, [])
+        return found[:1] if dated else found
+
     def is_current(self, table: str, run_date: date, fingerprint: str) -> bool:
-        """Whether the newest commit to `table`'s slice of `run_date` carries `fingerprint`."""
-        return [f for _, f in self._table_marks(table).get(run_date.isoformat(), [])][:1] == [fingerprint]
+        """Whether `table`'s slice of `run_date` has been made from the inputs with `fingerprint`."""
+        return fingerprint in {f for _, f in self._slice_marks(table, run_date)}
 
     def _table_state(self, step: Step, run_date: date, state: StepState) -> tuple[Status, str]:
         compacted = ""
         for table in step.writes:
-            dated = "dt" in load_contract(table).partition_by
-            found = self._table_marks(table).get(run_date.isoformat() if dated else WHOLE)
+            found = self._slice_marks(table, run_date)
             if not found:
                 return "absent", f"{table} has no slice for {run_date}"
-            # Tables without dates only grow: what an older commit added for these inputs is still there, though a
-            # newer one (another date's tokenizer) came after it.
-            if state.fingerprint_of(table) in {f for _, f in (found[:1] if dated else found)}:
+            if self.is_current(table, run_date, state.fingerprint_of(table)):
                 continue
             if not self._only_compacted(step, table, run_date, state.inputs):
                 return "stale", f"{table}@{found[0][0]} was made from other inputs or settings"

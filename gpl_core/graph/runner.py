@@ -25,6 +25,7 @@ from gpl_core.graph.hints import hints
 from gpl_core.graph.launches import Launch, Source, command, environment, pending, shell, with_free_port
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.prerequisites import problems
+from gpl_core.graph.supervisor import supervised
 
 
 def run_launches(
@@ -124,10 +125,7 @@ def _launch(
     signal.signal(signal.SIGTERM, end)
     with log.open("w", encoding="utf-8") as sink:
         try:
-            process = subprocess.Popen(
-                arguments, env=env, stdout=subprocess.PIPE, stderr=None if verbose else sink, text=True,
-                start_new_session=True,
-            )  # fmt: skip
+            process = supervised(arguments, env=env, stdout=subprocess.PIPE, stderr=None if verbose else sink)
             if ended:
                 sys.exit(ended[0])
             assert process.stdout is not None

@@ -16,7 +16,15 @@ from typing import Any, Protocol
 
 from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract, load_contract
-from gpl_core.errors import GplError, MissingInputError, UsageError, classified, exit_code_of
+from gpl_core.errors import (
+    ConflictError,
+    GplError,
+    LineageError,
+    MissingInputError,
+    UsageError,
+    classified,
+    exit_code_of,
+)
 from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.dry_run import print_dry_run
 from gpl_core.graph.job_runs import Counts, JobRun
@@ -101,6 +109,11 @@ class StepContext:
             raise MissingInputError(f"step {self.step.name}: table {table} does not exist at {self.lake.uri(table)}")
         return self.lake.open(table, self.state.version(table))
 
+    def output(self, table: str) -> Snapshot | None:
+        """The table that this step writes, at the version the state was decided on; None when there was none."""
+        version = self.state.outputs[table]
+        return self.lake.open(table, version) if version >= 0 else None
+
     def has(self, table: str) -> bool:
         """Whether the (optional) input table exists."""
         return table in self.state.inputs
@@ -118,6 +131,21 @@ class StepContext:
         if manifest is None:
             raise MissingInputError(f"artifact {kind} {version} disappeared while step {self.step.name} ran")
         return manifest
+
+    def sid_and_model_versions(self) -> tuple[str, str]:
+        """(sid_version, model_version) in force.
+
+        Raises:
+            LineageError: the model was trained on other semantic IDs; names both versions.
+        """
+        tokenizer, model = self.artifact("tokenizer"), self.artifact("interest_model")
+        if model.lineage.get("sid_version") != tokenizer.version:
+            raise LineageError(
+                f"interest_model {model.version} was trained on sid_version {model.lineage.get('sid_version')}, but "
+                f"the tokenizer in force for {self.run_date} is {tokenizer.version}; run train_interest_model for "
+                "this date"
+            )
+        return tokenizer.version, model.version
 
     def contract(self, table: str) -> Contract:
         """The contract of `table`."""
@@ -216,15 +244,40 @@ def run_step(
         context.states, counts = states, context.counts
         if processes.is_main:
             run.begin()
-        body(context)
-        status = "done"
+        try:
+            body(context)
+            status = "done"
+        except ConflictError:
+            # What a forced run found was done before: only that does not show that another run has done it again.
+            if args.force or not _done_meanwhile(context, processes):
+                raise
+            status = "noop"
         return status
     except BaseException as caught:
         error = caught
         raise
     finally:
         if processes.is_main and not args.dry_run:
+            if planner.artifacts.damaged:
+                counts.details["damaged"] = dict(planner.artifacts.damaged)
             run.end(status, counts, error)
+
+
+def _done_meanwhile(context: StepContext, processes: Processes) -> bool:
+    """Whether the run that this one met has done the same work: every slice carries this run's fingerprint."""
+    text = ""
+    with processes.together():
+        if processes.is_main:
+            now = Planner(context.config)
+            done = context.step.writes and all(
+                now.is_current(table, day, state.fingerprint_of(table))
+                for table in context.step.writes
+                for day, state in context.states.items()
+            )
+            text = "done" if done else ""
+    if done_meanwhile := bool(processes.broadcast_text(text)):
+        log.info("%s %s: another run has done this in the meantime", context.step.name, context.run_date)
+    return done_meanwhile
 
 
 def _agreed_state(planner: Planner, step: Step, run_date: date, force: bool, processes: Processes) -> StepState:

@@ -244,7 +244,7 @@ STEPS: tuple[Step, ...] = (
         "train_preranker", "deepspeed",
         reads=(Read("training_feed", "window", days=lambda c: c.prerank.train_days),
                Read("impressions", "next", optional=True), Read("item_embeddings", "lookup"),
-               Read("item_sids", "lookup")),
+               Read("item_sids", "lookup"), Read("user_sequences", "lookup", optional=True)),
         uses=("tokenizer",), writes=("evaluations",), publishes="preranker", settings=lambda c: (c.prerank,),
         trains_on_run_date=True,
     ),

@@ -1,21 +1,22 @@
 """Published artifacts: versioned bundles of safetensors and JSON, with a manifest written last.
 
-A bundle without a manifest does not exist. Date D uses the newest version whose `trained_through` is before D, so that
-a backfill never sees the future. Operators' decisions (`decisions.py`) take a version out of force or put it back;
-bundles are never changed.
+A bundle without a manifest does not exist, and one that differs from its manifest is never used: the version before it
+serves. Date D uses the newest version whose `trained_through` is before D, so that a backfill never sees the future.
+Operators' decisions (`decisions.py`) take a version out of force or put it back; whole bundles are never changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, field
 from datetime import UTC, date, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from gpl_core.contracts.problems import problems_of
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.lakehouse.decisions import Action, Decision, account, add_decision, decision_count, latest_decisions
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.lakehouse.storage import filesystem
+from gpl_core.lakehouse.storage import filesystem, write_whole
+
+log = logging.getLogger("gpl")
 
 MANIFEST = "manifest.json"
 KINDS = ("tokenizer", "interest_model", "calibrator", "preranker")
@@ -56,21 +59,25 @@ class Manifest:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Manifest as JSON text."""
-        body = asdict(self)
-        body["trained_through"] = self.trained_through.isoformat()
-        return json.dumps(body, indent=2, sort_keys=True)
+        """Manifest as JSON text, with a checksum of itself."""
+        body = {**asdict(self), "trained_through": self.trained_through.isoformat()}
+        return json.dumps({**body, "checksum": _checksum(body)}, indent=2, sort_keys=True)
 
     @staticmethod
     def from_json(text: str | bytes, source: str) -> Manifest:
-        """Parse a manifest; ContractError names `source` when it is broken."""
+        """Parse a manifest (an earlier release gave it no checksum); ContractError names `source` if it is broken."""
         try:
-            return TypeAdapter(Manifest).validate_json(text)
+            body = dict(json.loads(text))
+            checksum = body.pop("checksum", None)
+            problems = "" if checksum in (None, _checksum(body)) else "it differs from its checksum"
+            manifest = TypeAdapter(Manifest).validate_python(body)
         except ValidationError as error:
             problems = "; ".join(problems_of(error, Manifest))
-            raise ContractError(
-                f"artifact manifest {source} is broken: {problems}; delete the bundle or restore it"
-            ) from None
+        except (ValueError, TypeError) as error:
+            problems = str(error)
+        if problems:
+            raise ContractError(f"artifact manifest {source} is broken: {problems}; delete the bundle or restore it")
+        return manifest
 
 
 def artifact_version(trained_through: date, fingerprint: str) -> str:
@@ -91,27 +98,47 @@ class ArtifactStore:
         shadow = shadow or Shadow()
         self._pinned = dict(shadow.artifacts)
         self._theirs = ArtifactStore(shadow.of) if shadow.of else self
+        # `<kind>/<version>` -> what is wrong with a bundle, of those that have been looked at.
+        self.damaged: dict[str, str] = self._theirs.damaged if shadow.of else {}
 
     def manifests(self, kind: str) -> list[Manifest]:
-        """Every complete bundle of `kind`, oldest first (by trained_through, then by creation)."""
+        """Every bundle of `kind` with a manifest that can be read, oldest first (by trained_through, then creation)."""
         if kind in self._pinned:
             return [m for m in self._theirs.manifests(kind) if self._pinned[kind] in ("", m.version)]
         folder = f"{self._base}/{kind}"
-        if not self._fs.exists(folder):
-            return []
-        found = []
-        for path in self._fs.glob(f"{folder}/*/{MANIFEST}"):
-            found.append(Manifest.from_json(self._fs.cat_file(path), path))
+        paths = self._fs.glob(f"{folder}/*/{MANIFEST}") if self._fs.exists(folder) else []
+        found = [m for path in paths if (m := self._read(kind, path.rsplit("/", 2)[1]))]
         return sorted(found, key=lambda m: (m.trained_through, m.created_at, m.version))
 
     def find(self, kind: str, version: str) -> Manifest | None:
-        """The manifest of one version, None when it does not exist."""
+        """The manifest of one version, None when it does not exist or its bundle is damaged."""
         if kind in self._pinned:
             return self._theirs.find(kind, version)
+        manifest = self._read(kind, version)
+        return manifest if manifest and self._is_whole(manifest) else None
+
+    def _read(self, kind: str, version: str) -> Manifest | None:
         path = f"{self._base}/{kind}/{version}/{MANIFEST}"
         if not self._fs.exists(path):
             return None
-        return Manifest.from_json(self._fs.cat_file(path), path)
+        try:
+            manifest = Manifest.from_json(self._fs.cat_file(path), path)
+        except ContractError as error:
+            self._report(kind, version, str(error))
+            return None
+        return manifest if (manifest.kind, manifest.version) == (kind, version) else None  # "VERSION/" is no version
+
+    def _is_whole(self, manifest: Manifest) -> bool:
+        try:
+            self.fetch(manifest)
+        except ContractError as error:
+            self._report(manifest.kind, manifest.version, str(error))
+            return False
+        return True
+
+    def _report(self, kind: str, version: str, problem: str) -> None:
+        self.damaged[f"{kind}/{version}"] = problem
+        _say(problem)
 
     def in_force(self, kind: str, run_date: date) -> Manifest:
         """The newest version in force that was trained on nothing at or after `run_date`.
@@ -123,7 +150,7 @@ class ArtifactStore:
         if manifest is None:
             raise MissingInputError(
                 f"artifact {kind}: no published version was trained through a date before {run_date}; "
-                f"existing: {self._known(kind)}. Run the step that trains it for {run_date}"
+                f"existing: {self.known(kind)}. Run the step that trains it for {run_date}"
             )
         return manifest
 
@@ -132,7 +159,7 @@ class ArtifactStore:
         if self._pinned.get(kind) == "":
             return self._theirs.in_force_or_none(kind, run_date)
         usable = [m for m in self.manifests(kind) if m.trained_through < run_date and self._usable(m, run_date)]
-        return max(usable, key=self._rank, default=None)
+        return next((m for m in sorted(usable, key=self._rank, reverse=True) if self._is_whole(m)), None)
 
     def rolled_back(self, kind: str, version: str, run_date: date) -> bool:
         """Whether an operator has decided that `run_date` does without `version`."""
@@ -148,8 +175,11 @@ class ArtifactStore:
         promoted = decision.decided_at.isoformat() if decision and decision.action == "promote" else ""
         return manifest.trained_through, max(manifest.created_at, promoted), manifest.version
 
-    def _known(self, kind: str) -> str:
-        return ", ".join(f"{m.version} ({self._standing(m)})" for m in self.manifests(kind)) or "none"
+    def known(self, kind: str) -> str:
+        """The versions there are and how each stands, for messages."""
+        read = {m.version: self._standing(m) for m in self.manifests(kind)}
+        damaged = {v: "damaged" for k, v in (place.split("/", 1) for place in self.damaged) if k == kind}
+        return ", ".join(f"{version} ({standing})" for version, standing in {**read, **damaged}.items()) or "none"
 
     def _standing(self, manifest: Manifest) -> str:
         decision, rolled_back = self._decision(manifest), ""
@@ -175,7 +205,7 @@ class ArtifactStore:
         """
         manifest = self.find(kind, version)
         if manifest is None:
-            raise MissingInputError(f"artifact {kind}: no version {version}; existing: {self._known(kind)}")
+            raise MissingInputError(f"artifact {kind}: no version {version}; existing: {self.known(kind)}")
         self._refuse_pinned(kind)
         count = decision_count(self.lake, kind)
         self.__dict__.pop("_decisions", None)  # others may have decided since
@@ -203,7 +233,7 @@ class ArtifactStore:
     ) -> Manifest:
         """Copy the files of `folder` into the store and write the manifest last.
 
-        Publishing the same fingerprint again replaces an unfinished bundle and leaves a finished one alone.
+        Publishing the same fingerprint again replaces an unfinished or damaged bundle and leaves a whole one alone.
         """
         self._refuse_pinned(kind)
         version = artifact_version(trained_through, fingerprint)
@@ -211,15 +241,15 @@ class ArtifactStore:
         if existing is not None:
             return existing
         target = f"{self._base}/{kind}/{version}"
-        if self._fs.exists(target):  # left behind by a killed run: it has no manifest
+        if self._fs.exists(target):  # left behind by a killed run, or damaged
             self._fs.rm(target, recursive=True)
         files = {}
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST):
             name = path.relative_to(folder).as_posix()
             parent = f"{target}/{name}".rsplit("/", 1)[0]
             self._fs.makedirs(parent, exist_ok=True)
             self._fs.put_file(str(path), f"{target}/{name}")
-            files[name] = _sha256(path)
+            files[name] = _digest(path)
         manifest = Manifest(
             kind=kind,
             version=version,
@@ -231,7 +261,8 @@ class ArtifactStore:
             created_at=datetime.now(UTC).isoformat(),
             metrics=dict(metrics or {}),
         )
-        self._fs.pipe_file(f"{target}/{MANIFEST}", manifest.to_json().encode())
+        write_whole(f"{self.root}/{kind}/{version}/{MANIFEST}", manifest.to_json().encode())
+        self.damaged.pop(f"{kind}/{version}", None)
         return manifest
 
     def fetch(self, manifest: Manifest) -> Path:
@@ -243,21 +274,23 @@ class ArtifactStore:
         if manifest.kind in self._pinned:
             return self._theirs.fetch(manifest)
         source = f"{self._base}/{manifest.kind}/{manifest.version}"
-        local = Path(source)
-        if "file" not in self._fs.protocol:
+        if "file" in self._fs.protocol:
+            local = Path(source)
+            differing = _differing(local, manifest)
+        else:
             place = hashlib.sha256(f"{source}:{manifest.to_json()}".encode()).hexdigest()[:16]
             local = Path(tempfile.gettempdir()) / f"gpl-artifacts-{account()}" / place
+            if local.is_dir() and _differing(local, manifest):  # a copy may be damaged too
+                shutil.rmtree(local, ignore_errors=True)
             if not local.is_dir():
                 self._copy(source, manifest, local)
-        for name, digest in manifest.files.items():
-            path = local / name
-            if not path.is_file() or _sha256(path) != digest:
-                if "file" not in self._fs.protocol:
-                    shutil.rmtree(local, ignore_errors=True)  # the next try copies again
-                raise ContractError(
-                    f"artifact {manifest.kind} {manifest.version}: file {name} is missing or differs from its "
-                    "manifest; restore the bundle or delete it and run its step again"
-                )
+            if differing := _differing(local, manifest):
+                shutil.rmtree(local, ignore_errors=True)  # the next try copies again
+        if differing:
+            raise ContractError(
+                f"artifact {manifest.kind} {manifest.version}: file {differing} is missing or differs from the "
+                f"manifest in {source}; restore the bundle or delete it and run its step again"
+            )
         return local
 
     def _refuse_pinned(self, kind: str) -> None:
@@ -281,6 +314,34 @@ class ArtifactStore:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
+@lru_cache(maxsize=1024)
+def _say(problem: str) -> None:
+    """Warn of a damaged bundle, once per process."""
+    log.warning("%s; until then it is not used", problem)
+
+
+def _differing(folder: Path, manifest: Manifest) -> str:
+    """The first file in `folder` that is not as `manifest` says; "" when all are."""
+    return next((n for n, digest in manifest.files.items() if _digest(folder / n) != digest), "")
+
+
+def _digest(path: Path) -> str:
+    """sha256 of a file; "" without one."""
+    try:
+        found = path.stat()
+        return _sha256(path, found.st_size, found.st_mtime_ns, found.st_ino)
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: Path, *identity: int) -> str:
+    """Read once per process while size, time of change and inode (`identity`) stay."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    """Of a manifest's JSON, whatever its layout."""
+    canonical = json.dumps(json.loads(json.dumps(body)), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -135,6 +135,7 @@ class Lake:
         mark: SliceMark,
         mode: str,
         partition: Mapping[str, str] | None = None,
+        since: int | None = None,
         app_id: str = "",
         last: int | None = None,
         replaces: Sequence[Part] = (),
@@ -147,13 +148,16 @@ class Lake:
             mode: `"overwrite"` replaces exactly the partition `partition`, or without one the whole table, which the
                 mark must then name (`*`); `"append"` adds.
             partition: partition values that every part must have.
-            app_id: application transaction to count up; made of step, table and slices when not given.
-            last: version of that transaction on which the caller has built; read here when not given.
+            since: version of the table that the caller has decided on, -1 when there was none: what another run has
+                committed to the slice after it is a conflict. Default: the newest.
+            app_id: application transaction to count up; made of step, table and slices when not given. Appends share
+                one over all slices: what they add depends on all that the table holds.
+            last: version of that transaction on which the caller has built; that of `since` when not given.
             replaces: parts of an earlier commit that this one removes.
 
         Raises:
             ContractError: a part is not of `partition` (delta-rs would accept it).
-            ConflictError: another run wrote the same slice (for an append: the same `app_id`) at the same time.
+            ConflictError: another run wrote the same slice (for an append: the same `app_id`) in the meantime.
         """
         partition = dict(partition or {})
         for part in parts:
@@ -166,7 +170,10 @@ class Lake:
                 f"only {sorted(mark.slices)}; give the partition, or mark the slice '{WHOLE}'"
             )
         before = self.create(contract)
-        app_id = app_id or f"{mark.step}:{contract.name}:{','.join(sorted(mark.slices))}"
+        if since is not None:
+            before = self.open(contract.name, max(since, 0), contract=contract)  # version 0 creates it
+        slices = ",".join(sorted(mark.slices)) if mode == "overwrite" else WHOLE
+        app_id = app_id or f"{mark.step}:{contract.name}:{slices}"
         last = before.transaction_version(app_id) if last is None else last
         removals = [remove_action(p["path"], p["partition"], p["size"]) for p in replaces]
         for attempt in range(_COMMIT_TRIES):
@@ -184,12 +191,12 @@ class Lake:
                 newer = self.open(contract.name, contract=contract)
                 moved = newer.transaction_version(app_id) != last
                 if mode == "overwrite":
-                    since = read_log(newer.uri, newer.version, before.version)
-                    moved = moved or any(entry.changes(partition) for entry in since)
+                    commits = read_log(newer.uri, newer.version, before.version)
+                    moved = moved or any(entry.changes(partition) for entry in commits)
                 if moved or attempt + 1 == _COMMIT_TRIES:
                     raise ConflictError(
-                        f"table {contract.name}: slice {sorted(mark.slices)} was written by another run at the same "
-                        f"time ({error}); nothing was changed, run the step again"
+                        f"table {contract.name}: slice {sorted(mark.slices)} was written by another run in the "
+                        f"meantime ({error}); nothing was changed, run the step again"
                     ) from error
                 before = newer
         after = self.open(contract.name, contract=contract)

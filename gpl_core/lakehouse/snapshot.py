@@ -129,6 +129,12 @@ class Snapshot:
             found.append(DataFile(row["path"], partition, records, row["size_bytes"], minima))
         return tuple(sorted(found, key=lambda f: f.path))
 
+    @cached_property
+    def modified(self) -> dict[str, Any]:
+        """Path of a live data file -> when it was written."""
+        actions = pa.table(self._table.get_add_actions(flatten=True))
+        return dict(zip(actions["path"].to_pylist(), actions["modification_time"].to_pylist(), strict=True))
+
     def select(
         self,
         *,

@@ -7,6 +7,7 @@ Endpoint and credentials come from the environment, under the names that delta-r
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -63,3 +64,21 @@ def filesystem(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(location, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise UsageError(f"location {location}: {error}; pip install its driver, or correct lakehouse.root") from None
+
+
+def write_whole(uri: str, data: bytes) -> None:
+    """Write `data` to `uri` so that no reader ever sees part of it."""
+    fs, path = filesystem(uri)
+    if "file" not in fs.protocol:
+        fs.pipe_file(path, data)  # an object store shows an object only when it is complete
+        return
+    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    part = f"{path}.{uuid.uuid4().hex[:8]}.part"
+    fs.pipe_file(part, data)
+    os.replace(part, path)
+
+
+def read_text(uri: str) -> str | None:
+    """The file's text, None when it does not exist."""
+    fs, path = filesystem(uri)
+    return fs.cat_file(path).decode(errors="replace") if fs.exists(path) else None

@@ -23,16 +23,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gpl_core.checkpoint import read_checkpoint, write_checkpoint
 from gpl_core.errors import ContractError
 from gpl_core.sids.engine import LocalEngine, TrainEngine
 from gpl_core.sids.kmeans import residual_kmeans
 from gpl_core.sids.quantizer import Assignment, ResidualQuantizer, assign
 from gpl_core.sids.tokenizer import Tokenizer, checked_embeddings, mlp
-from gpl_core.sids.training_checkpoint import finished_epochs, load_checkpoint, save_checkpoint
 
 Progress = Callable[[int, Mapping[str, float]], None]
 """Called on rank 0 after each epoch with the number of finished epochs and its figures."""
 
+_CHECKPOINT = "checkpoint.safetensors"
 _SHARDS = 2
 _QUERIES = 128  # rows of a shard that enter the relational loss as queries; all rows would cost half as much again
 
@@ -163,7 +164,7 @@ def fit(
         figures = run.epoch(epoch)
         if engine.rank == 0:
             if checkpoint_dir is not None and run.is_checkpoint(epoch + 1):
-                save_checkpoint(checkpoint_dir, run.identity, run.model, run.optimizer, epoch + 1)
+                run.save(checkpoint_dir, epoch + 1)
             if progress is not None:
                 progress(epoch + 1, figures)
     model = run.model
@@ -204,16 +205,23 @@ class _Training:
         facts["sample_mean"] = [round(float(v), 6) for v in self.mean[:8]]
         return facts
 
+    def save(self, folder: str | Path, done: int) -> None:
+        """Writes the state after `done` epochs."""
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        write_checkpoint(Path(folder) / _CHECKPOINT, {"identity": self.identity, "done": done, **state})
+
     def resume(self, folder: str | Path) -> int:
         """Restores a checkpoint that all ranks see; returns the finished epochs, 0 to start from the beginning."""
-        done = finished_epochs(folder, self.identity)
+        state = read_checkpoint(Path(folder) / _CHECKPOINT)
+        done = int(state["done"]) if state and state["identity"] == self.identity else 0
         first = torch.tensor([float(done)], device=self.engine.device)
         self.engine.broadcast(first)
         # Without a shared disk only rank 0's machine has the file: then no rank may use it.
         alike = self.engine.sum(torch.tensor([float(first.item() == done)], device=self.engine.device))
-        if not done or int(alike.item()) != self.engine.world:
+        if not state or not done or int(alike.item()) != self.engine.world:
             return 0
-        load_checkpoint(folder, self.model, self.optimizer)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
         return done
 
     def is_checkpoint(self, done: int) -> bool:

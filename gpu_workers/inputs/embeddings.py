@@ -113,9 +113,7 @@ def item_vectors(
     """
     files = snapshot.select(where={"encoder_version": encoder_version})
     local_main = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    # All ranks agree on the name.
-    base = ranks.broadcast_text(f"gpl-vectors-{os.getpid()}-{os.urandom(4).hex()}")
-    folder = Path(tempfile.gettempdir()) / base
+    folder = Path(tempfile.gettempdir(), ranks.broadcast_text(f"gpl-vectors-{os.getpid()}-{os.urandom(4).hex()}"))
     try:
         with ranks.together():
             newest = newest_content(snapshot, files, before)
@@ -130,12 +128,10 @@ def item_vectors(
                 _write(folder, snapshot, files, newest)
         if ranks.size > 1:
             dist.barrier()
-        yield ItemVectors(
-            newest.items,
-            newest.content[newest.items],
-            np.load(folder / "content_hash.npy", mmap_mode="r", allow_pickle=False),
-            np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False),
+        hashes, vectors = (
+            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("content_hash", "vectors")
         )
+        yield ItemVectors(newest.items, newest.content[newest.items], hashes, vectors)
     finally:
         if local_main:
             shutil.rmtree(folder, ignore_errors=True)
@@ -155,10 +151,9 @@ def _write(folder: Path, snapshot: Snapshot, files: tuple[DataFile, ...], newest
         embedding = np.asarray(batch["embedding"][keep], dtype=np.float32)
         if vectors is None or hashes is None:
             width = max(len(h) for h in batch["content_hash"])
-            vectors = np.lib.format.open_memmap(
-                folder / "vectors.npy", "w+", np.float32, (len(items), embedding.shape[1])
-            )
-            hashes = np.lib.format.open_memmap(folder / "content_hash.npy", "w+", f"<U{width}", (len(items),))
+            shape = (len(items), embedding.shape[1])
+            vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, shape)
+            hashes = np.lib.format.open_memmap(folder / "content_hash.npy", "w+", f"<U{width}", shape[:1])
         if embedding.shape[1] != vectors.shape[1]:
             raise ContractError(
                 f"table item_embeddings@{snapshot.version}: embeddings of {embedding.shape[1]} and {vectors.shape[1]} "

@@ -168,12 +168,9 @@ def rebatch(batches: Iterator[dict[str, np.ndarray]], rows: int) -> Iterator[dic
     held: dict[str, np.ndarray] | None = None
     for batch in batches:
         held = batch if held is None else {c: np.concatenate([held[c], batch[c]]) for c in batch}
-        size = len(next(iter(held.values())))
-        start = 0
-        while size - start >= rows:
-            yield {c: v[start : start + rows] for c, v in held.items()}
-            start += rows
-        held = {c: v[start:] for c, v in held.items()}
+        while len(next(iter(held.values()))) >= rows:
+            yield {c: v[:rows] for c, v in held.items()}
+            held = {c: v[rows:] for c, v in held.items()}
     if held is not None and len(next(iter(held.values()))):
         yield held
 

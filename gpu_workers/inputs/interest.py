@@ -54,8 +54,7 @@ def content_table(
     snapshot = context.snapshot("item_embeddings")
     with item_vectors(snapshot, encoder_version, ranks, before=end_of(context.run_date)) as found:
         rows = ItemRows.of(found)
-        index = np.arange(len(rows.row_of))
-        yield ContentTable(rows.vectors, rows.rows(index))
+        yield ContentTable(rows.vectors, rows.rows(np.arange(len(rows.row_of))))
 
 
 def base_checkpoint(config: Config) -> Path:
@@ -72,10 +71,8 @@ def base_checkpoint(config: Config) -> Path:
                 "folder of a Qwen2 checkpoint, or leave it empty to make a small random one for development"
             )
         return folder
-    settings = TinySettings(
-        max_positions=max(1024, 4 * config.tokenizer.levels * config.sequences.max_length),
-        seed=config.run.seed,
-    )
+    positions = max(1024, 4 * config.tokenizer.levels * config.sequences.max_length)
+    settings = TinySettings(max_positions=positions, seed=config.run.seed)
     root = local_folder(config, "base")
     target = root / sha256(repr(settings).encode()).hexdigest()[:16]
     if not target.is_dir():
@@ -176,7 +173,8 @@ class LatestSequences:
                 seen = np.union1d(seen, key[new])
                 current = new[batch["sid_version"][new] == sid_version]
                 other += len(new) - len(current)
-                out = hash_share(key[current]) < share
+                # The high bits as a number in [0, 1); the low ones select a pass.
+                out = (key[current] >> np.uint64(11)).astype(np.float64) / 2.0**53 < share
                 self._use[file.path][first + current] = np.where(out, HELD_OUT, TRAIN)
                 train, held_out = train + int((~out).sum()), held_out + int(out.sum())
                 events += int(batch["length"][current[~out]].sum())
@@ -186,11 +184,6 @@ class LatestSequences:
     def _read(self, file: DataFile, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         # One file at a time and unshuffled: rows are identified by their position in the file.
         return read_batches(self._snapshot, [file], columns)
-
-
-def hash_share(key: np.ndarray) -> np.ndarray:
-    """Hashes as numbers in [0, 1), float64, from the high bits; the low ones select a pass."""
-    return (key >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def titles_of(context: StepContext, catalog: ItemCatalog) -> tuple[list[str], np.ndarray]:

@@ -55,10 +55,10 @@ class ItemRows:
         return np.where(row[..., None] >= 0, self.vectors[np.maximum(row, 0)], np.float32(0))
 
 
-def sample_vectors(items: ItemRows, most: int = 20_000) -> np.ndarray:
-    """Usable vectors [<= most x d], evenly spaced over the rows: the same on every rank and machine."""
+def sample_vectors(items: ItemRows) -> np.ndarray:
+    """Usable vectors [<= 20,000 x d], evenly spaced over the rows: the same on every rank and machine."""
     usable = np.flatnonzero(items.finite)
-    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, min(most, len(usable))).astype(np.int64))]
+    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, min(20_000, len(usable))).astype(np.int64))]
     return np.asarray(items.vectors[chosen], dtype=np.float32)
 
 

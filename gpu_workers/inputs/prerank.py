@@ -18,6 +18,7 @@ from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
 from gpl_core.prerank.selection import held_out
+from gpl_core.prerank.two_tower import TwoTower
 from gpu_workers.inputs.embeddings import digests
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
 from gpu_workers.inputs.item_tables import ItemRows
@@ -27,6 +28,8 @@ FEED_COLUMNS = (
     "request_id", "user_id", "item_index", "is_exposed", "target", "sample_weight", "sid_version", "model_version",
     "calibrator_version", "dt_copy",
 )  # fmt: skip
+_MOST_HELD_OUT = 20_000
+_ROWS = 8192  # scored at a time
 _IMPRESSION_COLUMNS = ("request_id", "user_id", "item_index", "clicked", "is_random")
 
 
@@ -119,15 +122,9 @@ def load_profiles(context: StepContext, ranks: Ranks, items: ItemRows) -> UserPr
     date, and the ranks' sums are added. Without the table all profiles are 0.
     """
     profiles = UserProfiles(context.config.prerank.user_buckets, items.vectors.shape[1])
-    text = ""
-    with ranks.together():
-        if ranks.is_main and context.lake.exists("user_sequences"):
-            pinned = context.state.inputs.get("user_sequences", {}).get("version")
-            text = str(pinned if pinned is not None else context.lake.open("user_sequences").version)
-    text = ranks.broadcast_text(text)
-    if not text:
+    if not context.has("user_sequences"):
         return profiles
-    snapshot = context.lake.open("user_sequences", int(text))
+    snapshot = context.snapshot("user_sequences")
     last = context.run_date - timedelta(days=context.config.prerank.train_days - 1)
     first = last - timedelta(days=context.config.sequences.snapshot_every - 1)
     for day in [d for d in snapshot.slices() if first <= d <= last]:
@@ -143,44 +140,37 @@ def load_profiles(context: StepContext, ranks: Ranks, items: ItemRows) -> UserPr
 
 
 class HeldOut:
-    """Exposed feed rows of the held-out requests, for early stopping; about `most` of them.
+    """Exposed feed rows of the held-out requests, for early stopping; about 20,000 of them.
 
     Every rank reads the whole feed, so that all ranks have the same rows and decide alike without communication.
     """
 
-    def __init__(self, inputs: TowerInputs, most: int = 20_000) -> None:
-        self._inputs, self._most = inputs, most
-        self._users: list[str] = []
-        self._items: list[np.ndarray] = []
-        self._pairs: list[np.ndarray] = []
-        self._clicks: list[np.ndarray] = []
-
-    def collect(self, batches: Iterable[dict[str, np.ndarray]]) -> None:
+    def __init__(self, inputs: TowerInputs, feed: Iterable[dict[str, np.ndarray]]) -> None:
         """Read batches of the feed until there are enough rows."""
-        for batch in batches:
+        self._inputs = inputs
+        parts, rows = [], 0
+        for batch in feed:
             chosen = held_out(batch["request_id"].tolist()) & batch["is_exposed"]
-            self._users += batch["user_id"][chosen].tolist()
-            self._items.append(batch["item_index"][chosen])
-            self._pairs.append(pair_of(batch, self._inputs.settings)[chosen])
-            self._clicks.append(batch["target"][chosen])
-            if len(self._users) >= self._most:
-                return
+            parts.append({name: values[chosen] for name, values in batch.items()})
+            rows += int(chosen.sum())
+            if rows >= _MOST_HELD_OUT:
+                break
+        self._rows = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}
 
     @property
     def clicks(self) -> np.ndarray:
         """float32 [n]."""
-        return np.concatenate(self._clicks) if self._clicks else np.empty(0, np.float32)
+        return self._rows["target"]
 
     def score(self, model: torch.nn.Module) -> np.ndarray:
         """Logits float32 [n] of the collected rows."""
-        if not self._users:
-            return np.empty(0, np.float32)
-        items, pairs = np.concatenate(self._items), np.concatenate(self._pairs)
-        parts = []
+        users, items = self._rows["user_id"], self._rows["item_index"]
+        pairs = pair_of(self._rows, self._inputs.settings)
+        parts = [np.empty(0, np.float32)]
         with torch.no_grad():
-            for start in range(0, len(items), 8192):
-                some = slice(start, start + 8192)
-                batch = self._inputs.batch(self._users[some], items[some], pairs[some])
+            for start in range(0, len(items), _ROWS):
+                some = slice(start, start + _ROWS)
+                batch = self._inputs.batch(users[some], items[some], pairs[some])
                 parts.append(model(batch).float().cpu().numpy())
         return np.concatenate(parts)
 
@@ -207,35 +197,29 @@ class Impressions:
 
 
 def score_impressions(
-    snapshot: Snapshot,
-    files: Sequence[DataFile],
-    inputs: TowerInputs,
-    variants: Mapping[str, torch.nn.Module],
-    rows: int,
+    snapshot: Snapshot, files: Sequence[DataFile], inputs: TowerInputs, variants: Mapping[str, TwoTower]
 ) -> Impressions:
-    """Scores of every variant for every impression in `files`, `rows` at a time."""
-    names = ("user", "request", "item_index", "clicked", "is_random", "propensity")
-    parts: dict[str, list[np.ndarray]] = {n: [] for n in names}
-    scores: dict[str, list[np.ndarray]] = {name: [] for name in variants}
+    """Scores of every variant for every impression in `files`."""
+    kinds = {
+        "user": np.uint64, "request": np.uint64, "item_index": np.int64, "clicked": np.float32, "is_random": bool,
+        "propensity": np.float64,
+    }  # fmt: skip
+    parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, kind)] for name, kind in kinds.items()}
+    scores: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.float32)] for name in variants}
     given = inputs.settings.propensity
     columns = dict.fromkeys([*_IMPRESSION_COLUMNS, *inputs.settings.pair_features, *([given] if given else [])])
-    for batch in rebatch(read_batches(snapshot, files, list(columns)), rows):
-        parts["user"].append(digests(batch["user_id"]))
-        parts["request"].append(digests(batch["request_id"]))
-        parts["item_index"].append(batch["item_index"].astype(np.int64))
-        parts["clicked"].append(batch["clicked"].astype(np.float32))
-        parts["is_random"].append(batch["is_random"].astype(bool))
+    for batch in rebatch(read_batches(snapshot, files, list(columns)), _ROWS):
+        for name in ("user", "request"):
+            parts[name].append(digests(batch[f"{name}_id"]))
+        for name in ("item_index", "clicked", "is_random"):
+            parts[name].append(batch[name].astype(kinds[name]))
         parts["propensity"].append(batch[given].astype(np.float64) if given else np.full(len(batch["clicked"]), np.nan))
         tower = inputs.batch(batch["user_id"], batch["item_index"], pair_of(batch, inputs.settings))
         with torch.no_grad():
             for name, model in variants.items():
                 scores[name].append(model(tower).float().cpu().numpy())
-    kinds = dict(zip(names, (np.uint64, np.uint64, np.int64, np.float32, bool, np.float64)))
-    joined = {name: np.concatenate(held) if held else np.empty(0, kinds[name]) for name, held in parts.items()}
-    return Impressions(
-        **joined,
-        scores={n: np.concatenate(held) if held else np.empty(0, np.float32) for n, held in scores.items()},
-    )
+    joined = {name: np.concatenate(held) for name, held in parts.items()}
+    return Impressions(**joined, scores={name: np.concatenate(held) for name, held in scores.items()})
 
 
 def _added(values: np.ndarray, ranks: Ranks) -> np.ndarray:

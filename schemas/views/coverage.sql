@@ -1,13 +1,13 @@
 -- Sampled unexposed rows of a run date: labeled, or the reason why not.
 --   dt: Run date
---   outcome: labelled, no_history, no_anchors, no_embedding or other
+--   outcome: labeled, no_history, no_anchors, no_embedding or other
 --   unexposed_rows: Rows of unexposed_samples
 WITH wanted AS (
   SELECT dt, user_id, item_index, count(*) AS sampled
   FROM unexposed_samples
   GROUP BY dt, user_id, item_index
 ),
-labelled AS (
+labeled AS (
   SELECT dt, user_id, item_index FROM pseudo_labels WHERE source = 'unexposed'
 ),
 asked AS (
@@ -32,7 +32,7 @@ histories AS (
 SELECT
   w.dt,
   CASE
-    WHEN l.user_id IS NOT NULL THEN 'labelled'
+    WHEN l.user_id IS NOT NULL THEN 'labeled'
     WHEN a.user_id IS NULL AND h.user_id IS NULL THEN 'no_history'
     WHEN a.user_id IS NULL OR ru.key IS NOT NULL THEN 'no_anchors'
     WHEN ri.key IS NOT NULL THEN 'no_embedding'
@@ -40,7 +40,7 @@ SELECT
   END AS outcome,
   sum(w.sampled) AS unexposed_rows
 FROM wanted w
-LEFT JOIN labelled l ON l.dt = w.dt AND l.user_id = w.user_id AND l.item_index = w.item_index
+LEFT JOIN labeled l ON l.dt = w.dt AND l.user_id = w.user_id AND l.item_index = w.item_index
 LEFT JOIN asked a ON a.dt = w.dt AND a.user_id = w.user_id
 LEFT JOIN histories h ON h.dt = w.dt AND h.user_id = w.user_id
 LEFT JOIN rejected ru ON ru.dt = w.dt AND ru.key = concat('user_id=', w.user_id)

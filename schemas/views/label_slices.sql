@@ -13,7 +13,7 @@ WITH deciles AS (
   FROM item_stats
   WHERE positives > 0
 ),
-labelled AS (
+labeled AS (
   SELECT
     f.dt,
     f.channel,
@@ -46,6 +46,6 @@ SELECT
   max(l.pseudo_label) AS highest_label,
   avg(l.sample_weight) AS mean_weight,
   stddev(l.sample_weight) AS spread_weight
-FROM labelled l
+FROM labeled l
 CROSS JOIN (VALUES ('channel'), ('category'), ('popularity'), ('item'), ('user')) AS s(slice)
 GROUP BY 1, 2, 3

@@ -7,7 +7,7 @@
 --   item_id: An item with that SID; null when none carries it any more
 --   title: Its title
 --   model_version: Interest model that generated the anchor
---   sid_version: Tokeniser behind the SIDs
+--   sid_version: Tokenizer behind the SIDs
 WITH requests AS (
   SELECT
     dt,

@@ -18,8 +18,7 @@ LABEL_CELLS = 1000
 
 def load_calibrator(store: ArtifactStore, manifest: Manifest) -> Calibrator:
     """The calibrator of a bundle, its hash checked."""
-    path = store.fetch(manifest) / CALIBRATOR_FILE
-    return Calibrator.from_json(path.read_text(encoding="utf-8"))
+    return Calibrator.from_json((store.fetch(manifest) / CALIBRATOR_FILE).read_text(encoding="utf-8"))
 
 
 def with_counts(pairs: DataFrame, item_stats: DataFrame, user_stats: DataFrame) -> DataFrame:
@@ -62,11 +61,12 @@ def group_reliability(cells: Sequence[Row]) -> tuple[tuple[ReliabilityBin, ...],
     return bins, sum(b.rows * abs(b.mean_label - b.click_rate) for b in bins) / sum(b.rows for b in bins)
 
 
-def equal_groups(cells: Sequence[Row], names: Sequence[str], most: int = 10) -> list[tuple[float, ...]]:
-    """Sums of the columns `names`, `rows` first, over at most `most` groups of neighboring cells with about equal rows.
+def equal_groups(cells: Sequence[Row], names: Sequence[str]) -> list[tuple[float, ...]]:
+    """Sums of the columns `names`, `rows` first, over at most 10 groups of neighboring cells with about equal rows.
 
     Empty groups are left out.
     """
+    most = 10
     values = np.array([[float(cell[name]) for name in names] for cell in cells]).reshape(-1, len(names))
     rows = values[:, 0]
     if not rows.sum():

@@ -43,9 +43,7 @@ def sids_in_force(item_sids: DataFrame, sid_version: str) -> DataFrame:
 def with_passthrough(table: str, config: Config) -> Contract:
     """The contract of `table` with the columns of `feed.passthrough`."""
     comment = "Passed through from the raw tables (feed.passthrough)"
-    extra = (
-        ContractColumn(name, kind, nullable=True, comment=comment) for name, kind in config.feed.passthrough.items()
-    )
+    extra = [ContractColumn(n, kind, nullable=True, comment=comment) for n, kind in config.feed.passthrough.items()]
     return load_contract(table).with_columns(tuple(extra))
 
 

@@ -8,7 +8,6 @@ from functools import reduce
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.errors import LineageError
 from gpl_core.graph.steps import start_of
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
@@ -79,9 +78,8 @@ def read_scored_pairs(step: SparkStep) -> DataFrame:
     exposed, gone = step.read_slice("exposed_samples"), withdrawn_items(step)
     if gone is not None:  # unexposed ones were left out by `samples`
         exposed = exposed.join(gone, "item_index", "left_anti")
-    return scored_pairs(
-        step.read_slice("unexposed_samples"), exposed, step.config.samples.scored_exposed_share, step.config.run.seed
-    )
+    share, seed = step.config.samples.scored_exposed_share, step.config.run.seed
+    return scored_pairs(step.read_slice("unexposed_samples"), exposed, share, seed)
 
 
 def cached_anchors(step: SparkStep, model_version: str) -> DataFrame:
@@ -99,18 +97,3 @@ def cached_anchors(step: SparkStep, model_version: str) -> DataFrame:
         .agg(F.max_by(rows, "dt").alias("row"))
         .select("user_id", "sequence_hash", "row.*")
     )
-
-
-def require_model_of(step: SparkStep) -> tuple[str, str]:
-    """(sid_version, model_version) in force.
-
-    Raises:
-        LineageError: the model was trained on other semantic IDs; names both versions.
-    """
-    tokenizer, model = step.context.artifact("tokenizer"), step.context.artifact("interest_model")
-    if model.lineage.get("sid_version") != tokenizer.version:
-        raise LineageError(
-            f"interest_model {model.version} was trained on sid_version {model.lineage.get('sid_version')}, but the "
-            f"tokenizer in force for {step.run_date} is {tokenizer.version}; run train_interest_model for this date"
-        )
-    return tokenizer.version, model.version

@@ -33,7 +33,7 @@ def checked_items(raw: DataFrame, start: date, until: date, config: Config) -> C
     length = config.ingest.image_embedding_length
     frame, checks = typed_rows(raw, load_contract("raw_items"))
     frame = frame.where(F.col("updated_at").isNull() | (F.to_date("updated_at") <= F.lit(until)))
-    frame = frame.withColumn("dt", F.greatest(F.coalesce(F.to_date("updated_at"), F.lit(first)), F.lit(first)))
+    frame = frame.withColumn("dt", F.greatest(F.to_date("updated_at"), F.lit(first)))  # greatest ignores null
     no_text = F.concat(clean("title"), clean("description"), clean("category")) == ""
     no_picture = (F.coalesce(F.length("image"), F.lit(0)) == 0) & (F.coalesce(F.trim("image_uri"), F.lit("")) == "")
     if length:
@@ -53,13 +53,13 @@ def latest_items(checked: Checked, config: Config) -> tuple[DataFrame, DataFrame
     """(latest good row per item without index, bad rows): two updates of one time are a duplicate key."""
     good, bad = split(checked, ["item_id", "updated_at"], ["title", "description", "category"])
     newest = Window.partitionBy("item_id").orderBy(F.col("updated_at").desc())
-    good = good.withColumn("_age", F.row_number().over(newest)).where(F.col("_age") == 1)
+    good = good.withColumn("_age", F.row_number().over(newest)).where("_age = 1")
     text = F.concat_ws(". ", *[F.when(clean(c) != "", clean(c)) for c in _TEXT])
     length = config.ingest.image_embedding_length
     given = F.col("image_embedding") if length else F.lit(None)
     frame = good.select(
         "item_id",
-        *[clean(c).alias(c) for c in ("title", "description", "category", "brand")],
+        *[clean(c).alias(c) for c in _TEXT],
         F.substring(text, 1, _TEXT_MAX_CHARS).alias("text"),
         F.coalesce("image", F.lit(b"")).alias("image"),
         F.coalesce(F.trim("image_uri"), F.lit("")).alias("image_uri"),
@@ -97,12 +97,8 @@ def item_changes(latest: DataFrame, items: DataFrame) -> ItemChanges:
     content = F.struct("content_hash", "title", "description", "category", "brand", "withdrawn_at")
     old = items.select("item_id", "item_index", F.col("updated_at").alias("_at"), content.alias("_content"))
     newer = (F.col("updated_at") > F.col("_at")) & (content != F.col("_content"))
-    changed = (
-        latest.join(old, "item_id", "left")
-        .where(F.col("item_index").isNull() | newer)
-        .drop("_at", "_content")
-        .persist()
-    )
+    found = latest.join(old, "item_id", "left").where(F.col("item_index").isNull() | newer)
+    changed = found.drop("_at", "_content").persist()
     new, updated = only_row(changed.agg(F.count_if(F.col("item_index").isNull()), F.count("item_index")))
     rows, known = changed, items.select("item_id", "item_index")
     if new:
@@ -122,15 +118,9 @@ def number_ids(ids: DataFrame, count: int, first: int) -> DataFrame:
     parts = -(-count // _IDS_PER_TASK)
     ranged = ids.repartitionByRange(parts, "item_id") if parts > 1 else ids.coalesce(1)
     # The low 33 bits of monotonically_increasing_id count the rows of a partition.
-    placed = (
-        ranged.sortWithinPartitions("item_id")
-        .select(
-            "item_id",
-            F.spark_partition_id().alias("_part"),
-            F.monotonically_increasing_id().bitwiseAND(F.lit((1 << 33) - 1)).alias("_row"),
-        )
-        .persist()
-    )
+    row = F.monotonically_increasing_id().bitwiseAND(F.lit((1 << 33) - 1)).alias("_row")
+    ordered = ranged.sortWithinPartitions("item_id")
+    placed = ordered.select("item_id", F.spark_partition_id().alias("_part"), row).persist()
     sizes = {row["_part"]: row["n"] for row in placed.groupBy("_part").agg(F.count(F.lit(1)).alias("n")).collect()}
     counts = (sizes.get(part, 0) for part in range(max(sizes, default=-1) + 1))
     offsets = list(accumulate(counts, initial=first))

@@ -16,7 +16,7 @@ from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Lake
-from spark_jobs.common.whole_files import read_text, write_whole
+from gpl_core.lakehouse.storage import read_text, write_whole
 
 TABLE = "training_feed"
 

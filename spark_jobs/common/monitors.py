@@ -57,11 +57,6 @@ class Verdict:
     reason: str
 
 
-def label_band(label: str) -> Column:
-    """Bands of the label, two per doubling: labels are close to a small rate, where equal cells would hide drift."""
-    return F.floor(2 * F.log2(F.greatest(F.col(label), F.lit(1e-6)))).cast("int")
-
-
 def measure(step: SparkStep, settings: Monitors) -> Measured:
     """Figures of the run date in one bounded action; an ignored monitor costs nothing."""
     context, day = step.context, step.run_date
@@ -75,7 +70,9 @@ def measure(step: SparkStep, settings: Monitors) -> Measured:
     one, none = F.count(F.lit(1)), F.lit(0.0)
     if "label_drift" not in settings.ignore:
         labels = step.read_dates("pseudo_labels", day - timedelta(days=1), day).where("source = 'unexposed'")
-        part("drift", labels, F.concat_ws(" ", F.col("dt"), label_band("pseudo_label")), one, none, none)
+        # Two bands per doubling: labels are close to a small rate, where equal cells would hide drift.
+        band = F.floor(2 * F.log2(F.greatest(F.col("pseudo_label"), F.lit(1e-6)))).cast("int")
+        part("drift", labels, F.concat_ws(" ", F.col("dt"), band), one, none, none)
     if "quarantine_share" not in settings.ignore and context.has("quarantine"):
         part("quarantine", step.read_slice("quarantine"), F.lit(""), F.sum("occurrences"), none, none)
     if "anchors_per_user" not in settings.ignore and context.has("score_requests"):
@@ -141,24 +138,21 @@ def judge(found: Measured, labeled: int, left_out: Mapping[str, int], settings: 
          f"expected calibration error on {found.uniform_impressions:,} uniformly exposed impressions: "
          + (f"too few, at least {LEAST_IMPRESSIONS:,} are needed" if few else "look at view calibration")),
     ]  # fmt: skip
-    return [
-        _verdict(name, value, bound, about, getattr(settings, name), "fail" if name in settings.fail else "warn")
-        for name, value, bound, about in figures
-        if name not in settings.ignore
-    ]
-
-
-def _verdict(
-    name: str, value: float | None, bound: Literal["most", "least"], about: str, threshold: float,
-    action: Literal["warn", "fail"],
-) -> Verdict:  # fmt: skip
-    if value is None:
-        return Verdict(name, None, threshold, bound, "absent", f"nothing to measure: {about}")
-    kept = value <= threshold if bound == "most" else value >= threshold
-    status: Literal["ok", "warn", "fail"] = "ok" if kept else action
-    sign = "at" if kept else ("above" if bound == "most" else "below")
-    allowed = f"{sign} {'most' if bound == 'most' else 'least'} {threshold:g}" if kept else f"{sign} {threshold:g}"
-    return Verdict(name, value, threshold, bound, status, f"{name} {value:.4g} is {allowed}: {about}")
+    verdicts = []
+    for name, value, bound, about in figures:
+        if name in settings.ignore:
+            continue
+        threshold = getattr(settings, name)
+        status: Literal["ok", "warn", "fail", "absent"] = "fail" if name in settings.fail else "warn"
+        if value is None:
+            status, reason = "absent", f"nothing to measure: {about}"
+        else:
+            sign = {"most": "above", "least": "below"}[bound]
+            if value <= threshold if bound == "most" else value >= threshold:
+                status, sign = "ok", f"at {bound}"
+            reason = f"{name} {value:.4g} is {sign} {threshold:g}: {about}"
+        verdicts.append(Verdict(name, value, threshold, bound, status, reason))
+    return verdicts
 
 
 def write(step: SparkStep, verdicts: Sequence[Verdict]) -> None:
@@ -170,7 +164,10 @@ def write(step: SparkStep, verdicts: Sequence[Verdict]) -> None:
         rows = [{**asdict(v), "run_id": context.run_id} for v in verdicts]
         writer.write(pa.Table.from_pylist(rows, schema=contract.arrow_schema(partitions=False)))
     mark = context.mark(TABLE)
-    commit = context.lake.commit(contract, writer.parts, mark=mark, mode="overwrite", partition=partition)
+    commit = context.lake.commit(
+        contract, writer.parts, mark=mark, mode="overwrite", partition=partition,
+        since=context.state.outputs.get(TABLE),
+    )  # fmt: skip
     context.counts.outputs[TABLE] = {
         "before": commit.version_before, "after": commit.version_after, "rows": commit.rows
     }  # fmt: skip
@@ -187,7 +184,6 @@ def watch(step: SparkStep, labeled: int, left_out: Mapping[str, int]) -> list[st
         return []
     write(step, verdicts)
     step.context.counts.details["monitors"] = {v.monitor: {"status": v.status, "value": v.value} for v in verdicts}
-    warnings = [v.reason for v in verdicts if v.status == "warn"]
-    if warnings:
+    if warnings := [v.reason for v in verdicts if v.status == "warn"]:
         step.context.counts.details["warnings"] = warnings
     return [v.reason for v in verdicts if v.status == "fail"]

@@ -27,7 +27,7 @@ def funnel(day: Day) -> PageSection:
     """Rows of each table, the share of unexposed rows with a label, and why the others have none."""
     table = Table(("table", "what", "rows"), [(name, what, day.rows(name, day.date)) for name, what in FUNNEL])
     left_out: dict[str, int] = day.manifest.get("left_out", {})
-    labeled = day.manifest.get("labelled", 0)
+    labeled = day.manifest.get("labeled", 0)
     unexposed = labeled + sum(left_out.values())
     text = "There are no unexposed rows on this date: the feed holds exposed pairs only."
     if unexposed:
@@ -37,18 +37,14 @@ def funnel(day: Day) -> PageSection:
 
 
 def quarantine(day: Day) -> PageSection:
-    """Rows refused by source table and failed check."""
-    found = _listed(failed_checks(day.slice("quarantine")))
-    return PageSection("Quarantine", [] if found else ["No row of this date was refused."], found)
-
-
-def failed_checks(quarantine: DataFrame) -> DataFrame:
-    """Refused rows by source table and failed check, with one example message each."""
-    checks = quarantine.select("source_table", "occurrences", F.explode("failed_checks").alias("check"))
-    return checks.groupBy("source_table", F.col("check.name").alias("name")).agg(
+    """Rows refused by source table and failed check, with one example message each."""
+    checks = day.slice("quarantine").select("source_table", "occurrences", F.explode("failed_checks").alias("check"))
+    by_check = checks.groupBy("source_table", F.col("check.name").alias("name")).agg(
         F.sum("occurrences").alias("rows"), F.count(F.lit(1)).alias("distinct_rows"),
         F.min("check.message").alias("example"),
     )  # fmt: skip
+    found = _listed(by_check)
+    return PageSection("Quarantine", [] if found else ["No row of this date was refused."], found)
 
 
 def monitors(day: Day) -> PageSection:

@@ -48,15 +48,12 @@ def _cell(column: str, cells: int) -> Column:
 
 def distributions(labels: DataFrame) -> Distributions:
     """Histograms, heat maps and means of one date's pseudo_labels, in one pass."""
-    marks = [F.struct(F.lit(c).alias("name"), _cell(c, CELLS).alias("cell"), F.col(c).alias("value")) for c in AXES]
-    marks += [
-        F.struct(
-            F.lit(f"{x}|{y}").alias("name"),
-            (_cell(y, HEAT_CELLS) * HEAT_CELLS + _cell(x, HEAT_CELLS)).alias("cell"),
-            F.lit(0.0).alias("value"),
-        )
-        for x, y in HEATS
-    ]
+
+    def mark(name: str, cell: Column, value: Column) -> Column:
+        return F.struct(F.lit(name).alias("name"), cell.alias("cell"), value.alias("value"))
+
+    marks = [mark(c, _cell(c, CELLS), F.col(c)) for c in AXES]
+    marks += [mark(f"{x}|{y}", _cell(y, HEAT_CELLS) * HEAT_CELLS + _cell(x, HEAT_CELLS), F.lit(0.0)) for x, y in HEATS]
     found = (
         labels.select("source", F.explode(F.array(*marks)).alias("m"))
         .groupBy("source", "m.name", "m.cell")
@@ -86,7 +83,7 @@ def section(day: Day) -> PageSection:
     fitted = calibrator.fitted_on
     text = [
         f"The calibrator is of kind {calibrator.kind} and aims at a mean label of {fitted.base_rate:.4g} "
-        f"({fitted.source}: {fitted.rows:,} rows, {fitted.first_date} to {fitted.last_date}).",
+        f"({fitted.source}: {fitted.rows:,} rows, {fitted.first_date} to {fitted.last_date})."
     ]
     if not calibrator.content_only:
         text.append("It also uses click counts of items and users, so these labels are not content-only.")
@@ -109,17 +106,12 @@ def section(day: Day) -> PageSection:
 def _plots(found: Distributions) -> list[Plot]:
     panels = [(c, found.histograms[("unexposed", c)], AXES[c]) for c in AXES]
     heats = [(x, y, found.heats[(x, y)], (*AXES[x], *AXES[y])) for x, y in HEATS]
+    labels = plots.histograms("labels", "Labels and weights of unexposed pairs", panels[:3])
+    factors = plots.histograms("factors", "Similarity and confidence factors of unexposed pairs", panels[3:])
+    maps = plots.heat_maps("heats", "Pairs of factors", heats)
+    weights = "Pseudo-label, scaled weight (the last cell holds those above 4) and raw weight of the unexposed pairs."
     return [
-        Plot(
-            plots.histograms("labels", "Labels and weights of unexposed pairs", panels[:3]),
-            "Pseudo-label, scaled weight (the last cell holds those above 4) and raw weight of the unexposed pairs.",
-        ),
-        Plot(
-            plots.histograms("factors", "Similarity and confidence factors of unexposed pairs", panels[3:]),
-            "Similarity to the nearest anchor, and the three confidence factors.",
-        ),
-        Plot(
-            plots.heat_maps("heats", "Pairs of factors", heats),
-            "Unexposed pairs by two factors at once. Brighter cells hold more pairs (logarithmic).",
-        ),
+        Plot(labels, weights),
+        Plot(factors, "Similarity to the nearest anchor, and the three confidence factors."),
+        Plot(maps, "Unexposed pairs by two factors at once. Brighter cells hold more pairs (logarithmic)."),
     ]

@@ -32,10 +32,10 @@ def _svg(figure: Figure, name: str, title: str) -> Markup:
     return Markup(text[text.index("<svg") :].replace(_INK, "currentColor"))
 
 
-def _axes(columns: int, rows: int = 1, height: float = 2.4) -> tuple[Figure, list[Axes]]:
+def _axes(columns: int, height: float = 2.4) -> tuple[Figure, list[Axes]]:
     width = min(3.4 * columns, 10.2)  # a wider one would be scaled down on the page, its text too
-    figure = Figure(figsize=(width, height * rows), layout="constrained")
-    return figure, list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
 def histograms(name: str, title: str, panels: Sequence[tuple[str, np.ndarray, tuple[float, float]]]) -> Markup:
@@ -43,8 +43,7 @@ def histograms(name: str, title: str, panels: Sequence[tuple[str, np.ndarray, tu
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(len(panels))
         for ax, (label, counts, (low, high)) in zip(axes, panels):
-            edges = np.linspace(low, high, len(counts) + 1)
-            ax.stairs(counts, edges, fill=True, color=_FIRST)
+            ax.stairs(counts, np.linspace(low, high, len(counts) + 1), fill=True, color=_FIRST)
             ax.set_xlabel(label)
         axes[0].set_ylabel("pairs")
         return _svg(figure, name, title)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -13,20 +11,10 @@ from spark_jobs.reporting.day import Day
 from spark_jobs.reporting.page import PageSection, Plot, Table
 
 
-@dataclass(frozen=True)
-class PopularityBand:
-    """Items with about equally many positives: the items, their positives, and how many down-sampling keeps."""
+def popularity_bands(item_stats: DataFrame, keep_share: float) -> list[tuple[str, int, int, float]]:
+    """(positives of an item, items, their positives, how many of these down-sampling keeps), bands doubling.
 
-    low: int
-    high: int
-    items: int
-    positives: int
-    kept: float
-
-
-def popularity_bands(item_stats: DataFrame, keep_share: float) -> tuple[PopularityBand, ...]:
-    """Positives by popularity, bands doubling; `kept` by the word2vec rule at the tau that keeps `keep_share`.
-
+    Down-sampling is by the word2vec rule at the tau that keeps `keep_share`.
     tau is found on the bands' means here, on the items themselves in training: the two agree within a band's width.
     """
     band = F.floor(F.log2(F.col("positives").cast("double")) + F.lit(1e-9)).cast("int")
@@ -38,7 +26,7 @@ def popularity_bands(item_stats: DataFrame, keep_share: float) -> tuple[Populari
         .collect()
     )
     if not rows:
-        return ()
+        return []
     items, positives = (np.array([float(r[c]) for r in rows]) for c in ("items", "positives"))
     share = positives / items / positives.sum()
     low, high = 0.0, float(share.max())
@@ -47,10 +35,8 @@ def popularity_bands(item_stats: DataFrame, keep_share: float) -> tuple[Populari
         kept = positives * np.minimum(1.0, np.sqrt(tau / share))
         low, high = (tau, high) if kept.sum() < keep_share * positives.sum() else (low, tau)
     kept = positives * np.minimum(1.0, np.sqrt(high / share))
-    return tuple(
-        PopularityBand(2 ** r["band"], 2 ** (r["band"] + 1) - 1, r["items"], r["positives"], float(k))
-        for r, k in zip(rows, kept, strict=True)
-    )
+    names = [f"{2 ** r['band']}-{2 ** (r['band'] + 1) - 1}" if r["band"] else "1" for r in rows]
+    return [(name, r["items"], r["positives"], float(k)) for name, r, k in zip(names, rows, kept, strict=True)]
 
 
 def section(day: Day) -> PageSection:
@@ -60,12 +46,10 @@ def section(day: Day) -> PageSection:
     title = "Popularity of positives"
     if not bands:
         return PageSection(title, ["There is no positive event in the window before this date."])
-    total, kept = sum(b.positives for b in bands), sum(b.kept for b in bands)
-    labels = [f"{b.low}" if b.low == b.high else f"{b.low}-{b.high}" for b in bands]
-    drawn = plots.popularity(
-        "popularity", title, labels, [b.positives / total for b in bands], [b.kept / kept for b in bands]
-    )
-    rows = [(n, b.items, b.positives, 1 - b.kept / b.positives) for n, b in zip(labels, bands, strict=True)]
+    labels, _, positives, kept = zip(*bands, strict=True)
+    shares = [[n / sum(counts) for n in counts] for counts in (positives, kept)]
+    drawn = plots.popularity("popularity", title, labels, *shares)
+    rows = [(name, items, before, 1 - after / before) for name, items, before, after in bands]
     return PageSection(
         title, [f"Down-sampling keeps {share:.0%} of the positives as targets; the context keeps all of them."],
         [Table(("positives of the item", "items", "positives", "share removed"), rows)],

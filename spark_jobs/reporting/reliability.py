@@ -16,6 +16,7 @@ from spark_jobs.reporting.day import Day
 from spark_jobs.reporting.page import PageSection, Plot, Table
 
 _MOST_SLICES = 40
+_LEAST_ROWS = 1000  # to say whether weight predicts error
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,8 @@ def calibrations(labels: DataFrame, impressions: DataFrame) -> list[LabelCalibra
     )  # fmt: skip
     out = []
     for source in ("uniform", "exposed"):
-        by_label, by_weight = (
-            [r for r in found if (r["source"], r["name"]) == (source, name)] for name in ("pseudo_label", "raw_weight")
-        )
+        by_label = [r for r in found if (r["source"], r["name"]) == (source, "pseudo_label")]
+        by_weight = [r for r in found if (r["source"], r["name"]) == (source, "raw_weight")]
         if by_label:
             bins, error = group_reliability(by_label)
             rows, clicks = (sum(r[c] for r in by_label) for c in ("rows", "clicks"))
@@ -76,21 +76,18 @@ def calibrations(labels: DataFrame, impressions: DataFrame) -> list[LabelCalibra
     return out
 
 
-def weight_bins(cells: list[Row], bins: int = 10) -> tuple[WeightBin, ...]:
-    """Cells in weight order merged into at most `bins` groups of about equal rows."""
-    groups = equal_groups(cells, ("rows", "weights", "labels", "clicks", "squares"), bins)
-    return tuple(
-        WeightBin(int(n), weights / n, abs(labels - clicks) / n, squares / n)
-        for n, weights, labels, clicks, squares in groups
-    )
+def weight_bins(cells: list[Row]) -> tuple[WeightBin, ...]:
+    """Cells in weight order merged into a few groups of about equal rows."""
+    groups = equal_groups(cells, ("rows", "weights", "labels", "clicks", "squares"))
+    return tuple(WeightBin(int(n), w / n, abs(labels - clicks) / n, s / n) for n, w, labels, clicks, s in groups)
 
 
-def weight_sentence(found: LabelCalibration, least_rows: int = 1000) -> str:
+def weight_sentence(found: LabelCalibration) -> str:
     """Whether a higher weight goes with a smaller error on `found`, in one sentence."""
-    if found.rows < least_rows or len(found.by_weight) < 5:
+    if found.rows < _LEAST_ROWS or len(found.by_weight) < 5:
         return (
             f"There is too little to tell whether weight predicts error: {found.rows:,} {found.source} pairs with "
-            f"weights in {len(found.by_weight)} groups (at least {least_rows:,} and 5 are needed)."
+            f"weights in {len(found.by_weight)} groups (at least {_LEAST_ROWS:,} and 5 are needed)."
         )
     ranks = np.argsort(np.argsort([b.squared_error for b in found.by_weight])).astype(float)
     rho = float(np.corrcoef(np.arange(len(ranks)), ranks)[0, 1])
@@ -119,20 +116,13 @@ def section(day: Day) -> PageSection:
     )  # fmt: skip
     rows = [(c.source, b.rows, b.mean_label, b.click_rate) for c in found for b in c.bins]
     curves = [(c.source, [b.mean_label for b in c.bins], [b.click_rate for b in c.bins]) for c in found]
-    drawn = [
-        Plot(
-            plots.reliability("reliability", "Reliability of the labels", curves),
-            "Groups of about equal size, by label. On the dotted line a label equals the click rate.",
-        )
-    ]
+    curve = plots.reliability("reliability", "Reliability of the labels", curves)
+    caption = "Groups of about equal size, by label. On the dotted line a label equals the click rate."
+    drawn = [Plot(curve, caption)]
     if len(first.by_weight) > 1:
         points = [(b.mean_weight, b.squared_error, b.calibration_error) for b in first.by_weight]
-        drawn.append(
-            Plot(
-                plots.weight_error("weights", "Error by weight", *map(list, zip(*points, strict=True))),
-                f"Error of the label by raw weight, {first.source} pairs.",
-            )
-        )
+        errors = plots.weight_error("weights", "Error by weight", *map(list, zip(*points, strict=True)))
+        drawn.append(Plot(errors, f"Error of the label by raw weight, {first.source} pairs."))
     tables = [Table(("source", "rows", "mean label", "click rate"), rows), *_by_slice(day)]
     return PageSection(title, text, tables, drawn)
 

@@ -15,6 +15,7 @@ from spark_jobs.reporting.day import Day
 from spark_jobs.reporting.page import PageSection, Plot, Table
 
 _GROUPS = 50  # of codes, in the plot of code usage
+_MOST_SHARED = 10
 _TITLES = 4
 _TITLE_CHARS = 80
 _MOST_VERSIONS = 50
@@ -50,14 +51,14 @@ class Bucket:
     titles: tuple[str, ...]
 
 
-def buckets(sids: DataFrame, items: DataFrame, largest: int = 10, few: int = 6) -> tuple[list[Bucket], list[Bucket]]:
+def buckets(sids: DataFrame, items: DataFrame, few: int = 6) -> tuple[list[Bucket], list[Bucket]]:
     """The SIDs that most items share, largest first; and a few prefixes of one code and of two.
 
     The prefixes are the same at every run; those of three items and more are preferred.
     """
     cut = {length: F.slice("sid", 1, length) for length in (1, 2)}
     chosen = sids.groupBy(F.col("sid").alias("prefix")).agg(F.count(F.lit(1)).alias("n")).where("n > 1")
-    chosen = chosen.orderBy(F.desc("n"), "prefix").limit(largest).withColumn("kind", F.lit(0))
+    chosen = chosen.orderBy(F.desc("n"), "prefix").limit(_MOST_SHARED).withColumn("kind", F.lit(0))
     for length, prefix in cut.items():
         sizes = sids.groupBy(prefix.alias("prefix")).agg(F.count(F.lit(1)).alias("n"))
         some = sizes.orderBy(F.desc(F.least("n", F.lit(3))), F.xxhash64("prefix"), "prefix").limit(few)
@@ -81,21 +82,6 @@ def buckets(sids: DataFrame, items: DataFrame, largest: int = 10, few: int = 6) 
         found[key] = Bucket(key[1], row["n"], (*before, row["title"] or "(no title)"))
     shared = [b for (kind, _), b in found.items() if kind == 0]
     return shared, [b for (kind, _), b in found.items() if kind > 0]
-
-
-def sid_versions(item_sids: DataFrame) -> list[Row]:
-    """Version, SIDs in force, rows retired, and SIDs issued again of the versions that have rows, newest first."""
-    return (
-        item_sids.groupBy("sid_version")
-        .agg(
-            F.count_if(F.col("retired_at") == 0).alias("in_force"),
-            F.count_if(F.col("retired_at") > 0).alias("retired"),
-            F.count_if(F.col("issue") > 0).alias("reissued"),
-        )
-        .orderBy(F.desc("sid_version"))
-        .limit(_MOST_VERSIONS)
-        .collect()
-    )
 
 
 def sections(day: Day) -> list[PageSection]:
@@ -123,9 +109,8 @@ def sections(day: Day) -> list[PageSection]:
         plots.code_usage("usage", "Code usage per level", [[r["n"] for r in groups] for groups in levels]),
         "Items per code, most used codes first. The dotted line is where all codes are used equally.",
     )
-    health = PageSection(
-        "Semantic IDs", [text], [Table(("level", "codes in use", "codes", "perplexity"), rows)], [usage]
-    )
+    table_of_levels = Table(("level", "codes in use", "codes", "perplexity"), rows)
+    health = PageSection("Semantic IDs", [text], [table_of_levels], [usage])
     return [health, *_meaning(day, live), _versions(day, table)]
 
 
@@ -133,17 +118,12 @@ def _meaning(day: Day, live: DataFrame) -> list[PageSection]:
     if not day.context.has("items"):
         return []
     shared, prefixes = buckets(live, day.step.read("items"))
+    on_purpose = "Items with the same content share one on purpose." if shared else "No two items share one."
+    together = "Titles in one row should belong together; rows with two codes should be more specific."
+    titles = [_titles("semantic ID", shared)] if shared else []
     return [
-        PageSection(
-            "Semantic IDs that most items share",
-            ["Items with the same content share one on purpose." if shared else "No two items share one."],
-            [_titles("semantic ID", shared)] if shared else [],
-        ),
-        PageSection(
-            "What codes mean",
-            ["Titles in one row should belong together; rows with two codes should be more specific."],
-            [_titles("first codes", prefixes)],
-        ),
+        PageSection("Semantic IDs that most items share", [on_purpose], titles),
+        PageSection("What codes mean", [together], [_titles("first codes", prefixes)]),
     ]
 
 
@@ -155,14 +135,14 @@ def _titles(what: str, found: list[Bucket]) -> Table:
 def _versions(day: Day, table: DataFrame) -> PageSection:
     """Versions with their items, and the newest runs that issued SIDs with what they measured of drift."""
     known = {m.version: m for m in day.context.artifacts.manifests("tokenizer")}
+    retired = F.col("retired_at") > 0
+    counts = table.groupBy("sid_version").agg(F.count_if(~retired), F.count_if(retired), F.count_if(F.col("issue") > 0))
     versions: list[tuple[Any, ...]] = []
-    for version, *items in sid_versions(table):
+    for version, *items in counts.orderBy(F.desc("sid_version")).limit(_MOST_VERSIONS).collect():
         made = known.get(version)
-        metrics = made.metrics if made else {}
         trained = made.trained_through.isoformat() if made else None
-        versions.append(
-            (version, trained, *(metrics.get(m) for m in ("codes", "reconstruction", "collision_share")), *items)
-        )
+        measured = [made.metrics.get(m) if made else None for m in ("codes", "reconstruction", "collision_share")]
+        versions.append((version, trained, *measured, *items))
     marks = [(v, m.details) for v, m in day.context.snapshot("item_sids").marks() if m.step == "assign_sids"]
     runs = []
     for version, details in marks[:_MOST_RUNS]:

@@ -34,7 +34,7 @@ ANCHORS = {
 
 
 class AnalystLake:
-    """Writes the tables; `labels` holds what scoring and labelling made of each pair, by plain loops."""
+    """Writes the tables; `labels` holds what scoring and labeling made of each pair, by plain loops."""
 
     def __init__(self, root: Path):
         self.config: Config = small_config(root, {"tokenizer": {"levels": 3}, "anchors": {"count": 2, "prefixes": 1}})

@@ -15,7 +15,7 @@ from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.steps import RAW_TABLES, STEPS, find_step
-from spark_jobs.common.whole_files import write_whole
+from gpl_core.lakehouse.storage import write_whole
 from tests.support import ONE, put
 
 RAW = ("raw_impressions", "raw_candidates", "raw_interactions")

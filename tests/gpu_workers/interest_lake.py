@@ -46,8 +46,8 @@ class InterestLake:
 
     def __init__(self, root: Path, topics: int = 12, per_topic: int = 8) -> None:
         rng = np.random.default_rng(0)
-        centres = rng.normal(size=(topics, 24))
-        items = np.repeat(centres, per_topic, axis=0) + 0.4 * rng.normal(size=(topics * per_topic, 24))
+        centers = rng.normal(size=(topics, 24))
+        items = np.repeat(centers, per_topic, axis=0) + 0.4 * rng.normal(size=(topics * per_topic, 24))
         items = (items / np.linalg.norm(items, axis=1, keepdims=True)).astype(np.float32)
         self.per_topic, self.topics, self.vectors = per_topic, topics, items
         self.root = root

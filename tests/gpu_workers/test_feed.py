@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -296,3 +297,31 @@ def test_rebatch_keeps_every_row_in_order(sizes, rows):
     assert all(0 < len(b["a"]) <= rows for b in cut)
     assert [int(x) for b in cut for x in b["a"]] == list(range(sum(sizes)))
     assert all((b["b"] == b["a"][:, None]).all() for b in cut)
+
+
+class _Evaluated:
+    """Pickled, it passes the names that Petastorm's unpickler lets through, and makes a folder."""
+
+    def __init__(self, ran: Path) -> None:
+        self._code = f"__import__('os').mkdir({str(ran)!r})"
+
+    def __reduce__(self):
+        return eval, (self._code,)
+
+
+@pytest.mark.parametrize("files", [1, 5])
+def test_a_schema_that_was_planted_beside_the_files_is_not_unpickled(tmp_path, files):
+    from petastorm.etl.legacy import restricted_loads
+
+    lake = Lake(str(tmp_path / "lake"))
+    write(lake, 7 * files)
+    snapshot = lake.open(TABLE)
+    planted = pickle.dumps(_Evaluated(tmp_path / "ran"))
+    restricted_loads(planted)
+    (tmp_path / "ran").rmdir()
+    schema = snapshot.contract.arrow_schema(partitions=False).with_metadata({b"dataset-toolkit.unischema.v1": planted})
+    for folder in {Path(snapshot.uri), *(Path(uri).parent for uri in snapshot.uris(snapshot.files))}:
+        for name in ("_common_metadata", "_metadata"):
+            pq.write_metadata(schema, folder / name)
+    assert len(read(snapshot, snapshot.files)) == 7 * files
+    assert not (tmp_path / "ran").exists()

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import combinations
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import LineageError, MissingInputError
+from gpl_core.errors import ConflictError, LineageError, MissingInputError
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
@@ -39,7 +40,7 @@ from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.inputs.interest import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
 from gpu_workers.ranks import Ranks
 from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, LEVELS, InterestLake, User
-from tests.support import legal_rows, put
+from tests.support import DAMAGES, doubled, legal_rows, planted_pickle, put, run_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,7 +134,7 @@ forward = worker.TrainingObjective.forward
 root = pathlib.Path(sys.argv[1])
 
 def deadly(self, *packs):
-    if any(p.read_text() == "epoch-2-step-2" for p in root.rglob("checkpoints/latest")):
+    if any(root.rglob("checkpoints/epoch-0002-step-00000002/rank-0.safetensors")):
         os.kill(os.getpid(), signal.SIGKILL)
     return forward(self, *packs)
 
@@ -163,6 +164,48 @@ def test_kill_9_in_an_epoch_then_again_gives_the_weights_of_an_undisturbed_run(
     with caplog.at_level("INFO"):
         call(lake, train_interest_model, ranks, often)
     assert "resumed after epoch 2, step 2" in caplog.text
+    mine, undisturbed = weights_of(lake), weights_of(trained)
+    assert all(torch.equal(mine[name], undisturbed[name]) for name in undisturbed)
+
+
+@pytest.mark.parametrize("damage", [None, *DAMAGES])
+def test_a_training_killed_before_it_publishes_ends_the_same_from_a_whole_or_damaged_checkpoint(
+    tmp_path: Path, trained: InterestLake, ranks: Ranks, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, damage: str | None,
+) -> None:  # fmt: skip
+    """A whole one holds the best epoch too: nothing is trained again. Pickles among the checkpoints never run."""
+    lake = InterestLake(tmp_path / "lake")
+    users = lake.users(120)
+    lake.write_sequences(users)
+    lake.write_stats(users)
+
+    def no_publish(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_interest_model, "publish", no_publish)
+        with pytest.raises(KeyboardInterrupt):
+            call(lake, train_interest_model, ranks)
+    (checkpoint,) = lake.root.rglob("checkpoints/*/rank-0.safetensors")
+    folder = checkpoint.parents[1]
+    if damage:
+        DAMAGES[damage](checkpoint)
+    for name in ("epoch-9/mp_rank_00_model_states.pt", "epoch-9/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        planted_pickle(folder / name, tmp_path / "ran")
+    planted_pickle(folder / "epoch-9999/rank-0.safetensors", tmp_path / "ran")
+    (folder / "latest").write_text("epoch-9")
+    steps: list[int] = []
+    forward = train_interest_model.TrainingObjective.forward
+    monkeypatch.setattr(
+        train_interest_model.TrainingObjective, "forward", lambda self, *a: steps.append(1) or forward(self, *a)
+    )
+    with caplog.at_level("INFO"):
+        call(lake, train_interest_model, ranks)
+    assert bool(steps) == bool(damage)
+    assert f"{folder / 'epoch-9999/rank-0.safetensors'} is damaged" in caplog.text
+    assert (f"{checkpoint} is damaged" in caplog.text) == (damage not in (None, "missing"))
+    assert not (tmp_path / "ran").exists()
+    assert not folder.exists()
     mine, undisturbed = weights_of(lake), weights_of(trained)
     assert all(torch.equal(mine[name], undisturbed[name]) for name in undisturbed)
 
@@ -328,24 +371,26 @@ def test_two_ranks_under_the_launcher_learn_what_one_learns(tmp_path: Path, rank
     lake.write_stats(users)
     enough = "interest.epochs=6"  # for the order of the batches not to matter
     call(alone, train_interest_model, ranks, enough)
-    launch(lake, "train_interest_model", enough, ranks=2)
+    launch(lake, "gpu_workers/train_interest_model.py", enough, ranks=2)
     one, two = model_of(alone).metrics, model_of(lake).metrics
     assert two["train"] == one["train"]
     assert abs(two["valid_loss"] / one["valid_loss"] - 1) < 0.03
     # The cache is the same, too, whoever generates it.
     model = model_of(lake)
     lake.write_requests(users[:9], model.version, DAY)
-    launch(lake, "generate_anchors", enough, ranks=2)
+    launch(lake, "gpu_workers/generate_anchors.py", enough, ranks=2)
     found = anchors_of(lake, DAY)
     expected = search_directly(lake, users[:9], model)
     assert {u: r["anchor_sids"] for u, r in found.items()} == expected
 
 
-def launch(lake: InterestLake, worker: str, *overrides: str, ranks: int) -> None:
+def launch(
+    lake: InterestLake, script: str, *overrides: str, ranks: int, day: date = DAY, steps: Sequence[str] = ()
+) -> None:  # fmt: skip
     """Start a worker under the DeepSpeed launcher, and end all its ranks when it takes too long."""
     command = [
         str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks),
-        "--master_port", str(29900 + os.getpid() % 90), f"gpu_workers/{worker}.py", "--run-date", DAY.isoformat(),
+        "--master_port", str(29900 + os.getpid() % 90), script, "--run-date", day.isoformat(), *steps,
         *lake.arguments(*overrides),
     ]  # fmt: skip
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -443,6 +488,47 @@ def test_wider_beams_find_anchors_that_are_at_least_as_likely(trained: InterestL
     assert (np.array(gains) > 1e-3).any()
 
 
+def test_of_two_runs_at_once_one_caches_the_anchors(trained: InterestLake, ranks: Ranks) -> None:
+    """The other run ends after this one has looked at the cache: for the same date, then for the date after it."""
+    day, day_after = DAY + timedelta(days=60), DAY + timedelta(days=61)
+    config, users = trained.config(), [replace(u, user_id=f"two-{u.user_id}") for u in trained.users(30, seed=60)]
+    trained.write_requests(users[:20], model_of(trained).version, day)
+    trained.write_requests(users, model_of(trained).version, day_after)
+    ends = []
+
+    def run(day: date, other: date | None = None) -> str:
+        def body(context: StepContext) -> None:
+            if other:
+                ends.append(run(other))
+            generate_anchors.run(context, ranks)
+
+        return run_of(config, "generate_anchors", day, body)
+
+    ends.append(run(day, other=day))
+    assert ends == ["done", "noop"]
+    assert set(anchors_of(trained, day)) == {u.user_id for u in users[:20]}
+
+    trained.write_requests(users[10:], model_of(trained).version, day)  # the requests of both dates hold the last ten
+    with pytest.raises(ConflictError, match=r"interest_anchors.*another run.*run the step again"):
+        run(day, other=day_after)
+    assert ends[2:] == ["done"]
+    assert set(anchors_of(trained, day_after)) == {u.user_id for u in users[20:]}
+    assert run(day) == "done"
+    assert run(day) == "noop"
+    assert not [key for key in doubled(trained.lake, "interest_anchors") if key[0].startswith("two-")]
+
+
+@pytest.mark.slow
+@pytest.mark.deepspeed
+def test_two_ranks_leave_when_another_run_has_cached_the_anchors_meanwhile(trained: InterestLake) -> None:
+    day, users = DAY + timedelta(days=65), trained.users(30, seed=65)
+    trained.write_requests(users, model_of(trained).version, day)
+    launch(trained, "tests/gpu_workers/overtaken.py", ranks=2, day=day, steps=("--steps", "generate_anchors"))
+    ends = sorted(r["status"] for r in trained.lake.open("job_runs").read().to_pylist() if r["run_date"] == day)
+    assert ends == ["done", "noop"]
+    assert set(anchors_of(trained, day)) == {u.user_id for u in users}  # and each once
+
+
 @pytest.mark.parametrize(
     ("setting", "column", "counts"),
     [("anchors.count", "log_prob", (5, 3)), ("anchors.prefixes", "prefix_log_probs", (256, 7))],
@@ -487,22 +573,29 @@ def test_finished_units_survive_a_crash_and_are_not_computed_again(
     assert {u: r["anchor_sids"] for u, r in anchors_of(trained, day).items()} == search_directly(trained, users, model)
 
 
-def test_a_part_file_that_vanished_is_made_again(
-    trained: InterestLake, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damaged", ["part", "record"])
+def test_a_damaged_part_or_record_of_a_finished_unit_is_made_again(
+    trained: InterestLake, ranks: Ranks, monkeypatch: pytest.MonkeyPatch, damaged: str, damage: str
 ) -> None:
-    day, users, model = DAY + timedelta(days=5), trained.users(4, seed=6), model_of(trained)
+    number = 2 * [*DAMAGES].index(damage) + (damaged == "part")
+    day, users, model = DAY + timedelta(days=100 + number), trained.users(4, seed=100 + number), model_of(trained)
     trained.write_requests(users, model.version, day)
 
     def no_commit(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
+    work = trained.root / "work/generate_anchors"
+    before = {*work.rglob("*.safetensors")}
     with monkeypatch.context() as patch:
         patch.setattr(generate_anchors, "commit_parts", no_commit)
         with pytest.raises(KeyboardInterrupt):
             call(trained, generate_anchors, ranks, day=day)
-    (orphan,) = (trained.root / "tables/interest_anchors").rglob(f"dt={day}/*.parquet")
-    orphan.unlink()
-    call(trained, generate_anchors, ranks, day=day)
+    (part,) = (trained.root / "tables/interest_anchors").rglob(f"dt={day}/*.parquet")
+    (record,) = {*work.rglob("*.safetensors")} - before
+    DAMAGES[damage]({"part": part, "record": record}[damaged])
+    context = call(trained, generate_anchors, ranks, day=day)
+    assert context.counts.details["resumed"] == 0
     assert set(anchors_of(trained, day)) == {u.user_id for u in users}
     # Run by force once more: all is in the cache now, and no part is added a second time.
     context = call(trained, generate_anchors, ranks, day=day)

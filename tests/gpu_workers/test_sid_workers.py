@@ -18,9 +18,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from gpl_core.cli import main
 from gpl_core.config import load_config
 from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import GateError, LineageError, MissingInputError, UsageError
+from gpl_core.errors import ConflictError, ContractError, GateError, LineageError, MissingInputError, UsageError
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import Counts, StepContext
 from gpl_core.graph.steps import find_step
@@ -29,6 +30,7 @@ from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpu_workers import assign_sids, encode_items, train_tokenizer
 from gpu_workers.ranks import start_ranks
 from gpu_workers.run import worker_of
+from tests.support import doubled, put, run_of
 
 ROOT = Path(__file__).parents[2]
 DAY = "2026-01-02"
@@ -105,8 +107,8 @@ class House:
 
 def clustered(count: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(6, LENGTH))
-    return centres[rng.integers(6, size=count)] + 0.4 * rng.normal(size=(count, LENGTH))
+    centers = rng.normal(size=(6, LENGTH))
+    return centers[rng.integers(6, size=count)] + 0.4 * rng.normal(size=(count, LENGTH))
 
 
 @pytest.fixture
@@ -273,6 +275,88 @@ def test_items_unlike_the_published_ones_ask_for_a_new_tokenizer(house, caplog):
     assert mark[1].details["drift"]["residual"] > 1.6
 
 
+@pytest.mark.parametrize("moment", ["before it reads", "before it commits"])
+def test_of_two_runs_at_once_one_writes_and_the_other_ends_as_a_noop(house, monkeypatch, moment):
+    """The other run takes place after this one has seen the tables: what is new is encoded, issued and retired once."""
+    vectors = clustered(60)
+    rows = [item(n, v) for n, v in enumerate(vectors)]
+    house.write_items(rows)
+    assert two_at_once(house, monkeypatch, "encode_items", moment) == ["done", "noop"]
+    house.run("train_tokenizer")
+    assert two_at_once(house, monkeypatch, "assign_sids", moment) == ["done", "noop"]
+
+    rows[20] = item(20, -vectors[20], content="b", day="2026-01-02")  # its SID is retired: rows are replaced
+    house.write_items([*rows, item(60, clustered(1, seed=9)[0], day="2026-01-02")])
+    for step in ("encode_items", "assign_sids"):
+        assert two_at_once(house, monkeypatch, step, moment, "2026-01-03") == ["done", "noop"]
+        assert house.run(step, "2026-01-03") is None
+    assert len(house.rows("item_embeddings")) == len(house.rows("item_sids")) == 62
+    assert [doubled(house.lake, t) for t in ("item_embeddings", "item_sids", "worker_rejects")] == [[], [], []]
+
+
+def two_at_once(house: House, monkeypatch, step: str, moment: str, day: str = DAY) -> list[str]:
+    """Ends of two runs, first of the one that takes place within the other."""
+    config, run_date = load_config(str(house.config_file())), date.fromisoformat(day)
+    module = sys.modules[BODIES[step].__module__]
+    ends: list[str] = []
+
+    def other() -> None:
+        ends.append(run_of(config, step, run_date, lambda context: BODIES[step](context, start_ranks()), "other"))
+
+    def body(context: StepContext) -> None:
+        if moment == "before it reads":
+            other()
+        BODIES[step](context, start_ranks())
+
+    def commit(*given, commit_rows=module.commit_rows) -> None:
+        patch.undo()
+        other()
+        commit_rows(*given)
+
+    with monkeypatch.context() as patch:
+        if moment == "before it commits":
+            patch.setattr(module, "commit_rows", commit)
+        ends.append(run_of(config, step, run_date, body))
+    return ends
+
+
+def test_a_run_that_others_have_overtaken_says_so_and_is_run_again(house):
+    """Meanwhile new items came, and the other run has encoded those too."""
+    rows = [item(n, v) for n, v in enumerate(clustered(60))]
+    house.write_items(rows[:50])
+    config = load_config(str(house.config_file()))
+
+    def overtaken(context: StepContext) -> None:
+        house.write_items(rows)
+        house.run("encode_items")
+        encode_items.run(context, start_ranks())
+
+    with pytest.raises(ConflictError, match=r"worker_rejects.*another run.*run the step again"):
+        run_of(config, "encode_items", date.fromisoformat(DAY), overtaken)
+    assert house.run("encode_items") is None
+    assert len(house.rows("item_embeddings")) == 60
+    assert doubled(house.lake, "item_embeddings") == []
+
+
+def test_items_with_two_sids_are_refused_until_they_are_repaired(house):
+    """As two runs at once left them in earlier releases: the same rows, appended twice."""
+    rows = [item(n, v) for n, v in enumerate(clustered(60))]
+    house.write_items(rows)
+    for worker in BODIES:
+        house.run(worker)
+    issued = house.rows("item_sids")
+    partition = {"sid_version": issued[0]["sid_version"]}
+    put(house.lake, "item_sids", issued[:3], partition=partition, mode="append")
+    house.write_items([*rows, item(60, clustered(1, seed=9)[0], day="2026-01-02")])
+    house.run("encode_items", "2026-01-03")
+    with pytest.raises(ContractError, match=r"item_sids.*3 item\(s\) have two semantic IDs.*run gpl repair"):
+        house.run("assign_sids", "2026-01-03")
+    assert main(["repair", "--config", str(house.config_file())]) == 0
+    house.run("assign_sids", "2026-01-03")
+    assert doubled(house.lake, "item_sids") == []
+    assert len(house.rows("item_sids")) == 61
+
+
 def test_sids_of_another_encoder_are_refused(house):
     house.write_items([item(n, v) for n, v in enumerate(clustered(60))])
     for worker in BODIES:
@@ -325,6 +409,21 @@ def test_two_launched_ranks_write_what_one_rank_writes(tmp_path, launches):
     assert {(r["step"], r["status"]) for r in launched.rows("job_runs")} == {(name, "done") for name in BODIES}
     # Each rank ended with rank 0's codebooks, or the training would have failed; and they are those of one rank.
     assert weights(house) == weights(launched)
+
+
+@pytest.mark.deepspeed
+def test_two_ranks_read_what_rank_0_has_pinned_though_another_run_ends_meanwhile(house):
+    """Nobody waits for a rank that has read another version: both see their work done by the other run, and leave."""
+    house.write_items([item(n, v) for n, v in enumerate(clustered(60))])
+    done = launch(ROOT / "tests/gpu_workers/overtaken.py", house, 2, *ALL_STEPS)
+    assert done.returncode == 0, said(done)
+    ends = sorted((r["step"], r["run_id"] == "other", r["status"]) for r in house.rows("job_runs"))
+    assert ends == [
+        ("assign_sids", False, "noop"), ("assign_sids", True, "done"), ("encode_items", False, "noop"),
+        ("encode_items", True, "done"), ("train_tokenizer", False, "done"),
+    ]  # fmt: skip
+    assert len(house.rows("item_embeddings")) == len(house.rows("item_sids")) == 60
+    assert [doubled(house.lake, t) for t in ("item_embeddings", "item_sids")] == [[], []]
 
 
 def assert_same_tables(house: House, other: House) -> None:

@@ -169,7 +169,7 @@ def test_weights_that_are_all_zero_give_the_exposed_only_weights_bit_for_bit(lak
 
 
 def test_profiles_know_nothing_of_the_training_days_own_clicks(lake: LabelsLake, one_rank: Ranks) -> None:
-    """The feed holds DAY - 1 and DAY: histories written for DAY contain clicks that its rows are labelled with."""
+    """The feed holds DAY - 1 and DAY: histories written for DAY contain clicks that its rows are labeled with."""
     write_feed(lake)
     write_sequences(lake, DAY - timedelta(days=1))
     write_sequences(lake, DAY, shift=4)

@@ -78,7 +78,7 @@ def test_report_tells_what_the_tables_hold(lake):
                               ("coverage", 0.9, 0.5, "ok", EVIL))
     ], dt=D.isoformat())  # fmt: skip
     feed = lake.lake.open("training_feed").contract
-    figures = {"exposed": 5, "labelled": 9, "left_out": {"no history": 1}, "pseudo_label_sum": 0.9, "weight_sum": 14.0}
+    figures = {"exposed": 5, "labeled": 9, "left_out": {"no history": 1}, "pseudo_label_sum": 0.9, "weight_sum": 14.0}
     versions = {"sid_version": EVIL, "model_version": lake.model, "calibrator_version": "c"}
     mark = SliceMark("training_feed", {day(-2).isoformat(): "x"}, "r", {**figures, "versions": versions})
     lake.lake.commit(feed, [], mark=mark, mode="append")

@@ -164,7 +164,7 @@ def test_models_side_by_side():
 
 def test_coverage_and_means_come_from_what_the_commit_recorded():
     """Two exposed pairs of weight one, four labeled ones of mean weight 0.5, one without a label."""
-    sums = {"pseudo_label_sum": 0.4, "weight_sum": 4.0, "exposed": 2, "labelled": 4}
+    sums = {"pseudo_label_sum": 0.4, "weight_sum": 4.0, "exposed": 2, "labeled": 4}
     found = feed_figures({**sums, "left_out": {"no history": 1}})
     assert found == pytest.approx({"coverage": 0.8, "mean pseudo_label": 0.1, "mean weight": 0.5})
     assert set(feed_figures({}).values()) == {None}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from copy import copy
 
 import pytest
 from pyspark.sql import functions as F
 
+from gpl_core.errors import ConflictError
 from spark_jobs import ingest, samples
 from spark_jobs.samples import never_exposed, sample_unexposed
 from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
@@ -54,6 +56,42 @@ def test_pairs_exposed_in_the_window_are_never_unexposed(lake):
     assert lake.run("samples", samples.run) == "noop"
     assert lake.run("samples", samples.run, D, "samples.exposure_window_days=1") == "done"
     assert {row[0] for row in lake.rows("unexposed_samples", "item_id")} == {"a", "c", "d"}
+
+
+def test_a_run_commits_only_on_top_of_what_it_decided_on(lake):
+    """Another run ends after this one has looked at the tables: of the same work, of another slice, of other inputs."""
+    slow, ends = copy(lake), []
+
+    def run(name, job, *others):
+        def within(step):
+            for other in others:
+                ends.append(lake.run(name, job, *other))
+            job(step)
+
+        ends.append(slow.run(name, within))
+        return ends[-1]
+
+    lake.impressions(("r5", "u1", "d", 0, 21.0), dt=D)
+    lake.items({"item_id": "e", "updated_at": at(0)})
+    assert run("ingest", ingest.run, (D,)) == "noop"
+    assert lake.rows("items", "item_id", "item_index") == [(i, n) for n, i in enumerate("abcde")]
+    assert lake.rows("impressions", "item_id", dt=D) == [("a",), ("b",), ("b",), ("c",), ("d",)]
+
+    assert run("samples", samples.run, (D,)) == "noop"
+    lake.opt_outs(("u1", at(-9)))
+    before = lake.rows("exposed_samples", dt=D)
+    assert run("samples", samples.run, (day(-1),)) == "done"
+    assert ends == ["done", "noop", "done", "noop", "done", "done"]
+    assert lake.rows("exposed_samples", dt=D) == before
+    assert lake.rows("unexposed_samples", dt=D) == []
+    assert slow.context.counts.rows_out == len(before)  # of this run's commits alone
+
+    lake.opt_outs(("u2", at(-9)))
+    version = lake.version("exposed_samples")
+    with pytest.raises(ConflictError, match=r"exposed_samples.*another run.*run the step again"):
+        run("samples", samples.run, (D, "samples.exposure_window_days=1"))
+    assert lake.version("exposed_samples") == version + 1
+    assert lake.run("samples", samples.run) == "done"
 
 
 def test_withdrawn_items_and_users_who_opted_out_give_no_unexposed_samples(lake):

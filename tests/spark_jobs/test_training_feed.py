@@ -120,7 +120,7 @@ def test_manifest_is_what_a_reader_finds(lake):
     manifest = json.loads(text)
     found = lake.feed("label", "pseudo_label", "sample_weight")
     assert manifest["rows"] == len(found) == sum(f["rows"] for f in manifest["files"])
-    assert (manifest["exposed"], manifest["random"], manifest["labelled"]) == (4, 1, 4)
+    assert (manifest["exposed"], manifest["random"], manifest["labeled"]) == (4, 1, 4)
     sums = np.sum(found, axis=0)
     assert [manifest[k] for k in ("label_sum", "pseudo_label_sum", "weight_sum")] == pytest.approx(sums.tolist())
     assert manifest["versions"] == {
@@ -155,7 +155,7 @@ def test_late_labels_hold_the_slice_back_or_let_its_exposed_rows_through_until_t
     ]  # fmt: skip
     manifest = json.loads((lake.root / manifest_path(lake.lake, D)).read_text())
     assert manifest["completeness"] == {"rows": "exposed_only", "because": f"pseudo_labels has no slice dt={D}"}
-    assert (manifest["rows"], manifest["labelled"], manifest["left_out"]) == (4, 0, {"labels late": 7})
+    assert (manifest["rows"], manifest["labeled"], manifest["left_out"]) == (4, 0, {"labels late": 7})
     assert manifest["weight_sum"] == 4.0
     assert lake.run("training_feed", training_feed.run, D, setting) == "noop"
 

@@ -18,6 +18,7 @@ import pytest
 from gpl_core.cli import COMMANDS, main
 from gpl_core.commands.tables import dictionary
 from gpl_core.graph import runner as running
+from gpl_core.graph.launches import tool
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import STEPS
 from tests.gpl_core.toy import Toy
@@ -156,6 +157,17 @@ def test_status_shows_every_step_of_every_date(finished, tmp_path, capsys):
     assert len(lines) == 1
     assert "2026-01-03" in lines[0]
     assert "ingest" in lines[0]
+
+
+def test_status_names_an_artifact_that_is_damaged(finished, tmp_path, capsys, caplog):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    config = str(config_file(tmp_path))
+    manifest, other = (tmp_path / "lake" / "artifacts" / "calibrator").glob("*-*/manifest.json")
+    for path in (manifest, other):
+        path.write_text(path.read_text()[:-40])
+    assert main(["status", "--config", config]) == 0
+    assert f"{manifest} is broken" in caplog.text
+    assert f"{manifest.parent.name} (damaged)" in re.sub(r"[\s│]+", " ", capsys.readouterr().out)
 
 
 def test_status_without_tables_is_an_answer(config, capsys):
@@ -397,6 +409,49 @@ def test_ending_a_run_ends_what_it_started(config):
     run.stderr.close()
     _, alive = psutil.wait_procs([child], timeout=30)
     assert not alive
+
+
+WITH_A_CHILD = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+KILLED = """
+import sys
+from gpl_core import cli
+from gpl_core.graph import runner as running
+running.command = lambda *given, **more: sys.argv[2:]
+sys.exit(cli.main(["run", "--config", sys.argv[1], "--only", "samples", "--verbose"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("launcher", "processes"),
+    [
+        pytest.param([sys.executable, "-c", WITH_A_CHILD], 1, id="a launcher with a child"),
+        pytest.param(
+            [tool("deepspeed"), "--num_accelerators", "2"], 2, id="deepspeed",
+            marks=[pytest.mark.deepspeed, pytest.mark.slow],
+        ),
+        pytest.param(
+            [tool("spark-submit"), "--master", "local[1]"], 1, id="spark-submit",
+            marks=[pytest.mark.spark, pytest.mark.slow],
+        ),
+    ],
+)  # fmt: skip
+def test_a_killed_run_leaves_nothing_behind_of_what_it_started(config, tmp_path, launcher, processes):
+    step = tmp_path / "step.py"
+    step.write_text(
+        "import signal, sys; signal.alarm(120)\nprint('the step runs', file=sys.stderr, flush=True); signal.pause()"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", KILLED, config, *launcher, str(step)], text=True, stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for _ in range(processes):
+        assert any("the step runs" in line for line in iter(run.stderr.readline, ""))
+    started = psutil.Process(run.pid).children(recursive=True)
+    assert len(started) > processes
+    run.kill()
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive
+    run.communicate()
 
 
 @pytest.mark.spark

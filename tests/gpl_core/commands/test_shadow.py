@@ -128,8 +128,9 @@ def test_what_makes_no_shadow_is_refused(toy, given, said):
 
 def test_an_unknown_version_names_the_known_ones(toy):
     known = toy.planner.artifacts.in_force("interest_model", DAY).version
-    with pytest.raises(MissingInputError, match=f"no version v9; existing: {known}"):
-        shadow_config(toy.config, "s", "anchor_requests", {"interest_model": "v9"})
+    for name in ("v9", f"{known}/"):
+        with pytest.raises(MissingInputError, match=f"no version {name}; existing: {known}"):
+            shadow_config(toy.config, "s", "anchor_requests", {"interest_model": name})
 
 
 def test_the_command_prints_a_configuration_that_loads_and_compares(toy, tmp_path, capsys):
@@ -148,7 +149,7 @@ def test_the_command_prints_a_configuration_that_loads_and_compares(toy, tmp_pat
     assert "rank correlation" in capsys.readouterr().out
 
 
-def labelled(config: Config, labels: dict[str, float], anchors: list[int]) -> None:
+def labeled(config: Config, labels: dict[str, float], anchors: list[int]) -> None:
     """Labels of user u's items, and the three one-level anchors that they came from."""
     lake = Planner(config).lake
     contract = load_contract("pseudo_labels")
@@ -159,15 +160,15 @@ def labelled(config: Config, labels: dict[str, float], anchors: list[int]) -> No
     put(lake, "score_requests", [asked | {"user_id": "u", "anchor_sids": sids, "log_prob": [-1.0] * len(anchors)}])
 
 
-def test_figures_of_two_labellings(tmp_path):
+def test_figures_of_two_labelings(tmp_path):
     house = small_config(tmp_path)
     pair = legal_rows(
         load_contract("unexposed_samples"), 1, partition=default_partition(load_contract("unexposed_samples"))
     )
     put(Planner(house).lake, "unexposed_samples", [pair[0] | {"user_id": "u", "item_id": i} for i in "abcd"])
     shadow = shadow_config(house, "s", "anchor_requests", {})
-    labelled(house, {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}, [1, 2])
-    labelled(shadow, {"a": 0.3, "b": 0.2, "c": 0.1}, [2, 3])
+    labeled(house, {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}, [1, 2])
+    labeled(shadow, {"a": 0.3, "b": 0.2, "c": 0.1}, [2, 3])
     found = {figure: values for figure, *values in compare(house, shadow, DAY)}
     assert found["unexposed pairs labeled"] == ["4", "3"]
     assert found["share of unexposed pairs labeled"] == ["100.0%", "75.0%"]

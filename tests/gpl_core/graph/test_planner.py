@@ -455,6 +455,21 @@ def test_a_missing_artifact_blocks_and_names_who_trains_it(toy):
     assert toy.state("fit_calibrator", D1).status == "absent"
 
 
+def test_a_damaged_artifact_is_passed_by_and_trained_again_where_no_other_serves(toy):
+    """D2 has a model of its own: when it is damaged D2 uses the one of D1; when that is too, it is trained."""
+    toy.publish("train_interest_model", D2, toy.state("train_interest_model", D2))
+    folder = Path(toy.planner.artifacts.root) / "interest_model"
+    before, own = (toy.planner.artifacts.in_force("interest_model", d).version for d in (D1, D2))
+    (folder / own / "weights.json").write_bytes(b"")
+    assert toy.state("anchor_requests", D2).inputs["artifact:interest_model"]["version"] == before
+    (folder / before / "weights.json").unlink()
+    state = toy.state("generate_anchors", D2)
+    assert (state.status, "(damaged)" in state.reason) == ("blocked", True)
+    assert toy.state("train_interest_model", D2).status == "absent"
+    toy.run("train_interest_model", D2)
+    assert toy.planner.artifacts.in_force("interest_model", D2).version == own
+
+
 # ---- days on which there is nothing ----------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpl_core.errors import ContractError, GateError, MissingInputError, UsageError
+from gpl_core.errors import ConflictError, ContractError, GateError, MissingInputError, UsageError
 from gpl_core.graph.arguments import StepArguments, new_run_id, parse_arguments
 from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner, StepState
@@ -43,8 +43,9 @@ def encode(context: StepContext) -> None:
     contract = context.contract("item_embeddings")
     with context.lake.writer(contract, {"encoder_version": "v1"}, dims=DIMS) as writer:
         writer.write(data_table(contract, legal_rows(contract, 1)))
-    mark = context.mark("item_embeddings")
-    context.committed("item_embeddings", context.lake.commit(contract, writer.parts, mark=mark, mode="append"))
+    mark, since = context.mark("item_embeddings"), context.state.outputs["item_embeddings"]
+    commit = context.lake.commit(contract, writer.parts, mark=mark, mode="append", since=since)
+    context.committed("item_embeddings", commit)
     context.counts.rows_in = 3
     context.counts.rows_dropped = 2
 
@@ -317,6 +318,35 @@ def test_two_runs_of_the_same_step_and_date_are_both_recorded(config):
     rows = job_runs(config)
     assert [r["attempt"] for r in rows] == [1, 2, 3, 4, 5]
     assert {r["run_id"] for r in rows} == {"r", "r0", "r1", "r2", "r3"}
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "force", "conflict"),
+    [
+        pytest.param(0, False, False, id="the same work"),
+        pytest.param(1, False, True, id="from newer inputs"),
+        pytest.param(0, True, True, id="forced, so that a fingerprint proves nothing"),
+    ],
+)
+def test_a_run_that_another_has_overtaken_ends_as_a_noop_or_says_so(ready, meanwhile, force, conflict):
+    def overtaken(context: StepContext) -> None:
+        if meanwhile:
+            put(context.lake, "items", 2, seed=1)
+        assert run_step(Planner(ready), STEP, DAY, arguments(ready, run_id="other", force=force), encode) == "done"
+        encode(context)
+
+    def run() -> str:
+        return run_step(Planner(ready), STEP, DAY, arguments(ready, force=force), overtaken)
+
+    if conflict:
+        with pytest.raises(ConflictError, match=r"item_embeddings: slice \['\*'\] was written by another run"):
+            run()
+    else:
+        assert run() == "noop"
+    assert Planner(ready).snapshot("item_embeddings").version == 1
+    ends = {(r["run_id"], r["status"], r["error_class"]) for r in job_runs(ready)}
+    lost = ("run-1", "failed", "ConflictError") if conflict else ("run-1", "noop", "")
+    assert ends == {("other", "done", ""), lost}
 
 
 def test_a_record_that_cannot_be_written_does_not_hide_the_error_of_the_step(ready, monkeypatch, capsys):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from contextlib import suppress
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
 from gpl_core.lakehouse.artifacts import MANIFEST, ArtifactStore, Manifest, artifact_version
+from tests.support import DAMAGES
 
 DAY = date(2026, 1, 3)
 
@@ -96,11 +99,60 @@ def test_a_file_that_differs_or_lacks_is_refused_by_name(store, bundle):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"kind": "tokenizer"}', '{"trained_through": "soon"}', "not json"])
-def test_a_broken_manifest_is_named_not_skipped(store, bundle, text):
+def test_a_manifest_that_cannot_be_read_is_named_and_hides_no_other(store, bundle, text, caplog):
+    old, new = (publish(store, bundle, date(2026, 1, d), f"{d:020d}") for d in (1, 5))
+    (place_of(store, new) / MANIFEST).write_text(text)
+    assert used(store, 9) == [old.version]
+    assert f"tokenizer/{new.version}/{MANIFEST} is broken" in caplog.text
+    with pytest.raises(MissingInputError, match=rf"no version {new.version}; existing: .*{new.version} \(damaged\)"):
+        store.decide("tokenizer", new.version, "promote")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [MANIFEST, "weights.safetensors", "adapter/config.json"])
+def test_a_bundle_that_is_not_whole_is_never_used_until_it_is_made_again(store, bundle, name, damage, caplog):
+    old, new = (publish(store, bundle, date(2026, 1, d), f"{d:020d}") for d in (1, 5))
+    DAMAGES[damage](place_of(store, new) / name)
+    assert used(store, 5, 6, 9) == [old.version] * 3
+    fresh = ArtifactStore(str(Path(store.root).parent))
+    assert fresh.find("tokenizer", new.version) is None
+    if (name, damage) != (MANIFEST, "missing"):  # that is a bundle which was never finished
+        assert list(fresh.damaged) == [f"tokenizer/{new.version}"]
+        assert new.version in caplog.text
+    shutil.rmtree(place_of(store, old))
+    with pytest.raises(MissingInputError, match="Run the step that trains it"):
+        fresh.in_force("tokenizer", date(2026, 1, 9))
+    again = publish(fresh, bundle, date(2026, 1, 5), f"{5:020d}")
+    assert used(store, 9) == [again.version]
+    assert fresh.fetch(again) == place_of(store, new)
+    assert not fresh.damaged
+
+
+def test_any_single_bit_of_a_manifest_that_matters_is_noticed(store, bundle):
     manifest = publish(store, bundle)
-    (place_of(store, manifest) / MANIFEST).write_text(text)
-    with pytest.raises(ContractError, match=rf"manifest .*{manifest.version}/{MANIFEST} is broken"):
-        store.in_force("tokenizer", DAY + timedelta(days=1))
+    text = manifest.to_json().encode()
+    for place in range(0, 8 * len(text), 7):
+        changed = bytearray(text)
+        changed[place // 8] ^= 1 << place % 8
+        with suppress(ContractError):
+            assert Manifest.from_json(bytes(changed), "here") == manifest, f"bit {place} of {text.decode()}"
+
+
+def test_a_killed_publish_leaves_no_part_of_a_manifest(store, bundle, monkeypatch):
+    monkeypatch.setattr("os.replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        publish(store, bundle)
+    assert store.manifests("tokenizer") == []
+    assert store.find("tokenizer", "2026-01-03-0123456789") is None
+
+
+@pytest.mark.parametrize("name", ["{}/", "/{}", "./{}", "../tokenizer/{}", "", "{}/manifest.json", "*"])
+def test_only_the_name_of_a_version_that_exists_names_it(store, bundle, name):
+    version = publish(store, bundle).version
+    for action in ("promote", "rollback"):
+        with pytest.raises(MissingInputError, match="no version"):
+            store.decide("tokenizer", name.format(version), action)
+    assert not store.lake.exists("artifact_decisions")
 
 
 def test_a_date_uses_the_newest_published_version_from_before_it(store, bundle):
@@ -221,7 +273,7 @@ def test_of_two_decisions_at_once_one_is_told(store, bundle, monkeypatch):
         return manifests(kind)
 
     monkeypatch.setattr(store, "manifests", slow)
-    with pytest.raises(ConflictError, match="at the same time"):
+    with pytest.raises(ConflictError, match="in the meantime"):
         store.decide("tokenizer", one, "promote")
     assert used(store, 9) == [one], "only the rollback of the other was recorded"
     assert store.lake.open("artifact_decisions").read().num_rows == 1

@@ -99,7 +99,7 @@ def test_down_sampling_shows_what_the_trainers_rule_removes(lake, tmp_path):
 
 def test_coverage_tells_why_a_row_has_no_label(lake):
     rows = Query(lake.lake).rows("SELECT outcome, unexposed_rows FROM coverage")
-    assert {r["outcome"]: r["unexposed_rows"] for r in rows} == {"labelled": 3, "no_history": 1, "no_embedding": 1}
+    assert {r["outcome"]: r["unexposed_rows"] for r in rows} == {"labeled": 3, "no_history": 1, "no_embedding": 1}
 
 
 def test_calibration_compares_labels_with_the_clicks_of_their_own_source(lake):
@@ -215,7 +215,7 @@ def test_names_are_those_of_tables_alone(sql, names):
 
 
 @settings(deadline=None)
-@given(st.text(st.characters(exclude_characters="\0")))
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
 def test_any_text_survives_as_a_string_literal_of_the_engine(text):
     assert Query(Lake("/nowhere")).rows(f"SELECT {quoted(text)} AS text") == [{"text": text}]
 

@@ -1,0 +1,35 @@
+"""Started by the launcher in place of `gpu_workers/run.py`: another run ends while this one is under way.
+
+After the state has been sent to all ranks, rank 1 runs the step alone, from beginning to end; rank 0 has begun already.
+"""
+
+from __future__ import annotations
+
+import os
+
+from gpl_core.graph.step_run import StepContext
+from gpu_workers import assign_sids, encode_items, generate_anchors
+from gpu_workers.ranks import Ranks
+from gpu_workers.run import main
+from gpu_workers.worker import WorkerBody
+from tests.support import run_of
+
+
+def overtaken(body: WorkerBody) -> WorkerBody:
+    """`body` with another run of its step inside."""
+
+    def run(context: StepContext, ranks: Ranks) -> None:
+        if ranks.rank == 1:
+            os.environ["LOCAL_RANK"] = "0"  # of the other run
+            alone = Ranks(0, 1, ranks.device)
+            end = run_of(context.config, context.step.name, context.run_date, lambda c: body(c, alone), "other")
+            os.environ["LOCAL_RANK"] = "1"
+            assert end == "done", end
+        body(context, ranks)
+
+    return run
+
+
+for module in (encode_items, assign_sids, generate_anchors):
+    module.run = overtaken(module.run)
+main()
