@@ -49,7 +49,7 @@ class Walks:
     """Synthetic users who walk between items of similar content, mixed among the real ones."""
 
     graph: NeighborGraph
-    catalogue: ItemCatalog
+    catalog: ItemCatalog
     per_user: float
 
     def mixed(self, histories: Iterator[UserHistory], seed: Sequence[int]) -> Iterator[UserHistory]:
@@ -62,7 +62,7 @@ class Walks:
             while due >= 1:
                 if not ready:
                     items = self.graph.walks(_WALKS_AT_A_TIME, seed=[*seed, turn])
-                    sids = self.catalogue.sids_of(items)
+                    sids = self.catalog.sids_of(items)
                     all_targets = np.ones(items.shape[1], dtype=bool)
                     ready = [UserHistory(s, all_targets, i) for s, i in zip(sids, items, strict=True)]
                     turn += 1

@@ -275,7 +275,7 @@ def test_training_stops_when_neither_loss_nor_hit_rate_gets_better_and_keeps_the
 
 
 def test_what_cannot_be_learnt_from_is_counted(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two users with one event, which nothing precedes, and one whose second event is of no SID in the catalogue."""
+    """Two users with one event, which nothing precedes, and one whose second event is of no SID in the catalog."""
     lake = InterestLake(tmp_path)
     users = lake.users(20)
     lake.write_stats(users)
@@ -334,12 +334,12 @@ def test_titles_are_learnt_where_a_weight_says_so(tmp_path: Path, ranks: Ranks) 
 
 def test_walks_are_mixed_among_the_users_at_their_rate(tmp_path: Path) -> None:
     lake = InterestLake(tmp_path)
-    catalogue = ItemCatalog(np.arange(len(lake.sids)), lake.sids, CODES)
+    catalog = ItemCatalog(np.arange(len(lake.sids)), lake.sids, CODES)
     content = ContentTable(lake.vectors, np.arange(len(lake.vectors)))
-    graph = NeighborGraph.build(content, catalogue.item_index, seed=0)
+    graph = NeighborGraph.build(content, catalog.item_index, seed=0)
     real = [UserHistory(lake.sids[[n, n]], np.ones(2, dtype=bool), np.array([n, n])) for n in range(20)]
     for rate in (0.25, 1.0, 1.5):
-        mixed = list(Walks(graph, catalogue, rate).mixed(iter(real), [0, 1]))
+        mixed = list(Walks(graph, catalog, rate).mixed(iter(real), [0, 1]))
         walks = [h for h in mixed if len(h.items) == 3]
         assert [h for h in mixed if len(h.items) == 2] == real
         assert len(walks) == int(20 * rate)

@@ -209,7 +209,7 @@ def test_items_become_embeddings_then_a_tokenizer_then_sids(house):
 
 
 @pytest.mark.parametrize("count", [1, 2, 10])
-def test_tiny_catalogues_go_all_the_way(house, count):
+def test_tiny_catalogs_go_all_the_way(house, count):
     """Fewer items than the 16 codes; with ten, two are one content."""
     vectors = clustered(count, seed=3)
     vectors[-1] = vectors[-1] if count < 10 else vectors[0]
@@ -222,7 +222,7 @@ def test_tiny_catalogues_go_all_the_way(house, count):
     assert [r["bucket_size"] for r in rows] == [1] * count if count < 10 else [2] + [1] * 8 + [2]
 
 
-def test_a_catalogue_without_a_usable_item_is_refused_by_name(house):
+def test_a_catalog_without_a_usable_item_is_refused_by_name(house):
     house.write_items([item(n, [0.0] * LENGTH) for n in range(3)])
     assert house.run("encode_items").details["encoded"] == 0
     with pytest.raises(MissingInputError, match=r"item_embeddings.*no embeddings of encoder_version.*run encode_items"):

@@ -1,4 +1,4 @@
-"""METHOD.md, "A simulator rigs the result when": each item is looked at on the made tables."""
+"""What would make a simulation flattering, looked at item by item on the simulated tables (decision 008)."""
 
 import ast
 from pathlib import Path
