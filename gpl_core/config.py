@@ -37,12 +37,10 @@ class Config(Section):
     sequences: sections.Sequences = sections.Sequences()
     interest: sections.Interest = sections.Interest()
     anchors: sections.AnchorSettings = sections.AnchorSettings()
-    cache: sections.Cache = Knob(sections.Cache())
     labels: sections.Labels = sections.Labels()
     feed: sections.Feed = sections.Feed()
     monitors: sections.Monitors = Knob(sections.Monitors())
     prerank: sections.Prerank = sections.Prerank()
-    maintenance: sections.Maintenance = Knob(sections.Maintenance())
 
     @model_validator(mode="after")
     def _passed_through(self) -> Config:
@@ -164,11 +162,17 @@ REMOVED = {
     "interest.lora_alpha": "the scale is twice interest.lora_rank: delete the key",
     **dict.fromkeys((f"interest.{k}" for k in ("warmup_share", "patience")), _FIXED),
     "interest.prompt": "a history has no text before it: delete the key",
+    "interest.init": "new token rows start from the codebooks: delete the key",
     "anchors.widths": "anchors.count beams are kept at each level: delete the key",
+    "cache": "move its retention_days to the section anchors",
     "labels.weights": "all three factors count alike, and weights have mean 1: delete the section",
     "labels.calibrator.family": "quantile labels are logit-normal: delete the key",
+    "labels.calibrator.allow_exposed": "no calibrator is fitted on exposed clicks: use kind quantile with a target_rate, "
+    "and delete the key",
     "monitors.least_impressions": "calibration_error needs 1,000 uniformly exposed impressions: delete the key",
     **dict.fromkeys((f"prerank.{k}" for k in ("hidden", "weight_decay")), _FIXED),
+    **dict.fromkeys((f"prerank.{k}_buckets" for k in ("user", "item")), "set prerank.buckets, for both tables"),
+    "maintenance": "move its file_mb to the section lakehouse",
 }  # fmt: skip
 
 

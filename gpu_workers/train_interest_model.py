@@ -146,7 +146,7 @@ def setup(context: StepContext, ranks: Ranks, tokenizer: Manifest, content: Cont
                 seed=config.run.seed,
                 content_width=content.width if content and settings.content else 0,
             ),
-            codebooks if settings.init == "codebook" else None,
+            codebooks,
         ).to(ranks.device)
         if settings.recompute != "nothing":
             model.recompute(settings.recompute)

@@ -174,7 +174,7 @@ def _engines(
     """One DeepSpeed engine per variant, all from the same initial weights."""
     settings = context.config.prerank
     sizes = TowerConfig(
-        user_buckets=settings.user_buckets, item_buckets=settings.item_buckets, dimension=settings.dimension,
+        user_buckets=settings.buckets, item_buckets=settings.buckets, dimension=settings.dimension,
         hidden=_HIDDEN, content_width=inputs.items.vectors.shape[1], levels=inputs.sids.shape[1], codes=codes,
         prior_rate=prior, pair_features=settings.pair_features,
     )  # fmt: skip

@@ -58,15 +58,13 @@ def grid_cells(pairs: DataFrame, score: str, *figures: Column, by: Sequence[str]
     )
 
 
-def labeled_pairs(scores: DataFrame, impressions: DataFrame, source: str) -> DataFrame:
-    """Scored pairs of `source` with the clicks of their own date: one row per impression of the pair.
+def labeled_pairs(scores: DataFrame, impressions: DataFrame) -> DataFrame:
+    """Uniformly exposed scored pairs with the clicks of their own date: one row per impression of the pair.
 
-    `scores` and `impressions` hold the same dates; uniform pairs meet uniform impressions, exposed ones all others.
+    `scores` and `impressions` hold the same dates.
     """
-    shown = impressions.where(F.col("is_random") == (source == "uniform"))
-    return scores.where(F.col("source") == source).join(
-        shown.select("user_id", "item_index", "dt", "clicked"), ["user_id", "item_index", "dt"]
-    )
+    shown = impressions.where("is_random").select("user_id", "item_index", "dt", "clicked")
+    return scores.where("source = 'uniform'").join(shown, ["user_id", "item_index", "dt"])
 
 
 def fit_isotonic(labeled: DataFrame, score: str) -> np.ndarray:
@@ -127,7 +125,7 @@ def target_rate(step: SparkStep, settings: Settings, first: date, last: date) ->
     rows = clicks = 0
     if step.context.has("impressions"):
         rows, clicks = count_clicks(step.read_dates("impressions", first, last).where("is_random"))
-    check_fitting_rows("uniform", rows, clicks, settings.min_rows, f"{REMEDY}; looked at {first} to {last}")
+    check_fitting_rows(rows, clicks, settings.min_rows, f"{REMEDY}; looked at {first} to {last}")
     return clicks / rows, {"target_rate_from": "uniform", "uniform_rows": rows, "uniform_clicks": clicks}
 
 
@@ -174,9 +172,7 @@ def fitted(step: SparkStep, settings: Settings, first: date, last: date) -> tupl
 
 
 def labeled_rows(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[DataFrame, FittedOn, list[str]]:
-    """Persisted labeled pairs of uniform traffic, or of exposed traffic where that is allowed; what and how many they
-    are; the models that scored them.
-    """
+    """Persisted labeled pairs of uniform traffic; what and how many they are; the models that scored them."""
     scores = step.read_dates("pair_scores", first, last)
     if not step.context.has("impressions") or scores.isEmpty():
         raise MissingInputError(
@@ -184,28 +180,14 @@ def labeled_rows(step: SparkStep, settings: Settings, first: date, last: date) -
             f"{last}, before {step.run_date}, and there are none; run score_candidates for earlier dates, or {REMEDY}"
         )
     shown = step.read_dates("impressions", first, last)
+    labeled = labeled_pairs(scores, shown)
+    if settings.kind == "logistic":
+        labeled = with_counts(labeled, *(step.read_dates(t, first, last) for t in ("item_stats", "user_stats")))
+    rows, clicks, models = count_clicks(labeled.persist(), F.collect_set("model_version"))
     remedy = f"widen labels.calibrator.window_days ({settings.window_days}), or {REMEDY}"
-
-    def rows_of(source: str) -> tuple[DataFrame, FittedOn, list[str]]:
-        labeled = labeled_pairs(scores, shown, source)
-        if settings.kind == "logistic":
-            labeled = with_counts(labeled, *(step.read_dates(t, first, last) for t in ("item_stats", "user_stats")))
-        rows, clicks, models = count_clicks(labeled.persist(), F.collect_set("model_version"))
-        try:
-            check_fitting_rows(source, rows, clicks, settings.min_rows, remedy)
-        except GateError:
-            labeled.unpersist()
-            raise
-        on = FittedOn(source, rows, clicks, first.isoformat(), last.isoformat(), clicks / rows)
-        return labeled, on, sorted(models)
-
-    try:
-        return rows_of("uniform")
-    except GateError:
-        if not settings.allow_exposed:
-            raise
-    log.warning("fit_calibrator: fitted on exposed clicks, as allowed: the labels repeat exposure bias")
-    return rows_of("exposed")
+    check_fitting_rows(rows, clicks, settings.min_rows, remedy)
+    on = FittedOn("uniform", rows, clicks, first.isoformat(), last.isoformat(), clicks / rows)
+    return labeled, on, sorted(models)
 
 
 def check_rate(rate: float, before: Manifest | None, settings: Settings) -> dict[str, Any]:

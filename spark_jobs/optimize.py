@@ -22,7 +22,7 @@ from spark_jobs.step import SparkStep, is_conflict, settings_for
 
 def run(step: SparkStep) -> None:
     """One commit per table that has small files to join."""
-    sizes = str(step.config.maintenance.file_mb * 2**20)
+    sizes = str(step.config.lakehouse.file_mb * 2**20)
     settings = {
         "spark.databricks.delta.optimize.minFileSize": sizes,
         "spark.databricks.delta.optimize.maxFileSize": sizes,

@@ -1,4 +1,4 @@
-"""`gpl evict`: remove from the anchor cache what nothing has needed for `cache.retention_days`.
+"""`gpl evict`: remove from the anchor cache what nothing has needed for `anchors.retention_days`.
 
 A date needs an entry if its score_requests have the user of the entry with the model of the entry: that is when the
 cache is looked up. So an entry is removed if it was generated, and its user last scored with its model, before the
@@ -60,7 +60,7 @@ def evict(planner: Planner, run_date: date, *, dry_run: bool = False) -> Sequenc
     run.state = StepState("absent", "runs whenever it is called")
     try:
         lake = planner.lake
-        oldest = run_date - timedelta(days=planner.config.cache.retention_days - 1)
+        oldest = run_date - timedelta(days=planner.config.anchors.retention_days - 1)
         requests = _complete_requests(planner, run_date, oldest)
         run.state = StepState("absent", run.state.reason, inputs={"score_requests": {"version": requests.version}})
         found = remove_rows(
@@ -132,6 +132,6 @@ def _hashes(rows: pa.Table, file: DataFile) -> np.ndarray:
 
 
 COMMAND = Command(
-    "evict", "remove from the anchor cache what nothing has needed for cache.retention_days", run, add_arguments,
+    "evict", "remove from the anchor cache what nothing has needed for anchors.retention_days", run, add_arguments,
     in_shadow=False,
 )  # fmt: skip

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
     """Compact the tables of delta-rs in this process, then start the job for those of Spark."""
     dates, lake = run_dates(args, config), Lake.of(config.lakehouse)
     for contract in compactable(lake, "delta-rs"):
-        done = compact(lake, contract, dates, config.maintenance.file_mb * 2**20)
+        done = compact(lake, contract, dates, config.lakehouse.file_mb * 2**20)
         if done.after < done.before:
             print(f"{contract.name}: {done.before} files before, {done.after} after")
     return start([Launch((OPTIMIZE,), dates)], args, config) if compactable(lake, "spark") else 0

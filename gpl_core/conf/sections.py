@@ -60,6 +60,10 @@ class Lakehouse(Section):
         default="",
         description="In Spark's catalog, name or catalog.name: gpl register names our tables and views there",
     )
+    file_mb: Positive = Knob(
+        default=128,
+        description="gpl optimize joins small files up to this; workers share out whole files, so not too large",
+    )
     shadow: Shadow = Knob(Shadow())
     columns: dict[str, dict[str, str]] = Field(
         default={}, description="Raw table -> our column -> the platform's name, where they differ"
@@ -209,7 +213,6 @@ class Interest(Section):
     tokens_per_batch: Positive = Field(default=4096, description="Token budget of a packed batch")
     keep_target_share: Share = Field(default=0.85, description="Share of targets that down-sampling keeps")
     valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
-    init: Literal["codebook", "mean"] = Field(default="codebook", description="Where new token rows start from")
     content: bool = Field(default=True, description="Add the items' content vectors at the model's input")
     walks: float = Field(default=1.0, ge=0, description="Synthetic walks between similar items, per real user; 0: none")
     title_to_sid: float = Field(default=0.0, ge=0, description="Weight of the task SID from title; 0: off")
@@ -231,12 +234,7 @@ class AnchorSettings(Section):
         default=256, description="P: likeliest SID prefixes cached with the anchors, for prefix_log_prob"
     )
     tokens_per_batch: Positive = Knob(default=8192, description="Token budget of a search batch")
-
-
-class Cache(Section):
-    """The anchor cache (table interest_anchors)."""
-
-    retention_days: Positive = Field(default=30, description="gpl evict removes what no run date needed for these days")
+    retention_days: Positive = Knob(default=30, description="gpl evict removes what no run date needed for these days")
 
 
 class CalibratorSettings(Section):
@@ -252,7 +250,6 @@ class CalibratorSettings(Section):
     spread: float = Field(default=1.0, gt=0, description="Standard deviation of the logits of quantile labels")
     window_days: Positive = Field(default=14, description="Days before the run date that fitting looks at")
     min_rows: Positive = Field(default=1000, description="Uniformly exposed rows that fitting needs")
-    allow_exposed: bool = Field(default=False, description="Fit on biased exposed clicks: re-imports exposure bias")
     largest_rate_change: float = Knob(
         default=3.0, gt=1, description="Largest factor between the mean labels of this calibrator and the one before"
     )
@@ -317,21 +314,12 @@ class Monitors(Section):
         return self
 
 
-class Maintenance(Section):
-    """`gpl optimize`."""
-
-    file_mb: Positive = Field(
-        default=128, description="Small files are joined up to this; workers share out whole files, so not too large"
-    )
-
-
 class Prerank(Section):
     """The reference pre-ranker."""
 
     train_days: Positive = Field(default=1, description="Feed slices up to the run date that it trains on")
     dimension: Positive = Field(default=32, description="Width of both towers' vectors")
-    user_buckets: Positive = Field(default=20_000, description="Rows of the hashed user table")
-    item_buckets: Positive = Field(default=20_000, description="Rows of the hashed item table")
+    buckets: Positive = Field(default=20_000, description="Rows of the hashed user table, and of the item table")
     batch_size: Positive = Field(default=512, description="Rows per step, exposed and unexposed mixed")
     steps: Positive = Field(default=400, description="Optimizer steps, the same for every variant")
     learning_rate: float = Field(default=3e-3, gt=0, description="AdamW's learning rate")

@@ -77,20 +77,17 @@ def fit_quantile(
 
 
 def check_fitting_rows(
-    source: str,
     rows: int,
     clicks: int,
     minimum_rows: int = 1000,
     remedy: str = "use kind quantile with labels.calibrator.target_rate set",
 ) -> None:
-    """Raises GateError unless the rows of a source can fit a calibrator: enough of them, and both classes."""
+    """Raises GateError unless the uniform slice can fit a calibrator: enough rows, and both classes."""
     if rows < minimum_rows:
-        raise GateError(
-            f"calibration: the {source} slice has {rows} rows; at least {minimum_rows} are needed: {remedy}"
-        )
+        raise GateError(f"calibration: the uniform slice has {rows} rows; at least {minimum_rows} are needed: {remedy}")
     if not 0 < clicks < rows:
         raise GateError(
-            f"calibration: {clicks} clicks in the {rows} rows of the {source} slice; both classes needed: {remedy}"
+            f"calibration: {clicks} clicks in the {rows} rows of the uniform slice; both classes needed: {remedy}"
         )
 
 

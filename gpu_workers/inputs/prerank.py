@@ -46,11 +46,11 @@ class TowerInputs:
 
     def batch(self, user_ids: Sequence[str] | np.ndarray, item_index: np.ndarray, pair: np.ndarray) -> TowerBatch:
         """Model inputs of n pairs; unknown items have neither content nor SID. pair: see `pair_of`."""
-        bucket = user_buckets(user_ids, self.settings.user_buckets)
+        bucket = user_buckets(user_ids, self.settings.buckets)
         index = item_index.astype(np.int64)
         known = index < len(self.sids)
         sid = np.where(known[:, None], self.sids[np.where(known, index, 0)], -1).astype(np.int64)
-        items = item_buckets(index, self.settings.item_buckets)
+        items = item_buckets(index, self.settings.buckets)
         columns = (bucket, self.profiles.of(bucket), items, self.items.content(index), sid, pair)
         return TowerBatch(*(torch.from_numpy(np.ascontiguousarray(c)).to(self.device) for c in columns))
 
@@ -121,7 +121,7 @@ def load_profiles(context: StepContext, ranks: Ranks, items: ItemRows) -> UserPr
     Later slices are not read: they contain the very clicks that label the training rows. Each rank reads its share of a
     date, and the ranks' sums are added. Without the table all profiles are 0.
     """
-    profiles = UserProfiles(context.config.prerank.user_buckets, items.vectors.shape[1])
+    profiles = UserProfiles(context.config.prerank.buckets, items.vectors.shape[1])
     if not context.has("user_sequences"):
         return profiles
     snapshot = context.snapshot("user_sequences")

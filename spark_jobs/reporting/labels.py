@@ -88,8 +88,6 @@ def section(day: Day) -> PageSection:
     if not calibrator.content_only:
         text.append("It also uses click counts of items and users, so these labels are not content-only.")
     warnings = [str(manifest.metrics[k]) for k in ("rate_warning", "warning") if k in manifest.metrics]
-    if fitted.source == "exposed":
-        warnings.append("The calibrator was fitted on exposed clicks: the labels repeat exposure bias.")
     found = distributions(day.step.read_slice("pseudo_labels"))
     rows = [
         (source, found.rows[source], *(found.means[(source, c)] for c in AXES))

@@ -281,13 +281,13 @@ def test_a_setting_turns_a_step_stale_unless_its_field_says_that_it_shapes_nothi
 def test_speed_gates_and_schedules_shape_nothing():
     """What a user may turn at any time; a change in this list is a change of what is recomputed."""
     knobs = {name for name, (_, shapes) in SETTINGS.items() if not shapes}
-    whole = {"lakehouse.shadow", "launch", "tokenizer.gates", "cache", "monitors", "maintenance"}
+    whole = {"lakehouse.shadow", "launch", "tokenizer.gates", "monitors"}
     assert {n for n in knobs if not any(n.startswith(f"{w}.") for w in whole)} == {
-        "lakehouse.root", "lakehouse.tables", "lakehouse.database",
+        "lakehouse.root", "lakehouse.tables", "lakehouse.database", "lakehouse.file_mb",
         "run.start_date", "run.end_date", "run.history_start",
         "ingest.max_quarantine_share", "encoder.batch_size", "tokenizer.refresh_days",
         "interest.refresh_days", "interest.checkpoint_steps", "interest.recompute", "interest.deepspeed",
-        "anchors.tokens_per_batch", "labels.users_per_batch",
+        "anchors.tokens_per_batch", "anchors.retention_days", "labels.users_per_batch",
         "labels.calibrator.largest_rate_change", "labels.calibrator.on_rate_change", "feed.publish",
     }  # fmt: skip
 

@@ -41,7 +41,7 @@ SETTINGS = (
     "run.start_date=2026-01-02", "run.end_date=2026-01-02", "run.history_start=null", f"sequences.max_length={H}",
     f"anchors.count={K}", f"anchors.prefixes={P}",
     f"labels.block_size={B}", "prerank.steps=30", "prerank.batch_size=64", "prerank.dimension=8",
-    "prerank.user_buckets=97", "prerank.item_buckets=31", "prerank.train_days=2",
+    "prerank.buckets=97", "prerank.train_days=2",
 )  # fmt: skip
 SIDS = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1], [2, 0, 0], [2, 0, 0], [2, 1, 0]])
 

@@ -173,7 +173,7 @@ def test_profiles_know_nothing_of_the_training_days_own_clicks(lake: LabelsLake,
     write_feed(lake)
     write_sequences(lake, DAY - timedelta(days=1))
     write_sequences(lake, DAY, shift=4)
-    lake.run("train_preranker", train_preranker.run, "prerank.user_buckets=20000", ranks=one_rank)
+    lake.run("train_preranker", train_preranker.run, "prerank.buckets=20000", ranks=one_rank)
     table = load_file(_bundle(lake) / "profiles.safetensors")["table"]
     used = table[user_buckets([_user(0)], len(table))[0]]
     assert used == pytest.approx(lake.vectors[0], abs=1e-6)

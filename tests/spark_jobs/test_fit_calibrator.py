@@ -191,14 +191,11 @@ def test_kinds_fitted_on_clicks_agree_with_other_libraries(lake):
         assert sum(b.rows for b in calibrator.fitted_on.reliability) == 400
 
 
-def test_exposed_clicks_only_where_that_was_allowed(lake):
+def test_exposed_clicks_fit_nothing(lake):
     lake.shown(*[("u9", i, i % 2, False) for i in range(8)], dt=day(-1))
     lake.scores(*[score("u9", i, 0.1 * i, source="exposed") for i in range(8)], dt=day(-1))
     with pytest.raises(GateError, match="uniform slice has 0 rows"):
         lake.run("fit_calibrator", fit_calibrator.run, D, "labels.calibrator.kind=platt")
-    overrides = ("labels.calibrator.kind=platt", "labels.calibrator.allow_exposed=true")
-    lake.run("fit_calibrator", fit_calibrator.run, D, *overrides)
-    assert fitted(lake)[0].fitted_on.source == "exposed"
 
 
 def test_earlier_scores_make_it_stale_only_where_it_is_fitted_on_them(lake):

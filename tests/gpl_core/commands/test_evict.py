@@ -13,7 +13,7 @@ from gpl_core.lakehouse.lake import Lake
 from tests.support import DAY, ONE, config_file, legal_rows, put, small_config
 
 DAYS = [DAY + n * ONE for n in range(5)]
-KEEP_TWO = ("--set", "cache.retention_days=2")
+KEEP_TWO = ("--set", "anchors.retention_days=2")
 
 
 def write(lake: Lake, table: str, day: date, users: str, model: str = "m1", step: str | None = None) -> None:
@@ -79,7 +79,7 @@ def test_a_model_that_nobody_uses_any_more_leaves_whole_files_unread(lake, tmp_p
     read: list[str] = []
     keys = module._keys
     monkeypatch.setattr(module, "_keys", lambda cache, file: read.append(file.path) or keys(cache, file))
-    assert evict(tmp_path, "--set", "cache.retention_days=1") == 0
+    assert evict(tmp_path, "--set", "anchors.retention_days=1") == 0
     assert cached(lake) == "e"
     assert read
     assert not [p for p in read if "model_version=m1" in p]

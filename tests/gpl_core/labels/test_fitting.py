@@ -59,8 +59,8 @@ def test_all_pairs_alike_get_the_target_rate() -> None:
     ("call", "message"),
     [
         (lambda: fitting.fit_quantile(np.zeros(GRID_CELLS), 0.1), "no scored unexposed pair"),
-        (lambda: fitting.check_fitting_rows("uniform", 312, 20), "312 rows; at least 1000"),
-        (lambda: fitting.check_fitting_rows("uniform", 5000, 0), "0 clicks in the 5000 rows"),
+        (lambda: fitting.check_fitting_rows(312, 20), "312 rows; at least 1000"),
+        (lambda: fitting.check_fitting_rows(5000, 0), "0 clicks in the 5000 rows"),
     ],
 )
 def test_a_fit_that_cannot_be_honest_is_refused(call, message: str) -> None:
