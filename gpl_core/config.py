@@ -167,8 +167,7 @@ REMOVED = {
     "cache": "move its retention_days to the section anchors",
     "labels.weights": "all three factors count alike, and weights have mean 1: delete the section",
     "labels.calibrator.family": "quantile labels are logit-normal: delete the key",
-    "labels.calibrator.allow_exposed": "no calibrator is fitted on exposed clicks: use kind quantile with a target_rate, "
-    "and delete the key",
+    "labels.calibrator.allow_exposed": "exposed clicks fit no calibrator: delete the key and set a target_rate",
     "monitors.least_impressions": "calibration_error needs 1,000 uniformly exposed impressions: delete the key",
     **dict.fromkeys((f"prerank.{k}" for k in ("hidden", "weight_decay")), _FIXED),
     **dict.fromkeys((f"prerank.{k}_buckets" for k in ("user", "item")), "set prerank.buckets, for both tables"),

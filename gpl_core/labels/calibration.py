@@ -74,7 +74,8 @@ class FittedOn:
     """What a calibrator was fitted on.
 
     source: "uniform" (uniformly exposed slice) or "unlabeled" (scores alone). rows: pairs seen; clicks: clicked ones
-        (0 when unlabeled). base_rate: the target mean of the labels. ece: expected calibration error, sum_b n_b |mean label - click rate| / n; None without clicks.
+        (0 when unlabeled). base_rate: the target mean of the labels. ece: expected calibration error,
+        sum_b n_b |mean label - click rate| / n; None without clicks.
     """
 
     source: str
