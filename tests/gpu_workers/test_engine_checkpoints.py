@@ -76,7 +76,10 @@ def train(folder: Path, last: int, *, ranks: int = 2, stage: int = 2) -> tuple[l
 
 
 @pytest.mark.deepspeed
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 2), (2, 2), (3, 1)])
+@pytest.mark.parametrize(
+    ("stage", "ranks"),
+    [(2, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(0, 1), (1, 2), (3, 1)])],
+)
 def test_a_training_that_is_started_again_ends_with_the_same_bits(tmp_path, stage, ranks):
     undisturbed, _ = train(tmp_path / "once", 9, stage=stage, ranks=ranks)
     train(tmp_path / "twice", 6, stage=stage, ranks=ranks)  # its newest checkpoint has 4 steps

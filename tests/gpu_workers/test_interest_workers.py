@@ -357,6 +357,7 @@ def test_sequences_of_another_tokenizer_are_refused_naming_both(tmp_path: Path, 
 
 
 @pytest.mark.deepspeed
+@pytest.mark.slow
 def test_two_ranks_under_the_launcher_learn_what_one_learns(tmp_path: Path, ranks: Ranks) -> None:
     """Two files of different length: the shorter rank must neither hang nor drop a target.
 

@@ -275,6 +275,7 @@ def test_an_empty_day_gives_empty_slices_and_is_done(lake):
     assert lake.run("ingest", ingest.run, day(1)) == "noop"
 
 
+@pytest.mark.slow
 def test_history_in_one_go_equals_day_by_day(lake):
     lake.impressions(("r1", "u1", "a", 1), ("r9", "u1", "b", 1), dt=day(-1))
     lake.candidates(("r1", "u1", "a"), ("r1", "u1", "zz"), dt=day(-1))
@@ -329,6 +330,7 @@ def test_missing_table_and_missing_column_are_refused_by_name(tmp_path, spark):
         lake.run("ingest", ingest.run)
 
 
+@pytest.mark.slow
 def test_layout_partition_number_and_hashes_decide_nothing(tmp_path, spark, monkeypatch):
     """The same rows: appended one by one in reverse, with other shuffle partitions; where all keys have one hash; and
     where keys that occur twice are too many to be broadcast."""

@@ -26,6 +26,7 @@ def rounded(rows: list[dict]) -> list[tuple]:
     return sorted((tuple(plain(v) for v in row.values()) for row in rows), key=repr)
 
 
+@pytest.mark.slow
 def test_spark_gives_what_gpl_sql_gives(spark, tmp_path):
     lake = AnalystLake(tmp_path).lake
     made = publish(spark, lake, "analysts")

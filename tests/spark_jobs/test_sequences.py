@@ -159,6 +159,7 @@ def test_rows_of_a_sequence(spark):
     assert build(frame.where("kind = 'click'"))["u1"]["sequence_hash"] != rows["u1"]["sequence_hash"]
 
 
+@pytest.mark.slow
 def test_counts_that_build_on_the_day_before_equal_a_loop_over_events(tmp_path, spark):
     lake = SequenceLake(tmp_path, spark, "sequences.snapshot_every=2")
     lake.add(*draw(3))
