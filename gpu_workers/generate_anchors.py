@@ -39,8 +39,7 @@ from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
 STEP = "generate_anchors"
-UNIT_ROWS = 65_536
-"""Requests per unit of work: the most that a kill loses, and the rows of a part file."""
+UNIT_ROWS = 65_536  # requests per unit of work: the most that a kill loses, and the rows of a part file
 _KEYS_AT_A_TIME = 8_000_000  # hashes in memory while the cache is looked through: 64 MB
 _SEARCH_ROWS = 4_096  # requests searched at a time: enough to fill batches of similar length
 _COLUMNS = ("user_id", "sid", "item_index", "length", "sequence_hash", "sid_version", "model_version")

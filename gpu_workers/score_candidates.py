@@ -37,14 +37,10 @@ class Lookup(NamedTuple):
     """The lookups for scoring a block."""
 
     items: ItemRows
-    on_device: torch.Tensor | None
-    """[n x d], all item vectors in the configured type, when they fit."""
-    catalog: ItemCatalog
-    """SIDs by row of `items`."""
-    anchors: np.ndarray | None
-    """float32 [S x d], g(a) of every SID, when they fit."""
-    below: np.ndarray
-    """int32 [S x L], SIDs below each prefix of every SID."""
+    on_device: torch.Tensor | None  # [n x d], all item vectors in the configured type, when they fit
+    catalog: ItemCatalog  # SIDs by row of `items`
+    anchors: np.ndarray | None  # float32 [S x d], g(a) of every SID, when they fit
+    below: np.ndarray  # int32 [S x L], SIDs below each prefix of every SID
 
 
 def run(context: StepContext, ranks: Ranks) -> None:

@@ -107,8 +107,7 @@ class CountWindows:
     """What the counts of a run date are made of: windows that end before it."""
 
     run_date: date
-    days: Mapping[str, int]
-    """Table -> days of its window."""
+    days: Mapping[str, int]  # table -> days of its window
 
     def digests(self, tables: Mapping[str, Snapshot], run_date: date) -> dict[str, dict[str, str]]:
         """Digests of every date that counts of `run_date` see, as the tables are now."""

@@ -22,8 +22,7 @@ from gpl_core.interest.packing import Pack, pack_rows
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.interest.vocabulary import SidVocabulary
 
-MOST_TOKENS = 32
-"""Longer titles are cut: their beginning names the item."""
+MOST_TOKENS = 32  # longer titles are cut: their beginning names the item
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +30,8 @@ class TitlePack:
     """Both tasks of some items in one row of tokens."""
 
     pack: Pack
-    words: np.ndarray
-    """int64 [M]: title tokens to predict, each title closed by the end-of-text token."""
-    word_places: np.ndarray
-    """int64 [M]: the packed position whose hidden state predicts that token."""
+    words: np.ndarray  # int64 [M]: title tokens to predict, each title closed by the end-of-text token
+    word_places: np.ndarray  # int64 [M]: the packed position whose hidden state predicts that token
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +39,8 @@ class Titles:
     """The titles of a bounded pool of items, as tokens."""
 
     vocabulary: SidVocabulary
-    tokens: Sequence[np.ndarray]
-    """n times int64 [1 .. MOST_TOKENS]."""
-    sids: np.ndarray
-    """int [n x L]."""
+    tokens: Sequence[np.ndarray]  # n times int64 [1 .. MOST_TOKENS]
+    sids: np.ndarray  # int [n x L]
 
     @classmethod
     def of(cls, model: InterestModel, titles: Sequence[str], sids: np.ndarray) -> Titles:

@@ -45,12 +45,9 @@ AttentionInterface.register(ATTENTION, _planned_attention)
 class Rectangle:
     """Sequences of similar length side by side: the places of their packed tokens in a [B x n] grid."""
 
-    shape: tuple[int, int]
-    """B sequences, n places each."""
-    source: Tensor
-    """int64 [t]: the packed tokens of these sequences."""
-    place: Tensor
-    """int64 [t]: their places in the flattened grid."""
+    shape: tuple[int, int]  # B sequences, n places each
+    source: Tensor  # int64 [t]: the packed tokens of these sequences
+    place: Tensor  # int64 [t]: their places in the flattened grid
 
 
 class CausalPlan:

@@ -30,8 +30,7 @@ class TinySettings:
     kv_heads: int = 2
     intermediate: int = 256
     max_positions: int = 1024
-    vocabulary: int = 0
-    """Embedding rows; 0: one per token of the tokenizer. Real checkpoints have spare rows."""
+    vocabulary: int = 0  # embedding rows; 0: one per token of the tokenizer. Real checkpoints have spare rows.
     seed: int = 0
 
 

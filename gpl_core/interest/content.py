@@ -22,10 +22,8 @@ _BLOCK = 2_048  # items compared with all others at a time: bounds memory to thi
 class ContentTable:
     """Item vectors by item_index; missing ones stay missing."""
 
-    vectors: np.ndarray
-    """float32 [n x d], unit rows; may be a memory map."""
-    row_of: np.ndarray
-    """int64 [largest item_index + 1]: row of an item, -1 where it has no usable vector."""
+    vectors: np.ndarray  # float32 [n x d], unit rows; may be a memory map
+    row_of: np.ndarray  # int64 [largest item_index + 1]: row of an item, -1 where it has no usable vector
 
     @property
     def width(self) -> int:
@@ -47,10 +45,8 @@ class ContentTable:
 class NeighborGraph:
     """Each item's nearest items by content: the edges of synthetic walks (ours)."""
 
-    items: np.ndarray
-    """int64 [n]: item_index of the graph's nodes."""
-    near: np.ndarray
-    """int32 [n x neighbors]: nodes of highest cosine, never the node itself."""
+    items: np.ndarray  # int64 [n]: item_index of the graph's nodes
+    near: np.ndarray  # int32 [n x neighbors]: nodes of highest cosine, never the node itself
 
     @classmethod
     def build(

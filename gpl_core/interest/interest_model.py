@@ -30,19 +30,14 @@ _CONTENT = "content.weight"
 class ModelSettings:
     """What is put on top of a base checkpoint."""
 
-    levels: int
-    """L of the tokenizer artifact."""
-    codes: int
-    """C of the tokenizer artifact."""
-    prompt: str = ""
-    """Text before every history, may be empty; masked from the loss."""
+    levels: int  # L of the tokenizer artifact
+    codes: int  # C of the tokenizer artifact
+    prompt: str = ""  # text before every history, may be empty; masked from the loss
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
-    seed: int = 0
-    """Of LoRA's initial weights and the codebooks' projection."""
-    content_width: int = 0
-    """d of the item vectors added at the input; 0: SIDs alone."""
+    seed: int = 0  # of LoRA's initial weights and the codebooks' projection
+    content_width: int = 0  # d of the item vectors added at the input; 0: SIDs alone
 
 
 class InterestModel(nn.Module):

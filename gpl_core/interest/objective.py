@@ -18,10 +18,8 @@ from gpl_core.interest.trie_scoring import DeviceTrie, code_log_probs
 class TargetScores(NamedTuple):
     """Teacher-forced scores of one pack's targets; E' of its E targets are in the catalog."""
 
-    log_prob: Tensor
-    """[E' x L]: log p of each code given the history and the codes before it."""
-    outside: int
-    """E - E': targets left out because the catalog does not hold their SID (retired items)."""
+    log_prob: Tensor  # [E' x L]: log p of each code given the history and the codes before it
+    outside: int  # E - E': targets left out because the catalog does not hold their SID (retired items)
 
 
 def target_log_probs(

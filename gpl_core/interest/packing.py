@@ -21,32 +21,22 @@ _NOTHING = np.empty(0, dtype=np.int64)
 class UserHistory:
     """One user's sequence, oldest first, without padding."""
 
-    sids: np.ndarray
-    """int [n x L], n >= 1."""
-    is_target: np.ndarray
-    """bool [n]: events to predict in training, after down-sampling."""
-    items: np.ndarray | None = None
-    """int [n]: the events' item_index; None for a model without content vectors."""
+    sids: np.ndarray  # int [n x L], n >= 1
+    is_target: np.ndarray  # bool [n]: events to predict in training, after down-sampling
+    items: np.ndarray | None = None  # int [n]: the events' item_index; None for a model without content vectors
 
 
 @dataclass(frozen=True, eq=False)
 class Pack:
     """Several users in one row of tokens, ready for the model."""
 
-    token_ids: np.ndarray
-    """int64 [T]."""
-    positions: np.ndarray
-    """int64 [T]: starting at 0 for every user."""
-    lengths: np.ndarray
-    """int64 [B]: tokens of each user."""
-    target_sids: np.ndarray
-    """int64 [E x L]."""
-    target_places: np.ndarray
-    """int64 [E x L]: the packed position whose hidden state predicts that code."""
-    items: np.ndarray
-    """int64 [M]: item_index of the context's events, whose content may be added."""
-    item_places: np.ndarray
-    """int64 [M]: the packed position of such an event's last code."""
+    token_ids: np.ndarray  # int64 [T]
+    positions: np.ndarray  # int64 [T]: starting at 0 for every user
+    lengths: np.ndarray  # int64 [B]: tokens of each user
+    target_sids: np.ndarray  # int64 [E x L]
+    target_places: np.ndarray  # int64 [E x L]: the packed position whose hidden state predicts that code
+    items: np.ndarray  # int64 [M]: item_index of the context's events, whose content may be added
+    item_places: np.ndarray  # int64 [M]: the packed position of such an event's last code
 
     @property
     def tokens(self) -> int:

@@ -37,14 +37,10 @@ _log = logging.getLogger(__name__)
 class SearchSettings:
     """Width of the search and size of its batches."""
 
-    beams: int
-    """K, anchors per user."""
-    max_events: int
-    """Newest events of a history that the model reads; as in training."""
-    token_budget: int = 16_384
-    """Positions per batch: prompts plus (L - 1) * K per user. Halved when memory runs out."""
-    prefixes: int = 0
-    """P, scored prefixes returned beside the anchors; they change no beam."""
+    beams: int  # K, anchors per user
+    max_events: int  # newest events of a history that the model reads; as in training
+    token_budget: int = 16_384  # positions per batch: prompts plus (L - 1) * K per user. Halved when memory runs out.
+    prefixes: int = 0  # P, scored prefixes returned beside the anchors; they change no beam
 
     def __post_init__(self) -> None:
         if self.beams < 1 or self.token_budget < 1 or self.prefixes < 0:
@@ -60,36 +56,26 @@ class Anchors(NamedTuple):
     Also the P likeliest of the prefixes that the search scored: all of length 1, and the children of every beam.
     """
 
-    sids: np.ndarray
-    """int32 [U x K x L]; -1 where there are fewer than K SIDs."""
-    log_prob: np.ndarray
-    """float32 [U x K] (float64 from a float64 model), descending; PAD_LOG_PROB where sids is -1."""
-    prefixes: np.ndarray
-    """int32 [U x P x L]: by length, then lexicographic; -1 behind a prefix, and where there are fewer than P."""
-    prefix_log_probs: np.ndarray
-    """[U x P], typed like log_prob: their log p; PAD_LOG_PROB where there is none."""
+    sids: np.ndarray  # int32 [U x K x L]; -1 where there are fewer than K SIDs
+    log_prob: np.ndarray  # float32 [U x K] (float64 from a float64 model), descending; PAD_LOG_PROB where sids is -1
+    prefixes: np.ndarray  # int32 [U x P x L]: by length, then lexicographic; -1 behind a prefix and where there are < P
+    prefix_log_probs: np.ndarray  # [U x P], typed like log_prob: their log p; PAD_LOG_PROB where there is none
 
 
 class _Beams(NamedTuple):
     """The beams of one level, in trie order, so that the smaller SID wins a tie."""
 
-    score: Tensor
-    """[U x W], log p of the prefix; -inf for a slot without a beam."""
-    node: Tensor
-    """int64 [U x W]: node numbers at this depth."""
-    code: Tensor
-    """int64 [U x W]: the last code."""
-    parent: Tensor
-    """int64 [U x W]: the slot of the level before."""
+    score: Tensor  # [U x W], log p of the prefix; -inf for a slot without a beam
+    node: Tensor  # int64 [U x W]: node numbers at this depth
+    code: Tensor  # int64 [U x W]: the last code
+    parent: Tensor  # int64 [U x W]: the slot of the level before
 
 
 class _Kept(NamedTuple):
     """The likeliest prefixes scored so far, ordered by number."""
 
-    number: Tensor
-    """int64 [U x P]: rows of `DeviceTrie.prefixes`."""
-    score: Tensor
-    """[U x P], log p; -inf for a slot without a prefix."""
+    number: Tensor  # int64 [U x P]: rows of `DeviceTrie.prefixes`
+    score: Tensor  # [U x P], log p; -inf for a slot without a prefix
 
     def with_more(self, number: Tensor, score: Tensor, most: int) -> _Kept:
         """The best ``most`` of these and of the longer prefixes given, [U x n] each."""

@@ -74,17 +74,14 @@ class Walks:
 class TrainingProgress:
     """How far a training run is; saved with every checkpoint."""
 
-    epoch: int = 0
-    """Finished epochs."""
+    epoch: int = 0  # finished epochs
     best_epoch: int = -1
     """The one to publish, with the lowest loss: scores become probabilities, and HR@10 of few users is noisy."""
     best_loss: float = math.inf
     best_hit_rate: float = -1.0
-    better_epoch: int = -1
-    """The last one with a lower loss or a higher hit rate than all before it."""
+    better_epoch: int = -1  # the last one with a lower loss or a higher hit rate than all before it
     history: tuple[dict[str, float], ...] = ()
-    step: int = 0
-    """Optimizer steps of the unfinished epoch."""
+    step: int = 0  # optimizer steps of the unfinished epoch
     sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Over these steps and all ranks: loss, targets, targets outside the catalog."""
 

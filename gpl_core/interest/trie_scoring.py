@@ -20,12 +20,9 @@ from gpl_core.sids.trie import Trie
 class Children(NamedTuple):
     """The children of R nodes of one depth."""
 
-    node: Tensor
-    """int64 [R x m]: their node numbers at the next depth, ascending; meaningless where not valid."""
-    code: Tensor
-    """int64 [R x m]: their codes, in [0, C); 0 where not valid."""
-    valid: Tensor
-    """bool [R x m]."""
+    node: Tensor  # int64 [R x m]: their node numbers at the next depth, ascending; meaningless where not valid
+    code: Tensor  # int64 [R x m]: their codes, in [0, C); 0 where not valid
+    valid: Tensor  # bool [R x m]
 
 
 class DeviceTrie:
@@ -39,8 +36,7 @@ class DeviceTrie:
         self.levels, self.codes, self.size = trie.levels, trie.codes, trie.size
         self.offsets = [torch.from_numpy(np.asarray(o, dtype=np.int64)).to(device) for o in trie.offsets]
         self.tokens = [torch.from_numpy(np.asarray(t, dtype=np.int32)).to(device) for t in trie.tokens]
-        self.widths = [int(np.diff(o).max()) for o in trie.offsets]
-        """m per level: the most children of any node."""
+        self.widths = [int(np.diff(o).max()) for o in trie.offsets]  # m per level: the most children of any node
         self._edges = [torch.from_numpy(keys).to(device) for keys in trie.edge_keys]
         none = np.full((1, trie.levels), -1, dtype=np.int32)
         self.prefixes = torch.from_numpy(np.concatenate([trie.prefixes(), none])).to(device)

@@ -21,16 +21,11 @@ PAD_TOKEN = "<|sid_pad|>"
 class SidVocabulary:
     """The place of the SID codes in a tokenizer's vocabulary, and the prompt before every history."""
 
-    levels: int
-    """L, the number of codes in a SID."""
-    codes: int
-    """C, the number of codes per level."""
-    first_id: int
-    """Token id of level 1, code 0; ids run to first_id + L * C."""
-    prompt_ids: tuple[int, ...]
-    """Token ids of the prompt, possibly none; never a training target."""
-    pad_id: int
-    """Never equal to eos_id: a loss mask made from pads must not hide real ends."""
+    levels: int  # L, the number of codes in a SID
+    codes: int  # C, the number of codes per level
+    first_id: int  # token id of level 1, code 0; ids run to first_id + L * C
+    prompt_ids: tuple[int, ...]  # token ids of the prompt, possibly none; never a training target
+    pad_id: int  # never equal to eos_id: a loss mask made from pads must not hide real ends
     eos_id: int
 
     @property

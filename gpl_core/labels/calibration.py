@@ -34,22 +34,17 @@ import numpy.typing as npt
 
 from gpl_core.errors import ContractError
 
-GRID_CELLS = 1024
-"""Cells of the similarity grid over [-1, 1]; a grid map has GRID_CELLS + 1 knots, one per cell edge."""
+GRID_CELLS = 1024  # cells of the similarity grid over [-1, 1]; a grid map has GRID_CELLS + 1 knots, one per cell edge
 
-NATS = 16.0
-"""prefix_log_prob / NATS + 1 is its place on the grid: probabilities down to 10^-13 stay above its end."""
+NATS = 16.0  # prefix_log_prob / NATS + 1 is its place on the grid: probabilities down to 10^-13 stay above its end
 
 GRID_KINDS = ("quantile", "isotonic")
 KINDS = (*GRID_KINDS, "platt", "logistic")
-CALIBRATOR_FILE = "calibrator.json"
-"""The one file of a calibrator's bundle."""
+CALIBRATOR_FILE = "calibrator.json"  # the one file of a calibrator's bundle
 
-VARIABLES = ("similarity", "prefix_log_prob")
-"""What a calibrator of one variable may map to a label."""
+VARIABLES = ("similarity", "prefix_log_prob")  # what a calibrator of one variable may map to a label
 
-SCORES = ("similarity", "history_similarity", "prefix_log_prob")
-"""Features that are columns of pair_scores."""
+SCORES = ("similarity", "history_similarity", "prefix_log_prob")  # features that are columns of pair_scores
 
 FEATURES = (*SCORES, "item_click_logit", "user_click_logit", "log_popularity")
 """Features a `logistic` calibrator may use; the last three come from pre-window counts (`feature_values`)."""

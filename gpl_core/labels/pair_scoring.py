@@ -29,20 +29,13 @@ _CPU_GATHER_BYTES = 16 * 2**20
 class PairScores(NamedTuple):
     """Scores of one block; entries where `valid` is False are 0 and mean nothing."""
 
-    similarity: Tensor
-    """float32 [U x B] in [-1, 1]."""
-    history_similarity: Tensor
-    """float32 [U x B] in [-1, 1]; 0 for a user without a history item that has an embedding."""
-    anchor_rank: Tensor
-    """int64 [U x B]: k*, 0 for the likeliest anchor."""
-    llm_confidence: Tensor
-    """float32 [U x B] in [0, 1]."""
-    coherence: Tensor
-    """float32 [U] in [0, 1]; 0 without anchors."""
-    consistency: Tensor
-    """float32 [U] in [0, 1]; 0 without anchors or without history."""
-    valid: Tensor
-    """bool [U x B]: the candidate is no padding and has an embedding, and the user has an anchor."""
+    similarity: Tensor  # float32 [U x B] in [-1, 1]
+    history_similarity: Tensor  # float32 [U x B] in [-1, 1]; 0 for a user without a history item that has an embedding
+    anchor_rank: Tensor  # int64 [U x B]: k*, 0 for the likeliest anchor
+    llm_confidence: Tensor  # float32 [U x B] in [0, 1]
+    coherence: Tensor  # float32 [U] in [0, 1]; 0 without anchors
+    consistency: Tensor  # float32 [U] in [0, 1]; 0 without anchors or without history
+    valid: Tensor  # bool [U x B]: the candidate is no padding and has an embedding, and the user has an anchor
 
 
 def score_block(

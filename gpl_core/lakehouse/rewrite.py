@@ -26,8 +26,7 @@ from gpl_core.lakehouse.storage import filesystem
 
 _TRIES = 5
 
-Mask = Callable[[pa.Table], pa.Array]
-"""Rows of a row group -> bool per row: True where the row is to be removed."""
+Mask = Callable[[pa.Table], pa.Array]  # rows of a row group -> bool per row: True where the row is to be removed
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,7 @@ class Removal:
 
     file: DataFile
     rows: int
-    mask: Mask | None
-    """Which rows; None removes the whole file without reading it."""
+    mask: Mask | None  # which rows; None removes the whole file without reading it
 
 
 def remove_rows(

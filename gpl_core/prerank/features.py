@@ -17,18 +17,12 @@ from torch import Tensor
 class TowerBatch(NamedTuple):
     """Model inputs of n (user, item) pairs."""
 
-    user_bucket: Tensor
-    """int64 [n], `user_buckets` of the user id."""
-    profile: Tensor
-    """float32 [n x d], `UserProfiles.of` the bucket; 0 for a user without history."""
-    item_bucket: Tensor
-    """int64 [n], `item_buckets` of the item index."""
-    content: Tensor
-    """float32 [n x d], unit item embedding e(i); 0 where it is missing."""
-    sid: Tensor
-    """int64 [n x L]; -1 for an item without a semantic ID."""
-    pair: Tensor
-    """float32 [n x F], passthrough features of the pair; F may be 0."""
+    user_bucket: Tensor  # int64 [n], `user_buckets` of the user id
+    profile: Tensor  # float32 [n x d], `UserProfiles.of` the bucket; 0 for a user without history
+    item_bucket: Tensor  # int64 [n], `item_buckets` of the item index
+    content: Tensor  # float32 [n x d], unit item embedding e(i); 0 where it is missing
+    sid: Tensor  # int64 [n x L]; -1 for an item without a semantic ID
+    pair: Tensor  # float32 [n x F], passthrough features of the pair; F may be 0
 
 
 def user_buckets(user_ids: Iterable[str], buckets: int) -> npt.NDArray[np.int64]:

@@ -35,12 +35,9 @@ _OPTIONS: Mapping[str, Mapping[str, type]] = {
 class EncodedItems:
     """The fused vectors of N items."""
 
-    vectors: np.ndarray
-    """float32 [N x d], unit rows; rows of rejected items are zero."""
-    rejected: Mapping[int, str]
-    """Position in the batch -> why this item has no vector."""
-    missing: Mapping[str, int]
-    """Part name -> encoded items that lack this modality (their part is zero)."""
+    vectors: np.ndarray  # float32 [N x d], unit rows; rows of rejected items are zero
+    rejected: Mapping[int, str]  # position in the batch -> why this item has no vector
+    missing: Mapping[str, int]  # part name -> encoded items that lack this modality (their part is zero)
 
 
 @dataclass(frozen=True)
@@ -60,10 +57,8 @@ class FusionEncoder:
     in threads of their own, so that pictures are decoded while the text model works.
     """
 
-    dim: int
-    """d"""
-    version: str
-    """12 hex digits: equal versions give equal vectors."""
+    dim: int  # d
+    version: str  # 12 hex digits: equal versions give equal vectors
 
     def __init__(self, parts: Sequence[PartEncoder], weights: Sequence[float]) -> None:
         """``weights`` > 0, one per part. A single part of weight 1 is the part itself."""

@@ -20,16 +20,11 @@ class Health:
 
     items: int
     codes: int
-    perplexity: tuple[float, ...]
-    """Per level, exp of the entropy of code usage: the number of evenly used codes that would have it."""
-    used: tuple[int, ...]
-    """Per level, the number of codes that occur."""
-    reachable: tuple[int, ...]
-    """Per level, the most codes this catalog could use: min(C, number of distinct embeddings)."""
-    collision_share: float
-    """Share of the items that share their SID with an item of another embedding."""
-    reconstruction: float
-    """Mean cosine between an embedding and its SID's decoded vector."""
+    perplexity: tuple[float, ...]  # per level, exp of the entropy of code usage: that many evenly used codes have it
+    used: tuple[int, ...]  # per level, the number of codes that occur
+    reachable: tuple[int, ...]  # per level, the most codes this catalog could use: min(C, distinct embeddings)
+    collision_share: float  # share of the items that share their SID with an item of another embedding
+    reconstruction: float  # mean cosine between an embedding and its SID's decoded vector
 
     def as_dict(self) -> dict[str, object]:
         """The figures as plain JSON types."""
@@ -40,10 +35,8 @@ class Health:
 class Gates:
     """Thresholds a tokenizer must meet before it is published; each is a share in [0, 1]."""
 
-    min_perplexity_share: float = 0.3
-    """Smallest perplexity of any level, as a share of the reachable codes."""
-    max_dead_share: float = 0.2
-    """Most dead codes of any level, as a share of the reachable codes."""
+    min_perplexity_share: float = 0.3  # smallest perplexity of any level, as a share of the reachable codes
+    max_dead_share: float = 0.2  # most dead codes of any level, as a share of the reachable codes
     max_collision_share: float = 0.5
     min_reconstruction_cosine: float = 0.5
 

@@ -32,16 +32,11 @@ class RowView:
 class Issued:
     """The SIDs of N items, and what issuing them took."""
 
-    sids: np.ndarray
-    """int32 [N x L]"""
-    bucket_size: np.ndarray
-    """int64 [N]: items in force with this SID, these N included."""
-    moved: int
-    """Items that the repair moved off their nearest last code."""
-    shared: int
-    """Items that share their SID with other content."""
-    repeats: int
-    """Items that repeat the content of a published or earlier item and share its SID."""
+    sids: np.ndarray  # int32 [N x L]
+    bucket_size: np.ndarray  # int64 [N]: items in force with this SID, these N included
+    moved: int  # items that the repair moved off their nearest last code
+    shared: int  # items that share their SID with other content
+    repeats: int  # items that repeat the content of a published or earlier item and share its SID
 
 
 def issue(
@@ -88,12 +83,9 @@ _FEW = 30  # with fewer newly issued items, means say nothing
 class Drift:
     """How far the newly issued items differ from the published ones."""
 
-    items: int
-    """Newly issued items."""
-    residual_ratio: float
-    """Mean residual norm of new over published items; 1: no difference."""
-    perplexity_ratio: float
-    """Least over levels: perplexity of the new items over that of as many published ones."""
+    items: int  # newly issued items
+    residual_ratio: float  # mean residual norm of new over published items; 1: no difference
+    perplexity_ratio: float  # least over levels: perplexity of the new items over that of as many published ones
 
     def message(self, warn: float, renew: float) -> str:
         """What to do; empty when the new items resemble the published ones, or are too few to tell."""

@@ -39,8 +39,7 @@ class ItemCatalog:
             )
         self.codes = codes
         self.trie = Trie.build(rows, codes)
-        self.leaf: np.ndarray = self.trie.leaf_of(rows[order])
-        """int64 [N]: the leaf of each item."""
+        self.leaf: np.ndarray = self.trie.leaf_of(rows[order])  # int64 [N]: the leaf of each item
         by_leaf = np.argsort(self.leaf, kind="stable")
         self.leaf_items: np.ndarray = self.item_index[by_leaf]
         """int64 [N]: items grouped by leaf, ascending item_index within a leaf."""

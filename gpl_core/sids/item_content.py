@@ -20,18 +20,15 @@ class ItemContent:
     text: str = ""
     image: bytes | None = None
     image_uri: str | None = None
-    embedding: np.ndarray | None = None
-    """The platform's own vector, float [d_p]."""
+    embedding: np.ndarray | None = None  # the platform's own vector, float [d_p]
 
 
 @dataclass(frozen=True)
 class PartVectors:
     """N items encoded by one part. An item is in ``rejected``, has a vector, or lacks the modality (zero row)."""
 
-    vectors: np.ndarray
-    """float32 [N x d_p], unit or zero rows."""
-    rejected: Mapping[int, str] = field(default_factory=dict)
-    """Position -> why the item's content cannot be used."""
+    vectors: np.ndarray  # float32 [N x d_p], unit or zero rows
+    rejected: Mapping[int, str] = field(default_factory=dict)  # position -> why the item's content cannot be used
 
 
 class PartEncoder(Protocol):
@@ -39,8 +36,7 @@ class PartEncoder(Protocol):
 
     name: str
     dim: int
-    lacking: str
-    """Why this part alone cannot encode an item without the modality."""
+    lacking: str  # why this part alone cannot encode an item without the modality
 
     @property
     def identity(self) -> Mapping[str, object]:

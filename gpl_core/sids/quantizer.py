@@ -20,21 +20,16 @@ _SMOOTHING = 1e-5
 class Assignment(NamedTuple):
     """Codes of a batch and how they came about."""
 
-    codes: Tensor
-    """int64 [B x L]"""
-    residuals: Tensor
-    """[B x L x k]: the input of each level; residuals[:, 0] is the latent itself."""
-    quantized: Tensor
-    """[B x k]: the sum of the chosen codes."""
+    codes: Tensor  # int64 [B x L]
+    residuals: Tensor  # [B x L x k]: the input of each level; residuals[:, 0] is the latent itself
+    quantized: Tensor  # [B x k]: the sum of the chosen codes
 
 
 class Quantized(NamedTuple):
     """The training view of an assignment."""
 
-    latent: Tensor
-    """[B x k]: the quantized latent with the straight-through gradient."""
-    commitment: Tensor
-    """scalar: sum over levels of the mean squared distance between the level's input and its code."""
+    latent: Tensor  # [B x k]: the quantized latent with the straight-through gradient
+    commitment: Tensor  # scalar: sum over levels of the mean squared distance between the level's input and its code
     assignment: Assignment
 
 

@@ -33,12 +33,9 @@ class Rows(Protocol):
 class Repair:
     """The SIDs after repair, and what the repair took."""
 
-    codes: np.ndarray
-    """int32 [N x L]"""
-    moved: int
-    """Items whose last code is not the one they had."""
-    shared: int
-    """Items that share their SID with other content, because no code of their prefix was free."""
+    codes: np.ndarray  # int32 [N x L]
+    moved: int  # items whose last code is not the one they had
+    shared: int  # items that share their SID with other content, because no code of their prefix was free
 
 
 def duplicates(codes: np.ndarray, embeddings: Rows) -> np.ndarray:

@@ -44,26 +44,20 @@ class RqVaeSettings:
 
     levels: int = 3
     codes: int = 256
-    hidden: tuple[int, ...] = (512,)
-    """Widths between d and k; the decoder mirrors them."""
+    hidden: tuple[int, ...] = (512,)  # widths between d and k; the decoder mirrors them
     latent: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     batch_size: int = 1024
     epochs: int = 400
-    warmup_epochs: int = 20
-    """Epochs of a plain autoencoder before the k-means start; part of ``epochs``."""
+    warmup_epochs: int = 20  # epochs of a plain autoencoder before the k-means start; part of ``epochs``
     ema_decay: float = 0.95
     commitment: float = 0.25
-    revive_until: float = 0.8
-    """Share of the epochs during which dead codes are revived."""
-    dead_share: float = 0.25
-    """A code is dead when its EMA count is below this share of the mean count."""
-    relational: float = 0.0
-    """Weight of the KL between the batch's similarity distributions before and after quantization (0: off)."""
+    revive_until: float = 0.8  # share of the epochs during which dead codes are revived
+    dead_share: float = 0.25  # a code is dead when its EMA count is below this share of the mean count
+    relational: float = 0.0  # weight of the KL of similarity distributions before and after quantization (0: off)
     relational_temperature: float = 0.1
-    sample_rows: int = 262_144
-    """Most items used for the k-means start and for revival."""
+    sample_rows: int = 262_144  # most items used for the k-means start and for revival
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -26,12 +26,9 @@ _WEIGHTS, _DESCRIPTION = "tokenizer.safetensors", "tokenizer.json"
 class TokenizedItems(NamedTuple):
     """SIDs of N items, and what collision repair needs."""
 
-    codes: np.ndarray
-    """int32 [N x L]"""
-    residual_norm: np.ndarray
-    """float32 [N]: length of the latent minus the sum of its L codes."""
-    last_residual: np.ndarray
-    """float32 [N x k]: the input of the last level."""
+    codes: np.ndarray  # int32 [N x L]
+    residual_norm: np.ndarray  # float32 [N]: length of the latent minus the sum of its L codes
+    last_residual: np.ndarray  # float32 [N x k]: the input of the last level
 
 
 def mlp(widths: tuple[int, ...]) -> nn.Sequential:

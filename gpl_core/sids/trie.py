@@ -22,8 +22,7 @@ class Trie:
     shared.
     """
 
-    codes: int
-    """C: every token is in [0, C)."""
+    codes: int  # C: every token is in [0, C)
     offsets: tuple[np.ndarray, ...]
     """L arrays; ``offsets[l]`` int64 [n_l + 1]: children of node n (depth l) are offsets[l][n]:offsets[l][n+1]."""
     tokens: tuple[np.ndarray, ...]

@@ -29,14 +29,10 @@ from gpu_workers.ranks import Ranks
 class ItemVectors:
     """Items in ascending item_index with their newest embedding."""
 
-    item_index: np.ndarray
-    """int64 [N]"""
-    content: np.ndarray
-    """uint64 [N]: a 64-bit digest of the content_hash that was encoded."""
-    content_hash: np.ndarray
-    """str [N]"""
-    vectors: np.ndarray
-    """float32 [N x d], a read-only memory map."""
+    item_index: np.ndarray  # int64 [N]
+    content: np.ndarray  # uint64 [N]: a 64-bit digest of the content_hash that was encoded
+    content_hash: np.ndarray  # str [N]
+    vectors: np.ndarray  # float32 [N x d], a read-only memory map
 
 
 def encoder_version_of(snapshot: Snapshot) -> str:

@@ -94,8 +94,7 @@ class Found:
     held_out: int = 0
     superseded: int = 0
     other_sid_version: int = 0
-    events: int = 0
-    """Events of the training users."""
+    events: int = 0  # events of the training users
 
 
 class LatestSequences:

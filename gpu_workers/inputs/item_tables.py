@@ -25,12 +25,9 @@ def end_of(run_date: date) -> int:
 class ItemRows:
     """Embeddings with their row numbers: row = row_of[item_index]."""
 
-    vectors: np.ndarray
-    """float32 [n x d], a read-only memory map."""
-    finite: np.ndarray
-    """bool [n]: False where the vector holds NaN or infinity, or is 0."""
-    row_of: np.ndarray
-    """int64 [largest item_index + 1], -1 where an item has no embedding."""
+    vectors: np.ndarray  # float32 [n x d], a read-only memory map
+    finite: np.ndarray  # bool [n]: False where the vector holds NaN or infinity, or is 0
+    row_of: np.ndarray  # int64 [largest item_index + 1], -1 where an item has no embedding
 
     @classmethod
     def of(cls, items: ItemVectors) -> ItemRows:

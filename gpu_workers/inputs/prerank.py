@@ -38,8 +38,7 @@ class TowerInputs:
     """Lookups of the towers' inputs for (user, item) pairs."""
 
     items: ItemRows
-    sids: np.ndarray
-    """int32 [N x L] by item_index, -1 where an item has none."""
+    sids: np.ndarray  # int32 [N x L] by item_index, -1 where an item has none
     profiles: UserProfiles
     settings: Prerank
     device: torch.device
@@ -87,8 +86,7 @@ def feed_batches(
 class FeedCounts:
     """Counts of the feed rows seen in the first epoch."""
 
-    exposures: np.ndarray
-    """int64 [N]: exposed rows by item_index."""
+    exposures: np.ndarray  # int64 [N]: exposed rows by item_index
     exposed: int = 0
     unexposed: int = 0
     other_sid_version: int = 0
@@ -190,10 +188,8 @@ class Impressions:
     item_index: np.ndarray
     clicked: np.ndarray
     is_random: np.ndarray
-    propensity: np.ndarray
-    """float64: the logged probability of being shown; NaN where the platform does not log it."""
-    scores: dict[str, np.ndarray]
-    """variant -> logits float32 [n]."""
+    propensity: np.ndarray  # float64: the logged probability of being shown; NaN where the platform does not log it
+    scores: dict[str, np.ndarray]  # variant -> logits float32 [n]
 
 
 def score_impressions(

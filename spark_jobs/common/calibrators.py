@@ -12,8 +12,7 @@ from gpl_core.errors import LineageError
 from gpl_core.labels.calibration import CALIBRATOR_FILE, Calibrator, ReliabilityBin, sql_expression
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
 
-LABEL_CELLS = 1000
-"""Cells of the label axis in which Spark counts; the driver merges them into groups of equal size."""
+LABEL_CELLS = 1000  # cells of the label axis in which Spark counts; the driver merges them into groups of equal size
 
 
 def load_calibrator(store: ArtifactStore, manifest: Manifest) -> Calibrator:

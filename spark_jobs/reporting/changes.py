@@ -10,10 +10,8 @@ from spark_jobs.reporting.coverage import FUNNEL
 from spark_jobs.reporting.day import Day
 from spark_jobs.reporting.page import PageSection, Table, figure
 
-ROWS_RATIO = 2.0
-"""Ratio of two dates' rows beyond which we warn: weekdays differ, but not twofold."""
-MEAN_RATIO = 1.25
-"""The same for the mean label and the mean weight."""
+ROWS_RATIO = 2.0  # ratio of two dates' rows beyond which we warn: weekdays differ, but not twofold
+MEAN_RATIO = 1.25  # the same for the mean label and the mean weight
 COVERAGE_FALL = 0.05
 QUARANTINE_RISE = 0.01
 LASTING = {
