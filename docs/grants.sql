@@ -1,4 +1,4 @@
--- Grants for a catalog with SQL grants (Unity, Hive with authorization), after publish_views. Groups are examples.
+-- Grants for a catalog with SQL grants (Unity, Hive with authorization), after gpl register. Groups are examples.
 -- Column-level masking of user_id, where the catalog has it, goes on top: no view that counts needs the id.
 
 GRANT USE SCHEMA ON SCHEMA gpl TO `analysts`;

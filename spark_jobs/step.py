@@ -18,6 +18,7 @@ from gpl_core.errors import ConflictError, ContractError
 from gpl_core.graph.step_run import StepContext
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Commit
+from gpl_core.lakehouse.statements import quoted
 from spark_jobs.catalog import check_registered, spark_path
 
 
@@ -133,7 +134,7 @@ class SparkStep:
         have = DeltaTable.forPath(self.spark, uri).toDF().columns
         new = [c for c in contract.columns if c.name not in have]
         if new:  # passthrough columns; `open` has refused anything else
-            listing = ", ".join(f"{c.name} {c.type} COMMENT '{c.comment}'" for c in new)
+            listing = ", ".join(f"{c.name} {c.type} COMMENT {quoted(c.comment, 'spark')}" for c in new)
             self.spark.sql(f"ALTER TABLE delta.`{uri}` ADD COLUMNS ({listing})")
 
     def merge(self, contract: Contract, execute: Callable[[DeltaTable], object], since: int) -> Commit:

@@ -82,8 +82,6 @@ ELSEWHERE: Mapping[str, str] = {
         "tests/gpl_core/lakehouse/test_object_storage.py",
     "python -m pytest tests/test_object_storage.py": ON_S3,
     "spark-submit spark_jobs/check_delta.py": "Makefile",
-    "spark-submit spark_jobs/publish_views.py":
-        "tests/spark_jobs/test_publish_views.py::test_spark_gives_what_gpl_sql_gives",
     "spark-submit spark_jobs/samples.py": STANDALONE,
     "deepspeed gpu_workers/generate_anchors.py": PIPELINE + "house",
     "deepspeed gpu_workers/score_candidates.py": PIPELINE + "house",

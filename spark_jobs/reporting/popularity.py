@@ -6,6 +6,7 @@ import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from gpl_core.interest.targets import keep_probability
 from spark_jobs.reporting import plots
 from spark_jobs.reporting.day import Day
 from spark_jobs.reporting.page import PageSection, Plot, Table
@@ -14,8 +15,7 @@ from spark_jobs.reporting.page import PageSection, Plot, Table
 def popularity_bands(item_stats: DataFrame, keep_share: float) -> list[tuple[str, int, int, float]]:
     """(positives of an item, items, their positives, how many of these down-sampling keeps), bands doubling.
 
-    Down-sampling is by the word2vec rule at the tau that keeps `keep_share`.
-    tau is found on the bands' means here, on the items themselves in training: the two agree within a band's width.
+    By `keep_probability` of the bands' means here, of the items themselves in training: within a band's width the same.
     """
     band = F.floor(F.log2(F.col("positives").cast("double")) + F.lit(1e-9)).cast("int")
     rows = (
@@ -28,13 +28,7 @@ def popularity_bands(item_stats: DataFrame, keep_share: float) -> list[tuple[str
     if not rows:
         return []
     items, positives = (np.array([float(r[c]) for r in rows]) for c in ("items", "positives"))
-    share = positives / items / positives.sum()
-    low, high = 0.0, float(share.max())
-    for _ in range(60):
-        tau = (low + high) / 2
-        kept = positives * np.minimum(1.0, np.sqrt(tau / share))
-        low, high = (tau, high) if kept.sum() < keep_share * positives.sum() else (low, tau)
-    kept = positives * np.minimum(1.0, np.sqrt(high / share))
+    kept = positives * keep_probability(positives / items, keep_share, items)
     names = [f"{2 ** r['band']}-{2 ** (r['band'] + 1) - 1}" if r["band"] else "1" for r in rows]
     return [(name, r["items"], r["positives"], float(k)) for name, r, k in zip(names, rows, kept, strict=True)]
 

@@ -66,7 +66,7 @@ def test_names_are_looked_up_once_for_every_process_and_a_move_is_noticed(catalo
     with pytest.raises(MissingInputError, match=r"raw_items: .*catalog://shop\.items; run gpl register"):
         Lake.of(house).open("raw_items")
     put(Lake(house.root), "user_stats", 1)
-    done = register(catalog, house, house.database)
+    done = register(catalog, house)
     found = done["located"]
     assert set(done["tables"]) == {"raw_items", "raw_impressions", "user_stats"}
     assert catalog.table("ours.user_stats").count() == 1

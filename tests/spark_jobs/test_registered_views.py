@@ -11,7 +11,7 @@ from gpl_core.errors import ContractError, UsageError
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.query import Query
 from gpl_core.lakehouse.views import all_views
-from spark_jobs.publish_views import publish
+from spark_jobs.register import publish
 from tests.gpl_core.analyst_lake import AnalystLake
 
 pytestmark = pytest.mark.spark
@@ -44,9 +44,9 @@ def test_spark_gives_what_gpl_sql_gives(spark, tmp_path):
     left = spark.table("analysts.pseudo_labels").select("user_id").collect()
     assert [r["user_id"] for r in left] == ["u2", "u2"]
 
-    with pytest.raises(ContractError, match=r"analysts\.\w+ is at .*choose another --database"):
+    with pytest.raises(ContractError, match=r"analysts\.\w+ is at .*choose another lakehouse\.database"):
         publish(spark, AnalystLake(tmp_path / "other").lake, "analysts")
-    with pytest.raises(UsageError, match=r"--database a b"):
+    with pytest.raises(UsageError, match=r"lakehouse\.database: .a b."):
         publish(spark, lake, "a b")
 
 
