@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from gpl_core.graph.step_run import StepContext, log
-from gpl_core.labels.pair_scoring import first_occurrence, prefix_log_prob, score_block
+from gpl_core.labels.pair_scoring import PairBlock, first_occurrence, prefix_log_prob, score_block
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_version
@@ -100,11 +100,8 @@ def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, re
         _tensor(below, device), lookup.catalog.trie.size,
     )  # fmt: skip
     vectors, history, rows = _gathered(lookup, lookup.items.rows(batch["history"].astype(np.int64)), rows)
-    found = score_block(
-        _tensor(anchors, device), _tensor(mask, device), _tensor(batch["log_prob"].astype(np.float32), device),
-        _tensor(history, device), _tensor(rows, device), vectors.to(device),
-        torch.ones(len(vectors), dtype=torch.bool, device=device), levels,
-    )  # fmt: skip
+    per_user = (anchors, mask, batch["log_prob"].astype(np.float32), history, rows)
+    found = score_block(PairBlock(*(_tensor(values, device) for values in per_user)), vectors.to(device), levels)
     kept = (found.valid.cpu() & first_occurrence(torch.from_numpy(candidates))).numpy()
     row, _ = np.nonzero(kept)
 

@@ -35,69 +35,54 @@ class PairScores(NamedTuple):
     llm_confidence: Tensor  # float32 [U x B] in [0, 1]
     coherence: Tensor  # float32 [U] in [0, 1]; 0 without anchors
     consistency: Tensor  # float32 [U] in [0, 1]; 0 without anchors or without history
-    valid: Tensor  # bool [U x B]: the candidate is no padding and has an embedding, and the user has an anchor
+    valid: Tensor  # bool [U x B]: the candidate is no padding, and the user has an anchor
 
 
-def score_block(
-    anchors: Tensor,
-    anchor_mask: Tensor,
-    log_prob: Tensor,
-    history: Tensor,
-    candidates: Tensor,
-    item_vectors: Tensor,
-    has_vector: Tensor,
-    levels: int,
-) -> PairScores:
+class PairBlock(NamedTuple):
+    """Users and their candidates to score, on one device."""
+
+    anchors: Tensor  # unit vectors g(a_k) [U x K x d], likeliest first
+    anchor_mask: Tensor  # bool [U x K], False where padded or where no item carries the SID any more
+    log_prob: Tensor  # [U x K], natural log, ignored where masked
+    history: Tensor  # int64 [U x H], row numbers of the item vectors; -1 where padded or without a vector
+    candidates: Tensor  # int64 [U x B], likewise
+
+
+def score_block(block: PairBlock, item_vectors: Tensor, levels: int) -> PairScores:
     """Scores every candidate of every user in the block in one pass.
 
-    anchors: unit vectors g(a_k) [U x K x d], likeliest first; anchor_mask: bool [U x K], False where padded or where no
-    item carries the SID any more; log_prob: [U x K], natural log, ignored where masked. history, candidates: int64
-    [U x H] and [U x B] row numbers of item_vectors, -1 where padded. item_vectors: [N x d], float32 or a half type (the
-    products are then made from half-precision values, in the type of `anchors`); has_vector: bool [N]. One device.
+    item_vectors: [N x d], float32 or a half type (the products are then made from half-precision values, in the type of
+    `anchors`), on the block's device.
 
     Raises ContractError when shapes disagree, levels < 1, or an item number is beyond N.
     """
-    _check(anchors, anchor_mask, log_prob, history, candidates, item_vectors, has_vector, levels)
-    users = len(anchors)
-    step = max(1, users)
-    if anchors.device.type == "cpu":
+    _check(block, item_vectors, levels)
+    step = max(1, len(block.anchors))
+    if item_vectors.device.type == "cpu":
         # Larger gathers get fresh pages from the system every time, which costs as much as the gather itself.
-        step = max(1, _CPU_GATHER_BYTES // max(1, candidates.shape[1] * item_vectors.shape[1] * anchors.element_size()))
-    parts = []
-    for start in range(0, max(1, users), step):
-        u = slice(start, start + step)
-        parts.append(
-            _score(anchors[u], anchor_mask[u], log_prob[u], history[u], candidates[u], item_vectors, has_vector, levels)
-        )
+        size = block.candidates.shape[1] * item_vectors.shape[1] * block.anchors.element_size()
+        step = max(1, _CPU_GATHER_BYTES // max(1, size))
+    parts = [_score(PairBlock(*p), item_vectors, levels) for p in zip(*(t.split(step) for t in block), strict=True)]
     return parts[0] if len(parts) == 1 else PairScores(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
 
-def _score(
-    anchors: Tensor,
-    anchor_mask: Tensor,
-    log_prob: Tensor,
-    history: Tensor,
-    candidates: Tensor,
-    item_vectors: Tensor,
-    has_vector: Tensor,
-    levels: int,
-) -> PairScores:
+def _score(block: PairBlock, item_vectors: Tensor, levels: int) -> PairScores:
+    anchors, anchor_mask, log_prob, history, candidates = block
     kind = anchors.dtype
     k = anchors.shape[1]
 
-    history_mask, history_rows = _present(history, has_vector)
-    candidate_mask, candidate_rows = _present(candidates, has_vector)
-    history_vectors = _gather(item_vectors, history_rows, kind)  # [U x H x d]
+    history_mask = history >= 0
+    history_vectors = _gather(item_vectors, history, kind)  # [U x H x d]
     # A padded anchor may hold NaN: it must not leak into the weighted sums through 0 * NaN.
     if not bool(anchor_mask.all()):
         anchors = anchors.masked_fill(~anchor_mask[..., None], 0)
     probes = torch.cat([anchors, history_vectors], dim=1)  # one product for both maxima: candidates are gathered once
-    gathered = _gather(item_vectors, candidate_rows, kind)
+    gathered = _gather(item_vectors, candidates, kind)
     products = torch.bmm(gathered, probes.transpose(1, 2)).float()  # [U x B x (K + H)]
 
     to_anchors = products[..., :k].masked_fill(~anchor_mask[:, None], -torch.inf)
     to_history = products[..., k:].masked_fill(~history_mask[:, None], -torch.inf)
-    valid = candidate_mask & anchor_mask.any(dim=1)[:, None]
+    valid = (candidates >= 0) & anchor_mask.any(dim=1)[:, None]
     similarity, rank = to_anchors.max(dim=-1)
 
     logs = log_prob.float().masked_fill(~anchor_mask, -torch.inf)
@@ -190,26 +175,13 @@ def first_occurrence(candidates: Tensor) -> Tensor:
 
 
 def _gather(vectors: Tensor, rows: Tensor, kind: torch.dtype) -> Tensor:
-    """vectors[rows] [U x n x d]; index_select copies whole rows, several times faster than indexing on a CPU."""
-    return torch.index_select(vectors, 0, rows.reshape(-1)).view(*rows.shape, vectors.shape[1]).to(kind)
+    """vectors[rows] [U x n x d], any vector for -1; index_select copies whole rows: on a CPU faster than indexing."""
+    found = torch.index_select(vectors, 0, rows.clamp(min=0).reshape(-1))
+    return found.view(*rows.shape, vectors.shape[1]).to(kind)
 
 
-def _present(items: Tensor, has_vector: Tensor) -> tuple[Tensor, Tensor]:
-    """(mask of items that are there and have a vector, row numbers safe to gather), both in the shape of `items`."""
-    rows = items.clamp(min=0)
-    return (items >= 0) & has_vector[rows], rows
-
-
-def _check(
-    anchors: Tensor,
-    anchor_mask: Tensor,
-    log_prob: Tensor,
-    history: Tensor,
-    candidates: Tensor,
-    item_vectors: Tensor,
-    has_vector: Tensor,
-    levels: int,
-) -> None:
+def _check(block: PairBlock, item_vectors: Tensor, levels: int) -> None:
+    anchors, anchor_mask, log_prob, history, candidates = block
     users, k, width = anchors.shape
     expected = {
         "anchor_mask": (anchor_mask, (users, k)),
@@ -217,7 +189,6 @@ def _check(
         "history": (history, (users, history.shape[-1])),
         "candidates": (candidates, (users, candidates.shape[-1])),
         "item_vectors": (item_vectors, (len(item_vectors), width)),
-        "has_vector": (has_vector, (len(item_vectors),)),
     }
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:

@@ -16,7 +16,7 @@ import time
 import numpy as np
 import torch
 
-from gpl_core.labels.pair_scoring import score_block
+from gpl_core.labels.pair_scoring import PairBlock, score_block
 from tests.bench.harness import (
     Figure,
     at_least,
@@ -46,13 +46,12 @@ def make_block(users: int, items: int, seed: int = 0) -> tuple[torch.Tensor, ...
         torch.randint(0, items, (users, H), generator=g),
         torch.randint(0, items, (users, B), generator=g),
         vectors,
-        torch.ones(items, dtype=torch.bool),
     )
 
 
 def floor(block: tuple[torch.Tensor, ...], buffers: tuple[torch.Tensor, ...]) -> None:
     """Gather candidates and history, one product with anchors and history: the bytes that cannot be avoided."""
-    anchors, _, _, history, candidates, vectors, _ = block
+    anchors, _, _, history, candidates, vectors = block
     gathered, probes, products = buffers
     torch.index_select(vectors, 0, candidates.reshape(-1), out=gathered.view(-1, D))
     probes[:, :K] = anchors
@@ -62,7 +61,7 @@ def floor(block: tuple[torch.Tensor, ...], buffers: tuple[torch.Tensor, ...]) ->
 
 def naive(block: tuple[torch.Tensor, ...]) -> float:
     """One user at a time in numpy float32, as one would first write it; returns a checksum."""
-    anchors, _, logs, history, candidates, vectors, _ = (x.cpu().numpy() for x in block)
+    anchors, _, logs, history, candidates, vectors = (x.cpu().numpy() for x in block)
     total = 0.0
     for u in range(len(anchors)):
         weight = np.exp(logs[u])
@@ -87,14 +86,14 @@ def main() -> None:
     block = tuple(x.to(device()) for x in make_block(users, items))
     shapes = ((users, B, D), (users, K + H, D), (users, B, K + H))
     buffers = tuple(torch.empty(shape, device=device()) for shape in shapes)
-    found = score_block(*block, LEVELS)
+    found = score_block(PairBlock(*block[:5]), block[5], LEVELS)
     checksum = naive(tuple(x[:4] if n < 5 else x for n, x in enumerate(block)))
     per_user = found.coherence[:4, None] + found.consistency[:4, None]
     ours = (found.similarity + found.history_similarity + found.llm_confidence)[:4] + per_user
     assert abs(float(ours.sum()) - checksum) < 1e-2, "the yardstick computes something else"
 
     seconds = interleaved(
-        {"ours": lambda: score_block(*block, LEVELS), "floor": lambda: floor(block, buffers)},
+        {"ours": lambda: score_block(PairBlock(*block[:5]), block[5], LEVELS), "floor": lambda: floor(block, buffers)},
         repeats,
         seconds_of,
     )
@@ -106,7 +105,7 @@ def main() -> None:
     for size in sizes:
         start = seconds_of()
         for _ in range(size):
-            score_block(*block, LEVELS)
+            score_block(PairBlock(*block[:5]), block[5], LEVELS)
         took.append(seconds_of() - start)
     figures = {
         "pairs per second": Figure(rate, "pairs/s"),

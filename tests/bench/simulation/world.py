@@ -32,7 +32,7 @@ from gpl_core.interest.packing import UserHistory, training_packs
 from gpl_core.interest.search import Anchors, SearchSettings
 from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.trie_scoring import DeviceTrie
-from gpl_core.labels.pair_scoring import prefix_log_prob, score_block
+from gpl_core.labels.pair_scoring import PairBlock, prefix_log_prob, score_block
 from gpl_core.sids.encoders import EncoderPart, build_encoder
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.item_content import ItemContent
@@ -407,7 +407,6 @@ def _score(
     anchors = _anchors(search, catalog, {u: history[u] for u in np.unique(pairs.user).tolist() if u in history})
     table = catalog.anchor_embeddings(vectors)
     items = torch.from_numpy(vectors)
-    there = torch.ones(len(vectors), dtype=torch.bool)
     leaf_of, below = catalog.leaf_of_item(np.arange(len(vectors))), catalog.trie.leaves_below()
     out = {name: np.full(len(pairs), np.nan) for name in Scores.__dataclass_fields__}
     order = np.argsort(pairs.user, kind="stable")
@@ -418,16 +417,14 @@ def _score(
         row = anchors.row[user]
         leaf = anchors.leaf[row]
         mask = leaf >= 0
-        found = score_block(
+        block = PairBlock(
             torch.from_numpy(np.where(mask[:, None], table[leaf], 0))[None],
             torch.from_numpy(mask)[None],
             torch.from_numpy(anchors.found.log_prob[row])[None],
             torch.from_numpy(history[user])[None],
             torch.from_numpy(pairs.item[rows])[None],
-            items,
-            there,
-            L,
         )
+        found = score_block(block, items, L)
         for name in ("similarity", "history_similarity", "llm_confidence"):
             out[name][rows] = getattr(found, name)[0].numpy()
         for name in ("coherence", "consistency"):

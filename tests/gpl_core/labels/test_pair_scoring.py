@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gpl_core.errors import ContractError
 from gpl_core.labels import pair_scoring
-from gpl_core.labels.pair_scoring import PairScores, first_occurrence, prefix_log_prob, score_block
+from gpl_core.labels.pair_scoring import PairBlock, PairScores, first_occurrence, prefix_log_prob, score_block
 from gpl_core.sids.trie import Trie
 
 LEVELS = 3
@@ -21,12 +21,12 @@ def _unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def _loop(anchors, mask, log_prob, history, candidates, vectors, has_vector) -> dict[tuple, float]:
+def _loop(anchors, mask, log_prob, history, candidates, vectors) -> dict[tuple, float]:
     """The formulas of the module's docstring, one pair at a time in float64."""
     out: dict[tuple, float] = {}
     for u in range(len(anchors)):
         kept = [k for k in range(anchors.shape[1]) if mask[u, k]]
-        past = [vectors[j] for j in history[u] if j >= 0 and has_vector[j]]
+        past = [vectors[j] for j in history[u] if j >= 0]
         if not kept:
             continue
         p = [math.exp(log_prob[u, k]) for k in kept]
@@ -36,7 +36,7 @@ def _loop(anchors, mask, log_prob, history, candidates, vectors, has_vector) -> 
             w[n] * max([max(0.0, float(anchors[u, k] @ e)) for e in past], default=0.0) for n, k in enumerate(kept)
         )
         for b, i in enumerate(candidates[u]):
-            if i < 0 or not has_vector[i]:
+            if i < 0:
                 continue
             cosines = [float(vectors[i] @ anchors[u, k]) for k in kept]
             best = kept[int(np.argmax(cosines))]
@@ -47,34 +47,25 @@ def _loop(anchors, mask, log_prob, history, candidates, vectors, has_vector) -> 
     return out
 
 
-def _score(anchors, mask, log_prob, history, candidates, vectors, has_vector) -> PairScores:
-    return score_block(
-        torch.tensor(anchors, dtype=torch.float32),
-        torch.tensor(mask),
-        torch.tensor(log_prob, dtype=torch.float32),
-        torch.tensor(history),
-        torch.tensor(candidates),
-        torch.tensor(vectors, dtype=torch.float32),
-        torch.tensor(has_vector),
-        LEVELS,
-    )
+def _score(anchors, mask, log_prob, history, candidates, vectors) -> PairScores:
+    anchors, log_prob, vectors = (torch.tensor(x, dtype=torch.float32) for x in (anchors, log_prob, vectors))
+    block = PairBlock(anchors, torch.tensor(mask), log_prob, torch.tensor(history), torch.tensor(candidates))
+    return score_block(block, vectors, LEVELS)
 
 
 def _case(seed: int, users: int, k: int, h: int, b: int, items: int = 7, width: int = 5) -> tuple:
     rng = np.random.default_rng(seed)
     vectors = _unit(rng, items, width)
-    has_vector = rng.random(items) < 0.8
-    vectors[~has_vector] = np.nan
+    vectors[0] = np.nan  # read for -1, and never seen
     mask = rng.random((users, k)) < 0.7
     anchors = _unit(rng, users, k, width)
     return (
         anchors,
         mask,
         rng.uniform(-9, 0, (users, k)),
-        rng.integers(-1, items, (users, h)),
-        rng.integers(-1, items, (users, b)),
+        np.where(rng.random((users, h)) < 0.3, -1, rng.integers(1, items, (users, h))),
+        np.where(rng.random((users, b)) < 0.3, -1, rng.integers(1, items, (users, b))),
         vectors,
-        has_vector,
     )
 
 
@@ -98,10 +89,9 @@ def test_equals_the_double_precision_loop(seed: int, users: int, k: int, h: int,
 
 
 def test_one_anchor_is_fully_coherent_and_padding_changes_nothing() -> None:
-    anchors, _, log_prob, history, candidates, vectors, _ = _case(3, 2, 1, 3, 4)
+    anchors, _, log_prob, history, candidates, vectors = _case(3, 2, 1, 3, 4)
     vectors = _unit(np.random.default_rng(4), *vectors.shape)
-    has_vector = np.ones(len(vectors), dtype=bool)
-    alone = _score(anchors, np.ones((2, 1), bool), log_prob, history, candidates, vectors, has_vector)
+    alone = _score(anchors, np.ones((2, 1), bool), log_prob, history, candidates, vectors)
     assert alone.coherence.tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
     assert alone.anchor_rank.max() == 0
     padded = _score(
@@ -111,7 +101,6 @@ def test_one_anchor_is_fully_coherent_and_padding_changes_nothing() -> None:
         np.concatenate([history, np.full((2, 2), -1)], axis=1),
         np.concatenate([candidates, np.full((2, 1), -1)], axis=1),
         vectors,
-        has_vector,
     )
     for name in ("similarity", "history_similarity", "llm_confidence", "anchor_rank"):
         torch.testing.assert_close(getattr(padded, name)[:, :-1], getattr(alone, name), atol=1e-6, rtol=0)
@@ -130,7 +119,6 @@ def test_duplicate_anchors_keep_the_likelier_rank() -> None:
         np.array([[0]]),
         np.array([[1, 2, 3]]),
         vectors,
-        np.ones(4, bool),
     )
     assert found.anchor_rank.tolist() == [[0, 0, 0]]
     assert found.coherence.item() == pytest.approx(1.0, abs=1e-6)
@@ -146,7 +134,6 @@ def test_opposed_anchors_of_equal_probability_have_no_coherence() -> None:
         np.array([[-1]]),
         np.array([[0]]),
         anchor[0],
-        np.ones(1, bool),
     )
     assert found.coherence.item() == pytest.approx(0.0, abs=1e-6)
     assert found.consistency.item() == 0.0
@@ -168,8 +155,8 @@ def test_half_precision_vectors_stay_within_their_rounding() -> None:
     case[5] = np.nan_to_num(case[5])
     exact = _score(*case)
     arguments = [torch.tensor(value) for value in case]
-    arguments[0], arguments[5] = arguments[0].float(), arguments[5].to(torch.bfloat16)
-    found = score_block(*arguments, LEVELS)
+    arguments[0], vectors = arguments[0].float(), arguments.pop().to(torch.bfloat16)
+    found = score_block(PairBlock(*arguments), vectors, LEVELS)
     assert (found.similarity - exact.similarity).abs().max() < 2**-8
     assert found.similarity.dtype == torch.float32
 
@@ -238,7 +225,7 @@ def test_first_occurrence_of_each_candidate() -> None:
     [
         (4, np.array([[99]]), "item_index 99"),
         (1, np.ones((1, 3), bool), r"anchor_mask has shape \(1, 3\)"),
-        (6, np.ones(2, bool), "has_vector"),
+        (5, np.ones((7, 4)), r"item_vectors has shape \(7, 4\)"),
     ],
 )
 def test_disagreeing_inputs_are_named(position: int, value: np.ndarray, message: str) -> None:
