@@ -24,7 +24,7 @@ from gpl_core.checkpoint import read_checkpoint, write_checkpoint
 from gpl_core.errors import ContractError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.bundle import load_bundle, read_description
-from gpl_core.interest.content import ContentTable
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.packing import unflatten
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie

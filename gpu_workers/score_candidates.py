@@ -15,10 +15,11 @@ import torch
 
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.labels.pair_scoring import PairBlock, first_occurrence, prefix_log_prob, score_block
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_version
-from gpu_workers.inputs.item_tables import ItemRows, end_of, sids_in_force
+from gpu_workers.inputs.item_tables import end_of, sids_in_force
 from gpu_workers.outputs import commit_parts, commit_rows, reject
 from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
@@ -36,7 +37,7 @@ Rejects = dict[str, tuple[str, str]]  # key -> (reason, detail)
 class Lookup(NamedTuple):
     """The lookups for scoring a block."""
 
-    items: ItemRows
+    items: ContentTable
     on_device: torch.Tensor | None  # [n x d], all item vectors in the configured type, when they fit
     catalog: ItemCatalog  # SIDs by row of `items`
     anchors: np.ndarray | None  # float32 [S x d], g(a) of every SID, when they fit
@@ -61,7 +62,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
     with item_vectors(embeddings, encoder_version, ranks, before=end_of(context.run_date)) as items, ranks.together():
         index, sids = sids_in_force(context.snapshot("item_sids"), sid_version)
         kind = getattr(torch, context.config.labels.item_vectors)
-        lookup = make_lookup(ItemRows.of(items), index, sids, ranks.device, kind)
+        lookup = make_lookup(ContentTable.of(items.item_index, items.vectors), index, sids, ranks.device, kind)
         with writer:
             stream = read_batches(requests, share.files, COLUMNS)
             for batch in rebatch(stream, context.config.labels.users_per_batch):
@@ -131,7 +132,7 @@ def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def make_lookup(
-    items: ItemRows, item_index: np.ndarray, sids: np.ndarray, device: torch.device, kind: torch.dtype
+    items: ContentTable, item_index: np.ndarray, sids: np.ndarray, device: torch.device, kind: torch.dtype
 ) -> Lookup:
     """Lookups over items and SIDs [n x L]; items without a usable vector do not contribute to anchor embeddings."""
     rows = items.rows(item_index)

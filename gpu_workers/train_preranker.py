@@ -31,8 +31,9 @@ from gpl_core.prerank.loss import RowMass, dual_label_loss, row_mass
 from gpl_core.prerank.metrics import Figure
 from gpl_core.prerank.selection import BestWeights
 from gpl_core.prerank.two_tower import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
+from gpl_core.sids.content_table import ContentTable
 from gpu_workers.inputs.embeddings import item_vectors
-from gpu_workers.inputs.item_tables import ItemRows, end_of, sample_vectors, sid_table, sids_in_force
+from gpu_workers.inputs.item_tables import end_of, sample_vectors, sid_table, sids_in_force
 from gpu_workers.inputs.prerank import (
     FeedCounts,
     HeldOut,
@@ -64,7 +65,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
     encoder_version = tokenizer.lineage["encoder_version"]
     with item_vectors(embeddings, encoder_version, ranks, before=end_of(context.run_date)) as vectors:
         with ranks.together():
-            items = ItemRows.of(vectors)
+            items = ContentTable.of(vectors.item_index, vectors.vectors)
             index, sids = sids_in_force(context.snapshot("item_sids"), tokenizer.version)
         profiles = load_profiles(context, ranks, items)
         table = sid_table(index, sids, len(items.row_of))

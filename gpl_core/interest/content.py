@@ -13,32 +13,10 @@ import torch
 from torch import Tensor
 
 from gpl_core.errors import UsageError
+from gpl_core.sids.content_table import ContentTable
 
 _STAY = 1 / 6  # chance that a walk repeats its item: people buy again, and walks that never repeat teach otherwise
 _BLOCK = 2_048  # items compared with all others at a time: bounds memory to this times the pool
-
-
-@dataclass(frozen=True, eq=False)
-class ContentTable:
-    """Item vectors by item_index; missing ones stay missing."""
-
-    vectors: np.ndarray  # float32 [n x d], unit rows; may be a memory map
-    row_of: np.ndarray  # int64 [largest item_index + 1]: row of an item, -1 where it has no usable vector
-
-    @property
-    def width(self) -> int:
-        """d."""
-        return self.vectors.shape[1]
-
-    def rows(self, item_index: np.ndarray) -> np.ndarray:
-        """Rows of ``item_index`` (int, any shape), -1 where there is none."""
-        index = np.asarray(item_index)
-        known = (index >= 0) & (index < len(self.row_of))
-        return np.where(known, self.row_of[np.where(known, index, 0)], -1)
-
-    def take(self, rows: np.ndarray) -> Tensor:
-        """Vectors of ``rows`` (int [M], none negative), float32 [M x d] on the CPU."""
-        return torch.from_numpy(np.ascontiguousarray(self.vectors[rows], dtype=np.float32))
 
 
 @dataclass(frozen=True, eq=False)

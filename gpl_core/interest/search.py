@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gpl_core.errors import ContractError, GplError, UsageError
 from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan, ranges
-from gpl_core.interest.content import ContentTable
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.objective import content_of, level_logits
 from gpl_core.interest.packing import budget_batches, event_ends, most_events, prompt_tokens

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from gpl_core.interest.alignment import TitlePack, alignment_losses
-from gpl_core.interest.content import ContentTable, NeighborGraph
+from gpl_core.interest.content import NeighborGraph
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.objective import target_log_probs
 from gpl_core.interest.packing import Pack, UserHistory

@@ -6,7 +6,7 @@ Legend for shapes: n rows, d width of the item embedding, H history items.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -48,38 +48,26 @@ class UserProfiles:
         self._rows = np.zeros(buckets, dtype=np.int64)
 
     def add(
-        self,
-        user_ids: Iterable[str],
-        history: npt.NDArray[np.integer],
-        vectors: npt.NDArray[np.floating],
-        has_vector: npt.NDArray[np.bool_],
+        self, user_ids: Iterable[str], rows: npt.NDArray[np.integer], vectors: npt.NDArray[np.floating]
     ) -> None:
-        """Adds sequences of one date: history int [n x H] (-1 padded), vectors [N x d] with has_vector bool [N]."""
-        known = (history >= 0) & (history < len(vectors))
-        known &= has_vector[np.where(known, history, 0)]
-        gathered = np.asarray(vectors[np.where(known, history, 0)], dtype=np.float64)
+        """Adds sequences of one date: the items' rows int [n x H] of vectors [N x d], -1 where there is none."""
+        known = rows >= 0
+        gathered = np.asarray(vectors[np.where(known, rows, 0)], dtype=np.float64)
         gathered[~known] = 0.0
         mean = gathered.sum(axis=1) / np.maximum(known.sum(axis=1), 1)[:, None]
         bucket = user_buckets(user_ids, len(self.table))
         np.add.at(self._sum, bucket, mean)
         np.add.at(self._rows, bucket, 1)
 
-    def close_slice(
-        self, sums: npt.NDArray[np.float64] | None = None, rows: npt.NDArray[np.int64] | None = None
-    ) -> None:
-        """Ends a date; with several ranks, `sums` [buckets x d] and `rows` [buckets] are the totals over ranks."""
-        sums, rows = (self._sum, self._rows) if sums is None or rows is None else (sums, rows)
+    def close_slice(self, total: Callable[[np.ndarray], np.ndarray] = lambda own: own) -> None:
+        """Ends a date; `total`: the sum of an array over the ranks that have each added a part of it."""
+        sums, rows = total(self._sum), total(self._rows)
         touched = rows > 0
         mean = sums[touched] / rows[touched, None]
         norm = np.linalg.norm(mean, axis=1, keepdims=True)
         self.table[touched] = mean / np.where(norm > 0, norm, 1.0)
         self._sum[:] = 0.0
         self._rows[:] = 0
-
-    @property
-    def open_slice(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """(sums [buckets x d], rows [buckets]) added since the last `close_slice`, to be summed over ranks."""
-        return self._sum, self._rows
 
     def of(self, bucket: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Profiles [n x d] of the buckets [n], of unit norm, or 0 where none is known."""

@@ -17,15 +17,15 @@ from gpl_core.config import Config
 from gpl_core.errors import LineageError, MissingInputError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
-from gpl_core.interest.content import ContentTable
 from gpl_core.interest.packing import UserHistory, unflatten
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.keys import hash_keys
 from gpl_core.lakehouse.snapshot import Snapshot
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.feed import FileShare, assign_files, read_batches
-from gpu_workers.inputs.item_tables import ItemRows, end_of, sids_in_force
+from gpu_workers.inputs.item_tables import end_of, sids_in_force
 from gpu_workers.outputs import local_folder
 from gpu_workers.ranks import Ranks
 
@@ -53,8 +53,7 @@ def content_table(
         return
     snapshot = context.snapshot("item_embeddings")
     with item_vectors(snapshot, encoder_version, ranks, before=end_of(context.run_date)) as found:
-        rows = ItemRows.of(found)
-        yield ContentTable(rows.vectors, rows.rows(np.arange(len(rows.row_of))))
+        yield ContentTable.of(found.item_index, found.vectors)
 
 
 def base_checkpoint(config: Config) -> Path:

@@ -19,9 +19,9 @@ from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
 from gpl_core.prerank.selection import held_out
 from gpl_core.prerank.two_tower import TwoTower
+from gpl_core.sids.content_table import ContentTable
 from gpu_workers.inputs.embeddings import digests
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
-from gpu_workers.inputs.item_tables import ItemRows
 from gpu_workers.ranks import Ranks
 
 FEED_COLUMNS = (
@@ -37,7 +37,7 @@ _IMPRESSION_COLUMNS = ("request_id", "user_id", "item_index", "clicked", "is_ran
 class TowerInputs:
     """Lookups of the towers' inputs for (user, item) pairs."""
 
-    items: ItemRows
+    items: ContentTable
     sids: np.ndarray  # int32 [N x L] by item_index, -1 where an item has none
     profiles: UserProfiles
     settings: Prerank
@@ -113,7 +113,7 @@ class FeedCounts:
         self.calibrator_versions |= frozenset(batch["calibrator_version"][~exposed].tolist())
 
 
-def load_profiles(context: StepContext, ranks: Ranks, items: ItemRows) -> UserProfiles:
+def load_profiles(context: StepContext, ranks: Ranks, items: ContentTable) -> UserProfiles:
     """Profiles from user_sequences as of the first training day, from every slice since the last snapshot of all users.
 
     Later slices are not read: they contain the very clicks that label the training rows. Each rank reads its share of a
@@ -129,11 +129,8 @@ def load_profiles(context: StepContext, ranks: Ranks, items: ItemRows) -> UserPr
         with ranks.together():
             share = assign_files(snapshot.select(start=day, end=day), ranks.size)[ranks.rank]
             for batch in read_batches(snapshot, share.files, ["user_id", "item_index"]):
-                profiles.add(batch["user_id"], items.rows(batch["item_index"]), items.vectors, items.finite)
-        sums, rows = profiles.open_slice
-        if ranks.size > 1:
-            sums, rows = _added(sums, ranks), _added(rows, ranks)
-        profiles.close_slice(sums, rows)
+                profiles.add(batch["user_id"], items.rows(batch["item_index"]), items.vectors)
+        profiles.close_slice(lambda part: _added(part, ranks))
     return profiles
 
 
@@ -219,6 +216,8 @@ def score_impressions(
 
 
 def _added(values: np.ndarray, ranks: Ranks) -> np.ndarray:
+    if ranks.size == 1:
+        return values
     tensor = torch.from_numpy(values.copy()).to(ranks.device)
     dist.all_reduce(tensor)
     return tensor.cpu().numpy()

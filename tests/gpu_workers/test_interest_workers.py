@@ -27,7 +27,8 @@ from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
 from gpl_core.interest.alignment import Titles
 from gpl_core.interest.bundle import load_bundle
-from gpl_core.interest.content import ContentTable, NeighborGraph
+from gpl_core.interest.content import NeighborGraph
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import UserHistory
 from gpl_core.interest.search import BeamSearch, SearchSettings

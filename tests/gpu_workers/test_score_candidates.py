@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from gpl_core.errors import ContractError, LineageError
+from gpl_core.sids.content_table import ContentTable
 from gpu_workers import score_candidates
-from gpu_workers.inputs.embeddings import ItemVectors
-from gpu_workers.inputs.item_tables import ItemRows
 from tests.gpu_workers.labels_lake import DAY, LabelsLake
 
 ROWS = [
@@ -138,7 +137,7 @@ def test_a_vector_with_nan_is_refused_by_the_table_and_never_scored_if_it_is_the
     with pytest.raises(ContractError, match=r"item_embeddings.*NaN"):
         lake.write("item_embeddings", {"encoder_version": "encoder-1"}, [bad])
     vectors = np.array([[1.0, 0.0], [np.nan, 0.0], [0.0, 0.0]], dtype=np.float32)
-    rows = ItemRows.of(ItemVectors(np.array([2, 5, 6]), np.zeros(3, np.uint64), np.array(["", "", ""]), vectors))
+    rows = ContentTable.of(np.array([2, 5, 6]), vectors)
     assert rows.rows(np.array([2, 5, 6, 7, -1])).tolist() == [0, -1, -1, -1, -1]
     assert rows.content(np.array([5])).tolist() == [[0.0, 0.0]]
 

@@ -25,7 +25,8 @@ import pyarrow as pa
 import torch
 
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
-from gpl_core.interest.content import ContentTable, NeighborGraph
+from gpl_core.interest.content import NeighborGraph
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import UserHistory, training_packs

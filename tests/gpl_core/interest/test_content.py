@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gpl_core.errors import UsageError
-from gpl_core.interest.content import ContentTable, NeighborGraph
+from gpl_core.interest.content import NeighborGraph
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.interest_model import (
     InterestModel,
     ModelSettings,

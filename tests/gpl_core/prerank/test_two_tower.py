@@ -38,7 +38,7 @@ def _world(seed: int = 0, items: int = 30) -> tuple[np.ndarray, np.ndarray, np.n
     sids = rng.integers(0, CONFIG.codes, (items, 3))
     sids[5] = -1
     profiles = UserProfiles(CONFIG.user_buckets, CONFIG.content_width)
-    profiles.add(["u1", "ü2"], np.array([[1, 2, -1], [4, 3, 3]]), content, has_vector)
+    profiles.add(["u1", "ü2"], np.array([[1, 2, -1], [4, -1, -1]]), content)
     profiles.close_slice()
     return content, has_vector, sids, profiles
 
@@ -155,14 +155,14 @@ def test_lambda_zero_trains_the_exposed_only_model_bit_for_bit() -> None:
 
 
 def test_profiles_are_unit_means_and_a_later_date_replaces_a_bucket() -> None:
-    content, has_vector, _, profiles = _world()
+    content, _, _, profiles = _world()
     bucket = user_buckets(["u1", "ü2", "u9"], CONFIG.user_buckets)
     assert len(set(bucket.tolist())) == 3
     mean = content[1] + content[2]
     assert profiles.of(bucket)[0] == pytest.approx(mean / np.linalg.norm(mean), abs=1e-6)
-    assert profiles.of(bucket)[1] == pytest.approx(content[4], abs=1e-6)  # item 3 has no embedding
+    assert profiles.of(bucket)[1] == pytest.approx(content[4], abs=1e-6)
     assert (profiles.of(bucket)[2] == 0).all()
-    profiles.add(["u1"], np.array([[7, -1, -1]]), content, has_vector)
+    profiles.add(["u1"], np.array([[7, -1, -1]]), content)
     profiles.close_slice()
     assert profiles.of(bucket)[0] == pytest.approx(content[7], abs=1e-6)
     assert profiles.of(bucket)[1] == pytest.approx(content[4], abs=1e-6)
