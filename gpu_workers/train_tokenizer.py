@@ -40,7 +40,6 @@ class DeepSpeedEngine:
         self._tensorboard = tensorboard
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: int, batch_size: int) -> None:
-        """See TrainEngine."""
         config = {
             "train_micro_batch_size_per_gpu": max(1, batch_size // (parts * self.world)),
             "gradient_accumulation_steps": parts,
@@ -54,22 +53,18 @@ class DeepSpeedEngine:
         self._parts = parts * self.world
 
     def forward(self, *inputs: Any) -> Any:
-        """See TrainEngine."""
         return self._engine(*inputs)
 
     def step(self, loss: Tensor) -> None:
-        """See TrainEngine."""
         self._engine.backward(loss * self._parts)
         self._engine.step()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """See TrainEngine."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, tensor: Tensor) -> None:
-        """See TrainEngine."""
         if self.world > 1:
             dist.broadcast(tensor, 0)
 

@@ -105,11 +105,9 @@ class PrecomputedEncoder:
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """See PartEncoder."""
         return {"dim": self.dim}
 
     def encode(self, items: Sequence[ItemContent]) -> PartVectors:
-        """See PartEncoder."""
         out = np.zeros((len(items), self.dim), dtype=np.float32)
         rejected = {}
         for position, item in enumerate(items):

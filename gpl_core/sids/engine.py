@@ -1,4 +1,4 @@
-"""What training needs of its engine, so that one loop serves plain torch and DeepSpeed."""
+"""What training needs of its engine: DeepSpeed in the worker, plain torch in tests."""
 
 from __future__ import annotations
 
@@ -33,36 +33,3 @@ class TrainEngine(Protocol):
 
     def broadcast(self, tensor: Tensor) -> None:
         """Overwrites ``tensor`` with rank 0's."""
-
-
-class LocalEngine:
-    """One rank of plain torch."""
-
-    rank = 0
-    world = 1
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
-
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: int, batch_size: int) -> None:
-        """See TrainEngine."""
-        self._model, self._optimizer, self._parts, self._calls = model.to(self.device), optimizer, parts, 0
-
-    def forward(self, *inputs: Any) -> Any:
-        """See TrainEngine."""
-        return self._model(*inputs)
-
-    def step(self, loss: Tensor) -> None:
-        """See TrainEngine."""
-        loss.backward()
-        self._calls += 1
-        if self._calls % self._parts == 0:
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """See TrainEngine."""
-        return tensor
-
-    def broadcast(self, tensor: Tensor) -> None:
-        """See TrainEngine."""

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from gpl_core.checkpoint import read_checkpoint, write_checkpoint
 from gpl_core.errors import ContractError
-from gpl_core.sids.engine import LocalEngine, TrainEngine
+from gpl_core.sids.engine import TrainEngine
 from gpl_core.sids.kmeans import residual_kmeans
 from gpl_core.sids.quantizer import Assignment, ResidualQuantizer, assign
 from gpl_core.sids.tokenizer import Tokenizer, checked_embeddings, mlp
@@ -136,18 +136,17 @@ def fit(
     embeddings: np.ndarray,
     settings: RqVaeSettings,
     *,
+    engine: TrainEngine,
     progress: Progress | None = None,
     checkpoint_dir: str | Path | None = None,
-    engine: TrainEngine | None = None,
 ) -> Tokenizer:
     """Trains an RQ-VAE on ``embeddings`` float32 [N x d] (may be a memory map); every rank gets the tokenizer.
 
-    With ``checkpoint_dir``, a killed run started again with the same input continues to the same result. ``engine``
-    runs forward, backward and the optimizer step (default: plain torch, one rank). Raises ContractError for zero or NaN
-    rows, for N = 0, and for fewer items than ranks.
+    ``engine`` runs forward, backward and the optimizer step. With ``checkpoint_dir``, a killed run started again with
+    the same input continues to the same result. Raises ContractError for zero or NaN rows, for N = 0, and for fewer
+    items than ranks.
     """
     checked_embeddings(embeddings)
-    engine = engine or LocalEngine()
     if len(embeddings) < max(1, engine.world):
         raise ContractError(
             f"embeddings: {len(embeddings)} items for {engine.world} ranks, expected one each or more; use fewer ranks."

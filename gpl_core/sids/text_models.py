@@ -74,11 +74,9 @@ class TextEncoder:
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """See PartEncoder."""
         return {"files": self._files, "max_tokens": self._max_tokens, "pooling": self._pooling, "strip": True}
 
     def encode(self, items: Sequence[ItemContent]) -> PartVectors:
-        """See PartEncoder."""
         out = np.zeros((len(items), self.dim), dtype=np.float32)
         texts = [item.text.strip() for item in items]
         where = np.array([n for n, text in enumerate(texts) if text], dtype=np.int64)
@@ -166,12 +164,10 @@ class ClipEncoder:
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """See PartEncoder."""
         limits = {"max_bytes": self._reader.max_bytes, "max_pixels": self._reader.max_pixels}
         return {"files": self._files, "weights": self._weights, "max_tokens": self._max_tokens, **limits}
 
     def encode(self, items: Sequence[ItemContent]) -> PartVectors:
-        """See PartEncoder."""
         out = np.zeros((len(items), self.dim), dtype=np.float32)
         rejected: dict[int, str] = {}
         texts = [item.text.strip() for item in items]

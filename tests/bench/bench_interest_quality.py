@@ -40,7 +40,7 @@ from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.repair import duplicates, repair
-from gpl_core.sids.rqvae import RqVaeSettings, fit
+from gpl_core.sids.rqvae import RqVaeSettings
 from tests.bench.harness import Figure, at_least, device_name, report
 from tests.bench.quality.data import (
     MOST_EVENTS,
@@ -56,6 +56,7 @@ from tests.bench.quality.data import (
 )
 from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 from tests.bench.quality.sasrec import SasRecSettings, rankings_after, train_sasrec
+from tests.gpl_core.sids.plain_torch import fit
 
 
 @dataclass(frozen=True)

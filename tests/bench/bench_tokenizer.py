@@ -30,11 +30,10 @@ import torch
 from scipy import stats
 
 from gpl_core.sids.encoders import EncoderPart, build_encoder
-from gpl_core.sids.engine import LocalEngine
 from gpl_core.sids.health import collision_share, level_usage, mean_cosine
 from gpl_core.sids.item_content import ItemContent
 from gpl_core.sids.repair import duplicates, repair
-from gpl_core.sids.rqvae import RqVaeSettings, fit
+from gpl_core.sids.rqvae import RqVaeSettings
 from gpl_core.sids.tokenizer import Tokenizer
 from gpl_core.simulation.item_world import item_texts, make_items, make_taste
 from gpl_core.simulation.marketplace import item_rows
@@ -43,6 +42,7 @@ from tests.bench.harness import Figure, at_least, at_most, clock, device, is_qui
 from tests.bench.quality.library_rqvae import fit_library
 from tests.bench.quality.neighbors import neighbor_recall
 from tests.bench.quality.rq_kmeans import fit_rq_kmeans
+from tests.gpl_core.sids.plain_torch import LocalEngine, fit
 
 PATH = Path(os.environ.get("GPL_SHARED_DATA", "../shared/data")) / "amazon_industrial" / "items.jsonl.gz"
 RELATIONAL = 0.3  # the configuration's default, see docs/decisions/009-tokenizer.md

@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 from vector_quantize_pytorch import ResidualVQ
 
 from gpl_core.errors import ContractError, GateError, MissingInputError
-from gpl_core.sids.engine import LocalEngine
 from gpl_core.sids.health import (
     Gates,
     check_gates,
@@ -33,13 +32,13 @@ from gpl_core.sids.rqvae import (
     RqVaeSettings,
     codes_for,
     epochs_for,
-    fit,
     one_cycle,
     relational_loss,
 )
 from gpl_core.sids.tokenizer import load_tokenizer
 from tests.bench.quality.neighbors import neighbor_recall
 from tests.bench.quality.rq_kmeans import fit_rq_kmeans
+from tests.gpl_core.sids.plain_torch import LocalEngine, fit
 
 SMALL = RqVaeSettings(codes=16, hidden=(32,), latent=8, batch_size=64, epochs=30, warmup_epochs=5)
 
@@ -165,7 +164,8 @@ def test_same_seed_same_bits_another_seed_others(catalog, tokenizer):
 KILLED_AT_17 = """
 import os, signal, sys
 import numpy as np, torch
-from gpl_core.sids.rqvae import RqVaeSettings, fit
+from gpl_core.sids.rqvae import RqVaeSettings
+from tests.gpl_core.sids.plain_torch import fit
 
 def kill(epoch, figures):
     if epoch == 17:
