@@ -24,7 +24,6 @@ from gpl_core.checkpoint import read_checkpoint, write_checkpoint
 from gpl_core.errors import ContractError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.bundle import load_bundle, read_description
-from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.packing import unflatten
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
@@ -32,6 +31,7 @@ from gpl_core.lakehouse.files import DataFile, file_groups
 from gpl_core.lakehouse.keys import hash_keys, members
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
+from gpl_core.sids.content_table import ContentTable
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_version
 from gpu_workers.inputs.interest import base_checkpoint, content_table, read_catalog
 from gpu_workers.outputs import commit_parts, commit_rows, list_array, local_folder, reject

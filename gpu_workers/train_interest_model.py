@@ -25,7 +25,6 @@ from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.alignment import TitlePack, Titles
 from gpl_core.interest.bundle import save_bundle
 from gpl_core.interest.content import NeighborGraph
-from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.interest_model import ModelSettings, adapter_state, build_interest_model, load_adapter_state
 from gpl_core.interest.packing import Pack, UserHistory, most_events, training_packs
 from gpl_core.interest.search import BeamSearch, SearchSettings
@@ -33,6 +32,7 @@ from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.training import TrainingObjective, TrainingProgress, Walks, empty_pack, without_targets
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import Manifest
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.tokenizer import load_tokenizer
 from gpu_workers.deepspeed_config import deepspeed_config
 from gpu_workers.engine_checkpoints import EngineCheckpoints

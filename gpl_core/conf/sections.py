@@ -176,7 +176,7 @@ class TokenizerSettings(Section):
     levels: Positive = Field(default=3, description="L")
     codes: Annotated[int, Field(ge=2)] | None = Field(default=None, description="C; from the catalog's size if unset")
     epochs: Positive = Field(default=400, description="Passes over all items")
-    batch_size: Positive = Field(default=1024, description="Items per step")
+    batch_size: Annotated[int, Field(ge=2, strict=True)] = Field(default=1024, description="Items per step")
     refresh_days: Positive = Knob(default=7, description="A tokenizer older than this is trained again")
     gates: TokenizerGates = Knob(TokenizerGates())
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from gpl_core.interest.attention import CausalPlan
-from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import Pack
 from gpl_core.interest.trie_scoring import DeviceTrie, code_log_probs
+from gpl_core.sids.content_table import ContentTable
 
 
 class TargetScores(NamedTuple):

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from gpl_core.errors import ContractError, GplError, UsageError
 from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan, ranges
-from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.objective import content_of, level_logits
 from gpl_core.interest.packing import budget_batches, event_ends, most_events, prompt_tokens
 from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs
+from gpl_core.sids.content_table import ContentTable
 
 PAD_LOG_PROB = -100.0
 """log_prob of a slot without an anchor (its sid is -1): finite, because tables hold no infinities; its exp is 0."""
@@ -41,13 +41,6 @@ class SearchSettings:
     max_events: int  # newest events of a history that the model reads; as in training
     token_budget: int = 16_384  # positions per batch: prompts plus (L - 1) * K per user. Halved when memory runs out.
     prefixes: int = 0  # P, scored prefixes returned beside the anchors; they change no beam
-
-    def __post_init__(self) -> None:
-        if self.beams < 1 or self.token_budget < 1 or self.prefixes < 0:
-            raise UsageError(
-                f"beams = {self.beams}, token_budget = {self.token_budget}, prefixes = {self.prefixes}: expected the "
-                "first two >= 1, the last >= 0."
-            )
 
 
 class Anchors(NamedTuple):

@@ -11,11 +11,11 @@ import torch
 
 from gpl_core.interest.alignment import TitlePack, alignment_losses
 from gpl_core.interest.content import NeighborGraph
-from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.objective import target_log_probs
 from gpl_core.interest.packing import Pack, UserHistory
 from gpl_core.interest.trie_scoring import DeviceTrie
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 
 _WALKS_AT_A_TIME = 4_096

@@ -52,14 +52,9 @@ class SidVocabulary:
         return rows.astype(np.int64) + self.first_id + np.arange(self.levels) * self.codes
 
 
-def sid_token(level: int, code: int) -> str:
-    """The token text of ``code`` at the 0-based ``level``."""
-    return f"<|sid_{level + 1}_{code}|>"
-
-
 def sid_tokens(levels: int, codes: int) -> list[str]:
     """The text of every SID token, in id order."""
-    return [sid_token(level, code) for level in range(levels) for code in range(codes)]
+    return [f"<|sid_{level + 1}_{code}|>" for level in range(levels) for code in range(codes)]
 
 
 def extend_tokenizer(tokenizer: Any, levels: int, codes: int, prompt: str = "") -> SidVocabulary:
@@ -69,10 +64,6 @@ def extend_tokenizer(tokenizer: Any, levels: int, codes: int, prompt: str = "") 
     text, as in base checkpoints, a padding token is added. Raises UsageError when SID tokens of another shape are in
     the way, or when a code is not one token in context.
     """
-    if levels < 1 or codes < 1:
-        raise UsageError(
-            f"levels = {levels}, codes = {codes}: expected both >= 1; take them from the tokenizer artifact."
-        )
     texts = sid_tokens(levels, codes)
     # Not `special`: skip_special_tokens would drop them when a sequence is decoded for a report.
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in texts])

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from gpl_core.errors import ContractError, GateError
 from gpl_core.labels.calibration import (
     GRID_CELLS,
-    GRID_KINDS,
     Calibrator,
     FittedOn,
     FloatArray,
@@ -42,21 +41,11 @@ def fit_quantile(
     The mid-CDF of the histogram at the grid's knots is pushed through the quantile function of a logit-normal
     distribution, whose location is solved so that the mean label over the histogram equals `target_rate` (to 1e-9).
 
-    counts: pairs per cell [GRID_CELLS], exact. fractions: mean position of the pairs inside each cell, see `grid_mean`.
-    spread: standard deviation of the labels' logits, > 0.
-    Raises GateError when the histogram is empty, ContractError for a target rate or spread out of range.
+    counts: pairs per cell [GRID_CELLS], exact, not all 0. target_rate: in (0, 1). fractions: mean position of the pairs
+    inside each cell, see `grid_mean`. spread: standard deviation of the labels' logits, > 0.
     """
-    if not 0.0 < target_rate < 1.0:
-        raise ContractError(f"calibration.target_rate is {target_rate!r}; expected a rate strictly between 0 and 1")
-    if not 0.0 < spread < float("inf"):
-        raise ContractError(f"calibration.spread is {spread!r}; expected a finite value above 0")
     counts = _histogram(counts)
     total = float(counts.sum())
-    if total <= 0:
-        raise GateError(
-            "calibration.quantile: no scored unexposed pair to rank; check that score_candidates wrote pairs"
-        )
-
     # Ranks are averaged over the two cells that meet in a knot: a histogram with one full cell then gives labels
     # around the median, not the two extremes of the distribution.
     middle = (np.cumsum(counts) - counts / 2) / total
@@ -76,12 +65,7 @@ def fit_quantile(
     return np.clip(sigmoid((low + high) / 2 + scores), 0.0, 1.0)
 
 
-def check_fitting_rows(
-    rows: int,
-    clicks: int,
-    minimum_rows: int = 1000,
-    remedy: str = "use kind quantile with labels.calibrator.target_rate set",
-) -> None:
+def check_fitting_rows(rows: int, clicks: int, minimum_rows: int, remedy: str) -> None:
     """Raises GateError unless the uniform slice can fit a calibrator: enough rows, and both classes."""
     if rows < minimum_rows:
         raise GateError(f"calibration: the uniform slice has {rows} rows; at least {minimum_rows} are needed: {remedy}")
@@ -105,8 +89,6 @@ def base_rate_change(previous: float, current: float, largest_ratio: float) -> s
 
 def grid_calibrator(kind: str, knots: npt.ArrayLike, fitted_on: FittedOn, variable: str = "similarity") -> Calibrator:
     """A `quantile` or `isotonic` Calibrator of `variable` from fitted knots."""
-    if kind not in GRID_KINDS:
-        raise ContractError(f"calibrator.kind is {kind!r}; expected one of {', '.join(GRID_KINDS)} for a grid map")
     values = tuple(np.asarray(knots, dtype=np.float64).tolist())
     return Calibrator(kind=kind, knots=values, fitted_on=fitted_on, features=(variable,))
 

@@ -47,9 +47,7 @@ class UserProfiles:
         self._sum = np.zeros((buckets, width), dtype=np.float64)
         self._rows = np.zeros(buckets, dtype=np.int64)
 
-    def add(
-        self, user_ids: Iterable[str], rows: npt.NDArray[np.integer], vectors: npt.NDArray[np.floating]
-    ) -> None:
+    def add(self, user_ids: Iterable[str], rows: npt.NDArray[np.integer], vectors: npt.NDArray[np.floating]) -> None:
         """Adds sequences of one date: the items' rows int [n x H] of vectors [N x d], -1 where there is none."""
         known = rows >= 0
         gathered = np.asarray(vectors[np.where(known, rows, 0)], dtype=np.float64)

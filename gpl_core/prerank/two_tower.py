@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gpl_core.errors import UsageError
 from gpl_core.prerank.features import TowerBatch
 
 _START_GAIN = 2.0
@@ -39,13 +38,6 @@ class TowerConfig:
     codes: int
     pair_features: tuple[str, ...] = ()
     prior_rate: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name in ("user_buckets", "item_buckets", "dimension", "hidden", "content_width"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"prerank {name} is {getattr(self, name)}; expected at least 1")
-        if not 0.0 < self.prior_rate < 1.0:
-            raise UsageError(f"prerank prior_rate is {self.prior_rate}; expected a rate strictly between 0 and 1")
 
 
 class UserTower(nn.Module):

@@ -128,21 +128,13 @@ class PrecomputedEncoder:
 def build_encoder(parts: Sequence[EncoderPart], *, batch_size: int = 64, device: str = "cpu") -> FusionEncoder:
     """The encoder that ``parts`` describe; models are loaded from local files only.
 
-    Raises UsageError for an unknown part or a missing option, MissingInputError where a model's files are absent.
+    Raises UsageError for an unknown or missing option, MissingInputError where a model's files are absent.
     """
-    if not parts:
-        raise UsageError("encoder.parts: empty, expected at least one of " + ", ".join(_OPTIONS) + ".")
     return FusionEncoder([_build_part(p, batch_size, device) for p in parts], [p.weight for p in parts])
 
 
 def _build_part(part: EncoderPart, batch_size: int, device: str) -> PartEncoder:
     # Models are imported here: a precomputed column needs neither transformers nor scikit-image.
-    if part.name not in _OPTIONS:
-        raise UsageError(f"encoder.parts: '{part.name}', expected one of {', '.join(_OPTIONS)}.")
-    if not part.weight > 0:
-        raise UsageError(
-            f"encoder.parts.{part.name}.weight: {part.weight}, expected above 0; leave the part out instead."
-        )
     options = _options(part)
     if part.name == "precomputed":
         if "dim" not in options:

@@ -60,15 +60,6 @@ class RqVaeSettings:
     sample_rows: int = 262_144  # most items used for the k-means start and for revival
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        for name, least in (("levels", 1), ("codes", 2), ("latent", 1), ("batch_size", 2), ("epochs", 1)):
-            if getattr(self, name) < least:
-                raise ContractError(f"tokenizer.{name}: {getattr(self, name)}, expected at least {least}.")
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise ContractError(
-                f"tokenizer.warmup_epochs: {self.warmup_epochs}, expected at least 0 and below epochs ({self.epochs})."
-            )
-
 
 def codes_for(items: int) -> int:
     """C by catalog size (ours): 256 up to 10^5 items, doubled for each factor of four, 8192 from about 10^8 on."""

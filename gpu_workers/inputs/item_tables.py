@@ -12,6 +12,7 @@ from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.sids.content_table import ContentTable
 from gpu_workers.inputs.feed import read_batches
 
+
 def end_of(run_date: date) -> int:
     """The end of `run_date` in microseconds: later content must not be used, however late the step runs."""
     return int(start_of(run_date + timedelta(days=1)).timestamp() * 1_000_000)

@@ -23,10 +23,10 @@ from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
 from gpl_core.interest.bundle import load_bundle
-from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import ArtifactStore
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.trie import Trie
 from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.inputs.interest import base_checkpoint

@@ -32,12 +32,12 @@ import torch
 from gpl_core.interest.alignment import Titles, alignment_losses
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import NeighborGraph
-from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import UserHistory, training_packs
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.repair import duplicates, repair
 from gpl_core.sids.rqvae import RqVaeSettings

@@ -28,13 +28,13 @@ from gpl_core.graph.steps import find_step
 from gpl_core.interest.alignment import Titles
 from gpl_core.interest.bundle import load_bundle
 from gpl_core.interest.content import NeighborGraph
-from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import UserHistory
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.training import TrainingProgress, Walks
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.trie import Trie
 from gpu_workers import generate_anchors, train_interest_model

@@ -26,7 +26,6 @@ import torch
 
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import NeighborGraph
-from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import UserHistory, training_packs
@@ -34,6 +33,7 @@ from gpl_core.interest.search import Anchors, SearchSettings
 from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.labels.pair_scoring import PairBlock, prefix_log_prob, score_block
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.encoders import EncoderPart, build_encoder
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.item_content import ItemContent

@@ -10,7 +10,6 @@ import torch
 
 from gpl_core.errors import UsageError
 from gpl_core.interest.content import NeighborGraph
-from gpl_core.sids.content_table import ContentTable
 from gpl_core.interest.interest_model import (
     InterestModel,
     ModelSettings,
@@ -22,6 +21,7 @@ from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import UserHistory, pack_targets
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.trie import Trie
 
 ITEMS, WIDTH = 30, 5

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from gpl_core.errors import ContractError, UsageError
-from gpl_core.interest.vocabulary import check_single_tokens, extend_tokenizer, sid_token, sid_tokens
+from gpl_core.interest.vocabulary import check_single_tokens, extend_tokenizer, sid_tokens
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def tokenizer(checkpoint: Path):
 
 def test_every_code_is_one_token_in_context_and_round_trips(tokenizer) -> None:
     vocabulary = extend_tokenizer(tokenizer, 2, 5, "Seen:")
-    text = "Seen:" + sid_token(0, 3) + sid_token(1, 4) + sid_token(0, 0) + ", then"
+    text = "Seen:<|sid_1_3|><|sid_2_4|><|sid_1_0|>, then"
     ids = tokenizer.encode(text, add_special_tokens=False)
     start = len(vocabulary.prompt_ids)
     assert tuple(ids[:start]) == vocabulary.prompt_ids

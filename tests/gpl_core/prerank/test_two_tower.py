@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from gpl_core.errors import ContractError, UsageError
+from gpl_core.errors import ContractError
 from gpl_core.prerank.export import export_bundle, load_variant
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
 from gpl_core.prerank.loss import dual_label_loss
@@ -216,10 +216,3 @@ def test_serving_refuses_what_it_does_not_know(tmp_path) -> None:
     (tmp_path / "serving.json").write_text('{"format": "other"}')
     with pytest.raises(ContractError, match="format 'other'"):
         ServedModel(tmp_path, "gpl")
-
-
-def test_sizes_are_checked() -> None:
-    with pytest.raises(UsageError, match="dimension is 0"):
-        TowerConfig(10, 10, 0, 4, 4, 3, 5)
-    with pytest.raises(UsageError, match="prior_rate is 0"):
-        TowerConfig(10, 10, 4, 4, 4, 3, 5, prior_rate=0.0)

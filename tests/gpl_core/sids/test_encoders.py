@@ -373,11 +373,9 @@ def test_precomputed_vectors_are_normalized_or_named():
 @pytest.mark.parametrize(
     ("part", "error", "said"),
     [
-        (EncoderPart("word2vec"), UsageError, "'word2vec', expected one of precomputed"),
         (EncoderPart("precomputed"), UsageError, "options.dim: missing"),
         (EncoderPart("hf_text"), UsageError, "path: missing"),
         (EncoderPart("hf_clip", path="/no/such/model"), MissingInputError, "is not a folder"),
-        (EncoderPart("hog_color", 0.0), UsageError, "weight: 0.0, expected above 0"),
         (EncoderPart("hog_color", options={"sizes": 3}), UsageError, "unknown sizes, expected any of size"),
         (EncoderPart("hog_color", options={"size": 3}), UsageError, "size: 3, expected at least 8"),
         (EncoderPart("hog_color", options={"size": "big"}), UsageError, "size: 'big', expected int"),
@@ -391,8 +389,6 @@ def test_wrong_parts_are_refused_by_name(part, error, said):
 def test_nothing_to_encode(bert):
     parts = [EncoderPart("hf_text", 1.0, str(bert)), EncoderPart("hog_color", 0.5)]
     assert build_encoder(parts).encode([]).vectors.shape[0] == 0
-    with pytest.raises(UsageError, match="empty"):
-        build_encoder([])
 
 
 def test_a_clip_part_needs_a_clip_model(bert):
