@@ -47,7 +47,7 @@ def commit_rows(context: StepContext, ranks: Ranks, table: str, rows: Sequence[M
     contract = context.contract(table)
     with ranks.together(), context.lake.writer(contract, partition, dims={}, rank=ranks.rank) as writer:
         if rows:
-            writer.write(pa.Table.from_pylist(list(rows), schema=contract.arrow_schema(partitions=False)))
+            writer.write_rows(rows)
     commit_parts(context, ranks, table, writer.parts, mode="overwrite", partition=partition)
 
 

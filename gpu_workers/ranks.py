@@ -100,10 +100,6 @@ class Ranks:
         """Largest `value` over the ranks."""
         return self._reduce(value, dist.ReduceOp.MAX)
 
-    def min(self, value: float) -> float:
-        """Smallest `value` over the ranks."""
-        return self._reduce(value, dist.ReduceOp.MIN)
-
     def sum(self, value: float) -> float:
         """Sum of `value` over the ranks."""
         return self._reduce(value, dist.ReduceOp.SUM)

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +118,15 @@ def run(context: StepContext, ranks: Ranks) -> None:
                 raise RuntimeError(f"tokenizer: ranks end with different codebooks: {held}; this is a defect")
             if ranks.is_main:
                 health = measure(tokenizer, items.vectors)
+                figures = asdict(health)
                 context.counts.rows_in = len(items.vectors)
                 context.counts.details = {
                     "encoder_version": encoder_version, "codebooks": codebooks, "seconds": round(seconds, 1),
-                    **health.as_dict(),
+                    **figures,
                 }  # fmt: skip
-                log.info("train_tokenizer: %s", health.as_dict())
+                log.info("train_tokenizer: %s", figures)
                 check_gates(health, gates_of(context.config))
-                _publish(context, tokenizer, encoder_version, health.as_dict())
+                _publish(context, tokenizer, encoder_version, figures)
                 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 

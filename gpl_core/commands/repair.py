@@ -60,7 +60,7 @@ def repeated(snapshot: Snapshot) -> list[Removal]:
         shared.setdefault(tuple(file.partition[c] for c in key if c in file.partition), []).append(file)
     removals = []
     for files in shared.values():
-        newest_first = sorted(files, key=lambda f: (snapshot.modified[f.path], f.path), reverse=True)
+        newest_first = sorted(files, key=lambda f: (f.modified, f.path), reverse=True)
         for file, gone in zip(newest_first, _repeated(snapshot, newest_first), strict=True):
             if gone.any():
                 removals.append(Removal(file, int(gone.sum()), None if gone.all() else _rows_at(gone)))

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any
 
-import pyarrow as pa
-
 from gpl_core import __version__
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ConflictError
@@ -92,20 +90,13 @@ class JobRun:
             "fingerprint": self.state.fingerprint,
             "code_version": __version__,
             "inputs": json.dumps(self.state.inputs, sort_keys=True),
+            **vars(counts),
             "outputs": json.dumps(counts.outputs, sort_keys=True),
-            "rows_in": counts.rows_in,
-            "rows_out": counts.rows_out,
-            "rows_quarantined": counts.rows_quarantined,
-            "rows_dropped": counts.rows_dropped,
-            "bytes_out": counts.bytes_out,
-            "seconds": 0.0 if status == "running" else time.monotonic() - self._clock,
             "details": json.dumps(counts.details, sort_keys=True, default=str),
+            "seconds": 0.0 if status == "running" else time.monotonic() - self._clock,
             "error_class": type(error).__name__ if error else "",
             "error_message": str(error)[:4000] if error else "",
             "started_at": self._started,
-            "core_seconds": counts.core_seconds,
-            "gpu_seconds": counts.gpu_seconds,
-            "bytes_in": counts.bytes_in,
         }
 
     def _append(self, row: dict[str, Any]) -> tuple[int, Mapping[str, Any]]:
@@ -121,7 +112,7 @@ class JobRun:
                 row["attempt"], part = self._running
                 app_id, last, replaces = f"{numbered}:{row['attempt']}", -1, [part]
             with self._lake.writer(contract, {}, dims={}) as writer:
-                writer.write(pa.Table.from_pylist([row], schema=contract.arrow_schema()))
+                writer.write_rows([row])
             try:
                 self._lake.commit(
                     contract, writer.parts, mark=mark, mode="append", app_id=app_id, last=last, replaces=replaces

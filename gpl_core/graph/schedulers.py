@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -159,5 +160,4 @@ def _dict_literal(values: Mapping[str, str]) -> str:
 
 
 def _identifier(config: str) -> str:
-    name = config.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml")
-    return "".join(c if c.isalnum() else "_" for c in name)
+    return re.sub(r"\W", "_", config.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml"))

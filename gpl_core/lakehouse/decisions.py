@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Literal
 
-import pyarrow as pa
-
 from gpl_core.contracts.contract import load_contract
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
@@ -57,7 +55,7 @@ def add_decision(
         "reason": reason, "decided_by": account(), "decided_at": datetime.now(UTC),
     }  # fmt: skip
     with lake.writer(contract, {}, dims={}) as writer:
-        writer.write(pa.Table.from_pylist([row], schema=contract.arrow_schema()))
+        writer.write_rows([row])
     app_id = f"{_TABLE}:{kind}"
     lake.commit(contract, writer.parts, mark=SliceMark(action, {}, ""), mode="append", app_id=app_id, last=count - 1)
 

@@ -17,6 +17,7 @@ class DataFile:
     rows: int
     size: int
     stats_min: Mapping[str, Any]
+    modified: Any = None  # when it was written
 
 
 def rows_in(files: Iterable[DataFile]) -> int:

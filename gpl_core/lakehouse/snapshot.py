@@ -126,14 +126,8 @@ class Snapshot:
             }  # fmt: skip
             minima = {self._ours.get(k, k): v for k, v in found_minima.items()}
             records = row["num_records"] if row["num_records"] is not None else -1
-            found.append(DataFile(row["path"], partition, records, row["size_bytes"], minima))
+            found.append(DataFile(row["path"], partition, records, row["size_bytes"], minima, row["modification_time"]))
         return tuple(sorted(found, key=lambda f: f.path))
-
-    @cached_property
-    def modified(self) -> dict[str, Any]:
-        """Path of a live data file -> when it was written."""
-        actions = pa.table(self._table.get_add_actions(flatten=True))
-        return dict(zip(actions["path"].to_pylist(), actions["modification_time"].to_pylist(), strict=True))
 
     def select(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -83,6 +83,10 @@ class PartWriter:
             self._rows += len(head)
             if self._rows >= self._file_rows:
                 self._finish()
+
+    def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Like `write`, of a few rows as column -> value."""
+        self.write(pa.Table.from_pylist(list(rows), schema=self._schema))
 
     def _handle(self) -> pq.ParquetWriter:
         if self._open is None:

@@ -90,32 +90,23 @@ def gauc(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: npt.ArrayLike) ->
     note. labels may be soft, see `auc`. The interval takes users as independent.
     """
     s, p = _checked(scores, labels)
-    found = per_group_auc(s, p, groups)
-    kept = ~np.isnan(found.value)
+    found, sizes = _per_group_auc(s, p, groups)
+    kept = ~np.isnan(found)
     left_out = int((~kept).sum())
     note = f"{left_out} of {len(kept)} users have one class only" if left_out else ""
     if not kept.any():
         return Figure("gauc", None, len(s), note or "no rows")
-    value, weight = found.value[kept], found.rows[kept] / found.rows[kept].sum()
+    rows = int(sizes[kept].sum())
+    value, weight = found[kept], sizes[kept] / rows
     mean = float(weight @ value)
-    rows = int(found.rows[kept].sum())
     if len(value) < 2:
         return Figure("gauc", mean, rows, note)
     error = _NORMAL_95 * float(np.sqrt((weight**2) @ (value - mean) ** 2 * len(value) / (len(value) - 1)))
     return Figure("gauc", mean, rows, note, max(0.0, mean - error), min(1.0, mean + error))
 
 
-@dataclass(frozen=True)
-class GroupAuc:
-    """value: AUC per group [G], NaN where undefined; rows: rows per group [G]; both in the groups' sorted order."""
-
-    value: FloatArray
-    rows: npt.NDArray[np.int64]
-
-
-def per_group_auc(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: npt.ArrayLike) -> GroupAuc:
-    """AUC inside each group, all groups in one sort; soft labels as in `auc`."""
-    s, p = _checked(scores, labels)
+def _per_group_auc(s: FloatArray, p: FloatArray, groups: npt.ArrayLike) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    """(AUC per group [G], NaN where undefined; rows per group [G]), in the groups' sorted order, all in one sort."""
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     count = int(group.max()) + 1 if len(group) else 0
     rows = np.bincount(group, minlength=count)
@@ -125,7 +116,7 @@ def per_group_auc(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: npt.Arra
     pairs = positive * negative - self_pairs
     wins = np.bincount(group, weights=p * negative_below, minlength=count) - 0.5 * self_pairs
     defined = pairs > 1e-12
-    return GroupAuc(np.where(defined, wins / np.where(defined, pairs, 1.0), np.nan), rows)
+    return np.where(defined, wins / np.where(defined, pairs, 1.0), np.nan), rows
 
 
 def hit_rate(

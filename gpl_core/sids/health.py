@@ -5,7 +5,7 @@ Legend for shapes: N items, L levels, C codes per level, d embedding width.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,10 +25,6 @@ class Health:
     reachable: tuple[int, ...]  # per level, the most codes this catalog could use: min(C, distinct embeddings)
     collision_share: float  # share of the items that share their SID with an item of another embedding
     reconstruction: float  # mean cosine between an embedding and its SID's decoded vector
-
-    def as_dict(self) -> dict[str, object]:
-        """The figures as plain JSON types."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)

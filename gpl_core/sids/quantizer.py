@@ -33,18 +33,14 @@ class Quantized(NamedTuple):
     assignment: Assignment
 
 
-def nearest_codes(x: Tensor, codebook: Tensor) -> Tensor:
-    """The code of least squared distance for each row of ``x`` [B x k] in ``codebook`` [C x k]; int64 [B]."""
-    return torch.argmin(torch.addmm(codebook.square().sum(-1), x, codebook.T, alpha=-2.0), dim=-1)
-
-
 @torch.no_grad()
 def assign(latent: Tensor, codebooks: Tensor) -> Assignment:
     """Greedy residual codes of ``latent`` [B x k] by ``codebooks`` [L x C x k], for training and inference alike."""
     residual, codes, residuals = latent, [], []
     for codebook in codebooks:
         residuals.append(residual)
-        code = nearest_codes(residual, codebook)
+        # The least squared distance, less the row's own square.
+        code = torch.argmin(torch.addmm(codebook.square().sum(-1), residual, codebook.T, alpha=-2.0), dim=-1)
         codes.append(code)
         residual = residual - codebook[code]
     return Assignment(torch.stack(codes, dim=1), torch.stack(residuals, dim=1), latent - residual)

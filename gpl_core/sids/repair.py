@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from gpl_core.sids.trie import run_starts
+
 SAME_EMBEDDING = 1e-4
 """Unit embeddings nearer than this (Euclidean) are one content: an encoder reproduces a vector to about 1e-5."""
 
@@ -51,7 +53,7 @@ def duplicates(codes: np.ndarray, embeddings: Rows) -> np.ndarray:
     place = _projection(embeddings, rest)
     # Each round compares the first row left of every SID with the others left of that SID.
     while len(rest):
-        run = np.flatnonzero(_starts(key[rest]))
+        run = np.flatnonzero(run_starts(key[rest]))
         size = np.diff(np.append(run, len(rest)))
         lead = np.repeat(run, size)
         near = np.abs(place - place[lead]) <= SAME_EMBEDDING  # leaves few rows to read
@@ -88,7 +90,7 @@ def published_twins(
     found = order[start[asked] + within]
     distance = _distances(embeddings, asked, published_embeddings, found)
     best = np.lexsort((found, distance, asked))
-    best = best[_starts(asked[best])]
+    best = best[run_starts(asked[best])]
     best = best[distance[best] <= SAME_EMBEDDING]
     twin[asked[best]] = found[best]
     return twin
@@ -147,7 +149,7 @@ def _prefixes(prefix: np.ndarray, contested: np.ndarray) -> Iterator[tuple[np.nd
     concerned = np.flatnonzero(np.bincount(prefix, weights=contested)[prefix] > 0)
     concerned = concerned[np.argsort(prefix[concerned], kind="stable")]
     done = np.cumsum(contested[concerned])
-    starts = np.flatnonzero(_starts(prefix[concerned]))
+    starts = np.flatnonzero(run_starts(prefix[concerned]))
     ends = np.append(starts[1:], len(concerned))
     begin = 0
     while begin < len(starts):
@@ -242,13 +244,6 @@ def row_numbers(codes: np.ndarray) -> np.ndarray:
 
 def _renumber(key: np.ndarray) -> np.ndarray:
     return np.unique(key, return_inverse=True)[1].reshape(-1).astype(np.int64)
-
-
-def _starts(key: np.ndarray) -> np.ndarray:
-    """bool [n]: where a run of equal values begins."""
-    out = np.ones(len(key), dtype=bool)
-    np.not_equal(key[1:], key[:-1], out=out[1:])
-    return out
 
 
 def _projection(embeddings: Rows, rows: np.ndarray) -> np.ndarray:

@@ -54,12 +54,12 @@ class Trie:
                 key *= codes
                 key += rows[:, level]
             key.sort()
-            key = key[_first_of_run(key)]
+            key = key[run_starts(key)]
             # From the leaves up: a node starts where its prefix differs from its left neighbor's.
             for _ in range(levels):
                 parent = key // codes
                 tokens.append((key - parent * codes).astype(np.int32))
-                starts = _first_of_run(parent)
+                starts = run_starts(parent)
                 offsets.append(np.append(np.flatnonzero(starts), len(key)).astype(np.int64))
                 key = parent[starts]
             tokens.reverse()
@@ -139,6 +139,13 @@ class Trie:
         return tuple(p * self.codes + t for p, t in zip(self._parents, self.tokens, strict=True))
 
 
+def run_starts(values: np.ndarray) -> np.ndarray:
+    """bool [n]: where a run of equal values begins."""
+    first = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=first[1:])
+    return first
+
+
 def checked_sids(sids: np.ndarray, codes: int) -> np.ndarray:
     """``sids`` as an int array [S x L], after checking shape, type and range; raises ContractError."""
     rows = np.asarray(sids)
@@ -153,9 +160,3 @@ def checked_sids(sids: np.ndarray, codes: int) -> np.ndarray:
             "drop padding (-1) and check that codes and SIDs come from the same tokenizer."
         )
     return rows
-
-
-def _first_of_run(values: np.ndarray) -> np.ndarray:
-    first = np.ones(len(values), dtype=bool)
-    np.not_equal(values[1:], values[:-1], out=first[1:])
-    return first

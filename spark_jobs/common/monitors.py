@@ -14,7 +14,6 @@ from datetime import timedelta
 from functools import reduce
 from typing import Literal
 
-import pyarrow as pa
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
@@ -161,8 +160,7 @@ def write(step: SparkStep, verdicts: Sequence[Verdict]) -> None:
     contract = context.contract(TABLE)
     partition = {"dt": step.run_date.isoformat()}
     with context.lake.writer(contract, partition, dims={}) as writer:
-        rows = [{**asdict(v), "run_id": context.run_id} for v in verdicts]
-        writer.write(pa.Table.from_pylist(rows, schema=contract.arrow_schema(partitions=False)))
+        writer.write_rows({**asdict(v), "run_id": context.run_id} for v in verdicts)
     mark = context.mark(TABLE)
     commit = context.lake.commit(
         contract, writer.parts, mark=mark, mode="overwrite", partition=partition,
