@@ -9,7 +9,6 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import timedelta
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -341,15 +340,9 @@ def publish(training: Training, tokenizer: Manifest, progress: TrainingProgress)
             load_adapter_state(model, training.best)
             with tempfile.TemporaryDirectory() as scratch:
                 save_bundle(model, scratch, base, sid_version=tokenizer.version, max_events=training.max_events)
-                manifest = context.artifacts.publish(
-                    "interest_model",
-                    Path(scratch),
-                    trained_through=context.run_date - timedelta(days=1),
-                    fingerprint=context.artifact_fingerprint,
-                    config_hash=context.step.config_hash(context.config),
-                    lineage={**tokenizer.lineage, "sid_version": tokenizer.version},
-                    metrics={**best, "epochs": progress.epoch, "best_epoch": progress.best_epoch, **asdict(found)},
-                )
+                lineage = {**tokenizer.lineage, "sid_version": tokenizer.version}
+                metrics = {**best, "epochs": progress.epoch, "best_epoch": progress.best_epoch, **asdict(found)}
+                manifest = context.publish(Path(scratch), lineage, metrics)
             context.counts.outputs["interest_model"] = {"version": manifest.version}
             context.counts.details.update(best)
             training.checkpoints.remove()

@@ -251,10 +251,7 @@ def _publish(
         about = {"lineage": lineage, "lambda": lambda_, "trained_through": through}
         export_bundle(folder, models, inputs.profiles.table, inputs.sids, inputs.items.content, about)
         np.save(folder / "exposures.npy", facts.exposures)
-        manifest = context.artifacts.publish(
-            "preranker", folder, trained_through=context.run_date, fingerprint=context.artifact_fingerprint,
-            config_hash=context.step.config_hash(context.config), lineage=lineage, metrics=measured,
-        )  # fmt: skip
+        manifest = context.publish(folder, lineage, measured)
     log.info("train_preranker: published preranker %s", manifest.version)
     return manifest
 

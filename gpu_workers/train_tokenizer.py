@@ -146,15 +146,7 @@ def _train(context: StepContext, ranks: Ranks, settings: RqVaeSettings, vectors:
 def _publish(context: StepContext, tokenizer: Tokenizer, encoder_version: str, metrics: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(scratch)
-        manifest = context.artifacts.publish(
-            "tokenizer",
-            Path(scratch),
-            trained_through=context.step.trained_through(context.run_date),
-            fingerprint=context.artifact_fingerprint,
-            config_hash=context.step.config_hash(context.config),
-            lineage={"encoder_version": encoder_version},
-            metrics=metrics,
-        )
+        manifest = context.publish(Path(scratch), {"encoder_version": encoder_version}, metrics)
     context.counts.rows_out = 1
     context.counts.outputs["artifact:tokenizer"] = {"version": manifest.version}
     log.info("train_tokenizer: published %s", manifest.version)

@@ -231,11 +231,8 @@ def run(step: SparkStep) -> None:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / CALIBRATOR_FILE).write_text(calibrator.to_json(), encoding="utf-8")
-        manifest = context.artifacts.publish(
-            "calibrator", Path(name), trained_through=through, fingerprint=context.artifact_fingerprint,
-            config_hash=context.step.config_hash(context.config),
-            lineage={"model_version": model.version, "sid_version": model.lineage["sid_version"]}, metrics=metrics,
-        )  # fmt: skip
+        lineage = {"model_version": model.version, "sid_version": model.lineage["sid_version"]}
+        manifest = context.publish(Path(name), lineage, metrics)
     context.counts.rows_in = on.rows
     context.counts.outputs["artifact:calibrator"] = {"version": manifest.version}
     context.counts.details |= dict(metrics)

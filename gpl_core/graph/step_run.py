@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import date
+from pathlib import Path
 from typing import Any, Protocol
 
 from gpl_core.config import Config
@@ -146,6 +147,14 @@ class StepContext:
                 "this date"
             )
         return tokenizer.version, model.version
+
+    def publish(self, folder: Path, lineage: Mapping[str, str], metrics: Mapping[str, Any]) -> Manifest:
+        """Publish the files of `folder` as the artifact that this step makes for the run date."""
+        return self.artifacts.publish(
+            self.step.publishes, folder, trained_through=self.step.trained_through(self.run_date),
+            fingerprint=self.artifact_fingerprint, config_hash=self.step.config_hash(self.config), lineage=lineage,
+            metrics=metrics,
+        )  # fmt: skip
 
     def contract(self, table: str) -> Contract:
         """The contract of `table`."""
