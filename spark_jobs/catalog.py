@@ -20,9 +20,7 @@ def spark_path(uri: str) -> str:
 def located(spark: SparkSession, name: str) -> str:
     """Location of the catalog's table `name`, in the spelling of delta-rs.
 
-    Raises:
-        MissingInputError: the catalog has no such table.
-        ContractError: it is not a Delta table.
+    MissingInputError when the catalog has no such table, ContractError when it is not a Delta table.
     """
     if not spark.catalog.tableExists(name):
         raise MissingInputError(
@@ -40,8 +38,7 @@ def located(spark: SparkSession, name: str) -> str:
 def check_registered(spark: SparkSession, lake: Lake, table: str) -> None:
     """Refuse a raw table that moved in the catalog since `gpl register`: workers would still read the old one.
 
-    Raises:
-        ContractError: naming both places.
+    The ContractError names both places.
     """
     name = lake.overrides.get(table, "")
     if name.startswith(CATALOG) and (now := located(spark, name.removeprefix(CATALOG))) != lake.uri(table):

@@ -117,8 +117,7 @@ def collect_histogram(pairs: DataFrame, score: str) -> tuple[np.ndarray, np.ndar
 def target_rate(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[float, dict[str, Any]]:
     """The mean that labels of unexposed pairs must have, and where it comes from.
 
-    Raises:
-        GateError: it must come from uniform traffic, and there is too little of that, or none was clicked.
+    GateError when it must come from uniform traffic, and there is too little of that, or none was clicked.
     """
     if settings.target_rate != "uniform":
         return float(settings.target_rate), {"target_rate_from": "configuration"}
@@ -150,9 +149,7 @@ def quantile(
 def fitted(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[Calibrator, dict[str, Any]]:
     """A `platt`, `isotonic` or `logistic` calibrator from scored and labeled pairs of `first` to `last`.
 
-    Raises:
-        MissingInputError: no pair of these dates was scored.
-        GateError: too few labeled rows, or only one class among them.
+    MissingInputError when none of them was scored, GateError when too few are labeled, or all of one class.
     """
     labeled, base, models = labeled_rows(step, settings, first, last)
     # Earlier dates were scored by the models of their time; their similarities are taken as comparable (ours).
@@ -193,8 +190,7 @@ def labeled_rows(step: SparkStep, settings: Settings, first: date, last: date) -
 def check_rate(rate: float, before: Manifest | None, settings: Settings) -> dict[str, Any]:
     """A warning for the details when the mean label moved too far since the calibrator of the date before.
 
-    Raises:
-        GateError: it did, and labels.calibrator.on_rate_change is `refuse`.
+    GateError instead when labels.calibrator.on_rate_change is `refuse`.
     """
     if before is None or "base_rate" not in before.metrics:
         return {}

@@ -30,11 +30,7 @@ from spark_jobs.session import exit_after, start_session
 
 
 def locate(spark: SparkSession, settings: Lakehouse) -> dict[str, str]:
-    """catalog://name -> location of each raw table that is named this way; written whole or not at all.
-
-    Raises:
-        MissingInputError, ContractError: the catalog has no such table, or no Delta table of that name.
-    """
+    """catalog://name -> location of each raw table that is named this way (see `located`); written whole or not at all."""
     names = [name for name in settings.tables.values() if name.startswith(CATALOG)]
     found = {name: located(spark, name.removeprefix(CATALOG)) for name in names}
     write_whole(Lake.of(settings).path(LOCATIONS), json.dumps(found, indent=1, sort_keys=True).encode())
@@ -44,8 +40,7 @@ def locate(spark: SparkSession, settings: Lakehouse) -> dict[str, str]:
 def publish(spark: SparkSession, lake: Lake, database: str) -> dict[str, list[str]]:
     """Create what is missing and replace the views; returns `tables`, `views`, and the views `left_out`.
 
-    Raises:
-        ContractError: the database has a table of that name at another location.
+    ContractError when the database has a table of that name at another location.
     """
     if not re.fullmatch(r"\w+(\.\w+)?", database):
         raise UsageError(f"lakehouse.database: '{database}', expected a name, or catalog.name")

@@ -41,8 +41,7 @@ _LOCAL_DEFAULTS = {
 def start_session(name: str) -> SparkSession:
     """The Spark session. The launcher's settings win; master and packages are never set here.
 
-    Raises:
-        UsageError: Delta's jars are not on the class path.
+    UsageError when Delta's jars are not on the class path.
     """
     builder = SparkSession.builder.appName(f"gpl-{name}")
     given = _launcher_settings()

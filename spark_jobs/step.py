@@ -140,8 +140,7 @@ class SparkStep:
     def merge(self, contract: Contract, execute: Callable[[DeltaTable], object], since: int) -> Commit:
         """Run `execute` (a Delta MERGE) on the table of `contract` as one marked commit.
 
-        Raises:
-            ConflictError: another run of this step wrote the table after version `since`, which the rows are based on.
+        ConflictError when another run of this step wrote the table after version `since`, which the rows build on.
         """
 
         def save(app_id: str, version: int, mark: str, uri: str) -> None:

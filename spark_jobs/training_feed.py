@@ -215,9 +215,8 @@ def reason_tables(step: SparkStep, sid_version: str) -> dict[str, DataFrame | No
 def check_facts(facts: FeedSlice, step: SparkStep, sid_version: str, rows_in: int) -> None:
     """Refuse what must not reach a trainer, before anything is written.
 
-    Raises:
-        LineageError: labels of another tokenizer, or of more than one model or calibrator.
-        ContractError: an exposed pair among the unexposed ones, or a pair with two labels.
+    LineageError: labels of another tokenizer, or of more than one model or calibrator. ContractError: an exposed pair
+    among the unexposed ones, or a pair with two labels.
     """
     day = step.run_date
     what, again = f"pseudo_labels dt={day}", f"run score_candidates, fit_calibrator and pseudo_labels for {day} again"
@@ -276,8 +275,7 @@ def run(step: SparkStep) -> None:
 def _incomplete(step: SparkStep, facts: FeedSlice, late: bool) -> str | None:
     """Why only exposed rows are published; None when the slice is complete.
 
-    Raises:
-        GateError: a monitor refuses, and by `feed.publish` the slice is then held back.
+    GateError when a monitor refuses, and by `feed.publish` the slice is then held back.
     """
     day = step.run_date
     if late:

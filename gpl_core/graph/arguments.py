@@ -42,11 +42,7 @@ def add_dates(parser: argparse.ArgumentParser) -> None:
 
 
 def given_dates(args: argparse.Namespace) -> tuple[date, ...]:
-    """The run dates that the arguments of `add_dates` name, empty when they name none.
-
-    Raises:
-        UsageError: the arguments contradict each other.
-    """
+    """The run dates that the arguments of `add_dates` name, maybe none; UsageError when they contradict each other."""
     if args.run_date and (args.start_date or args.end_date):
         raise UsageError("give either --run-date or --start-date with --end-date")
     if args.run_date:
@@ -97,11 +93,8 @@ class StepArguments:
 def parse_arguments(program: str, argv: Sequence[str] | None = None, *, several: bool = False) -> StepArguments:
     """Parse the common arguments of an entry point and set the level of the log.
 
-    Args:
-        several: also take `--steps a,b,c` (spark_jobs/run.py, gpu_workers/run.py).
-
-    Raises:
-        UsageError: unknown or contradictory arguments, or an invalid configuration.
+    several: also take `--steps a,b,c` (spark_jobs/run.py, gpu_workers/run.py). Raises UsageError for unknown or
+    contradictory arguments, and for an invalid configuration.
     """
     parser = Parser(prog=program, allow_abbrev=False)
     add_configuration(parser)

@@ -66,10 +66,7 @@ def plan(
     """The launches that cover `dates`, in order; consecutive steps of one launcher share one unless `isolated`.
 
     History is ingested in one commit before the first date, and the day after the last date too when its raw slice
-    exists: evaluation of D needs D + 1.
-
-    Raises:
-        UsageError: an unknown step in `first` or `only`.
+    exists: evaluation of D needs D + 1. UsageError for an unknown step in `first` or `only`.
     """
     names = [s.name for s in STEPS]
     for name in [*only, *([first] if first else [])]:

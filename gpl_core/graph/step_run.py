@@ -101,11 +101,7 @@ class StepContext:
         return hashlib.sha256(f"{self.state.artifact_fingerprint}:{self.run_id}".encode()).hexdigest()[:24]
 
     def snapshot(self, table: str) -> Snapshot:
-        """The input table at the version the state pinned.
-
-        Raises:
-            MissingInputError: the step's optional input does not exist.
-        """
+        """The input table at the version the state pinned; MissingInputError for an optional one that is not there."""
         if table not in self.state.inputs:
             raise MissingInputError(f"step {self.step.name}: table {table} does not exist at {self.lake.uri(table)}")
         return self.lake.open(table, self.state.version(table))
@@ -134,11 +130,7 @@ class StepContext:
         return manifest
 
     def sid_and_model_versions(self) -> tuple[str, str]:
-        """(sid_version, model_version) in force.
-
-        Raises:
-            LineageError: the model was trained on other semantic IDs; names both versions.
-        """
+        """(sid_version, model_version) in force; LineageError when the model was trained on other semantic IDs."""
         tokenizer, model = self.artifact("tokenizer"), self.artifact("interest_model")
         if model.lineage.get("sid_version") != tokenizer.version:
             raise LineageError(

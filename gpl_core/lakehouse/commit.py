@@ -40,7 +40,9 @@ def transact(
     data_change: bool = True,
     retries: int = 0,
 ) -> None:
-    """Commit on top of the loaded version of `table`; its partition columns stay.
+    """Commit on top of the loaded version of `table`; CommitFailedError when another commit came in between.
+
+    The partition columns stay.
 
     Args:
         mode: "overwrite" replaces the partition with the values `partition`, or without one the whole table.
@@ -48,9 +50,6 @@ def transact(
         transaction: application transaction to record.
         data_change: False says that the rows are the same, only grouped differently.
         retries: how often delta-rs may try again on top of commits that came in between.
-
-    Raises:
-        CommitFailedError: another commit came in between.
     """
     actions: list[AddAction | RemoveAction] = []
     for part in parts:

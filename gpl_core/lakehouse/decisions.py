@@ -44,11 +44,7 @@ def decision_count(lake: Lake, kind: str) -> int:
 def add_decision(
     lake: Lake, kind: str, version: str, action: Action, *, from_date: date | None, reason: str, count: int
 ) -> None:
-    """Append a decision, which follows `count` earlier ones.
-
-    Raises:
-        ConflictError: another decision about this kind was made at the same time.
-    """
+    """Append a decision, which follows `count` earlier ones; ConflictError when another one was made meanwhile."""
     contract = load_contract(_TABLE)
     row = {
         "artifact": kind, "number": count + 1, "version": version, "action": action, "from_date": from_date,

@@ -65,11 +65,7 @@ class Lake:
         return cls(settings.root, {**borrowed, **settings.tables}, settings.columns)
 
     def uri(self, table: str) -> str:
-        """Location of `table`.
-
-        Raises:
-            MissingInputError: Spark's catalog knows its location, and `gpl register` has not looked it up.
-        """
+        """Location of `table`; MissingInputError when Spark's catalog knows it and `gpl register` has not asked."""
         location = self.overrides.get(table, f"{self.root}/tables/{table}").rstrip("/")
         if not location.startswith(CATALOG):
             return location
@@ -95,11 +91,9 @@ class Lake:
         return DeltaTable.is_deltatable(self.uri(table))
 
     def open(self, table: str, version: int | None = None, *, contract: Contract | None = None) -> Snapshot:
-        """Pin `table` (its newest version unless given) after comparing its contract.
+        """Pin `table` (its newest version unless given).
 
-        Raises:
-            MissingInputError: no such table.
-            ContractError: it was made under another contract.
+        MissingInputError without such a table, ContractError for one that was made under another contract.
         """
         snapshot = Snapshot(self.uri(table), contract or load_contract(table), version, self.columns.get(table))
         snapshot.check_contract()

@@ -47,9 +47,8 @@ class Query:
     def run(self, sql: str) -> Result:
         """Run one statement: SELECT, WITH, VALUES, EXPLAIN, DESCRIBE name or SHOW TABLES.
 
-        Raises:
-            UsageError: it is something else, or the engine does not understand it.
-            MissingInputError: a table that it names, or that its views read, has not been written.
+        UsageError when it is something else, or the engine does not understand it; MissingInputError when a table that
+        it names, or that its views read, has not been written.
         """
         sql = sql.strip().rstrip(";").strip()
         statement = check_reads(sql)

@@ -44,9 +44,7 @@ def remove_rows(
     """Remove the rows that `find` returns for the newest version of the table; no commit when there are none.
 
     The commit marks no slice, so the step that wrote the table stays done. Steps that read it turn stale.
-
-    Raises:
-        ConflictError: the table was written at the same time, repeatedly.
+    ConflictError when the table was written at the same time, repeatedly.
     """
     for _ in range(_TRIES):
         snapshot = lake.open(contract.name)

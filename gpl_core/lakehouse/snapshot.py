@@ -62,8 +62,7 @@ class Snapshot:
     def check_contract(self) -> None:
         """Refuse a table that another contract, or another version of it, made.
 
-        Raises:
-            ContractError: naming both versions, or the differing columns.
+        The ContractError names both versions, or the differing columns.
         """
         found = self.properties.get(CONTRACT_VERSION)
         if found is not None and self.properties.get(CONTRACT_NAME) != self.contract.name:

@@ -49,11 +49,7 @@ def names_in(tree: exp.Expr) -> frozenset[str]:
 
 
 def check_reads(sql: str) -> Statement:
-    """Parse one statement: SELECT, WITH, VALUES, EXPLAIN of one of them, DESCRIBE name or SHOW TABLES.
-
-    Raises:
-        UsageError: it is not one statement, or not one that only reads.
-    """
+    """Parse one statement: SELECT, WITH, VALUES, EXPLAIN of one of them, DESCRIBE or SHOW TABLES; else UsageError."""
     try:
         tokens = DataFusion().tokenize(sql)
     except SqlglotError as error:
@@ -83,11 +79,7 @@ def check_reads(sql: str) -> Statement:
 
 
 def parse_query(sql: str) -> exp.Expr:
-    """The tree of one SELECT, WITH or VALUES.
-
-    Raises:
-        UsageError: it does not parse, or does something other than reading.
-    """
+    """The tree of one SELECT, WITH or VALUES; UsageError when it does not parse, or does more than reading."""
     try:
         tree = parse_one(sql, dialect=DataFusion)
     except SqlglotError as error:

@@ -54,11 +54,7 @@ fsspec.register_implementation("s3", ObjectStore, clobber=True)
 
 
 def filesystem(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of `location` and the path inside it.
-
-    Raises:
-        UsageError: the driver of its scheme is not installed, or there is no such scheme.
-    """
+    """The file system of `location` and the path inside it; UsageError without a driver for its scheme."""
     try:
         # Never from a cached listing: other processes write at the same time.
         return fsspec.core.url_to_fs(location, use_listings_cache=False)

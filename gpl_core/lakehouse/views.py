@@ -50,11 +50,7 @@ def _view_names() -> frozenset[str]:
 
 
 def parse_view(text: str, name: str) -> View:
-    """Parse one view's file.
-
-    Raises:
-        ContractError: no description, no columns, or no SELECT.
-    """
+    """Parse one view's file; ContractError without a description, columns or one SELECT."""
     lines = text.splitlines()
     head = 0
     while head < len(lines) and lines[head].startswith("--"):

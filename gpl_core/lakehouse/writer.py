@@ -67,8 +67,7 @@ class PartWriter:
     def write(self, rows: pa.Table | pa.RecordBatch) -> None:
         """Check and write `rows` (data columns, any order).
 
-        Raises:
-            ContractError: a row breaks the contract; names the column, the number of rows, a value and the check.
+        ContractError when a row breaks the contract: names the column, the number of rows, a value and the check.
         """
         if isinstance(rows, pa.RecordBatch):
             rows = pa.Table.from_batches([rows])

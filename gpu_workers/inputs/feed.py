@@ -170,11 +170,7 @@ def rebatch(batches: Iterator[dict[str, np.ndarray]], rows: int) -> Iterator[dic
 
 
 def require_version(batch: Mapping[str, np.ndarray], table: str, column: str, expected: str) -> None:
-    """Refuse rows of another version than the artifact in force.
-
-    Raises:
-        LineageError: naming table, column and both versions.
-    """
+    """Refuse rows of another version than the artifact in force: LineageError with table, column and both versions."""
     strange = batch[column] != expected
     if strange.any():
         raise LineageError(

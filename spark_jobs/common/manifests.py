@@ -52,10 +52,8 @@ def incompatibilities(before: Sequence[Mapping[str, str]], contract: Contract) -
 def check_compatible(lake: Lake, contract: Contract) -> None:
     """Refuse a feed that readers of its last published slice could not read.
 
-    A new version of the contract may change anything: every reader sees that version.
-
-    Raises:
-        ContractError: names each column, and what to do.
+    A new version of the contract may change anything: every reader sees that version. The ContractError names each
+    column, and what to do.
     """
     if not lake.exists(TABLE):
         return
@@ -73,9 +71,8 @@ def check_compatible(lake: Lake, contract: Contract) -> None:
 def build_manifest(lake: Lake, run_date: date, contract: Contract) -> dict[str, Any]:
     """The manifest of the slice as the table's newest version holds it.
 
-    Raises:
-        MissingInputError: the slice has not been written.
-        ContractError: rows have left the slice since, so that the sums in its commit no longer hold.
+    MissingInputError before the slice is written; ContractError when rows have left it since, so that the sums in its
+    commit no longer hold.
     """
     snapshot = lake.open(TABLE, contract=contract)
     found = snapshot.mark(run_date.isoformat(), TABLE)
