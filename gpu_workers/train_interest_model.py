@@ -78,28 +78,21 @@ def run(context: StepContext, ranks: Ranks) -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """What `setup` prepares and the phases share.
-
-    Attributes:
-        folder: local, for checkpoints and curves.
-        budget: tokens of this rank's pack; `interest.tokens_per_batch` is the budget of an optimizer step over all
-            ranks, so that their number changes the speed, not the training.
-        keep: p_keep by item_index, float64 [N].
-        best: the best epoch's `adapter_state`, on rank 0.
-    """
+    """What `setup` prepares and the phases share."""
 
     context: StepContext
     ranks: Ranks
     objective: TrainingObjective
     engine: Any
-    folder: Path
-    budget: int
+    folder: Path  # local, for checkpoints and curves
+    # `interest.tokens_per_batch` is the budget of all ranks' step, so that their number does not change the training.
+    budget: int  # tokens of this rank's pack
     data: LatestSequences
-    keep: np.ndarray
+    keep: np.ndarray  # p_keep by item_index, float64 [N]
     held_out: Sequence[UserHistory]
     walks: Walks | None
     titles: Titles | None
-    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    best: dict[str, torch.Tensor] = field(default_factory=dict)  # the best epoch's `adapter_state`, on rank 0
 
     @property
     def checkpoints(self) -> EngineCheckpoints:

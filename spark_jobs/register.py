@@ -30,7 +30,7 @@ from spark_jobs.session import exit_after, start_session
 
 
 def locate(spark: SparkSession, settings: Lakehouse) -> dict[str, str]:
-    """catalog://name -> location of each raw table that is named this way (see `located`); written whole or not at all."""
+    """catalog://name -> location of each raw table named this way (see `located`); written whole or not at all."""
     names = [name for name in settings.tables.values() if name.startswith(CATALOG)]
     found = {name: located(spark, name.removeprefix(CATALOG)) for name in names}
     write_whole(Lake.of(settings).path(LOCATIONS), json.dumps(found, indent=1, sort_keys=True).encode())

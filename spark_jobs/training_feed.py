@@ -33,25 +33,17 @@ _RECORDED = ("exposed", "random", "labeled", "left_out", "label_sum", "pseudo_la
 
 @dataclass(frozen=True)
 class FeedSlice:
-    """What is known about the date's pairs before anything is written.
+    """What is known about the date's pairs before anything is written."""
 
-    Attributes:
-        exposed, labeled: rows that reach the feed.
-        left_out: unexposed rows without a label, by reason.
-        shown: unexposed rows whose user saw the item on this date: must be 0.
-        label_sum, pseudo_label_sum, weight_sum: over the feed's rows, of its float values.
-        versions: the smallest and the largest of the labels, by kind; None without labels.
-    """
-
-    exposed: int
+    exposed: int  # exposed rows, which all reach the feed
     random: int
-    labeled: int
-    left_out: dict[str, int]
-    shown: int
-    label_sum: float
+    labeled: int  # unexposed rows that reach it
+    left_out: dict[str, int]  # unexposed rows without a label, by reason
+    shown: int  # unexposed rows whose user saw the item on this date: must be 0
+    label_sum: float  # this and the next two over the feed's rows, of its float values
     pseudo_label_sum: float
     weight_sum: float
-    versions: dict[str, tuple[str | None, ...]]
+    versions: dict[str, tuple[str | None, ...]]  # smallest and largest of the labels, by kind; None without
 
     def exposed_only(self, late: bool) -> FeedSlice:
         """The slice without its unexposed rows: labels are late, or a monitor refused."""

@@ -24,13 +24,7 @@ _TRIES = 20
 
 @dataclass
 class Counts:
-    """What a run reports: rows in = rows out + quarantined + dropped holds wherever rows_in is counted.
-
-    Attributes:
-        core_seconds: CPU use: run time of Spark's tasks, or CPU time of all ranks; None when not measured.
-        gpu_seconds: GPUs held, times wall time.
-        bytes_in: read by Spark's tasks; for a worker the size of its input files in scope, from the tables' logs.
-    """
+    """What a run reports: rows in = rows out + quarantined + dropped holds wherever rows_in is counted."""
 
     rows_in: int = -1
     rows_out: int = 0
@@ -39,20 +33,16 @@ class Counts:
     bytes_out: int = 0
     outputs: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-    core_seconds: float | None = None
-    gpu_seconds: float = 0.0
-    bytes_in: int | None = None
+    core_seconds: float | None = None  # run time of Spark's tasks, or CPU time of all ranks; None: not measured
+    gpu_seconds: float = 0.0  # GPUs held, times wall time
+    bytes_in: int | None = None  # read by Spark's tasks; of a worker the size of its input files in scope, by the logs
 
 
 class JobRun:
-    """One attempt at a step and date; its clock starts here.
-
-    Attributes:
-        state: what the tables said when it started; assigned once it is known.
-    """
+    """One attempt at a step and date; its clock starts here."""
 
     def __init__(self, lake: Lake, step: str, run_date: date, run_id: str, started: datetime | None = None):
-        self.state = StepState("blocked", "not evaluated")
+        self.state = StepState("blocked", "not evaluated")  # what the tables said when it started, once that is known
         self.run_date = run_date
         self._lake, self._step, self._run_id = lake, step, run_id
         self._started, self._clock = started or datetime.now(UTC), time.monotonic()

@@ -22,15 +22,11 @@ DELTA_PACKAGE = "io.delta:delta-spark_4.0_2.13:4.2.0"
 
 @dataclass(frozen=True)
 class Launch:
-    """One process to start, for one step or several consecutive steps of the same launcher.
-
-    Attributes:
-        bulk_through: the dates up to this one are history, ingested in one commit per table.
-    """
+    """One process to start, for one step or several consecutive steps of the same launcher."""
 
     steps: tuple[Step, ...]
     dates: tuple[date, ...]
-    bulk_through: date | None = None
+    bulk_through: date | None = None  # the dates up to this one are history, ingested in one commit per table
 
     @property
     def label(self) -> str:

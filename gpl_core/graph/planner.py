@@ -33,24 +33,15 @@ Inputs = Mapping[str, Mapping[str, str | int]]
 
 @dataclass(frozen=True)
 class StepState:
-    """What the tables say about one step and date.
-
-    Attributes:
-        fingerprint: of the current inputs; empty when blocked.
-        inputs: table -> {"version", "digest"} and artifact -> {"version"}.
-        artifact_fingerprint: of what shapes the published artifact (without the day after).
-        table_fingerprints: of outputs that not all inputs shape (`Step.shaped_by`).
-        outputs: table that the step writes -> the version this was decided on, -1 when there was none.
-        reason: one line for people.
-    """
+    """What the tables say about one step and date."""
 
     status: Status
-    reason: str
-    fingerprint: str = ""
-    inputs: Inputs = field(default_factory=dict)
-    artifact_fingerprint: str = ""
-    table_fingerprints: Mapping[str, str] = field(default_factory=dict)
-    outputs: Mapping[str, int] = field(default_factory=dict)
+    reason: str  # one line for people
+    fingerprint: str = ""  # of the current inputs; empty when blocked
+    inputs: Inputs = field(default_factory=dict)  # table -> {"version", "digest"} and artifact -> {"version"}
+    artifact_fingerprint: str = ""  # of what shapes the published artifact (without the day after)
+    table_fingerprints: Mapping[str, str] = field(default_factory=dict)  # of outputs shaped by some (`Step.shaped_by`)
+    outputs: Mapping[str, int] = field(default_factory=dict)  # table it writes -> version this was decided on; -1: none
 
     def fingerprint_of(self, table: str) -> str:
         """What a commit to the output `table` carries: the step's fingerprint unless the table has one of its own."""

@@ -27,20 +27,15 @@ class Read:
     Scopes, for run date D: `slice` dt = D · `next` dt = D + 1 · `before` the `days` dates before D · `through` every
     slice up to D · `window` the `days` dates up to D · `as_of` files with something before D + 1 by `column` ·
     `whole` all of it · `lookup` read by key, never a reason to run again.
-
-    Attributes:
-        optional: the table need not exist.
-        when: whether it is read at all.
-        may_lack: whether the step runs without the slice of D when it is missing.
     """
 
     table: str
     scope: Scope
     days: Days | None = None
     column: str = ""
-    optional: bool = False
-    when: Condition = lambda config: True
-    may_lack: Condition = lambda config: False
+    optional: bool = False  # the table need not exist
+    when: Condition = lambda config: True  # whether it is read at all
+    may_lack: Condition = lambda config: False  # whether the step runs without the slice of D when it is missing
 
     def span(self, config: Config, run_date: date) -> tuple[date | None, date | None]:
         """First and last date of the scope, both included; None: no limit."""
@@ -57,50 +52,30 @@ class Read:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the graph.
-
-    Attributes:
-        launcher: what starts it.
-        uses: artifacts in force for the run date that it needs.
-        writes: tables whose slice it replaces or appends to; it is done when each has a commit made from its inputs.
-        also_writes: tables merged or appended to beside them, committed first.
-        writes_page: it leaves an HTML page that carries its fingerprint.
-        publishes: artifact that it trains.
-        settings: the part of the configuration that shapes its result.
-        follows: upstream artifact -> lineage key that must match for the published artifact to stay in force.
-        refresh: after how many days the artifact is trained again.
-        retrains_on_new_data: whether changed inputs make an artifact stale that was trained for this very date.
-        trains_on_run_date: the artifact has seen the run date's own events, not only those before it.
-        shaped_by: output -> the inputs that shape it, where that is not all of them: a run leaves an output alone
-            whose own inputs are the same, so that what is built on it does not turn stale.
-        idle_without: an input slice; when it is empty there is nothing to do and nothing to commit.
-        takes_history: the dates before the first run date go through it too, in one commit per table.
-        takes_day_after: so does the day after the last run date, once its raw slice exists: evaluation needs it.
-        compacts: it regroups the rows of what Spark steps write.
-        stamp: a version, other than a table's or an artifact's, that its rows carry.
-        command: the command of `gpl` that runs it, for a step beside the graph.
-    """
+    """One step of the graph."""
 
     name: str
-    launcher: Literal["spark", "deepspeed"]
+    launcher: Literal["spark", "deepspeed"]  # what starts it
     reads: tuple[Read, ...]
-    writes: tuple[str, ...] = ()
-    also_writes: tuple[str, ...] = ()
-    writes_page: bool = False
-    uses: tuple[str, ...] = ()
-    publishes: str = ""
-    settings: Settings = lambda config: ()
-    follows: Mapping[str, str] = field(default_factory=dict)
-    refresh: Days = lambda config: 1
-    retrains_on_new_data: bool = True
-    trains_on_run_date: bool = False
-    idle_without: str = ""
+    writes: tuple[str, ...] = ()  # tables whose slice it replaces or appends to: done when each was, from its inputs
+    also_writes: tuple[str, ...] = ()  # tables merged or appended to beside them, committed first
+    writes_page: bool = False  # it leaves an HTML page that carries its fingerprint
+    uses: tuple[str, ...] = ()  # artifacts in force for the run date that it needs
+    publishes: str = ""  # artifact that it trains
+    settings: Settings = lambda config: ()  # the part of the configuration that shapes its result
+    follows: Mapping[str, str] = field(default_factory=dict)  # artifact -> lineage key that must match to stay in force
+    refresh: Days = lambda config: 1  # after how many days the artifact is trained again
+    retrains_on_new_data: bool = True  # whether changed inputs make an artifact stale that was trained for this date
+    trains_on_run_date: bool = False  # the artifact has seen the run date's own events, not only those before it
+    idle_without: str = ""  # an input slice; when it is empty there is nothing to do and nothing to commit
+    # Output -> the inputs that shape it, where that is not all of them: a run leaves an output alone whose own inputs
+    # are the same, so that what is built on it does not turn stale.
     shaped_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    takes_history: bool = False
-    takes_day_after: bool = False
-    compacts: bool = False
-    stamp: str = ""
-    command: str = ""
+    takes_history: bool = False  # the dates before the first run date go through it too, in one commit per table
+    takes_day_after: bool = False  # so does the day after the last one, once its raw slice exists: evaluation needs it
+    compacts: bool = False  # it regroups the rows of what Spark steps write
+    stamp: str = ""  # a version, other than a table's or an artifact's, that its rows carry
+    command: str = ""  # the command of `gpl` that runs it, for a step beside the graph
 
     @property
     def script(self) -> str:

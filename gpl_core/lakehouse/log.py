@@ -15,16 +15,12 @@ _COMMIT_FILE = re.compile(r"/(\d{20})\.json$")
 
 @dataclass(frozen=True)
 class LogEntry:
-    """One commit.
-
-    Attributes:
-        mark: None for a commit that is not one of ours.
-        changed: partition values of the files that it added or removed. Files that only regroup rows (compaction)
-            do not count: by Delta's protocol their actions say `dataChange = false`.
-    """
+    """One commit."""
 
     version: int
-    mark: SliceMark | None
+    mark: SliceMark | None  # None for a commit that is not one of ours
+    # Partition values of the files that it added or removed. Files that only regroup rows (compaction) do not count: by
+    # Delta's protocol their actions say `dataChange = false`.
     changed: tuple[Mapping[str, str | None], ...]
 
     def changes(self, partition: Mapping[str, str]) -> bool:

@@ -28,18 +28,14 @@ class Result:
 
 
 class Query:
-    """Runs SELECTs over one lakehouse; each table is opened once, when a query first names it.
-
-    Attributes:
-        versions: table -> version that it was read at.
-    """
+    """Runs SELECTs over one lakehouse; each table is opened once, when a query first names it."""
 
     def __init__(self, lake: Lake, versions: Mapping[str, int] | None = None):
         for name in versions or {}:
             if name not in all_contracts():
                 raise UsageError(f"--version {name}: no such table{_alike(name, all_contracts())}")
         self.lake = lake
-        self.versions: dict[str, int] = {}
+        self.versions: dict[str, int] = {}  # table -> version that it was read at
         self._wanted = dict(versions or {})
         self._views: set[str] = set()
         self._engine = QueryBuilder()

@@ -36,16 +36,12 @@ def absence(contract: Contract, uri: str) -> str:
 
 
 class Snapshot:
-    """One version of one table, pinned: everything read through it belongs to that version.
-
-    Attributes:
-        columns: our column -> the name it has in the (platform's) table, where the two differ.
-    """
+    """One version of one table, pinned: everything read through it belongs to that version."""
 
     def __init__(
         self, uri: str, contract: Contract, version: int | None = None, columns: Mapping[str, str] | None = None
     ):  # fmt: skip
-        self.columns = dict(columns or {})
+        self.columns = dict(columns or {})  # our column -> its name in the (platform's) table, where the two differ
         self._ours = {theirs: ours for ours, theirs in self.columns.items()}
         try:
             self._table = DeltaTable(uri, version=version)

@@ -19,19 +19,13 @@ from gpl_core.lakehouse.statements import names_in, parse_query
 
 @dataclass(frozen=True)
 class View:
-    """One view.
-
-    Attributes:
-        columns: (name, meaning) in the order of the SELECT.
-        sql: the SELECT alone.
-        reads: tables and views that it reads, in name order.
-    """
+    """One view."""
 
     name: str
     description: str
-    columns: tuple[tuple[str, str], ...]
-    sql: str
-    reads: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]  # (name, meaning) in the order of the SELECT
+    sql: str  # the SELECT alone
+    reads: tuple[str, ...]  # tables and views that it reads, in name order
 
 
 @cache

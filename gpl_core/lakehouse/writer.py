@@ -25,9 +25,6 @@ class PartWriter:
 
     Rows that break the contract are refused before a file is finished. Use it as a context manager: leaving it on an
     error removes its files.
-
-    Attributes:
-        parts: after closing, one per file.
     """
 
     def __init__(
@@ -53,7 +50,7 @@ class PartWriter:
                 )
         self.contract = contract
         self.partition = dict(partition)
-        self.parts: list[Part] = []
+        self.parts: list[Part] = []  # after closing, one per file
         self._uri = uri
         self._dims = dims
         self._rank = rank

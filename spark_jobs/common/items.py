@@ -75,18 +75,12 @@ def latest_items(checked: Checked, config: Config) -> tuple[DataFrame, DataFrame
 
 @dataclass(frozen=True)
 class ItemChanges:
-    """What ingest found about items.
+    """What ingest found about items."""
 
-    Attributes:
-        rows: new and changed items, all columns of table items.
-        known: item_id and item_index of every item after the changes.
-        new, updated: how many.
-    """
-
-    rows: DataFrame
-    known: DataFrame
-    new: int
-    updated: int
+    rows: DataFrame  # new and changed items, all columns of table items
+    known: DataFrame  # item_id and item_index of every item after the changes
+    new: int  # how many of them are new
+    updated: int  # how many have changed
 
 
 def item_changes(latest: DataFrame, items: DataFrame) -> ItemChanges:

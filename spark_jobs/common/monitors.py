@@ -28,20 +28,13 @@ _ACCEPTED = ("impressions", "candidates", "interactions")
 
 @dataclass(frozen=True)
 class Measured:
-    """Figures of one date, None where there was nothing to measure.
+    """Figures of one date, None where there was nothing to measure."""
 
-    Attributes:
-        label_drift: population stability index of the unexposed labels against the day before.
-        quarantine_share: quarantined rows / (quarantined + accepted rows).
-        anchors_per_user: mean anchors of the users with unexposed pairs.
-        calibration_error: expected calibration error on uniformly exposed impressions, and how many they are.
-    """
-
-    label_drift: float | None = None
-    quarantine_share: float | None = None
-    anchors_per_user: float | None = None
-    calibration_error: float | None = None
-    uniform_impressions: int = 0
+    label_drift: float | None = None  # population stability index of the unexposed labels against the day before
+    quarantine_share: float | None = None  # quarantined rows / (quarantined + accepted rows)
+    anchors_per_user: float | None = None  # mean anchors of the users with unexposed pairs
+    calibration_error: float | None = None  # expected one on uniformly exposed impressions
+    uniform_impressions: int = 0  # how many they are
 
 
 @dataclass(frozen=True)

@@ -26,18 +26,12 @@ HEATS = (("coherence", "consistency"), ("llm_confidence", "similarity"))
 
 @dataclass(frozen=True)
 class Distributions:
-    """Histograms of one date's labels.
+    """Histograms of one date's labels."""
 
-    Attributes:
-        histograms: (source, column) -> rows per cell [CELLS] over `AXES[column]`.
-        heats: (x, y) -> unexposed pairs per cell [HEAT_CELLS x HEAT_CELLS], y first.
-        rows, means: source -> pairs; (source, column) -> mean.
-    """
-
-    histograms: Mapping[tuple[str, str], np.ndarray]
-    heats: Mapping[tuple[str, str], np.ndarray]
-    rows: Mapping[str, int]
-    means: Mapping[tuple[str, str], float]
+    histograms: Mapping[tuple[str, str], np.ndarray]  # (source, column) -> rows per cell [CELLS] over `AXES[column]`
+    heats: Mapping[tuple[str, str], np.ndarray]  # (x, y) -> unexposed pairs per cell [HEAT_CELLS x HEAT_CELLS], y first
+    rows: Mapping[str, int]  # source -> pairs
+    means: Mapping[tuple[str, str], float]  # (source, column) -> mean
 
 
 def _cell(column: str, cells: int) -> Column:
