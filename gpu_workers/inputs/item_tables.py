@@ -26,7 +26,7 @@ def sample_vectors(items: ContentTable) -> np.ndarray:
 
 
 def sids_in_force(snapshot: Snapshot, sid_version: str) -> tuple[np.ndarray, np.ndarray]:
-    """(item_index int64 [n], sids int32 [n x L]) in force under `sid_version`; MissingInputError when there are none."""
+    """(item_index int64 [n], SIDs int32 [n x L]) in force under `sid_version`; MissingInputError without any."""
     files = snapshot.select(where={"sid_version": sid_version})
     index, sids = [], []
     for batch in read_batches(snapshot, files, ["item_index", "sid", "retired_at"]):
