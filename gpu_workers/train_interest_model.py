@@ -41,7 +41,6 @@ from gpu_workers.inputs.interest import (
     LatestSequences,
     base_checkpoint,
     content_table,
-    log_found,
     positives_of,
     read_catalog,
     titles_of,
@@ -145,7 +144,10 @@ def setup(context: StepContext, ranks: Ranks, tokenizer: Manifest, content: Cont
             model.recompute(settings.recompute)
         most_events(model.vocabulary, config.sequences.max_length, model.config.max_position_embeddings)
     if ranks.is_main:
-        log_found(data.found)
+        log.info(
+            "user_sequences: %d users to train on, %d held out; left out: %d superseded rows, %d of another sid_version",
+            data.found.train, data.found.held_out, data.found.superseded, data.found.other_sid_version,
+        )  # fmt: skip
     trie = DeviceTrie(catalog.trie, ranks.device)
     weights = (settings.title_to_sid, settings.sid_to_title)
     walks = titles = None

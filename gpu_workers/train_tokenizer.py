@@ -93,11 +93,6 @@ def settings_of(config: Config, items: int) -> RqVaeSettings:
     )
 
 
-def gates_of(config: Config) -> Gates:
-    """The configured gates."""
-    return Gates(**config.tokenizer.gates.model_dump())
-
-
 def run(context: StepContext, ranks: Ranks) -> None:
     """Train, check the result against the gates, publish."""
     with ranks.together():
@@ -125,7 +120,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
                     **figures,
                 }  # fmt: skip
                 log.info("train_tokenizer: %s", figures)
-                check_gates(health, gates_of(context.config))
+                check_gates(health, Gates(**context.config.tokenizer.gates.model_dump()))
                 _publish(context, tokenizer, encoder_version, figures)
                 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -62,9 +61,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         raise ContractError(f"interest model: {file} is broken ({error}); publish it again.") from None
 
 
-def load_bundle(
-    folder: str | Path, checkpoint: str | Path, *, sid_version: str, dtype: torch.dtype = torch.float32
-) -> InterestModel:
+def load_bundle(folder: str | Path, checkpoint: str | Path, *, sid_version: str) -> InterestModel:
     """The trained model, in eval mode, with the logits it had when it was saved.
 
     Raises LineageError when it was trained for another ``sid_version`` or on another base than ``checkpoint``,
@@ -86,6 +83,6 @@ def load_bundle(
         state = load_file(Path(folder) / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ContractError(f"interest model: {WEIGHTS} cannot be read ({error}); publish the bundle again.") from None
-    model = build_interest_model(checkpoint, body["settings"], dtype=dtype)
+    model = build_interest_model(checkpoint, body["settings"])
     load_adapter_state(model, state)
     return model.eval()

@@ -198,7 +198,8 @@ class BeamSearch:
         for level in range(1, trie.levels):
             own = torch.eye(width, dtype=torch.bool, device=device).expand(users, width, width)
             # A beam sees what its parent saw, and itself.
-            visible = torch.cat([visible.gather(1, _wide(beams.parent, visible)), own], dim=2)
+            seen = beams.parent[:, :, None].expand(users, width, visible.shape[2])
+            visible = torch.cat([visible.gather(1, seen), own], dim=2)
             ids = beams.code + model.vocabulary.first_id + (level - 1) * trie.codes
             at = (length + level - 1)[:, None].expand(users, width)
             hidden = model.hidden(ids.flatten(), at.flatten(), TreePlan(store, visible, first_slot))
@@ -275,11 +276,6 @@ def _best_in_order(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
     missing = chosen == size
     chosen = chosen.masked_fill(missing, 0)
     return chosen, score.gather(1, chosen).masked_fill(missing, -torch.inf)
-
-
-def _wide(index: Tensor, like: Tensor) -> Tensor:
-    """``index`` [U x W] repeated over the last axis of ``like`` [U x . x n], for gather."""
-    return index[:, :, None].expand(*index.shape, like.shape[2])
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

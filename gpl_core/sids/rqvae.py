@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,7 +220,8 @@ class _Training:
             self._start_codebooks()
         figures = torch.zeros(2, device=self.engine.device)  # summed reconstruction loss, rows
         total = settings.epochs * len(self.sizes)
-        for number, batch in enumerate(self._batches(epoch)):
+        order = np.random.default_rng([settings.seed, epoch]).permutation(len(self.embeddings))
+        for number, batch in enumerate(np.split(order, np.cumsum(self.sizes)[:-1])):
             rate = one_cycle(epoch * len(self.sizes) + number, total, settings.learning_rate)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -247,10 +248,6 @@ class _Training:
             perplexity = torch.exp(-(share * share.clamp(min=1e-12).log()).sum(dim=1))
             out |= {f"perplexity_{level}": float(value) for level, value in enumerate(perplexity, start=1)}
         return out
-
-    def _batches(self, epoch: int) -> Iterator[np.ndarray]:
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.embeddings))
-        yield from np.split(order, np.cumsum(self.sizes)[:-1])
 
     def _nothing(self) -> Tensor:
         return sum((p.sum() for p in self.model.parameters()), torch.zeros((), device=self.engine.device)) * 0.0

@@ -62,7 +62,7 @@ class TextEncoder:
             )
         self.name, self._pooling, self._batch_size = name, pooling, batch_size
         self._device = torch.device(device)
-        self._model = _load(AutoModel, folder, name).to(self._device)
+        self._model = _load(folder, name).to(self._device)
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
@@ -145,7 +145,7 @@ class ClipEncoder:
     ) -> None:
         self._batch_size, self._device = batch_size, torch.device(device)
         self._weights = {"text": text_weight, "image": image_weight}
-        self._model = _load(AutoModel, folder, self.name).to(self._device)
+        self._model = _load(folder, self.name).to(self._device)
         for needed in ("get_text_features", "get_image_features"):
             if not hasattr(self._model, needed):
                 raise UsageError(
@@ -216,14 +216,14 @@ def _unit_rows(output: Any) -> np.ndarray:
     return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
 
 
-def _load(kind: Any, folder: Path, name: str) -> Any:
+def _load(folder: Path, name: str) -> Any:
     if not list(folder.glob("*.safetensors")):
         raise MissingInputError(
             f"encoder.parts.{name}.path: {folder} holds no .safetensors file; convert the weights, pickled ones are "
             "not read."
         )
     disable_progress_bar()  # one bar of a second on every rank, in log files too
-    model = kind.from_pretrained(
+    model = AutoModel.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
     )
     return model.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ import numpy as np
 
 from gpl_core.config import Config
 from gpl_core.errors import LineageError, MissingInputError
-from gpl_core.graph.step_run import StepContext, log
+from gpl_core.graph.step_run import StepContext
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.packing import UserHistory, unflatten
 from gpl_core.lakehouse.files import DataFile, rows_in
@@ -210,14 +210,6 @@ def positives_of(context: StepContext, items: int) -> np.ndarray:
         known = batch["item_index"] < items
         counts[batch["item_index"][known]] = batch["positives"][known]
     return counts
-
-
-def log_found(found: Found) -> None:
-    """Log what will be trained on, and what was left out."""
-    log.info(
-        "user_sequences: %d users to train on, %d held out; left out: %d superseded rows, %d of another sid_version",
-        found.train, found.held_out, found.superseded, found.other_sid_version,
-    )  # fmt: skip
 
 
 def _shuffled(held: list[UserHistory], seed: list[int]) -> Iterator[UserHistory]:
