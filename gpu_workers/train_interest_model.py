@@ -145,7 +145,8 @@ def setup(context: StepContext, ranks: Ranks, tokenizer: Manifest, content: Cont
         most_events(model.vocabulary, config.sequences.max_length, model.config.max_position_embeddings)
     if ranks.is_main:
         log.info(
-            "user_sequences: %d users to train on, %d held out; left out: %d superseded rows, %d of another sid_version",
+            "user_sequences: %d users to train on, %d held out; left out: %d superseded rows, "
+            "%d of another sid_version",
             data.found.train, data.found.held_out, data.found.superseded, data.found.other_sid_version,
         )  # fmt: skip
     trie = DeviceTrie(catalog.trie, ranks.device)
