@@ -14,7 +14,7 @@ from gpu_workers.ranks import Ranks
 
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 _SCALER = "loss_scaler"
-_OBJECTS = (_SCALER, "param_slice_mappings")  # the scaler's figures are kept; the mappings are made anew
+_OBJECTS = (_SCALER, "param_slice_mappings")  # the scaler's figures are kept; the mappings are rebuilt
 
 
 class EngineCheckpoints:
@@ -27,7 +27,7 @@ class EngineCheckpoints:
         self._folder, self._ranks = folder, ranks
 
     def save(self, tag: str, engine: Any, facts: Mapping[str, Any]) -> None:
-        """Write every rank's file, then remove earlier checkpoints. ``facts``: what this rank keeps beside it."""
+        """Write every rank's file, then remove earlier checkpoints. ``facts``: what this rank keeps with it."""
         with self._ranks.together(), _at_rest(engine):
             write_checkpoint(self._file(tag), {"engine": _state_of(engine), "facts": facts})
         self._remove(t for t in self._tags() if t < tag)

@@ -182,7 +182,7 @@ def _engines(
     own = {
         "train_micro_batch_size_per_gpu": max(1, settings.batch_size // ranks.size),
         "gradient_accumulation_steps": 1,
-        "zero_optimization": {"stage": 0},  # the model is small beside its batches
+        "zero_optimization": {"stage": 0},  # the model is small compared with its batches
         "steps_per_print": 1_000_000,
     }
     basis = content_basis(torch.from_numpy(sample_vectors(inputs.items)), settings.dimension)

@@ -162,7 +162,7 @@ def with_free_port(arguments: Sequence[str]) -> list[str]:
 
 
 def tool(name: str) -> str:
-    """The launcher `name`: the one beside the running Python if there is one, otherwise the one on PATH."""
+    """The launcher `name`: the one next to the running Python if there is one, otherwise the one on PATH."""
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.exists() else name
 

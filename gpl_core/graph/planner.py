@@ -48,7 +48,7 @@ class StepState:
         return self.table_fingerprints.get(table, self.fingerprint)
 
     def may_run(self, *, force: bool) -> bool:
-        """Whether the inputs are there; `force` also trains beside an artifact that was rolled back."""
+        """Whether the inputs are there; `force` also trains next to an artifact that was rolled back."""
         return self.status != "blocked" or (force and bool(self.fingerprint))
 
     def to_json(self) -> str:
@@ -137,7 +137,7 @@ class Planner:
             cached = bool(owner and owner.idle_without and not read.optional)
             idle = cached and owner is not None and self._is_empty(owner.idle_without, run_date)
             if snapshot is None:
-                # Whoever names its place means it: a typing error must not let opt-outs go unseen.
+                # A location that is configured is meant: a typo must not let opt-outs go unseen.
                 named = read.table in self.config.lakehouse.tables
                 if (read.optional and not named) or idle:
                     continue

@@ -58,7 +58,7 @@ class Step:
     launcher: Literal["spark", "deepspeed"]  # what starts it
     reads: tuple[Read, ...]
     writes: tuple[str, ...] = ()  # tables whose slice it replaces or appends to: done when each was, from its inputs
-    also_writes: tuple[str, ...] = ()  # tables merged or appended to beside them, committed first
+    also_writes: tuple[str, ...] = ()  # tables merged or appended to as well, committed first
     writes_page: bool = False  # it leaves an HTML page that carries its fingerprint
     uses: tuple[str, ...] = ()  # artifacts in force for the run date that it needs
     publishes: str = ""  # artifact that it trains
@@ -75,7 +75,7 @@ class Step:
     takes_day_after: bool = False  # so does the day after the last one, once its raw slice exists: evaluation needs it
     compacts: bool = False  # it regroups the rows of what Spark steps write
     stamp: str = ""  # a version, other than a table's or an artifact's, that its rows carry
-    command: str = ""  # the command of `gpl` that runs it, for a step beside the graph
+    command: str = ""  # the command of `gpl` that runs it, for a step outside the graph
 
     @property
     def script(self) -> str:
@@ -231,7 +231,7 @@ STEPS: tuple[Step, ...] = (
     ),
 )  # fmt: skip
 
-# Beside the graph. Judges a simulated marketplace: no step of the graph reads what it reads or writes.
+# Outside the graph. Judges a simulated marketplace: no step of the graph reads what it reads or writes.
 JUDGE = Step(
     "evaluate_truth", "deepspeed",
     reads=(Read("truth", "slice"), Read("item_embeddings", "lookup"), Read("items", "lookup"),

@@ -1,4 +1,4 @@
-"""Alignment tasks: an item's title predicts its SID, and its SID the title, beside the next-SID objective.
+"""Alignment tasks: an item's title predicts its SID, and its SID the title, in addition to the next SID.
 
 An option (as in LC-Rec and MiniOneRec), each task with its own weight. The loss of words is over the base's whole
 vocabulary, that of SIDs follows `trie_scoring`. Legend: n items, L levels, M title tokens, V base tokens.

@@ -40,7 +40,7 @@ class SearchSettings:
     beams: int  # K, anchors per user
     max_events: int  # newest events of a history that the model reads; as in training
     token_budget: int = 16_384  # positions per batch: prompts plus (L - 1) * K per user. Halved when memory runs out.
-    prefixes: int = 0  # P, scored prefixes returned beside the anchors; they change no beam
+    prefixes: int = 0  # P, scored prefixes returned with the anchors; they change no beam
 
 
 class Anchors(NamedTuple):

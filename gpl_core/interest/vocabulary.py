@@ -92,7 +92,7 @@ def extend_tokenizer(tokenizer: Any, levels: int, codes: int, prompt: str = "") 
 def check_single_tokens(tokenizer: Any, vocabulary: SidVocabulary, prompt: str) -> None:
     """Raise UsageError unless every SID code is one token in context (after the prompt and between other codes).
 
-    Tokenized alone, a code may look right and still merge with its neighbors; hence one text with all of them.
+    Tokenized alone, a code may look right and still merge with its neighbors, so all of them go into one text.
     """
     text = prompt + "".join(sid_tokens(vocabulary.levels, vocabulary.codes)) + " end"
     got = tokenizer.encode(text, add_special_tokens=False)

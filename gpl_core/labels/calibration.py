@@ -131,7 +131,7 @@ class Calibrator:
 
     @property
     def needs_counts(self) -> bool:
-        """True when the features need item_stats / user_stats beside the pair's scores."""
+        """True when the features need item_stats / user_stats in addition to the pair's scores."""
         return any(name not in SCORES for name in self.features)
 
     @property

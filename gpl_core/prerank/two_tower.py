@@ -25,7 +25,7 @@ class TowerConfig:
 
     user_buckets, item_buckets: rows of the hashed id embeddings. dimension: m, width of embeddings and tower outputs.
     hidden: width of each tower's one hidden layer. content_width: d. levels, codes: L and C of the semantic IDs
-    (codes 0 leaves them out). pair_features: names of the passthrough features, a linear term beside the dot product.
+    (codes 0 leaves them out). pair_features: names of the passthrough features, a linear term added to the dot product.
     prior_rate: click rate that the untrained model predicts.
     """
 

@@ -46,7 +46,7 @@ def issue(
     published: np.ndarray,
     published_embeddings: Rows,
 ) -> Issued:
-    """SIDs for N items beside M published ones in force, which keep theirs.
+    """SIDs for N items next to M published ones in force, which keep theirs.
 
     ``encoded`` and ``embeddings`` [N x d] are the new items', sorted by item_index; ``last_codebook`` [C x k] is the
     tokenizer's; ``published`` int [M x L] and ``published_embeddings`` [M x d] are in force. An item with the content

@@ -1,4 +1,4 @@
-"""What fitting, labeling, monitors and the report share: counts beside pairs, labels as a column, reliability."""
+"""What fitting, labeling, monitors and the report share: counts next to pairs, labels as a column, reliability."""
 
 from __future__ import annotations
 

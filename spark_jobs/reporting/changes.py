@@ -53,7 +53,7 @@ def figures(day: Day, of: date) -> dict[str, Any]:
 
 
 def section(day: Day) -> PageSection:
-    """The figures of the date beside those of the run date before it."""
+    """The figures of the date next to those of the run date before it."""
     previous = max((d for d in day.feeds if d < day.date), default=None)
     return changes(figures(day, day.date), figures(day, previous) if previous else {}, day.date, previous)
 
