@@ -228,7 +228,7 @@ def added(after: Any, before: Any) -> tuple[int, int]:
 def schema_drift(
     contract: Contract, found: StructType, castable: Callable[[DataType, DataType], bool] = lambda have, wanted: False
 ) -> list[str]:
-    """Column-by-column differences between a contract and a table; additional and `castable` columns are none."""
+    """Column-by-column differences between a contract and a table; additional and `castable` ones do not count."""
     problems = []
     for name, wanted in ((f.name, f.dataType) for f in spark_schema(contract)):
         have = found[name].dataType if name in found.names else None

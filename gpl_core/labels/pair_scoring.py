@@ -35,7 +35,7 @@ class PairScores(NamedTuple):
     llm_confidence: Tensor  # float32 [U x B] in [0, 1]
     coherence: Tensor  # float32 [U] in [0, 1]; 0 without anchors
     consistency: Tensor  # float32 [U] in [0, 1]; 0 without anchors or without history
-    valid: Tensor  # bool [U x B]: the candidate is no padding, and the user has an anchor
+    valid: Tensor  # bool [U x B]: the candidate is not padding, and the user has an anchor
 
 
 class PairBlock(NamedTuple):

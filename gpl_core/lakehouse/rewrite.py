@@ -1,6 +1,6 @@
 """Replace files of a table in one commit, and remove rows by rewriting the files that hold them with pyarrow.
 
-delta-rs' own DELETE is no option: it writes string views, which the pyarrow under Petastorm cannot read.
+delta-rs' own DELETE is not an option: it writes string views, which the pyarrow under Petastorm cannot read.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Snapshot:
             )
 
     def _drift(self) -> list[str]:
-        """Column-by-column differences from the contract; additional columns are none.
+        """Column-by-column differences from the contract; additional columns do not count.
 
         Types of a platform's table are for ingest to judge, which casts row by row.
         """

@@ -64,7 +64,7 @@ def snips_auc(scores: npt.ArrayLike, clicks: npt.ArrayLike, propensity: npt.Arra
     """Self-normalized inverse-propensity estimate of the AUC over all pairs that could have been shown (ours).
 
     Each shown pair counts 1 / propensity, its logged probability of being shown (normalized as by Swaminathan &
-    Joachims 2015). clicks [n] 0/1; rows whose propensity is not in (0, 1] are left out and counted in the note, along with
+    Joachims 2015). clicks [n] 0/1; rows whose propensity is not in (0, 1] are left out and counted in the note, with
     the effective number of rows, (sum w)^2 / sum w^2. Without an interval, because the rows' weights differ.
     """
     s, y = _checked(scores, clicks)

@@ -95,7 +95,7 @@ class FusionEncoder:
 
 
 class PrecomputedEncoder:
-    """The platform's own embedding column, normalized. A zero vector, of whatever length, means that there is none."""
+    """The platform's own embedding column, normalized. A zero vector of any length means that there is none."""
 
     name = "precomputed"
     lacking = "no precomputed embedding"

@@ -66,7 +66,7 @@ def base_checkpoint(config: Config) -> Path:
         folder = Path(config.interest.base_model)
         if not (folder / "config.json").is_file():
             raise MissingInputError(
-                f"interest.base_model: {folder} is no model folder on this machine (no config.json); give the local "
+                f"interest.base_model: {folder} is not a model folder on this machine (no config.json); give the local "
                 "folder of a Qwen2 checkpoint, or leave it empty to make a small random one for development"
             )
         return folder
