@@ -41,10 +41,10 @@ def commit_parts(
 
 def commit_rows(context: StepContext, ranks: Ranks, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replace the run date's slice of a small `table` by the `rows` of all ranks."""
-    partition = {"dt": context.run_date.isoformat()}
-    if "step" in context.contract(table).partition_by:
-        partition["step"] = context.step.name
     contract = context.contract(table)
+    partition = {"dt": context.run_date.isoformat()}
+    if "step" in contract.partition_by:
+        partition["step"] = context.step.name
     with ranks.together(), context.lake.writer(contract, partition, dims={}, rank=ranks.rank) as writer:
         if rows:
             writer.write_rows(rows)

@@ -189,5 +189,5 @@ def test_a_model_folder_that_is_none_is_named(tmp_path):
     from gpu_workers.inputs.interest import base_checkpoint
 
     config = small_config(tmp_path, {"interest": {"base_model": str(tmp_path / "qwen")}})
-    with pytest.raises(MissingInputError, match=r"interest\.base_model: .*qwen is no model folder .*config\.json"):
+    with pytest.raises(MissingInputError, match=r"interest\.base_model: .*qwen is not a model folder .*config\.json"):
         base_checkpoint(config)
