@@ -46,8 +46,7 @@ def commit_rows(context: StepContext, ranks: Ranks, table: str, rows: Sequence[M
     if "step" in contract.partition_by:
         partition["step"] = context.step.name
     with ranks.together(), context.lake.writer(contract, partition, dims={}, rank=ranks.rank) as writer:
-        if rows:
-            writer.write_rows(rows)
+        writer.write_rows(rows)
     commit_parts(context, ranks, table, writer.parts, mode="overwrite", partition=partition)
 
 
