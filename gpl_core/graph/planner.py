@@ -128,7 +128,7 @@ class Planner:
         for read in step.reads:
             if not read.when(self.config):
                 continue
-            snapshot, written = self.snapshot(read.table), self._is_written(read.table, run_date)
+            snapshot, written = self.snapshot(read.table), run_date.isoformat() in self._table_marks(read.table)
             if read.may_lack(self.config) and not written:
                 continue  # the step goes on without; when the slice comes, so does its digest, and the step is stale
             owner = owner_step(read.table)
@@ -203,9 +203,6 @@ class Planner:
                     found.setdefault(name, []).append((version, fingerprint))
             self._marks[table] = found
         return self._marks[table]
-
-    def _is_written(self, table: str, run_date: date) -> bool:
-        return run_date.isoformat() in self._table_marks(table)
 
     def _slice_marks(self, table: str, run_date: date) -> list[tuple[int, str]]:
         """(version, fingerprint) of the commits that wrote the slice of `run_date`, newest first.

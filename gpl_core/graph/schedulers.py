@@ -140,13 +140,14 @@ def _airflow(launches: Sequence[Launch], source: Source, config: Config, force: 
         through = first - ONE_DAY
         dates = tuple(date_range(start, through))
         history = shlex.join(command(Launch((steps[0],), dates, through), dates, source, config))
+    name = source.config.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml")
     values = {
         "@FIRST@": repr((first.year, first.month, first.day)),
         "@ENVIRONMENT@": _dict_literal(environment(config)),
         "@HISTORY@": repr(history),
         "@TASKS@": _dict_literal(tasks),
         "@DATE@": _LOGICAL_DATE,
-        "@NAME@": repr(f"gpl_{_identifier(source.config)}"),
+        "@NAME@": repr("gpl_" + re.sub(r"\W", "_", name)),
         "@RETRIES@": "3",
     }
     text = _DAG
@@ -157,7 +158,3 @@ def _airflow(launches: Sequence[Launch], source: Source, config: Config, force: 
 
 def _dict_literal(values: Mapping[str, str]) -> str:
     return "{\n" + "".join(f"    {k!r}: {v!r},\n" for k, v in values.items()) + "}"
-
-
-def _identifier(config: str) -> str:
-    return re.sub(r"\W", "_", config.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml"))

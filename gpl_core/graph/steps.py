@@ -91,10 +91,6 @@ class Step:
         return run_date if self.trains_on_run_date else run_date - ONE_DAY
 
 
-def _fitted_on_clicks(config: Config) -> bool:
-    return config.labels.calibrator.kind != "quantile"
-
-
 def _uses_counts(config: Config) -> bool:
     return config.labels.calibrator.kind == "logistic"
 
@@ -196,7 +192,8 @@ STEPS: tuple[Step, ...] = (
     Step(
         "fit_calibrator", "spark",
         reads=(Read("pair_scores", "slice"),
-               Read("pair_scores", "before", days=lambda c: c.labels.calibrator.window_days, when=_fitted_on_clicks),
+               Read("pair_scores", "before", days=lambda c: c.labels.calibrator.window_days,
+                    when=lambda c: c.labels.calibrator.kind != "quantile"),
                Read("impressions", "before", days=lambda c: c.labels.calibrator.window_days, optional=True),
                Read("item_stats", "lookup", when=_uses_counts), Read("user_stats", "lookup", when=_uses_counts)),
         uses=("interest_model",), publishes="calibrator", settings=lambda c: (c.labels.calibrator,),

@@ -147,7 +147,9 @@ def fit(
     for epoch in range(first_epoch, settings.epochs):
         figures = run.epoch(epoch)
         if engine.rank == 0:
-            if checkpoint_dir is not None and run.is_checkpoint(epoch + 1):
+            # About forty checkpoints a run, none after the last epoch, whose result is the artifact.
+            due = (epoch + 1) % max(1, settings.epochs // 40) == 0 and epoch + 1 < settings.epochs
+            if checkpoint_dir is not None and due:
                 run.save(checkpoint_dir, epoch + 1)
             if progress is not None:
                 progress(epoch + 1, figures)
@@ -207,10 +209,6 @@ class _Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         return done
-
-    def is_checkpoint(self, done: int) -> bool:
-        """About forty checkpoints a run, none after the last epoch, whose result is the artifact."""
-        return done % max(1, self.settings.epochs // 40) == 0 and done < self.settings.epochs
 
     def epoch(self, epoch: int) -> dict[str, float]:
         """Runs one epoch over all rows; returns its figures (equal on all ranks)."""
