@@ -28,7 +28,7 @@ from gpl_core.interest.interest_model import ModelSettings, adapter_state, build
 from gpl_core.interest.packing import Pack, UserHistory, most_events, training_packs
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.targets import keep_probability
-from gpl_core.interest.training import TrainingObjective, TrainingProgress, Walks, empty_pack, without_targets
+from gpl_core.interest.training import TrainingObjective, TrainingProgress, Walks, empty_pack
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.sids.content_table import ContentTable
@@ -253,7 +253,7 @@ def _in_step(training: Training, packs: Iterator[Pack]) -> Iterator[tuple[Pack, 
         if not targets:
             return
         pack = pack or idle or empty_pack(training.objective.model)
-        idle = without_targets(pack)
+        idle = replace(pack, target_sids=pack.target_sids[:0], target_places=pack.target_places[:0])
         yield pack, targets
 
 

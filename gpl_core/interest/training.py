@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -101,11 +101,6 @@ class TrainingProgress:
     def is_over(self, patience: int) -> bool:
         """Whether neither loss nor hit rate has improved for ``patience`` epochs."""
         return self.epoch > 0 and self.epoch - 1 - self.better_epoch >= patience
-
-
-def without_targets(pack: Pack) -> Pack:
-    """``pack`` with nothing to predict."""
-    return replace(pack, target_sids=pack.target_sids[:0], target_places=pack.target_places[:0])
 
 
 def empty_pack(model: InterestModel) -> Pack:
