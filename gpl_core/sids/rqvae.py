@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from torch.nn import functional
 
 from gpl_core.checkpoint import read_checkpoint, write_checkpoint
 from gpl_core.errors import ContractError
-from gpl_core.sids.engine import TrainEngine
 from gpl_core.sids.kmeans import residual_kmeans
 from gpl_core.sids.quantizer import Assignment, ResidualQuantizer, assign
 from gpl_core.sids.tokenizer import Tokenizer, checked_embeddings, mlp
@@ -70,6 +70,33 @@ def codes_for(items: int) -> int:
 def epochs_for(items: int, batch_size: int = 1024) -> int:
     """Epochs by catalog size (ours): about 1,600 steps, within 20 to 400 epochs."""
     return min(400, max(20, 1600 // max(1, math.ceil(items / batch_size))))
+
+
+class TrainEngine(Protocol):
+    """Forward, backward and optimizer steps of one model on all ranks.
+
+    An optimizer step is made of ``parts`` calls of ``step`` on each rank; the applied gradient is the sum of the
+    gradients of all parts on all ranks.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: int, batch_size: int) -> None:
+        """Takes the model (moved to ``device`` in place) and its optimizer; called once, before anything else."""
+
+    def forward(self, *inputs: Any) -> Any:
+        """The model's output."""
+
+    def step(self, loss: Tensor) -> None:
+        """Adds one part's gradient; every ``parts``-th call applies the sum."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks."""
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Overwrites ``tensor`` with rank 0's."""
 
 
 class RqVae(nn.Module):

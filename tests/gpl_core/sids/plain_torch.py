@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gpl_core.sids import rqvae
-from gpl_core.sids.engine import TrainEngine
-from gpl_core.sids.rqvae import RqVaeSettings
+from gpl_core.sids.rqvae import RqVaeSettings, TrainEngine
 from gpl_core.sids.tokenizer import Tokenizer
 
 
