@@ -26,7 +26,6 @@ from gpl_core.graph.planner import Planner
 from gpl_core.graph.prerequisites import problems
 from gpl_core.graph.supervisor import supervised
 
-
 # What a launch's log says when only the launcher or a library sees the cause.
 _GPU_MEMORY = (
     "the GPU ran out of memory: lower anchors.tokens_per_batch, interest.tokens_per_batch or labels.users_per_batch"
