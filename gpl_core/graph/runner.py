@@ -21,25 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gpl_core.config import Config
 from gpl_core.errors import UsageError
 from gpl_core.graph.arguments import new_run_id
+from gpl_core.graph.hints import hints
 from gpl_core.graph.launches import Launch, Source, command, environment, pending, shell, with_free_port
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.prerequisites import problems
 from gpl_core.graph.supervisor import supervised
-
-# What a launch's log says when only the launcher or a library sees the cause.
-_GPU_MEMORY = (
-    "the GPU ran out of memory: lower anchors.tokens_per_batch, interest.tokens_per_batch or labels.users_per_batch"
-)
-_JARS = "Delta's jars were not found: check --packages or --jars in launch.spark_submit"
-_HINTS = {
-    "java.lang.OutOfMemoryError": "Spark ran out of memory: give it more, launch.spark_submit: [--driver-memory, 8g]",
-    "torch.OutOfMemoryError": _GPU_MEMORY,
-    "CUDA out of memory": _GPU_MEMORY,
-    "Address already in use": "a port is in use: choose another one, launch.deepspeed: [--master_port, '29511']",
-    "No space left on device": "a disk is full: free some space, or move lakehouse.root, TMPDIR or spark.local.dir",
-    "ClassNotFoundException: io.delta": _JARS,
-    "unresolved dependency: io.delta": "Maven could not be reached: use local jars, launch.spark_submit: [--jars, …]",
-}
 
 
 def run_launches(
@@ -78,7 +64,7 @@ def run_launches(
         console.print(f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {where}")
         if not verbose:
             print(_tail(log), file=sys.stderr)
-        for hint in (*_hints(log), *(f"missing: {p}" for p in problems())) if code == 1 else ():
+        for hint in (*hints(log), *(f"missing: {p}" for p in problems())) if code == 1 else ():
             print(hint, file=sys.stderr)
         reached = {date.fromisoformat(line["run_date"]) for line in lines}
         bad = {date.fromisoformat(line["run_date"]) for line in lines if line["status"] == "failed"}
@@ -186,9 +172,3 @@ def _tail(log: Path, lines: int = 40) -> str:
     text = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line for line in text if line.startswith("error:")]
     return "\n".join(errors or text[-lines:])
-
-
-def _hints(log: Path) -> list[str]:
-    """One line for each known cause found in `log`."""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    return list(dict.fromkeys(f"hint: {hint}" for words, hint in _HINTS.items() if words in text))
