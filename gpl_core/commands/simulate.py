@@ -67,7 +67,7 @@ def simulation_settings(config: Config, given: Mapping[str, Any]) -> SimulationS
 
 def print_outcome(what: str, outcome: Outcome, config: Config) -> None:
     """Rows per raw table, to stderr."""
-    if outcome.did_nothing:
+    if not outcome.rows:
         print(f"{what}: already in {config.lakehouse.root}, nothing to do", file=sys.stderr)
         return
     print(f"{what} -> {config.lakehouse.root}", file=sys.stderr)

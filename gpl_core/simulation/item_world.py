@@ -107,19 +107,9 @@ def make_items(settings: SimulationSettings, taste: Taste) -> ItemWorld:
     # The shift flattens the head: with a bare Zipf law most items would never be clicked.
     appeal = (rank + 0.01 * size) ** -rules.popularity_exponent
     return ItemWorld(
-        topic=topic,
-        product=product,
-        adjective=adjective,
-        material=material,
-        use=use,
-        brand=brand,
-        model=rng.integers(10, 1000, size),
-        quality=quality,
-        content=content,
-        appeal=appeal / appeal.sum(),
-        initial=settings.items,
-        per_day=settings.new_items_per_day,
-    )
+        topic, product, adjective, material, use, brand, rng.integers(10, 1000, size), quality, content,
+        appeal / appeal.sum(), initial=settings.items, per_day=settings.new_items_per_day,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

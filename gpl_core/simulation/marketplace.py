@@ -7,26 +7,18 @@ with the number of users. Every random number comes from a stream keyed by (seed
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.item_world import ItemWorld, Taste, item_id, item_texts, make_items, make_taste
-from gpl_core.simulation.raw_tables import Outcome, RawTables, RowSink
+from gpl_core.simulation.raw_tables import Outcome, RowSink, write_raw_tables
 from gpl_core.simulation.recall import LoggingPolicy, Observed, expose, observe, recall
 from gpl_core.simulation.rendering import render
 from gpl_core.simulation.rng import stream
-from gpl_core.simulation.rows import (
-    DAY,
-    Requests,
-    examination,
-    item_table,
-    midnight,
-    shown_pairs,
-    timestamps,
-    write_requests,
-)
+from gpl_core.simulation.rows import DAY, Requests, examination, item_table, midnight, timestamps, write_requests
 from gpl_core.simulation.simulation_settings import SimulationSettings
 from gpl_core.simulation.topics import topics
 from gpl_core.simulation.users import (
@@ -67,18 +59,9 @@ def simulate(settings: SimulationSettings, lake: Lake, *, force: bool = False) -
         ContractError: a table exists and was made with other settings (without `force`), or is not ours.
     """
     details = {**asdict(settings), "behavior": asdict(settings.rules), "start_date": settings.start_date.isoformat()}
-    with RawTables(
-        lake,
-        TABLES,
-        step="simulate",
-        fingerprint=settings.fingerprint(),
-        provenance="simulated",
-        details=details,
-        force=force,
-    ) as tables:
-        if tables.pending:
-            generate(settings, tables)
-    return Outcome(settings.fingerprint(), tables.rows, tables.unchanged)
+    return write_raw_tables(
+        lake, TABLES, partial(generate, settings), "simulate", settings.fingerprint(), "simulated", details, force=force
+    )
 
 
 def generate(settings: SimulationSettings, sink: RowSink) -> None:
@@ -111,42 +94,30 @@ def observe_panel(settings: SimulationSettings, world: ItemWorld, taste: Taste) 
 
     The panel is the first eight user batches, which bounds memory. New items have no counts.
     """
-    users, items = [], []
+    users, items = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for batch in range(min(batches(settings), _PANEL_BATCHES)):
         shoppers = make_shoppers(settings, taste, batch)
         for day in range(-settings.warmup_days, 0):
-            user, item = _day_of_organic(settings, world, taste, shoppers, day, batch)
+            drift(shoppers, settings.rules, taste, stream(settings.seed, "drift", day, batch))
+            user, item = organic(shoppers, world, taste, settings, day, stream(settings.seed, "organic", day, batch))
+            shoppers.remember(user, item)
             users.append(user + shoppers.first)
             items.append(item)
-    user = np.concatenate(users) if users else np.empty(0, np.int64)
-    item = np.concatenate(items) if items else np.empty(0, np.int64)
     titles = [f"{text.title} {text.category}" for text in item_texts(world, 0, world.size)]
-    return observe(titles, np.array([t.department for t in topics()])[world.topic], user, item)
-
-
-def _day_of_organic(
-    settings: SimulationSettings, world: ItemWorld, taste: Taste, shoppers: Shoppers, day: int, batch: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """One night's drift and one day's organic positives; moves `shoppers` on."""
-    drift(shoppers, settings.rules, taste, stream(settings.seed, "drift", day, batch))
-    user, item = organic(shoppers, world, taste, settings, day, stream(settings.seed, "organic", day, batch))
-    shoppers.remember(user, item)
-    return user, item
+    departments = np.array([t.department for t in topics()])[world.topic]
+    return observe(titles, departments, np.concatenate(users), np.concatenate(items))
 
 
 def _one_day(market: Market, sink: RowSink, shoppers: Shoppers, day: int, batch: int) -> None:
     """One night's drift, then the day's requests, then what users did elsewhere that day."""
     settings, world, taste = market.settings, market.world, market.taste
     dt = settings.start_date + timedelta(days=day)
-    start = midnight(dt)
     drift(shoppers, settings.rules, taste, stream(settings.seed, "drift", day, batch))
-    bought: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-    if day >= 0:
-        bought = list(_requests(market, sink, shoppers, day, batch))
+    bought = list(_requests(market, sink, shoppers, day, batch)) if day >= 0 else []
     user, item = organic(shoppers, world, taste, settings, day, stream(settings.seed, "organic", day, batch))
     rng = stream(settings.seed, "times", day, batch)
     times = rng.integers(0, DAY, len(user))
-    times = start + times[np.lexsort((times, user))]  # within a user, the order of events is the order of time
+    times = midnight(dt) + times[np.lexsort((times, user))]  # within a user, the order of events is the order of time
     bought.append((user, item, times, _KINDS[rng.choice(3, len(user), p=[0.5, 0.2, 0.3])]))
     user, item, times, kind = (np.concatenate(column) for column in zip(*bought))
     shoppers.remember(bought[-1][0], bought[-1][1])
@@ -171,13 +142,9 @@ def _requests(
     dt = settings.start_date + timedelta(days=day)
     start = midnight(dt)
     policy = LoggingPolicy(
-        popularity=rules.policy_popularity,
-        history=rules.policy_history,
-        noise=rules.policy_noise,
-        exposed=settings.exposed_per_request,
-        random_share=settings.random_share,
-        seed=settings.seed,
-    )
+        rules.policy_popularity, rules.policy_history, rules.policy_noise, settings.exposed_per_request,
+        settings.random_share, settings.seed,
+    )  # fmt: skip
     count = rng.poisson(np.minimum(settings.requests_per_user_day * shoppers.activity, 30.0))
     owner = np.repeat(np.arange(shoppers.size), count)
     slot = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
@@ -193,18 +160,17 @@ def _requests(
         probability = sigmoid(click_logits(shoppers, user, found.item, world, rules) + market.intercept)
         shown = expose(policy, user + shoppers.first, found.item, history, observed, rng)
 
-        pairs = shown_pairs(found, shown)
-        looked_at = examination(pairs.position, rules.position_decay)
-        clicked = rng.random(len(pairs.row)) < probability[pairs.row, pairs.column] * looked_at
+        looked_at = examination(shown.position, rules.position_decay)
+        clicked = rng.random(len(shown.row)) < probability[shown.row, shown.column] * looked_at
         requests = Requests(
             dt,
             pa.array([f"r{dt:%Y%m%d}-{shoppers.first + u:07d}-{step:02d}" for u in user.tolist()], pa.string()),
             pa.array([user_id(shoppers.first + u) for u in user.tolist()], pa.string()),
             when,
         )
-        write_requests(sink, requests, market.item_ids, found, pairs, shown.is_random, clicked)
+        write_requests(sink, requests, market.item_ids, found, shown, clicked)
         exposed = np.zeros(found.item.shape, bool)
-        exposed[pairs.row, pairs.column] = True
+        exposed[shown.row, shown.column] = True
         r, c = np.nonzero(found.item >= 0)
         truth = {
             **requests.keys(r, found.item[r, c], market.item_ids, time=False),
@@ -214,13 +180,13 @@ def _requests(
         sink.write("truth", dt, pa.table(truth))
 
         hit = np.flatnonzero(clicked)  # by request, then position: the order in which a user reads the list
-        shoppers.remember(user[pairs.row[hit]], pairs.item[hit])
+        shoppers.remember(user[shown.row[hit]], shown.item[hit])
         hit = hit[rng.random(len(hit)) < _CONVERSION]
-        buyer = pairs.row[hit]
+        buyer = shown.row[hit]
         later = when[buyer] + rng.integers(60_000_000, 1_800_000_000, len(hit))
         # A purchase belongs to the day of its click, so it is at midnight at the latest.
         later = np.minimum(later, start + DAY - 1 - np.arange(len(hit)))
-        yield user[buyer], pairs.item[hit], later, np.full(len(hit), "purchase")
+        yield user[buyer], shown.item[hit], later, np.full(len(hit), "purchase")
 
 
 def item_rows(settings: SimulationSettings, world: ItemWorld) -> Iterator[pa.Table]:
@@ -248,19 +214,11 @@ def item_rows(settings: SimulationSettings, world: ItemWorld) -> Iterator[pa.Tab
 def _item_table(
     settings: SimulationSettings, world: ItemWorld, numbers: np.ndarray, updated: np.ndarray, revised: bool
 ) -> pa.Table:
-    texts = [next(item_texts(world, n, n + 1, revised)) for n in numbers.tolist()]
-    tree = topics()
-    pictures: list[bytes | None] = [None] * len(numbers)
-    if settings.pictures:
-        pictures = [
-            render(
-                tree[world.topic[n]].department,
-                int(world.topic[n]),
-                int(world.product[n]),
-                int(world.material[n]),
-                stream(settings.seed, "picture", 0, n),
-                settings.picture_pixels,
-            )
-            for n in numbers.tolist()
-        ]
-    return item_table(pa.array([item_id(n) for n in numbers.tolist()], pa.string()), updated, texts, pictures)
+    def picture(n: int) -> bytes | None:
+        topic, rng = int(world.topic[n]), stream(settings.seed, "picture", 0, n)
+        looks = topics()[topic].department, topic, int(world.product[n]), int(world.material[n])
+        return render(*looks, rng, settings.picture_pixels) if settings.pictures else None
+
+    own = numbers.tolist()
+    texts = [next(item_texts(world, n, n + 1, revised)) for n in own]
+    return item_table(pa.array(map(item_id, own), pa.string()), updated, texts, [picture(n) for n in own])

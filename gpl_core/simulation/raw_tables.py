@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
-from types import TracebackType
 from typing import Protocol
 
 import pyarrow as pa
@@ -32,105 +32,90 @@ class RowSink(Protocol):
 class Outcome:
     """What a generator did: rows per table, and which of them it left alone because they were already there."""
 
-    fingerprint: str
-    rows: dict[str, int] = field(default_factory=dict)
-    unchanged: tuple[str, ...] = ()
-
-    @property
-    def did_nothing(self) -> bool:
-        """True when every table was already there, made with the same settings."""
-        return not self.rows
+    rows: dict[str, int]
+    unchanged: tuple[str, ...]
 
 
-class RawTables:
-    """Writes a set of raw tables of one provenance; use as a context manager.
+class _PartFiles:
+    """A sink with a part file per table and date; rows of other tables than `names` are left out."""
 
-    Nothing is visible before the block ends without an error; then each table appears in one commit. A table that the
-    same step already made with the same fingerprint is skipped, so that running again completes a run that was killed
-    between two commits.
-    """
-
-    def __init__(
-        self,
-        lake: Lake,
-        names: tuple[str, ...],
-        *,
-        step: str,
-        fingerprint: str,
-        provenance: str,
-        details: Mapping[str, object] | None = None,
-        force: bool = False,
-    ):
-        self._lake = lake
-        self._mark = SliceMark(step, {WHOLE: fingerprint}, run_id=f"{step}-{fingerprint}", details=dict(details or {}))
-        self._provenance = provenance
-        self._writers: dict[tuple[str, date | None], PartWriter] = {}
-        self._stack = ExitStack()
-        states = {name: self._state(name) for name in names}
-        foreign = [name for name, state in states.items() if state == "foreign"]
-        if foreign:
-            raise ContractError(
-                f"table(s) {', '.join(foreign)} under {lake.root} were not made by a generator of this project: "
-                "they are not overwritten; choose another lakehouse.root"
-            )
-        other = [name for name, state in states.items() if state == "other"]
-        if other and not force:
-            raise ContractError(
-                f"table(s) {', '.join(other)} under {lake.root} were made with other settings than these "
-                f"(fingerprint {fingerprint}); pass --force to replace them, or choose another lakehouse.root"
-            )
-        self.unchanged = tuple(name for name, state in states.items() if state == "same" and not force)
-        self.pending = tuple(name for name in names if name not in self.unchanged)
-        self.rows: dict[str, int] = {}
-
-    def _state(self, name: str) -> str:
-        """absent, same (this step and fingerprint), other (ours, made otherwise) or foreign (not ours)."""
-        if not self._lake.exists(name):
-            return "absent"
-        snapshot = self._lake.open(name)
-        found = snapshot.mark(WHOLE)
-        if found is not None:
-            mark = found[1]
-            return "same" if mark.step == self._mark.step and mark.slices == self._mark.slices else "other"
-        # Killed between creating the table and its commit: ours, and still empty.
-        ours = PROVENANCE in snapshot.properties and not snapshot.files
-        return "absent" if ours else "foreign"
+    def __init__(self, lake: Lake, names: Collection[str], stack: ExitStack):
+        self._lake, self._stack = lake, stack
+        self.rows = Counter(dict.fromkeys(names, 0))
+        self.writers: dict[tuple[str, date | None], PartWriter] = {}
 
     def write(self, table: str, dt: date | None, rows: pa.Table) -> None:
-        """Add rows to a part file of the table's slice `dt`; rows that break the contract are refused."""
-        if table not in self.pending or not len(rows):
+        if table not in self.rows or not len(rows):
             return
         key = (table, dt)
-        if key not in self._writers:
+        if key not in self.writers:
             partition = {} if dt is None else {"dt": dt.isoformat()}
             writer = self._lake.writer(load_contract(table), partition, dims={}, row_group_rows=65_536)
-            self._writers[key] = self._stack.enter_context(writer)
-        self._writers[key].write(rows)
-        self.rows[table] = self.rows.get(table, 0) + len(rows)
+            self.writers[key] = self._stack.enter_context(writer)
+        self.writers[key].write(rows)
+        self.rows[table] += len(rows)
 
-    def __enter__(self) -> RawTables:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
-        if error is None:
-            for name in self.pending:
-                self._commit(name)
+def write_raw_tables(
+    lake: Lake,
+    names: Sequence[str],
+    generate: Callable[[RowSink], None],
+    step: str,
+    fingerprint: str,
+    provenance: str,
+    details: dict[str, object],
+    *,
+    force: bool,
+) -> Outcome:
+    """Write what `generate` makes of the raw tables `names`, each in one commit after all rows are made.
 
-    def _commit(self, name: str) -> None:
+    A table that the same step already made with the same fingerprint is skipped (unless `force`), so that running again
+    completes a run that was killed between two commits.
+
+    Raises:
+        ContractError: a table exists and was made with other settings (without `force`), or is not ours.
+    """
+    mark = SliceMark(step, {WHOLE: fingerprint}, run_id=f"{step}-{fingerprint}", details=details)
+    states = {name: _state(lake, name, mark) for name in names}
+    if foreign := [name for name, state in states.items() if state == "foreign"]:
+        raise ContractError(
+            f"table(s) {', '.join(foreign)} under {lake.root} were not made by a generator of this project: "
+            "they are not overwritten; choose another lakehouse.root"
+        )
+    if not force and (other := [name for name, state in states.items() if state == "other"]):
+        raise ContractError(
+            f"table(s) {', '.join(other)} under {lake.root} were made with other settings than these "
+            f"(fingerprint {fingerprint}); pass --force to replace them, or choose another lakehouse.root"
+        )
+    unchanged = tuple(name for name, state in states.items() if state == "same" and not force)
+    pending = [name for name in names if name not in unchanged]
+    if not pending:
+        return Outcome({}, unchanged)
+    with ExitStack() as stack:
+        sink = _PartFiles(lake, pending, stack)
+        generate(sink)
+    for name in pending:
         contract = load_contract(name)
-        snapshot = self._lake.create(contract, {PROVENANCE: self._provenance})
-        if snapshot.properties.get(PROVENANCE) != self._provenance:
-            DeltaTable(snapshot.uri).alter.set_table_properties({PROVENANCE: self._provenance}, False)
-        parts = [p for (table, _), writer in self._writers.items() if table == name for p in writer.parts]
-        self._lake.commit(contract, parts, mark=self._mark, mode="overwrite")
-        self.rows.setdefault(name, 0)
+        snapshot = lake.create(contract, {PROVENANCE: provenance})
+        if snapshot.properties.get(PROVENANCE) != provenance:
+            DeltaTable(snapshot.uri).alter.set_table_properties({PROVENANCE: provenance}, False)
+        parts = [p for (table, _), writer in sink.writers.items() if table == name for p in writer.parts]
+        lake.commit(contract, parts, mark=mark, mode="overwrite")
+    return Outcome(dict(sink.rows), unchanged)
+
+
+def _state(lake: Lake, name: str, mark: SliceMark) -> str:
+    """absent, same (step and fingerprint of `mark`), other (ours, with other settings) or foreign (not ours)."""
+    if not lake.exists(name):
+        return "absent"
+    snapshot = lake.open(name)
+    if (found := snapshot.mark(WHOLE)) is not None:
+        return "same" if (found[1].step, found[1].slices) == (mark.step, mark.slices) else "other"
+    # Killed between creating the table and its commit: ours, and still empty.
+    ours = PROVENANCE in snapshot.properties and not snapshot.files
+    return "absent" if ours else "foreign"
 
 
 def provenance(lake: Lake) -> str:
     """What the raw tables say about their origin; empty if they are a platform's own."""
-    if not lake.exists("raw_impressions"):
-        return ""
-    return lake.open("raw_impressions").properties.get(PROVENANCE, "")
+    return lake.open("raw_impressions").properties.get(PROVENANCE, "") if lake.exists("raw_impressions") else ""

@@ -7,7 +7,8 @@ as on a real platform. That keeps the logged data honest.
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -38,7 +39,7 @@ class Observed:
 
 def observe(titles: Sequence[str], groups: np.ndarray, user: np.ndarray, item: np.ndarray) -> Observed:
     """What `titles` [N] and past positives (`user`, `item`) [E] show; neighbors share a group (`groups` int [N])."""
-    features = text_features(titles, len(titles))
+    features = text_features(titles)
     return Observed(
         features=features,
         neighbors=nearest(features, groups),
@@ -53,17 +54,14 @@ def _word_vector(word: str) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=seed)).normal(size=FEATURES).astype(np.float32)
 
 
-def text_features(titles: Iterable[str], count: int) -> np.ndarray:
-    """Unit float32 [count x 32]: random projection of the words, weighted by log inverse frequency."""
+def text_features(titles: Sequence[str]) -> np.ndarray:
+    """Unit float32 [N x 32] of the titles [N]: random projection of the words, weighted by log inverse frequency."""
     rows: list[list[str]] = [sorted(set(re.findall(r"[a-z]{3,}", title.lower()))) for title in titles]
-    frequency: dict[str, int] = {}
-    for words in rows:
-        for word in words:
-            frequency[word] = frequency.get(word, 0) + 1
-    out = np.zeros((count, FEATURES), np.float32)
+    frequency = Counter(itertools.chain.from_iterable(rows))
+    out = np.zeros((len(rows), FEATURES), np.float32)
     for row, words in zip(out, rows):
         for word in words:
-            row += np.float32(np.log(1 + count / frequency[word])) * _word_vector(word)
+            row += np.float32(np.log(1 + len(rows) / frequency[word])) * _word_vector(word)
     return unit_rows(out)
 
 
@@ -74,10 +72,9 @@ def nearest(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """
     found = np.full((len(features), NEIGHBORS), -1, np.int64)
     order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(groups[order]) != 0, True]) if len(order) else np.zeros(1, int)
-    for start, stop in itertools.pairwise(starts):
-        for low in range(start, stop, _BLOCK):
-            members = order[low : min(low + _BLOCK, stop)]
+    for group in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        for low in range(0, len(group), _BLOCK):
+            members = group[low : low + _BLOCK]
             cosine = features[members] @ features[members].T
             np.fill_diagonal(cosine, -np.inf)
             width = min(NEIGHBORS, len(members) - 1)
@@ -96,7 +93,7 @@ def bought_together(user: np.ndarray, item: np.ndarray, items: int, width: int =
         near = user[gap:] == user[:-gap]
         left, right = item[gap:][near], item[:-gap][near]
         pairs += [left * items + right, right * items + left]
-    keys, counts = np.unique(np.concatenate(pairs) if pairs else np.empty(0, np.int64), return_counts=True)
+    keys, counts = np.unique(np.concatenate(pairs), return_counts=True)
     left, right = keys // items, keys % items
     keep = left != right
     left, right, counts = left[keep], right[keep], counts[keep]
@@ -139,21 +136,17 @@ def recall(
     had are left out.
     """
     rows = len(history)
-    blocks, of = [], []
-    for index, name in enumerate(CHANNELS):
-        width = int(np.ceil(1.6 * shares[name] * count)) + 1
-        blocks.append(_draw(name, history, observed, released, width, rng))
-        of.append(np.full(width, index))
-    blocks.append(rng.integers(0, released, (rows, 3 * count)))  # fills what overlaps left empty
-    of.append(np.full(3 * count, CHANNELS.index("random")))
-    pool, channel = np.concatenate(blocks, axis=1), np.broadcast_to(np.concatenate(of), (rows, sum(map(len, of))))
-    priority = rng.random(pool.shape)
+    blocks = [
+        _draw(name, history, observed, released, int(np.ceil(1.6 * shares[name] * count)) + 1, rng) for name in CHANNELS
+    ]
     # The first picks of all channels come before any surplus, and the filler last.
-    surplus = np.concatenate(
-        [np.arange(b.shape[1]) >= round(shares[c] * count) for b, c in zip(blocks[:-1], CHANNELS)]
-        + [np.full(3 * count, 2)]
-    )
-    priority = priority + surplus
+    surplus = [np.arange(b.shape[1]) >= round(shares[c] * count) for b, c in zip(blocks, CHANNELS)]
+    blocks.append(rng.integers(0, released, (rows, 3 * count)))  # fills what overlaps left empty
+    late = np.concatenate([*surplus, np.full(3 * count, 2)])
+    pool = np.concatenate(blocks, axis=1)
+    of = np.repeat([*range(len(CHANNELS)), CHANNELS.index("random")], [b.shape[1] for b in blocks])
+    channel = np.broadcast_to(of, pool.shape)
+    priority = rng.random(pool.shape) + late
     pool = np.where((pool >= released) | _among(pool, history), -1, pool)
 
     by_priority = np.argsort(priority, axis=1, kind="stable")
@@ -171,7 +164,7 @@ def recall(
     r, c = np.nonzero(chosen_first)
     item[r, np.cumsum(chosen_first, axis=1)[r, c] - 1] = pool[r, c]
     # A hit counts for every channel that found the item; the filler only for what no channel found.
-    filler = np.take_along_axis(np.broadcast_to(surplus == 2, pool.shape), by_priority, axis=1)
+    filler = np.take_along_axis(np.broadcast_to(late == 2, pool.shape), by_priority, axis=1)
     hit = _among(pool, item) & (~filler | chosen_first)
     r, c = np.nonzero(hit)
     return _with_hits(item, r, pool[r, c], channel[r, c], history, observed)
@@ -184,15 +177,12 @@ def add_candidates(
 
     An item that recall already found keeps its channels; any other replaces the last candidate.
     """
-    missing = (item >= 0) & ~(found.item == item[:, None]).any(axis=1)
     last = np.maximum((found.item >= 0).sum(axis=1) - (found.item[:, -1] >= 0), 0)
-    rows = np.flatnonzero(missing)
-    items = found.item.copy()
-    evicted = items[rows, last[rows]]
+    rows = np.flatnonzero((item >= 0) & ~(found.item == item[:, None]).any(axis=1))  # where it is missing
+    items, evicted = found.item.copy(), np.full(len(item), -1)
+    evicted[rows] = items[rows, last[rows]]
     items[rows, last[rows]] = item[rows]
-    evicted_of = np.full(len(items), -1)
-    evicted_of[rows] = evicted
-    kept = found.hit_item != evicted_of[found.row]
+    kept = found.hit_item != evicted[found.row]
     return _with_hits(
         items,
         np.concatenate([found.row[kept], rows]),
@@ -211,11 +201,18 @@ def _with_hits(
     history: np.ndarray,
     observed: Observed,
 ) -> Recalled:
-    """The candidates `item` [R x K] with the hits [C] sorted by row, item and channel, each once and scored."""
+    """The candidates `item` [R x K] with the hits [C] sorted by row, item and channel, each once and scored.
+
+    The score is the channel's own: cosine to the mean of the recent history, log positives, or NaN for random.
+    """
     items = np.int64(len(observed.features))
     pair, hit_channel = np.divmod(np.unique((row * items + hit_item) * len(CHANNELS) + hit_channel), len(CHANNELS))
     row, hit_item = np.divmod(pair, items)
-    return Recalled(item, row, hit_item, hit_channel, _scores(hit_channel, row, hit_item, history, observed))
+    profile, name = history_profile(history, observed.features), np.array(CHANNELS)[hit_channel]
+    cosine = np.einsum("cd,cd->c", profile[row], observed.features[hit_item]).astype(np.float64)
+    known = [cosine, np.full(len(row), np.nan)]
+    score = np.select([name == "content", name == "random"], known, np.log1p(observed.positives[hit_item]))
+    return Recalled(item, row, hit_item, hit_channel, score)
 
 
 def _draw(
@@ -226,9 +223,8 @@ def _draw(
         return rng.integers(0, released, (rows, width))
     if channel == "popular":
         cumulative = np.cumsum(observed.positives[:released] + 0.05)
-        return np.searchsorted(cumulative, rng.random((rows, width)) * cumulative[-1], side="right").clip(
-            0, released - 1
-        )
+        drawn = np.searchsorted(cumulative, rng.random((rows, width)) * cumulative[-1], side="right")
+        return drawn.clip(0, released - 1)
     recent = history[:, -10:]
     seed = recent[np.arange(rows)[:, None], rng.integers(0, recent.shape[1], (rows, width))]
     table = observed.neighbors if channel == "content" else observed.together
@@ -237,22 +233,11 @@ def _draw(
 
 
 def _among(pool: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """bool [R x P]: which entries of `pool` [R x P] stand in the same row of `items` [R x K]; -1 is never found."""
+    """bool [R x P]: which entries of `pool` [R x P] occur in the same row of `items` [R x K]; -1 is never found."""
     found = np.zeros(pool.shape, bool)
     for column in range(items.shape[1]):
         found |= (pool == items[:, column : column + 1]) & (pool >= 0)
     return found
-
-
-def _scores(
-    channel: np.ndarray, row: np.ndarray, item: np.ndarray, history: np.ndarray, observed: Observed
-) -> np.ndarray:
-    """The channel's own score: cosine to the mean of the recent history, log positives, or NaN for random."""
-    profile = history_profile(history, observed.features)
-    cosine = np.einsum("cd,cd->c", profile[row], observed.features[item]).astype(np.float64)
-    popularity = np.log1p(observed.positives[item])
-    name = np.array(CHANNELS)[channel]
-    return np.select([name == "content", name == "random"], [cosine, np.full(len(row), np.nan)], popularity)
 
 
 def history_profile(history: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -291,9 +276,15 @@ class LoggingPolicy:
 
 @dataclass(frozen=True)
 class Exposed:
-    """column int64 [R x E]: which candidates are shown, best position first, -1 padded; is_random bool [R]."""
+    """The exposed pairs [E], by request and position: request row, candidate column, item number, position (from 0).
 
+    is_random bool [R]: whether a request shows a uniform sample.
+    """
+
+    row: np.ndarray
     column: np.ndarray
+    item: np.ndarray
+    position: np.ndarray
     is_random: np.ndarray
 
 
@@ -321,8 +312,10 @@ def expose(
     is_random = rng.random(len(user)) < policy.random_share
     score = np.where(is_random[:, None], rng.random(item.shape), score)
     score = np.where(valid, score, -np.inf)
-    column = np.argsort(-score, axis=1, kind="stable")[:, : policy.exposed]
-    return Exposed(np.where(np.take_along_axis(valid, column, axis=1), column, -1), is_random)
+    best = np.argsort(-score, axis=1, kind="stable")[:, : policy.exposed]
+    row, position = np.nonzero(np.take_along_axis(valid, best, axis=1))
+    column = best[row, position]
+    return Exposed(row, column, item[row, column], position, is_random)
 
 
 def _standardized(values: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -13,14 +13,14 @@ Dates, with S = `start_date`:
 | test | [S, S + 4) | S, S + 1, S + 2 are feed days; S + 3 is for evaluation |
 
 A user's k-th of n test events (k from 0) falls at S + 4 (k + h) / n days, where h in [0, 1) is a hash of the user:
-order is kept, the earlier test events of each user lie in the feed days and the rest on the evaluation day, and the
+order is kept, the earlier test events of each user fall in the feed days and the rest on the evaluation day, and the
 events of all users spread evenly over the four days.
 """
 
 import hashlib
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
-from math import inf
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from gpl_core.errors import UsageError
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.simulation.raw_tables import Outcome, RawTables, RowSink
+from gpl_core.simulation.raw_tables import Outcome, RowSink, write_raw_tables
 from gpl_core.simulation.recall import (
     CHANNELS,
     LoggingPolicy,
@@ -41,17 +41,8 @@ from gpl_core.simulation.recall import (
 )
 from gpl_core.simulation.review_files import SPLITS, Reviews, read_reviews
 from gpl_core.simulation.rng import stream
-from gpl_core.simulation.rows import (
-    DAY,
-    Requests,
-    examination,
-    item_table,
-    midnight,
-    shown_pairs,
-    timestamps,
-    write_requests,
-)
-from gpl_core.simulation.simulation_settings import check_settings, fingerprint_of
+from gpl_core.simulation.rows import DAY, Requests, examination, item_table, midnight, timestamps, write_requests
+from gpl_core.simulation.simulation_settings import fingerprint_of
 from gpl_core.simulation.users import HISTORY
 
 TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions")
@@ -59,6 +50,7 @@ PROVENANCE = (
     "semi-synthetic (real purchases and texts; synthetic times; simulated requests, recall, exposure and clicks)"
 )
 _TWENTY_MINUTES = 20 * 60_000_000
+_ByChannel = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -84,36 +76,11 @@ class ImportSettings:
     requests_per_user_day: float = 0.3
     random_share: float = 0.02
     bought_rate: float = 0.8
-    other_rates: tuple[tuple[str, float], ...] = (
-        ("content", 0.05),
-        ("collaborative", 0.05),
-        ("popular", 0.03),
-        ("random", 0.01),
-    )
-    channel_shares: tuple[tuple[str, float], ...] = (
-        ("content", 0.40),
-        ("collaborative", 0.25),
-        ("popular", 0.15),
-        ("random", 0.20),
-    )
+    other_rates: _ByChannel = (("content", 0.05), ("collaborative", 0.05), ("popular", 0.03), ("random", 0.01))
+    channel_shares: _ByChannel = (("content", 0.40), ("collaborative", 0.25), ("popular", 0.15), ("random", 0.20))
     position_decay: float = 0.15
     batch_requests: int = 1024
     seed: int = 7
-
-    def __post_init__(self) -> None:
-        channels = [
-            name for name in ("other_rates", "channel_shares") if [c for c, _ in getattr(self, name)] != [*CHANNELS]
-        ]
-        ranges = {
-            **dict.fromkeys(("train_days", "valid_days", "feed_days", "evaluation_days"), (1, inf)),
-            "lead_days": (0, self.valid_days),
-            "exposed_per_request": (1, self.candidates_per_request),
-            "random_share": (0, 1),
-            "bought_rate": (0, 1),
-            "requests_per_user_day": (0, 50),
-        }
-        problems = [f"{name}: expected one value for each of {', '.join(CHANNELS)}" for name in channels]
-        check_settings("import", self, ranges, problems)
 
     @property
     def test_days(self) -> int:
@@ -132,12 +99,7 @@ class Events:
 
 
 def import_reviews(
-    items_path: str | Path,
-    sequences_path: str | Path,
-    lake: Lake,
-    settings: ImportSettings | None = None,
-    *,
-    force: bool = False,
+    items_path: str | Path, sequences_path: str | Path, lake: Lake, settings: ImportSettings, *, force: bool = False
 ) -> Outcome:
     """Write raw_items, raw_interactions, raw_impressions and raw_candidates from a review data set.
 
@@ -146,10 +108,9 @@ def import_reviews(
 
     Raises:
         MissingInputError: a file is absent.
-        ContractError: a line of the input is bad (file, line, field); or a table exists and was made otherwise
+        ContractError: a line of the input is bad (file, line, field); or a table exists and was made from other input
             (without `force`), or is not ours. Nothing is written.
     """
-    settings = settings or ImportSettings()
     reviews = read_reviews(items_path, sequences_path)
     if settings.candidates_per_request * 2 > len(reviews.items):
         raise UsageError(
@@ -158,18 +119,9 @@ def import_reviews(
         )
     fingerprint = fingerprint_of({**asdict(settings), "input": reviews.digest})
     names = (*TABLES, "truth") if lake.exists("truth") else TABLES
-    with RawTables(
-        lake,
-        names,
-        step="import_reviews",
-        fingerprint=fingerprint,
-        provenance=PROVENANCE,
-        details={**asdict(settings), "start_date": settings.start_date.isoformat(), "input": reviews.digest},
-        force=force,
-    ) as tables:
-        if tables.pending:
-            generate(reviews, settings, tables)
-    return Outcome(fingerprint, tables.rows, tables.unchanged)
+    details = {**asdict(settings), "start_date": settings.start_date.isoformat(), "input": reviews.digest}
+    make = partial(generate, reviews, settings)
+    return write_raw_tables(lake, names, make, "import_reviews", fingerprint, PROVENANCE, details, force=force)
 
 
 @dataclass(frozen=True)
@@ -189,7 +141,8 @@ def generate(reviews: Reviews, settings: ImportSettings, sink: RowSink) -> None:
     item_ids = pa.array([item.item_id for item in reviews.items], pa.string())
     # All items are known from the day before the first event.
     since = midnight(settings.start_date - timedelta(days=settings.train_days + settings.valid_days + 1))
-    sink.write("raw_items", None, item_table(item_ids, np.full(len(item_ids), since), reviews.items))
+    count = len(item_ids)
+    sink.write("raw_items", None, item_table(item_ids, np.full(count, since), reviews.items, [None] * count))
     purchases = Purchases(reviews, settings, events, observe_purchases(reviews, settings, events), item_ids)
     _write_interactions(purchases, sink)
     for day in range(-settings.lead_days, settings.test_days):
@@ -201,18 +154,15 @@ def generate(reviews: Reviews, settings: ImportSettings, sink: RowSink) -> None:
 
 def place_events(reviews: Reviews, settings: ImportSettings) -> Events:
     """Give every real event its synthetic time: strictly increasing within a user, each split in its window."""
-    start = midnight(settings.start_date)
+    start, width = midnight(settings.start_date), settings.test_days * DAY
     rng = stream(settings.seed, "event_times")
     split = [np.array([SPLITS.index(s) for s in u.splits], np.int64) for u in reviews.users]
     times = []
-    windows = (
-        (start - (settings.valid_days + settings.train_days) * DAY, start - settings.valid_days * DAY),
-        (start - settings.valid_days * DAY, start),
-    )
+    valid = start - settings.valid_days * DAY
+    windows = ((valid - settings.train_days * DAY, valid), (valid, start))
     for reviewer, splits in zip(reviews.users, split):
         parts = [_distinct(rng, *windows[s], int((splits == s).sum())) for s in (0, 1)]
         count = int((splits == 2).sum())
-        width = settings.test_days * DAY
         offset = _unit_hash(settings.seed, reviewer.user_id)
         parts.append(start + ((np.arange(count) + offset) / max(count, 1) * width).astype(np.int64))
         times.append(np.concatenate(parts))
@@ -233,7 +183,7 @@ def day_of_requests(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The requests of day `day` (0 is the first feed day) by time: user, time, item taken next, each [R].
 
-    Item -1: a request without a purchase. A request with one lies up to twenty minutes before it, on the same day and
+    Item -1: a request without a purchase. A request with one is up to twenty minutes before it, on the same day and
     after the user's previous event.
     """
     start = midnight(settings.start_date + timedelta(days=day))
@@ -269,13 +219,7 @@ def histories(events: Events, user: np.ndarray, time: np.ndarray) -> np.ndarray:
 
 
 def _write_requests(
-    purchases: Purchases,
-    sink: RowSink,
-    day: int,
-    first: int,
-    user: np.ndarray,
-    time: np.ndarray,
-    bought: np.ndarray,
+    purchases: Purchases, sink: RowSink, day: int, first: int, user: np.ndarray, time: np.ndarray, bought: np.ndarray
 ) -> None:
     reviews, settings, observed = purchases.reviews, purchases.settings, purchases.observed
     rng = stream(settings.seed, "exposure", day, first)
@@ -288,17 +232,16 @@ def _write_requests(
     found = add_candidates(found, bought, channel, history, observed)
     policy = LoggingPolicy(0.6, 1.0, 0.8, settings.exposed_per_request, settings.random_share, settings.seed)
     shown = expose(policy, user, found.item, history, observed, rng)
-    pairs = shown_pairs(found, shown)
-    rate = _click_rates(settings, found)[pairs.row, pairs.column]
-    rate = np.where(pairs.item == bought[pairs.row], settings.bought_rate, rate)
-    clicked = rng.random(len(rate)) < rate * examination(pairs.position, settings.position_decay)
+    rate = _click_rates(settings, found)[shown.row, shown.column]
+    rate = np.where(shown.item == bought[shown.row], settings.bought_rate, rate)
+    clicked = rng.random(len(rate)) < rate * examination(shown.position, settings.position_decay)
     requests = Requests(
         dt,
         pa.array([f"r{dt:%Y%m%d}-{first + n:07d}" for n in range(len(user))], pa.string()),
         pa.array([reviews.users[u].user_id for u in user.tolist()], pa.string()),
         time,
     )
-    write_requests(sink, requests, purchases.item_ids, found, pairs, shown.is_random, clicked)
+    write_requests(sink, requests, purchases.item_ids, found, shown, clicked)
 
 
 def _click_rates(settings: ImportSettings, found: Recalled) -> np.ndarray:

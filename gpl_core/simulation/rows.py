@@ -34,43 +34,20 @@ class Requests:
         return {**columns, "event_time": timestamps(self.time).take(taken)} if time else columns
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Exposed (request, item) pairs [E]: request row, candidate column, item number, position (from 0)."""
-
-    row: np.ndarray
-    column: np.ndarray
-    item: np.ndarray
-    position: np.ndarray
-
-
-def shown_pairs(found: Recalled, exposed: Exposed) -> Shown:
-    """The exposed pairs, by request and position."""
-    row, position = np.nonzero(exposed.column >= 0)
-    column = exposed.column[row, position]
-    return Shown(row, column, found.item[row, column], position)
-
-
 def examination(position: np.ndarray, decay: float) -> np.ndarray:
     """Probability that a user looks at a result at `position` (from 0): (position + 1) ** -decay."""
     return (position + 1.0) ** -decay
 
 
 def write_requests(
-    sink: RowSink,
-    requests: Requests,
-    item_ids: pa.Array,
-    found: Recalled,
-    shown: Shown,
-    is_random: np.ndarray,
-    clicked: np.ndarray,
+    sink: RowSink, requests: Requests, item_ids: pa.Array, found: Recalled, shown: Exposed, clicked: np.ndarray
 ) -> None:
     """Hand the impressions (`clicked` [E] beside `shown`) and candidates of `requests` to `sink`."""
     impressions = {
         **requests.keys(shown.row, shown.item, item_ids),
         "position": pa.array(shown.position, pa.int32()),
         "clicked": pa.array(clicked.astype(np.int32)),
-        "is_random": pa.array(is_random[shown.row]),
+        "is_random": pa.array(shown.is_random[shown.row]),
     }
     sink.write("raw_impressions", requests.dt, pa.table(impressions))
     candidates = {
@@ -81,9 +58,7 @@ def write_requests(
     sink.write("raw_candidates", requests.dt, pa.table(candidates))
 
 
-def item_table(
-    item_id: pa.Array, updated: np.ndarray, texts: Sequence[Any], image: Sequence[bytes | None] | None = None
-) -> pa.Table:
+def item_table(item_id: pa.Array, updated: np.ndarray, texts: Sequence[Any], image: Sequence[bytes | None]) -> pa.Table:
     """Rows of raw_items, without image_uri, embedding or withdrawal; an empty text is null.
 
     updated: microseconds UTC; texts: objects with title, description, category and brand.
@@ -97,7 +72,7 @@ def item_table(
                 name: pa.array([getattr(text, name) or None for text in texts], pa.string())
                 for name in ("title", "description", "category", "brand")
             },
-            "image": pa.nulls(size, pa.binary()) if image is None else pa.array(image, pa.binary()),
+            "image": pa.array(image, pa.binary()),
             "image_uri": pa.nulls(size, pa.string()),
             "image_embedding": pa.nulls(size, pa.list_(pa.field("element", pa.float32()))),
             "withdrawn_at": pa.nulls(size, pa.timestamp("us", tz="UTC")),

@@ -55,15 +55,10 @@ def make_shoppers(settings: SimulationSettings, taste: Taste, batch: int) -> Sho
     topic = rng.integers(0, len(taste.topic), (size, count))
     share = rng.dirichlet(np.full(count, 1.5), size)
     return Shoppers(
-        first=first,
-        topic=topic,
-        wish=_wish(rng, taste, topic),
-        share=share,
-        bias=rng.normal(0, settings.rules.user_bias, size),
-        activity=rng.lognormal(-0.32, 0.8, size),
-        current=rng.integers(0, count, size),
+        first, topic, wish=_wish(rng, taste, topic), share=share, bias=rng.normal(0, settings.rules.user_bias, size),
+        activity=rng.lognormal(-0.32, 0.8, size), current=rng.integers(0, count, size),
         history=np.full((size, HISTORY), -1, np.int64),
-    )
+    )  # fmt: skip
 
 
 def drift(shoppers: Shoppers, rules: Behavior, taste: Taste, rng: np.random.Generator) -> None:

@@ -87,7 +87,7 @@ def test_exposure_tells_little_of_true_relevance() -> None:
 def test_true_affinity_is_not_the_maximum_cosine_to_the_history() -> None:
     """A sharp reading of the history by seen content must help, and must not be the answer."""
     titles = world().table("raw_items").to_pandas().drop_duplicates("item_id").set_index("item_id")
-    features = text_features((titles.title + " " + titles.category).tolist(), len(titles))
+    features = text_features((titles.title + " " + titles.category).tolist())
     at = pd.Series(np.arange(len(titles)), index=titles.index)
     positives = world().table("raw_interactions").to_pandas()
     positives = positives[positives.dt < SETTINGS.start_date]

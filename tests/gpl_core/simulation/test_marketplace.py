@@ -157,7 +157,7 @@ def test_a_second_run_writes_nothing_and_other_settings_are_refused(tmp_path: Pa
     assert set(first.rows) == set(TABLES)
     versions = {name: lake.open(name).version for name in TABLES}
     again = simulate(TINY, lake)
-    assert again.did_nothing
+    assert again.rows == {}
     assert set(again.unchanged) == set(TABLES)
     with pytest.raises(ContractError, match="made with other settings"):
         simulate(replace(TINY, seed=99), lake)

@@ -294,7 +294,7 @@ def test_a_second_import_writes_nothing_and_another_file_is_refused(tmp_path: Pa
     assert set(first.rows) == set(TABLES)
     assert {lake.open(name).properties["gpl.provenance"][:14] for name in TABLES} == {"semi-synthetic"}
     assert not lake.exists("truth")
-    assert import_reviews(*paths, lake, SETTINGS).did_nothing
+    assert import_reviews(*paths, lake, SETTINGS).rows == {}
     (tmp_path / "other").mkdir()
     others = write(tmp_path / "other", made_reviews(seed=1))
     with pytest.raises(ContractError, match="made with other settings"):
