@@ -17,7 +17,7 @@ import yaml
 
 from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import Column, Contract, load_contract
-from gpl_core.contracts.types import parse_type
+from gpl_core.contracts.types import arrow_type, spark_type
 from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import Body, run_step
@@ -41,20 +41,20 @@ def legal_value(column: Column, rng: random.Random, dims: Mapping[str, int] = DI
         value = rng.choice(column.allowed)
         return value if column.type == "string" else int(value)
     length = column.expected_length(dims)
-    return _value(parse_type(column.type), column, rng, 3 if length is None else length)
+    return _value(spark_type(arrow_type(column.type)), column, rng, 3 if length is None else length)
 
 
 def _value(kind: Any, column: Column, rng: random.Random, length: int) -> Any:
-    if isinstance(kind, tuple):
-        if kind[0] == "array":
-            return [_value(kind[1], column, rng, 2) for _ in range(length)]
-        return {name: _value(k, column, rng, 2) for name, k in kind[1]}
+    if isinstance(kind, dict):
+        if kind["type"] == "array":
+            return [_value(kind["elementType"], column, rng, 2) for _ in range(length)]
+        return {field["name"]: _value(field["type"], column, rng, 2) for field in kind["fields"]}
     low = 0 if column.min is None else column.min
     high = low + 100 if column.max is None else column.max
     match kind:
         case "string":
             return rng.choice(WORDS) + str(rng.randrange(99))
-        case "int":
+        case "integer":
             return rng.randint(int(low), int(high))
         case "long":
             return rng.randint(int(low), int(high)) if column.max is not None else int(low) + rng.randrange(2**53)

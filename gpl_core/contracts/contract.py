@@ -32,7 +32,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from gpl_core.contracts.problems import problems_of
-from gpl_core.contracts.types import arrow_type, parse_type, spark_type
+from gpl_core.contracts.types import arrow_type, spark_type
 from gpl_core.errors import ContractError, UsageError
 
 CONTRACT_NAME = "gpl.contract"
@@ -40,10 +40,7 @@ CONTRACT_VERSION = "gpl.contract_version"
 
 
 def _known(text: str) -> str:
-    try:
-        parse_type(text)
-    except ContractError as error:
-        raise ValueError(error) from None
+    arrow_type(text)
     return text
 
 
@@ -88,11 +85,6 @@ class Column:
             check = " AND ".join(f"{self.name} {sign} {bound}" for sign, bound in bounds if bound is not None)
         # Delta considers a CHECK that is null violated.
         return f"{self.name} IS NULL OR ({check})" if check and self.nullable else check
-
-    @property
-    def described(self) -> str:
-        """The comment with its unit."""
-        return f"{self.comment} [{self.unit}]" if self.unit else self.comment
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -161,9 +153,9 @@ class Contract:
         fields = [
             {
                 "name": c.name,
-                "type": spark_type(parse_type(c.type)),
+                "type": spark_type(arrow_type(c.type)),
                 "nullable": self.is_nullable(c),
-                "metadata": {"comment": c.described},
+                "metadata": {"comment": f"{c.comment} [{c.unit}]" if c.unit else c.comment},
             }
             for c in self.columns
         ]
@@ -191,7 +183,7 @@ class Contract:
         """The pyarrow schema; without `partitions`, that of the data files."""
         return pa.schema(
             [
-                pa.field(c.name, arrow_type(parse_type(c.type)), nullable=self.is_nullable(c))
+                pa.field(c.name, arrow_type(c.type), nullable=self.is_nullable(c))
                 for c in self.columns
                 if partitions or c.name not in self.partition_by
             ]

@@ -19,7 +19,7 @@ _EXPECTED = {
 def problems_of(
     error: ValidationError, model: type, body: Any = None, removed: Mapping[str, str] | None = None
 ) -> list[str]:
-    """Every problem of the file with the content `body` that is no `model`: where, what, and the bad value.
+    """Every problem of a file whose content `body` does not fit `model`: where, what, and the bad value.
 
     `removed` says of keys of earlier releases what to do about them.
     """

@@ -53,16 +53,12 @@ def _check_column(
 ) -> list[Violation]:
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
-    if isinstance(values, pa.ChunkedArray):  # an empty chunked array has no chunk to combine
-        values = pa.array([], values.type)
     found: list[Violation] = []
 
     def note(check: str, bad: pa.Array) -> None:
-        bad = pc.fill_null(bad, False)
-        rows = pc.sum(bad).as_py() or 0
-        if rows:
-            example = values.filter(bad)[0].as_py()
-            found.append(Violation(column.name, check, rows, repr(example)[:120]))
+        bad = values.filter(pc.fill_null(bad, False))
+        if len(bad):
+            found.append(Violation(column.name, check, len(bad), repr(bad[0].as_py())[:120]))
 
     if not nullable:
         note("not null", pc.is_null(values))
@@ -78,10 +74,8 @@ def _check_column(
         flat = values.flatten()
         if flat.null_count and not nullable:
             found.append(Violation(column.name, "no null element", flat.null_count, "null"))
-        if pa.types.is_floating(flat.type):
-            bad = pc.sum(pc.invert(pc.is_finite(flat))).as_py() or 0
-            if bad:
-                found.append(Violation(column.name, "finite elements", bad, "NaN or infinite"))
+        if pa.types.is_floating(flat.type) and (bad := pc.sum(pc.invert(pc.is_finite(flat))).as_py()):
+            found.append(Violation(column.name, "finite elements", bad, "NaN or infinite"))
         return found
     if pa.types.is_floating(kind):
         note("finite", pc.invert(pc.is_finite(values)))

@@ -7,8 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from gpl_core.errors import ContractError
-
 _SCALARS: dict[str, tuple[str, pa.DataType]] = {
     # contract type -> (Spark, pyarrow)
     "string": ("string", pa.string()),
@@ -22,25 +20,25 @@ _SCALARS: dict[str, tuple[str, pa.DataType]] = {
     "binary": ("binary", pa.binary()),
 }
 
-Parsed = str | tuple[str, Any]  # "int" | ("array", Parsed) | ("struct", ((name, Parsed), …))
+_SPARK = {arrow: spark for spark, arrow in _SCALARS.values()}
 
 
-def parse_type(text: str) -> Parsed:
-    """Parse a contract type.
+def arrow_type(text: str) -> pa.DataType:
+    """A contract type as a pyarrow type.
 
     Raises:
-        ContractError: unknown type.
+        ValueError: unknown type.
     """
     text = text.strip()
     if text in _SCALARS:
-        return text
+        return _SCALARS[text][1]
     if match := re.fullmatch(r"array<(.*)>", text):
-        return ("array", parse_type(match[1]))
+        return pa.list_(pa.field("element", arrow_type(match[1])))
     if match := re.fullmatch(r"struct<(.*)>", text):
         parts = [part.partition(":") for part in _split(match[1])]
         if all(name.strip() for name, _, _ in parts):
-            return ("struct", tuple((name.strip(), parse_type(kind)) for name, _, kind in parts))
-    raise ContractError(f"unknown type '{text}'; known: {', '.join(_SCALARS)}, array<…>, struct<name:type,…>")
+            return pa.struct([pa.field(name.strip(), arrow_type(kind)) for name, _, kind in parts])
+    raise ValueError(f"unknown type '{text}'; known: {', '.join(_SCALARS)}, array<…>, struct<name:type,…>")
 
 
 def _split(fields: str) -> list[str]:
@@ -54,22 +52,11 @@ def _split(fields: str) -> list[str]:
     return [*parts, fields[start:]]
 
 
-def spark_type(kind: Parsed) -> Any:
-    """`kind` as Spark's JSON has it, which is Delta's too."""
-    if isinstance(kind, str):
-        return _SCALARS[kind][0]
-    if kind[0] == "array":
-        return {"type": "array", "elementType": spark_type(kind[1]), "containsNull": True}
-    return {
-        "type": "struct",
-        "fields": [{"name": n, "type": spark_type(k), "nullable": True, "metadata": {}} for n, k in kind[1]],
-    }
-
-
-def arrow_type(kind: Parsed) -> pa.DataType:
-    """`kind` as a pyarrow type."""
-    if isinstance(kind, str):
-        return _SCALARS[kind][1]
-    if kind[0] == "array":
-        return pa.list_(pa.field("element", arrow_type(kind[1])))
-    return pa.struct([pa.field(n, arrow_type(k)) for n, k in kind[1]])
+def spark_type(kind: pa.DataType) -> Any:
+    """The type of a column as Spark's JSON has it, which is Delta's too."""
+    if pa.types.is_list(kind):
+        return {"type": "array", "elementType": spark_type(kind.value_type), "containsNull": True}
+    if pa.types.is_struct(kind):
+        fields = [{"name": f.name, "type": spark_type(f.type), "nullable": True, "metadata": {}} for f in kind]
+        return {"type": "struct", "fields": fields}
+    return _SPARK[kind]

@@ -13,13 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpl_core.errors import ContractError, GateError
-from gpl_core.labels.calibration import (
-    GRID_CELLS,
-    Calibrator,
-    FittedOn,
-    FloatArray,
-    sigmoid,
-)
+from gpl_core.labels.calibration import GRID_CELLS, Calibrator, FittedOn, FloatArray, sigmoid
 
 
 def grid_mean(knots: npt.ArrayLike, counts: npt.ArrayLike, fractions: npt.ArrayLike | None = None) -> float:
