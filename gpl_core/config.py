@@ -151,16 +151,14 @@ _FIXED = "fixed at its default: delete the key"
 # Settings of earlier releases, and what to do about them; CHANGELOG.md names each.
 REMOVED = {
     "tokenizer.method": "every tokenizer is an RQ-VAE: delete the key",
-    **dict.fromkeys(
-        (f"tokenizer.{k}" for k in (
-            "learning_rate", "hidden", "latent", "warmup_epochs", "commitment", "relational", "ema_decay"
-        )), _FIXED,
-    ),
+    **dict.fromkeys((
+        "tokenizer.learning_rate", "tokenizer.hidden", "tokenizer.latent", "tokenizer.warmup_epochs",
+        "tokenizer.commitment", "tokenizer.relational", "tokenizer.ema_decay", "ingest.text_max_chars",
+        "interest.warmup_share", "interest.patience", "prerank.hidden", "prerank.weight_decay",
+    ), _FIXED),
     "sids": _FIXED.replace("key", "section"),
-    "ingest.text_max_chars": _FIXED,
     "interest.tiny": "without interest.base_model the model has one small shape: delete the section",
     "interest.lora_alpha": "the scale is twice interest.lora_rank: delete the key",
-    **dict.fromkeys((f"interest.{k}" for k in ("warmup_share", "patience")), _FIXED),
     "interest.prompt": "a history has no text before it: delete the key",
     "interest.init": "new token rows start from the codebooks: delete the key",
     "anchors.widths": "anchors.count beams are kept at each level: delete the key",
@@ -169,8 +167,7 @@ REMOVED = {
     "labels.calibrator.family": "quantile labels are logit-normal: delete the key",
     "labels.calibrator.allow_exposed": "exposed clicks fit no calibrator: delete the key and set a target_rate",
     "monitors.least_impressions": "calibration_error needs 1,000 uniformly exposed impressions: delete the key",
-    **dict.fromkeys((f"prerank.{k}" for k in ("hidden", "weight_decay")), _FIXED),
-    **dict.fromkeys((f"prerank.{k}_buckets" for k in ("user", "item")), "set prerank.buckets, for both tables"),
+    **dict.fromkeys(("prerank.user_buckets", "prerank.item_buckets"), "set prerank.buckets, for both tables"),
     "maintenance": "move its file_mb to the section lakehouse",
 }  # fmt: skip
 

@@ -52,17 +52,14 @@ class Lakehouse(Section):
 
     root: str = Knob(description="A local path or s3://bucket/prefix; holds tables/, artifacts/, reports/, work/")
     tables: dict[str, str] = Knob(
-        default={},
-        description="Locations of tables that live elsewhere, e.g. raw_items; of a raw table also "
+        default={}, description="Locations of tables that live elsewhere, e.g. raw_items; of a raw table also "
         "catalog://database.table, its name in Spark's catalog (gpl register looks it up)",
-    )
+    )  # fmt: skip
     database: str = Knob(
-        default="",
-        description="In Spark's catalog, name or catalog.name: gpl register names our tables and views there",
+        default="", description="In Spark's catalog, name or catalog.name: gpl register puts our tables and views there"
     )
     file_mb: Positive = Knob(
-        default=128,
-        description="gpl optimize joins small files up to this; workers share out whole files, so not too large",
+        default=128, description="gpl optimize joins files up to this; workers share out whole files, so not too large"
     )
     shadow: Shadow = Knob(Shadow())
     columns: dict[str, dict[str, str]] = Field(
@@ -120,9 +117,9 @@ class Run(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Run:
         if self.end_date < self.start_date:
-            raise ValueError(f"end_date {self.end_date} lies before start_date {self.start_date}")
+            raise ValueError(f"end_date {self.end_date} is before start_date {self.start_date}")
         if self.history_start is not None and self.history_start > self.start_date:
-            raise ValueError(f"history_start {self.history_start} lies after start_date {self.start_date}")
+            raise ValueError(f"history_start {self.history_start} is after start_date {self.start_date}")
         return self
 
 
@@ -144,7 +141,7 @@ class Ingest(Section):
 
 
 class EncoderPartSettings(Section):
-    """One encoder of the fusion."""
+    """One of the encoders."""
 
     name: Literal["precomputed", "minilm", "hf_text", "hf_clip", "hog_color"] = Field(description="Which encoder")
     weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="Weight of its part in the unit vector")
@@ -195,9 +192,7 @@ class Sequences(Section):
     max_length: Positive = Field(default=20, description="H: last positives kept")
     history_days: Positive = Field(default=90, description="Positives older than this are left out")
     stats_days: Positive = Field(default=90, description="Window of item_stats and user_stats")
-    snapshot_every: Positive = Field(
-        default=7, description="Every so many days, a slice holds all users, not only the changed"
-    )
+    snapshot_every: Positive = Field(default=7, description="Every so many days, a slice holds all users")
 
 
 class Interest(Section):
@@ -230,9 +225,7 @@ class AnchorSettings(Section):
     """Interest anchors."""
 
     count: Positive = Field(default=20, description="K: anchors per user")
-    prefixes: Positive = Field(
-        default=256, description="P: likeliest SID prefixes cached with the anchors, for prefix_log_prob"
-    )
+    prefixes: Positive = Field(default=256, description="P: likeliest SID prefixes cached too, for prefix_log_prob")
     tokens_per_batch: Positive = Knob(default=8192, description="Token budget of a search batch")
     retention_days: Positive = Knob(default=30, description="gpl evict removes what no run date needed for these days")
 
@@ -271,7 +264,7 @@ class Labels(Section):
     users_per_batch: Positive = Knob(default=256, description="Rows scored at a time")
     item_vectors: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
-        description="Type in which score_candidates holds all item vectors: half the memory, less exact",
+        description="Type of the item vectors in score_candidates; 16 bits: half the memory, less exact",
     )
     calibrator: CalibratorSettings = CalibratorSettings()
 
@@ -284,10 +277,7 @@ class Feed(Section):
         description="When labels are late or a monitor refuses: hold the slice back, or publish its exposed rows alone",
     )
 
-    rows_per_file: Positive = Field(
-        default=500_000,
-        description="Approximate rows per file; decides the order of the rows",
-    )
+    rows_per_file: Positive = Field(default=500_000, description="Approximate rows per file; decides the rows' order")
     passthrough: dict[str, Literal["int", "long", "float", "double", "string", "boolean"]] = Field(
         default={}, description="Extra columns of raw_impressions and raw_candidates that reach the feed"
     )
@@ -330,11 +320,11 @@ class Prerank(Section):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Each variant trains once per seed")
     pair_features: tuple[str, ...] = Field(
         default=(),
-        description="Numeric columns of feed.passthrough that the model reads, scaled to about 1; 0 where unknown",
+        description="Numeric columns of feed.passthrough that the model reads, scaled to about 1; unknown: 0",
     )
     propensity: str = Field(
         default="",
-        description="A float column of feed.passthrough: the logged probability that a pair was shown; adds snips_auc",
+        description="A float column of feed.passthrough: logged probability of showing a pair; adds snips_auc",
     )
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)

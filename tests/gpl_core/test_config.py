@@ -118,8 +118,8 @@ def test_everything_wrong_is_in_one_message(tmp_path):
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("run.end_date=2025-01-01", "lies before start_date"),
-        ("run.history_start=2027-01-01", "lies after start_date"),
+        ("run.end_date=2025-01-01", "is before start_date"),
+        ("run.history_start=2027-01-01", "is after start_date"),
         ("run.start_date=yesterday", "run.start_date"),
         ("labels.calibrator.target_rate=1.0", "must lie in (0, 1)"),
         ("labels.calibrator.target_rate=sometimes", "target_rate"),
