@@ -5,51 +5,28 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from gpl_core.commands import (
-    capacity,
-    check_raw,
-    compare,
-    decide,
-    evaluate,
-    evict,
-    explain,
-    forget,
-    import_reviews,
-    judge,
-    migrate,
-    optimize,
-    plan,
-    quarantine,
-    register,
-    repair,
-    run,
-    settings,
-    shadow,
-    simulate,
-    sql,
-    status,
-    summary,
-    tables,
-    vacuum,
-)  # fmt: skip
 from gpl_core.commands.command import Command
 from gpl_core.config import load_config
 from gpl_core.errors import GplError, UsageError, classified, exit_code_of
 from gpl_core.graph.arguments import Parser, add_configuration
 
+# The modules of commands/ in the order of `gpl --help`.
+_MODULES = (
+    "simulate", "import_reviews",  # raw tables
+    "plan", "run", "status", "shadow", "compare",  # runs
+    "judge", "evaluate", "summary", "sql", "explain",  # results
+    "check_raw", "decide", "register", "quarantine",  # operation
+    "optimize", "vacuum", "migrate", "forget", "evict", "repair", "capacity",
+    "settings", "tables",  # reference
+)  # fmt: skip
 COMMANDS: dict[str, Command] = {
     command.name: command
-    for command in (
-        simulate.COMMAND, import_reviews.COMMAND,  # raw tables
-        plan.COMMAND, run.COMMAND, status.COMMAND, shadow.COMMAND, compare.COMMAND,  # runs
-        judge.COMMAND, evaluate.COMMAND, summary.COMMAND, sql.COMMAND, explain.COMMAND,  # results
-        check_raw.COMMAND, decide.PROMOTE, decide.ROLLBACK, register.COMMAND, quarantine.COMMAND,  # operation
-        optimize.COMMAND, vacuum.COMMAND, migrate.COMMAND, forget.COMMAND, evict.COMMAND, repair.COMMAND,
-        capacity.COMMAND,
-        settings.COMMAND, tables.COMMAND,  # reference
-    )
-}  # fmt: skip
+    for module in _MODULES
+    for command in vars(import_module(f"gpl_core.commands.{module}")).values()
+    if isinstance(command, Command)
+}
 
 
 def make_parser() -> Parser:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Say what the users take within the hours; warnings go to stderr."""
     for name in ("users", "hours", "gpus", "gpu_hour_cost"):
         value = getattr(args, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
+        if value is not None and not 0 < value < math.inf:
             raise UsageError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
     measured = read_measurement(args.measurement) if args.measurement else newest_measurement()
     prompt, beams = measured.point(args.prompt, args.beams)
@@ -48,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
     device_hours = args.users / rate / 3600
     needed = math.ceil(device_hours / args.hours)
     print(f"{args.users:,.0f} users in {args.hours:g} h: {needed:,} devices ({device_hours:,.1f} device hours)")
-    if args.gpus is not None:
+    if args.gpus:
         takes = device_hours / args.gpus
         fits = "fits" if takes <= args.hours else "does not fit"
         print(f"with {args.gpus:,}: {takes:,.2f} h, which {fits} into {args.hours:g} h")
-    if args.gpu_hour_cost is not None:
+    if args.gpu_hour_cost:
         print(f"cost: {device_hours * args.gpu_hour_cost:,.2f} at {args.gpu_hour_cost:g} per device hour")
     print(
         f"measured: {rate:,.4g} users/s on one {measured.device}, prompt of {prompt} tokens, {beams} beams "
@@ -117,15 +117,14 @@ def read_measurement(path: Path) -> Measurement:
             for key, figure in body["figures"].items()
             if (found := _RATE.fullmatch(key))
         }
-        measurement = Measurement(
+        if not rates or not all(0 < rate < math.inf for rate in rates.values()):
+            raise ValueError("no figure 'P …, K …: users per second' above 0")
+        return Measurement(
             path, body["device"], body.get("about", ""), body["commit"], body["when"], "--quick" in body["command"],
             rates,
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ContractError(f"measurement {path}: not the result of a benchmark ({error!r}); {_REMEDY}") from None
-    if not rates or not all(math.isfinite(r) and r > 0 for r in rates.values()):
-        raise ContractError(f"measurement {path}: no figure 'P …, K …: users per second' above 0; {_REMEDY}")
-    return measurement
 
 
 def newest_measurement() -> Measurement:

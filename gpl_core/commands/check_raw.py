@@ -18,6 +18,7 @@ from deltalake.exceptions import DeltaError
 from gpl_core.commands.command import Command, run_dates
 from gpl_core.config import Config
 from gpl_core.contracts.contract import Column, Contract, load_contract
+from gpl_core.contracts.types import arrow_type, spark_type
 from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError
 from gpl_core.graph.arguments import add_dates
 from gpl_core.lakehouse.lake import Lake
@@ -29,16 +30,12 @@ TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions", 
 _OPTIONAL = ("raw_interactions", "raw_opt_outs")
 _NUMBERS = {"byte", "short", "integer", "long", "float", "double"}
 _WHOLE = {"byte", "short", "integer", "long"}
-# contract type -> (its name in Delta, names of the types that can be cast to it)
-_TYPES: dict[str, tuple[str, set[str]]] = {
-    "string": ("string", _NUMBERS | {"boolean"}),
-    "int": ("integer", _NUMBERS | {"string", "boolean"}),
-    "long": ("long", _NUMBERS | {"string", "boolean"}),
-    "double": ("double", _NUMBERS | {"string", "boolean"}),
-    "boolean": ("boolean", _WHOLE | {"string"}),
-    "timestamp": ("timestamp", {"string", "date", "timestamp_ntz"}),
-    "date": ("date", set()),
-    "binary": ("binary", set()),
+# contract type -> names in Delta of the other types that can be cast to it
+_CASTABLE = {
+    "string": _NUMBERS | {"boolean"},
+    **dict.fromkeys(("int", "long", "double"), _NUMBERS | {"string", "boolean"}),
+    "boolean": _WHOLE | {"string"},
+    "timestamp": {"string", "date", "timestamp_ntz"},
 }
 
 
@@ -74,7 +71,7 @@ def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[F
     """Findings for all raw tables; at most `sample_rows` rows of each are read, of the first of `dates` that it has."""
     lake = Lake.of(config.lakehouse)
     found: list[Finding] = []
-    readable: set[str] = set()
+    readable: list[str] = []
     for name in TABLES:
         try:
             lake.uri(name)
@@ -84,13 +81,12 @@ def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[F
         problems = list(_table(lake, load_contract(name)))
         found += problems
         if lake.exists(name) and not any(p.level == "error" for p in problems):
-            readable.add(name)
+            readable.append(name)
             if "dt" in load_contract(name).partition_by:
                 found += _slices(lake, config, name, dates)
     query = Query(lake)
-    for name in TABLES:
-        if name in readable:
-            found += _rows(query, lake, load_contract(name), dates, sample_rows, "raw_items" in readable)
+    for name in readable:
+        found += _rows(query, lake, load_contract(name), dates, sample_rows, "raw_items" in readable)
     if "raw_impressions" in readable:
         found += _rate(query, lake, config, dates[0])
     return found
@@ -109,9 +105,8 @@ def _table(lake: Lake, contract: Contract) -> Iterator[Finding]:
         absent = f"there is no Delta table at {uri}"
         if _holds_parquet(uri):
             dated = " PARTITIONED BY (dt DATE)" if "dt" in contract.partition_by else ""
-            yield error(
-                f"{absent}: it has Parquet files without a log; in Spark: CONVERT TO DELTA parquet.`{uri}`{dated}"
-            )
+            convert = f"CONVERT TO DELTA parquet.`{uri}`{dated}"
+            yield error(f"{absent}: it has Parquet files without a log; in Spark: {convert}")
         elif name in lake.overrides:
             todo = "remove the setting" if name in _OPTIONAL else "correct the setting"
             yield error(f"{absent}, where lakehouse.tables.{name} places it: write it, or {todo}")
@@ -151,23 +146,22 @@ def _holds_parquet(uri: str) -> bool:
 
 def _columns(lake: Lake, name: str) -> dict[str, str]:
     """Our name of each column -> the name of its type in Delta."""
-    ours = {theirs: our for our, theirs in lake.columns.get(name, {}).items()}
-    return {ours.get(f.name, f.name): _kind(f.type) for f in DeltaTable(lake.uri(name)).schema().fields}
+    kinds = {f.name: _kind(f.type) for f in DeltaTable(lake.uri(name)).schema().fields}
+    theirs = lake.columns.get(name, {})
+    mapped = {our: kinds[their] for our, their in theirs.items() if their in kinds}
+    return {c: k for c, k in kinds.items() if c not in (*theirs, *theirs.values())} | mapped
 
 
 def _source(lake: Lake, name: str) -> str:
     """The table under our column names, as SQL."""
     theirs = lake.columns.get(name, {})
-    ours = {v: k for k, v in theirs.items()}
-    names = [f.name for f in DeltaTable(lake.uri(name)).schema().fields if f.name in ours or f.name not in theirs]
-    return "(SELECT " + ", ".join(f'"{n}" AS "{ours.get(n, n)}"' for n in names) + f" FROM {name})"
+    return "(SELECT " + ", ".join(f'"{theirs.get(c, c)}" AS "{c}"' for c in _columns(lake, name)) + f" FROM {name})"
 
 
 def _kind(kind: Any) -> str:
     """The name of a type in Delta; `array` for arrays of numbers."""
     text = getattr(kind, "type", str(kind))
-    element = getattr(kind, "element_type", None)
-    if element is not None:
+    if (element := getattr(kind, "element_type", None)) is not None:
         return "array" if getattr(element, "type", "") in _NUMBERS else "array of others"
     return text if isinstance(text, str) else str(kind)
 
@@ -175,8 +169,7 @@ def _kind(kind: Any) -> str:
 def _wrong_type(column: Column, kind: str) -> str:
     if column.type.startswith("array<"):
         return "" if kind == "array" else f"column '{column.name}' is {kind}, expected {column.type}"
-    wanted, castable = _TYPES[column.type]
-    if kind == wanted or kind in castable or kind.startswith("decimal"):
+    if kind in {spark_type(arrow_type(column.type)), *_CASTABLE.get(column.type, ())} or kind.startswith("decimal"):
         return ""
     return f"column '{column.name}' is {kind}, expected {column.type}, to which it cannot be cast"
 
@@ -204,22 +197,20 @@ def _some(words: Sequence[str], most: int = 5) -> str:
 
 def _rows(
     query: Query, lake: Lake, contract: Contract, dates: Sequence[date], most: int, items: bool
-) -> Iterator[Finding]:  # fmt: skip
+) -> Iterator[Finding]:
     name, have = contract.name, _columns(lake, contract.name)
     where, day = "", None
     if "dt" in contract.partition_by:
         present = set(Snapshot(lake.uri(name), contract).slices())
-        day = next((d for d in dates if d in present), None)
-        if day is None:
+        if (day := next((d for d in dates if d in present), None)) is None:
             return
         where = f" WHERE dt = DATE '{day}'"
     sample = f"(SELECT * FROM {_source(lake, name)} AS r{where} LIMIT {most}) AS s"
     faults = _faults(contract, have, day)
-    counts = ["count(*) AS total"]
-    counts += [f"count(*) FILTER (WHERE {condition}) AS c{i}" for i, condition in enumerate(faults.values())]
+    counts = [f", count(*) FILTER (WHERE {condition}) AS c{i}" for i, condition in enumerate(faults.values())]
     keys = ", ".join(k for k in contract.primary_key if k in have)
     try:
-        row = query.rows(f"SELECT {', '.join(counts)} FROM {sample}")[0]
+        row = query.rows(f"SELECT count(*) AS total{''.join(counts)} FROM {sample}")[0]
         for place, text in enumerate(faults):
             if bad := row[f"c{place}"]:
                 yield Finding("error", name, f"{text} in {bad:,} of {row['total']:,} sampled rows")

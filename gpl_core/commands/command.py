@@ -16,8 +16,7 @@ from rich.table import Column, Table
 from gpl_core.config import Config, date_range
 from gpl_core.errors import UsageError
 from gpl_core.graph.arguments import given_dates
-from gpl_core.graph.launches import Launch, Source
-from gpl_core.graph.runner import run_launches
+from gpl_core.graph.launches import Source
 
 _WIDTH = 200  # of output that goes to a file or a pipe
 
@@ -51,11 +50,6 @@ def source(args: argparse.Namespace) -> Source:
     """Where the configuration comes from, in a form that works from any folder."""
     path = Path(args.config)
     return Source(str(path.absolute()) if path.is_file() else args.config, tuple(args.overrides))
-
-
-def start(launches: Sequence[Launch], args: argparse.Namespace, config: Config) -> int:
-    """Run what is pending of `launches`; returns the exit code of the first failure."""
-    return run_launches(launches, source(args), config)
 
 
 def assignments(option: str, given: Sequence[str], example: str) -> dict[str, str]:

@@ -58,16 +58,13 @@ def compare(mine: Config, other: Config, run_date: date, most_rows: int = 2_000_
         lines.append((figure, *(format(v, form) for v in values)))  # type: ignore[arg-type]
 
     line("unexposed pairs labeled", *map(len, found), form=",")
-    line(
-        "share of unexposed pairs labeled", *(_both(asked, t).num_rows / max(1, len(asked)) for t in found), form=".1%"
-    )
+    labeled = (_both(asked, t).num_rows / max(1, len(asked)) for t in found)
+    line("share of unexposed pairs labeled", *labeled, form=".1%")
     for name in _MEANS:
         line(f"mean {name}", *(float(np.mean(t[name])) if len(t) else np.nan for t in found))
     for q in (0.1, 0.5, 0.9):
-        line(
-            f"pseudo_label, quantile {q}",
-            *(float(np.quantile(t["pseudo_label"], q)) if len(t) else np.nan for t in found),
-        )
+        values = (float(np.quantile(t["pseudo_label"], q)) if len(t) else np.nan for t in found)
+        line(f"pseudo_label, quantile {q}", *values)
     shared = _both(found[0], found[1].rename_columns([*found[1].column_names[:2], *(f"other_{n}" for n in _MEANS)]))
     a, b = (shared[n].to_numpy() for n in ("pseudo_label", "other_pseudo_label"))
     users = shared["user_id"].dictionary_encode().combine_chunks().indices.to_numpy() if len(shared) else np.array([])

@@ -27,9 +27,8 @@ def run(args: argparse.Namespace, config: Config) -> int:
     """Record the decision, and say what is in force now."""
     artifacts, from_date = Planner(config).artifacts, getattr(args, "from_date", None)
     made = artifacts.decide(args.artifact, args.version, args.command, from_date=from_date, reason=args.reason)
-    print(
-        f"{args.artifact} {args.version}: " + (f"{args.command} recorded" if made else "already so, nothing recorded")
-    )
+    said = f"{args.command} recorded" if made else "already in that state, nothing recorded"
+    print(f"{args.artifact} {args.version}: {said}")
     if (newest := artifacts.in_force_or_none(args.artifact, date.max)) is None:
         print(f"no {args.artifact} is in force for later dates: the next gpl run trains one")
     else:

@@ -12,19 +12,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gpl_core.commands.command import Command, console, figures_table, run_dates, start
+from gpl_core.commands.command import Command, console, figures_table, run_dates, source
 from gpl_core.config import Config
 from gpl_core.errors import MissingInputError
 from gpl_core.graph.arguments import add_dates
 from gpl_core.graph.launches import Launch
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.runner import run_launches
 from gpl_core.graph.steps import find_step
-from gpl_core.lakehouse.lake import Lake
 
 BASELINE, OURS = "exposed_only", "gpl"
-_EXPOSED_CAVEAT = (
-    "Caveat: that day has no uniformly exposed traffic to judge on ({why}). The figures below cover only "
-    "exposed pairs, which the serving policy chose; they say nothing about unexposed ones, which get pseudo-labels."
-)
 # Two-sided 95% quantiles of Student's t for 1 to 9 degrees of freedom; after that, the normal one.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -35,7 +32,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
     """Bring the evaluation of every run date up to date and print it."""
     for run_date in run_dates(args, config):
         # Late impressions of the day after are a reason to judge again; nothing is trained twice.
-        if code := start([Launch((find_step("train_preranker"),), (run_date,))], args, config):
+        if code := run_launches([Launch((find_step("train_preranker"),), (run_date,))], source(args), config):
             return code
         print_evaluation(config, run_date, console())
     return 0
@@ -48,11 +45,8 @@ def print_evaluation(config: Config, run_date: date, console: Console) -> None:
         MissingInputError: it holds nothing, for example because the impressions of the day after are not there.
     """
     following = run_date + timedelta(days=1)
-    lake = Lake.of(config.lakehouse)
-    rows: Rows = []
-    if lake.exists("evaluations"):
-        snapshot = lake.open("evaluations")
-        rows = snapshot.read(snapshot.select(start=run_date, end=run_date)).to_pylist()
+    found = Planner(config).snapshot("evaluations")
+    rows = found.read(found.select(start=run_date, end=run_date)).to_pylist() if found else []
     if not rows:
         raise MissingInputError(
             f"table evaluations: nothing for {run_date}, which is judged on the impressions of {following}; ingest "
@@ -80,23 +74,24 @@ def judged_slice(rows: Rows) -> tuple[str, str]:
     uniform = [row for row in rows if (row["slice"], row["metric"]) == ("uniform", "auc")]
     if any(row["value"] is not None for row in uniform):
         return "uniform", ""
-    return "exposed", _EXPOSED_CAVEAT.format(why=uniform[0]["note"] if uniform else "no such slice")
+    why = uniform[0]["note"] if uniform else "no such slice"
+    return "exposed", (
+        f"Caveat: that day has no uniformly exposed traffic to judge on ({why}). The figures below cover only "
+        "exposed pairs, which the serving policy chose; they say nothing about unexposed ones, which get pseudo-labels."
+    )
 
 
 def comparison_table(rows: Rows, ours: str = OURS) -> Table:
     """One line per metric: both variants' means over seeds and their paired difference; absent figures say why."""
     table = figures_table(["metric"], [BASELINE, ours, f"{ours} - {BASELINE}", "candidates", "rows"])
     for metric in dict.fromkeys(row["metric"] for row in rows):
-        by_model: dict[str, dict[int, float]] = {BASELINE: {}, ours: {}}
         mine = [row for row in rows if row["metric"] == metric]
-        for row in mine:
-            if row["model"] in by_model and row["value"] is not None:
-                by_model[row["model"]][row["seed"]] = row["value"]
-        cells = [
-            f"{statistics.fmean(v.values()):.4f}" if v else f"absent: {mine[0]['note']}" for v in by_model.values()
-        ]
-        both = sorted(by_model[BASELINE].keys() & by_model[ours].keys())
-        text = paired_difference([by_model[ours][s] - by_model[BASELINE][s] for s in both])
+        base, own = (
+            {row["seed"]: row["value"] for row in mine if row["model"] == model and row["value"] is not None}
+            for model in (BASELINE, ours)
+        )
+        cells = [f"{statistics.fmean(v.values()):.4f}" if v else f"absent: {mine[0]['note']}" for v in (base, own)]
+        text = paired_difference([own[seed] - base[seed] for seed in sorted(base.keys() & own.keys())])
         size = mine[0]["candidate_set_size"]
         table.add_row(metric, *cells, text, "-" if size is None else f"{size:.1f}", f"{mine[0]['rows']:,}")
     return table

@@ -64,7 +64,10 @@ def explain(config: Config, user: str, item: str, day: date) -> Row:
         ContractError: a recomputed value differs from the stored one.
     """
     planner = Planner(config)
-    query = Query(planner.lake, _versions(planner, day))
+    # The versions that scoring read, if its run is on record: later SIDs and embeddings are not what it saw.
+    inputs = (newest_done(planner.lake, "score_candidates", day) or {"inputs": {}})["inputs"]
+    read = {t: int(inputs[t]["version"]) for t in ("item_sids", "item_embeddings") if t in inputs}
+    query = Query(planner.lake, read)
     pair = _pair(query, user, item, day)
     request = _request(query, user, day)
     encoder_version = _artifact(planner, "tokenizer", pair["sid_version"]).lineage["encoder_version"]
@@ -75,7 +78,7 @@ def explain(config: Config, user: str, item: str, day: date) -> Row:
     scores = _score(pair["item_index"], anchors, history, vectors)
     folder = planner.artifacts.fetch(_artifact(planner, "calibrator", pair["calibrator_version"]))
     calibrator = Calibrator.from_json((folder / CALIBRATOR_FILE).read_text(encoding="utf-8"))
-    label, raw, weight = _label(planner, query, config, calibrator, pair, day)
+    label, raw, weight = _label(planner, query, calibrator, pair, day)
     names = _titles(query, {pair["item_index"], *history, *carriers})
     compared = {k: (pair[k], scores[k], _VECTOR_TOLERANCE) for k in ("similarity", "history_similarity", *FACTORS)}
     compared["pseudo_label"] = (pair["pseudo_label"], label, _FORMULA_TOLERANCE)
@@ -110,13 +113,6 @@ def explain(config: Config, user: str, item: str, day: date) -> Row:
 # ---- the inputs of the pair ---------------------------------------------------------------------------------
 
 
-def _versions(planner: Planner, day: date) -> dict[str, int]:
-    """Versions that scoring read, if its run is on record: later SIDs and embeddings are not what it saw."""
-    run = newest_done(planner.lake, "score_candidates", day)
-    inputs = run["inputs"] if run else {}
-    return {t: int(inputs[t]["version"]) for t in ("item_sids", "item_embeddings") if t in inputs}
-
-
 def _pair(query: Query, user: str, item: str, day: date) -> Row:
     found = query.rows(
         f"SELECT * FROM pseudo_labels WHERE dt = DATE '{day}' AND user_id = {quoted(user)} "
@@ -146,9 +142,7 @@ def _reason(query: Query, user: str, item: str, day: date) -> str:
     """Why a pair has no label."""
 
     def some(table: str, where: str) -> bool:
-        if not query.lake.exists(table):
-            return False
-        return bool(query.rows(f"SELECT 1 FROM {table} WHERE {where} LIMIT 1"))
+        return query.lake.exists(table) and bool(query.rows(f"SELECT 1 FROM {table} WHERE {where} LIMIT 1"))
 
     on, pair = f"dt = DATE '{day}'", f"user_id = {quoted(user)} AND item_id = {quoted(item)}"
     if not some("pseudo_labels", on):
@@ -204,12 +198,10 @@ def _score(
     item: int, anchors: Sequence[Row], history: Sequence[int], vectors: Mapping[int, npt.NDArray[np.float64]]
 ) -> Row:
     """The formulas of `labels/pair_scoring.py` for one pair; adds `similarity` to every anchor carried by an item."""
-    live = []
     for anchor in anchors:
         anchor["carriers"] = [i for i in anchor["carriers"] if i in vectors]
         anchor["carried_by"] = len(anchor["carriers"])
-        if anchor["carriers"]:
-            live.append(anchor)
+    live = [anchor for anchor in anchors if anchor["carriers"]]
     if item not in vectors or not live:
         raise ContractError(
             "the pair has a label, but the embedding of the item or the SIDs of all anchors are missing from "
@@ -242,7 +234,7 @@ def _score(
 
 
 def _label(
-    planner: Planner, query: Query, config: Config, calibrator: Calibrator, pair: Row, day: date
+    planner: Planner, query: Query, calibrator: Calibrator, pair: Row, day: date
 ) -> tuple[float, float, float | None]:
     """(label, raw weight, weight) from the stored scores; no weight if no commit records the mean of the date."""
     columns: dict[str, Any] = {c: [0.0] for c in COUNT_COLUMNS}
@@ -277,24 +269,21 @@ def _titles(query: Query, items: Iterable[int]) -> dict[int, Row]:
 
 
 def _print(found: Row, console: Console) -> None:
+    calibrator = found["calibrator"]
     console.print(
-        f"user {escape(found['user_id'])}, item {_item(found['item'])}, {found['run_date']}, {found['source']}"
-    )
-    console.print(
-        f"pseudo-label {found['pseudo_label']:.5f} ({found['calibrator']['kind']} of "
-        f"{', '.join(found['calibrator']['features'])}; similarity {found['similarity']:.4f}; calibrator "
-        f"{found['calibrator']['version']})"
+        f"user {escape(found['user_id'])}, item {_item(found['item'])}, {found['run_date']}, {found['source']}\n"
+        f"pseudo-label {found['pseudo_label']:.5f} ({calibrator['kind']} of {', '.join(calibrator['features'])}; "
+        f"similarity {found['similarity']:.4f}; calibrator {calibrator['version']})"
     )
     factors = ", ".join(f"{k} {v:.4f}" for k, v in found["factors"].items())
     console.print(f"weight {found['weight']:.4f} (raw {found['raw_weight']:.4f}: {factors})")
     table = Table("rank", "anchor", "probability", "similarity", "carried by", title="anchors of the user, * matched")
     for anchor in found["anchors"]:
-        mark = " *" if anchor["matched"] else ""
+        rank = f"{anchor['rank']}" + " *" * anchor["matched"]
         names = "; ".join(_item(i) for i in anchor["items"]) or "no item now"
         more = f" and {anchor['carried_by'] - len(anchor['items'])} more" if anchor["carried_by"] > NEAREST else ""
         near = f"{anchor['similarity']:.4f}" if "similarity" in anchor else "–"
-        sid = ",".join(map(str, anchor["sid"]))
-        table.add_row(f"{anchor['rank']}{mark}", sid, f"{anchor['probability']:.5f}", near, names + more)
+        table.add_row(rank, ",".join(map(str, anchor["sid"])), f"{anchor['probability']:.5f}", near, names + more)
     console.print(table)
     table = Table("item of the history", "similarity", "events ago", title="nearest items of the history")
     for row in found["nearest_history"]:

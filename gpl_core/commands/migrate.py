@@ -102,28 +102,27 @@ def migrate(
             f"table {contract.name}: job_runs says that {', '.join(sorted(running))} is running; migrate when nothing "
             "runs, or add --ended RUN_ID if the run was killed"
         )
-    done = have == [c.name for c in contract.columns]  # by a migration that was killed before it set the version
-    names = [] if done else renamed(have, steps)
+    if have == [c.name for c in contract.columns]:  # a migration was killed before it set the version
+        if not dry_run:
+            _stamp(lake, contract)
+        return Migrated(found, contract.version)
+    names = _after(pa.table({n: [] for n in have}), steps, contract.arrow_schema()).column_names
     extra = tuple(
         Column(n, passthrough[n], True, "Passed through from the raw tables (feed.passthrough)")
         for n in names if n in passthrough and n not in contract.column_names
     )  # fmt: skip
     unknown = [n for n in names if n not in contract.column_names and n not in passthrough]
-    missing = [] if done else [c.name for c in contract.columns if c.name not in names and not c.nullable]
+    missing = [c.name for c in contract.columns if c.name not in names and not c.nullable]
     if unknown or missing:
         gaps = [f"do not say what becomes of {unknown}"] * bool(unknown) + [f"do not add {missing}"] * bool(missing)
         raise ContractError(
             f"table {contract.name}: its migrations from version {found} to {contract.version} {' and '.join(gaps)}; "
             f"declare these columns in schemas/{contract.name}.yaml"
         )
-    files = [] if done else list(snapshot.files)
-    result = Migrated(found, contract.version, (), len(files), rows_in(files))
-    if dry_run:
-        return result
-    if not done:
+    if not dry_run:
         _rewrite_all(lake, snapshot, table, contract.with_columns(extra) if extra else contract, steps)
-    _stamp(lake, contract)
-    return result
+        _stamp(lake, contract)
+    return Migrated(found, contract.version, (), len(snapshot.files), rows_in(snapshot.files))
 
 
 def path(contract: Contract, found: int) -> tuple[Migration, ...]:
@@ -139,27 +138,25 @@ def path(contract: Contract, found: int) -> tuple[Migration, ...]:
     return tuple(by_target[v] for v in wanted)
 
 
-def renamed(columns: Sequence[str], steps: Sequence[Migration]) -> list[str]:
-    """Column names after `steps`."""
-    names = list(columns)
+def _after(rows: pa.Table, steps: Sequence[Migration], wanted: pa.Schema) -> pa.Table:
+    """`rows` after `steps`; what they add has the type that it has in `wanted`."""
     for step in steps:
-        names = [step.rename.get(n, n) for n in names if n not in step.drop]
-        names += [n for n in step.add if n not in names]
-    return names
+        rows = rows.drop_columns([n for n in step.drop if n in rows.column_names])
+        rows = rows.rename_columns([step.rename.get(n, n) for n in rows.column_names])
+        for name, value in step.add.items():
+            if name not in rows.column_names:
+                kind = wanted.field(name).type if name in wanted.names else None
+                rows = rows.append_column(name, pa.array([value] * len(rows), kind))
+    return rows
 
 
-def transformed(rows: pa.Table, steps: Sequence[Migration], wanted: pa.Schema) -> pa.Table:
+def _transformed(rows: pa.Table, steps: Sequence[Migration], wanted: pa.Schema) -> pa.Table:
     """`rows` after `steps`, in the types and order of `wanted`.
 
     Raises:
         ContractError: a value cannot be cast; names the column.
     """
-    for step in steps:
-        rows = rows.drop_columns([n for n in step.drop if n in rows.column_names])
-        rows = rows.rename_columns([step.rename.get(n, n) for n in rows.column_names])
-        for name, value in step.add.items():
-            kind = wanted.field(name).type if name in wanted.names else None
-            rows = rows.append_column(name, pa.array([value] * len(rows), kind))
+    rows = _after(rows, steps, wanted)
     arrays = []
     for field in wanted:
         if field.name not in rows.column_names:
@@ -195,9 +192,7 @@ def _rewrite_all(
         raise
 
 
-def _rewritten(
-    lake: Lake, contract: Contract, file: DataFile, uri: str, steps: Sequence[Migration]
-) -> list[Part]:  # fmt: skip
+def _rewritten(lake: Lake, contract: Contract, file: DataFile, uri: str, steps: Sequence[Migration]) -> list[Part]:
     schema = contract.arrow_schema(partitions=False)
     fs, source = filesystem(uri)
     partition = {k: file.partition[k] for k in contract.partition_by}
@@ -205,11 +200,10 @@ def _rewritten(
         reader = pq.ParquetFile(handle)
         groups = range(reader.num_row_groups)
         largest = max((reader.metadata.row_group(g).num_rows for g in groups), default=1)
-        options = {"row_group_rows": largest, "file_rows": 2**62}
-        with lake.writer(contract, partition, dims={}, **options) as writer:
+        with lake.writer(contract, partition, dims={}, row_group_rows=largest, file_rows=2**62) as writer:
             for group in groups:
                 try:
-                    writer.write(transformed(reader.read_row_group(group), steps, schema))
+                    writer.write(_transformed(reader.read_row_group(group), steps, schema))
                 except ContractError as error:
                     raise ContractError(f"table {contract.name}: {file.path}: {error}; nothing was changed") from None
     return writer.parts

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import date
 
 import pyarrow as pa
 
-from gpl_core.commands.command import Command, run_dates, start
+from gpl_core.commands.command import Command, run_dates, source
 from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ConflictError
 from gpl_core.graph.arguments import add_dates
 from gpl_core.graph.compaction import IN_PROGRESS, compactable
 from gpl_core.graph.launches import Launch
+from gpl_core.graph.runner import run_launches
 from gpl_core.graph.steps import OPTIMIZE
 from gpl_core.lakehouse.commit import Part
 from gpl_core.lakehouse.files import DataFile
@@ -38,60 +38,41 @@ def run(args: argparse.Namespace, config: Config) -> int:
     """Compact the tables of delta-rs in this process, then start the job for those of Spark."""
     dates, lake = run_dates(args, config), Lake.of(config.lakehouse)
     for contract in compactable(lake, "delta-rs"):
-        done = compact(lake, contract, dates, config.lakehouse.file_mb * 2**20)
-        if done.after < done.before:
-            print(f"{contract.name}: {done.before} files before, {done.after} after")
-    return start([Launch((OPTIMIZE,), dates)], args, config) if compactable(lake, "spark") else 0
+        before, after = compact(lake, contract, dates, config.lakehouse.file_mb * 2**20)
+        if after < before:
+            print(f"{contract.name}: {before} files before, {after} after")
+    return run_launches([Launch((OPTIMIZE,), dates)], source(args), config) if compactable(lake, "spark") else 0
 
 
-@dataclass(frozen=True)
-class Compacted:
-    """How many files of one table, among those of the dates, there were before and after."""
-
-    before: int
-    after: int
-
-
-def compact(
-    lake: Lake, contract: Contract, dates: Sequence[date], file_bytes: int, run_id: str = ""
-) -> Compacted:  # fmt: skip
+def compact(lake: Lake, contract: Contract, dates: Sequence[date], file_bytes: int) -> tuple[int, int]:
     """Join the small files of `dates` (all files of a table without dates) into files of up to about `file_bytes`.
 
-    Rows and their order within the files do not change. Nothing is committed if no two files fit together.
+    Returns how many files of the dates there were before, and after. Rows and their order within the files do not
+    change. Nothing is committed if no two files fit together.
 
     Raises:
         ConflictError: the table was written at the same time, repeatedly.
     """
     for _ in range(_TRIES):
         snapshot = lake.open(contract.name)
-        files = _in_dates(snapshot, dates)
-        groups = [g for part in _by_partition(files) for g in bins(part, file_bytes)]
+        wanted = {d.isoformat() for d in dates}
+        files = [f for f in snapshot.files if f.partition.get("dt") in (None, *wanted)]
+        by_partition: dict[str, list[DataFile]] = {}
+        for file in files:
+            by_partition.setdefault(json.dumps(dict(file.partition), sort_keys=True), []).append(file)
+        groups = [g for part in by_partition.values() for g in bins(part, file_bytes)]
         if contract.name in IN_PROGRESS:
             column, value = IN_PROGRESS[contract.name]
             groups = [g for g in groups if value not in snapshot.read(g, [column]).column(0).to_pylist()]
         if not groups:
-            return Compacted(len(files), len(files))
+            return len(files), len(files)
         parts = [_rewrite(lake, snapshot, group) for group in groups]
         gone = [file for group in groups for file in group]
-        if swap(snapshot, gone, parts, SliceMark("optimize", {}, run_id), data_change=False):
-            return Compacted(len(files), len(files) - len(gone) + len(parts))
+        if swap(snapshot, gone, parts, SliceMark("optimize", {}, ""), data_change=False):
+            return len(files), len(files) - len(gone) + len(parts)
     raise ConflictError(
         f"table {contract.name}: other runs wrote it {_TRIES} times in the meantime; run gpl optimize again"
     )
-
-
-def _in_dates(snapshot: Snapshot, dates: Sequence[date]) -> list[DataFile]:
-    if "dt" not in snapshot.contract.partition_by:
-        return list(snapshot.files)
-    wanted = {d.isoformat() for d in dates}
-    return [f for f in snapshot.files if f.partition["dt"] in wanted]
-
-
-def _by_partition(files: Iterable[DataFile]) -> Iterator[list[DataFile]]:
-    found: dict[str, list[DataFile]] = {}
-    for file in files:
-        found.setdefault(json.dumps(dict(file.partition), sort_keys=True), []).append(file)
-    yield from found.values()
 
 
 def bins(files: Sequence[DataFile], file_bytes: int) -> list[list[DataFile]]:

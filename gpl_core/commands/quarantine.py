@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from gpl_core.commands.command import Command, run_dates, start
+from gpl_core.commands.command import Command, run_dates, source
 from gpl_core.config import Config
 from gpl_core.graph.arguments import add_dates
 from gpl_core.graph.launches import Launch
+from gpl_core.graph.runner import run_launches
 from gpl_core.graph.steps import RETRY
 
 
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
-    return start([Launch((RETRY,), run_dates(args, config))], args, config)
+    return run_launches([Launch((RETRY,), run_dates(args, config))], source(args), config)
 
 
 COMMAND = Command(

@@ -56,7 +56,7 @@ def repeated(snapshot: Snapshot) -> list[Removal]:
     """
     key = snapshot.contract.primary_key
     shared: dict[tuple[str, ...], list[DataFile]] = {}
-    for file in snapshot.files:  # rows of one key lie in files with the same values of the partition columns in it
+    for file in snapshot.files:  # a key is in files with the same values of its partition columns
         shared.setdefault(tuple(file.partition[c] for c in key if c in file.partition), []).append(file)
     removals = []
     for files in shared.values():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import types
-from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -31,39 +30,24 @@ def settings_page() -> str:
         "A changed setting makes the steps stale that it shapes, and what is built on them. Those marked * shape no "
         "result: they decide whether, when or how fast a step runs, and can be changed at any time.\n",
     ]
-    for name, model, shapes in _sections("", Config):
-        rows = [(k, f) for k, f in model.model_fields.items() if not _model_of(f.annotation) or _is_list(f.annotation)]
-        if not rows:
-            continue
-        parts.append(f"## {name}\n\n{(model.__doc__ or '').strip()}\n")
-        parts.append("| key | type | default | meaning |\n|---|---|---|---|")
-        for key, field in rows:
-            shown = (field.alias or key) + ("" if shapes and shapes_results(field) else " \\*")
-            parts.append(f"| {shown} | {_kind(field)} | {_default(field)} | {_cell(field.description or '')} |")
-        parts.append("")
-    return "\n".join(parts)
+    return "\n".join([*parts, *_section("", Config, True)])
 
 
-def _sections(prefix: str, model: type[BaseModel], shapes: bool = True) -> Iterator[tuple[str, type[BaseModel], bool]]:
-    """(dotted name, model, whether it shapes results) of `model`'s sections, outer before inner."""
+def _section(name: str, model: type[BaseModel], shapes: bool) -> list[str]:
+    """The section `name` as Markdown, followed by those inside it."""
+    rows: list[str] = []
+    inner: list[str] = []
     for key, field in model.model_fields.items():
-        inner = _model_of(field.annotation)
-        if inner is not None:
-            name = f"{prefix}{key}" + ("[]" if _is_list(field.annotation) else "")
-            yield name, inner, shapes and shapes_results(field)
-            yield from _sections(f"{name}.", inner, shapes and shapes_results(field))
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if _is_list(annotation):
-        return _model_of(get_args(annotation)[0])
-    return None
-
-
-def _is_list(annotation: Any) -> bool:
-    return get_origin(annotation) is tuple
+        shaping, is_list = shapes and shapes_results(field), get_origin(field.annotation) is tuple
+        kind = get_args(field.annotation)[0] if is_list else field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            inner += _section(f"{name}.{key}".lstrip(".") + "[]" * is_list, kind, shaping)
+            if not is_list:
+                continue
+        shown = (field.alias or key) + ("" if shaping else " \\*")
+        rows.append(f"| {shown} | {_kind(field)} | {_default(field)} | {_cell(field.description or '')} |")
+    head = [f"## {name}\n\n{(model.__doc__ or '').strip()}\n", "| key | type | default | meaning |\n|---|---|---|---|"]
+    return [*head, *rows, "", *inner] if rows else inner
 
 
 def _kind(field: FieldInfo) -> str:

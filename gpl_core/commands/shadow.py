@@ -39,9 +39,8 @@ def run(args: argparse.Namespace, config: Config) -> int:
     use = assignments("--use", args.use, expected)
     if wrong := [kind for kind in use if kind not in KINDS]:
         raise UsageError(f"--use {wrong[0]}: expected {expected}")
-    body = shadow_config(config, args.name, args.first, use).model_dump(
-        mode="json", by_alias=True, exclude_defaults=True
-    )
+    made = shadow_config(config, args.name, args.first, use)
+    body = made.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     print(yaml.safe_dump(body, sort_keys=False, allow_unicode=True), end="")
     return 0
 

@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import sys
+from itertools import islice
 from typing import Any
 
 from rich.markup import escape
@@ -61,14 +62,12 @@ def _print(result: Result, form: str | None) -> None:
         writer.writerow(result.columns)
         writer.writerows(("" if v is None else _plain(v) for v in row) for row in result.rows)
         return
-    table = Table(*(escape(c) for c in result.columns))
-    more = False
-    for place, row in enumerate(result.rows):
-        if more := place >= _SHOWN_ROWS:
-            break
+    table = Table(*map(escape, result.columns))
+    rows = iter(result.rows)
+    for row in islice(rows, _SHOWN_ROWS):
         table.add_row(*(escape(_shown(v)) for v in row))
     console().print(table)
-    if more:
+    if next(rows, None):
         print(f"the first {_SHOWN_ROWS:,} rows; --csv and --json give all")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import date, timedelta
 from statistics import fmean
+from typing import Any
 
 from rich.table import Table
 
@@ -16,6 +18,7 @@ from gpl_core.graph.arguments import add_dates
 from gpl_core.graph.job_runs import newest_done
 from gpl_core.graph.planner import Planner
 from gpl_core.lakehouse.files import rows_in
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.simulation.raw_tables import provenance
 
 SHOWN = ("auc", "gauc")  # the rest is in table evaluations and in the report
@@ -35,75 +38,60 @@ def run(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-def _slice_rows(planner: Planner, table: str, dates: Sequence[date]) -> int | None:
-    snapshot = planner.snapshot(table)
-    if snapshot is None:
-        return None
-    if "dt" not in snapshot.contract.partition_by:
-        return rows_in(snapshot.files)
-    return rows_in(snapshot.select(start=dates[0], end=dates[-1]))
+def _rows_of(snapshot: Snapshot, dates: Sequence[date]) -> int:
+    dated = "dt" in snapshot.contract.partition_by
+    return rows_in(snapshot.select(start=dates[0], end=dates[-1]) if dated else snapshot.files)
 
 
 def _rows_table(planner: Planner, dates: Sequence[date]) -> Table:
     table = figures_table(["table", "written by"], ["rows", "version"], title=f"rows, {dates[0]} to {dates[-1]}")
     for name, contract in all_contracts().items():
-        rows = _slice_rows(planner, name, dates)
-        snapshot = planner.snapshot(name)
-        if rows is not None and snapshot is not None:
-            table.add_row(name, contract.owner, f"{rows:,}", str(snapshot.version))
+        if snapshot := planner.snapshot(name):
+            table.add_row(name, contract.owner, f"{_rows_of(snapshot, dates):,}", str(snapshot.version))
     return table
 
 
 def coverage(planner: Planner, dates: Sequence[date]) -> list[str]:
     """One line each: quarantined rows, users with anchors, share of unexposed pairs labeled, alarms of monitors."""
-    lines = [f"quarantined rows: {_slice_rows(planner, 'quarantine', dates) or 0:,} distinct"]
+    tables = ("quarantine", "unexposed_samples", "exposed_samples", "training_feed")
+    rows = {t: _rows_of(snapshot, dates) for t in tables if (snapshot := planner.snapshot(t))}
+    lines = [f"quarantined rows: {rows.get('quarantine', 0):,} distinct"]
     for day in dates:
         run = newest_done(planner.lake, "score_requests", day)
-        if run and "users" in (found := run["details"]):
-            served = found["users"] - found["users_without_anchors"]
-            lines.append(f"users with anchors, {day}: {served:,} of {found['users']:,} with pairs to score")
-    unexposed = _slice_rows(planner, "unexposed_samples", dates)
-    exposed = _slice_rows(planner, "exposed_samples", dates)
-    feed = _slice_rows(planner, "training_feed", dates)
-    if unexposed and exposed is not None and feed is not None:
-        labeled = feed - exposed
+        if run and "users" in (details := run["details"]):
+            served = details["users"] - details["users_without_anchors"]
+            lines.append(f"users with anchors, {day}: {served:,} of {details['users']:,} with pairs to score")
+    if rows.keys() >= {"exposed_samples", "training_feed"} and (unexposed := rows.get("unexposed_samples")):
+        labeled = rows["training_feed"] - rows["exposed_samples"]
         lines.append(f"unexposed pairs labeled: {labeled:,} of {unexposed:,} ({labeled / unexposed:.1%})")
-    monitors = planner.snapshot("monitors")
-    for day in dates:
-        if monitors is None:
-            break
-        rows = monitors.read(monitors.select(start=day, end=day), ["status", "reason"]).to_pylist()
-        lines += [f"monitor, {day}: {r['status']}: {r['reason']}" for r in rows if r["status"] in ("warn", "fail")]
+    if monitors := planner.snapshot("monitors"):
+        for day in dates:
+            found = monitors.read(monitors.select(start=day, end=day), ["status", "reason"]).to_pylist()
+            lines += [f"monitor, {day}: {r['status']}: {r['reason']}" for r in found if r["status"] in ("warn", "fail")]
     return lines
 
 
 def _evaluation_table(planner: Planner, last: date) -> Table:
     """Variants side by side: the evaluation of the reference pre-ranker, then the simulated truth if it was judged."""
-    values: dict[tuple[str, str], dict[str, list[float]]] = {}
-    notes: dict[tuple[str, str, str], str] = {}
+    found: defaultdict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     following = last + timedelta(days=1)
     for name, day, suffix in (("evaluations", last, ""), ("truth_metrics", following, " (simulated truth)")):
         snapshot = planner.snapshot(name)
         rows = snapshot.read(snapshot.select(start=day, end=day)).to_pylist() if snapshot else []
         for row in rows:
-            if row["metric"] not in SHOWN:
-                continue
-            key = (row["slice"] + suffix, row["metric"])
-            by_model = values.setdefault(key, {}).setdefault(row["model"], [])
-            if row["value"] is not None:
-                by_model.append(row["value"])
-            else:
-                notes[*key, row["model"]] = f"absent: {row['note']}"
-    models = sorted({model for by_model in values.values() for model in by_model})
-    title = f"pre-ranker trained through {last}, judged on {following}"
-    table = figures_table(["slice", "metric"], models, title)
-    for key in sorted(values):
-        cells = []
-        for model in models:
-            found = values[key].get(model)
-            cells.append(f"{fmean(found):.4f}" if found else notes.get((*key, model), "-"))
-        table.add_row(*key, *cells)
+            if row["metric"] in SHOWN:
+                found[row["slice"] + suffix, row["metric"], row["model"]].append(row)
+    models = sorted({model for *_, model in found})
+    table = figures_table(["slice", "metric"], models, f"pre-ranker trained through {last}, judged on {following}")
+    for part, metric in sorted({(part, metric) for part, metric, _ in found}):
+        table.add_row(part, metric, *(_cell(found.get((part, metric, model), [])) for model in models))
     return table
+
+
+def _cell(rows: Sequence[dict[str, Any]]) -> str:
+    """The mean over seeds."""
+    values = [row["value"] for row in rows if row["value"] is not None]
+    return f"{fmean(values):.4f}" if values else f"absent: {rows[-1]['note']}" if rows else "-"
 
 
 COMMAND = Command("summary", "rows per table, coverage and evaluation of the run dates", run, add_dates)

@@ -116,18 +116,14 @@ def vacuum(lake: Lake, hours: int, *, dry_run: bool = False, ended: Sequence[str
         yield delete_old_files(lake, contract.name, hours, dry_run=dry_run, orphans=not busy)
 
 
-def delete_old_files(
-    lake: Lake, table: str, hours: int, *, dry_run: bool = False, orphans: bool = False
-) -> Vacuumed:  # fmt: skip
+def delete_old_files(lake: Lake, table: str, hours: int, *, dry_run: bool = False, orphans: bool = False) -> Vacuumed:
     """Delete the files of one table that no version of the last `hours` uses; orphans: those of killed writers too.
 
     delta-rs lists them; they are deleted here so that it does not write a vacuum commit into the logs of Spark's
     tables. The caller must know that no run still needs them.
     """
     uri = lake.uri(table)
-    paths = DeltaTable(uri).vacuum(
-        retention_hours=hours, dry_run=True, enforce_retention_duration=False, full=orphans
-    )  # fmt: skip
+    paths = DeltaTable(uri).vacuum(hours, dry_run=True, enforce_retention_duration=False, full=orphans)
     fs, base = filesystem(uri)
     there = {p: fs.size(f"{base}/{p}") for p in paths if fs.isfile(f"{base}/{p}")}
     if there and not dry_run:

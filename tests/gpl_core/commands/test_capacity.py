@@ -30,7 +30,7 @@ def result(
     return path
 
 
-def told(capsys, *words: object) -> tuple[int, str, str]:
+def run_capacity(capsys, *words: object) -> tuple[int, str, str]:
     code = main(["capacity", *map(str, words)])
     said = capsys.readouterr()
     return code, said.out, said.err
@@ -39,7 +39,7 @@ def told(capsys, *words: object) -> tuple[int, str, str]:
 def test_devices_cost_and_the_measurement_are_named(tmp_path, capsys):
     """300e6 users / 1,500 users/s = 200,000 s = 55.6 h: ten devices in six hours."""
     path = result(tmp_path)
-    code, out, err = told(
+    code, out, err = run_capacity(
         capsys, "--users", "300e6", "--hours", 6, "--gpu-hour-cost", 3, "--measurement", path
     )  # fmt: skip
     assert code == 0
@@ -54,14 +54,14 @@ def test_devices_cost_and_the_measurement_are_named(tmp_path, capsys):
 def test_a_number_of_devices_gives_hours_and_whether_they_fit(tmp_path, capsys):
     path = result(tmp_path)
     words = ("--users", "300e6", "--hours", 6, "--measurement", path)
-    assert "with 10: 5.56 h, which fits" in told(capsys, *words, "--gpus", 10)[1]
-    assert "with 9: 6.17 h, which does not fit" in told(capsys, *words, "--gpus", 9)[1]
+    assert "with 10: 5.56 h, which fits" in run_capacity(capsys, *words, "--gpus", 10)[1]
+    assert "with 9: 6.17 h, which does not fit" in run_capacity(capsys, *words, "--gpus", 9)[1]
 
 
 def test_another_measured_point_can_be_asked_for_and_no_unmeasured_one(tmp_path, capsys):
     words = ("--users", "1e6", "--hours", 1, "--measurement", result(tmp_path))
-    assert "4,000 users/s" in told(capsys, *words, "--beams", 20)[1]
-    code, _, err = told(capsys, *words, "--prompt", 30, "--beams", 50)
+    assert "4,000 users/s" in run_capacity(capsys, *words, "--beams", 20)[1]
+    code, _, err = run_capacity(capsys, *words, "--prompt", 30, "--beams", 50)
     assert code == 2
     assert "P 30 K 20, P 300 K 50" in err
 
@@ -69,10 +69,10 @@ def test_another_measured_point_can_be_asked_for_and_no_unmeasured_one(tmp_path,
 def test_without_a_measurement_it_refuses_and_says_what_to_do(tmp_path, capsys, monkeypatch):
     result(tmp_path, quick=True)  # of another model: no substitute
     monkeypatch.setattr(module, "RESULTS", tmp_path)
-    code, out, err = told(capsys, "--users", 1e6, "--hours", 1)
+    code, out, err = run_capacity(capsys, "--users", 1e6, "--hours", 1)
     assert (code, out) == (4, "")
     assert "bench_search" in err
-    code, _, err = told(capsys, "--users", 1e6, "--hours", 1, "--measurement", tmp_path / "none.json")
+    code, _, err = run_capacity(capsys, "--users", 1e6, "--hours", 1, "--measurement", tmp_path / "none.json")
     assert code == 4
     assert "none.json: no such file" in err
 
@@ -90,7 +90,7 @@ def test_an_accelerator_goes_before_a_cpu_and_a_newer_result_before_an_older(tmp
 
 def test_a_cpu_or_quick_measurement_is_warned_of(tmp_path, capsys):
     path = result(tmp_path, "cpu-2core", quick=True)
-    code, _, err = told(capsys, "--users", 1e6, "--hours", 1, "--measurement", path)
+    code, _, err = run_capacity(capsys, "--users", 1e6, "--hours", 1, "--measurement", path)
     assert code == 0
     assert "not an accelerator" in err
     assert "--quick" in err
@@ -100,7 +100,7 @@ def test_a_cpu_or_quick_measurement_is_warned_of(tmp_path, capsys):
 def test_what_is_no_measurement_is_refused(tmp_path, capsys, text):
     path = tmp_path / "broken.json"
     path.write_text(text)
-    code, _, err = told(capsys, "--users", 1e6, "--hours", 1, "--measurement", path)
+    code, _, err = run_capacity(capsys, "--users", 1e6, "--hours", 1, "--measurement", path)
     assert code == 3
     assert "broken.json" in err
 
@@ -108,7 +108,7 @@ def test_what_is_no_measurement_is_refused(tmp_path, capsys, text):
 def test_a_rate_of_zero_is_no_measurement(tmp_path, capsys):
     path = result(tmp_path)
     path.write_text(path.read_text().replace("1500.0", "0.0"))
-    assert told(capsys, "--users", 1e6, "--hours", 1, "--measurement", path)[0] == 3
+    assert run_capacity(capsys, "--users", 1e6, "--hours", 1, "--measurement", path)[0] == 3
     assert read_measurement(result(tmp_path)).rates == RATES
 
 
@@ -117,6 +117,6 @@ def test_a_rate_of_zero_is_no_measurement(tmp_path, capsys):
 )
 def test_impossible_numbers_are_named(tmp_path, capsys, option, value):
     words = {"--users": "1e6", "--hours": "1", option: value, "--measurement": str(result(tmp_path))}
-    code, _, err = told(capsys, *[f"{name}={text}" for name, text in words.items()])
+    code, _, err = run_capacity(capsys, *[f"{name}={text}" for name, text in words.items()])
     assert code == 2
     assert option in err

@@ -114,7 +114,7 @@ def test_a_platforms_own_column_names_are_mapped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "expected"),
     [
         ({"items": {"item_id": "x"}}, "items is not a raw table"),
         ({"raw_items": {"sku": "item_id"}}, "raw_items.sku: no such column"),
@@ -122,8 +122,8 @@ def test_a_platforms_own_column_names_are_mapped(tmp_path):
         ({"raw_items": {"item_id": "x", "title": "x"}}, "two of our columns are mapped to one"),
     ],
 )
-def test_a_mapping_that_means_nothing_is_refused(tmp_path, columns, told):
-    with pytest.raises(UsageError, match=told):
+def test_a_mapping_that_means_nothing_is_refused(tmp_path, columns, expected):
+    with pytest.raises(UsageError, match=expected):
         small_config(tmp_path, {"lakehouse": {"columns": columns}})
 
 

@@ -195,7 +195,7 @@ def test_rolling_back_and_promoting_from_the_command_line(finished, tmp_path, ca
     assert len(stale) >= 2
     assert all("2026-01-04" in line for line in stale), "the day before goes on using it"
     assert main(["rollback", *given, "--from-date", "2026-01-04"]) == 0
-    assert "already so" in capsys.readouterr().out
+    assert "already in that state" in capsys.readouterr().out
     assert main(["promote", *given]) == 0
     assert main(["status", "--config", config]) == 0
     assert "│ stale" not in capsys.readouterr().out

@@ -81,7 +81,7 @@ def test_the_interval_is_students() -> None:
 
 def test_nothing_to_judge_is_exit_4_and_says_what_is_missing(tmp_path, monkeypatch, capsys) -> None:
     started = []
-    monkeypatch.setattr(module, "start", lambda launches, args, config: started.extend(launches) or 0)
+    monkeypatch.setattr(module, "run_launches", lambda launches, source, config: started.extend(launches) or 0)
     assert main(["evaluate", "--config", str(config_file(tmp_path)), "--run-date", DAY.isoformat()]) == 4
     assert [(launch.label, launch.dates) for launch in started] == [("train_preranker", (DAY,))]
     assert "impressions of" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def test_from_version_1_to_2_with_every_row_and_both_dates(lake):
     }, "the files themselves, for readers without Delta"
     checks = {k: v for k, v in snapshot.properties.items() if k.startswith("delta.constraints.")}
     assert checks == {f"delta.constraints.{n}": sql for n, sql in V2.checks().items()}
-    assert snapshot.mark(DAY.isoformat(), "sequences") is not None, "who wrote the slice is still told"
+    assert snapshot.mark(DAY.isoformat(), "sequences") is not None, "the mark still says who wrote the slice"
     assert snapshot._table.metadata().partition_columns == ["dt"]
     with pytest.raises(ContractError, match="was written under contract version 2, this code reads version 1"):
         lake.open("user_stats", contract=V1)

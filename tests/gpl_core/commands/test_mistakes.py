@@ -32,7 +32,7 @@ def config(tmp_path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "expected"),
     [
         (["status", "--set", "anchors.cuont=3"], 2, "anchors.cuont: unknown key; did you mean count?"),
         (["status", "--set", "labels.calibrator.targetrate=1"], 2, "did you mean target_rate?"),
@@ -40,7 +40,7 @@ def config(tmp_path) -> str:
         (["status", "--set", "tokeniser.codes=16"], 2, "tokeniser: unknown key; did you mean tokenizer?"),
         (["status", "--set", "labels.calibrator.target_rate=2%"], 2, "a valid number"),
         (["status", "--set", "run.start_date=2026-13-01"], 2, "month must be in 1..12"),
-        (["status", "--set", "run.end_date=2025-01-01"], 2, "lies before start_date"),
+        (["status", "--set", "run.end_date=2025-01-01"], 2, "is before start_date"),
         (["status", "--set", "monitors.fail=off"], 2, "monitors.fail"),
         (["status", "--set", "monitors={fail: [coverage], ignore: [coverage]}"], 2, "coverage are listed under"),
         (["status", "--set", "lakehouse.root=gs2://b/x"], 2, "correct lakehouse.root"),
@@ -64,18 +64,18 @@ def config(tmp_path) -> str:
         (["explain", "--user", "u", "--item", "i", "--run-date", "2026-01-03"], 4, "pseudo_labels"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_explained_in_one_message(config, monkeypatch, capsys, arguments, code, told):
-    if "not on PATH" in told:
+def test_a_mistake_is_explained_in_one_message(config, monkeypatch, capsys, arguments, code, expected):
+    if "not on PATH" in expected:
         monkeypatch.setattr(running, "command", lambda *given, **named: ["/nowhere/spark-submit", "x.py"])
     assert main([arguments[0], "--config", config, *arguments[1:]]) == code
     error = capsys.readouterr().err
-    assert told in error
+    assert expected in error
     assert error.startswith("error: ")
     assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "expected"),
     [
         (b"", "lakehouse: required"),
         (b"\xff\xfe", "not text in UTF-8"),
@@ -84,11 +84,11 @@ def test_a_mistake_is_explained_in_one_message(config, monkeypatch, capsys, argu
         (b"run: {start_date: 2026-02-30, end_date: 2026-03-01}\n", "day is out of range"),
     ],
 )
-def test_a_file_that_is_no_configuration(tmp_path, capsys, body, told):
+def test_a_file_that_is_no_configuration(tmp_path, capsys, body, expected):
     (tmp_path / "x.yaml").write_bytes(body)
     assert main(["status", "--config", str(tmp_path / "x.yaml")]) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert expected in error
     assert "x.yaml" in error
 
 
@@ -124,9 +124,9 @@ def test_a_java_that_spark_cannot_use_is_named_with_what_it_says(tmp_path, monke
     java.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\" 2019-01-15' >&2\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    (told,) = [p for p in problems() if "Java" in p]
-    assert told.startswith("Java 17 (or 21) is needed by Spark 4.0")
-    assert '"11.0.2"' in told
+    (problem,) = [p for p in problems() if "Java" in p]
+    assert problem.startswith("Java 17 (or 21) is needed by Spark 4.0")
+    assert '"11.0.2"' in problem
 
 
 def test_a_mistyped_run_date_is_warned_of(config, tmp_path, monkeypatch, capsys):

@@ -24,10 +24,10 @@ def lake(config) -> Lake:
 
 def rows_of(table: str, *numbers: int, seed: int = 0, **more) -> list[dict]:
     """Legal rows whose keys are told apart by `numbers` alone."""
-    contract, told = load_contract(table), {"item_index": int, "content_hash": str, "user_id": str}
+    contract, kinds = load_contract(table), {"item_index": int, "content_hash": str, "user_id": str}
     rows = legal_rows(contract, len(numbers), seed=seed, partition=more)
     for row, number in zip(rows, numbers, strict=True):
-        row.update({c: told[c](number) for c in contract.primary_key if c in told}, **more)
+        row.update({c: kinds[c](number) for c in contract.primary_key if c in kinds}, **more)
         row.update({c: v for c, v in {"issue": 0, "sequence_hash": "h"}.items() if c in row})
     return rows
 
