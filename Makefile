@@ -36,7 +36,7 @@ setup: .venv/ready
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet -c constraints.txt uv
 	@echo "installing into .venv (about 5 GB, mostly torch) …"
-	@# Compiled once here: where bytecode may not be written later, every start of torch and transformers compiles them anew.
+	@# Compiled once here: where bytecode may not be written later, every start of torch and transformers compiles them again.
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[spark,gpu,dev]'
 	@echo "resolving Delta's jars …"
 	@PYSPARK_PYTHON=$(CURDIR)/$(BIN)/python SPARK_SUBMIT_OPTS="-XX:ArchiveClassesAtExit=$(CLASSES) $(QUIET)" $(BIN)/spark-submit --master 'local[1]' --packages $(DELTA) spark_jobs/check_delta.py 2>.venv/jars.log \

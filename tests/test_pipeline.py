@@ -316,8 +316,8 @@ def test_analysts_ask_without_spark_what_the_graph_has_made(house: House) -> Non
     code, output = house.gpl("sql", f"SELECT outcome, unexposed_rows FROM coverage WHERE dt = DATE '{LAST}'", "--json")
     assert code == 0, output
     rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    told = {"labeled": manifest["labeled"], **{k.replace(" ", "_"): v for k, v in manifest["left_out"].items()}}
-    assert {r["outcome"]: r["unexposed_rows"] for r in rows} == told
+    expected = {"labeled": manifest["labeled"], **{k.replace(" ", "_"): v for k, v in manifest["left_out"].items()}}
+    assert {r["outcome"]: r["unexposed_rows"] for r in rows} == expected
     assert len(house.rows("monitors", LAST, "monitor")) == 5
 
     pairs = house.rows("pseudo_labels", LAST, "user_id", "item_id", "source", "pseudo_label").to_pylist()

@@ -122,7 +122,7 @@ def measure(side: str, kind: str, layers: int, users: int, budget: int, answer: 
     job = {"ours": train_ours, "trainer": train_trainer}[side](model, histories, sids, budget)
     if not on_gpu:
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident set begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident set is reset
     clock = time.perf_counter if on_gpu else time.process_time
     start = clock()
     job()

@@ -214,8 +214,8 @@ def main() -> None:
         found = point(bench, prompt, beams, users, repeats, batches)
         figures |= found
         write("search", figures, quick, title)
-        told = ", ".join(f"{key.split(': ')[1]} {figure.value:.3g}" for key, figure in found.items())
-        print(f"P {prompt}, K {beams} in {time.perf_counter() - start:.0f} s: {told}", flush=True)
+        figures = ", ".join(f"{key.split(': ')[1]} {figure.value:.3g}" for key, figure in found.items())
+        print(f"P {prompt}, K {beams} in {time.perf_counter() - start:.0f} s: {figures}", flush=True)
     report("search", figures, quick, title)
 
 

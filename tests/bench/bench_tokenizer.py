@@ -90,18 +90,18 @@ def judge(tokenizer: Tokenizer, x: np.ndarray) -> dict[str, float]:
     """The figures of one tokenizer."""
     encoded = tokenizer.encode(x)
     first = duplicates(encoded.codes, x)
-    mended = repair(encoded.codes, encoded.last_residual, tokenizer.codebooks[-1].cpu().numpy(), first=first)
+    repaired = repair(encoded.codes, encoded.last_residual, tokenizer.codebooks[-1].cpu().numpy(), first=first)
     perplexity, used = level_usage(encoded.codes, tokenizer.codes)
     decoded = tokenizer.decode(encoded.codes)
     return {
         **{f"perplexity_{n}": p / tokenizer.codes for n, p in enumerate(perplexity, start=1)},
         **{f"usage_{n}": u / tokenizer.codes for n, u in enumerate(used, start=1)},
         "collisions": collision_share(encoded.codes, first),
-        "collisions_repaired": collision_share(mended.codes, first),
-        "moved": mended.moved / len(x),
+        "collisions_repaired": collision_share(repaired.codes, first),
+        "moved": repaired.moved / len(x),
         "reconstruction": mean_cosine(x, decoded),
         "neighbor_recall": float(neighbor_recall(x, decoded).mean()),
-        "neighbor_recall_repaired": float(neighbor_recall(x, tokenizer.decode(mended.codes)).mean()),
+        "neighbor_recall_repaired": float(neighbor_recall(x, tokenizer.decode(repaired.codes)).mean()),
     }
 
 

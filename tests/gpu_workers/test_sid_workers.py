@@ -238,7 +238,7 @@ def test_two_tokenizer_versions_live_side_by_side(house):
     (old,) = house.tokenizers()
     issued = sorted(house.rows("item_sids"), key=lambda r: r["item_index"])
 
-    house.run("train_tokenizer", "2026-01-20")  # old enough to be trained anew
+    house.run("train_tokenizer", "2026-01-20")  # old enough to be trained again
     (new,) = set(house.tokenizers()) - {old}
     house.run("assign_sids", "2026-01-20")
     by_version = {v: [r for r in house.rows("item_sids") if r["sid_version"] == v] for v in (old, new)}
@@ -517,7 +517,7 @@ def test_a_failed_gate_refuses_and_keeps_the_tokenizer_in_force(house):
     published = house.tokenizers()
     house.changes["tokenizer.gates"] = {"min_reconstruction_cosine": 0.9999}
     with pytest.raises(GateError, match="reconstruction: mean cosine"):
-        house.run("train_tokenizer", "2026-01-20")  # old enough to be trained anew
+        house.run("train_tokenizer", "2026-01-20")  # old enough to be trained again
     assert house.tokenizers() == published
 
 

@@ -157,9 +157,9 @@ def test_what_a_monitor_refuses_may_be_published_without_unexposed_rows(lake, tm
     settings = ("monitors.fail=[anchors_per_user]", "feed.publish=exposed_only_on_failure")
     assert made.run("training_feed", training_feed.run, D, *settings, force=True) == "done"
     assert made.feed("is_exposed", "item_index") == [(True, 0)]
-    told = made.mark_details("training_feed")
-    assert told["completeness"]["rows"] == "exposed_only"
-    assert told["completeness"]["because"].startswith("anchors_per_user 1 is below 2")
-    assert told["left_out"].pop("a monitor refused") == 1
-    assert sum(told["left_out"].values()) == 2
+    details = made.mark_details("training_feed")
+    assert details["completeness"]["rows"] == "exposed_only"
+    assert details["completeness"]["because"].startswith("anchors_per_user 1 is below 2")
+    assert details["left_out"].pop("a monitor refused") == 1
+    assert sum(details["left_out"].values()) == 2
     assert ("anchors_per_user", "fail") in made.rows("monitors", "monitor", "status", dt=D)

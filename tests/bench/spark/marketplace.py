@@ -139,7 +139,7 @@ class Marketplace:
         self._append("pair_scores", made, {D.isoformat(): "1"}, "score_candidates")
 
     def news(self, day: date, share: float) -> None:
-        """The events of `day` anew: of a hashed share of the users, of nobody else; nothing leaves the windows then."""
+        """Other events of `day`: of a hashed share of the users, of nobody else; nothing leaves the windows then."""
         index = self._read("items").where("item_index = 0").select("item_id", "item_index")
         chosen = F.expr(_SHARE.format("user_id, 8")) < share
         self.slice("impressions", self._read("impressions").where(chosen & (F.col("dt") == F.lit(day))), day)
