@@ -30,11 +30,11 @@ from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.files import DataFile, file_groups
 from gpl_core.lakehouse.keys import hash_keys, members
 from gpl_core.lakehouse.snapshot import Snapshot
-from gpl_core.lakehouse.storage import filesystem
+from gpl_core.lakehouse.storage import filesystem, local_folder
 from gpl_core.sids.content_table import ContentTable
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_version
 from gpu_workers.inputs.interest import base_checkpoint, content_table, read_catalog
-from gpu_workers.outputs import commit_parts, commit_rows, list_array, local_folder, reject
+from gpu_workers.outputs import commit_parts, commit_rows, list_array, reject
 from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
@@ -59,7 +59,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
         snapshot = context.snapshot("anchor_requests")
         files = snapshot.select(start=context.run_date, end=context.run_date)
         share = assign_files(files, ranks.size)[ranks.rank]
-        scratch = local_folder(context.config, STEP, context.fingerprint[:16])
+        scratch = local_folder(context.lake.root, STEP, context.fingerprint[:16])
         journal = Journal(scratch, context.lake.uri("interest_anchors"))
         partition = {"model_version": model.version, "dt": context.run_date.isoformat()}
         counts = dict.fromkeys(("requests", "cached", "rejected", "generated", "resumed"), 0)

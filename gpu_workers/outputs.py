@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from gpl_core.config import Config
 from gpl_core.graph.step_run import StepContext
 from gpu_workers.ranks import Ranks
 
@@ -53,14 +48,6 @@ def commit_rows(context: StepContext, ranks: Ranks, table: str, rows: Sequence[M
 def reject(key: str, reason: str, detail: str = "") -> dict[str, str]:
     """A row of `worker_rejects`."""
     return {"key": key, "reason": reason, "detail": detail}
-
-
-def local_folder(config: Config, *parts: str) -> Path:
-    """A folder on this machine for what need not outlive it, under the lakehouse's work/ when that is local."""
-    root = config.lakehouse.root
-    if "://" in root:
-        root = os.path.join(tempfile.gettempdir(), "gpl", sha256(root.encode()).hexdigest()[:16])
-    return Path(root, "work", *parts)
 
 
 def list_array(values: np.ndarray, kind: pa.DataType) -> pa.ListArray:

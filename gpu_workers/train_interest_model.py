@@ -31,6 +31,7 @@ from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.training import TrainingObjective, TrainingProgress, Walks, empty_pack
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import Manifest
+from gpl_core.lakehouse.storage import local_folder
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.tokenizer import load_tokenizer
 from gpu_workers.deepspeed_config import deepspeed_config
@@ -45,7 +46,6 @@ from gpu_workers.inputs.interest import (
     read_catalog,
     titles_of,
 )
-from gpu_workers.outputs import local_folder
 from gpu_workers.ranks import Ranks, seed_everything
 from gpu_workers.worker import worker_main
 
@@ -162,7 +162,7 @@ def setup(context: StepContext, ranks: Ranks, tokenizer: Manifest, content: Cont
         held_out = list(data.histories(share, HELD_OUT, keep, levels, seed=config.run.seed, epoch=0))
     objective = TrainingObjective(model, trie, content if settings.content else None, weights)
     # A forced run starts from scratch; ZeRO's optimizer shards fit one number of ranks only.
-    folder = local_folder(config, STEP, context.artifact_fingerprint[:16], f"ranks-{ranks.size}")
+    folder = local_folder(context.lake.root, STEP, context.artifact_fingerprint[:16], f"ranks-{ranks.size}")
     per_user = settings.walks if walks else 0
     events = data.found.events + 3 * per_user * data.found.train
     tokens = events * levels + data.found.train * (1 + per_user) * len(model.vocabulary.prompt_ids)

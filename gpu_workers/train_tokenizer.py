@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from gpl_core.config import Config
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.graph.steps import start_of
+from gpl_core.lakehouse.storage import local_folder
 from gpl_core.sids.health import Gates, check_gates, measure
 from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit
 from gpl_core.sids.tokenizer import Tokenizer
 from gpu_workers.inputs.embeddings import encoder_version_of, item_vectors
-from gpu_workers.outputs import local_folder
 from gpu_workers.ranks import Ranks, one_thread
 from gpu_workers.worker import worker_main
 
@@ -98,7 +98,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
     with ranks.together():
         snapshot = context.snapshot("item_embeddings")
         encoder_version = encoder_version_of(snapshot)
-        folder = local_folder(context.config, context.step.name, context.artifact_fingerprint[:16])
+        folder = local_folder(context.lake.root, context.step.name, context.artifact_fingerprint[:16])
     limit = int(start_of(context.run_date).timestamp() * 1_000_000)
     with item_vectors(snapshot, encoder_version, ranks, before=limit) as items:
         settings = settings_of(context.config, len(items.vectors))

@@ -25,7 +25,7 @@ from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.lakehouse.files import DataFile, file_groups
 from gpl_core.lakehouse.keys import hash_keys, members
-from gpl_core.lakehouse.rewrite import Mask, Removal, remove_rows
+from gpl_core.lakehouse.rewrite import Keep, Removal, all_but, remove_rows
 from gpl_core.lakehouse.snapshot import Snapshot
 
 STEP = "evict_anchors"
@@ -115,12 +115,12 @@ def _unneeded(cache: Snapshot, requests: Snapshot, oldest: date) -> list[Removal
             gone = ~members(_keys(cache, file), keys[needed])
             if gone.any():
                 whole = bool(gone.all())
-                removals.append(Removal(file, int(gone.sum()), None if whole else _mask(file, keys[needed])))
+                removals.append(Removal(file, int(gone.sum()), None if whole else _keep(file, keys[needed])))
     return removals
 
 
-def _mask(file: DataFile, needed: np.ndarray) -> Mask:
-    return lambda rows: pa.array(~members(_hashes(rows, file), needed))
+def _keep(file: DataFile, needed: np.ndarray) -> Keep:
+    return all_but(lambda rows: pa.array(~members(_hashes(rows, file), needed)))
 
 
 def _keys(cache: Snapshot, file: DataFile) -> np.ndarray:

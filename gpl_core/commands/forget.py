@@ -1,37 +1,44 @@
-"""`gpl forget`: remove a person from every table of this project, and from old versions if asked to vacuum."""
+"""`gpl forget`: remove a person from every table and file of this project, from old versions too if asked to vacuum.
+
+Each part can be repeated and finds by itself what is left to do: when a run was killed, or met another commit, the next
+one completes it. docs/security.md lists every place where a person can be.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
+from deltalake import DeltaTable
 
 from gpl_core.commands.command import Command
-from gpl_core.commands.vacuum import delete_old_files
+from gpl_core.commands.vacuum import add_ended, alive, delete_old_files
 from gpl_core.config import Config
-from gpl_core.contracts.contract import Contract, all_contracts
-from gpl_core.errors import UsageError
+from gpl_core.contracts.contract import NO_STATISTICS, Contract, all_contracts
+from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.graph.arguments import count
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.lakehouse.rewrite import Mask, Removal, remove_rows
-from gpl_core.lakehouse.snapshot import Snapshot
-from gpl_core.lakehouse.storage import filesystem
+from gpl_core.lakehouse.log import drop_statistics, read_log
+from gpl_core.lakehouse.person import Person, Traces
+from gpl_core.lakehouse.rewrite import remove_rows
+from gpl_core.lakehouse.storage import filesystem, local_folder, log_folder, read_text, write_whole
+
+_STEP, _FEED, _QUARANTINE = "forget", "training_feed", "quarantine"
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What happened to one table: rows removed, files rewritten, old files deleted, dates affected."""
+    """What was found in one place (rows, files), in words what became of it, and what is left to do there."""
 
-    table: str
-    rows: int
-    files: int
-    vacuumed: int
-    owner: str
+    place: str
+    found: int = 0
+    done: str = ""
+    left: str = ""
     dates: tuple[str, ...] = ()
 
 
@@ -39,100 +46,175 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--user", required=True, metavar="USER_ID")
     parser.add_argument("--dry-run", action="store_true", help="count only")
     parser.add_argument(
-        "--vacuum-hours", type=count, metavar="N", help="also delete the files of versions older than N hours"
-    )
+        "--vacuum-hours", type=count, metavar="N", help="also delete files with the person that only versions older "
+        "than N hours use, and what killed runs left of them"
+    )  # fmt: skip
+    add_ended(parser)
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
-    """One line per table, then what is left to do; deletes the manifests of the feed's changed slices."""
-    lake = Lake.of(config.lakehouse)
-    left: list[str] = []
-    dates: set[str] = set()
-    for found in forget(lake, args.user, dry_run=args.dry_run, vacuum_hours=args.vacuum_hours):
-        if found.owner == "platform":
-            left += [f"{found.table} still has {found.rows:,} rows: it belongs to the platform"] if found.rows else []
-            continue
-        if found.rows or found.vacuumed:
-            verb = "would be removed" if args.dry_run else "removed"
-            print(f"{found.table}: {found.rows:,} rows {verb}, {found.vacuumed:,} old files deleted")
-        if found.table == "training_feed":
-            dates |= set(found.dates)
-    if dates and not args.dry_run:
-        for day in sorted(dates):
-            _void_manifest(lake, day)
-        span = f"--start-date {min(dates)} --end-date {max(dates)}"
-        left.append(f"slices built on the removed rows are stale; gpl run {span} rebuilds them")
-    if args.vacuum_hours is None and not args.dry_run:
-        left.append("old versions still have the rows: run it again with --vacuum-hours N once no reader pins them")
-    left.append("not touched: models trained on the person's history, logs/, work/, and file statistics in _delta_log")
-    for line in left:
+    """One line per place, then what is left to do; exit code 3 when the next `ingest` or reader may meet the person."""
+    person, lake, began = Person(args.user), Lake.of(config.lakehouse), datetime.now(UTC)
+    if not any(lake.exists(c.name) for c in all_contracts().values() if c.owner != "platform"):
+        raise MissingInputError(f"{lake.root}: none of our tables is there; correct lakehouse.root")
+    if not args.dry_run:
+        _refuse_running(lake, args.ended)
+    total, left, dates = 0, [], set()
+    for found in forget(lake, person, dry_run=args.dry_run, vacuum_hours=args.vacuum_hours):
+        total += found.found
+        left += [found.left] if found.left else []
+        dates |= set(found.dates) if found.place == _FEED else set()
+        if found.done:
+            print(f"{found.place}: {found.done}")
+    if not total and not left:
+        older = "" if args.vacuum_hours is not None else "; with --vacuum-hours N older versions are searched too"
+        raise MissingInputError(f"user {args.user!r} is in no table and no file of {lake.root}{older}")
+    if not args.dry_run:
+        left += [
+            f"run {r['run_id']} ({r['step']} for {r['run_date']}) was under way meanwhile and may have written the "
+            "person back; run gpl forget again when it has ended"
+            for r in alive(lake, args.ended, began)
+        ]
+    for line in [*left, *([] if args.dry_run else _notes(args.vacuum_hours, sorted(dates)))]:
         print(f"left: {line}")
-    return 0
+    return 3 if left and not args.dry_run else 0
+
+
+def _refuse_running(lake: Lake, ended: list[str]) -> None:
+    if running := alive(lake, ended):
+        first = running[0]
+        raise ContractError(
+            f"run {first['run_id']} ({first['step']} for {first['run_date']}) is under way and would write the person "
+            f"back; run gpl forget when it has ended, or add --ended {first['run_id']} if it was killed"
+        )
+
+
+def _notes(hours: int | None, dates: list[str]) -> Iterator[str]:
+    if dates:
+        yield (
+            "slices built on the removed rows are stale; "
+            f"gpl run --start-date {dates[0]} --end-date {dates[-1]} rebuilds them"
+        )
+    if hours != 0:
+        kept = "old versions" if hours is None else f"versions younger than {hours} hours"
+        yield f"{kept} still have the rows: run it again with --vacuum-hours 0 once no reader pins them"
+    yield "models trained on the person's history stay until they are trained again; they hold no user id"
 
 
 def forget(
-    lake: Lake, user: str, *, dry_run: bool = False, vacuum_hours: int | None = None
+    lake: Lake, person: Person, *, dry_run: bool = False, vacuum_hours: int | None = None
 ) -> Iterator[Forgotten]:  # fmt: skip
-    """Remove `user` table by table; rows in the platform's own tables are counted, never changed.
+    """Remove `person` place by place: tables, the feed's manifests, quarantine, files; then count the raw rows.
 
-    vacuum_hours: also delete the files of versions older than this (0: all but the newest), so that the rows are gone
-    from the disk; None leaves old versions readable until the next vacuum.
+    The platform's own tables are never changed. A place that cannot be worked on is reported as left, and does not
+    stop the others.
 
-    Raises:
-        ConflictError: a table was written at the same time, repeatedly.
+    vacuum_hours: also delete the files with the person that no version younger than this uses (0: all but the newest).
     """
-    if not user:
-        raise UsageError("--user is empty; expected the platform's user id")
-    for contract in all_contracts().values():
-        named = holds(contract, user)
-        if named is None or not lake.exists(contract.name):
-            continue
-        columns, mask = named
-        if contract.owner == "platform":
-            found: Sequence[Removal] = _removals(lake.open(contract.name), columns, mask)
-            yield Forgotten(contract.name, sum(r.rows for r in found), len(found), 0, "platform")
-            continue
-        found = remove_rows(lake, contract, partial(_removals, columns=columns, mask=mask), "forget", dry_run=dry_run)
-        gone = 0
-        if vacuum_hours is not None and not dry_run:
-            gone = delete_old_files(lake, contract.name, vacuum_hours).files
-        dates = tuple(sorted({r.file.partition["dt"] for r in found if "dt" in r.file.partition}))
-        yield Forgotten(contract.name, sum(r.rows for r in found), len(found), gone, contract.owner, dates)
+    known = {n: (c, traces) for n, c in all_contracts().items() if (traces := person.traces(c))}
+    tables = [n for n, (c, _) in known.items() if c.owner != "platform" and n not in (_FEED, _QUARANTINE)]
+
+    def table(name: str) -> Forgotten:
+        return _from_table(lake, *known[name], dry_run, vacuum_hours)
+
+    for name in (_FEED, *tables):
+        yield _attempt(name, table)
+    yield _attempt("manifests", partial(_void_manifests, lake, dry_run))
+    yield _attempt(_QUARANTINE, table)
+    for folder in (log_folder(lake.root), lake.path("reports")):
+        yield _attempt(str(folder), partial(_from_texts, person, dry_run))
+    yield _attempt(str(local_folder(lake.root)), partial(_from_journals, person, dry_run))
+    for name, (contract, traces) in known.items():
+        # An opt-out keeps the person out, and nothing of it is copied.
+        if contract.owner == "platform" and name != "raw_opt_outs":
+            yield _attempt(name, partial(_in_raw, lake, traces))
 
 
-def holds(contract: Contract, user: str) -> tuple[list[str], Mask] | None:
-    """The columns to read and which rows are the person's; None for a table without users."""
-    if "user_id" in contract.column_names:
-        return ["user_id"], lambda rows: pc.fill_null(pc.equal(rows["user_id"], user), False)
-    if contract.name == "worker_rejects":
-        return ["key"], lambda rows: pc.equal(rows["key"], f"user_id={user}")
-    if contract.name == "quarantine":
-        return ["row_json"], lambda rows: pa.array([_names(text, user) for text in rows["row_json"].to_pylist()])
-    return None
-
-
-def _names(text: str, user: str) -> bool:
-    """Whether a quarantined row belongs to `user`; so does a row of broken JSON that contains the id."""
+def _attempt(place: str, work: Callable[[str], Forgotten]) -> Forgotten:
     try:
-        return user in text and json.loads(text).get("user_id") == user
-    except (ValueError, AttributeError):
-        return True
+        return work(place)
+    except Exception as error:  # whatever a foreign table or a broken file raises: the other places come first
+        return Forgotten(place, left=f"{place} could not be searched: {error}. Correct that and run gpl forget again")
 
 
-def _removals(snapshot: Snapshot, columns: list[str], mask: Mask) -> list[Removal]:
-    """The files that hold rows of the person; only the columns that the mask needs are read."""
-    counted = [
-        Removal(file, sum(pc.sum(mask(rows)).as_py() or 0 for rows in snapshot.row_groups([file], columns)), mask)
-        for file in snapshot.files
-    ]
-    return [removal for removal in counted if removal.rows]
+def _from_table(lake: Lake, contract: Contract, traces: Traces, dry_run: bool, hours: int | None) -> Forgotten:
+    name, exists = contract.name, lake.exists(contract.name)
+    removed = remove_rows(lake, contract, traces.removals, _STEP, dry_run=dry_run) if exists else ()
+    rows, old = sum(r.rows for r in removed), 0
+    if hours is not None:
+        old = delete_old_files(lake, name, hours, dry_run=dry_run, orphans=True, only=traces.stand_in).files
+        if exists and not dry_run and drop_statistics(lake.uri(name)):
+            DeltaTable(lake.uri(name)).alter.set_table_properties(NO_STATISTICS, raise_if_not_exists=False)
+    would = "would be " if dry_run else ""
+    done = f"{rows:,} rows {would}removed, {old:,} old files {would}deleted" if rows or old else ""
+    dates = tuple(sorted({r.file.partition["dt"] for r in removed if "dt" in r.file.partition}))
+    return Forgotten(name, rows + old, done, dates=dates)
 
 
-def _void_manifest(lake: Lake, day: str) -> None:
-    """Delete the manifest of the feed for `day`: it lists the files and sums from before the removal."""
-    fs, path = filesystem(lake.path("manifests", "training_feed", f"{day}.json"))
-    if fs.exists(path):
-        fs.rm(path)
+def _void_manifests(lake: Lake, dry_run: bool, place: str) -> Forgotten:
+    """Delete the manifests of feed slices from which rows were removed since: they list the files and sums before."""
+    if not lake.exists(_FEED):
+        return Forgotten(place)
+    newest = lake.open(_FEED)
+    changed: dict[str, int] = {}
+    for entry in read_log(newest.uri, newest.version):
+        if entry.mark and entry.mark.step == _STEP:
+            for partition in entry.changed:
+                changed.setdefault(str(partition.get("dt")), entry.version)
+    void = []
+    for day, version in changed.items():
+        path = lake.path(place, _FEED, f"{day}.json")
+        text = read_text(path)
+        if text is not None and _table_version(text) < version:
+            void.append(path)
+    if void and not dry_run:
+        for path in void:
+            fs, inside = filesystem(path)
+            fs.rm(inside)
+    return Forgotten(place, len(void), f"{len(void)} of changed slices deleted" if void else "")
+
+
+def _table_version(manifest: str) -> int:
+    try:
+        return int(json.loads(manifest)["table_version"])
+    except (ValueError, KeyError, TypeError):
+        return -1
+
+
+def _from_texts(person: Person, dry_run: bool, place: str) -> Forgotten:
+    """Logs and reports, with something else in the id's place."""
+    fs, base = filesystem(place)
+    changed = 0
+    for path in fs.find(base) if fs.exists(base) else ():
+        text = fs.cat_file(path).decode(errors="surrogateescape")
+        if person.is_in(text):
+            changed += 1
+            if not dry_run:
+                write_whole(fs.unstrip_protocol(path), person.removed_from(text).encode(errors="surrogateescape"))
+    return Forgotten(place, changed, f"{changed} files {'would be ' if dry_run else ''}cleaned" if changed else "")
+
+
+def _from_journals(person: Person, dry_run: bool, place: str) -> Forgotten:
+    """Records of what killed workers had finished: those that name the person, whose work is then done again."""
+    found = [p for p in Path(place).rglob("*.safetensors*") if p.is_file() and person.is_in(_outline(p))]
+    if not dry_run:
+        for path in found:
+            path.unlink()
+    verb = "would be deleted" if dry_run else "deleted"
+    return Forgotten(place, len(found), f"{len(found)} journals {verb}" if found else "")
+
+
+def _outline(path: Path) -> str:
+    """The text in front of the tensors, as much of it as there is."""
+    with path.open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        return handle.read(min(size, path.stat().st_size)).decode(errors="replace")
+
+
+def _in_raw(lake: Lake, traces: Traces, place: str) -> Forgotten:
+    rows = sum(r.rows for r in traces.removals(lake.open(place))) if lake.exists(place) else 0
+    remedy = "it is the platform's: delete them there (purge deletion vectors), or ingest brings the person back"
+    return Forgotten(place, rows, left=f"{place} still has {rows:,} rows; {remedy}" if rows else "")
 
 
 COMMAND = Command("forget", "remove a person from every table of this project", run, add_arguments, in_shadow=False)

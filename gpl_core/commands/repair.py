@@ -19,7 +19,7 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.keys import hash_keys, members
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.lakehouse.rewrite import Mask, Removal, remove_rows
+from gpl_core.lakehouse.rewrite import Mask, Removal, all_but, remove_rows
 from gpl_core.lakehouse.snapshot import Snapshot
 
 TABLES = ("item_embeddings", "item_sids", "interest_anchors")
@@ -63,7 +63,7 @@ def repeated(snapshot: Snapshot) -> list[Removal]:
         newest_first = sorted(files, key=lambda f: (f.modified, f.path), reverse=True)
         for file, gone in zip(newest_first, _repeated(snapshot, newest_first), strict=True):
             if gone.any():
-                removals.append(Removal(file, int(gone.sum()), None if gone.all() else _rows_at(gone)))
+                removals.append(Removal(file, int(gone.sum()), None if gone.all() else all_but(_rows_at(gone))))
     return removals
 
 

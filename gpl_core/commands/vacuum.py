@@ -6,9 +6,10 @@ Deleting files writes no log, so one implementation serves the tables of both en
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from deltalake import DeltaTable
 
@@ -52,31 +53,20 @@ def run(args: argparse.Namespace, config: Config) -> int:
 def check_retention(lake: Lake, retention: timedelta, ended: Sequence[str] = ()) -> set[str]:
     """Refuse a retention that may delete files under a run; returns the steps that are running.
 
-    A run reads the versions that were newest when it began, so files must be kept for at least its age. A row with
-    status `running` counts unless a later attempt has ended or the run is in `ended`: a killed run cannot record its
-    end. Runs outside this project (trainers) are assumed to take as long as the longest one of its own.
+    A run reads the versions that were newest when it began, so files must be kept for at least its age. Runs outside
+    this project (trainers) are assumed to take as long as the longest one of its own.
 
     Raises:
         ContractError: names the run and the hours that it needs.
     """
-    if not lake.exists("job_runs"):
-        return set()
-    columns = ["run_id", "step", "run_date", "attempt", "status", "seconds", "started_at"]
-    rows = lake.open("job_runs").read(columns=columns).to_pylist()
-    over = {(r["step"], r["run_date"], r["attempt"]) for r in rows if r["status"] != "running"}
-    now = datetime.now(UTC)
-    running = [
-        r for r in rows
-        if r["status"] == "running" and r["run_id"] not in ended
-        and not any((s, d) == (r["step"], r["run_date"]) and a > r["attempt"] for s, d, a in over)
-    ]  # fmt: skip
+    running, now = alive(lake, ended), datetime.now(UTC)
     if running and now - (oldest := min(running, key=lambda r: r["started_at"]))["started_at"] > retention:
         raise ContractError(
             f"run {oldest['run_id']} ({oldest['step']} for {oldest['run_date']}) has been running since "
             f"{oldest['started_at']:%Y-%m-%d %H:%M} UTC and may read files that this would delete: keep at least "
             f"{_hours(now - oldest['started_at'])} hours, or add --ended {oldest['run_id']} if it was killed"
         )
-    longest = max((r for r in rows if r["status"] == "done"), key=lambda r: r["seconds"], default=None)
+    longest = max((r for r in _recorded(lake) if r["status"] == "done"), key=lambda r: r["seconds"], default=None)
     if longest and timedelta(seconds=longest["seconds"]) > retention:
         raise ContractError(
             f"run {longest['run_id']} ({longest['step']} for {longest['run_date']}) took {longest['seconds']:.0f} s, "
@@ -84,6 +74,33 @@ def check_retention(lake: Lake, retention: timedelta, ended: Sequence[str] = ())
             f"{_hours(timedelta(seconds=longest['seconds']))} hours"
         )
     return {r["step"] for r in running}
+
+
+def alive(lake: Lake, ended: Sequence[str] = (), since: datetime | None = None) -> list[dict[str, Any]]:
+    """The rows of `job_runs` whose run is under way, or (since) has written something and ended after that.
+
+    A row with status `running` counts unless a later attempt has ended or the run is in `ended`: a killed run cannot
+    record its end.
+    """
+    rows = _recorded(lake)
+    over = {(r["step"], r["run_date"], r["attempt"]) for r in rows if r["status"] != "running"}
+
+    def counts(row: dict[str, Any]) -> bool:
+        if row["status"] == "running":
+            later = any((s, d) == (row["step"], row["run_date"]) and a > row["attempt"] for s, d, a in over)
+            return not later and row["run_id"] not in ended
+        end = row["started_at"] + timedelta(seconds=row["seconds"])
+        return since is not None and row["status"] != "noop" and end >= since
+
+    return [r for r in rows if counts(r)]
+
+
+def _recorded(lake: Lake) -> list[dict[str, Any]]:
+    if not lake.exists("job_runs"):
+        return []
+    columns = ["run_id", "step", "run_date", "attempt", "status", "seconds", "started_at"]
+    found: list[dict[str, Any]] = lake.open("job_runs").read(columns=columns).to_pylist()
+    return found
 
 
 def _hours(time: timedelta) -> int:
@@ -110,24 +127,35 @@ def vacuum(lake: Lake, hours: int, *, dry_run: bool = False, ended: Sequence[str
     """
     running = check_retention(lake, timedelta(hours=hours), ended)
     for contract in all_contracts().values():
-        if contract.owner == "platform" or not lake.exists(contract.name):
+        if contract.owner == "platform":
             continue
         busy = any(contract.name in (*(s := find_step(n)).writes, *s.also_writes) for n in running)
         yield delete_old_files(lake, contract.name, hours, dry_run=dry_run, orphans=not busy)
 
 
-def delete_old_files(lake: Lake, table: str, hours: int, *, dry_run: bool = False, orphans: bool = False) -> Vacuumed:
+def delete_old_files(
+    lake: Lake, table: str, hours: int, *, dry_run: bool = False, orphans: bool = False,
+    only: Callable[[str], bool] = lambda uri: True,
+) -> Vacuumed:  # fmt: skip
     """Delete the files of one table that no version of the last `hours` uses; orphans: those of killed writers too.
 
     delta-rs lists them; they are deleted here so that it does not write a vacuum commit into the logs of Spark's
-    tables. The caller must know that no run still needs them.
+    tables. The caller must know that no run still needs them. Without a table, what a writer left that was killed
+    before it made one are orphans.
+
+    only: whether the file with this location is to go.
     """
     uri = lake.uri(table)
-    paths = DeltaTable(uri).vacuum(hours, dry_run=True, enforce_retention_duration=False, full=orphans)
     fs, base = filesystem(uri)
-    there = {p: fs.size(f"{base}/{p}") for p in paths if fs.isfile(f"{base}/{p}")}
+    if lake.exists(table):
+        listed = DeltaTable(uri).vacuum(hours, dry_run=True, enforce_retention_duration=False, full=orphans)
+        paths = [f"{base}/{p}" for p in listed]
+    else:
+        before = datetime.now(UTC) - timedelta(hours=hours)
+        paths = [p for p in (fs.find(base) if orphans and fs.exists(base) else ()) if fs.modified(p) <= before]
+    there = {p: fs.size(p) for p in paths if fs.isfile(p) and only(fs.unstrip_protocol(p))}
     if there and not dry_run:
-        fs.rm([f"{base}/{p}" for p in there])
+        fs.rm(list(there))
     return Vacuumed(table, len(there), sum(there.values()))
 
 

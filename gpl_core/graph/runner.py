@@ -26,6 +26,7 @@ from gpl_core.graph.launches import Launch, Source, command, environment, pendin
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.prerequisites import problems
 from gpl_core.graph.supervisor import supervised
+from gpl_core.lakehouse.storage import log_folder
 
 
 def run_launches(
@@ -39,7 +40,6 @@ def run_launches(
     """
     console = Console(highlight=False)
     run_id = new_run_id()
-    folder = Path(config.lakehouse.root) if "://" not in config.lakehouse.root else Path.cwd()
     started = first_code = 0
     failed: set[date] = set()
     for launch in launches:
@@ -53,7 +53,7 @@ def run_launches(
         )  # fmt: skip
         console.print(f"[dim]$ {escape(shell(arguments, environment(config)))}[/dim]", soft_wrap=True)
         started += 1
-        log = folder / "logs" / run_id / f"{started:02d}-{launch.steps[0].name}.log"
+        log = log_folder(config.lakehouse.root) / run_id / f"{started:02d}-{launch.steps[0].name}.log"
         clock = time.monotonic()
         code, lines = _run_with_progress(console, launch, len(todo), with_free_port(arguments), config, log, verbose)
         seconds = time.monotonic() - clock

@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gpl_core.errors import ContractError
 from gpl_core.lakehouse.marks import SliceMark
-from gpl_core.lakehouse.storage import filesystem
+from gpl_core.lakehouse.storage import filesystem, write_whole
 
 _COMMIT_FILE = re.compile(r"/(\d{20})\.json$")
 
@@ -38,6 +39,38 @@ def read_log(uri: str, last: int, since: int = -1) -> tuple[LogEntry, ...]:
     commits = {int(m[1]): p for p in fs.ls(log, detail=False, refresh=True) if (m := _COMMIT_FILE.search(p))}
     versions = sorted((v for v in commits if since < v <= last), reverse=True)
     return tuple(_entry(version, fs.cat_file(commits[version])) for version in versions)
+
+
+def drop_statistics(uri: str) -> bool:
+    """Take the smallest and largest values of columns out of the log at `uri`; returns whether there were any.
+
+    Our tables have none (`Contract.table_properties`), those of earlier releases do, and the values may be user ids.
+    Commits are written again in place: by Delta's protocol a file's statistics may be missing. What engines make from
+    the commits (checkpoints, checksums) is deleted first, so that a kill in between leaves something to be found.
+    ContractError when commits were deleted from the log: only its checkpoints know what they held.
+    """
+    fs, log = filesystem(f"{uri}/_delta_log")
+    there = fs.find(log) if fs.exists(log) else []
+    commits = {p: fs.cat_file(p) for p in there if _COMMIT_FILE.search(p)}
+    holding = {p: body for p, body in commits.items() if b"minValues" in body}
+    if not holding:
+        return False
+    if len(commits) <= max(int(m[1]) for p in commits if (m := _COMMIT_FILE.search(p))):
+        raise ContractError(f"{log}: commits are missing, so statistics of columns cannot be taken out of it")
+    fs.rm([p for p in there if p not in commits])
+    for path, body in holding.items():
+        write_whole(fs.unstrip_protocol(path), b"\n".join(map(_without_statistics, body.splitlines())) + b"\n")
+    return True
+
+
+def _without_statistics(line: bytes) -> bytes:
+    if b"minValues" not in line:
+        return line
+    action = json.loads(line)
+    for part in action.values():
+        if "stats" in part:
+            part["stats"] = json.dumps({"numRecords": json.loads(part["stats"])["numRecords"]})
+    return json.dumps(action).encode()
 
 
 def _entry(version: int, commit: bytes) -> LogEntry:

@@ -1,4 +1,4 @@
-"""Replace files of a table in one commit, and remove rows by rewriting the files that hold them with pyarrow.
+"""Replace files of a table in one commit, and remove or change rows by rewriting the files that hold them with pyarrow.
 
 delta-rs' own DELETE is not an option: it writes string views, which the pyarrow under Petastorm cannot read.
 """
@@ -27,21 +27,27 @@ from gpl_core.lakehouse.storage import filesystem
 _TRIES = 5
 
 Mask = Callable[[pa.Table], pa.Array]  # rows of a row group -> bool per row: True where the row is to be removed
+Keep = Callable[[pa.Table], pa.Table]  # rows of a row group -> the rows that come in their place
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Rows to remove from one file."""
+    """Rows to remove from one file, or to replace in it."""
 
     file: DataFile
     rows: int
-    mask: Mask | None  # which rows; None removes the whole file without reading it
+    keep: Keep | None  # what stays; None removes the whole file without reading it
+
+
+def all_but(mask: Mask) -> Keep:
+    """Keeps the rows that `mask` does not name."""
+    return lambda rows: rows.filter(pc.invert(mask(rows)))
 
 
 def remove_rows(
     lake: Lake, contract: Contract, find: Callable[[Snapshot], Sequence[Removal]], step: str, *, dry_run: bool = False
 ) -> Sequence[Removal]:
-    """Remove the rows that `find` returns for the newest version of the table; no commit when there are none.
+    """Remove or replace the rows that `find` returns for the table's newest version; no commit when there are none.
 
     The commit marks no slice, so the step that wrote the table stays done. Steps that read it turn stale.
     ConflictError when the table was written at the same time, repeatedly.
@@ -53,7 +59,7 @@ def remove_rows(
             return found
         parts = [
             made for r in found
-            if r.mask and (made := _without(snapshot, r.file, r.mask)) is not None
+            if r.keep and (made := _rewritten(snapshot, r.file, r.keep)) is not None
         ]  # fmt: skip
         if swap(snapshot, [r.file for r in found], parts, SliceMark(step, {}, step)):
             return found
@@ -82,8 +88,8 @@ def swap(
     return True
 
 
-def _without(snapshot: Snapshot, file: DataFile, mask: Mask) -> Part | None:
-    """A copy of `file` without the rows of `mask`, written one row group at a time; None when no row is left."""
+def _rewritten(snapshot: Snapshot, file: DataFile, keep: Keep) -> Part | None:
+    """A copy of `file` with what `keep` leaves, written one row group at a time; None when no row is left."""
     (uri,) = snapshot.uris([file])
     folder = file.path.rpartition("/")[0]
     path = f"{folder}/part-{uuid.uuid4()}.parquet".lstrip("/")
@@ -94,8 +100,7 @@ def _without(snapshot: Snapshot, file: DataFile, mask: Mask) -> Part | None:
         reader = pq.ParquetFile(source)
         with pq.ParquetWriter(sink, reader.schema_arrow, compression="zstd") as writer:
             for group in range(reader.num_row_groups):
-                kept = reader.read_row_group(group)
-                kept = kept.filter(pc.invert(mask(kept)))
+                kept = keep(reader.read_row_group(group))
                 if len(kept):
                     writer.write_table(kept, row_group_size=len(kept))
                     rows += len(kept)

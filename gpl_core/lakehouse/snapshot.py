@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import cache, cached_property
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -157,7 +158,8 @@ class Snapshot:
     def uris(self, files: Iterable[DataFile]) -> list[str]:
         """Absolute locations of `files`, as Petastorm and pyarrow take them."""
         base = self.uri.rstrip("/")
-        return [f.path if "://" in f.path else f"{base}/{f.path}" for f in files]
+        # In the log a path is encoded as in a URI; it is absolute in a shallow clone (file:/…).
+        return [unquote(f.path) if ":/" in f.path else f"{base}/{unquote(f.path)}" for f in files]
 
     @cached_property
     def _log(self) -> tuple[LogEntry, ...]:
@@ -215,7 +217,7 @@ class Snapshot:
 
     def row_groups(self, files: Sequence[DataFile], columns: Sequence[str]) -> Iterator[pa.Table]:
         """`columns` (none of the partition) of `files` under our names, one row group in memory at a time."""
-        physical = [self.columns.get(c, c) for c in columns]
+        physical = [self._physical_name(c) for c in columns]
         for uri in self.uris(files):
             fs, path = filesystem(uri)
             with fs.open(path, "rb") as handle:
@@ -223,6 +225,12 @@ class Snapshot:
                 for group in range(reader.num_row_groups):
                     rows = reader.read_row_group(group, columns=physical)
                     yield rows.select(physical).rename_columns(list(columns))
+
+    def _physical_name(self, column: str) -> str:
+        """Name of our `column` in the data files: the platform's, or the one that column mapping gave it."""
+        name = self.columns.get(column, column)
+        fields = {f.name: f.metadata for f in self._table.schema().fields}
+        return str(fields.get(name, {}).get("delta.columnMapping.physicalName", name))
 
 
 def _newest_changes(log: Iterable[LogEntry]) -> dict[str, int]:

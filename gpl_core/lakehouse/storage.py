@@ -7,9 +7,12 @@ Endpoint and credentials come from the environment, under the names that delta-r
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Sequence
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -78,3 +81,15 @@ def read_text(uri: str) -> str | None:
     """The file's text, None when it does not exist."""
     fs, path = filesystem(uri)
     return fs.cat_file(path).decode(errors="replace") if fs.exists(path) else None
+
+
+def local_folder(root: str, *parts: str) -> Path:
+    """A folder on this machine for what need not outlive it: under work/ of the lakehouse `root` if that is local."""
+    if "://" in root:
+        root = os.path.join(tempfile.gettempdir(), "gpl", sha256(root.rstrip("/").encode()).hexdigest()[:16])
+    return Path(root, "work", *parts)
+
+
+def log_folder(root: str) -> Path:
+    """Where the output of launches is kept: under the lakehouse `root` if that is local, else the working directory."""
+    return Path.cwd() / "logs" if "://" in root else Path(root, "logs")

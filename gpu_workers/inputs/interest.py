@@ -21,12 +21,12 @@ from gpl_core.interest.packing import UserHistory, unflatten
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.keys import hash_keys
 from gpl_core.lakehouse.snapshot import Snapshot
+from gpl_core.lakehouse.storage import local_folder
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.feed import FileShare, assign_files, read_batches
 from gpu_workers.inputs.item_tables import end_of, sids_in_force
-from gpu_workers.outputs import local_folder
 from gpu_workers.ranks import Ranks
 
 STALE, TRAIN, HELD_OUT = 0, 1, 2
@@ -72,7 +72,7 @@ def base_checkpoint(config: Config) -> Path:
         return folder
     positions = max(1024, 4 * config.tokenizer.levels * config.sequences.max_length)
     settings = TinySettings(max_positions=positions, seed=config.run.seed)
-    root = local_folder(config, "base")
+    root = local_folder(config.lakehouse.root, "base")
     target = root / sha256(repr(settings).encode()).hexdigest()[:16]
     if not target.is_dir():
         root.mkdir(parents=True, exist_ok=True)

@@ -79,5 +79,5 @@ def test_a_user_cached_by_runs_of_two_dates_is_one_key(lake):
         partition = {"model_version": "m", "dt": day}
         put(lake, "interest_anchors", rows_of("interest_anchors", 1, 2, **partition), day=day, partition=partition)
     (removal,) = repair.repair(lake, "interest_anchors")
-    assert (removal.rows, removal.file.partition["dt"], removal.mask) == (2, DAY.isoformat(), None)
+    assert (removal.rows, removal.file.partition["dt"], removal.keep) == (2, DAY.isoformat(), None)
     assert len(lake.open("interest_anchors").read()) == 2
