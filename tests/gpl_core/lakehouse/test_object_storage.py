@@ -22,8 +22,9 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
 from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.person import Person
 from gpl_core.lakehouse.query import Query
-from gpl_core.lakehouse.storage import filesystem
+from gpl_core.lakehouse.storage import filesystem, read_text, write_whole
 from spark_jobs.common.manifests import ensure_manifest, manifest_path
 from tests.gpl_core.commands.test_migrate import ROWS, V1, V2
 from tests.gpl_core.lakehouse.test_lake import APPEND, at_once, python
@@ -64,10 +65,17 @@ def test_the_graph_is_done_on_s3_and_stays_done_through_maintenance(store, tmp_p
     assert toy.not_done([DAY]) == {}
 
     for user in lake.open("pair_scores").read(columns=["user_id"])["user_id"].to_pylist():
-        assert sum(f.rows for f in forget(lake, user) if f.owner != "platform") > 0
+        write_whole(lake.path("reports", "day.html"), f"<b>{user}</b>".encode())
+        found = {f.place: (f.found, f.done) for f in forget(lake, Person(user))}
+        assert found["pair_scores"] == (1, "1 rows removed, 0 old files deleted")
+        assert found[lake.path("reports")] == (1, "1 files cleaned")
     assert lake.open("pair_scores").read().num_rows == 0
+    assert read_text(lake.path("reports", "day.html")) == "<b>[forgotten]</b>"
     evict(toy.planner, DAY)
     assert {f.table: f.files for f in vacuum(lake, 0)}["pair_scores"] == 2, "one of the two rows each"
+    orphan = f"{lake.uri('truth')}/dt={DAY}/part-0.parquet"  # of a writer that was killed before it made the table
+    write_whole(orphan, b"PAR1")
+    assert {f.table: f.files for f in vacuum(lake, 0)}["truth"] == 1
     # pyarrow leaves an empty object where a folder's last file was deleted: no file that a vacuum could delete.
     assert {f.files for f in vacuum(lake, 0)} == {0}
 
