@@ -9,6 +9,7 @@ import pytest
 from gpl_core.commands.forget import forget
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.person import Person
 from gpl_core.lakehouse.query import Query
 from gpl_core.lakehouse.views import all_views
 from spark_jobs.register import publish
@@ -40,7 +41,7 @@ def test_spark_gives_what_gpl_sql_gives(spark, tmp_path):
     described = spark.sql("DESCRIBE TABLE EXTENDED analysts.coverage").collect()
     assert [r["data_type"] for r in described if r["col_name"] == "Comment"] == [all_views()["coverage"].description]
 
-    list(forget(lake, "u1"))
+    list(forget(lake, Person("u1")))
     left = spark.table("analysts.pseudo_labels").select("user_id").collect()
     assert [r["user_id"] for r in left] == ["u2", "u2"]
 
