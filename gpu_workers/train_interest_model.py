@@ -165,8 +165,7 @@ def setup(context: StepContext, ranks: Ranks, tokenizer: Manifest, content: Cont
     folder = local_folder(context.lake.root, STEP, context.artifact_fingerprint[:16], f"ranks-{ranks.size}")
     per_user = settings.walks if walks else 0
     events = data.found.events + 3 * per_user * data.found.train
-    tokens = events * levels + data.found.train * (1 + per_user) * len(model.vocabulary.prompt_ids)
-    steps = max(1, math.ceil(1.1 * tokens / settings.tokens_per_batch)) * settings.epochs
+    steps = max(1, math.ceil(1.1 * events * levels / settings.tokens_per_batch)) * settings.epochs
     seed_everything(config.run.seed)
     engine, *_ = deepspeed.initialize(
         model=objective,

@@ -39,31 +39,6 @@ from gpl_core.lakehouse.snapshot import Snapshot
 log = logging.getLogger("gpl")
 
 
-class Failures:
-    """Run dates that failed, of which `--max-failures` are tolerated.
-
-    A failed date is left out of the steps that follow; the other dates are done, one commit per date, and the process
-    exits with the code of the first failure.
-    """
-
-    def __init__(self, allowed: int):
-        self.allowed = allowed
-        self.by_date: dict[date, Exception] = {}
-
-    def add(self, run_date: date, error: Exception) -> None:
-        """Count and report the failure of `run_date`; raises `error` when it exceeds the number allowed."""
-        self.by_date[run_date] = error
-        if len(self.by_date) > self.allowed:
-            raise error
-        exit_with(error)
-        log.info("%s failed: %d of %d failures allowed", run_date, len(self.by_date), self.allowed)
-
-    @property
-    def code(self) -> int:
-        """Exit code of the first failure, 0 when there was none."""
-        return next((exit_code_of(e) for e in self.by_date.values()), 0)
-
-
 class StepContext:
     """What a step's body works with: pinned inputs, artifacts in force, and where its report goes."""
 
@@ -301,24 +276,27 @@ def run_steps(
 ) -> int:  # fmt: skip
     """Run the steps in order, each over all dates, through `run_one(name, dates)`; returns the exit code.
 
-    Dates up to `args.bulk_through` go into one call; a failure there, or one that `is_fatal`, is raised at once.
+    Dates up to `args.bulk_through` go into one call; a failure there, or one that `is_fatal`, is raised at once. Of the
+    others `args.max_failures` dates may fail: the steps that follow leave them out, and the code is that of the first.
     """
-    failures = Failures(args.max_failures)
+    failed: dict[date, Exception] = {}
     for name in names:
         through = None if args.dry_run else args.bulk_through  # a dry run prints a line per date
         history = [d for d in args.dates if through and d <= through]
         if history:
             run_one(name, history)
         for run_date in args.dates[len(history) :]:
-            if run_date in failures.by_date:
+            if run_date in failed:
                 continue
             try:
                 run_one(name, (run_date,))
             except Exception as error:
-                if is_fatal(error):
+                failed[run_date] = error
+                if is_fatal(error) or len(failed) > args.max_failures:
                     raise
-                failures.add(run_date, error)
-    return failures.code
+                exit_with(error)
+                log.info("%s failed: %d of %d failures allowed", run_date, len(failed), args.max_failures)
+    return next(map(exit_code_of, failed.values()), 0)
 
 
 def setup_logging() -> None:

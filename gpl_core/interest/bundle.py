@@ -55,6 +55,8 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         raise MissingInputError(f"interest model: {file} is absent, the bundle is incomplete; publish it again.")
     try:
         body = json.loads(file.read_text())
+        if body["settings"].pop("prompt", ""):  # of an earlier release; most were empty
+            raise ValueError("it was trained with a prompt, which no longer exists")
         body["settings"] = ModelSettings(**body["settings"])
         return {key: body[key] for key in ("settings", "base_fingerprint", "sid_version", "max_events")}
     except (ValueError, KeyError, TypeError) as error:

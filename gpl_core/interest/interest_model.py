@@ -32,7 +32,6 @@ class ModelSettings:
 
     levels: int  # L of the tokenizer artifact
     codes: int  # C of the tokenizer artifact
-    prompt: str = ""  # text before every history, may be empty; masked from the loss
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
@@ -175,7 +174,7 @@ def build_interest_model(
             f"checkpoint: the tokenizer at {checkpoint} has {known} tokens, the model {base.config.vocab_size} rows; "
             "they come from different checkpoints."
         )
-    vocabulary = extend_tokenizer(tokenizer, settings.levels, settings.codes, settings.prompt)
+    vocabulary = extend_tokenizer(tokenizer, settings.levels, settings.codes)
     old_rows = base.get_input_embeddings().weight.detach()
     last = vocabulary.first_id + vocabulary.size
     if last > len(old_rows):

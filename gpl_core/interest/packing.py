@@ -1,4 +1,4 @@
-"""Users' histories as packed token rows: a prompt and L tokens per event, user after user, no pad tokens.
+"""Users' histories as packed token rows: L tokens per event, user after user, no pad tokens.
 
 Legend for shapes: B users, T packed tokens, E target events, L levels, H events of a table row.
 """
@@ -60,24 +60,24 @@ def unflatten(sid: np.ndarray, length: int, levels: int) -> np.ndarray:
 
 
 def most_events(vocabulary: SidVocabulary, wanted: int, context: int) -> int:
-    """``wanted``; UsageError unless prompt, events and one generated SID fit into ``context`` positions."""
-    need = len(vocabulary.prompt_ids) + (wanted + 1) * vocabulary.levels
+    """``wanted``; UsageError unless events and one generated SID fit into ``context`` positions."""
+    need = (wanted + 1) * vocabulary.levels
     if wanted < 1 or need > context:
-        room = (context - len(vocabulary.prompt_ids)) // vocabulary.levels - 1
+        room = context // vocabulary.levels - 1
         raise UsageError(
             f"max_events = {wanted}: needs {need} positions, the model has {context}; set it between 1 and {room}."
         )
     return wanted
 
 
-def prompt_tokens(vocabulary: SidVocabulary, sids: np.ndarray, max_events: int) -> np.ndarray:
-    """Token ids of the prompt and the newest ``max_events`` of ``sids`` (int [n x L]), int64 [p + min(n, max) * L]."""
-    return np.concatenate([vocabulary.prompt_ids, vocabulary.ids(sids[-max_events:]).ravel()]).astype(np.int64)
+def history_tokens(vocabulary: SidVocabulary, sids: np.ndarray, max_events: int) -> np.ndarray:
+    """Token ids of the newest ``max_events`` of ``sids`` (int [n x L]), int64 [min(n, max) * L]."""
+    return vocabulary.ids(sids[-max_events:]).ravel()
 
 
 def event_ends(vocabulary: SidVocabulary, events: int) -> np.ndarray:
     """Positions of the last code of each of ``events`` events in a user's tokens, int64 [events]."""
-    return len(vocabulary.prompt_ids) + (np.arange(events) + 1) * vocabulary.levels - 1
+    return (np.arange(events) + 1) * vocabulary.levels - 1
 
 
 def pack_targets(vocabulary: SidVocabulary, histories: Sequence[UserHistory], max_events: int) -> Pack:
@@ -86,19 +86,19 @@ def pack_targets(vocabulary: SidVocabulary, histories: Sequence[UserHistory], ma
     The first event kept is never a target, because nothing precedes it. The last token predicts nothing and is left
     out.
     """
-    levels, prompt = vocabulary.levels, len(vocabulary.prompt_ids)
+    levels = vocabulary.levels
     rows, sids, places = [], [], []
     items: list[np.ndarray] = [_NOTHING]
     item_places: list[np.ndarray] = [_NOTHING]
     start = 0
     for history in histories:
         kept = history.sids[-max_events:]
-        ids = prompt_tokens(vocabulary, kept, max_events)[:-1]
+        ids = history_tokens(vocabulary, kept, max_events)[:-1]
         target = np.flatnonzero(history.is_target[-max_events:])
         target = target[target > 0]
         sids.append(kept[target])
-        # Code l of event e is predicted one place before its own: prompt + e * L + l - 1.
-        places.append(start + prompt + target[:, None] * levels + np.arange(levels) - 1)
+        # Code l of event e is predicted one place before its own: e * L + l - 1.
+        places.append(start + target[:, None] * levels + np.arange(levels) - 1)
         if history.items is not None:  # the last event's last code is not part of the input
             items.append(history.items[-max_events:][:-1])
             item_places.append(start + event_ends(vocabulary, len(kept) - 1))
@@ -134,7 +134,7 @@ def training_packs(
     for history in histories:
         if not history.is_target[-max_events:][1:].any():
             continue
-        size = len(vocabulary.prompt_ids) + min(len(history.sids), max_events) * vocabulary.levels - 1
+        size = min(len(history.sids), max_events) * vocabulary.levels - 1
         if waiting and tokens + size > token_budget:
             yield pack_targets(vocabulary, waiting, max_events)
             waiting, tokens = [], 0

@@ -23,7 +23,7 @@ from gpl_core.errors import ContractError, GplError, UsageError
 from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan, ranges
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.objective import content_of, level_logits
-from gpl_core.interest.packing import budget_batches, event_ends, most_events, prompt_tokens
+from gpl_core.interest.packing import budget_batches, event_ends, history_tokens, most_events
 from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs
 from gpl_core.sids.content_table import ContentTable
 
@@ -131,7 +131,7 @@ class BeamSearch:
         if self.content is not None and items is None:
             raise UsageError("search: this model reads content vectors; pass the histories' item_index too.")
         most = self.settings.max_events
-        prompts = [prompt_tokens(self.model.vocabulary, h, most) for h in histories]
+        prompts = [history_tokens(self.model.vocabulary, h, most) for h in histories]
         sizes = np.array([len(p) for p in prompts], dtype=np.int64) + (self.trie.levels - 1) * self.settings.beams
         waiting = budget_batches(sizes, self.token_budget)[::-1]
         while waiting:

@@ -19,12 +19,11 @@ PAD_TOKEN = "<|sid_pad|>"
 
 @dataclass(frozen=True)
 class SidVocabulary:
-    """The place of the SID codes in a tokenizer's vocabulary, and the prompt before every history."""
+    """The place of the SID codes in a tokenizer's vocabulary."""
 
     levels: int  # L, the number of codes in a SID
     codes: int  # C, the number of codes per level
     first_id: int  # token id of level 1, code 0; ids run to first_id + L * C
-    prompt_ids: tuple[int, ...]  # token ids of the prompt, possibly none; never a training target
     pad_id: int  # never equal to eos_id: a loss mask made from pads must not hide real ends
     eos_id: int
 
@@ -57,7 +56,7 @@ def sid_tokens(levels: int, codes: int) -> list[str]:
     return [f"<|sid_{level + 1}_{code}|>" for level in range(levels) for code in range(codes)]
 
 
-def extend_tokenizer(tokenizer: Any, levels: int, codes: int, prompt: str = "") -> SidVocabulary:
+def extend_tokenizer(tokenizer: Any, levels: int, codes: int) -> SidVocabulary:
     """Add the L * C SID tokens to ``tokenizer`` (in place) and return their place.
 
     A tokenizer that already holds exactly these tokens stays as it is. Where one token serves for padding and end of
@@ -81,21 +80,19 @@ def extend_tokenizer(tokenizer: Any, levels: int, codes: int, prompt: str = "") 
         levels=levels,
         codes=codes,
         first_id=int(ids[0]),
-        prompt_ids=tuple(tokenizer.encode(prompt, add_special_tokens=False)),
         pad_id=int(tokenizer.pad_token_id),
         eos_id=int(tokenizer.eos_token_id),
     )
-    check_single_tokens(tokenizer, vocabulary, prompt)
+    check_single_tokens(tokenizer, vocabulary)
     return vocabulary
 
 
-def check_single_tokens(tokenizer: Any, vocabulary: SidVocabulary, prompt: str) -> None:
-    """Raise UsageError unless every SID code is one token in context (after the prompt and between other codes).
+def check_single_tokens(tokenizer: Any, vocabulary: SidVocabulary) -> None:
+    """Raise UsageError unless every SID code is one token in context (between other codes).
 
     Tokenized alone, a code may look right and still merge with its neighbors, so all of them go into one text.
     """
-    text = prompt + "".join(sid_tokens(vocabulary.levels, vocabulary.codes)) + " end"
+    text = "".join(sid_tokens(vocabulary.levels, vocabulary.codes)) + " end"
     got = tokenizer.encode(text, add_special_tokens=False)
-    start = len(vocabulary.prompt_ids)
-    if got[:start] != list(vocabulary.prompt_ids) or got[start : start + vocabulary.size] != vocabulary.token_indices:
+    if got[: vocabulary.size] != vocabulary.token_indices:
         raise UsageError("tokenizer: a SID code is not one token in context; use the checkpoint's own fast tokenizer.")

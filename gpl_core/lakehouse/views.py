@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from functools import cache
 from graphlib import TopologicalSorter
 from importlib import resources
+from itertools import takewhile
 
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.lakehouse.statements import names_in, parse_query
+
+_COLUMN = re.compile(r"--   (\w+): (.+)")
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,10 @@ def _view_names() -> frozenset[str]:
 
 def parse_view(text: str, name: str) -> View:
     """Parse one view's file; ContractError without a description, columns or one SELECT."""
-    lines = text.splitlines()
-    head = 0
-    while head < len(lines) and lines[head].startswith("--"):
-        head += 1
-    description: list[str] = []
-    columns: list[tuple[str, str]] = []
-    for line in lines[:head]:
-        column = re.fullmatch(r"--   (\w+): (.+)", line)
-        if column:
-            columns.append((column[1], column[2]))
-        else:
-            description.append(line.removeprefix("--").strip())
-    sql = "\n".join(lines[head:]).strip()
+    head = list(takewhile(lambda line: line.startswith("--"), text.splitlines()))
+    columns = tuple((m[1], m[2]) for line in head if (m := _COLUMN.fullmatch(line)))
+    description = " ".join(line.removeprefix("--").strip() for line in head if not _COLUMN.fullmatch(line))
+    sql = "\n".join(text.splitlines()[len(head) :]).strip()
     try:
         names = names_in(parse_query(sql))
     except UsageError:
@@ -68,4 +62,4 @@ def parse_view(text: str, name: str) -> View:
             f"schemas/views/{name}.sql"
         )
     known = names & {*all_contracts(), *_view_names()}
-    return View(name, " ".join(description), tuple(columns), sql, tuple(sorted(known)))
+    return View(name, description, columns, sql, tuple(sorted(known)))

@@ -294,20 +294,22 @@ def test_a_failing_launch_ends_the_run_with_its_exit_code(config, monkeypatch, c
 BACKFILL = """
 import datetime, json, sys
 from gpl_core.graph.arguments import parse_arguments
-from gpl_core.graph.step_run import Failures
+from gpl_core.graph.step_run import run_steps
 from gpl_core.errors import GateError
 args = parse_arguments("x", sys.argv[sys.argv.index("--config"):])
-failures = Failures(args.max_failures)
 bad = {datetime.date(2026, 1, int(d)) for d in BAD}
-code = 0
+
+
+def run_one(name, dates):
+    status = "failed" if dates[0] in bad else "done"
+    print(json.dumps({"step": "x", "run_date": str(dates[0]), "status": status, "seconds": 0.0, "rows_out": 0,
+                      "rows_quarantined": 0, "error_class": "GateError"}), flush=True)
+    if dates[0] in bad:
+        raise GateError(f"bad {dates[0]}")
+
+
 try:
-    for day in args.dates:
-        status = "failed" if day in bad else "done"
-        print(json.dumps({"step": "x", "run_date": str(day), "status": status, "seconds": 0.0, "rows_out": 0,
-                          "rows_quarantined": 0, "error_class": "GateError"}), flush=True)
-        if day in bad:
-            failures.add(day, GateError(f"bad {day}"))
-    code = failures.code
+    code = run_steps(("x",), args, run_one)
 except GateError as error:
     print(f"error: {error}", file=sys.stderr)
     code = 3

@@ -13,7 +13,7 @@ from gpl_core.errors import ConflictError, ContractError, GateError, MissingInpu
 from gpl_core.graph.arguments import StepArguments, new_run_id, parse_arguments
 from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner, StepState
-from gpl_core.graph.step_run import Failures, StepContext, exit_with, run_step
+from gpl_core.graph.step_run import StepContext, exit_with, run_step, run_steps
 from gpl_core.graph.steps import find_step
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.marks import SliceMark
@@ -382,15 +382,24 @@ def test_any_error_message_fits_the_table(config, message):
 # ---- dates that fail -------------------------------------------------------------------------------------------
 
 
-def test_failures_are_passed_by_until_there_is_one_too_many(capsys):
-    failures = Failures(2)
-    assert failures.code == 0
-    failures.add(DAY, MissingInputError("no slice"))
-    failures.add(DAY + ONE, GateError("dead codes"))
-    assert (failures.code, set(failures.by_date)) == (4, {DAY, DAY + ONE}), "the first one's code"
+def test_failures_are_passed_by_until_there_is_one_too_many(capsys, tmp_path):
+    errors = {DAY: MissingInputError("no slice"), DAY + ONE: GateError("dead codes")}
+    tried = []
+
+    def run_one(name, dates):
+        tried.append((name, *dates))
+        if dates[0] in errors:
+            raise errors[dates[0]]
+
+    days = (DAY, DAY + ONE, DAY + 2 * ONE)
+    args = StepArguments(small_config(tmp_path), days, "r", max_failures=2)
+    assert run_steps(("a", "b"), args, run_one) == 4, "the first one's code"
+    assert tried == [*(("a", d) for d in days), ("b", days[2])]
     assert capsys.readouterr().err == "error: no slice\nerror: dead codes\n"
+    errors[days[2]] = ValueError("third")
     with pytest.raises(ValueError, match="third"):
-        failures.add(DAY + 2 * ONE, ValueError("third"))
+        run_steps(("a",), args, run_one)
+    assert run_steps((), args, run_one) == 0
 
 
 def test_a_range_leaves_out_the_dates_to_skip(tmp_path):

@@ -40,7 +40,7 @@ def model(checkpoint: Path) -> InterestModel:
 
     LoRA's B matrices and the SID rows are drawn at random, as if trained: an untrained B is 0 and would hide LoRA.
     """
-    model = build_interest_model(checkpoint, ModelSettings(3, 8, prompt="Seen:", lora_rank=4), dtype=torch.float64)
+    model = build_interest_model(checkpoint, ModelSettings(3, 8, lora_rank=4), dtype=torch.float64)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

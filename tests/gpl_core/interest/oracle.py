@@ -15,7 +15,7 @@ def next_code_log_probs(
     """log p of every valid next code: the whole sequence through the model, softmax over the prefix' children."""
     level, vocabulary = len(prefix), model.vocabulary
     children = sorted({int(s[level]) for s in trie_sids if tuple(s[:level]) == prefix})
-    ids = [*vocabulary.prompt_ids, *vocabulary.ids(history).ravel()]
+    ids = [*vocabulary.ids(history).ravel()]
     ids += [vocabulary.first_id + i * vocabulary.codes + c for i, c in enumerate(prefix)]
     with torch.no_grad():
         hidden = model.hidden(torch.tensor(ids), torch.arange(len(ids)), CausalPlan(np.array([len(ids)])))[-1]

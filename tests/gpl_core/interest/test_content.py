@@ -39,7 +39,7 @@ def table() -> ContentTable:
 @pytest.fixture
 def reader(checkpoint: Path) -> InterestModel:
     """A model that reads content, its projection not 0."""
-    settings = ModelSettings(3, 8, prompt="Seen:", lora_rank=4, content_width=WIDTH)
+    settings = ModelSettings(3, 8, lora_rank=4, content_width=WIDTH)
     model = build_interest_model(checkpoint, settings, dtype=torch.float64).eval()
     with torch.no_grad():
         model.content.weight.normal_(generator=torch.Generator().manual_seed(2))

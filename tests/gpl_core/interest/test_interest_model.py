@@ -15,7 +15,7 @@ from transformers import Qwen2ForCausalLM
 from gpl_core.errors import ContractError, LineageError, MissingInputError, UsageError
 from gpl_core.interest.attention import CausalPlan
 from gpl_core.interest.base_model import TinySettings, load_base, make_tiny_checkpoint
-from gpl_core.interest.bundle import DESCRIPTION, WEIGHTS, load_bundle, save_bundle
+from gpl_core.interest.bundle import DESCRIPTION, WEIGHTS, load_bundle, read_description, save_bundle
 from gpl_core.interest.interest_model import (
     InterestModel,
     ModelSettings,
@@ -186,6 +186,18 @@ def test_another_sid_version_or_base_is_refused_naming_both(bundle, tmp_path: Pa
     make_tiny_checkpoint(tmp_path / "other", TinySettings(hidden=16, heads=2, kv_heads=1, seed=1))
     with pytest.raises(LineageError, match="trained on the base"):
         load_bundle(folder, tmp_path / "other", sid_version="sid-1")
+
+
+@pytest.mark.parametrize(("prompt", "fits"), [("", True), ("Seen:", False)])
+def test_a_bundle_of_an_earlier_release_is_read_unless_it_had_a_prompt(bundle, prompt: str, fits: bool) -> None:
+    body = json.loads((bundle[0] / DESCRIPTION).read_text())
+    body["settings"]["prompt"] = prompt
+    (bundle[0] / DESCRIPTION).write_text(json.dumps(body))
+    if fits:
+        assert read_description(bundle[0])["settings"] == SETTINGS
+    else:
+        with pytest.raises(ContractError, match="trained with a prompt"):
+            read_description(bundle[0])
 
 
 def test_damaged_bundles_are_refused(bundle, tmp_path: Path, checkpoint: Path) -> None:

@@ -146,7 +146,7 @@ def test_recomputation_gives_the_same_gradients_and_computes_again_only_what_it_
 
 
 def test_a_pack_drawn(world: World) -> None:
-    """Prompt p p .. then events; truncated from the old end; the last token is left out.
+    """Events, truncated from the old end; the last token is left out.
 
     user A: events a0 a1 a2, only the newest 2 kept      user B: one event, nothing to predict
     """
@@ -154,18 +154,12 @@ def test_a_pack_drawn(world: World) -> None:
     a = np.array([[1, 2, 3], [4, 5, 6], [7, 0, 1]])
     b = np.array([[2, 2, 2]])
     pack = pack_targets(vocabulary, [all_targets(a), all_targets(b)], max_events=2)
-    p = len(vocabulary.prompt_ids)
     kept = vocabulary.ids(a[1:]).ravel().tolist()
-    assert pack.token_ids.tolist() == [
-        *vocabulary.prompt_ids,
-        *kept[:-1],
-        *vocabulary.prompt_ids,
-        *vocabulary.ids(b[0])[:-1],
-    ]
-    assert pack.lengths.tolist() == [p + 5, p + 2]
-    assert pack.positions.tolist() == [*range(p + 5), *range(p + 2)]
+    assert pack.token_ids.tolist() == [*kept[:-1], *vocabulary.ids(b[0])[:-1]]
+    assert pack.lengths.tolist() == [5, 2]
+    assert pack.positions.tolist() == [*range(5), *range(2)]
     assert pack.target_sids.tolist() == [[7, 0, 1]]
-    assert pack.target_places.tolist() == [[p + 2, p + 3, p + 4]]
+    assert pack.target_places.tolist() == [[2, 3, 4]]
 
 
 @given(
@@ -180,8 +174,7 @@ def test_packs_hold_every_user_with_targets_once_within_the_budget(
     rows = [all_targets(np.full((n, 3), i % 8)) for i, n in enumerate(lengths)]
     packs = list(training_packs(model.vocabulary, rows, max_events, budget))
     wanted = [min(n, max_events) for n in lengths if min(n, max_events) > 1]
-    prompt = len(model.vocabulary.prompt_ids)
-    assert [int(n) for p in packs for n in p.lengths] == [prompt + n * 3 - 1 for n in wanted]
+    assert [int(n) for p in packs for n in p.lengths] == [n * 3 - 1 for n in wanted]
     assert all(p.tokens <= budget or len(p.lengths) == 1 for p in packs)
     assert sum(len(p.target_sids) for p in packs) == sum(n - 1 for n in wanted)
 
@@ -201,10 +194,9 @@ def test_table_rows_are_checked() -> None:
 
 
 def test_histories_must_fit_the_model_s_context(model) -> None:
-    prompt = len(model.vocabulary.prompt_ids)
-    assert most_events(model.vocabulary, 10, prompt + 33) == 10
+    assert most_events(model.vocabulary, 10, 33) == 10
     with pytest.raises(UsageError, match="between 1 and 9"):
-        most_events(model.vocabulary, 10, prompt + 32)
+        most_events(model.vocabulary, 10, 32)
 
 
 # --- target down-sampling

@@ -115,7 +115,7 @@ def test_equals_hugging_face_generate_with_the_trie_constraint(world: World) -> 
     plain.set_attn_implementation("sdpa")
     try:
         for user, history in enumerate(world.histories):
-            prompt = [*vocabulary.prompt_ids, *vocabulary.ids(history).ravel().tolist()]
+            prompt = vocabulary.ids(history).ravel().tolist()
 
             def allowed(_: int, ids: torch.Tensor, start: int = len(prompt)) -> list[int]:
                 prefix = tuple(int(i) - vocabulary.first_id - n * vocabulary.codes for n, i in enumerate(ids[start:]))

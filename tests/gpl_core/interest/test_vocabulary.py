@@ -18,12 +18,10 @@ def tokenizer(checkpoint: Path):
 
 
 def test_every_code_is_one_token_in_context_and_round_trips(tokenizer) -> None:
-    vocabulary = extend_tokenizer(tokenizer, 2, 5, "Seen:")
-    text = "Seen:<|sid_1_3|><|sid_2_4|><|sid_1_0|>, then"
+    vocabulary = extend_tokenizer(tokenizer, 2, 5)
+    text = "<|sid_1_3|><|sid_2_4|><|sid_1_0|>, then"
     ids = tokenizer.encode(text, add_special_tokens=False)
-    start = len(vocabulary.prompt_ids)
-    assert tuple(ids[:start]) == vocabulary.prompt_ids
-    assert ids[start : start + 3] == [*vocabulary.ids(np.array([3, 4])), vocabulary.first_id]
+    assert ids[:3] == [*vocabulary.ids(np.array([3, 4])), vocabulary.first_id]
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
@@ -59,4 +57,4 @@ def test_a_code_that_is_split_is_noticed(tokenizer, checkpoint: Path) -> None:
     vocabulary = extend_tokenizer(tokenizer, 2, 5)
     untouched = AutoTokenizer.from_pretrained(checkpoint)
     with pytest.raises(UsageError, match="not one token"):
-        check_single_tokens(untouched, vocabulary, "")
+        check_single_tokens(untouched, vocabulary)
