@@ -23,11 +23,12 @@ from tqdm import tqdm
 from gpl_core.checkpoint import read_checkpoint, write_checkpoint
 from gpl_core.errors import ContractError
 from gpl_core.graph.step_run import StepContext, log
+from gpl_core.grouping import grouped
 from gpl_core.interest.bundle import load_bundle, read_description
 from gpl_core.interest.packing import unflatten
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
-from gpl_core.lakehouse.files import DataFile, file_groups
+from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.keys import hash_keys, members
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem, local_folder
@@ -112,7 +113,7 @@ def units(
     has left is not taken for a unit of which another run has cached a part since. The cache is scanned once per
     _KEYS_AT_A_TIME requests, so that memory grows with neither.
     """
-    for group in file_groups(files, _KEYS_AT_A_TIME):
+    for group in grouped(files, lambda f: f.rows, _KEYS_AT_A_TIME):
         cached = cached_keys(context, requests, group, model_version)
         for file in group:
             batches = read_batches(requests, [file], _COLUMNS)

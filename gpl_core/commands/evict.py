@@ -23,7 +23,8 @@ from gpl_core.errors import MissingInputError
 from gpl_core.graph.arguments import iso_date, new_run_id
 from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner, StepState
-from gpl_core.lakehouse.files import DataFile, file_groups
+from gpl_core.grouping import grouped
+from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.keys import hash_keys, members
 from gpl_core.lakehouse.rewrite import Keep, Removal, all_but, remove_rows
 from gpl_core.lakehouse.snapshot import Snapshot
@@ -105,7 +106,8 @@ def _unneeded(cache: Snapshot, requests: Snapshot, oldest: date) -> list[Removal
         v for rows in requests.row_groups(recent, ["model_version"]) for v in rows["model_version"].unique().to_pylist()
     }
     removals = [Removal(f, f.rows, None) for f in old if f.partition["model_version"] not in in_use]
-    for files in file_groups([f for f in old if f.partition["model_version"] in in_use], _KEYS_AT_A_TIME):
+    used = [f for f in old if f.partition["model_version"] in in_use]
+    for files in grouped(used, lambda f: f.rows, _KEYS_AT_A_TIME):
         keys = np.unique(np.concatenate([_keys(cache, f) for f in files]))
         needed = np.zeros(len(keys), dtype=bool)
         for rows in requests.row_groups(recent, ["user_id", "model_version"]):

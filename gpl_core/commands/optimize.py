@@ -23,6 +23,7 @@ from gpl_core.graph.compaction import IN_PROGRESS, compactable
 from gpl_core.graph.launches import Launch
 from gpl_core.graph.runner import run_launches
 from gpl_core.graph.steps import OPTIMIZE
+from gpl_core.grouping import grouped
 from gpl_core.lakehouse.commit import Part
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.lake import Lake
@@ -60,7 +61,8 @@ def compact(lake: Lake, contract: Contract, dates: Sequence[date], file_bytes: i
         by_partition: dict[str, list[DataFile]] = {}
         for file in files:
             by_partition.setdefault(json.dumps(dict(file.partition), sort_keys=True), []).append(file)
-        groups = [g for part in by_partition.values() for g in bins(part, file_bytes)]
+        joined = (g for part in by_partition.values() for g in grouped(part, lambda f: f.size, file_bytes))
+        groups = [g for g in joined if len(g) > 1]
         if contract.name in IN_PROGRESS:
             column, value = IN_PROGRESS[contract.name]
             groups = [g for g in groups if value not in snapshot.read(g, [column]).column(0).to_pylist()]
@@ -73,20 +75,6 @@ def compact(lake: Lake, contract: Contract, dates: Sequence[date], file_bytes: i
     raise ConflictError(
         f"table {contract.name}: other runs wrote it {_TRIES} times in the meantime; run gpl optimize again"
     )
-
-
-def bins(files: Sequence[DataFile], file_bytes: int) -> list[list[DataFile]]:
-    """Groups of two or more of `files`, in their order, whose sizes add up to at most `file_bytes`."""
-    found: list[list[DataFile]] = []
-    size = 0
-    for file in files:
-        if found and size + file.size <= file_bytes:
-            found[-1].append(file)
-            size += file.size
-        else:
-            found.append([file])
-            size = file.size
-    return [group for group in found if len(group) > 1]
 
 
 def _rewrite(lake: Lake, snapshot: Snapshot, group: Sequence[DataFile]) -> Part:

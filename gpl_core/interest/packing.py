@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpl_core.errors import ContractError, UsageError
+from gpl_core.grouping import grouped
 from gpl_core.interest.attention import ranges
 from gpl_core.interest.vocabulary import SidVocabulary
 
@@ -129,19 +130,9 @@ def training_packs(
 
     Users without a target are skipped. A single user longer than the budget gets a pack alone.
     """
-    waiting: list[UserHistory] = []
-    tokens = 0
-    for history in histories:
-        if not history.is_target[-max_events:][1:].any():
-            continue
-        size = min(len(history.sids), max_events) * vocabulary.levels - 1
-        if waiting and tokens + size > token_budget:
-            yield pack_targets(vocabulary, waiting, max_events)
-            waiting, tokens = [], 0
-        waiting.append(history)
-        tokens += size
-    if waiting:
-        yield pack_targets(vocabulary, waiting, max_events)
+    users = (h for h in histories if h.is_target[-max_events:][1:].any())
+    for group in grouped(users, lambda h: min(len(h.sids), max_events) * vocabulary.levels - 1, token_budget):
+        yield pack_targets(vocabulary, group, max_events)
 
 
 def budget_batches(sizes: np.ndarray, token_budget: int) -> list[np.ndarray]:
@@ -151,12 +142,5 @@ def budget_batches(sizes: np.ndarray, token_budget: int) -> list[np.ndarray]:
     gets a group alone.
     """
     order = np.argsort(-np.asarray(sizes, dtype=np.int64), kind="stable")
-    batches, first, total = [], 0, 0
-    for place, user in enumerate(order):
-        if place > first and total + int(sizes[user]) > token_budget:
-            batches.append(order[first:place])
-            first, total = place, 0
-        total += int(sizes[user])
-    if len(order):
-        batches.append(order[first:])
-    return batches
+    groups = grouped(order.tolist(), lambda user: int(sizes[user]), token_budget)
+    return [np.array(group, dtype=np.int64) for group in groups]

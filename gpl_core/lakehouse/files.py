@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -34,15 +34,3 @@ def digest_of(files: Iterable[DataFile]) -> str:
 def hash_text(text: str) -> str:
     """A short hash of `text`."""
     return sha256(text.encode()).hexdigest()[:16]
-
-
-def file_groups(files: Iterable[DataFile], rows: int) -> Iterator[tuple[DataFile, ...]]:
-    """`files`, in their order, in groups of at most `rows` rows by the log's statistics; a larger file comes alone."""
-    group: list[DataFile] = []
-    for f in files:
-        if group and rows_in(group) + f.rows > rows:
-            yield tuple(group)
-            group = []
-        group.append(f)
-    if group:
-        yield tuple(group)

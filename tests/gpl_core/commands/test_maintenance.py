@@ -5,22 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gpl_core.cli import main
 from gpl_core.commands import optimize
-from gpl_core.commands.optimize import bins, compact
+from gpl_core.commands.optimize import compact
 from gpl_core.commands.vacuum import check_retention, vacuum
 from gpl_core.contracts.contract import all_contracts, load_contract
 from gpl_core.errors import ConflictError, ContractError
 from gpl_core.graph.compaction import LEFT_ALONE, compactable
 from gpl_core.graph.job_runs import JobRun
-from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.lake import Lake
 from tests.gpl_core.toy import RAW, Toy
 from tests.support import DAY, ONE, config_file, put, small_config
@@ -132,18 +128,6 @@ def test_the_feed_and_the_platforms_tables_are_left_alone(toy):
     owned = {n for n, c in all_contracts().items() if c.owner not in ("platform", "simulation")}
     existing = {n for n in owned if toy.planner.lake.exists(n)}
     assert set(tables(toy)) == existing - set(LEFT_ALONE)
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 20), max_size=12), st.integers(1, 40))
-def test_bins_are_within_the_size_in_order_and_of_two_or_more(sizes, limit):
-    files = [DataFile(str(i), {}, 1, size, {}) for i, size in enumerate(sizes)]
-    found = bins(files, limit)
-    assert all(len(group) > 1 and sum(f.size for f in group) <= limit for group in found)
-    assert [f.path for group in found for f in group] == sorted((f.path for g in found for f in g), key=int)
-    left = [f for f in files if f not in [x for g in found for x in g]]
-    neighbors = [(a, b) for a, b in pairwise(left) if int(b.path) == int(a.path) + 1]
-    assert all(a.size + b.size > limit for a, b in neighbors), "two that fit together were joined"
 
 
 # ---- vacuum ----------------------------------------------------------------------------------------------------

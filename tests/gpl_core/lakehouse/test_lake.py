@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import deltalake
@@ -24,7 +23,7 @@ from hypothesis import strategies as st
 
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError, classified, exit_code_of
-from gpl_core.lakehouse.files import DataFile, digest_of, file_groups, rows_in
+from gpl_core.lakehouse.files import DataFile, digest_of
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
@@ -148,7 +147,6 @@ def test_as_of_leaves_out_files_that_hold_nothing_earlier_and_keeps_those_withou
 
 @given(st.lists(st.integers(0, 9), max_size=6), st.randoms())
 def test_digest_ignores_order_and_sees_every_file(numbers, rng):
-    from gpl_core.lakehouse.files import DataFile
 
     files = [DataFile(f"p{n}", {}, 1, 1, {}) for n in numbers]
     shuffled = rng.sample(files, len(files))
@@ -484,12 +482,3 @@ def test_a_full_disk_is_told_and_leaves_nothing(lake, monkeypatch, rows):
     assert "No space left on device; free space" in str(classified(caught.value))
     assert exit_code_of(caught.value) == 1
     assert list(folder.iterdir()) == []
-
-
-@given(sizes=st.lists(st.integers(0, 9), max_size=12), rows=st.integers(1, 12))
-def test_groups_keep_every_file_in_order_and_exceed_the_rows_only_alone(sizes, rows):
-    files = [DataFile(str(n), {}, size, 0, {}) for n, size in enumerate(sizes)]
-    groups = list(file_groups(files, rows))
-    assert [f for group in groups for f in group] == files
-    assert all(rows_in(group) <= rows or len(group) == 1 for group in groups)
-    assert all(rows_in((*a, b[0])) > rows for a, b in pairwise(groups))
