@@ -17,9 +17,8 @@ from pathlib import Path
 from gpl_core.commands.command import Command
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 
+# Where a checkout keeps the results of its benchmarks; an installed wheel has no such folder.
 RESULTS = Path(__file__).parents[2] / "tests" / "bench" / "results"
-"""Where a checkout keeps the results of its benchmarks; an installed wheel has no such folder."""
-
 _RATE = re.compile(r"P (\d+), K (\d+): users per second")
 _REMEDY = "run `python -m tests.bench.bench_search` on the device, or pass a result of it with --measurement FILE"
 
@@ -70,18 +69,19 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Users per second of one device, and the conditions of the measurement."""
+    """Users per second of one device, and the conditions of the measurement.
+
+    device: `cpu-<cores>core`, or the accelerator's name. quick: measured with `--quick`, with a smaller model than the
+    one to be run. rates: (prompt tokens P, beams K) -> users per second.
+    """
 
     source: Path
     device: str
-    """`cpu-<cores>core`, or the accelerator's name."""
     about: str
     commit: str
     when: str
     quick: bool
-    """Measured with `--quick`: with a smaller model than the one to be run."""
     rates: dict[tuple[int, int], float]
-    """(prompt tokens P, beams K) -> users per second."""
 
     @property
     def on_cpu(self) -> bool:
@@ -112,11 +112,8 @@ def read_measurement(path: Path) -> Measurement:
         raise MissingInputError(f"measurement {path}: no such file; {_REMEDY}")
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        rates = {
-            (int(found[1]), int(found[2])): float(figure["value"])
-            for key, figure in body["figures"].items()
-            if (found := _RATE.fullmatch(key))
-        }
+        found = ((_RATE.fullmatch(key), figure) for key, figure in body["figures"].items())
+        rates = {(int(point[1]), int(point[2])): float(figure["value"]) for point, figure in found if point}
         if not rates or not all(0 < rate < math.inf for rate in rates.values()):
             raise ValueError("no figure 'P …, K …: users per second' above 0")
         return Measurement(

@@ -86,7 +86,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
         _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
         return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
-    if len(a) < 2 or len(np.unique(a)) < 2 or len(np.unique(b)) < 2:
+    if len(np.unique(a)) < 2 or len(np.unique(b)) < 2:
         return float("nan")
     return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
 

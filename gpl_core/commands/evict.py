@@ -83,10 +83,8 @@ def evict(planner: Planner, run_date: date, *, dry_run: bool = False) -> Sequenc
 def _complete_requests(planner: Planner, run_date: date, oldest: date) -> Snapshot:
     """score_requests, after checking that no date from `oldest` on is still waiting for it."""
     scored = planner.lake.open("score_requests")
-    asked = planner.lake.open("anchor_requests")
-    written = _dates(scored)
-    waiting = sorted(d for d in {*_dates(asked), run_date} - written if d >= oldest)
-    if waiting:
+    asked = {*_dates(planner.lake.open("anchor_requests")), run_date}
+    if waiting := sorted(d for d in asked - _dates(scored) if d >= oldest):
         raise MissingInputError(
             f"table score_requests: no slice for {', '.join(map(str, waiting[:5]))}, so it is not known yet what these "
             "dates need from the cache; run score_requests for them, then evict"

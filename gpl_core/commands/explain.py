@@ -32,8 +32,7 @@ from gpl_core.lakehouse.query import Query
 from gpl_core.lakehouse.statements import quoted
 
 FACTORS = ("coherence", "consistency", "llm_confidence")
-NEAREST = 5
-"""How many items of the history, and titles per anchor, are shown."""
+NEAREST = 5  # this many items of the history, and titles per anchor, are shown
 _VECTOR_TOLERANCE = 1e-4  # scores were computed in float32, perhaps on a GPU in another order
 _FORMULA_TOLERANCE = 1e-9
 

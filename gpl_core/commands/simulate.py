@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # the simulation takes long to import
     from gpl_core.simulation.raw_tables import Outcome
     from gpl_core.simulation.simulation_settings import SimulationSettings
 
+# Requests begin this long before the first run date: calibrators and statistics of a date see earlier days only.
 LEAD_DAYS = 2
-"""Requests begin this long before the first run date: calibrators and statistics of a date see earlier days only."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -189,10 +189,9 @@ def day_of_requests(
     start = midnight(settings.start_date + timedelta(days=day))
     rng = stream(settings.seed, "requests", day)
     here = np.flatnonzero((events.time >= start) & (events.time < start + DAY))
-    previous = np.where(
-        (here > 0) & (events.user[here - 1] == events.user[here]), events.time[here - 1], np.iinfo(np.int64).min // 2
-    )
-    room = np.minimum(events.time[here] - np.maximum(previous + 1, start), _TWENTY_MINUTES)
+    follows = (here > 0) & (events.user[here - 1] == events.user[here])
+    earliest = np.where(follows, np.maximum(events.time[here - 1] + 1, start), start)
+    room = np.minimum(events.time[here] - earliest, _TWENTY_MINUTES)
     before = (rng.random(len(here)) * np.maximum(room, 0)).astype(np.int64)
     count = rng.poisson(settings.requests_per_user_day, len(reviews.users))
     idle = np.repeat(np.arange(len(reviews.users)), count)
@@ -206,14 +205,8 @@ def day_of_requests(
 def histories(events: Events, user: np.ndarray, time: np.ndarray) -> np.ndarray:
     """int64 [R x 50]: real positives of `user` before `time`, newest last, -1 padded on the left."""
     # Events are sorted by (user, time): a request's history is a run that ends where its time would be inserted.
-    first = np.searchsorted(events.user, user)
-    last = np.array(
-        [
-            f + np.searchsorted(events.time[f:e], t)
-            for f, e, t in zip(first, np.searchsorted(events.user, user, "right"), time)
-        ],
-        np.int64,
-    )
+    first, end = (np.searchsorted(events.user, user, side) for side in ("left", "right"))
+    last = np.array([f + np.searchsorted(events.time[f:e], t) for f, e, t in zip(first, end, time)], np.int64)
     at = last[:, None] - HISTORY + np.arange(HISTORY)
     return np.where(at >= first[:, None], events.item[np.maximum(at, 0)], -1)
 

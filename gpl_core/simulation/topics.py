@@ -1,74 +1,39 @@
 """The topic tree that item texts are made from: departments -> topics -> products, in real English words.
 
 Real words matter: a frozen sentence encoder then sees the tree's structure the way it would on a real shop. The tree
-is data only; what an item is truly like, and what a user truly wants, is drawn in `items` and `users`.
+is data only; what an item is truly like, and what a user truly wants, is drawn in `item_world` and `users`.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cache
 
 # department: adjectives; materials; uses; brands
 _DEPARTMENTS = """
-Outdoor:
-  lightweight, waterproof, rugged, compact, insulated
-  nylon, aluminium, canvas, titanium
-  weekend hikes, cold mornings, long trails, family camping
-  Northpeak, Trailborn, Ridgeway
-Kitchen:
-  non-stick, stainless, heavy-duty, stackable, dishwasher-safe
-  steel, ceramic, bamboo, silicone
-  busy cooks, small kitchens, Sunday dinners, first homes
-  Hearthline, Copperleaf, Mesa
-Audio:
-  wireless, noise-cancelling, portable, studio, vintage
-  plastic, walnut, leather, mesh
-  commuters, musicians, late evenings, podcasts
-  Sonara, Wavecrest, Bluenote
-Garden:
-  hardy, slow-growing, weatherproof, ergonomic, organic
-  cedar, terracotta, galvanised steel, rubber
-  raised beds, balconies, spring planting, shady corners
-  Greenacre, Fernhill, Mossway
-Office:
-  adjustable, quiet, slim, refillable, modular
-  oak, mesh, recycled paper, metal
-  home offices, students, long meetings, tidy desks
-  Deskwise, Paperlane, Clerk
-Fitness:
-  adjustable, sweat-proof, foldable, weighted, breathable
-  neoprene, cast iron, cork, foam
-  beginners, morning workouts, marathon training, recovery
-  Pulse, Ironbird, Stride
-Toys:
-  wooden, educational, magnetic, colourful, interactive
-  beech wood, plush, cardboard, felt
-  toddlers, rainy days, birthdays, curious children
-  Tinkerbox, Jollybean, Pipkin
-Workshop:
-  cordless, precision, industrial, adjustable, impact-rated
-  carbide, chrome vanadium, brass, hardened steel
-  electricians, furniture makers, home repairs, machine shops
-  Forgeman, Boltworks, Tradeline
-Beauty:
-  hydrating, fragrance-free, gentle, long-lasting, vegan
-  shea butter, aloe, clay, rose oil
-  sensitive skin, dry winters, travel bags, daily care
-  Lumiere, Petal, Purewell
-Pets:
-  chew-proof, washable, reflective, orthopaedic, grain-free
-  fleece, rope, salmon, natural rubber
-  puppies, indoor cats, senior dogs, anxious pets
-  Pawsome, Whisker, Fetchwell
-Photography:
-  compact, weather-sealed, wide-angle, fast, collapsible
-  carbon fibre, glass, magnesium, nylon
-  portraits, night skies, travel vlogs, wildlife
-  Obscura, Fieldlens, Aperta
-Fashion:
-  slim-fit, reversible, hand-stitched, quilted, casual
-  merino wool, denim, linen, suede
-  autumn walks, office days, formal evenings, summer holidays
-  Marlowe, Threadbare, Elmstreet
+Outdoor: lightweight, waterproof, rugged, compact, insulated; nylon, aluminium, canvas, titanium;
+  weekend hikes, cold mornings, long trails, family camping; Northpeak, Trailborn, Ridgeway
+Kitchen: non-stick, stainless, heavy-duty, stackable, dishwasher-safe; steel, ceramic, bamboo, silicone;
+  busy cooks, small kitchens, Sunday dinners, first homes; Hearthline, Copperleaf, Mesa
+Audio: wireless, noise-cancelling, portable, studio, vintage; plastic, walnut, leather, mesh;
+  commuters, musicians, late evenings, podcasts; Sonara, Wavecrest, Bluenote
+Garden: hardy, slow-growing, weatherproof, ergonomic, organic; cedar, terracotta, galvanised steel, rubber;
+  raised beds, balconies, spring planting, shady corners; Greenacre, Fernhill, Mossway
+Office: adjustable, quiet, slim, refillable, modular; oak, mesh, recycled paper, metal;
+  home offices, students, long meetings, tidy desks; Deskwise, Paperlane, Clerk
+Fitness: adjustable, sweat-proof, foldable, weighted, breathable; neoprene, cast iron, cork, foam;
+  beginners, morning workouts, marathon training, recovery; Pulse, Ironbird, Stride
+Toys: wooden, educational, magnetic, colourful, interactive; beech wood, plush, cardboard, felt;
+  toddlers, rainy days, birthdays, curious children; Tinkerbox, Jollybean, Pipkin
+Workshop: cordless, precision, industrial, adjustable, impact-rated; carbide, chrome vanadium, brass, hardened steel;
+  electricians, furniture makers, home repairs, machine shops; Forgeman, Boltworks, Tradeline
+Beauty: hydrating, fragrance-free, gentle, long-lasting, vegan; shea butter, aloe, clay, rose oil;
+  sensitive skin, dry winters, travel bags, daily care; Lumiere, Petal, Purewell
+Pets: chew-proof, washable, reflective, orthopaedic, grain-free; fleece, rope, salmon, natural rubber;
+  puppies, indoor cats, senior dogs, anxious pets; Pawsome, Whisker, Fetchwell
+Photography: compact, weather-sealed, wide-angle, fast, collapsible; carbon fibre, glass, magnesium, nylon;
+  portraits, night skies, travel vlogs, wildlife; Obscura, Fieldlens, Aperta
+Fashion: slim-fit, reversible, hand-stitched, quilted, casual; merino wool, denim, linen, suede;
+  autumn walks, office days, formal evenings, summer holidays; Marlowe, Threadbare, Elmstreet
 """
 
 # department / topic = products
@@ -163,9 +128,8 @@ def _words(cell: str) -> tuple[str, ...]:
 @cache
 def departments() -> tuple[Department, ...]:
     """The twelve departments, in a fixed order."""
-    lines = _DEPARTMENTS.strip().splitlines()
-    blocks = (lines[start : start + 5] for start in range(0, len(lines), 5))
-    return tuple(Department(name.rstrip(":"), *(_words(cell) for cell in cells)) for name, *cells in blocks)
+    entries = (entry.split(":") for entry in re.split(r"\n(?=\w)", _DEPARTMENTS.strip()))
+    return tuple(Department(name, *map(_words, words.split(";"))) for name, words in entries)
 
 
 @cache
