@@ -15,8 +15,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def dictionary() -> str:
-    """The data dictionary as Markdown: tables, then views."""
-    parts = [_tables(), "# Views\n", "From `schemas/views/`: plain SQL for Spark and for `gpl sql`.\n"]
+    """The data dictionary as Markdown: tables, then views, one section each."""
+    parts = [*_tables(), "# Views\n", "From `schemas/views/`: plain SQL for Spark and for `gpl sql`.\n"]
     for view in sorted(all_views().values(), key=lambda v: v.name):
         parts.append(f"## {view.name}\n\n{view.description}\n\nReads {', '.join(view.reads)}.\n")
         parts.append("| column | meaning |\n|---|---|")
@@ -25,8 +25,7 @@ def dictionary() -> str:
     return "\n".join(parts)
 
 
-def _tables() -> str:
-    """The tables as Markdown, one section each."""
+def _tables() -> list[str]:
     parts = ["# Tables\n", "Generated from `schemas/` by `gpl tables`; do not edit.\n"]
     for contract in all_contracts().values():
         parts.append(f"## {contract.name}\n\n{contract.description}.\n")
@@ -42,7 +41,7 @@ def _tables() -> str:
             bounds = "" if bounds == "… to …" else bounds
             parts.append(f"| {c.name} | {kind} | {'yes' if c.nullable else 'no'} | {c.comment} | {c.unit} | {bounds} |")
         parts.append("")
-    return "\n".join(parts)
+    return parts
 
 
 COMMAND = Command("tables", "print the data dictionary, views included, as Markdown", run, needs_config=False)
