@@ -127,10 +127,8 @@ def _table(lake: Lake, contract: Contract) -> Iterator[Finding]:
         if column.name not in have:
             if not column.nullable:
                 close = difflib.get_close_matches(column.name, have, 1, 0.5)
-                hint = (
-                    f"; if it is '{close[0]}': lakehouse.columns.{name}: {{{column.name}: {close[0]}}}" if close else ""
-                )
-                yield error(f"column '{column.name}' ({column.type}) is missing{hint}")
+                hints = [f"; if it is '{c}': lakehouse.columns.{name}: {{{column.name}: {c}}}" for c in close]
+                yield error(f"column '{column.name}' ({column.type}) is missing{''.join(hints)}")
         elif wrong := _wrong_type(column, have[column.name]):
             yield error(wrong)
     if "dt" in contract.partition_by and "dt" in have and "dt" not in table.metadata().partition_columns:

@@ -154,13 +154,11 @@ class Contract:
         """The Spark schema as JSON text (also Delta's own schema text), comments included."""
         fields = [
             {
-                "name": c.name,
-                "type": spark_type(arrow_type(c.type)),
-                "nullable": self.is_nullable(c),
+                "name": c.name, "type": spark_type(arrow_type(c.type)), "nullable": self.is_nullable(c),
                 "metadata": {"comment": f"{c.comment} [{c.unit}]" if c.unit else c.comment},
             }
             for c in self.columns
-        ]
+        ]  # fmt: skip
         return json.dumps({"type": "struct", "fields": fields})
 
     def table_properties(self) -> dict[str, str]:
@@ -177,19 +175,12 @@ class Contract:
 
     def checks(self) -> dict[str, str]:
         """CHECK constraints by name; none for tables that the platform owns."""
-        if not self.enforced:
-            return {}
-        return {f"{c.name}_in_range": check for c in self.columns if (check := c.check_sql())}
+        return {f"{c.name}_in_range": check for c in self.columns if self.enforced and (check := c.check_sql())}
 
     def arrow_schema(self, *, partitions: bool = True) -> pa.Schema:
         """The pyarrow schema; without `partitions`, that of the data files."""
-        return pa.schema(
-            [
-                pa.field(c.name, arrow_type(c.type), nullable=self.is_nullable(c))
-                for c in self.columns
-                if partitions or c.name not in self.partition_by
-            ]
-        )
+        columns = (c for c in self.columns if partitions or c.name not in self.partition_by)
+        return pa.schema([pa.field(c.name, arrow_type(c.type), nullable=self.is_nullable(c)) for c in columns])
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from gpl_core.contracts.contract import load_contract
 from gpl_core.simulation.raw_tables import RowSink
 from gpl_core.simulation.recall import CHANNELS, Exposed, Recalled
 
@@ -63,21 +64,11 @@ def item_table(item_id: pa.Array, updated: np.ndarray, texts: Sequence[Any], ima
 
     updated: microseconds UTC; texts: objects with title, description, category and brand.
     """
-    size = len(item_id)
-    return pa.table(
-        {
-            "item_id": item_id,
-            "updated_at": timestamps(updated),
-            **{
-                name: pa.array([getattr(text, name) or None for text in texts], pa.string())
-                for name in ("title", "description", "category", "brand")
-            },
-            "image": pa.array(image, pa.binary()),
-            "image_uri": pa.nulls(size, pa.string()),
-            "image_embedding": pa.nulls(size, pa.list_(pa.field("element", pa.float32()))),
-            "withdrawn_at": pa.nulls(size, pa.timestamp("us", tz="UTC")),
-        }
-    )
+    rows = {"item_id": item_id, "updated_at": timestamps(updated), "image": pa.array(image, pa.binary())}
+    for name in ("title", "description", "category", "brand"):
+        rows[name] = pa.array([getattr(text, name) or None for text in texts], pa.string())
+    schema = load_contract("raw_items").arrow_schema()
+    return pa.table([rows.get(f.name, pa.nulls(len(item_id), f.type)) for f in schema], schema=schema)
 
 
 def timestamps(microseconds: np.ndarray) -> pa.Array:
