@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from gpl_core.commands.command import Command
 from gpl_core.config import load_config
-from gpl_core.errors import GplError, UsageError, classified, exit_code_of
+from gpl_core.errors import UsageError
 from gpl_core.graph.arguments import Parser, add_configuration
+from gpl_core.graph.step_run import exit_with, leave
 
 # The modules of commands/ in the order of `gpl --help`.
 _MODULES = (
@@ -44,27 +47,37 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see `errors.py`)."""
     try:
-        args = make_parser().parse_args(argv)
-        command = COMMANDS[args.command]
-        if not command.needs_config:
-            return command.run(args)
-        config = load_config(args.config, args.overrides)
-        if (shadow_of := config.lakehouse.shadow.of) and not command.in_shadow:
-            raise UsageError(
-                f"gpl {command.name} cannot be used on a shadow run, because it would change {shadow_of}: pass the "
-                f"configuration of that lakehouse. To remove the shadow run, delete the folder {config.lakehouse.root}"
-            )
-        return command.run(args, config)
+        code = _run(make_parser().parse_args(argv))
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:  # the reader of our output (head, less) has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (GplError, OSError) as error:
-        known = classified(error)
-        if not isinstance(known, GplError):
-            raise
-        print(f"error: {known}", file=sys.stderr)
-        return exit_code_of(known)
+    except Exception as error:
+        return exit_with(error)
+
+
+def _run(args: argparse.Namespace) -> int:
+    command = COMMANDS[args.command]
+    if not command.needs_config:
+        return command.run(args)
+    config = load_config(args.config, args.overrides)
+    if (shadow_of := config.lakehouse.shadow.of) and not command.in_shadow:
+        raise UsageError(
+            f"gpl {command.name} cannot be used on a shadow run, because it would change {shadow_of}: pass the "
+            f"configuration of that lakehouse. To remove the shadow run, delete the folder {config.lakehouse.root}"
+        )
+    return command.run(args, config)
+
+
+def entry() -> NoReturn:
+    """The command `gpl`: `main`, and the end of the process."""
+    try:
+        code = main()
+    except SystemExit as left:  # --help, or a scheduler has ended a run
+        code = int(left.code or 0)
+    leave(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

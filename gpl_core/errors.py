@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 
 class GplError(Exception):
@@ -55,22 +56,48 @@ class MissingInputError(GplError):
     exit_code = 4
 
 
-_UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+def _texts(*numbers: int) -> tuple[str, ...]:
+    return tuple(os.strerror(n) for n in numbers)
+
+
+# Faults of the machine or of a file. Libraries in other languages have errors of their own for them: only the text says
+# which it is.
+_CAUSES: tuple[tuple[type[GplError], tuple[str, ...], str], ...] = (
+    (
+        GplError, _texts(errno.ENOSPC, errno.EDQUOT),
+        "free space under lakehouse.root and in the temporary folder (TMPDIR), or move them, and run the same command "
+        "again: finished work is kept",
+    ),
+    (
+        UsageError, _texts(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+        "correct lakehouse.root (or the given path), or its permissions",
+    ),
+    (
+        UsageError, ("resolve host", "failed to lookup address", "UnknownHostException"),
+        "correct AWS_ENDPOINT_URL, the region or the bucket's name",
+    ),
+    (UsageError, ("URL scheme is not allowed",), "set AWS_ALLOW_HTTP=true for an AWS_ENDPOINT_URL without TLS"),
+    (GplError, ("Generic S3 error", "AWS Error"), "check the object store, its credentials and AWS_ENDPOINT_URL"),
+    (
+        ContractError, ("[FAILED_READ_FILE", "Parquet error"),
+        "restore that file from a copy, or write its slice again: run the step that wrote it with --force",
+    ),
+)  # fmt: skip
+
+
+def plain(error: BaseException) -> str:
+    """The text of `error`; the chain of causes that delta-rs prints in colors and lines is one line."""
+    return re.sub("\\s*\x1b\\[31m↳\x1b\\[0m ", ": ", str(error)).strip()
 
 
 def classified(error: BaseException) -> BaseException:
-    """`error`, or a GplError in its place: UsageError if a path cannot be used, GplError if a disk is full."""
-    # Libraries in other languages have errors of their own for a full disk: only the text says so.
-    full = (isinstance(error, OSError) and error.errno in _FULL) or os.strerror(errno.ENOSPC) in str(error)
-    if full and not isinstance(error, GplError):
-        return GplError(
-            f"{error}; free space there (or move lakehouse.root) and run the same command again: finished work is kept"
-        )
-    if isinstance(error, OSError) and error.errno in _UNUSABLE and not isinstance(error, GplError):
-        return UsageError(
-            f"{error.filename}: {error.strerror}; correct lakehouse.root (or the given path), or its permissions"
-        )
+    """`error`, or a GplError in its place if its text names one of `_CAUSES`."""
+    if isinstance(error, GplError):
+        return error
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else plain(error)
+    for kind, phrases, remedy in _CAUSES:
+        if line := next((line for line in text.splitlines() if any(p in line for p in phrases)), ""):
+            return kind(f"{line.strip()}; {remedy}")
     return error
 
 

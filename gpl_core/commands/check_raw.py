@@ -13,7 +13,6 @@ from datetime import date, timedelta
 from typing import Any, Literal
 
 from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError
 
 from gpl_core.commands.command import Command, run_dates
 from gpl_core.config import Config
@@ -22,6 +21,7 @@ from gpl_core.contracts.types import arrow_type, spark_type
 from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError
 from gpl_core.graph.arguments import add_dates
 from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.log import open_table
 from gpl_core.lakehouse.query import Query
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
@@ -116,9 +116,9 @@ def _table(lake: Lake, contract: Contract) -> Iterator[Finding]:
             yield error(f"{absent}: write it, or set lakehouse.tables.{name}")
         return
     try:
-        table = DeltaTable(uri)
-    except (DeltaError, OSError) as problem:
-        yield error(f"the Delta table at {uri} cannot be opened: {str(problem).splitlines()[0]}")
+        table = open_table(uri)
+    except (GplError, OSError) as problem:
+        yield error(f"the Delta table at {uri} cannot be opened: {problem}")
         return
     if name == "raw_items" and not table.file_uris():
         yield error("it has no rows: every event would be quarantined because its item is unknown")

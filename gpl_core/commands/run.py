@@ -37,13 +37,13 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 def _warn_of_empty_dates(planner: Planner, dates: Sequence[date]) -> None:
-    """A date without raw rows may be a day without traffic; more often it is mistyped."""
-    raw = planner.snapshot("raw_impressions")
-    present = raw.slices() if raw is not None else ()
-    if present and (missing := [d for d in dates if d not in present]):
-        listed = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
-        print(f"warning: raw_impressions has no rows for {listed}; it has {present[0]} to {present[-1]}",
-              file=sys.stderr)  # fmt: skip
+    """A date without raw rows may be a day without traffic; more often it is mistyped, or its rows are late."""
+    for table in ("raw_impressions", "raw_candidates"):
+        raw = planner.snapshot(table)
+        present = raw.slices() if raw is not None else ()
+        if present and (missing := [d for d in dates if d not in present]):
+            listed = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
+            print(f"warning: {table} has no rows for {listed}; it has {present[0]} to {present[-1]}", file=sys.stderr)
 
 
 COMMAND = Command("run", "run the graph, skipping what is done", run, add_arguments)

@@ -64,10 +64,15 @@ def coverage(planner: Planner, dates: Sequence[date]) -> list[str]:
     if rows.keys() >= {"exposed_samples", "training_feed"} and (unexposed := rows.get("unexposed_samples")):
         labeled = rows["training_feed"] - rows["exposed_samples"]
         lines.append(f"unexposed pairs labeled: {labeled:,} of {unexposed:,} ({labeled / unexposed:.1%})")
-    if monitors := planner.snapshot("monitors"):
-        for day in dates:
-            found = monitors.read(monitors.select(start=day, end=day), ["status", "reason"]).to_pylist()
-            lines += [f"monitor, {day}: {r['status']}: {r['reason']}" for r in found if r["status"] in ("warn", "fail")]
+    published, monitors = planner.snapshot("training_feed"), planner.snapshot("monitors")
+    for day in dates:
+        marked = published.mark(day.isoformat(), "training_feed") if published else None
+        completeness = marked[1].details.get("completeness", {}) if marked else {}
+        if because := completeness.get("because"):
+            lines.append(f"training_feed, {day}: {completeness['rows']}: {because}")
+        files = monitors.select(start=day, end=day) if monitors else ()
+        found = monitors.read(files, ["status", "reason"]).to_pylist() if monitors else []
+        lines += [f"monitor, {day}: {r['status']}: {r['reason']}" for r in found if r["status"] in ("warn", "fail")]
     return lines
 
 

@@ -14,6 +14,10 @@ from gpl_core.contracts.contract import all_contracts
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` and `"5"` are not numbers
+Days = Annotated[int, Field(ge=1, le=36_500, strict=True)]
+# Times are microseconds since 1970 in our tables, and a run date has days before and after it.
+FIRST_DATE, LAST_DATE = date(1970, 1, 2), date(9999, 12, 29)
+RunDate = Annotated[date, Field(ge=FIRST_DATE, le=LAST_DATE)]
 
 
 def Knob(default: Any = ..., *, description: str = "", **rules: Any) -> Any:
@@ -103,15 +107,18 @@ class Lakehouse(Section):
 
 
 def _absolute(location: str) -> str:
-    return location if "://" in location else str(Path(location).absolute())
+    found = location if "://" in location else str(Path(location).absolute())
+    if wrong := sorted(set(found) & set("%#?`\\") | {c for c in found if not c.isprintable()}):
+        raise ValueError(f"{found}: engines read {' '.join(map(repr, wrong))} in a path differently; rename the folder")
+    return found
 
 
 class Run(Section):
     """Which dates `gpl run` covers when no --run-date is given, and the seed of every random draw."""
 
-    start_date: date = Knob(description="First run date")
-    end_date: date = Knob(description="Last run date; the day after it is ingested too, for evaluation")
-    history_start: date | None = Knob(default=None, description="First date of history to ingest in one go")
+    start_date: RunDate = Knob(description="First run date")
+    end_date: RunDate = Knob(description="Last run date; the day after it is ingested too, for evaluation")
+    history_start: RunDate | None = Knob(default=None, description="First date of history to ingest in one go")
     seed: int = Field(default=0, description="Decides every hash and draw: samples, targets, initial weights")
 
     @model_validator(mode="after")
@@ -182,7 +189,7 @@ class Samples(Section):
     """Exposed and unexposed pairs."""
 
     unexposed_per_request: Positive = Field(default=20, description="n: at most this many unexposed candidates")
-    exposure_window_days: Positive = Field(default=1, description="A pair exposed within these days is not unexposed")
+    exposure_window_days: Days = Field(default=1, description="A pair exposed within these days is not unexposed")
     scored_exposed_share: Share = Field(default=0.1, description="Share of exposed pairs that is scored as control")
 
 
@@ -190,8 +197,8 @@ class Sequences(Section):
     """Per-user histories."""
 
     max_length: Positive = Field(default=20, description="H: last positives kept")
-    history_days: Positive = Field(default=90, description="Positives older than this are left out")
-    stats_days: Positive = Field(default=90, description="Window of item_stats and user_stats")
+    history_days: Days = Field(default=90, description="Positives older than this are left out")
+    stats_days: Days = Field(default=90, description="Window of item_stats and user_stats")
     snapshot_every: Positive = Field(default=7, description="Every so many days, a slice holds all users")
 
 
@@ -227,7 +234,7 @@ class AnchorSettings(Section):
     count: Positive = Field(default=20, description="K: anchors per user")
     prefixes: Positive = Field(default=256, description="P: likeliest SID prefixes cached too, for prefix_log_prob")
     tokens_per_batch: Positive = Knob(default=8192, description="Token budget of a search batch")
-    retention_days: Positive = Knob(default=30, description="gpl evict removes what no run date needed for these days")
+    retention_days: Days = Knob(default=30, description="gpl evict removes what no run date needed for these days")
 
 
 class CalibratorSettings(Section):
@@ -241,7 +248,7 @@ class CalibratorSettings(Section):
         default="uniform", description="Mean label of unexposed pairs; 'uniform': from the uniformly exposed slice"
     )
     spread: float = Field(default=1.0, gt=0, description="Standard deviation of the logits of quantile labels")
-    window_days: Positive = Field(default=14, description="Days before the run date that fitting looks at")
+    window_days: Days = Field(default=14, description="Days before the run date that fitting looks at")
     min_rows: Positive = Field(default=1000, description="Uniformly exposed rows that fitting needs")
     largest_rate_change: float = Knob(
         default=3.0, gt=1, description="Largest factor between the mean labels of this calibrator and the one before"
@@ -307,7 +314,7 @@ class Monitors(Section):
 class Prerank(Section):
     """The reference pre-ranker."""
 
-    train_days: Positive = Field(default=1, description="Feed slices up to the run date that it trains on")
+    train_days: Days = Field(default=1, description="Feed slices up to the run date that it trains on")
     dimension: Positive = Field(default=32, description="Width of both towers' vectors")
     buckets: Positive = Field(default=20_000, description="Rows of the hashed user table, and of the item table")
     batch_size: Positive = Field(default=512, description="Rows per step, exposed and unexposed mixed")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import NoReturn
 
+from gpl_core.conf.sections import FIRST_DATE, LAST_DATE
 from gpl_core.config import Config, date_range, load_config
 from gpl_core.errors import UsageError
 from gpl_core.graph.steps import find_step
@@ -59,9 +60,12 @@ def given_dates(args: argparse.Namespace) -> tuple[date, ...]:
 def iso_date(text: str) -> date:
     """A date in a command line."""
     try:
-        return date.fromisoformat(text)
+        found = date.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not a date; expected YYYY-MM-DD") from None
+    if not FIRST_DATE <= found <= LAST_DATE:
+        raise argparse.ArgumentTypeError(f"{text} is out of range; expected a date from {FIRST_DATE} to {LAST_DATE}")
+    return found
 
 
 def count(text: str) -> int:

@@ -10,6 +10,8 @@ _GPU_MEMORY = (
 _JARS = "Delta's jars were not found: check --packages or --jars in launch.spark_submit"
 _HINTS = {
     "java.lang.OutOfMemoryError": "Spark ran out of memory: give it more, launch.spark_submit: [--driver-memory, 8g]",
+    "CodeCache": "the JVM ran out of space for compiled code: put -XX:ReservedCodeCacheSize=256m (or more) under "
+    "launch.spark_submit: [--driver-java-options, …]",
     "torch.OutOfMemoryError": _GPU_MEMORY,
     "CUDA out of memory": _GPU_MEMORY,
     "Address already in use": "a port is in use: choose another one, launch.deepspeed: [--master_port, '29511']",

@@ -64,7 +64,7 @@ def run_launches(
         console.print(f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {where}")
         if not verbose:
             print(_tail(log), file=sys.stderr)
-        for hint in (*hints(log), *(f"missing: {p}" for p in problems())) if code == 1 else ():
+        for hint in (*hints(log), *(f"missing: {p}" for p in problems())) if code not in (2, 3, 4) else ():
             print(hint, file=sys.stderr)
         reached = {date.fromisoformat(line["run_date"]) for line in lines}
         bad = {date.fromisoformat(line["run_date"]) for line in lines if line["status"] == "failed"}
@@ -162,6 +162,8 @@ def _print_result(console: Console, line: dict[str, Any]) -> None:
     if line["status"] == "failed":
         parts.append(f"{line['error_class']}")
     console.print(", ".join(parts))
+    for warning in line.get("details", {}).get("warnings", ()):
+        console.print(f"    [yellow]warning[/yellow] {escape(warning)}")
 
 
 def _span(dates: Sequence[date]) -> str:

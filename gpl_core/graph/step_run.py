@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import date
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract, load_contract
@@ -306,6 +307,13 @@ def setup_logging() -> None:
     )
     for noisy in ("py4j", "fsspec", "matplotlib", "petastorm", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, its output written: threads of Arrow and delta-rs that outlive the interpreter abort it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def exit_with(error: BaseException) -> int:

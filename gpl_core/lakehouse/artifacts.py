@@ -28,6 +28,7 @@ from gpl_core.contracts.problems import problems_of
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.lakehouse.decisions import Action, Decision, account, add_decision, decision_count, latest_decisions
 from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.scratch import scratch_folder
 from gpl_core.lakehouse.storage import filesystem, write_whole
 
 log = logging.getLogger("gpl")
@@ -106,8 +107,8 @@ class ArtifactStore:
         if kind in self._pinned:
             return [m for m in self._theirs.manifests(kind) if self._pinned[kind] in ("", m.version)]
         folder = f"{self._base}/{kind}"
-        paths = self._fs.glob(f"{folder}/*/{MANIFEST}") if self._fs.exists(folder) else []
-        found = [m for path in paths if (m := self._read(kind, path.rsplit("/", 2)[1]))]
+        places = self._fs.ls(folder, detail=False) if self._fs.exists(folder) else []
+        found = [m for path in places if (m := self._read(kind, path.rstrip("/").rsplit("/", 1)[1]))]
         return sorted(found, key=lambda m: (m.trained_through, m.created_at, m.version))
 
     def find(self, kind: str, version: str) -> Manifest | None:
@@ -300,18 +301,16 @@ class ArtifactStore:
     def _copy(self, source: str, manifest: Manifest, local: Path) -> None:
         """Copy a bundle to a folder beside `local` and rename it: ranks may race, and a killed copy is no bundle."""
         local.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside = Path(tempfile.mkdtemp(dir=local.parent))
-        try:
+        with scratch_folder(parent=local.parent) as aside:
             for name in manifest.files:
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 with suppress(FileNotFoundError):  # `fetch` reports it
                     self._fs.get_file(f"{source}/{name}", str(aside / name))
-            aside.rename(local)
-        except OSError:
-            if not local.is_dir():  # if it is one, another rank was faster
-                raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            try:
+                aside.rename(local)
+            except OSError:
+                if not local.is_dir():  # if it is one, another rank was faster
+                    raise
 
 
 @lru_cache(maxsize=1024)

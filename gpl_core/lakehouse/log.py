@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gpl_core.errors import ContractError
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from gpl_core.errors import ContractError, plain
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.storage import filesystem, write_whole
 
@@ -29,6 +33,47 @@ class LogEntry:
         return any(all(values.get(k, v) == v for k, v in partition.items()) for values in self.changed)
 
 
+def open_table(uri: str, version: int | None = None) -> DeltaTable:
+    """The Delta table at `uri`, its newest version unless given.
+
+    Raises:
+        TableNotFoundError: there is none.
+        ContractError: a commit in its log is damaged, named (delta-rs would pass over one of no bytes), or the log
+            cannot be read for another reason, such as an unknown version.
+    """
+    try:
+        table = DeltaTable(uri, version=version)
+    except TableNotFoundError:
+        raise
+    except DeltaError as error:
+        _refuse_damage(uri, whole=True)
+        raise ContractError(f"the Delta log at {uri} cannot be read: {plain(error)}") from error
+    if "://" not in uri:  # an object store shows an object only when it is complete
+        _refuse_damage(uri, whole=False)
+    return table
+
+
+def _refuse_damage(uri: str, *, whole: bool) -> None:
+    """Refuse a log in which a commit has no bytes, or (`whole`) is not JSON."""
+    fs, log = filesystem(f"{uri}/_delta_log")
+    if whole:
+        paths = [p for p in fs.ls(log, detail=False, refresh=True) if not _is_json(fs.cat_file(p))]
+    else:
+        paths = [entry.path for entry in os.scandir(log) if not entry.stat().st_size]
+    if damaged := [path for path in sorted(paths) if _COMMIT_FILE.search(path)]:
+        raise ContractError(
+            f"the commit {damaged[0]} is damaged; restore it from a copy, or, if it is the newest one, delete it and "
+            "write again what it had written"
+        )
+
+
+def _is_json(commit: bytes) -> bool:
+    try:
+        return bool([json.loads(line) for line in commit.splitlines()])
+    except ValueError:
+        return False
+
+
 def read_log(uri: str, last: int, since: int = -1) -> tuple[LogEntry, ...]:
     """The commits after version `since`, up to version `last`, of the table at `uri`, newest first.
 
@@ -38,7 +83,11 @@ def read_log(uri: str, last: int, since: int = -1) -> tuple[LogEntry, ...]:
     fs, log = filesystem(f"{uri}/_delta_log")
     commits = {int(m[1]): p for p in fs.ls(log, detail=False, refresh=True) if (m := _COMMIT_FILE.search(p))}
     versions = sorted((v for v in commits if since < v <= last), reverse=True)
-    return tuple(_entry(version, fs.cat_file(commits[version])) for version in versions)
+    try:
+        return tuple(_entry(version, fs.cat_file(commits[version])) for version in versions)
+    except ValueError:
+        _refuse_damage(uri, whole=True)
+        raise
 
 
 def drop_statistics(uri: str) -> bool:

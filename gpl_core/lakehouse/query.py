@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltalake import DeltaTable, QueryBuilder
+from deltalake import QueryBuilder
 from deltalake.exceptions import DeltaError
 
 from gpl_core.contracts.contract import all_contracts
-from gpl_core.errors import MissingInputError, UsageError
+from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError, classified, plain
 from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.log import open_table
 from gpl_core.lakehouse.snapshot import absence
 from gpl_core.lakehouse.statements import check_reads
 from gpl_core.lakehouse.views import View, all_views
@@ -57,7 +58,7 @@ class Query:
             reader: Any = self._engine.execute(sql)
             columns = tuple(f.name for f in reader.schema)
         except DeltaError as error:
-            raise self._explained(str(error)) from None
+            raise self._explained(error) from None
         return Result(columns, self._rows(reader))
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
@@ -69,8 +70,8 @@ class Query:
         try:
             for batch in reader:
                 yield from zip(*(batch.column(i).to_pylist() for i in range(batch.num_columns)), strict=True)
-        except (DeltaError, OSError) as error:
-            raise self._explained(str(error)) from None
+        except Exception as error:  # the engine raises plain ones while it runs
+            raise self._explained(error) from None
 
     def _prepare(self, names: Iterable[str]) -> None:
         for name in sorted(names):
@@ -96,11 +97,14 @@ class Query:
             return False
         wanted = self._wanted.get(table)
         try:
-            found = DeltaTable(self.lake.uri(table), version=wanted)
-        except DeltaError as error:
+            found = open_table(self.lake.uri(table), wanted)
+        except ContractError:
+            if wanted is None:
+                raise
+            uri = self.lake.uri(table)
+            newest = open_table(uri).version()
             raise UsageError(
-                f"table {table}: version {wanted} cannot be read at {self.lake.uri(table)}; the newest is "
-                f"{DeltaTable(self.lake.uri(table)).version()} ({str(error).splitlines()[0]})"
+                f"table {table}: version {wanted} cannot be read at {uri}; the newest is {newest}"
             ) from None
         self._engine.register(table, found)
         self.versions[table] = found.version()
@@ -109,7 +113,10 @@ class Query:
     def _absence(self, table: str) -> str:
         return absence(all_contracts()[table], self.lake.uri(table))
 
-    def _explained(self, message: str) -> Exception:
+    def _explained(self, error: Exception) -> Exception:
+        message, known = plain(error), classified(error)
+        if isinstance(known, GplError):
+            return known
         if missing := re.search(r"table '(?:[\w$]+\.)*(\w+)' not found", message):
             name = missing[1]
             if name in all_contracts():
@@ -121,7 +128,7 @@ class Query:
         rows: list[tuple[Any, ...]] = []
         for name, contract in all_contracts().items():
             if self.lake.exists(name):
-                version = DeltaTable(self.lake.uri(name)).version()
+                version = open_table(self.lake.uri(name)).version()
                 rows.append((name, "table", version, contract.owner, contract.description))
         rows += [(v.name, "view", None, "", v.description) for v in all_views().values()]
         return Result(("name", "kind", "version", "written_by", "description"), iter(rows))

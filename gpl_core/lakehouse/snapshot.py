@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from contextlib import contextmanager
+from datetime import date, datetime
 from functools import cache, cached_property
 from typing import Any
 from urllib.parse import unquote
@@ -12,7 +14,6 @@ from urllib.parse import unquote
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import TableNotFoundError
 from deltalake.schema import PrimitiveType
@@ -20,7 +21,7 @@ from deltalake.schema import PrimitiveType
 from gpl_core.contracts.contract import CONTRACT_NAME, CONTRACT_VERSION, Contract
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.lakehouse.files import DataFile, hash_text
-from gpl_core.lakehouse.log import LogEntry, read_log
+from gpl_core.lakehouse.log import LogEntry, open_table, read_log
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpl_core.lakehouse.storage import filesystem
 
@@ -45,7 +46,7 @@ class Snapshot:
         self.columns = dict(columns or {})  # our column -> its name in the (platform's) table, where the two differ
         self._ours = {theirs: ours for ours, theirs in self.columns.items()}
         try:
-            self._table = DeltaTable(uri, version=version)
+            self._table = open_table(uri, version)
         except TableNotFoundError:
             raise MissingInputError(f"table {contract.name}: {absence(contract, uri)}") from None
         self.uri = uri
@@ -111,7 +112,14 @@ class Snapshot:
     @cached_property
     def files(self) -> tuple[DataFile, ...]:
         """Live data files, ordered by path."""
-        rows = pa.table(self._table.get_add_actions(flatten=True)).to_pylist()
+        actions = pa.table(self._table.get_add_actions(flatten=True))
+        for place, column in enumerate(actions.schema):  # a platform's dates and times may lie outside of Python's
+            if pa.types.is_timestamp(column.type):
+                micros = actions[place].cast(pa.timestamp("us", column.type.tz)).cast(pa.int64())
+                actions = actions.set_column(place, column.name, micros)
+            elif pa.types.is_date(column.type):
+                actions = actions.set_column(place, column.name, actions[place].cast(pa.string()))
+        rows = actions.to_pylist()
         found = []
         for row in rows:
             partition = {k.removeprefix("partition."): str(v) for k, v in row.items() if k.startswith("partition.")}
@@ -152,8 +160,9 @@ class Snapshot:
         return tuple(chosen)
 
     def slices(self) -> tuple[date, ...]:
-        """The dates that have at least one live file, ascending; a platform's rows without a date belong to none."""
-        return tuple(sorted({date.fromisoformat(d) for f in self.files if (d := f.partition["dt"]) != "None"}))
+        """The dates that have at least one live file, ascending; a platform's rows without a usable date have none."""
+        named = {f.partition["dt"] for f in self.files}
+        return tuple(sorted(date.fromisoformat(d) for d in named if re.fullmatch(r"\d{4}-\d\d-\d\d", d)))
 
     def uris(self, files: Iterable[DataFile]) -> list[str]:
         """Absolute locations of `files`, as Petastorm and pyarrow take them."""
@@ -208,19 +217,34 @@ class Snapshot:
         in_file = [c for c in wanted if c not in self.contract.partition_by]
         parts = []
         for f, uri in zip(files, self.uris(files), strict=True):
-            with fsspec.open(uri, "rb") as handle:
+            with self.reading(uri), fsspec.open(uri, "rb") as handle:
                 part = pq.ParquetFile(handle).read(columns=[self.columns.get(c, c) for c in in_file])
             part = part.rename_columns([self._ours.get(c, c) for c in part.column_names])
             arrays = [_column_of(part, f, schema.field(n)) for n in schema.names]
             parts.append(pa.table(arrays, schema=schema))
         return pa.concat_tables(parts) if parts else schema.empty_table()
 
+    @contextmanager
+    def reading(self, uri: str) -> Iterator[None]:
+        """A block that reads the data file `uri`; ContractError names it when it is gone or no Parquet."""
+        try:
+            yield
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            if isinstance(error, FileNotFoundError):
+                what = "is gone: it was vacuumed, or deleted"
+            else:
+                what = f"cannot be read ({str(error).splitlines()[0]})"
+            raise ContractError(
+                f"table {self.contract.name}: file {uri} of version {self.version} {what}; run the step again, and if "
+                "that does not help restore the file, or write its slice again"
+            ) from error
+
     def row_groups(self, files: Sequence[DataFile], columns: Sequence[str]) -> Iterator[pa.Table]:
         """`columns` (none of the partition) of `files` under our names, one row group in memory at a time."""
         physical = [self._physical_name(c) for c in columns]
         for uri in self.uris(files):
             fs, path = filesystem(uri)
-            with fs.open(path, "rb") as handle:
+            with self.reading(uri), fs.open(path, "rb") as handle:
                 reader = pq.ParquetFile(handle)
                 for group in range(reader.num_row_groups):
                     rows = reader.read_row_group(group, columns=physical)
@@ -267,8 +291,4 @@ def _column_of(part: pa.Table, file: DataFile, wanted: pa.Field) -> pa.Array | p
 
 
 def _earlier(value: Any, time: datetime) -> bool:
-    if isinstance(value, int):
-        return value < int(time.timestamp() * 1_000_000)
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)) < time
-    return True
+    return not isinstance(value, int) or value < int(time.timestamp() * 1_000_000)

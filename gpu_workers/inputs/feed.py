@@ -133,13 +133,8 @@ def _check_footers(snapshot: Snapshot, uris: Sequence[str], columns: Sequence[st
     # A timestamp's unit is the writer's choice: timestamps are not compared.
     wanted = pa.schema([(f.name, _unnamed(f.type)) for f in wanted if not pa.types.is_timestamp(f.type)])
     for uri in uris:
-        try:
-            with fsspec.open(uri, "rb") as handle:
-                found = pq.read_schema(handle)
-        except FileNotFoundError as error:
-            raise ContractError(
-                f"table {snapshot.contract.name}: file {uri} of version {snapshot.version} is gone; it was vacuumed"
-            ) from error
+        with snapshot.reading(uri), fsspec.open(uri, "rb") as handle:
+            found = pq.read_schema(handle)
         found = pa.schema([(f.name, _unnamed(f.type)) for f in found if f.name in wanted.names])
         if problems := schema_differences(wanted, found):
             raise ContractError(f"table {snapshot.contract.name}: file {uri}: " + "; ".join(problems))

@@ -140,7 +140,7 @@ def test_forgetting_removes_the_person_everywhere_and_nobody_else(lake, gpl_forg
     code, said = gpl_forget("--vacuum-hours", "0")
     assert files_with(Path(lake.root), f"{GONE}'") == files_with(Path(lake.root), f'{GONE}"') == []
     for snapshot in old:
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(ContractError, match="is gone"):
             snapshot.read()
 
 
