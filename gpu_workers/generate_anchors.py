@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from gpl_core.lakehouse.storage import filesystem, local_folder
 from gpl_core.sids.content_table import ContentTable
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_version
 from gpu_workers.inputs.interest import base_checkpoint, content_table, read_catalog
-from gpu_workers.outputs import commit_parts, commit_rows, list_array, reject
+from gpu_workers.outputs import alone_in, commit_parts, commit_rows, list_array, reject
 from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
@@ -48,6 +47,12 @@ _COLUMNS = ("user_id", "sid", "item_index", "length", "sequence_hash", "sid_vers
 
 def run(context: StepContext, ranks: Ranks) -> None:
     """Set up the search, work through the units, commit once."""
+    scratch = local_folder(context.lake.root, STEP, context.fingerprint[:16])
+    with alone_in(scratch, ranks):
+        _generate(context, ranks, Journal(scratch, context.lake.uri("interest_anchors")))
+
+
+def _generate(context: StepContext, ranks: Ranks, journal: Journal) -> None:
     tokenizer, model = context.artifact("tokenizer"), context.artifact("interest_model")
     with ranks.together():
         bundle = context.artifacts.fetch(model)
@@ -60,8 +65,6 @@ def run(context: StepContext, ranks: Ranks) -> None:
         snapshot = context.snapshot("anchor_requests")
         files = snapshot.select(start=context.run_date, end=context.run_date)
         share = assign_files(files, ranks.size)[ranks.rank]
-        scratch = local_folder(context.lake.root, STEP, context.fingerprint[:16])
-        journal = Journal(scratch, context.lake.uri("interest_anchors"))
         partition = {"model_version": model.version, "dt": context.run_date.isoformat()}
         counts = dict.fromkeys(("requests", "cached", "rejected", "generated", "resumed"), 0)
         parts: list[Mapping[str, Any]] = []
@@ -180,9 +183,8 @@ class Journal:
 
     def add(self, unit: str, done: Mapping[str, Any]) -> None:
         """Record a finished unit."""
-        with suppress(FileNotFoundError):  # another run of the same work has ended, and removed the folder
-            digests = [self._digest(part) for part in done["parts"]]
-            write_checkpoint(self._file(unit), {"unit": unit, "done": done, "digests": digests})
+        digests = [self._digest(part) for part in done["parts"]]
+        write_checkpoint(self._file(unit), {"unit": unit, "done": done, "digests": digests})
 
     def remove(self) -> None:
         """Delete all records; the ranks of a machine share the folder, any of them may be first."""

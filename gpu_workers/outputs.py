@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from gpl_core.errors import ConflictError
 from gpl_core.graph.step_run import StepContext
 from gpu_workers.ranks import Ranks
 
@@ -48,6 +53,27 @@ def commit_rows(context: StepContext, ranks: Ranks, table: str, rows: Sequence[M
 def reject(key: str, reason: str, detail: str = "") -> dict[str, str]:
     """A row of `worker_rejects`."""
     return {"key": key, "reason": reason, "detail": detail}
+
+
+@contextmanager
+def alone_in(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Keep ``folder`` for this run: the checkpoints of two would be mixed up. It is free when the process has ended.
+
+    Raises:
+        ConflictError: another run on this machine holds it.
+    """
+    with ExitStack() as stack:
+        with ranks.together():
+            if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # one process per machine
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(open(f"{folder}.lock", "ab"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise ConflictError(
+                        f"{folder}: another run of this work is under way here; run the step again when it has ended"
+                    ) from None
+        yield
 
 
 def list_array(values: np.ndarray, kind: pa.DataType) -> pa.ListArray:

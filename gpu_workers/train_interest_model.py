@@ -46,6 +46,7 @@ from gpu_workers.inputs.interest import (
     read_catalog,
     titles_of,
 )
+from gpu_workers.outputs import alone_in
 from gpu_workers.ranks import Ranks, seed_everything
 from gpu_workers.worker import worker_main
 
@@ -61,8 +62,11 @@ def run(context: StepContext, ranks: Ranks) -> None:
     settings = context.config.interest
     tokenizer = context.artifact("tokenizer")
     wanted = settings.content or settings.walks > 0
-    with content_table(context, tokenizer.lineage["encoder_version"], ranks, wanted=wanted) as content:
-        training = setup(context, ranks, tokenizer, content)
+    # A forced run starts from scratch; ZeRO's optimizer shards fit one number of ranks only.
+    folder = local_folder(context.lake.root, STEP, context.artifact_fingerprint[:16], f"ranks-{ranks.size}")
+    encoder_version = tokenizer.lineage["encoder_version"]
+    with alone_in(folder, ranks), content_table(context, encoder_version, ranks, wanted=wanted) as content:
+        training = setup(context, ranks, tokenizer, content, folder)
         progress = load_checkpoint(training)
         while progress.epoch < settings.epochs and not progress.is_over(_PATIENCE):
             figures = {"epoch": progress.epoch, **train(training, progress), **validate(training)}
@@ -117,7 +121,9 @@ class Training:
 # ---- setup -----------------------------------------------------------------------------------------------------
 
 
-def setup(context: StepContext, ranks: Ranks, tokenizer: Manifest, content: ContentTable | None) -> Training:
+def setup(
+    context: StepContext, ranks: Ranks, tokenizer: Manifest, content: ContentTable | None, folder: Path
+) -> Training:
     """Read the inputs, build the model and wrap it into a DeepSpeed engine."""
     config, settings = context.config, context.config.interest
     with ranks.together():
@@ -161,8 +167,6 @@ def setup(context: StepContext, ranks: Ranks, tokenizer: Manifest, content: Cont
         share = data.shares(ranks.size, seed=config.run.seed, epoch=0)[ranks.rank]
         held_out = list(data.histories(share, HELD_OUT, keep, levels, seed=config.run.seed, epoch=0))
     objective = TrainingObjective(model, trie, content if settings.content else None, weights)
-    # A forced run starts from scratch; ZeRO's optimizer shards fit one number of ranks only.
-    folder = local_folder(context.lake.root, STEP, context.artifact_fingerprint[:16], f"ranks-{ranks.size}")
     per_user = settings.walks if walks else 0
     events = data.found.events + 3 * per_user * data.found.train
     steps = max(1, math.ceil(1.1 * events * levels / settings.tokens_per_batch)) * settings.epochs

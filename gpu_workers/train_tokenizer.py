@@ -29,6 +29,7 @@ from gpl_core.sids.health import Gates, check_gates, measure
 from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit
 from gpl_core.sids.tokenizer import Tokenizer
 from gpu_workers.inputs.embeddings import encoder_version_of, item_vectors
+from gpu_workers.outputs import alone_in
 from gpu_workers.ranks import Ranks, one_thread
 from gpu_workers.worker import worker_main
 
@@ -100,7 +101,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
         encoder_version = encoder_version_of(snapshot)
         folder = local_folder(context.lake.root, context.step.name, context.artifact_fingerprint[:16])
     limit = int(start_of(context.run_date).timestamp() * 1_000_000)
-    with item_vectors(snapshot, encoder_version, ranks, before=limit) as items:
+    with alone_in(folder, ranks), item_vectors(snapshot, encoder_version, ranks, before=limit) as items:
         settings = settings_of(context.config, len(items.vectors))
         log.info("train_tokenizer: %d items, C = %d, %d epochs", len(items.vectors), settings.codes, settings.epochs)
         started = time.monotonic()

@@ -11,13 +11,12 @@ from delta.tables import DeltaTable
 from pyspark.sql import functions as F
 
 from gpl_core.contracts.contract import Contract
-from gpl_core.errors import ConflictError
 from gpl_core.graph.compaction import compactable
 from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs.catalog import spark_path
 from spark_jobs.common.columns import only_row
 from spark_jobs.run import job_main
-from spark_jobs.step import SparkStep, is_conflict, settings_for
+from spark_jobs.step import SparkStep, conflicts_told, settings_for
 
 
 def run(step: SparkStep) -> None:
@@ -38,15 +37,8 @@ def _optimize(step: SparkStep, contract: Contract) -> dict[str, int]:
     builder = DeltaTable.forPath(step.spark, spark_path(lake.uri(contract.name))).optimize()
     if "dt" in contract.partition_by:
         builder = builder.where(f"dt = DATE '{step.run_date.isoformat()}'")
-    try:
+    with conflicts_told(contract, "was written", "gpl optimize"):
         metrics = builder.executeCompaction().select(F.col("metrics.numFilesRemoved"), F.col("metrics.numFilesAdded"))
-    except Exception as error:
-        if is_conflict(error):
-            raise ConflictError(
-                f"table {contract.name}: written by another run while it was compacted; nothing was changed, run gpl "
-                "optimize again"
-            ) from error
-        raise
     removed, added = only_row(metrics)
     return {"files_before": removed, "files_after": added}
 

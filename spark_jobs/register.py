@@ -49,7 +49,8 @@ def publish(spark: SparkSession, lake: Lake, database: str) -> dict[str, list[st
     for name in tables:
         location = lake.uri(name)
         if not spark.catalog.tableExists(f"{database}.{name}"):
-            spark.sql(f"CREATE TABLE {database}.{name} USING DELTA LOCATION {quoted(spark_path(location), 'spark')}")
+            place = quoted(spark_path(location), "spark")
+            spark.sql(f"CREATE TABLE IF NOT EXISTS {database}.{name} USING DELTA LOCATION {place}")
         elif (found := located(spark, f"{database}.{name}")) != location:
             raise ContractError(
                 f"{database}.{name} is at {found}, this lakehouse has it at {location}; choose another "

@@ -18,6 +18,7 @@ from gpl_core.errors import ConflictError, ContractError
 from gpl_core.graph.step_run import StepContext
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Commit
+from gpl_core.lakehouse.snapshot import in_span
 from gpl_core.lakehouse.statements import quoted
 from spark_jobs.catalog import check_registered, spark_path
 
@@ -127,7 +128,8 @@ class SparkStep:
         """Create the table of `contract` with its comments and constraints, or add its new nullable columns."""
         uri = spark_path(self.context.lake.uri(contract.name))
         if not self.context.lake.exists(contract.name):
-            create_table(self.spark, uri, contract)
+            with conflicts_told(contract, "was created"):
+                create_table(self.spark, uri, contract)
             return
         if contract.columns == load_contract(contract.name).columns:
             return
@@ -135,7 +137,8 @@ class SparkStep:
         new = [c for c in contract.columns if c.name not in have]
         if new:  # passthrough columns; `open` has refused anything else
             listing = ", ".join(f"{c.name} {c.type} COMMENT {quoted(c.comment, 'spark')}" for c in new)
-            self.spark.sql(f"ALTER TABLE delta.`{uri}` ADD COLUMNS ({listing})")
+            with conflicts_told(contract, "was given new columns"):
+                self.spark.sql(f"ALTER TABLE delta.`{uri}` ADD COLUMNS ({listing})")
 
     def merge(self, contract: Contract, execute: Callable[[DeltaTable], object], since: int) -> Commit:
         """Run `execute` (a Delta MERGE) on the table of `contract` as one marked commit.
@@ -178,17 +181,14 @@ class SparkStep:
             "run the step again"
         )
         # Delta would skip the write silently, and an Observation of it would never return.
-        if self.context.lake.open(contract.name, contract=contract).transaction_version(app_id) >= version:
+        newest = self.context.lake.open(contract.name, contract=contract)
+        if newest.transaction_version(app_id) >= version:
             raise taken
-        try:
+        meanwhile = f"slice {sorted(mark.slices)} was written"
+        if in_span(newest.changes_since(before.version), min(self.context.dates), max(self.context.dates)):
+            raise ConflictError(changed_meanwhile(contract, meanwhile))  # by a run of other dates, or a gpl command
+        with conflicts_told(contract, meanwhile):
             save(app_id, version, mark.to_json(), spark_path(before.uri))
-        except Exception as error:
-            if is_conflict(error):
-                raise ConflictError(
-                    f"table {contract.name}: slice {sorted(mark.slices)} was written by another run in the "
-                    "meantime; nothing was changed, run the step again"
-                ) from error
-            raise
         after = self.context.lake.open(contract.name, contract=contract)
         found = next((v for v, m in after.marks() if v > before.version and m == mark), None)
         if found is None:
@@ -213,9 +213,23 @@ def settings_for(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[N
             spark.conf.unset(key)
 
 
-def is_conflict(error: Exception) -> bool:
-    """Whether Delta refused a commit because of a concurrent one."""
-    return "Concurrent" in type(error).__name__ or "DELTA_CONCURRENT" in str(error)
+_CONFLICTS = ("DELTA_CONCURRENT", "DELTA_PROTOCOL_CHANGED", "DELTA_METADATA_CHANGED")
+
+
+@contextmanager
+def conflicts_told(contract: Contract, what: str, again: str = "the step") -> Iterator[None]:
+    """ConflictError in place of Delta's own errors when another commit to the table came in between."""
+    try:
+        yield
+    except Exception as error:
+        if any(code in str(error) for code in _CONFLICTS):
+            raise ConflictError(changed_meanwhile(contract, what, again)) from error
+        raise
+
+
+def changed_meanwhile(contract: Contract, what: str, again: str = "the step") -> str:
+    """What a run that another one has overtaken says."""
+    return f"table {contract.name}: {what} by another run in the meantime; nothing was changed, run {again} again"
 
 
 def added(after: Any, before: Any) -> tuple[int, int]:

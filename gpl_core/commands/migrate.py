@@ -86,6 +86,17 @@ def migrate(
         ContractError: no declared migration from its version, values that cannot be cast, or a run in progress.
         ConflictError: another run wrote the table at the same time.
     """
+    try:
+        return _migrate(lake, contract, passthrough, dry_run, ended)
+    except CommitFailedError as error:
+        raise ConflictError(
+            f"table {contract.name}: another run wrote it in the meantime; run gpl migrate again"
+        ) from error
+
+
+def _migrate(
+    lake: Lake, contract: Contract, passthrough: Mapping[str, str], dry_run: bool, ended: Sequence[str]
+) -> Migrated | None:
     snapshot = Snapshot(lake.uri(contract.name), contract)
     table = DeltaTable(snapshot.uri, version=snapshot.version)
     found = int(snapshot.properties.get(CONTRACT_VERSION, contract.version))
@@ -93,8 +104,7 @@ def migrate(
     if found == contract.version:
         new = tuple(c.name for c in contract.columns if c.nullable and c.name not in have)
         if new and not dry_run:
-            fields = {f.name: f for f in DeltaSchema.from_json(contract.spark_json()).fields}
-            table.alter.add_columns([fields[n] for n in new])
+            _add_columns(table, contract, new)
         return Migrated(found, found, new) if new else None
     steps = path(contract, found)
     if running := check_retention(lake, timedelta.max, ended):
@@ -182,13 +192,9 @@ def _rewrite_all(
         schema = DeltaSchema.from_json(contract.spark_json())
         # The mark names no slice: those of the writer are of the old version and turn stale by their fingerprint.
         transact(table, SliceMark("migrate", {}, ""), parts, mode="overwrite", schema=schema)
-    except BaseException as error:
+    except BaseException:
         if parts:
             fs.rm([f"{base}/{p['path']}" for p in parts])
-        if isinstance(error, CommitFailedError):
-            raise ConflictError(
-                f"table {contract.name}: another run wrote it in the meantime; nothing was changed, run it again"
-            ) from error
         raise
 
 
@@ -209,12 +215,17 @@ def _rewritten(lake: Lake, contract: Contract, file: DataFile, uri: str, steps: 
     return writer.parts
 
 
+def _add_columns(table: DeltaTable, contract: Contract, names: Sequence[str]) -> None:
+    """Add columns that may be null; the rows there are read as having none."""
+    table.alter.add_columns([f for f in DeltaSchema.from_json(contract.spark_json()).fields if f.name in names])
+
+
 def _stamp(lake: Lake, contract: Contract) -> None:
     """Set the current version and constraints: from here on steps accept the table."""
     table = DeltaTable(lake.uri(contract.name))
     have = [k.removeprefix("delta.constraints.") for k in table.metadata().configuration if "constraints." in k]
     for name in sorted(set(have) - set(contract.checks())):  # it may refer to a column that is gone
-        table.alter.drop_constraint(name)
+        table.alter.drop_constraint(name, raise_if_not_exists=False)
     table.alter.set_table_properties(contract.table_properties(), raise_if_not_exists=False)
 
 

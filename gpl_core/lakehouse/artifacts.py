@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, field
@@ -25,7 +27,7 @@ from pydantic.dataclasses import dataclass
 
 from gpl_core.conf.sections import Shadow
 from gpl_core.contracts.problems import problems_of
-from gpl_core.errors import ContractError, MissingInputError, UsageError
+from gpl_core.errors import ConflictError, ContractError, MissingInputError, UsageError
 from gpl_core.lakehouse.decisions import Action, Decision, account, add_decision, decision_count, latest_decisions
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.scratch import scratch_folder
@@ -35,6 +37,7 @@ log = logging.getLogger("gpl")
 
 MANIFEST = "manifest.json"
 KINDS = ("tokenizer", "interest_model", "calibrator", "preranker")
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -234,23 +237,15 @@ class ArtifactStore:
     ) -> Manifest:
         """Copy the files of `folder` into the store and write the manifest last.
 
-        Publishing the same fingerprint again replaces an unfinished or damaged bundle and leaves a whole one alone.
+        Publishing the same fingerprint again replaces an unfinished or damaged bundle and leaves a whole one alone,
+        that of another run which publishes at the same time too.
+
+        Raises:
+            ConflictError: other runs kept replacing the bundle.
         """
         self._refuse_pinned(kind)
         version = artifact_version(trained_through, fingerprint)
-        existing = self.find(kind, version)
-        if existing is not None:
-            return existing
-        target = f"{self._base}/{kind}/{version}"
-        if self._fs.exists(target):  # left behind by a killed run, or damaged
-            self._fs.rm(target, recursive=True)
-        files = {}
-        for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST):
-            name = path.relative_to(folder).as_posix()
-            parent = f"{target}/{name}".rsplit("/", 1)[0]
-            self._fs.makedirs(parent, exist_ok=True)
-            self._fs.put_file(str(path), f"{target}/{name}")
-            files[name] = _digest(path)
+        paths = (p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / MANIFEST)
         manifest = Manifest(
             kind=kind,
             version=version,
@@ -258,13 +253,38 @@ class ArtifactStore:
             lineage=dict(lineage),
             fingerprint=fingerprint,
             config_hash=config_hash,
-            files=files,
+            files={p.relative_to(folder).as_posix(): _digest(p) for p in paths},
             created_at=datetime.now(UTC).isoformat(),
             metrics=dict(metrics or {}),
         )
-        write_whole(f"{self.root}/{kind}/{version}/{MANIFEST}", manifest.to_json().encode())
-        self.damaged.pop(f"{kind}/{version}", None)
-        return manifest
+        for _ in range(_TRIES):
+            if (whole := self.find(kind, version)) is not None:
+                self.damaged.pop(f"{kind}/{version}", None)
+                return whole
+            self._put(folder, manifest)
+        raise ConflictError(
+            f"artifact {kind} {version}: {_TRIES} times it was not whole after it was written: others write it too; "
+            "run the step again"
+        )
+
+    def _put(self, folder: Path, manifest: Manifest) -> None:
+        """Write a bundle: on a disk aside and renamed, unless another one is there by then; else file by file."""
+        target = f"{manifest.kind}/{manifest.version}"
+        on_disk = "file" in self._fs.protocol
+        place = f"{target}.{uuid.uuid4().hex[:8]}.part" if on_disk else target
+        if on_disk:  # left behind by a killed run, or damaged
+            shutil.rmtree(f"{self._base}/{target}", ignore_errors=True)
+        try:
+            for name in manifest.files:
+                self._fs.makedirs(f"{self._base}/{place}/{name}".rsplit("/", 1)[0], exist_ok=True)
+                self._fs.put_file(str(folder / name), f"{self._base}/{place}/{name}")
+            write_whole(f"{self.root}/{place}/{MANIFEST}", manifest.to_json().encode())
+            if on_disk:
+                with suppress(OSError):  # another run was faster: `publish` looks again
+                    os.rename(f"{self._base}/{place}", f"{self._base}/{target}")
+        finally:
+            if on_disk:
+                shutil.rmtree(f"{self._base}/{place}", ignore_errors=True)
 
     def fetch(self, manifest: Manifest) -> Path:
         """A local folder with the bundle's files, their hashes checked.

@@ -25,7 +25,7 @@ from gpl_core.lakehouse.commit import Part, remove_action, transact
 from gpl_core.lakehouse.log import read_log
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
-from gpl_core.lakehouse.storage import filesystem
+from gpl_core.lakehouse.storage import read_text
 from gpl_core.lakehouse.writer import PartWriter
 
 LOCATIONS = "catalog.json"  # under the root
@@ -79,8 +79,11 @@ class Lake:
     @cached_property
     def _located(self) -> dict[str, str]:
         """catalog://name -> location, as `gpl register` found them: the workers have no catalog to ask."""
-        fs, path = filesystem(self.path(LOCATIONS))
-        return dict(json.loads(fs.cat_file(path))) if fs.exists(path) else {}
+        path = self.path(LOCATIONS)
+        try:
+            return {str(name): str(place) for name, place in json.loads(read_text(path) or "{}").items()}
+        except (ValueError, AttributeError) as error:
+            raise ContractError(f"{path} is damaged ({error}); run gpl register, which writes it again") from None
 
     def path(self, *parts: str) -> str:
         """A location under the root that is not a table."""

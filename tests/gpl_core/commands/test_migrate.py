@@ -161,9 +161,32 @@ def test_a_concurrent_writer_is_reported_and_nothing_changes(lake, monkeypatch):
         return rewritten(*given)
 
     monkeypatch.setattr(module, "_rewritten", slow)
-    with pytest.raises(ConflictError, match="another run wrote it in the meantime; nothing was changed"):
+    with pytest.raises(ConflictError, match="another run wrote it in the meantime; run gpl migrate again"):
         migrate(lake, V2, {})
     assert lake.open("user_stats", contract=V1).version > 2
+
+
+@pytest.mark.parametrize(("moment", "conflict"), [("_rewrite_all", True), ("_stamp", False), ("_add_columns", True)])
+def test_of_two_migrations_at_once_one_does_the_work(lake, monkeypatch, moment, conflict):
+    """The other one takes place when this one has looked, before one of its commits."""
+    contract = V2 if moment != "_add_columns" else replace(V1, columns=(*ONE_COLUMNS, V2.columns[3]))
+    real, others = getattr(module, moment), []
+
+    def overtaken(*given):
+        if not others:
+            others.append(None)
+            others[0] = migrate(lake, contract, {})
+        return real(*given)
+
+    monkeypatch.setattr(module, moment, overtaken)
+    if conflict:
+        with pytest.raises(ConflictError, match=r"user_stats: another run wrote it in the meantime; run gpl migrate"):
+            migrate(lake, contract, {})
+    else:
+        assert migrate(lake, contract, {}).rows == 3
+    assert others[0] is not None
+    assert lake.open("user_stats", contract=contract).read().num_rows == 3
+    assert migrate(lake, contract, {}) is None
 
 
 def test_new_nullable_columns_are_added_in_place(tmp_path, capsys):

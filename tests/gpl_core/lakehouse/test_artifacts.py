@@ -71,8 +71,10 @@ def test_the_manifest_is_written_after_every_file(store, bundle, monkeypatch):
     assert names == ["config.json", "weights.safetensors"]
     assert store.manifests("tokenizer") == []
     assert store.in_force_or_none("tokenizer", DAY + timedelta(days=1)) is None
+    assert [*(Path(store.root) / "tokenizer").iterdir()] == []
     half = Path(store.root) / "tokenizer" / "2026-01-03-0123456789"
-    (half / "left-over.bin").write_text("of the killed run")
+    half.mkdir()
+    (half / "left-over.bin").write_text("of a run that an earlier release left killed")
     monkeypatch.undo()
     manifest = publish(store, bundle)
     assert not (half / "left-over.bin").exists()
@@ -85,6 +87,29 @@ def test_the_same_fingerprint_is_the_same_bundle_and_is_left_alone(store, bundle
     assert publish(store, bundle) == first
     assert (store.fetch(first) / "weights.safetensors").read_bytes() == bytes(range(256))
     assert len(store.manifests("tokenizer")) == 1
+
+
+@pytest.mark.parametrize("half_made", [False, True])
+def test_of_two_runs_that_publish_at_once_one_bundle_stays_whole(store, bundle, monkeypatch, half_made):
+    """The other run, whose bytes are not the same, publishes while this one copies; before both one was killed."""
+    place = Path(store.root) / "tokenizer" / "2026-01-03-0123456789"
+    if half_made:
+        (place / "adapter").mkdir(parents=True)
+    other = bundle.with_name("other")
+    shutil.copytree(bundle, other)
+    (other / "weights.safetensors").write_bytes(bytes(99))
+    put, published = type(store._fs).put_file, []
+
+    def overtaken(self, source, target, **kwargs):
+        if not published:
+            published.append(None)
+            published[0] = publish(ArtifactStore(str(Path(store.root).parent)), other)
+        return put(self, source, target, **kwargs)
+
+    monkeypatch.setattr(type(store._fs), "put_file", overtaken)
+    assert publish(store, bundle) == published[0] == store.find("tokenizer", published[0].version)
+    assert (place / "weights.safetensors").read_bytes() == bytes(99)
+    assert [p.name for p in place.parent.iterdir()] == [place.name]
 
 
 def test_a_file_that_differs_or_lacks_is_refused_by_name(store, bundle):
