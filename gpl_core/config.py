@@ -15,12 +15,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from gpl_core.conf import sections
 from gpl_core.conf.sections import Knob, Section, shapes_results
 from gpl_core.contracts.problems import problems_of
+from gpl_core.contracts.yaml_text import InvalidYamlError, read_yaml
 from gpl_core.errors import UsageError
 
 
@@ -113,8 +113,8 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
         shipped = ", ".join(shipped_configs())
         raise UsageError(f"config '{source}': no such file, nor a shipped one ({shipped}){hint}")
     try:
-        body = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date such as 2026-13-01
+        body = read_yaml(text) or {}
+    except InvalidYamlError as error:
         raise UsageError(f"config '{source}': not valid YAML: {error}") from None
     if not isinstance(body, dict):
         raise UsageError(f"config '{source}': expected a mapping of sections, found {type(body).__name__}")
@@ -141,8 +141,8 @@ def _override(body: dict[str, Any], text: str) -> str | None:
             return f"--set {text}: '{parent}' is a value, not a section"
         target = nested
     try:
-        target[last] = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:
+        target[last] = read_yaml(value)
+    except InvalidYamlError as error:
         return f"--set {text}: the value is not valid YAML: {error}"
     return None
 

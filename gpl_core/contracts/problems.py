@@ -36,7 +36,7 @@ def _problem(error: Any, model: type, body: Any, removed: Mapping[str, str]) -> 
         return f"{where}: unknown key; " + (f"did you mean {close[0]}?" if close else "remove it")
     if kind == "missing":
         return f"{where}: required, but not given"
-    return f"{where}: {_EXPECTED.get(kind, error['msg'])} (got {error['input']!r})"
+    return f"{where}: {_EXPECTED.get(kind, error['msg'])} (got {error['input']!r:.200})"
 
 
 def _place(loc: Sequence[str | int], body: Any) -> str:

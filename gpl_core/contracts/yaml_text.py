@@ -1,0 +1,51 @@
+"""YAML files of people: plain values only, and no more of them than a person writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from yaml.composer import ComposerError
+
+_MOST = 100_000  # values
+_TOO_MANY = f"more than {_MOST:,} values, with every alias (*name) written out; use fewer"
+
+
+class InvalidYamlError(ValueError):
+    """A text that is not YAML, or holds too much; the caller names the file."""
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """Counts every value, those behind an alias (`*name`) each time: nine lines can mean 10^9 values."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._count = 0
+        self._sizes: dict[str, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event, before = self.peek_event(), self._count
+        name: str = getattr(event, "anchor", None) or ""
+        if not isinstance(event, yaml.AliasEvent):
+            self._count += 1
+        elif name in self.anchors:  # a value of unknown size: the alias stands inside of it
+            self._count += self._sizes.get(name, _MOST)
+        if self._count > _MOST:
+            raise ComposerError(None, None, _TOO_MANY, event.start_mark)
+        node = super().compose_node(parent, index)
+        self._sizes.setdefault(name, self._count - before)
+        return node
+
+
+def read_yaml(text: str) -> Any:
+    """The content of `text`.
+
+    Raises:
+        InvalidYamlError: says what is wrong and where.
+    """
+    try:
+        return _BoundedLoader(text).get_single_data()
+    except RecursionError:
+        raise InvalidYamlError("lists or mappings nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date such as 2026-13-01
+        raise InvalidYamlError(str(error)) from None
