@@ -112,7 +112,7 @@ def run(step: SparkStep) -> None:
     context, config, dates = step.context, step.config, step.context.dates
     for table in (*_EVENTS, "raw_items"):
         if context.has(table):  # refuse drift before anything is written
-            typed_rows(step.read_unchecked(table), load_contract(table))
+            typed_rows(step.read_unchecked(table), _raw_contract(table, config))
     in_slice = F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))
     rows_in = {t: _rows_in(step, t, in_slice) for t in _EVENTS}
     raw_items = checked_items(step.read_unchecked("raw_items"), dates[0], dates[-1], config)
@@ -127,7 +127,7 @@ def run(step: SparkStep) -> None:
     for table in _EVENTS:
         if context.has(table):
             raw = step.read_unchecked(table).where(in_slice)
-            good[table], bad[table] = split_events(raw, load_contract(table), changes.known)
+            good[table], bad[table] = split_events(raw, _raw_contract(table, config), changes.known)
     quarantine = reduce(
         DataFrame.unionByName, [quarantine_rows(frame, table, context.run_id) for table, frame in bad.items()]
     ).coalesce(1)
@@ -171,6 +171,10 @@ def run(step: SparkStep) -> None:
     }  # fmt: skip
     if retry:
         step.write_slice("quarantine", quarantine)
+
+
+def _raw_contract(table: str, config: Config) -> Contract:
+    return with_passthrough(table, config) if table in ("raw_impressions", "raw_candidates") else load_contract(table)
 
 
 def _rows_in(step: SparkStep, table: str, in_slice: Column) -> int:

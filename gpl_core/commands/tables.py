@@ -38,7 +38,9 @@ def _tables() -> list[str]:
         for c in contract.columns:
             kind = c.type.replace("|", "\\|") + (f" of {c.length}" if c.length else "")
             bounds = ", ".join(c.allowed) or " to ".join("…" if v is None else f"{v:g}" for v in (c.min, c.max))
-            bounds = "" if bounds == "… to …" else bounds
+            size = "bytes" if c.type == "binary" else "characters"
+            longest = f"at most {c.max_length:,} {size}" if c.max_length is not None else ""
+            bounds = longest if bounds == "… to …" else bounds
             parts.append(f"| {c.name} | {kind} | {'yes' if c.nullable else 'no'} | {c.comment} | {c.unit} | {bounds} |")
         parts.append("")
     return parts

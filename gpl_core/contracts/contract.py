@@ -16,7 +16,6 @@ from importlib import resources
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-import yaml
 from pydantic import (
     AfterValidator,
     ConfigDict,
@@ -33,6 +32,7 @@ from pydantic.dataclasses import dataclass
 
 from gpl_core.contracts.problems import problems_of
 from gpl_core.contracts.types import arrow_type, spark_type
+from gpl_core.contracts.yaml_text import InvalidYamlError, read_yaml
 from gpl_core.errors import ContractError, UsageError
 
 CONTRACT_NAME = "gpl.contract"
@@ -57,7 +57,8 @@ class Column:
     """One column of a contract.
 
     `length` is the array length as a product of named dimensions (`"H*L"`); their values come with the run's
-    configuration. `min` and `max` bound the value, but not the elements of an array.
+    configuration. `min` and `max` bound the value, but not the elements of an array; `max_length` bounds the characters
+    of a string and the bytes of a binary.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Column:
     max: _Number | None = None
     allowed: tuple[_Text, ...] = ()
     length: str = ""
+    max_length: StrictInt | None = None
 
     def expected_length(self, dims: Mapping[str, int]) -> int | None:
         """Array length under `dims`, or None when the contract or `dims` leave it open."""
@@ -77,16 +79,18 @@ class Column:
             return None
         return math.prod(dims[name] for name in names)
 
-    def check_sql(self) -> str:
-        """The CHECK expression of this column, empty when there is nothing to check."""
+    def check_sql(self, value: str = "") -> str:
+        """The CHECK expression of this column, or of the SQL `value` in its place; empty: nothing to check."""
+        value = value or self.name
         literal = (lambda v: f"'{v}'") if self.type == "string" else str
         if self.allowed:
-            check = " OR ".join(f"{self.name} = {literal(v)}" for v in self.allowed)
+            check = " OR ".join(f"{value} = {literal(v)}" for v in self.allowed)
         else:
-            bounds = [(">=", self.min), ("<=", self.max)]
-            check = " AND ".join(f"{self.name} {sign} {bound}" for sign, bound in bounds if bound is not None)
+            size = f"{'octet_length' if self.type == 'binary' else 'length'}({value})"
+            bounds = [(value, ">=", self.min), (value, "<=", self.max), (size, "<=", self.max_length)]
+            check = " AND ".join(f"{what} {sign} {bound}" for what, sign, bound in bounds if bound is not None)
         # Delta considers a CHECK that is null violated.
-        return f"{self.name} IS NULL OR ({check})" if check and self.nullable else check
+        return f"{value} IS NULL OR ({check})" if check and self.nullable else check
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -210,9 +214,9 @@ def parse_contract(text: str, source: str) -> Contract:
         ContractError: lists everything that is wrong with it, naming `source`.
     """
     try:
-        body = yaml.safe_load(text)
+        body = read_yaml(text)
         return TypeAdapter(Contract).validate_python(body)
-    except yaml.YAMLError as error:
+    except InvalidYamlError as error:
         raise ContractError(f"contract {source}: not valid YAML: {error}") from None
     except ValidationError as error:
         raise ContractError(f"contract {source}: " + "; ".join(problems_of(error, Contract, body))) from None

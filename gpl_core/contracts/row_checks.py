@@ -87,6 +87,9 @@ def _check_column(
         note(f">= {column.min}", pc.less(values, column.min))
     if column.max is not None:
         note(f"<= {column.max}", pc.greater(values, column.max))
+    if column.max_length is not None:
+        size = pc.utf8_length if column.type == "string" else pc.binary_length
+        note(f"length <= {column.max_length}", pc.greater(size(values), column.max_length))
     return found
 
 

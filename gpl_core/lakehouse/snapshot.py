@@ -162,7 +162,7 @@ class Snapshot:
     def slices(self) -> tuple[date, ...]:
         """The dates that have at least one live file, ascending; a platform's rows without a usable date have none."""
         named = {f.partition["dt"] for f in self.files}
-        return tuple(sorted(date.fromisoformat(d) for d in named if re.fullmatch(r"\d{4}-\d\d-\d\d", d)))
+        return tuple(sorted(date.fromisoformat(d) for d in named if re.fullmatch(r"(?!0000)\d{4}-\d\d-\d\d", d)))
 
     def uris(self, files: Iterable[DataFile]) -> list[str]:
         """Absolute locations of `files`, as Petastorm and pyarrow take them."""

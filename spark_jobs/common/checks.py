@@ -15,7 +15,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from gpl_core.contracts.contract import Contract
+from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ContractError
 from spark_jobs.common.columns import broadcast_if_few
 from spark_jobs.step import schema_drift, spark_schema
@@ -29,6 +29,7 @@ _CASTS: tuple[tuple[type[T.DataType], tuple[type[T.DataType], ...]], ...] = (
 )
 KNOWN_ITEM = "item_id_is_known"
 _IDS = ("request_id", "item_id", "user_id", "channel", "kind")
+_EXCERPT = 100  # characters of a bad value that a message repeats
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Chec
     """(`raw` in the contract's types beside `_raw`, the checks that need no other table).
 
     A column of another, castable type is cast row by row; a row whose value does not survive the cast fails
-    `<column>_has_valid_type`. Columns that the contract allows to be null may be missing.
+    `<column>_has_valid_type`. Columns that the contract allows to be null may be missing. Values must also be legal in
+    the table that ingest makes of this one, whose CHECK constraints would stop the whole date.
 
     Raises:
         ContractError: a column is missing, or its type cannot be cast; shows both types, column by column.
@@ -91,6 +93,7 @@ def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Chec
         text = F.lit(f"{field.name} {message}") if isinstance(message, str) else message
         checks.append(Check(bad, f"{field.name}_{rule}", text, (field.name,)))
 
+    written = load_contract(contract.name.removeprefix("raw_"))
     for field in spark_schema(contract):
         column = contract.column(field.name)
         if field.name not in raw.columns:
@@ -103,21 +106,41 @@ def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Chec
         else:
             typed.append(_cast(source, have, field.dataType).alias(field.name))
             lost = F.col(field.name).isNull() & source.isNotNull()
-            message = F.concat(F.lit("'"), source.cast("string"), F.lit(f"' is not a {column.type}"))
+            message = F.concat(F.lit("'"), _excerpt(source), F.lit(f"' is not a {column.type}"))
             check(lost, "has_valid_type", message)
         if not column.nullable:
             check(source.isNull(), "is_not_null", "is null")
+        if isinstance(have, T.StringType) and have == field.dataType:
+            check(~F.is_valid_utf8(field.name), "is_valid_text", "is not text in UTF-8")
         if field.name in _IDS and isinstance(field.dataType, T.StringType):
             check(F.col(field.name) == "", "is_not_empty", "is empty")
         if isinstance(field.dataType, T.FractionalType):
             check(F.isnan(field.name) | (F.abs(field.name) == float("inf")), "is_finite", "is not a finite number")
-        if expected := column.check_sql():
-            value = F.col(field.name).cast("string")
-            message = F.concat(F.lit(f"{field.name} is "), value, F.lit(f", expected {expected}"))
-            check(~F.expr(expected), "is_in_list" if column.allowed else "is_in_range", message)
-    extra = [c for c in raw.columns if c not in contract.column_names]
+        for expected in dict.fromkeys((column.check_sql(), _written_check(written, field))):
+            if expected and column.max_length is not None:
+                size = F.length(field.name).cast("string")
+                message = F.concat(F.lit(f"{field.name} has the length "), size, F.lit(f", expected {expected}"))
+                check(~F.expr(expected), "is_short_enough", message)
+            elif expected:
+                value = _excerpt(F.col(field.name))
+                message = F.concat(F.lit(f"{field.name} is "), value, F.lit(f", expected {expected}"))
+                check(~F.expr(expected), "is_in_list" if column.allowed else "is_in_range", message)
     wide = raw.select(F.struct(*[F.col(f"`{c}`") for c in raw.columns]).alias(RAW))
-    return wide.select(*typed, *[F.col(f"{RAW}.`{c}`").alias(c) for c in extra], RAW), checks
+    return wide.select(*typed, RAW), checks
+
+
+def _written_check(written: Contract, field: T.StructField) -> str:
+    """What the table that is written asks of a raw column: times are written as microseconds."""
+    if field.name not in written.column_names:
+        return ""
+    column = written.column(field.name)
+    is_micros = column.type == "long" and isinstance(field.dataType, T.TimestampType)
+    return column.check_sql(f"unix_micros({field.name})" if is_micros else "")
+
+
+def _excerpt(value: Column) -> Column:
+    """The start of a value as text that every reader of Parquet takes."""
+    return F.make_valid_utf8(F.substring(value.cast("string"), 1, _EXCERPT))
 
 
 def castable(have: T.DataType, wanted: T.DataType) -> bool:
@@ -149,7 +172,7 @@ def inside_slice() -> Check:
 def known_item() -> Check:
     """The item is in table items: `item_index` was joined."""
     unknown = F.col("item_index").isNull() & (F.col("item_id") != "")
-    message = F.concat(F.lit("no item "), F.col("item_id"), F.lit(" in table items"))
+    message = F.concat(F.lit("no item "), _excerpt(F.col("item_id")), F.lit(" in table items"))
     return Check(unknown, KNOWN_ITEM, message, ("item_id",))
 
 

@@ -10,6 +10,7 @@ from gpl_core.contracts.contract import Column as ContractColumn
 from gpl_core.contracts.contract import Contract, load_contract
 
 _NEUTRAL = {"int": "0", "long": "0L", "float": "0.0F", "double": "0.0D", "string": "''", "boolean": "false"}
+_MOST_CHARACTERS = 4096  # of a text that is passed through
 _MOST_BROADCAST = 500_000  # numbers or user ids: a hash table of 16 to 50 MB
 
 
@@ -43,7 +44,10 @@ def sids_in_force(item_sids: DataFrame, sid_version: str) -> DataFrame:
 def with_passthrough(table: str, config: Config) -> Contract:
     """The contract of `table` with the columns of `feed.passthrough`."""
     comment = "Passed through from the raw tables (feed.passthrough)"
-    extra = [ContractColumn(n, kind, nullable=True, comment=comment) for n, kind in config.feed.passthrough.items()]
+    extra = [
+        ContractColumn(n, kind, True, comment, max_length=_MOST_CHARACTERS if kind == "string" else None)
+        for n, kind in config.feed.passthrough.items()
+    ]
     return load_contract(table).with_columns(tuple(extra))
 
 

@@ -15,7 +15,6 @@ from spark_jobs.common.checks import Check, Checked, split, typed_rows
 from spark_jobs.common.columns import only_row
 
 _IDS_PER_TASK = 1_000_000
-_TEXT_MAX_CHARS = 2000  # more than any text encoder here reads
 _TEXT = ("title", "brand", "category", "description")
 
 
@@ -44,6 +43,9 @@ def checked_items(raw: DataFrame, start: date, until: date, config: Config) -> C
         )  # fmt: skip
         bad = F.size("image_embedding") != length
         checks.append(Check(bad, "image_embedding_has_valid_length", message, ("image_embedding",)))
+        strange = F.exists("image_embedding", lambda x: x.isNull() | F.isnan(x) | (F.abs(x) == float("inf")))
+        message = F.lit("image_embedding holds null, NaN or infinity")
+        checks.append(Check(strange, "image_embedding_is_finite", message, ("image_embedding",)))
     message = F.lit("title, description, category and picture are all empty: nothing to encode")
     columns = ("title", "description", "category", "image", "image_uri")
     return Checked.of(frame, [*checks, Check(no_text & no_picture, "item_has_content", message, columns)])
@@ -60,7 +62,7 @@ def latest_items(checked: Checked, config: Config) -> tuple[DataFrame, DataFrame
     frame = good.select(
         "item_id",
         *[clean(c).alias(c) for c in _TEXT],
-        F.substring(text, 1, _TEXT_MAX_CHARS).alias("text"),
+        F.substring(text, 1, load_contract("items").column("text").max_length or 0).alias("text"),
         F.coalesce("image", F.lit(b"")).alias("image"),
         F.coalesce(F.trim("image_uri"), F.lit("")).alias("image_uri"),
         F.coalesce(given, F.array_repeat(F.lit(0.0).cast("float"), max(1, length))).alias("image_embedding"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -123,6 +124,20 @@ def test_select_covers_the_dates_it_says(lake):
     assert days(start=DAY + 9 * ONE) == []
     assert days(where={"dt": names[2]}) == names[2:3]
     assert snapshot.slices() == tuple(DAY + i * ONE for i in range(4))
+
+
+def test_dates_that_no_calendar_of_python_holds_belong_to_no_slice(lake, tmp_path):
+    """The log of a platform's table may name them: they must not stop the others."""
+    put(lake, TABLE, 1)
+    log = Path(lake.uri(TABLE), "_delta_log", f"{1:020d}.json")
+    lines = log.read_text().splitlines()
+    (added,) = [json.loads(line) for line in lines if line.startswith('{"add"')]
+    for number, day in enumerate(("+10000-01-01", "-0001-01-01", "0000-01-01")):
+        added["add"] |= {"path": f"other-{number}.parquet", "partitionValues": {"dt": day}}
+        lines.append(json.dumps(added))
+    log.write_text("\n".join(lines))
+    assert len(lake.open(TABLE).files) == 4
+    assert lake.open(TABLE).slices() == (DAY,)
 
 
 def test_as_of_leaves_out_files_that_hold_nothing_earlier_and_keeps_those_without_statistics(lake, tmp_path):
