@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from gpl_core.config import Config
+from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.snapshot import Snapshot
@@ -25,6 +26,7 @@ from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
 _COLUMNS = ["item_index", "text", "image", "image_uri", "image_embedding", "content_hash", "updated_at"]
+_MOST_TEXT = load_contract("items").column("text").max_length
 _ITEMS = 2048  # encoded at a time: bounds memory, pictures included
 
 
@@ -42,9 +44,11 @@ def encoder_parts(config: Config) -> list[EncoderPart]:
 def run(context: StepContext, ranks: Ranks) -> None:
     """Encode this rank's share of the items that are new or changed, and commit once."""
     with ranks.together():
+        settings, house = context.config.encoder, context.config.lakehouse
         encoder = build_encoder(
-            encoder_parts(context.config), batch_size=context.config.encoder.batch_size, device=str(ranks.device)
-        )
+            encoder_parts(context.config), batch_size=settings.batch_size, device=str(ranks.device),
+            prefixes=[p for p in (house.root, house.shadow.of, *settings.image_prefixes) if p],
+        )  # fmt: skip
         contract = context.contract("item_embeddings")
         known = _known(context, encoder.version)
         writer = context.lake.writer(
@@ -114,7 +118,7 @@ def _share(files: tuple[DataFile, ...], ranks: Ranks) -> tuple[tuple[DataFile, .
 
 def _contents(batch: Mapping[str, np.ndarray]) -> list[ItemContent]:
     return [
-        ItemContent(int(index), str(text), bytes(image) or None, str(uri) or None, vector)
+        ItemContent(int(index), text[:_MOST_TEXT], image or None, uri or None, vector)
         for index, text, image, uri, vector in zip(
             batch["item_index"],
             batch["text"],
@@ -130,7 +134,7 @@ def _rows(batch: Mapping[str, np.ndarray], vectors: np.ndarray, kept: np.ndarray
     return pa.table(
         {
             "item_index": pa.array(batch["item_index"][kept].astype(np.int32)),
-            "content_hash": pa.array([str(h) for h in batch["content_hash"][kept]], pa.string()),
+            "content_hash": pa.array(batch["content_hash"][kept], pa.string()),
             "embedding": list_array(vectors[kept], pa.float32()),
             "updated_at": pa.array(batch["updated_at"][kept].astype(np.int64)),
         }

@@ -163,6 +163,16 @@ class Encoder(Section):
         default=(EncoderPartSettings(name="minilm"),), min_length=1, description="Encoders whose vectors are joined"
     )
     batch_size: Positive = Knob(default=64, description="Items encoded at a time; changes vectors by rounding at most")
+    image_prefixes: tuple[str, ...] = Field(
+        default=(),
+        description="Folders and URIs, such as s3://bucket/pictures, under which image_uri may lie besides "
+        "lakehouse.root; items with another image_uri are rejected",
+    )
+
+    @field_validator("image_prefixes")
+    @classmethod
+    def _from_anywhere(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_absolute, prefixes))
 
 
 class TokenizerGates(Section):

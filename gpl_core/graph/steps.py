@@ -131,7 +131,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "train_tokenizer", "deepspeed",
         reads=(Read("item_embeddings", "lookup"),),
-        publishes="tokenizer", settings=lambda c: (c.tokenizer, c.run.seed, c.encoder),
+        publishes="tokenizer", settings=lambda c: (c.tokenizer, c.run.seed, {"parts": c.encoder.parts}),
         refresh=lambda c: c.tokenizer.refresh_days, retrains_on_new_data=False,
     ),
     Step(

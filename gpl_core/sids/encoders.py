@@ -125,15 +125,17 @@ class PrecomputedEncoder:
         return PartVectors(out, rejected)
 
 
-def build_encoder(parts: Sequence[EncoderPart], *, batch_size: int = 64, device: str = "cpu") -> FusionEncoder:
-    """The encoder that ``parts`` describe; models are loaded from local files only.
+def build_encoder(
+    parts: Sequence[EncoderPart], *, batch_size: int = 64, device: str = "cpu", prefixes: Sequence[str] = ()
+) -> FusionEncoder:
+    """The encoder that ``parts`` describe; models are loaded from local files only, pictures from under ``prefixes``.
 
     Raises UsageError for an unknown or missing option, MissingInputError where a model's files are absent.
     """
-    return FusionEncoder([_build_part(p, batch_size, device) for p in parts], [p.weight for p in parts])
+    return FusionEncoder([_build_part(p, batch_size, device, prefixes) for p in parts], [p.weight for p in parts])
 
 
-def _build_part(part: EncoderPart, batch_size: int, device: str) -> PartEncoder:
+def _build_part(part: EncoderPart, batch_size: int, device: str, prefixes: Sequence[str]) -> PartEncoder:
     # Models are imported here: a precomputed column needs neither transformers nor scikit-image.
     options = _options(part)
     if part.name == "precomputed":
@@ -143,11 +145,11 @@ def _build_part(part: EncoderPart, batch_size: int, device: str) -> PartEncoder:
     if part.name == "hog_color":
         from gpl_core.sids.pictures import HogColorEncoder
 
-        return HogColorEncoder(**options)
+        return HogColorEncoder(prefixes=prefixes, **options)
     from gpl_core.sids.text_models import ClipEncoder, TextEncoder, minilm_folder
 
     if part.name == "hf_clip":
-        return ClipEncoder(_folder(part), batch_size=batch_size, device=device, **options)
+        return ClipEncoder(_folder(part), batch_size=batch_size, device=device, prefixes=prefixes, **options)
     if part.name == "hf_text":
         return TextEncoder("hf_text", _folder(part), batch_size=batch_size, device=device, **options)
     options.setdefault("max_tokens", 256)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import re
+import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +25,9 @@ from gpl_core.sids.item_content import ItemContent, PartVectors
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _CELLS = 4
 _BINS = 4
+# What leads out of a prefix: chained file systems, relative paths, `..` that a server may resolve.
+_ESCAPES = re.compile(r"(?i)::|^file:|(\.|%2e){2}(/|\\|%2f|$)")
+_SECONDS = 30.0  # a location that has not answered by then is given up
 Prepared = TypeVar("Prepared")
 
 
@@ -28,10 +36,16 @@ class PictureError(ValueError):
 
 
 class PictureReader:
-    """Decodes pictures under limits: bytes read, and pixels before they are decoded (the decode bomb guard)."""
+    """Decodes pictures under limits: where they may lie, bytes and seconds of reading, and pixels before they are
+    decoded (the decode bomb guard).
 
-    def __init__(self, max_bytes: int = 8_000_000, max_pixels: int = 32_000_000) -> None:
-        self.max_bytes, self.max_pixels = max_bytes, max_pixels
+    ``prefixes``: folders and URIs; what does not lie under one of them is not opened.
+    """
+
+    def __init__(
+        self, max_bytes: int = 8_000_000, max_pixels: int = 32_000_000, prefixes: Sequence[str] = ()
+    ) -> None:  # fmt: skip
+        self.max_bytes, self.max_pixels, self._prefixes = max_bytes, max_pixels, tuple(prefixes)
 
     def read(self, item: ItemContent) -> Image.Image | None:
         """The item's picture in RGB over white, None where it has none. Raises PictureError."""
@@ -77,11 +91,42 @@ class PictureReader:
                 yield from pool.map(prepared, items[start : start + 16 * ahead])
 
     def _fetch(self, uri: str) -> bytes:
-        try:
-            with fsspec.open(uri, "rb") as file:
+        """The bytes at ``uri``. One error for all that can go wrong: a row must not find out which files there are."""
+        found: list[bytes] = []
+
+        def read() -> None:
+            with contextlib.suppress(Exception):  # each file system has its own
+                found.append(self._bytes_at(uri))
+
+        thread = threading.Thread(target=read, daemon=True)  # a read that hangs cannot be ended
+        thread.start()
+        thread.join(_SECONDS)
+        if not found:
+            raise PictureError("the picture's location cannot be read, or is not under encoder.image_prefixes")
+        return found[0]
+
+    def _bytes_at(self, uri: str) -> bytes:
+        path = local_path(uri)
+        if path is None:
+            if not any(uri.startswith(p.rstrip("/") + "/") for p in self._prefixes) or _ESCAPES.search(uri):
+                raise PermissionError
+            options = {"allow_redirects": False} if uri.startswith("http") else {}  # to what no prefix allows
+            with fsspec.open(uri, "rb", **options) as file:
                 return file.read(self.max_bytes + 1)
-        except Exception as error:  # each file system has its own
-            raise PictureError(f"the picture's location cannot be read ({type(error).__name__})") from error
+        path = os.path.realpath(path)
+        folders = [os.path.realpath(folder) for p in self._prefixes if (folder := local_path(p)) is not None]
+        if not any(os.path.commonpath([path, folder]) == folder for folder in folders):
+            raise PermissionError
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would wait, a device never end
+            raise PermissionError
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+            return file.read(self.max_bytes + 1)
+
+
+def local_path(location: str) -> str | None:
+    """The path of an absolute location on this machine, None for any other."""
+    path = location.removeprefix("file://")
+    return path if path.startswith("/") else None
 
 
 class HogColorEncoder:
@@ -91,11 +136,13 @@ class HogColorEncoder:
     name = "hog_color"
     lacking = "no picture"
 
-    def __init__(self, size: int = 64, max_bytes: int = 8_000_000, max_pixels: int = 32_000_000) -> None:
+    def __init__(
+        self, size: int = 64, max_bytes: int = 8_000_000, max_pixels: int = 32_000_000, prefixes: Sequence[str] = ()
+    ) -> None:  # fmt: skip
         """``size``: pictures are scaled to size x size pixels. Raises UsageError below 8."""
         if size < 2 * _CELLS:
             raise UsageError(f"encoder.parts.hog_color.options.size: {size}, expected at least {2 * _CELLS} pixels.")
-        self._size, self._reader = size, PictureReader(max_bytes, max_pixels)
+        self._size, self._reader = size, PictureReader(max_bytes, max_pixels, prefixes)
         self.dim = len(self._describe(Image.new("RGB", (size, size), "red")))
 
     @property

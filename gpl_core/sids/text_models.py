@@ -142,6 +142,7 @@ class ClipEncoder:
         device: str = "cpu",
         max_bytes: int = 8_000_000,
         max_pixels: int = 32_000_000,
+        prefixes: Sequence[str] = (),
     ) -> None:
         self._batch_size, self._device = batch_size, torch.device(device)
         self._weights = {"text": text_weight, "image": image_weight}
@@ -158,7 +159,7 @@ class ClipEncoder:
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
         self._max_tokens = int(self._model.config.text_config.max_position_embeddings)
-        self._reader = PictureReader(max_bytes, max_pixels)
+        self._reader = PictureReader(max_bytes, max_pixels, prefixes)
         self._files = _hash_files(folder)
         self.dim = self._text_features(["a"]).shape[1]
 

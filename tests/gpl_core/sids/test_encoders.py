@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from tokenizers import Tokenizer as TokenizerFile
 from tokenizers.models import WordLevel
@@ -24,7 +28,8 @@ from transformers import (
 )
 
 from gpl_core.errors import MissingInputError, UsageError
-from gpl_core.sids.encoders import EncoderPart, FusionEncoder, build_encoder
+from gpl_core.sids import pictures
+from gpl_core.sids.encoders import EncodedItems, EncoderPart, FusionEncoder, build_encoder
 from gpl_core.sids.item_content import ItemContent, PartVectors
 from gpl_core.sids.pictures import PictureReader
 
@@ -209,13 +214,76 @@ def test_pictures_of_one_color_are_nearer_than_pictures_of_two():
     np.testing.assert_array_equal(encoder.encode(items[2:]).vectors[0], found[2])
 
 
+UNREADABLE = "hog_color: the picture's location cannot be read, or is not under encoder.image_prefixes"
+
+
+def located(uris: Sequence[str], *prefixes: str, **options: int) -> EncodedItems:
+    """Items whose pictures lie at `uris`, encoded with these prefixes allowed."""
+    items = [ItemContent(n, image_uri=uri) for n, uri in enumerate(uris)]
+    return build_encoder([EncoderPart("hog_color", options=options)], prefixes=prefixes).encode(items)
+
+
 def test_pictures_come_from_bytes_or_a_location(tmp_path):
     (tmp_path / "a.jpg").write_bytes(picture(kind="JPEG"))
-    items = [ItemContent(0, image=picture(kind="JPEG")), ItemContent(1, image_uri=f"file://{tmp_path}/a.jpg"),
-             ItemContent(2, image_uri=f"file://{tmp_path}/none.jpg")]  # fmt: skip
-    found = build_encoder([EncoderPart("hog_color")]).encode(items)
-    np.testing.assert_array_equal(found.vectors[0], found.vectors[1])
-    assert found.rejected == {2: "hog_color: the picture's location cannot be read (FileNotFoundError)"}
+    inside = build_encoder([EncoderPart("hog_color")]).encode([ItemContent(0, image=picture(kind="JPEG"))])
+    found = located([f"file://{tmp_path}/a.jpg", f"{tmp_path}/a.jpg"], str(tmp_path))
+    assert not found.rejected
+    for vector in found.vectors:
+        np.testing.assert_array_equal(vector, inside.vectors[0])
+
+
+def test_only_regular_files_under_an_allowed_folder_are_opened(tmp_path):
+    """Whatever else a row names has one answer, that of a file that is not there; nothing waits, nothing is read."""
+    allowed, other = tmp_path / "allowed", tmp_path / "allowed-not"
+    for folder in (allowed / "deep", other):
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(picture())
+    (allowed / "link.png").symlink_to(allowed / "deep" / "a.png")
+    (allowed / "out.png").symlink_to(other / "a.png")
+    (allowed / "door").symlink_to(other)
+    os.mkfifo(allowed / "fifo")
+    good = [f"{allowed}/deep/a.png", f"file://{allowed}/link.png", f"{allowed}/deep/../deep/a.png"]
+    bad = [
+        f"{allowed}/none.png", f"{other}/a.png", f"{other}/none.png", f"{allowed}/out.png", f"{allowed}/door/a.png",
+        f"{allowed}/../allowed-not/a.png", f"{allowed}/fifo", f"{allowed}/deep", "/dev/zero", "/proc/self/environ",
+        "allowed/deep/a.png", f"file:{allowed}/deep/a.png", f"local://{allowed}/deep/a.png", "file://localhost/etc/passwd",
+        f"simplecache::file://{allowed}/deep/a.png", "http://127.0.0.1:1/a.png", "s3://bucket/a.png", "nonsense://a",
+        f"{allowed}/a\0.png", "\U0001f600", "x" * 10_000_000,
+    ]  # fmt: skip
+    found = located([*good, *bad], str(allowed))
+    assert set(found.rejected) == set(range(len(good), len(good) + len(bad)))
+    assert set(found.rejected.values()) == {UNREADABLE}
+    assert set(located(good).rejected.values()) == {UNREADABLE}, "nothing is allowed by itself"
+
+
+def test_other_stores_are_read_under_their_prefix_alone():
+    store = fsspec.filesystem("memory")
+    for path in ("/shop/a.png", "/shop-2/a.png", "/secret/a.png"):
+        store.pipe_file(path, picture())
+    uris = [
+        "memory://shop/a.png", "memory://shop-2/a.png", "memory://secret/a.png", "memory://shop/../secret/a.png",
+        "memory://shop/%2E%2e/secret/a.png", "memory://shop/x::memory://secret/a.png",
+    ]  # fmt: skip
+    for prefix in ("memory://shop", "memory://shop/"):
+        assert located(uris, prefix).rejected == dict.fromkeys(range(1, len(uris)), UNREADABLE)
+
+
+def test_a_location_that_does_not_answer_is_given_up(monkeypatch):
+    held = threading.Event()
+
+    class Hanging(MemoryFileSystem):
+        protocol = "hanging"
+
+        def _open(self, *args, **kwargs):
+            held.wait()
+            raise OSError
+
+    fsspec.register_implementation("hanging", Hanging, clobber=True)
+    monkeypatch.setattr(pictures, "_SECONDS", 0.01)
+    try:
+        assert located(["hanging://shop/a.png"], "hanging://shop").rejected == {0: UNREADABLE}
+    finally:
+        held.set()
 
 
 def test_broken_and_oversized_pictures_are_rejected_before_they_are_decoded():
@@ -243,9 +311,7 @@ def test_broken_and_oversized_pictures_are_rejected_before_they_are_decoded():
 
 def test_a_location_is_read_no_further_than_the_limit(tmp_path):
     (tmp_path / "big.png").write_bytes(picture() + b"x" * 5000)
-    found = build_encoder([EncoderPart("hog_color", options={"max_bytes": 3000})]).encode(
-        [ItemContent(0, image_uri=f"file://{tmp_path}/big.png")]
-    )
+    found = located([f"file://{tmp_path}/big.png"], str(tmp_path), max_bytes=3000)
     assert found.rejected == {0: "hog_color: the picture has more than 3000 bytes"}
 
 
