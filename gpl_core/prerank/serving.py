@@ -60,8 +60,9 @@ class ServedModel:
         self, user_ids: list[str], item_index: npt.NDArray[np.integer], pair: Float32 | None = None
     ) -> Float32:
         """Logits [n] of n (user, item) pairs."""
-        names, row = np.unique(np.asarray(user_ids, dtype=object).astype(str), return_inverse=True)
-        users, vectors = self.users(names.tolist())[row], self.items[item_index]
+        row_of = {user: row for row, user in enumerate(dict.fromkeys(user_ids))}
+        row = np.fromiter((row_of[user] for user in user_ids), np.int64, len(user_ids))
+        users, vectors = self.users(list(row_of))[row], self.items[item_index]
         return self._logits(np.einsum("nm,nm->n", users, vectors[:, :-1]), vectors, pair)
 
     def _logits(self, products: Float32, vectors: Float32, pair: Float32 | None) -> Float32:

@@ -146,7 +146,7 @@ def _write(folder: Path, snapshot: Snapshot, files: tuple[DataFile, ...], newest
             continue
         embedding = np.asarray(batch["embedding"][keep], dtype=np.float32)
         if vectors is None or hashes is None:
-            width = max(len(h) for h in batch["content_hash"])
+            width = snapshot.contract.column("content_hash").max_length
             shape = (len(items), embedding.shape[1])
             vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, shape)
             hashes = np.lib.format.open_memmap(folder / "content_hash.npy", "w+", f"<U{width}", shape[:1])
