@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,11 +127,25 @@ def start_ranks() -> Ranks:
     # On the CPU DeepSpeed would first compile a shared-memory all-reduce: a minute on two cores, repeated for every
     # other version of `ninja` on PATH, with a lock file that a killed process leaves behind. gloo is enough for us.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if cuda else "gloo", timeout=timedelta(minutes=30), verbose=False
-    )  # fmt: skip
+    backend, limit = "nccl" if cuda else "gloo", timedelta(minutes=30)
+    if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost") and not dist.is_initialized():
+        _meet_on_this_machine(backend, limit)
+    deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False)
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _meet_on_this_machine(backend: str, limit: timedelta) -> None:
+    """Join the process group without listening beyond loopback: by itself torch's store listens on every interface."""
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+    rank, size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    listening = socket.create_server(("127.0.0.1", port)) if rank == 0 else None
+    store = dist.TCPStore(
+        "127.0.0.1", listening.getsockname()[1] if listening else port, size, rank == 0, limit,
+        master_listen_fd=listening.detach() if listening else None,
+    )  # fmt: skip
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
 
 
 @contextmanager

@@ -30,8 +30,11 @@ _DEFAULTS = {
     # Otherwise PySpark walks the stack and calls the JVM twice more per column expression: a fifth of a short job.
     "spark.python.sql.dataFrameDebugging.enabled": "false",
 }
-# On one machine Delta's default of 50 log partitions, and 200 shuffle partitions, are most of the run time.
+# On one machine nobody else has to reach the driver, and Delta's default of 50 log partitions, and 200 shuffle
+# partitions, are most of the run time.
 _LOCAL_DEFAULTS = {
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
     "spark.databricks.delta.snapshotPartitions": "2",
     "spark.sql.shuffle.partitions": "4",
     "spark.ui.enabled": "false",

@@ -146,9 +146,11 @@ def environment(config: Config) -> dict[str, str]:
     """Environment variables added to ours: this Python for Spark's driver, then those of the configuration.
 
     By default idle OpenMP threads busy-wait. On shared cores that made training the interest model take four times the
-    CPU time, so they sleep.
+    CPU time, so they sleep. With a local master Spark's ports, its UI's too, are for this machine alone.
     """
-    return {"PYSPARK_PYTHON": sys.executable, "OMP_WAIT_POLICY": "PASSIVE", **config.launch.env}
+    local = any(a.removeprefix("--master=").startswith("local") for a in config.launch.spark_submit)
+    ours = {"PYSPARK_PYTHON": sys.executable, "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**ours, **({"SPARK_LOCAL_IP": "127.0.0.1"} if local else {}), **config.launch.env}
 
 
 def with_free_port(arguments: Sequence[str]) -> list[str]:

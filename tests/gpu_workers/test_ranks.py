@@ -28,7 +28,7 @@ from gpl_core.errors import GateError
 from gpu_workers.outputs import commit_parts
 from gpu_workers.ranks import seed_everything
 from gpu_workers.worker import worker_main
-from tests.support import DIMS, data_table, legal_rows
+from tests.support import DIMS, data_table, legal_rows, listening
 
 TEXTS = ["", "plain", "\\u043a\\u043b\\u044e\\u0447 \\u2615", "\\0", "x" * 200_000, "[1, 2]"]
 
@@ -52,6 +52,7 @@ def body(context, ranks):
     said["gathered"] = [ranks.gather_text(t if ranks.rank else "") for t in TEXTS] == [["", t] for t in TEXTS]
     said["nobody"] = ranks.gather_text("")
     said["reduced"] = [f(float(ranks.rank + 1)) for f in (ranks.max, ranks.sum)]
+    said["listening"] = sorted(listening(os.getpid()))
     with ranks.together():
         pass
     seed_everything(7)
@@ -120,6 +121,11 @@ def test_two_ranks_hear_each_other(outcome):
         assert rank["nobody"] == ["", ""]
         assert rank["reduced"] == [2.0, 3.0]
     assert ranks[0]["drawn"] == ranks[1]["drawn"]
+
+
+@pytest.mark.deepspeed
+def test_ranks_of_one_machine_listen_on_loopback_alone(outcome):
+    assert [r["listening"] for r in outcome.said["done"]] == [["127.0.0.1"]] * 2, outcome.text[-3000:]
 
 
 @pytest.mark.deepspeed

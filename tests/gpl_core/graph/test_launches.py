@@ -169,10 +169,20 @@ def test_a_printed_command_is_one_that_a_shell_reads_back():
 
 def test_the_environment_is_this_python_and_the_configurations(tmp_path):
     config = small_config(tmp_path)
-    ours = {"PYSPARK_PYTHON": sys.executable, "OMP_WAIT_POLICY": "PASSIVE"}
+    ours = {"PYSPARK_PYTHON": sys.executable, "OMP_WAIT_POLICY": "PASSIVE", "SPARK_LOCAL_IP": "127.0.0.1"}
     assert environment(config) == {"DS_ACCELERATOR": "cpu", **ours}
     config = small_config(tmp_path, {"launch": {"env": {"OMP_WAIT_POLICY": "ACTIVE"}}})
     assert environment(config)["OMP_WAIT_POLICY"] == "ACTIVE", "the configuration wins"
+
+
+@pytest.mark.parametrize(
+    ("master", "local"),
+    [(["--master", "local[2]"], True), (["--master=local[*]"], True), (["--master", "yarn"], False), ([], False),
+     (["--master", "spark://localhost:7077"], False)],
+)  # fmt: skip
+def test_with_a_local_master_sparks_ports_are_for_this_machine_alone(tmp_path, master, local):
+    config = small_config(tmp_path, {"launch": {"spark_submit": master}})
+    assert ("SPARK_LOCAL_IP" in environment(config)) is local
 
 
 def test_a_local_deepspeed_gets_a_port_that_is_free():
