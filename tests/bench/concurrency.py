@@ -57,7 +57,7 @@ class Overlaps:
         return max(p.parent.name for p in (self.pairs.lake / "artifacts" / kind).glob("*/manifest.json"))
 
     def plan(self) -> Iterator[Pair]:
-        """Every pair once; `run` goes round until there are enough."""
+        """Every pair once; `run` adds the cheap ones again, at other distances, until there are enough."""
         forget, retry, jobs = f"forget --user {self.user}", "quarantine retry", [s.name for s in STEPS]
         rollback = f"rollback calibrator {self.version('calibrator')}"
         promote = rollback.replace("rollback", "promote")
@@ -92,7 +92,7 @@ class Overlaps:
         plan, rng, clock = list(self.plan()), random.Random(seed), time.monotonic()
         for number in range(count):
             share = 0.7 * rng.random()
-            rest = [p for p in plan if not p.launched]
+            rest = [p for p in plan if kind_of(p) == "forks"]
             pair = plan[number] if number < len(plan) else rest[(number - len(plan)) % len(rest)]
             if number in found or only not in ("", kind_of(pair)) or time.monotonic() - clock > seconds:
                 continue
