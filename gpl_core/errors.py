@@ -79,7 +79,7 @@ _CAUSES: tuple[tuple[type[GplError], tuple[str, ...], str], ...] = (
     (UsageError, ("URL scheme is not allowed",), "set AWS_ALLOW_HTTP=true for an AWS_ENDPOINT_URL without TLS"),
     (GplError, ("Generic S3 error", "AWS Error"), "check the object store, its credentials and AWS_ENDPOINT_URL"),
     (
-        ContractError, ("[FAILED_READ_FILE", "Parquet error"),
+        ContractError, ("[FAILED_READ_FILE", "Parquet error", "Parquet argument error"),
         "restore that file from a copy, or write its slice again: run the step that wrote it with --force",
     ),
 )  # fmt: skip

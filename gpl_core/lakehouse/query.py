@@ -116,7 +116,7 @@ class Query:
     def _explained(self, error: Exception) -> Exception:
         message, known = plain(error), classified(error)
         if isinstance(known, GplError):
-            return known
+            return type(known)(f"SQL on {', '.join(sorted(self.versions))}: {known}")
         if missing := re.search(r"table '(?:[\w$]+\.)*(\w+)' not found", message):
             name = missing[1]
             if name in all_contracts():

@@ -229,9 +229,11 @@ class Snapshot:
         """A block that reads the data file `uri`; ContractError names it when it is gone or no Parquet."""
         try:
             yield
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowInvalid) as error:
             if isinstance(error, FileNotFoundError):
                 what = "is gone: it was vacuumed, or deleted"
+            elif isinstance(error, OSError) and error.errno:  # of the disk; pyarrow's own, about the content, has none
+                raise
             else:
                 what = f"cannot be read ({str(error).splitlines()[0]})"
             raise ContractError(
