@@ -105,7 +105,13 @@ def test_a_damaged_commit_before_a_checkpoint_is_named_where_the_log_is_read(tmp
         made.open("user_stats").marks()
 
 
-@pytest.mark.parametrize("damage", [emptied, truncated, Path.unlink])
+def footer_garbled(path: Path) -> None:
+    """Leave a Parquet file whose footer has its length and no meaning: pyarrow calls that an OSError."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-60] + b"\xff" * 52 + content[-8:])
+
+
+@pytest.mark.parametrize("damage", [emptied, truncated, footer_garbled, Path.unlink])
 def test_a_damaged_data_file_is_named(gpl, lake, damage):
     (path,) = (lake / "tables" / "pseudo_labels").rglob("*.parquet")
     damage(path)
