@@ -103,7 +103,8 @@ def _table(lake: Lake, contract: Contract) -> Iterator[Finding]:
 
     if not lake.exists(name):
         absent = f"there is no Delta table at {uri}"
-        if _holds_parquet(uri):
+        fs, path = filesystem(uri)
+        if any(fs.glob(f"{path}/{deep}*.parquet") for deep in ("", "*/")):
             dated = " PARTITIONED BY (dt DATE)" if "dt" in contract.partition_by else ""
             convert = f"CONVERT TO DELTA parquet.`{uri}`{dated}"
             yield error(f"{absent}: it has Parquet files without a log; in Spark: {convert}")
@@ -134,12 +135,6 @@ def _table(lake: Lake, contract: Contract) -> Iterator[Finding]:
     if "dt" in contract.partition_by and "dt" in have and "dt" not in table.metadata().partition_columns:
         found = ", ".join(table.metadata().partition_columns) or "nothing"
         yield error(f"partitioned by {found}, expected dt: write it with partitionBy('dt')")
-
-
-def _holds_parquet(uri: str) -> bool:
-    """Whether the folder or one of its partitions has a Parquet file."""
-    fs, path = filesystem(uri)
-    return any(fs.glob(f"{path}/{deep}*.parquet") for deep in ("", "*/"))
 
 
 def _columns(lake: Lake, name: str) -> dict[str, str]:
