@@ -88,22 +88,21 @@ class Quarantined:
 
 def summarize_quarantine(slice_: DataFrame) -> Quarantined:
     """Rows and reasons of a written quarantine slice; bounded by tables x checks."""
-    each = slice_.select("source_table", "occurrences", "row_json", F.posexplode("failed_checks").alias("at", "check"))
-    example = F.struct(F.col("check.message").alias("message"), F.substring("row_json", 1, 300).alias("row"))
+    each = slice_.select("source_table", "occurrences", F.posexplode("failed_checks").alias("at", "check"))
     found = (
         each.groupBy("source_table", F.col("check.name").alias("name"))
         .agg(
             F.sum("occurrences").alias("n"),
             F.sum(F.when(F.col("at") == 0, F.col("occurrences")).otherwise(0)).alias("first"),
-            F.min(example).alias("eg"),
+            F.min("check.message").alias("eg"),
         )
         .orderBy(F.desc("n"), "source_table", "name")
         .collect()
     )  # fmt: skip
     refused = Quarantined({}, {})
-    for table, name, n, first, (message, example_row) in found:
+    for table, name, n, first, message in found:
         refused.rows[table] = refused.rows.get(table, 0) + first
-        refused.reasons.setdefault(table, []).append(f"{name}: {n} row(s), e.g. {message} in {example_row}")
+        refused.reasons.setdefault(table, []).append(f"{name}: {n} row(s), e.g. {message}")
     return refused
 
 

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -28,13 +29,16 @@ import yaml
 
 from gpl_core.cli import main
 from gpl_core.config import Config, load_config
-from gpl_core.contracts.contract import load_contract
+from gpl_core.contracts.contract import all_contracts, load_contract
 from gpl_core.graph.dry_run import print_dry_run
 from gpl_core.graph.launches import script_path, tool
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import STEPS, engine_of
 from gpl_core.lakehouse.marks import SliceMark
+from gpl_core.lakehouse.person import Person
+from gpl_core.lakehouse.rewrite import remove_rows
 from tests.documented import PAGES, commands, runner, typed
+from tests.persons import files_with
 from tests.support import JVM
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed]
@@ -508,3 +512,28 @@ def spark_properties(events: Path) -> dict[str, str]:
             if line.startswith('{"Event":"SparkListenerEnvironmentUpdate"'):
                 return dict(json.loads(line)["Spark Properties"])
     raise AssertionError(f"no event log under {events} holds the settings")
+
+
+def test_a_person_is_forgotten_in_every_file_that_the_graph_has_written(house: House) -> None:
+    """The last test of this house: every file is decoded, Delta logs, bundles, journals and reports included."""
+    root, lake = Path(house.config.lakehouse.root), Planner(house.config).lake
+    users = set.intersection(*(set(house.rows(t, FIRST, "user_id")["user_id"].to_pylist()) for t in (
+        "exposed_samples", "pseudo_labels", "user_sequences", "training_feed")))  # fmt: skip
+    user = min(users)
+    tables = {t: c for t, c in all_contracts().items() if "user_id" in c.column_names and lake.exists(t)}
+    held = {t: Counter(lake.open(t).read(columns=["user_id"])["user_id"].to_pylist()) for t in tables}
+    assert sum(user in rows for rows in held.values()) >= 10
+    for contract in tables.values():
+        if contract.owner == "platform":
+            remove_rows(lake, contract, Person(user).traces(contract).removals, "platform")
+    (log, *_) = (root / "logs").rglob("*.log")
+    with log.open("a") as sink:
+        sink.write(f"a library quotes '{user}'\n")
+
+    code, output = house.gpl("forget", "--user", user, "--vacuum-hours", "0")
+    assert code == 0, output
+    assert files_with(root, user) == []
+    for table, rows in held.items():
+        now = Counter(lake.open(table).read(columns=["user_id"])["user_id"].to_pylist())
+        assert now == Counter({u: n for u, n in rows.items() if u != user}), table
+    assert house.states(FIRST)["training_feed"] == "stale"

@@ -172,6 +172,7 @@ class Contract:
             CONTRACT_VERSION: str(self.version),
             # Fingerprints live in commit metadata: the log must outlive the slices it vouches for.
             "delta.logRetentionDuration": "interval 3650 days",
+            **NO_STATISTICS,
             # Petastorm and plain Parquet readers cannot apply deletion vectors.
             "delta.enableDeletionVectors": "false",
             **{f"delta.constraints.{name}": expression for name, expression in self.checks().items()},

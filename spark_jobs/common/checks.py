@@ -196,7 +196,8 @@ def split(checked: Checked, key: Sequence[str], order: Sequence[str | Column]) -
         single = keyed.join(few, KEY, "left_anti")
         good = single.unionByName(ranked.where("_rank = 1").drop("_rank")).drop(KEY)
         names = [k for k in key if k != "dt"]
-        text = F.concat_ws(", ", *[F.concat(F.lit(f"{k} = "), F.col(k).cast("string")) for k in names])
+        quoted = [k for k in names if k != "user_id"]  # messages stand in job_runs and logs too
+        text = F.concat_ws(", ", *[F.concat(F.lit(f"{k} = "), F.col(k).cast("string")) for k in quoted])
         again = _failure("key_is_unique", F.concat(F.lit("another row has the key "), text), names)
         bad = bad.union(ranked.where("_rank > 1").select(RAW, "dt", F.array(again).alias(FAILED)))
     return good.drop(RAW, BAD, HASH), bad

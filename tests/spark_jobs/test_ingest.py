@@ -9,11 +9,18 @@ import pytest
 from deltalake import write_deltalake
 from pyspark.sql import functions as F
 
+from gpl_core.cli import main
+from gpl_core.commands.forget import forget
+from gpl_core.contracts.contract import NO_STATISTICS, load_contract
 from gpl_core.errors import ContractError, MissingInputError, QuarantineError
 from gpl_core.graph.steps import engine_of
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.person import Person
+from gpl_core.lakehouse.rewrite import remove_rows
 from spark_jobs import ingest, retry_quarantine
 from spark_jobs.common import checks, columns
 from spark_jobs.step import SparkStep
+from tests.persons import files_with
 from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
 from tests.support import spark_conf
 
@@ -189,6 +196,31 @@ def test_every_bad_row_is_quarantined_with_its_reasons(ingested):
     )  # 1 click is new, 2 are items
     message = {json.loads(j)["item_id"]: c for j, c in lake.rows("quarantine", "row_json", "failed_checks")}["empty"]
     assert dict(message[0])["columns"] == ("title", "description", "category", "image", "image_uri")
+
+
+def test_a_person_who_is_forgotten_is_in_no_file_that_spark_wrote(ingested, tmp_path):
+    """Not in the logs and their checksums either: ids in a table's statistics would outlive the rows."""
+    lake, user, earlier = ingested, "zz-the-largest-id", "impressions"
+    settings = ", ".join(f"'{k}' = '32'" for k in NO_STATISTICS)  # as tables of earlier releases have it
+    lake.spark.sql(f"ALTER TABLE delta.`{lake.lake.uri(earlier)}` SET TBLPROPERTIES ({settings})")
+    lake.impressions(("r3", user, "a", 2), ("r3", user, "b", 1), ("r3", "u1", "c", 7))
+    lake.interactions((user, "c", 9.0), (user, "c", 9.0), (user, "nowhere", 9.0))
+    assert lake.run("ingest", ingest.run) == "done"
+    assert user not in json.dumps(lake.context.counts.details)
+    found = files_with(lake.root, user)
+    assert {f.split("/")[1] for f in found if "_delta_log" not in f} == {earlier, "interactions", "quarantine"}
+    assert {f.split("/")[1] for f in found if "_delta_log" in f} == {earlier}
+    for table in ("raw_impressions", "raw_interactions"):
+        contract = load_contract(table)
+        assert remove_rows(lake.lake, contract, Person(user).traces(contract).removals, "platform")
+    arguments = ["forget", "--config", "quickstart", "--set", f"lakehouse.root={lake.root}", "--user", user]
+    assert main([*arguments, "--vacuum-hours", "0"]) == 0
+    assert files_with(lake.root, user) == []
+    assert reasons(lake) == [("raw_impressions", ("clicked_is_in_list",), 1)]
+    elsewhere = lake.copied(tmp_path / "read by a session that knows nothing of it")
+    for table in (earlier, "interactions", "quarantine"):
+        read = lake.spark.read.format("delta").load(elsewhere.lake.uri(table))
+        assert read.count() == len(lake.rows(table)), table
 
 
 def test_too_much_quarantine_stops_the_step_after_writing_it(ingested):
@@ -373,3 +405,33 @@ def test_extra_columns_pass_through_by_configuration(tmp_path, spark):
         ("r1", 2.5, ""),
         ("r2", 0.0, ""),
     ]
+
+
+_MAPPED = {"columnMapping.mode": "name", "minReaderVersion": 2, "minWriterVersion": 5}
+
+
+@pytest.mark.parametrize("layout", ["encoded partitions", "column mapping", "deletion vectors", "shallow clone"])
+def test_raw_rows_of_a_person_are_counted_in_every_layout(tmp_path, spark, layout):
+    """`gpl forget` reads the platform's files without Spark; rows under a deletion vector are still on the disk."""
+    uri, source = f"{tmp_path}/tables/raw_interactions", f"{tmp_path}/elsewhere"
+    lake = Lake(str(tmp_path))
+    rows = [(user, "a", at(0), "purchase", D, "a b%/ü") for user in (501, 502, 501)]
+    kinds = "user_id bigint, item_id string, event_time timestamp, kind string, dt date, country string"
+    writer = spark.createDataFrame(rows, kinds).write.format("delta").partitionBy("dt", "country")
+    for key, value in {
+        "column mapping": {
+            "delta.columnMapping.mode": "name",
+            "delta.minReaderVersion": 2,
+            "delta.minWriterVersion": 5,
+        },
+        "deletion vectors": {"delta.enableDeletionVectors": "true"},
+    }.get(layout, {}).items():
+        writer = writer.option(key, value)
+    writer.save(source if layout == "shallow clone" else uri)
+    if layout == "shallow clone":
+        spark.sql(f"CREATE TABLE delta.`{uri}` SHALLOW CLONE delta.`{source}`")
+    if layout == "deletion vectors":
+        spark.sql(f"DELETE FROM delta.`{uri}` WHERE user_id = 501")
+    found = {f.place: f for f in forget(lake, Person("501"))}
+    assert found["raw_interactions"].found == 2, found["raw_interactions"].left
+    assert "raw_interactions still has 2 rows" in found["raw_interactions"].left
