@@ -72,12 +72,15 @@ def run(args: argparse.Namespace, config: Config) -> int:
     if not args.dry_run:
         left += [
             f"run {r['run_id']} ({r['step']} for {r['run_date']}) was under way meanwhile and may have written the "
-            "person back; run gpl forget again when it has ended"
+            "person back"
             for r in alive(lake, args.ended, began)
         ]
     for line in [*left, *([] if args.dry_run else _notes(args.vacuum_hours, sorted(dates)))]:
         print(f"left: {line}")
-    return 3 if left and not args.dry_run else 0
+    if not left or args.dry_run:
+        return 0
+    print("run the same command again when that is done: it does what is left")
+    return 3
 
 
 def _refuse_running(lake: Lake, ended: list[str]) -> None:
@@ -134,7 +137,7 @@ def _attempt(place: str, work: Callable[[str], Forgotten]) -> Forgotten:
     try:
         return work(place)
     except Exception as error:  # whatever a foreign table or a broken file raises: the other places come first
-        return Forgotten(place, left=f"{place} could not be searched: {error}. Correct that and run gpl forget again")
+        return Forgotten(place, left=f"{place} could not be searched: {error}")
 
 
 def _from_table(lake: Lake, contract: Contract, traces: Traces, dry_run: bool, hours: int | None) -> Forgotten:

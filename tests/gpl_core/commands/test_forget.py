@@ -245,6 +245,7 @@ def test_a_table_of_ours_that_cannot_be_read_does_not_stop_the_rest(lake, gpl_fo
     truncated(broken)
     code, said = gpl_forget()
     assert (code, "left: pair_scores could not be searched" in said) == (3, True)
+    assert "run the same command again when that is done" in said
     broken.write_bytes(whole)
     assert holding(lake, GONE) == {"pair_scores"}
     assert gpl_forget()[0] == 0
