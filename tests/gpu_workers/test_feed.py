@@ -156,6 +156,17 @@ def test_strings_and_floats_arrive_unchanged(lake):
     assert batch["target"].tolist() == expected.column("target").to_pylist()
 
 
+def test_a_long_text_costs_its_own_length_and_no_character_is_lost(tmp_path):
+    lake = Lake(str(tmp_path))
+    users = ["x" * 10_000_000, "a", "a\0", "\0", *(f"u{i}" for i in range(79))]
+    rows = legal_rows(CONTRACT, len(users), partition={"dt": DAY})
+    put(lake, TABLE, [{**row, "user_id": user} for row, user in zip(rows, users, strict=True)])
+    snapshot = lake.open(TABLE)
+    (batch,) = read_batches(snapshot, snapshot.files, ["user_id"])
+    assert batch["user_id"].tolist() == users
+    assert batch["user_id"].nbytes == 8 * len(users), "references: an array of fixed width would take 3.3 GB"
+
+
 @pytest.mark.parametrize("table", ["anchor_requests", "score_requests", "item_embeddings", "items", "item_sids"])
 def test_every_table_that_workers_read_can_be_read(tmp_path, table):
     """All columns, two files of which one holds a single row: strings, pictures, arrays."""
@@ -233,6 +244,18 @@ def test_a_table_whose_files_do_not_tell_all_is_refused(tmp_path, feature, prope
     snapshot = lake.open(TABLE)
     with pytest.raises(ContractError, match=rf"training_feed: version 2 uses {feature.removesuffix('-preview')}"):
         next(read_batches(snapshot, snapshot.files, COLUMNS))
+
+
+@pytest.mark.parametrize("second", [[1, 2], None])
+def test_arrays_of_more_than_one_length_are_refused(tmp_path, second):
+    def change(table: pa.Table) -> pa.Table:
+        sids = [second if n == 1 else [1, 2, 3] for n in range(len(table))]
+        place = table.schema.get_field_index("sid")
+        return table.set_column(place, "sid", pa.array(sids, table.schema.field("sid").type))
+
+    snapshot, files = planted(tmp_path, change)
+    with pytest.raises(ContractError, match=r"training_feed\.sid: arrays of (2|-1) to 3 elements"):
+        list(read_batches(snapshot, files, COLUMNS))
 
 
 def test_fewer_rows_than_the_log_promises_are_an_error(tmp_path):
