@@ -97,7 +97,7 @@ def classified(error: BaseException) -> BaseException:
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else plain(error)
     for kind, phrases, remedy in _CAUSES:
         if line := next((line for line in text.splitlines() if any(p in line for p in phrases)), ""):
-            return kind(f"{line.strip()}; {remedy}")
+            return kind(f"{line.strip(' :')}; {remedy}")
     return error
 
 

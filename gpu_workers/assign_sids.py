@@ -11,7 +11,6 @@ what they are encoding.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ import torch.distributed as dist
 from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ContractError, LineageError
 from gpl_core.graph.step_run import StepContext, log
+from gpl_core.lakehouse.scratch import scratch_array, scratch_folder
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.writer import PartWriter
 from gpl_core.sids.issue import RowView, drift, issue
@@ -69,13 +69,13 @@ def run(context: StepContext, ranks: Ranks) -> None:
         contract = context.contract("item_sids")
         table = context.output("item_sids")
     partition = {"sid_version": manifest.version}
-    with item_vectors(snapshot, encoder_version, ranks) as items, tempfile.TemporaryDirectory() as scratch:
+    with item_vectors(snapshot, encoder_version, ranks) as items, scratch_folder() as scratch:
         with ranks.together():
             published = _published(table, partition, tokenizer.levels)
             bad = _bad_rows(items.vectors)
             fresh, moved = _to_issue(items, published, snapshot, encoder_version, _REISSUE_DISTANCE)
             rows = np.setdiff1d(np.union1d(fresh, moved), bad)
-        encoded = encode_rows(tokenizer, items.vectors, rows, ranks, Path(scratch))
+        encoded = encode_rows(tokenizer, items.vectors, rows, ranks, scratch)
         writer = context.lake.writer(contract, partition, dims={"L": tokenizer.levels})
         retired = np.intersect1d(items.item_index[moved], items.item_index[rows])
         with ranks.together():
@@ -173,7 +173,7 @@ def encode_rows(
     out = TokenizedItems(
         np.zeros((held, tokenizer.levels), np.int32),
         np.zeros(held, np.float32),
-        np.lib.format.open_memmap(scratch / "residual.npy", "w+", np.float32, (held, width)),
+        scratch_array(scratch / "residual.npy", np.float32, (held, width)),
     )
     step = _ROWS // 4
     for base in range(0, len(rows), step * ranks.size):

@@ -6,7 +6,6 @@ deepspeed --num_gpus 8 gpu_workers/train_interest_model.py --config shop.yaml --
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
@@ -31,6 +30,7 @@ from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.training import TrainingObjective, TrainingProgress, Walks, empty_pack
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import Manifest
+from gpl_core.lakehouse.scratch import scratch_folder
 from gpl_core.lakehouse.storage import local_folder
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.tokenizer import load_tokenizer
@@ -337,11 +337,11 @@ def publish(training: Training, tokenizer: Manifest, progress: TrainingProgress)
             best = progress.history[progress.best_epoch]
             model, base = training.objective.model, base_checkpoint(context.config)
             load_adapter_state(model, training.best)
-            with tempfile.TemporaryDirectory() as scratch:
+            with scratch_folder() as scratch:
                 save_bundle(model, scratch, base, sid_version=tokenizer.version, max_events=training.max_events)
                 lineage = {**tokenizer.lineage, "sid_version": tokenizer.version}
                 metrics = {**best, "epochs": progress.epoch, "best_epoch": progress.best_epoch, **asdict(found)}
-                manifest = context.publish(Path(scratch), lineage, metrics)
+                manifest = context.publish(scratch, lineage, metrics)
             context.counts.outputs["interest_model"] = {"version": manifest.version}
             context.counts.details.update(best)
             training.checkpoints.remove()

@@ -10,10 +10,8 @@ impressions exist.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -25,6 +23,7 @@ from gpl_core.conf.sections import Prerank
 from gpl_core.errors import MissingInputError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.artifacts import Manifest, artifact_version
+from gpl_core.lakehouse.scratch import scratch_folder
 from gpl_core.prerank import metrics
 from gpl_core.prerank.export import export_bundle, load_variant
 from gpl_core.prerank.loss import RowMass, dual_label_loss, row_mass
@@ -245,8 +244,7 @@ def _publish(
         "rows_of_other_sid_version": facts.other_sid_version, "last_mean_loss": losses,
     }  # fmt: skip
     context.counts.details |= measured
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         through, lambda_ = context.run_date.isoformat(), context.config.prerank.lambda_
         about = {"lineage": lineage, "lambda": lambda_, "trained_through": through}
         export_bundle(folder, models, inputs.profiles.table, inputs.sids, inputs.items.content, about)

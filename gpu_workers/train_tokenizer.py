@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from gpl_core.config import Config
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.graph.steps import start_of
+from gpl_core.lakehouse.scratch import scratch_folder
 from gpl_core.lakehouse.storage import local_folder
 from gpl_core.sids.health import Gates, check_gates, measure
 from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit
@@ -140,9 +140,9 @@ def _train(context: StepContext, ranks: Ranks, settings: RqVaeSettings, vectors:
 
 
 def _publish(context: StepContext, tokenizer: Tokenizer, encoder_version: str, metrics: Mapping[str, Any]) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         tokenizer.save(scratch)
-        manifest = context.publish(Path(scratch), {"encoder_version": encoder_version}, metrics)
+        manifest = context.publish(scratch, {"encoder_version": encoder_version}, metrics)
     context.counts.rows_out = 1
     context.counts.outputs["artifact:tokenizer"] = {"version": manifest.version}
     log.info("train_tokenizer: published %s", manifest.version)

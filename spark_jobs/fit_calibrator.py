@@ -10,11 +10,9 @@ read.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +38,7 @@ from gpl_core.labels.calibration import (
 )
 from gpl_core.labels.fitting import base_rate_change, check_fitting_rows, fit_quantile, grid_calibrator, grid_mean
 from gpl_core.lakehouse.artifacts import Manifest
+from gpl_core.lakehouse.scratch import scratch_folder
 from spark_jobs.common.calibrators import label_reliability, require_one_version, with_counts, with_label
 from spark_jobs.common.columns import only_row
 from spark_jobs.run import job_main
@@ -225,10 +224,10 @@ def run(step: SparkStep) -> None:
         **details, "kind": calibrator.kind, "base_rate": on.base_rate, "rows": on.rows,
         "dates": [on.first_date, on.last_date], "ece": on.ece, "content_only": calibrator.content_only,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as name:
-        (Path(name) / CALIBRATOR_FILE).write_text(calibrator.to_json(), encoding="utf-8")
+    with scratch_folder() as folder:
+        (folder / CALIBRATOR_FILE).write_text(calibrator.to_json(), encoding="utf-8")
         lineage = {"model_version": model.version, "sid_version": model.lineage["sid_version"]}
-        manifest = context.publish(Path(name), lineage, metrics)
+        manifest = context.publish(folder, lineage, metrics)
     context.counts.rows_in = on.rows
     context.counts.outputs["artifact:calibrator"] = {"version": manifest.version}
     context.counts.details |= dict(metrics)

@@ -11,7 +11,7 @@ from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from gpl_core.errors import UsageError
-from gpl_core.graph.step_run import exit_with, setup_logging
+from gpl_core.graph.step_run import exit_with, leave, setup_logging
 
 # What this project relies on. Each is set only where the launcher does not set it.
 _DEFAULTS = {
@@ -77,7 +77,7 @@ def exit_after(work: Callable[[], int]) -> NoReturn:
     finally:
         if (spark := SparkSession.getActiveSession()) is not None:
             spark.stop()
-    sys.exit(code)
+    leave(code)
 
 
 def _object_store() -> dict[str, str]:

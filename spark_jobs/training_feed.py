@@ -241,13 +241,13 @@ def run(step: SparkStep) -> None:
     facts = feed_facts(exposed, unexposed, labels, reason_tables(step, sid_version))
     context.counts.rows_in = step.slice_rows("exposed_samples") + step.slice_rows("unexposed_samples")
     check_facts(facts, step, sid_version, context.counts.rows_in)
-    completeness = {"rows": "complete", "because": ""}
-    rows = exposed_rows(exposed, config)
-    if (because := _incomplete(step, facts, late)) is None:
+    rows, missing = exposed_rows(exposed, config), _missing(step, facts)
+    if (because := _held_back(step, facts, late, missing)) is None:
         rows = rows.unionByName(unexposed_rows(unexposed.join(labels, PAIR), config))
+        kind = "incomplete" if missing else "complete"
     else:
-        facts = facts.exposed_only(late)
-        completeness = {"rows": "exposed_only", "because": because}
+        facts, kind = facts.exposed_only(late), "exposed_only"
+    completeness = {"rows": kind, "because": "; ".join([*missing, *([because] if because else [])])}
     sids = sids_in_force(step.read("item_sids"), sid_version)
     count = facts.exposed + facts.labeled
     feed = shuffled(finish(rows, sids, sid_version, config.tokenizer.levels), count, config.feed.rows_per_file)
@@ -264,15 +264,24 @@ def run(step: SparkStep) -> None:
     ensure_manifest(context.lake, day, contract)
 
 
-def _incomplete(step: SparkStep, facts: FeedSlice, late: bool) -> str | None:
-    """Why only exposed rows are published; None when the slice is complete.
+def _missing(step: SparkStep, facts: FeedSlice) -> list[str]:
+    """The raw tables of which no row of the date has reached the graph, also as warnings in the step's details."""
+    rows = {"impressions": facts.exposed, "candidates": facts.labeled + sum(facts.left_out.values())}
+    missing = [f"raw_{t} has no usable row of {step.run_date}" for t, n in rows.items() if not n + step.slice_rows(t)]
+    if missing:
+        step.context.counts.details["warnings"] = missing
+    return missing
+
+
+def _held_back(step: SparkStep, facts: FeedSlice, late: bool, missing: list[str]) -> str | None:
+    """Why only exposed rows are published; None when the unexposed ones are too.
 
     GateError when a monitor refuses, and by `feed.publish` the slice is then held back.
     """
     day = step.run_date
     if late:
         return f"pseudo_labels has no slice dt={day}"
-    refused = watch(step, facts.labeled, facts.left_out)
+    refused = watch(step, facts.labeled, facts.left_out, missing)
     if refused and step.config.feed.publish == "complete":
         raise GateError(
             f"training_feed dt={day}: not published, {len(refused)} monitor(s) refuse: {'; '.join(refused)}. The "

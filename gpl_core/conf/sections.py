@@ -108,7 +108,7 @@ class Lakehouse(Section):
 
 def _absolute(location: str) -> str:
     found = location if "://" in location else str(Path(location).absolute())
-    if wrong := sorted(set(found) & set("%#?`\\") | {c for c in found if not c.isprintable()}):
+    if wrong := sorted(set(found) & set("%#?`\\[]<>^|") | {c for c in found if not c.isprintable()}):
         raise ValueError(f"{found}: engines read {' '.join(map(repr, wrong))} in a path differently; rename the folder")
     return found
 

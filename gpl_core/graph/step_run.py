@@ -231,7 +231,7 @@ def run_step(
             status = "noop"
         return status
     except BaseException as caught:
-        error = caught
+        error = classified(caught)
         raise
     finally:
         if processes.is_main and not args.dry_run:

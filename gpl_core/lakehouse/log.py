@@ -57,12 +57,13 @@ def _refuse_damage(uri: str, *, whole: bool) -> None:
     """Refuse a log in which a commit has no bytes, or (`whole`) is not JSON."""
     fs, log = filesystem(f"{uri}/_delta_log")
     if whole:
-        paths = [p for p in fs.ls(log, detail=False, refresh=True) if not _is_json(fs.cat_file(p))]
+        commits = [p for p in fs.ls(log, detail=False, refresh=True) if _COMMIT_FILE.search(p)]
+        damaged = [path for path in commits if not _is_json(fs.cat_file(path))]
     else:
-        paths = [entry.path for entry in os.scandir(log) if not entry.stat().st_size]
-    if damaged := [path for path in sorted(paths) if _COMMIT_FILE.search(path)]:
+        damaged = [e.path for e in os.scandir(log) if _COMMIT_FILE.search(e.path) and not e.stat().st_size]
+    if damaged:
         raise ContractError(
-            f"the commit {damaged[0]} is damaged; restore it from a copy, or, if it is the newest one, delete it and "
+            f"the commit {min(damaged)} is damaged; restore it from a copy, or, if it is the newest one, delete it and "
             "write again what it had written"
         )
 

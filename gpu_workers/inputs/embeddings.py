@@ -6,10 +6,8 @@ Memory per process: one row group, and 16 bytes per item_index for bookkeeping. 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import torch.distributed as dist
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.marks import WHOLE
+from gpl_core.lakehouse.scratch import scratch_array, scratch_folder, scratch_path
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpu_workers.inputs.feed import read_batches
 from gpu_workers.ranks import Ranks
@@ -109,8 +108,9 @@ def item_vectors(
     """
     files = snapshot.select(where={"encoder_version": encoder_version})
     local_main = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    folder = Path(tempfile.gettempdir(), ranks.broadcast_text(f"gpl-vectors-{os.getpid()}-{os.urandom(4).hex()}"))
-    try:
+    name = ranks.broadcast_text(os.urandom(8).hex())
+    folder = scratch_path(name)
+    with ExitStack() as held:
         with ranks.together():
             newest = newest_content(snapshot, files, before)
             if not len(newest.items):
@@ -120,17 +120,14 @@ def item_vectors(
                     f"of raw_items"
                 )
             if local_main:
-                folder.mkdir(mode=0o700)
+                held.enter_context(scratch_folder(name))
                 _write(folder, snapshot, files, newest)
         if ranks.size > 1:
             dist.barrier()
         hashes, vectors = (
-            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("content_hash", "vectors")
+            np.load(folder / f"{file}.npy", mmap_mode="r", allow_pickle=False) for file in ("content_hash", "vectors")
         )
         yield ItemVectors(newest.items, newest.content[newest.items], hashes, vectors)
-    finally:
-        if local_main:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(folder: Path, snapshot: Snapshot, files: tuple[DataFile, ...], newest: NewestContent) -> None:
@@ -148,8 +145,8 @@ def _write(folder: Path, snapshot: Snapshot, files: tuple[DataFile, ...], newest
         if vectors is None or hashes is None:
             width = snapshot.contract.column("content_hash").max_length
             shape = (len(items), embedding.shape[1])
-            vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, shape)
-            hashes = np.lib.format.open_memmap(folder / "content_hash.npy", "w+", f"<U{width}", shape[:1])
+            vectors = scratch_array(folder / "vectors.npy", np.float32, shape)
+            hashes = scratch_array(folder / "content_hash.npy", f"<U{width}", shape[:1])
         if embedding.shape[1] != vectors.shape[1]:
             raise ContractError(
                 f"table item_embeddings@{snapshot.version}: embeddings of {embedding.shape[1]} and {vectors.shape[1]} "

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +17,7 @@ from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.packing import UserHistory, unflatten
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.keys import hash_keys
+from gpl_core.lakehouse.scratch import scratch_folder
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import local_folder
 from gpl_core.sids.content_table import ContentTable
@@ -76,12 +74,10 @@ def base_checkpoint(config: Config) -> Path:
     target = root / sha256(repr(settings).encode()).hexdigest()[:16]
     if not target.is_dir():
         root.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=root))
-        make_tiny_checkpoint(aside, settings)
-        try:
-            os.rename(aside, target)
-        except OSError:  # another rank was faster, with the same weights
-            shutil.rmtree(aside)
+        with scratch_folder(parent=root) as aside:
+            make_tiny_checkpoint(aside, settings)
+            with suppress(OSError):  # another rank was faster, with the same weights
+                aside.rename(target)
     return target
 
 

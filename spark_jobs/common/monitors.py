@@ -35,6 +35,7 @@ class Measured:
     anchors_per_user: float | None = None  # mean anchors of the users with unexposed pairs
     calibration_error: float | None = None  # expected one on uniformly exposed impressions
     uniform_impressions: int = 0  # how many they are
+    first_labels: bool = False  # no earlier date has labels: there is no drift to measure
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Verdict:
     value: float | None
     threshold: float
     bound: Literal["most", "least"]
-    status: Literal["ok", "warn", "fail", "absent"]
+    status: Literal["ok", "warn", "fail", "unmeasured"]
     reason: str
 
 
@@ -99,6 +100,7 @@ def measure(step: SparkStep, settings: Monitors) -> Measured:
         anchors_per_user=asked[0]["labels"] / asked[0]["rows"] if asked else None,
         calibration_error=group_reliability(cells)[1],
         uniform_impressions=int(sum(r["rows"] for r in cells)),
+        first_labels=all(d >= day for d in context.snapshot("pseudo_labels").slices()),
     )
 
 
@@ -111,11 +113,18 @@ def stability_index(before: Mapping[str, float], after: Mapping[str, float]) -> 
     return sum((a - b) * math.log(a / b) for a, b in shares)
 
 
-def judge(found: Measured, labeled: int, left_out: Mapping[str, int], settings: Monitors) -> list[Verdict]:
-    """The verdicts of all monitors that are not ignored."""
+def judge(
+    found: Measured, labeled: int, left_out: Mapping[str, int], settings: Monitors, missing: Sequence[str] = ()
+) -> list[Verdict]:
+    """The verdicts of all monitors that are not ignored; one under `monitors.fail` fails when it cannot be measured.
+
+    Args:
+        missing: what the date lacks; the coverage of the rest is none.
+    """
     unexposed = labeled + sum(left_out.values())
-    coverage = labeled / unexposed if unexposed else None
-    causes = ", ".join(f"{v:,} {k}" for k, v in sorted(left_out.items(), key=lambda r: -r[1])) or "none left out"
+    coverage = labeled / unexposed if unexposed and not missing else None
+    left = [f"{v:,} {k}" for k, v in sorted(left_out.items(), key=lambda r: -r[1])]
+    causes = ", ".join([*missing, *left]) or "none left out"
     few = found.uniform_impressions < LEAST_IMPRESSIONS
     figures: list[tuple[str, float | None, Literal["most", "least"], str]] = [
         ("label_drift", found.label_drift, "most",
@@ -135,9 +144,11 @@ def judge(found: Measured, labeled: int, left_out: Mapping[str, int], settings: 
         if name in settings.ignore:
             continue
         threshold = getattr(settings, name)
-        status: Literal["ok", "warn", "fail", "absent"] = "fail" if name in settings.fail else "warn"
+        status: Literal["ok", "warn", "fail", "unmeasured"] = "fail" if name in settings.fail else "warn"
         if value is None:
-            status, reason = "absent", f"nothing to measure: {about}"
+            if status == "warn" or (name == "label_drift" and found.first_labels):
+                status = "unmeasured"
+            reason = f"{name} could not be measured: {about}"
         else:
             sign = {"most": "above", "least": "below"}[bound]
             if value <= threshold if bound == "most" else value >= threshold:
@@ -164,17 +175,17 @@ def write(step: SparkStep, verdicts: Sequence[Verdict]) -> None:
     }  # fmt: skip
 
 
-def watch(step: SparkStep, labeled: int, left_out: Mapping[str, int]) -> list[str]:
+def watch(step: SparkStep, labeled: int, left_out: Mapping[str, int], missing: Sequence[str]) -> list[str]:
     """Measure, judge and record; returns the reasons of monitors under `monitors.fail` that refuse.
 
     Warnings also go to the step's details.
     """
     settings = step.config.monitors
-    verdicts = judge(measure(step, settings), labeled, left_out, settings)
+    verdicts = judge(measure(step, settings), labeled, left_out, settings, missing)
     if not verdicts:
         return []
     write(step, verdicts)
     step.context.counts.details["monitors"] = {v.monitor: {"status": v.status, "value": v.value} for v in verdicts}
     if warnings := [v.reason for v in verdicts if v.status == "warn"]:
-        step.context.counts.details["warnings"] = warnings
+        step.context.counts.details["warnings"] = [*missing, *warnings]
     return [v.reason for v in verdicts if v.status == "fail"]

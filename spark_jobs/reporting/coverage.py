@@ -33,7 +33,9 @@ def funnel(day: Day) -> PageSection:
     if unexposed:
         text = f"{labeled:,} of {unexposed:,} unexposed rows have a pseudo-label ({labeled / unexposed:.1%})."
     reasons = Table(("left out of the feed because of", "rows"), sorted(left_out.items(), key=lambda r: -r[1]))
-    return PageSection("From rows to labels", [text], [table, *([reasons] if left_out else [])])
+    because = day.manifest.get("completeness", {}).get("because")
+    tables = [table, *([reasons] if left_out else [])]
+    return PageSection("From rows to labels", [text], tables, warnings=[f"not complete: {because}"] if because else [])
 
 
 def quarantine(day: Day) -> PageSection:

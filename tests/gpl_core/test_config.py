@@ -22,7 +22,7 @@ from gpl_core.config import REMOVED, Config, date_range, hash_of, load_config, s
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import UsageError
 from gpl_core.graph.steps import STEPS, find_step
-from tests.support import config_file, small_config
+from tests.support import JVM, config_file, small_config
 
 ROOT = Path(__file__).parents[2]
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
@@ -42,6 +42,13 @@ def test_a_shipped_configuration_loads_and_plans_every_step(name, tmp_path, caps
     for step in STEPS:
         assert re.search(rf"{step.script} .*--config {name} --set lakehouse\.root={tmp_path} ", printed), step.name
     assert list(tmp_path.iterdir()) == [], "planning writes nothing"
+
+
+def test_the_quickstarts_jvm_has_the_code_cache_that_lasts_for_all_of_sparks_tests():
+    """The first compiler tier's own 48 MB are full after some dozens of dates: then the JVM ends with exit code 50."""
+    (size,) = re.findall(r"-XX:ReservedCodeCacheSize=\S+", JVM)
+    given = load_config("quickstart").launch.spark_submit
+    assert size in given[given.index("--driver-java-options") + 1].split()
 
 
 @pytest.mark.parametrize("name", shipped_configs())

@@ -30,7 +30,7 @@ from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpu_workers import assign_sids, encode_items, train_tokenizer
 from gpu_workers.ranks import start_ranks
 from gpu_workers.run import worker_of
-from tests.support import doubled, put, run_of
+from tests.support import ODD, doubled, put, run_of
 
 ROOT = Path(__file__).parents[2]
 DAY = "2026-01-02"
@@ -119,7 +119,9 @@ def house(tmp_path, monkeypatch):
         train_tokenizer, "settings_of",
         lambda config, items: replace(usual(config, items), hidden=(32,), latent=8, warmup_epochs=5),
     )  # fmt: skip
-    return House(tmp_path)
+    folder = tmp_path / ODD
+    folder.mkdir()
+    return House(folder)
 
 
 def free_port() -> int:
@@ -489,9 +491,13 @@ def test_a_launch_killed_in_each_of_its_steps_ends_with_the_same_tables(tmp_path
         one.write_items([item(n, v) for n, v in enumerate(clustered(60))])
     for worker in BODIES:
         house.run(worker)
+    temporary, left = tmp_path / "tmp", {}
+    temporary.mkdir()
     for place in ("item_embeddings", "epoch 17", "item_sids"):
-        done = launch(script, killed, 1, *ALL_STEPS, KILL_AT=place)
+        done = launch(script, killed, 1, *ALL_STEPS, KILL_AT=place, TMPDIR=str(temporary))
         assert done.returncode != 0, said(done)
+        left[place] = len(list(temporary.glob("gpl-scratch-*")))
+    assert left == {"item_embeddings": 0, "epoch 17": 1, "item_sids": 0}, "the next run removes what a kill left"
     assert not killed.lake.exists("item_sids") or not killed.rows("item_sids")
     done = launch(RUN, killed, 1, *ALL_STEPS)
     assert done.returncode == 0, said(done)

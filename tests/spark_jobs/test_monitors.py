@@ -51,13 +51,28 @@ def test_a_fault_alarms_its_own_monitor_and_no_other(monitor, fault, rows, actio
     assert set(found.values()) == {"ok"}
 
 
-def test_what_cannot_be_measured_is_absent_and_never_an_alarm():
+def test_what_cannot_be_measured_says_so_and_fails_where_it_is_set_to():
     everything = ["label_drift", "coverage", "quarantine_share", "anchors_per_user", "calibration_error"]
-    assert set(statuses(Measured(), 0, 0, fail=everything).values()) == {"absent"}
+    assert statuses(Measured(), 0, 0) == dict.fromkeys(everything, "unmeasured")
+    assert statuses(Measured(), 0, 0, fail=everything) == dict.fromkeys(everything, "fail")
     few = Measured(calibration_error=0.9, uniform_impressions=999)
     (verdict,) = [v for v in judge(few, 1, {}, Monitors()) if v.monitor == "calibration_error"]
-    assert (verdict.status, verdict.value) == ("absent", None)
+    assert (verdict.status, verdict.value) == ("unmeasured", None)
+    assert verdict.reason.startswith("calibration_error could not be measured: ")
     assert "at least 1,000" in verdict.reason
+
+
+def test_the_first_labels_can_be_published_although_they_drift_from_nothing():
+    first = {**GOOD.__dict__, "label_drift": None, "first_labels": True}
+    assert statuses(Measured(**first), fail=["label_drift"])["label_drift"] == "unmeasured"
+    assert statuses(Measured(**{**first, "first_labels": False}), fail=["label_drift"])["label_drift"] == "fail"
+
+
+def test_the_rows_that_came_of_a_date_that_lacks_some_are_no_coverage():
+    verdicts = judge(GOOD, 90, {"no anchors": 10}, Monitors(fail=("coverage",)), ["raw_impressions has none"])
+    (coverage,) = [v for v in verdicts if v.monitor == "coverage"]
+    assert (coverage.status, coverage.value) == ("fail", None)
+    assert "raw_impressions has none, 10 no anchors" in coverage.reason
 
 
 def test_an_ignored_monitor_gives_no_row():

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import ContractError, LineageError, MissingInputError
+from gpl_core.errors import ContractError, GateError, LineageError, MissingInputError
 from spark_jobs import training_feed
 from spark_jobs.common.columns import with_passthrough
 from spark_jobs.common.manifests import ensure_manifest, incompatibilities, manifest_path, schema_of
@@ -202,8 +202,15 @@ def test_pair_with_two_labels_is_refused(lake):
         lake.run("training_feed", training_feed.run)
 
 
-@pytest.mark.parametrize("what", ["no unexposed rows", "no exposed rows", "empty day"])
+MISSING = {
+    "no unexposed rows": ["raw_candidates"], "no exposed rows": ["raw_impressions"],
+    "empty day": ["raw_impressions", "raw_candidates"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MISSING)
 def test_days_with_little(lake, what):
+    because = [f"{table} has no usable row of {D}" for table in MISSING[what]]
     if what != "no exposed rows":
         lake.unexposed()
         lake.labels()
@@ -213,8 +220,25 @@ def test_days_with_little(lake, what):
     assert {e for (e,) in lake.feed("is_exposed")} == {
         "no unexposed rows": {True}, "no exposed rows": {False}, "empty day": set(),
     }[what]  # fmt: skip
-    assert lake.mark_details("training_feed")["rows"] == len(lake.feed())
+    manifest = json.loads((lake.root / manifest_path(lake.lake, D)).read_text())
+    assert manifest["rows"] == len(lake.feed())
+    assert manifest["completeness"] == {"rows": "incomplete", "because": "; ".join(because)}
+    assert lake.context.counts.details["warnings"] == because
     assert lake.run("training_feed", training_feed.run) == "noop"
+    with pytest.raises(GateError, match="coverage could not be measured.*" + because[0]):
+        lake.run("training_feed", training_feed.run, D, "monitors.fail=[coverage]", "monitors.ignore=[]", force=True)
+    found = lake.rows("monitors", "monitor", "status", "value", dt=D)
+    assert ("coverage", "fail", None) in found
+    assert ("label_drift", "unmeasured", None) in found
+
+
+def test_candidates_that_were_all_exposed_are_a_complete_day(lake):
+    lake.unexposed()
+    lake.labels()
+    row = {"request_id": "r1", "user_id": "u1", "item_id": "i0", "item_index": 0, "event_time": at(0)}
+    lake.table("candidates", [{**row, "channel": "c", "channels": ["c"], "recall_score": 0.5}], dt=D.isoformat())
+    lake.run("training_feed", training_feed.run)
+    assert lake.mark_details("training_feed")["completeness"] == {"rows": "complete", "because": ""}
 
 
 def test_wrong_date_names_what_is_missing(lake):

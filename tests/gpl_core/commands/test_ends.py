@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from gpl_core.cli import main
+from gpl_core.config import load_config
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.graph import runner as running
+from gpl_core.graph.launches import spark_submit
 from gpl_core.lakehouse.lake import Lake
 from tests.gpl_core.analyst_lake import AnalystLake
 from tests.support import DAY, ODD, config_file, emptied, put, truncated
@@ -161,6 +163,28 @@ def test_a_disk_that_takes_nothing_is_one_message(gpl, lake, monkeypatch, place,
     assert said in one_message(done.stderr)
 
 
+@pytest.mark.slow
+@pytest.mark.spark
+@pytest.mark.parametrize(
+    ("then", "code", "said"),
+    [("mount -o remount,ro $DISK", 2, "Read-only file system"), (FILL, 1, "No space left on device")],
+)
+def test_a_spark_job_on_a_disk_that_takes_nothing(tmp_path, monkeypatch, then, code, said):
+    made, disk = Lake(str(tmp_path / "aside" / "lake")), tmp_path / "disk"
+    for table in ("raw_items", "raw_impressions", "raw_candidates"):
+        put(made, table, 3)
+    config = config_file(tmp_path, {"lakehouse": {"root": str(disk / "lake")}})
+    disk.mkdir()
+    monkeypatch.setenv("DISK", str(disk))
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    job = ["--config", str(config), "--run-date", DAY.isoformat()]
+    command = spark_submit(load_config(str(config)), "spark_jobs/ingest.py", job)
+    done = on_a_disk(disk, f"cp -r {tmp_path}/aside/. $DISK", then, shlex.join(command))
+    assert done.returncode == code, done.stdout
+    assert said in next(line for line in done.stdout.splitlines() if line.startswith("error: "))
+    assert "Traceback" not in done.stdout
+
+
 def test_an_array_on_a_full_temporary_disk_is_an_error_and_no_signal(tmp_path, monkeypatch):
     code = (
         "from gpl_core.graph.step_run import exit_with, leave; from gpl_core.lakehouse.scratch import *\n"
@@ -204,7 +228,9 @@ def test_a_root_with_odd_characters_works(analyzed, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("place", ["root", "tables.items"])
-@pytest.mark.parametrize("folder", ["/a%20b", "/a#b", "/a?b", "/a`b", "/a\\b", "/a\nb", "s3://bucket/a%2Fb"])
+@pytest.mark.parametrize(
+    "folder", ["/a%20b", "/a#b", "/a?b", "/a`b", "/a\\b", "/a\nb", "/a[b]", "/a<b", "/a^b", "s3://bucket/a%2Fb"]
+)
 def test_a_root_that_engines_would_read_differently_is_refused(gpl, folder, place):
     code, error = gpl("status", "--set", f"lakehouse.{place}={json.dumps(folder)}")
     assert code == 2

@@ -129,11 +129,12 @@ def test_a_java_that_spark_cannot_use_is_named_with_what_it_says(tmp_path, monke
     assert '"11.0.2"' in problem
 
 
-def test_a_mistyped_run_date_is_warned_of(config, tmp_path, monkeypatch, capsys):
-    put(Lake(str(tmp_path / "lake")), "raw_impressions", 3)
+@pytest.mark.parametrize("table", ["raw_impressions", "raw_candidates"])
+def test_a_mistyped_run_date_is_warned_of(config, tmp_path, monkeypatch, capsys, table):
+    put(Lake(str(tmp_path / "lake")), table, 3)
     monkeypatch.setattr(running, "command", lambda *given, **named: [sys.executable, "-c", ""])
     assert main(["run", "--config", config, "--only", "samples", "--run-date", "2062-01-03"]) == 0
-    assert f"warning: raw_impressions has no rows for 2062-01-03; it has {DAY} to {DAY}" in capsys.readouterr().err
+    assert f"warning: {table} has no rows for 2062-01-03; it has {DAY} to {DAY}" in capsys.readouterr().err
     assert main(["run", "--config", config, "--only", "samples", "--run-date", DAY.isoformat()]) == 0
     assert "warning" not in capsys.readouterr().err
 
