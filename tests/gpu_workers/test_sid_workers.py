@@ -565,6 +565,28 @@ def test_a_killed_training_publishes_what_an_undisturbed_one_does(tmp_path, monk
     assert bytes_of[0] == bytes_of[1]
 
 
+def test_a_second_training_is_refused_while_the_first_is_under_way(house, monkeypatch):
+    """Both would write one checkpoint."""
+    house.write_items([item(n, v) for n, v in enumerate(clustered(60))])
+    house.run("encode_items")
+    config = load_config(str(house.config_file()))
+    write, ends = train_tokenizer.DeepSpeedEngine.scalars, []
+
+    def run(run_id: str) -> str:
+        body = BODIES["train_tokenizer"]
+        return run_of(config, "train_tokenizer", date.fromisoformat(DAY), lambda c: body(c, start_ranks()), run_id)
+
+    def scalars(engine, figures, step):
+        write(engine, figures, step)
+        if step == 17:
+            with pytest.raises(ConflictError, match="another run of this work is under way here; run the step again"):
+                run("second")
+            ends.append("refused")
+
+    monkeypatch.setattr(train_tokenizer.DeepSpeedEngine, "scalars", scalars)
+    assert (run("first"), ends, run("third")) == ("done", ["refused"], "noop")
+
+
 def test_the_tokenizer_sees_no_content_from_the_run_date_on(house):
     vectors = clustered(60)
     house.write_items([item(n, v, day="2026-01-02" if n >= 50 else "2026-01-01") for n, v in enumerate(vectors)])
