@@ -133,6 +133,7 @@ class Fork:
             return End(None, "", "hangs")
         text = self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
         statuses = re.findall(r'"status": "(\w+)"', text) or re.findall(r"\d: (done|noop)\b", text)
+        statuses = statuses or ["noop"] * ("nothing to do: everything is up to date" in text)
         error = next((line for line in text.splitlines() if line.startswith(("error: ", "left: "))), "")
         return End(self._process.exitcode, statuses[-1] if statuses else "", error)
 

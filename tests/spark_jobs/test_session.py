@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from threading import Barrier, Thread
+
+import pyarrow.compute as pc
 import pytest
 from pyspark.sql import functions as F
 
@@ -9,7 +13,8 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ConflictError, ContractError
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.step_run import StepContext
-from spark_jobs.step import SparkStep, schema_drift, spark_schema
+from gpl_core.lakehouse.rewrite import Removal, remove_rows
+from spark_jobs.step import SparkStep, conflicts_told, create_table, schema_drift, spark_schema
 from tests.spark_jobs.tiny_lake import D, TinyLake, day
 
 pytestmark = pytest.mark.spark
@@ -82,6 +87,49 @@ def test_of_two_runs_at_once_one_wins_and_the_other_says_so(lake):
     with pytest.raises(ConflictError, match="another run"):
         slow._commit(contract, save, None)
     assert lake.rows("user_stats", "user_id") == [("fast",)]
+
+
+def test_rows_that_left_the_slice_meanwhile_are_a_conflict_and_other_slices_are_none(lake):
+    """As a run of several dates, or gpl forget, changes it: under another application transaction."""
+    for on in (D, day(1)):
+        step_of(lake, on).write_slice("user_stats", stats(lake, "a", "b", on=on))
+    decided = lake.version("user_stats")
+
+    def again(on):
+        step = step_of(lake, on, "f2")
+        step.context.state = replace(step.context.state, outputs={"user_stats": decided})
+        return step.write_slice("user_stats", stats(lake, "a", "b", on=on))
+
+    found = lambda s: [Removal(f, 1, lambda rows: pc.equal(rows["user_id"], "a")) for f in s.select(start=D, end=D)]  # noqa: E731
+    remove_rows(lake.lake, load_contract("user_stats"), found, "forget")
+    with pytest.raises(ConflictError, match=r"user_stats: slice .* was written by another run in the meantime"):
+        again(D)
+    assert again(day(1)).rows == 2
+    assert lake.rows("user_stats", "user_id", dt=D) == [("b",)]
+
+
+def test_of_runs_that_create_one_table_at_once_each_has_it_or_is_told(lake):
+    contracts = [load_contract(n) for n in ("user_stats", "item_stats", "exposed_samples", "items")]
+    together, ends = Barrier(3), []
+
+    def create(session) -> None:
+        for contract in contracts:
+            together.wait(60)
+            try:
+                with conflicts_told(contract, "was created"):
+                    create_table(session, lake.lake.uri(contract.name), contract)
+                ends.append("created")
+            except Exception as error:
+                ends.append(type(error).__name__)
+
+    threads = [Thread(target=create, args=(lake.spark.newSession(),)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ends) == 12
+    assert {*ends} <= {"created", "ConflictError"}
+    assert all(lake.lake.open(c.name).version == 0 for c in contracts)
 
 
 def test_drift_names_every_column(spark):
