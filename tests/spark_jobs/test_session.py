@@ -13,7 +13,7 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ConflictError, ContractError
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.step_run import StepContext
-from gpl_core.lakehouse.rewrite import Removal, remove_rows
+from gpl_core.lakehouse.rewrite import Removal, all_but, remove_rows
 from spark_jobs.step import SparkStep, conflicts_told, create_table, schema_drift, spark_schema
 from tests.spark_jobs.tiny_lake import D, TinyLake, day
 
@@ -100,8 +100,10 @@ def test_rows_that_left_the_slice_meanwhile_are_a_conflict_and_other_slices_are_
         step.context.state = replace(step.context.state, outputs={"user_stats": decided})
         return step.write_slice("user_stats", stats(lake, "a", "b", on=on))
 
-    found = lambda s: [Removal(f, 1, lambda rows: pc.equal(rows["user_id"], "a")) for f in s.select(start=D, end=D)]  # noqa: E731
-    remove_rows(lake.lake, load_contract("user_stats"), found, "forget")
+    but_a = all_but(lambda rows: pc.equal(rows["user_id"], "a"))
+    remove_rows(
+        lake.lake, load_contract("user_stats"), lambda s: [Removal(f, 1, but_a) for f in s.select(start=D, end=D)], "f"
+    )
     with pytest.raises(ConflictError, match=r"user_stats: slice .* was written by another run in the meantime"):
         again(D)
     assert again(day(1)).rows == 2
