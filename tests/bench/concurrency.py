@@ -134,7 +134,7 @@ def prepare() -> None:
 def main() -> None:
     """Run the campaign, print its table, write its figures once it is complete."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=110)
+    parser.add_argument("--pairs", type=int, default=130)
     parser.add_argument("--only", default="", choices=("forks", "session", "launched"), help="pairs that run this way")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no pair after so long; run it again")
     parser.add_argument("--seed", type=int, default=0)
