@@ -66,8 +66,8 @@ class Pair:
     @property
     def name(self) -> str:
         """For people."""
-        how = " launched" if self.launched else ""
-        return f"{self.first.split(' -')[0]} x {self.second.split(' -')[0]}{how}"
+        one, two = (" ".join(run.split(" -")[0].split()[:2]) for run in (self.first, self.second))
+        return f"{one} x {two}{' launched' * self.launched}"
 
 
 @dataclass(frozen=True)
