@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from gpl_core.conf import sections
 from gpl_core.conf.sections import Knob, Section, shapes_results
-from gpl_core.contracts.problems import problems_of
+from gpl_core.contracts.yaml_problems import problems_of
 from gpl_core.contracts.yaml_text import InvalidYamlError, read_yaml
 from gpl_core.errors import UsageError
 

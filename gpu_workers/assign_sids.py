@@ -28,7 +28,7 @@ from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.scratch import scratch_array, scratch_folder
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.writer import PartWriter
-from gpl_core.sids.issue import RowView, drift, issue
+from gpl_core.sids.issuing import RowView, drift, issue
 from gpl_core.sids.tokenizer import TokenizedItems, Tokenizer, load_tokenizer
 from gpu_workers.inputs.embeddings import ItemVectors, digests, encoder_version_of, item_vectors
 from gpu_workers.inputs.feed import read_batches

@@ -23,12 +23,12 @@ from gpl_core.checkpoint import read_checkpoint, write_checkpoint
 from gpl_core.errors import ContractError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.grouping import grouped
-from gpl_core.interest.bundle import load_bundle, read_description
+from gpl_core.interest.model_files import load_bundle, read_description
 from gpl_core.interest.packing import unflatten
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.files import DataFile
-from gpl_core.lakehouse.keys import hash_keys, members
+from gpl_core.lakehouse.key_hashes import hash_keys, members
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem, local_folder
 from gpl_core.sids.content_table import ContentTable

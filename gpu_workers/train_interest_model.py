@@ -21,9 +21,9 @@ from gpl_core.conf.sections import Interest
 from gpl_core.errors import GateError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.alignment import TitlePack, Titles
-from gpl_core.interest.bundle import save_bundle
 from gpl_core.interest.content import NeighborGraph
 from gpl_core.interest.interest_model import ModelSettings, adapter_state, build_interest_model, load_adapter_state
+from gpl_core.interest.model_files import save_bundle
 from gpl_core.interest.packing import Pack, UserHistory, most_events, training_packs
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.targets import keep_probability

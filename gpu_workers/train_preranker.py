@@ -25,10 +25,10 @@ from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.artifacts import Manifest, artifact_version
 from gpl_core.lakehouse.scratch import scratch_folder
 from gpl_core.prerank import metrics
+from gpl_core.prerank.early_stopping import BestWeights
 from gpl_core.prerank.export import export_bundle, load_variant
 from gpl_core.prerank.loss import RowMass, dual_label_loss, row_mass
 from gpl_core.prerank.metrics import Figure
-from gpl_core.prerank.selection import BestWeights
 from gpl_core.prerank.two_tower import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
 from gpl_core.sids.content_table import ContentTable
 from gpu_workers.inputs.embeddings import item_vectors

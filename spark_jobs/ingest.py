@@ -23,9 +23,9 @@ from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ContractError, QuarantineError
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Commit
-from spark_jobs.common.checks import Checked, inside_slice, known_item, quarantine_rows, split, typed_rows
 from spark_jobs.common.columns import passthrough_of, with_passthrough
 from spark_jobs.common.items import ItemChanges, checked_items, item_changes, latest_items
+from spark_jobs.common.raw_checks import Checked, inside_slice, known_item, quarantine_rows, split, typed_rows
 from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep
 

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from spark_jobs import ingest
-from spark_jobs.common.checks import KNOWN_ITEM
+from spark_jobs.common.raw_checks import KNOWN_ITEM
 from spark_jobs.run import run_jobs
 from spark_jobs.step import SparkStep
 

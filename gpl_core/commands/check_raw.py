@@ -1,6 +1,6 @@
 """`gpl check-raw`: every problem of the raw tables at once, from their schemas, logs and a sample of rows.
 
-The rules are those of ingest (spark_jobs/common/checks.py): an error here is refused or quarantined there.
+The rules are those of ingest (spark_jobs/common/raw_checks.py): an error here is refused or quarantined there.
 """
 
 from __future__ import annotations

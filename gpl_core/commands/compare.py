@@ -14,7 +14,7 @@ from gpl_core.config import Config, load_config
 from gpl_core.errors import MissingInputError
 from gpl_core.graph.arguments import add_dates
 from gpl_core.lakehouse.files import rows_in
-from gpl_core.lakehouse.keys import hash_keys
+from gpl_core.lakehouse.key_hashes import hash_keys
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.snapshot import Snapshot
 

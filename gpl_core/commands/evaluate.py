@@ -16,9 +16,9 @@ from gpl_core.commands.command import Command, console, figures_table, run_dates
 from gpl_core.config import Config
 from gpl_core.errors import MissingInputError
 from gpl_core.graph.arguments import add_dates
+from gpl_core.graph.launch_runner import run_launches
 from gpl_core.graph.launches import Launch
 from gpl_core.graph.planner import Planner
-from gpl_core.graph.runner import run_launches
 from gpl_core.graph.steps import find_step
 
 BASELINE, OURS = "exposed_only", "gpl"

@@ -25,7 +25,7 @@ from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.grouping import grouped
 from gpl_core.lakehouse.files import DataFile
-from gpl_core.lakehouse.keys import hash_keys, members
+from gpl_core.lakehouse.key_hashes import hash_keys, members
 from gpl_core.lakehouse.rewrite import Keep, Removal, all_but, remove_rows
 from gpl_core.lakehouse.snapshot import Snapshot
 

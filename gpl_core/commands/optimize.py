@@ -20,8 +20,8 @@ from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ConflictError
 from gpl_core.graph.arguments import add_dates
 from gpl_core.graph.compaction import IN_PROGRESS, compactable
+from gpl_core.graph.launch_runner import run_launches
 from gpl_core.graph.launches import Launch
-from gpl_core.graph.runner import run_launches
 from gpl_core.graph.steps import OPTIMIZE
 from gpl_core.grouping import grouped
 from gpl_core.lakehouse.commit import Part

@@ -7,8 +7,8 @@ import argparse
 from gpl_core.commands.command import Command, run_dates, source
 from gpl_core.config import Config
 from gpl_core.graph.arguments import add_dates
+from gpl_core.graph.launch_runner import run_launches
 from gpl_core.graph.launches import Launch
-from gpl_core.graph.runner import run_launches
 from gpl_core.graph.steps import RETRY
 
 

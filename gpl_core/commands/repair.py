@@ -17,7 +17,7 @@ from gpl_core.commands.command import Command
 from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.lakehouse.files import DataFile, rows_in
-from gpl_core.lakehouse.keys import hash_keys, members
+from gpl_core.lakehouse.key_hashes import hash_keys, members
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.rewrite import Mask, Removal, all_but, remove_rows
 from gpl_core.lakehouse.snapshot import Snapshot

@@ -11,9 +11,9 @@ from gpl_core.commands.command import Command, run_dates, source
 from gpl_core.commands.plan import add_selection
 from gpl_core.config import Config
 from gpl_core.graph.arguments import LOG_LEVELS, count
+from gpl_core.graph.launch_runner import run_launches
 from gpl_core.graph.launches import plan
 from gpl_core.graph.planner import Planner
-from gpl_core.graph.runner import run_launches
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

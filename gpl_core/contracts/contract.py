@@ -2,7 +2,7 @@
 
 A column is declared once, in its table's YAML. From there come the Spark schema (as the JSON text that
 `pyspark.sql.types.StructType.fromJson` reads, so this module needs no Spark), the table's properties with its CHECK
-constraints, the pyarrow schema, the row checks (`row_checks.py`) and the data dictionary.
+constraints, the pyarrow schema, the row checks (`arrow_checks.py`) and the data dictionary.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from gpl_core.contracts.problems import problems_of
 from gpl_core.contracts.types import arrow_type, spark_type
+from gpl_core.contracts.yaml_problems import problems_of
 from gpl_core.contracts.yaml_text import InvalidYamlError, read_yaml
 from gpl_core.errors import ContractError, UsageError
 

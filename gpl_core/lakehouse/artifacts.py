@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from gpl_core.conf.sections import Shadow
-from gpl_core.contracts.problems import problems_of
+from gpl_core.contracts.yaml_problems import problems_of
 from gpl_core.errors import ConflictError, ContractError, MissingInputError, UsageError
 from gpl_core.lakehouse.decisions import Action, Decision, account, add_decision, decision_count, latest_decisions
 from gpl_core.lakehouse.lake import Lake

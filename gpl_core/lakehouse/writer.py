@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpl_core.contracts.arrow_checks import check_batch
 from gpl_core.contracts.contract import Contract
-from gpl_core.contracts.row_checks import check_batch
 from gpl_core.errors import ContractError
 from gpl_core.lakehouse.commit import Part, now_ms
 from gpl_core.lakehouse.storage import filesystem

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpl_core.errors import GateError
-from gpl_core.sids.repair import duplicates, row_numbers
+from gpl_core.sids.collisions import duplicates, row_numbers
 from gpl_core.sids.tokenizer import Tokenizer
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gpl_core.contracts.row_checks import schema_differences
+from gpl_core.contracts.arrow_checks import schema_differences
 from gpl_core.errors import ContractError, LineageError
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.snapshot import Snapshot

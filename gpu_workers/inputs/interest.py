@@ -16,7 +16,7 @@ from gpl_core.graph.step_run import StepContext
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.packing import UserHistory, unflatten
 from gpl_core.lakehouse.files import DataFile, rows_in
-from gpl_core.lakehouse.keys import hash_keys
+from gpl_core.lakehouse.key_hashes import hash_keys
 from gpl_core.lakehouse.scratch import scratch_folder
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import local_folder

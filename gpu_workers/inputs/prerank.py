@@ -16,8 +16,8 @@ from gpl_core.errors import LineageError
 from gpl_core.graph.step_run import StepContext
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.snapshot import Snapshot
+from gpl_core.prerank.early_stopping import held_out
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
-from gpl_core.prerank.selection import held_out
 from gpl_core.prerank.two_tower import TwoTower
 from gpl_core.sids.content_table import ContentTable
 from gpu_workers.inputs.embeddings import digests

@@ -11,8 +11,8 @@ from pyspark.sql import functions as F
 
 from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
-from spark_jobs.common.checks import Check, Checked, split, typed_rows
 from spark_jobs.common.columns import only_row
+from spark_jobs.common.raw_checks import Check, Checked, split, typed_rows
 
 _IDS_PER_TASK = 1_000_000
 _TEXT = ("title", "brand", "category", "description")

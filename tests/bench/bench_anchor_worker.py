@@ -22,7 +22,7 @@ import numpy as np
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
-from gpl_core.interest.bundle import load_bundle
+from gpl_core.interest.model_files import load_bundle
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import ArtifactStore

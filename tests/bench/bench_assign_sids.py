@@ -30,10 +30,10 @@ import torch
 from gpl_core.contracts.contract import load_contract
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
+from gpl_core.sids.collisions import duplicates
 from gpl_core.sids.health import collision_share
-from gpl_core.sids.issue import Issued, RowView, issue
+from gpl_core.sids.issuing import Issued, RowView, issue
 from gpl_core.sids.kmeans import residual_kmeans
-from gpl_core.sids.repair import duplicates
 from gpl_core.sids.tokenizer import TokenizedItems, Tokenizer, mlp
 from gpl_core.sids.trie import Trie
 from gpu_workers.assign_sids import encode_rows

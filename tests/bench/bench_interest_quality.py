@@ -37,9 +37,9 @@ from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import UserHistory, training_packs
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
+from gpl_core.sids.collisions import duplicates, repair
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
-from gpl_core.sids.repair import duplicates, repair
 from gpl_core.sids.rqvae import RqVaeSettings
 from tests.bench.harness import Figure, at_least, device_name, report
 from tests.bench.quality.data import (

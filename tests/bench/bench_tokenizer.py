@@ -29,10 +29,10 @@ import numpy as np
 import torch
 from scipy import stats
 
+from gpl_core.sids.collisions import duplicates, repair
 from gpl_core.sids.encoders import EncoderPart, build_encoder
 from gpl_core.sids.health import collision_share, level_usage, mean_cosine
 from gpl_core.sids.item_content import ItemContent
-from gpl_core.sids.repair import duplicates, repair
 from gpl_core.sids.rqvae import RqVaeSettings
 from gpl_core.sids.tokenizer import Tokenizer
 from gpl_core.simulation.item_world import item_texts, make_items, make_taste

@@ -26,9 +26,9 @@ from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
 from gpl_core.interest.alignment import Titles
-from gpl_core.interest.bundle import load_bundle
 from gpl_core.interest.content import NeighborGraph
 from gpl_core.interest.interest_model import InterestModel
+from gpl_core.interest.model_files import load_bundle
 from gpl_core.interest.packing import UserHistory
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.training import TrainingProgress, Walks

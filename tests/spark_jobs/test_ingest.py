@@ -18,7 +18,7 @@ from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.person import Person
 from gpl_core.lakehouse.rewrite import remove_rows
 from spark_jobs import ingest, retry_quarantine
-from spark_jobs.common import checks, columns
+from spark_jobs.common import columns, raw_checks
 from spark_jobs.step import SparkStep
 from tests.persons import files_with
 from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
@@ -375,7 +375,7 @@ def test_layout_partition_number_and_hashes_decide_nothing(tmp_path, spark, monk
     found = []
     for turn, parts in (("one", 2), ("two", 5), ("three", 2)):
         if turn == "three":
-            monkeypatch.setattr(checks, "key_hash", lambda key: F.lit(7).cast("long"))
+            monkeypatch.setattr(raw_checks, "key_hash", lambda key: F.lit(7).cast("long"))
             monkeypatch.setattr(columns, "_MOST_BROADCAST", 0)
         lake = TinyLake(tmp_path / turn, spark)
         lake.items({"item_id": "a"}, {"item_id": "b"})

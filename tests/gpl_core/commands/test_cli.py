@@ -17,7 +17,7 @@ import pytest
 
 from gpl_core.cli import COMMANDS, main
 from gpl_core.commands.tables import dictionary
-from gpl_core.graph import runner as running
+from gpl_core.graph import launch_runner as running
 from gpl_core.graph.launches import tool
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import STEPS
@@ -394,7 +394,7 @@ def test_only_dates_that_are_not_done_are_started(finished, tmp_path, monkeypatc
 ENDED = """
 import sys
 from gpl_core import cli
-from gpl_core.graph import runner as running
+from gpl_core.graph import launch_runner as running
 child = "import os, signal, sys; print(os.getpid(), file=sys.stderr, flush=True); signal.pause()"
 running.command = lambda *given, **more: [sys.executable, "-c", child]
 sys.exit(cli.main(["run", "--config", sys.argv[1], "--only", "samples", "--verbose"]))
@@ -417,7 +417,7 @@ WITH_A_CHILD = "import subprocess, sys; subprocess.run([sys.executable, *sys.arg
 KILLED = """
 import sys
 from gpl_core import cli
-from gpl_core.graph import runner as running
+from gpl_core.graph import launch_runner as running
 running.command = lambda *given, **more: sys.argv[2:]
 sys.exit(cli.main(["run", "--config", sys.argv[1], "--only", "samples", "--verbose"]))
 """

@@ -19,7 +19,7 @@ import pytest
 from gpl_core.cli import main
 from gpl_core.config import load_config
 from gpl_core.errors import ContractError, MissingInputError
-from gpl_core.graph import runner as running
+from gpl_core.graph import launch_runner as running
 from gpl_core.graph.launches import spark_submit
 from gpl_core.lakehouse.lake import Lake
 from tests.gpl_core.analyst_lake import AnalystLake

@@ -18,7 +18,7 @@ import pytest
 
 from gpl_core.cli import main
 from gpl_core.errors import UsageError, classified, exit_code_of
-from gpl_core.graph import runner as running
+from gpl_core.graph import launch_runner as running
 from gpl_core.graph.launches import script_path, tool
 from gpl_core.graph.prerequisites import problems
 from gpl_core.graph.step_run import exit_with

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from gpl_core.commands.tables import dictionary
 from gpl_core.contracts import contract as contracts
+from gpl_core.contracts.arrow_checks import check_batch
 from gpl_core.contracts.contract import Column, Contract, all_contracts, load_contract, parse_contract
-from gpl_core.contracts.row_checks import check_batch
 from gpl_core.contracts.types import arrow_type, spark_type
 from gpl_core.errors import ContractError, UsageError
 from tests.support import DIMS, data_table, legal_rows

@@ -15,7 +15,6 @@ from transformers import Qwen2ForCausalLM
 from gpl_core.errors import ContractError, LineageError, MissingInputError, UsageError
 from gpl_core.interest.attention import CausalPlan
 from gpl_core.interest.base_model import TinySettings, load_base, make_tiny_checkpoint
-from gpl_core.interest.bundle import DESCRIPTION, WEIGHTS, load_bundle, read_description, save_bundle
 from gpl_core.interest.interest_model import (
     InterestModel,
     ModelSettings,
@@ -23,6 +22,7 @@ from gpl_core.interest.interest_model import (
     build_interest_model,
     load_adapter_state,
 )
+from gpl_core.interest.model_files import DESCRIPTION, WEIGHTS, load_bundle, read_description, save_bundle
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import UserHistory, pack_targets
 from gpl_core.interest.trie_scoring import DeviceTrie

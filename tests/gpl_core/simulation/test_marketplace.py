@@ -17,8 +17,8 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from PIL import Image
 
+from gpl_core.contracts.arrow_checks import check_batch
 from gpl_core.contracts.contract import load_contract
-from gpl_core.contracts.row_checks import check_batch
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.marketplace import TABLES, generate, simulate

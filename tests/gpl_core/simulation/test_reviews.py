@@ -19,8 +19,8 @@ from gpl_core.cli import main
 from gpl_core.commands.import_reviews import import_settings
 from gpl_core.commands.simulate import simulation_settings
 from gpl_core.config import load_config
+from gpl_core.contracts.arrow_checks import check_batch
 from gpl_core.contracts.contract import load_contract
-from gpl_core.contracts.row_checks import check_batch
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.marketplace import simulate

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpl_core.sids.issue import drift, issue
+from gpl_core.sids.issuing import drift, issue
 from gpl_core.sids.tokenizer import TokenizedItems
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from gpl_core.prerank.selection import HELD_OUT_SHARE, BestWeights, held_out
+from gpl_core.prerank.early_stopping import HELD_OUT_SHARE, BestWeights, held_out
 
 
 def test_whole_requests_are_held_out_at_the_stated_share() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpl_core.sids.collisions import duplicates, published_twins, repair
 from gpl_core.sids.health import collision_share
-from gpl_core.sids.repair import duplicates, published_twins, repair
 
 
 def brute_force(distance, own, free):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpl_core.sids.collisions import Rows, duplicates, published_twins, repair, row_numbers
 from gpl_core.sids.health import level_usage
-from gpl_core.sids.repair import Rows, duplicates, published_twins, repair, row_numbers
 from gpl_core.sids.tokenizer import TokenizedItems
 
 
