@@ -193,7 +193,7 @@ def check_rate(rate: float, before: Manifest | None, settings: Settings) -> dict
     """
     if before is None or "base_rate" not in before.metrics:
         return {}
-    sentence = base_rate_change(float(before.metrics["base_rate"]), rate, settings.largest_rate_change)
+    sentence = base_rate_change(float(before.metrics["base_rate"]), rate)
     if sentence is None:
         return {}
     if settings.on_rate_change == "refuse":

@@ -260,11 +260,8 @@ class CalibratorSettings(Section):
     spread: float = Field(default=1.0, gt=0, description="Standard deviation of the logits of quantile labels")
     window_days: Days = Field(default=14, description="Days before the run date that fitting looks at")
     min_rows: Positive = Field(default=1000, description="Uniformly exposed rows that fitting needs")
-    largest_rate_change: float = Knob(
-        default=3.0, gt=1, description="Largest factor between the mean labels of this calibrator and the one before"
-    )
     on_rate_change: Literal["warn", "refuse"] = Knob(
-        default="warn", description="Beyond that factor; refuse: nothing is published (exit 3)"
+        default="warn", description="When the mean label changes by a factor above 3; refuse: publish nothing (exit 3)"
     )
 
     @model_validator(mode="after")

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from gpl_core.errors import ContractError, GateError
 from gpl_core.labels.calibration import GRID_CELLS, Calibrator, FittedOn, FloatArray, sigmoid
 
+_LARGEST_RATE_CHANGE = 3.0
+
 
 def grid_mean(knots: npt.ArrayLike, counts: npt.ArrayLike, fractions: npt.ArrayLike | None = None) -> float:
     """Mean label of the pairs behind a histogram, exact when `fractions` are the cells' mean fractions.
@@ -69,15 +71,15 @@ def check_fitting_rows(rows: int, clicks: int, minimum_rows: int, remedy: str) -
         )
 
 
-def base_rate_change(previous: float, current: float, largest_ratio: float) -> str | None:
-    """A sentence when the base rate moved by more than a factor `largest_ratio` (> 1) since the last date."""
+def base_rate_change(previous: float, current: float) -> str | None:
+    """A sentence when the base rate moved by more than a factor of three since the last date."""
     ratio = max(previous, current) / max(min(previous, current), 1e-12)
-    if ratio <= largest_ratio:
+    if ratio <= _LARGEST_RATE_CHANGE:
         return None
     return (
         f"calibration: base rate {current:.4f} against {previous:.4f} on the date before, a factor of {ratio:.2f}; "
-        f"at most {largest_ratio:.2f} is expected: check the day's impressions, or raise "
-        "labels.calibrator.largest_rate_change"
+        f"at most {_LARGEST_RATE_CHANGE:.2f} is expected: check the day's impressions; if the rate is right, "
+        "set labels.calibrator.on_rate_change to warn"
     )
 
 

@@ -296,7 +296,7 @@ def test_speed_gates_and_schedules_shape_nothing():
         "ingest.max_quarantine_share", "encoder.batch_size", "tokenizer.refresh_days",
         "interest.refresh_days", "interest.checkpoint_steps", "interest.recompute", "interest.deepspeed",
         "anchors.tokens_per_batch", "anchors.retention_days", "labels.users_per_batch",
-        "labels.calibrator.largest_rate_change", "labels.calibrator.on_rate_change", "feed.publish",
+        "labels.calibrator.on_rate_change", "feed.publish",
     }  # fmt: skip
 
 

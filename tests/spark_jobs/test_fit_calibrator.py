@@ -122,13 +122,13 @@ def test_rate_that_jumps_is_told_or_refused(lake):
     older = lake.bundle("interest_model", {"sid_version": older}, "{}", through=day(-3))
     lake.scores(score("u1", 0, 0.5, model=older), dt=day(-1))
     lake.run("fit_calibrator", fit_calibrator.run, day(-1), "labels.calibrator.target_rate=0.05")
-    with pytest.raises(GateError, match=r"base rate 0\.3000 against 0\.0500.*factor of 6\.00.*largest_rate_change"):
+    with pytest.raises(GateError, match=r"base rate 0\.3000 against 0\.0500.*factor of 6\.00.*on_rate_change"):
         lake.run("fit_calibrator", fit_calibrator.run, D, "labels.calibrator.on_rate_change=refuse")
     assert fitted(lake)[1].trained_through == day(-2)
     lake.run("fit_calibrator", fit_calibrator.run, D)
     assert "factor of 6.00" in fitted(lake)[1].metrics["rate_warning"]
-    # how large a change is allowed does not make a finished calibrator stale
-    assert lake.run("fit_calibrator", fit_calibrator.run, D, "labels.calibrator.largest_rate_change=9") == "noop"
+    # what a change leads to does not make a finished calibrator stale
+    assert lake.run("fit_calibrator", fit_calibrator.run, D, "labels.calibrator.on_rate_change=refuse") == "noop"
 
 
 def planted(lake: LabelLake) -> dict[str, np.ndarray]:

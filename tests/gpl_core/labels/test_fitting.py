@@ -68,9 +68,9 @@ def test_a_fit_that_cannot_be_honest_is_refused(call, message: str) -> None:
 
 
 def test_base_rate_change_is_a_ratio_both_ways() -> None:
-    assert fitting.base_rate_change(0.05, 0.06, 1.5) is None
-    assert "factor of 2.00" in fitting.base_rate_change(0.05, 0.10, 1.5)
-    assert "factor of 2.00" in fitting.base_rate_change(0.10, 0.05, 1.5)
+    assert fitting.base_rate_change(0.05, 0.14) is None
+    assert "factor of 4.00" in fitting.base_rate_change(0.05, 0.20)
+    assert "factor of 4.00" in fitting.base_rate_change(0.20, 0.05)
 
 
 def test_a_fitted_calibrator_survives_its_json() -> None:
