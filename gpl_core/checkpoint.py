@@ -1,7 +1,5 @@
 """Resumable state in one file of tensors and JSON: there whole or not at all, checked when read, never unpickled."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

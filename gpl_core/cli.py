@@ -1,7 +1,5 @@
 """The `gpl` command: collects the commands, parses, loads the configuration and turns errors into exit codes."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

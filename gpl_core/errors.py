@@ -9,8 +9,6 @@
 | 4 | an input table or artifact is missing |
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

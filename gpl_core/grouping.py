@@ -1,7 +1,5 @@
 """Bounded groups of what comes in order: files read together, users packed into one batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 

@@ -9,8 +9,6 @@ Embeddings and residuals are in memory-mapped scratch files. Rank 0 holds a few 
 what they are encoding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """The DeepSpeed configuration with which the interest model is trained."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

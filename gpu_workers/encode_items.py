@@ -5,8 +5,6 @@
 Items whose newest content is already encoded under this encoder_version are skipped: their rows stay byte-identical.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 import numpy as np

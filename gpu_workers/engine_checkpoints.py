@@ -1,7 +1,5 @@
 """Checkpoints of a DeepSpeed training: each rank's share in a file of its own, without DeepSpeed's pickles."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping

@@ -7,8 +7,6 @@ all its recalled pairs are judged, exposed or not, by expected AUC: a pair count
 `bayes` scores each pair by its true probability, which no model can beat in expectation.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

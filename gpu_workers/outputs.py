@@ -1,7 +1,5 @@
 """What workers write: the parts of all ranks in one commit, rejected rows, checkpoints on the local disk."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

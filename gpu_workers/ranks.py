@@ -1,7 +1,5 @@
 """The processes of one launch: who they are, what they tell each other, and how a failure of one reaches all."""
 
-from __future__ import annotations
-
 import os
 import random
 import socket

@@ -3,8 +3,6 @@
 deepspeed … gpu_workers/run.py --steps train_tokenizer,assign_sids --config CONFIG --run-date D
 """
 
-from __future__ import annotations
-
 import importlib
 
 from gpl_core.errors import UsageError

@@ -3,8 +3,6 @@
 deepspeed --num_accelerators 2 gpu_workers/score_candidates.py --config quickstart --run-date 2026-01-01
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 deepspeed --num_gpus 8 gpu_workers/train_interest_model.py --config shop.yaml --run-date 2026-01-02
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace

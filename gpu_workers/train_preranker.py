@@ -8,8 +8,6 @@ the step with the best AUC on held-out exposed requests. All are evaluated on th
 impressions exist.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any

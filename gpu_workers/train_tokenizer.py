@@ -5,8 +5,6 @@
 It sees each item's newest content from before the run date. Curves go to work/train_tokenizer/*/tensorboard.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import time

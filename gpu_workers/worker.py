@@ -1,7 +1,5 @@
 """The life cycle of worker steps under the DeepSpeed launcher."""
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

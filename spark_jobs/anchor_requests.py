@@ -3,8 +3,6 @@
 spark-submit … spark_jobs/anchor_requests.py --config CONFIG --run-date D
 """
 
-from __future__ import annotations
-
 from pyspark.sql import functions as F
 
 from spark_jobs.common.columns import only_row

@@ -1,7 +1,5 @@
 """Locations of tables: in Spark's catalog, and as Spark and delta-rs write them."""
 
-from __future__ import annotations
-
 import re
 
 from pyspark.errors import AnalysisException

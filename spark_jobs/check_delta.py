@@ -3,8 +3,6 @@
 What it does is what the jobs do, so that an archive of the classes it loads (see the Makefile) serves them too.
 """
 
-from __future__ import annotations
-
 import tempfile
 
 from pyspark.sql import SparkSession, Window

@@ -8,8 +8,6 @@ pyspark.ml on pairs of dates before D that were uniformly exposed and scored. No
 read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta

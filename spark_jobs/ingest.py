@@ -8,8 +8,6 @@ Rows in = rows out + quarantined + documented drops, per raw table, or the step 
     interactions   raw ones and clicks, each event once: a click that both report is a drop
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce

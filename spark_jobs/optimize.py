@@ -5,8 +5,6 @@
 Tables without dates are compacted as a whole. Delta marks such a commit as changing no data: nothing turns stale.
 """
 
-from __future__ import annotations
-
 from delta.tables import DeltaTable
 from pyspark.sql import functions as F
 

@@ -3,8 +3,6 @@
 Launch: spark-submit … spark_jobs/pseudo_labels.py --config CONFIG --run-date D
 """
 
-from __future__ import annotations
-
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 

@@ -7,8 +7,6 @@ The locations go to `<root>/catalog.json`, where every process reads them: worke
 step of the graph. A catalog that outlives the session (Hive, Unity, Glue) comes from the launcher's settings.
 """
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -5,8 +5,6 @@ Launch: spark-submit … spark_jobs/report.py --config CONFIG --run-date D
 Each part of the page is a module of `reporting/`: its aggregates, its words and its tables together.
 """
 
-from __future__ import annotations
-
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.graph.step_run import log
 from gpl_core.lakehouse.storage import write_whole

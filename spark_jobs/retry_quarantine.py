@@ -6,8 +6,6 @@
 later. The rows go through ingest like any others; only tables that gain rows are written, so nothing else turns stale.
 """
 
-from __future__ import annotations
-
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 

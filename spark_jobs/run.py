@@ -3,8 +3,6 @@
 spark-submit … spark_jobs/run.py --steps samples,sequences --config CONFIG --run-date D
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress

@@ -6,8 +6,6 @@ A pair that was exposed to the user within the exposure window, also later on D,
 one of an item withdrawn by the end of D, or of a user who had opted out by then. Exposed samples stay: they happened.
 """
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 from pyspark.sql import Column, DataFrame, Observation, Window

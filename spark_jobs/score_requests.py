@@ -3,8 +3,6 @@
 spark-submit … spark_jobs/score_requests.py --config CONFIG --run-date D
 """
 
-from __future__ import annotations
-
 from pyspark.sql import DataFrame, Observation, Window
 from pyspark.sql import functions as F
 

@@ -6,8 +6,6 @@ A slice of user_sequences holds the users whose sequence may differ from their r
 (a snapshot). Nothing at or after D is read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta

@@ -1,7 +1,5 @@
 """The Spark session: the settings that the jobs rely on, and its start."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

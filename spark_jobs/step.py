@@ -1,7 +1,5 @@
 """A step on the Spark side: pinned reads, and one atomic write per slice."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

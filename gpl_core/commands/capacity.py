@@ -4,8 +4,6 @@ The measurement is the result of `tests/bench/bench_search.py`: users per second
 prompt length and number of beams. The extrapolation is linear, and ours.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

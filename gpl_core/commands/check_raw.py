@@ -3,8 +3,6 @@
 The rules are those of ingest (spark_jobs/common/raw_checks.py): an error here is refused or quarantined there.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a `gpl` command is, and what several commands share."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """`gpl compare`: the labels and anchors of a lakehouse and of a shadow run, side by side."""
 
-from __future__ import annotations
-
 import argparse
 from datetime import date
 

@@ -1,7 +1,5 @@
 """`gpl promote` and `gpl rollback`: which published artifact is in force."""
 
-from __future__ import annotations
-
 import argparse
 from datetime import date
 

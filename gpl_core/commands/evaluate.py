@@ -1,7 +1,5 @@
 """`gpl evaluate`: exposed-only against GPL on the day after a run date, on the least biased slice there is."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import statistics

@@ -6,8 +6,6 @@ retention. (While a user is still scored with that model, entries of older seque
 little.) Only delta-rs writes `interest_anchors`, so this is not a Spark job.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

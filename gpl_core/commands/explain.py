@@ -4,8 +4,6 @@
 `labels/calibration.py`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ Each part can be repeated and finds by itself what is left to do: when a run was
 one completes it. docs/security.md lists every place where a person can be.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Callable, Iterator

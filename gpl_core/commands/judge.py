@@ -1,7 +1,5 @@
 """`gpl judge`: variants of the pre-ranker against the true click probabilities of a simulation."""
 
-from __future__ import annotations
-
 import argparse
 from datetime import timedelta
 

@@ -10,8 +10,6 @@ replaced together with the schema in one commit; another commit then sets the ve
 killed, the table has the old version, every step refuses it, and the same command continues where it stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ table is compacted by the engine that writes it: here those of the workers and t
 `spark_jobs/optimize.py` those of Spark.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

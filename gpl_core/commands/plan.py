@@ -1,7 +1,5 @@
 """`gpl plan`: the launcher commands of a run, for a shell or a scheduler."""
 
-from __future__ import annotations
-
 import argparse
 
 from gpl_core.commands.command import Command, run_dates, source

@@ -1,7 +1,5 @@
 """`gpl quarantine retry`: accept the quarantined rows that pass the checks now."""
 
-from __future__ import annotations
-
 import argparse
 
 from gpl_core.commands.command import Command, run_dates, source

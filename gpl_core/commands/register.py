@@ -1,7 +1,5 @@
 """`gpl register`: a Spark job that asks the catalog for raw tables and names our tables in it."""
 
-from __future__ import annotations
-
 import argparse
 import os
 

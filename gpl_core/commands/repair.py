@@ -4,8 +4,6 @@ Only a table that workers append to can hold a key twice: a slice that is replac
 in the newest file stays. The step that wrote the table stays done; what reads it slice by slice turns stale.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`gpl run`: everything that is not done yet, step by step."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

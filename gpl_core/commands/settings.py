@@ -1,7 +1,5 @@
 """`gpl settings`: the configuration reference, docs/configuration.md, generated from the models."""
 
-from __future__ import annotations
-
 import argparse
 import types
 from typing import Any, Literal, Union, get_args, get_origin

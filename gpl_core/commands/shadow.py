@@ -4,8 +4,6 @@ A shadow run is the graph from one step on under `<root>/shadow/<name>`. It read
 lakehouse itself and never writes there.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """`gpl sql`: a read-only statement over tables and views, without Spark."""
 
-from __future__ import annotations
-
 import argparse
 import base64
 import csv

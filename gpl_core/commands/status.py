@@ -1,7 +1,5 @@
 """`gpl status`: the state of every step for every run date."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

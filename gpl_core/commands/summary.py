@@ -1,7 +1,5 @@
 """`gpl summary`: what a run left behind, from the logs of the tables and the two small evaluation tables."""
 
-from __future__ import annotations
-
 import argparse
 from collections import defaultdict
 from collections.abc import Sequence

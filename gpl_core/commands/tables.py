@@ -1,7 +1,5 @@
 """`gpl tables`: the data dictionary, docs/tables.md."""
 
-from __future__ import annotations
-
 import argparse
 
 from gpl_core.commands.command import Command

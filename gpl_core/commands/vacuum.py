@@ -3,8 +3,6 @@
 Deleting files writes no log, so one implementation serves the tables of both engines.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Delta's CHECK constraints are not applied to files that a transaction adds, so workers check before they commit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The type language of contracts: scalars, `array<T>` and `struct<name:T,…>`; as Spark and as pyarrow types."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

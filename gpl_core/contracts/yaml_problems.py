@@ -1,7 +1,5 @@
 """What pydantic found wrong with a YAML file, one line per problem."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin

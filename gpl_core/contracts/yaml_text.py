@@ -1,7 +1,5 @@
 """YAML files of people: plain values only, and no more of them than a person writes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml

@@ -1,7 +1,5 @@
 """Command-line arguments that `gpl` and the steps' entry points share, and the parser of the entry points."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import uuid

@@ -1,7 +1,5 @@
 """Which tables `gpl optimize` compacts, and with which engine."""
 
-from __future__ import annotations
-
 from gpl_core.contracts.contract import Contract, all_contracts
 from gpl_core.graph.steps import engine_of
 from gpl_core.lakehouse.lake import Lake

@@ -1,7 +1,5 @@
 """What `--dry-run` of a step prints: what it would read and write, with sizes by the tables' logs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from datetime import date

@@ -1,7 +1,5 @@
 """Hints for failures that only a launcher or a library sees, found by phrases in its log."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 _GPU_MEMORY = (

@@ -1,7 +1,5 @@
 """The table `job_runs`: one row per attempt at a step and date, written when it starts and replaced when it ends."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time

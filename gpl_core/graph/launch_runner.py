@@ -1,7 +1,5 @@
 """Runs planned launches one after another: commands, logs, progress and failures."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

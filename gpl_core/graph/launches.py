@@ -1,7 +1,5 @@
 """What `gpl plan` prints and `gpl run` starts: launcher commands, built from the graph and the configuration."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shlex

@@ -1,7 +1,5 @@
 """The plan in a scheduler's format: JSON, a shell script, or a file with an Airflow DAG."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -4,8 +4,6 @@ Evaluate the state; a dry run prints it; a blocked step fails; what is up to dat
 body runs. What happened is recorded in `job_runs`, failures too.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

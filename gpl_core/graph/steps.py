@@ -1,7 +1,5 @@
 """The graph as data: every step with what it reads, in which scope, what it writes, and which settings shape it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta

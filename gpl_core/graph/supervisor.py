@@ -6,8 +6,6 @@
 The kernel closes that end when `gpl` ends.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -7,8 +7,6 @@ Legend for shapes: T packed tokens, B sequences, n longest of them, U users, W b
 d_h width of a head.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Protocol
 

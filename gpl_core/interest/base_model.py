@@ -1,7 +1,5 @@
 """Base checkpoints: Qwen2 folders (config, safetensors, tokenizer), read from a local path only."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Legend for shapes: T packed tokens, L levels, C codes per level, D hidden width.
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@
 sid_version). The artifact store copies the folder and writes the artifact's manifest last.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The training loss: one forward pass predicts every next SID, by the scoring rule of the search."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -3,8 +3,6 @@
 Legend for shapes: B users, T packed tokens, E target events, L levels, H events of a table row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 

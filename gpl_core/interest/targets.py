@@ -1,7 +1,5 @@
 """Which positives are training targets: popular items are down-sampled; the context keeps every event."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from gpl_core.errors import ContractError, UsageError

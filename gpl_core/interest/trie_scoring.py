@@ -5,8 +5,6 @@ log p(SID) = sum over levels of log p(c_l | c_<l, history); the probabilities of
 Legend for shapes: R rows (prefixes), m most children of any node at that depth, C codes, L levels, S SIDs.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -4,8 +4,6 @@ The code c of level l is the token ``<|sid_{l}_{c}|>`` (levels counted from 1, a
 ids are one contiguous block, level after level, so that (level, code) <-> token id is plain arithmetic.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -6,8 +6,6 @@ R: semantic coherence, h: historical consistency, q: LLM confidence, each in [0,
 factors are the paper's; their formulas and the geometric mean are ours (docs/method.md).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

@@ -5,8 +5,6 @@ Formulas marked (ours) are this project's choice; the mean of the labels is what
 its target rate exactly on the pairs it is fitted on.
 """
 
-from __future__ import annotations
-
 from statistics import NormalDist
 
 import numpy as np

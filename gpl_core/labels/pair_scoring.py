@@ -14,8 +14,6 @@ item embedding, w_k = p_k / sum p over the user's anchors:
 Legend for shapes: U users of a block, K anchors, H history items, B candidates, N items, d width, L levels of a SID.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """One transaction of delta-rs: files added, files removed, and our mark in its `userMetadata`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """What operators decided about artifacts: rows of the table `artifact_decisions`, made by `gpl promote|rollback`."""
 
-from __future__ import annotations
-
 import getpass
 from dataclasses import dataclass
 from datetime import UTC, date, datetime

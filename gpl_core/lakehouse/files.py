@@ -1,7 +1,5 @@
 """Data files of a table, as its log lists them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256

@@ -1,7 +1,5 @@
 """64-bit hashes of text keys, which steps hold in memory instead of ids."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from hashlib import blake2b
 

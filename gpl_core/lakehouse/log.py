@@ -1,7 +1,5 @@
 """The commits of a Delta log: what they say of themselves, and which partitions' rows they changed."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Where a person's id stands: in a column, in a row kept as JSON, in a message; and what is left without it."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """Read-only SQL over the lakehouse without Spark: delta-rs' own engine over pinned versions, views included."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

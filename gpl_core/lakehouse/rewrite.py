@@ -3,8 +3,6 @@
 delta-rs' own DELETE is not an option: it writes string views, which the pyarrow under Petastorm cannot read.
 """
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Temporary folders, removed by the next process when theirs was killed, and arrays on disk that have their space."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A pinned version of a table: its files, the marks of its commits, and its rows; read without a JVM."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

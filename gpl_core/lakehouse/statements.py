@@ -1,7 +1,5 @@
 """SQL as a tree: which tables a statement names, and whether it only reads."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sqlglot import exp, parse_one

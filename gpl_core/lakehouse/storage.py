@@ -4,8 +4,6 @@ Endpoint and credentials come from the environment, under the names that delta-r
 `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, or from AWS' default chain.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import uuid

@@ -4,8 +4,6 @@ A file opens with comment lines: a description, then `--   column: meaning` for 
 and other views are named without a database.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from functools import cache

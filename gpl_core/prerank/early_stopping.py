@@ -1,7 +1,5 @@
 """Early stopping by held-out exposed requests: one rule for all variants, which any user of the feed can apply."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterable
 

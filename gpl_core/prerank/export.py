@@ -12,8 +12,6 @@ Files of a bundle: `serving.json`; `profiles.safetensors` (`table` [user_buckets
 `<variant>/item_tower.safetensors`, from which `load_variant` restores the whole model, to embed later items.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict

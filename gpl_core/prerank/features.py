@@ -3,8 +3,6 @@
 Legend for shapes: n rows, d width of the item embedding, H history items.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple

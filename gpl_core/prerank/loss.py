@@ -10,8 +10,6 @@ zero give exactly exposed-only training. In use:
     loss.backward()
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch.nn.functional as F

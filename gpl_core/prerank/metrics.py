@@ -4,8 +4,6 @@ An undefined figure (one class only, no list with a positive) is None with a rea
 AUC counts them half, lists break them by a key that is independent of labels and input order.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

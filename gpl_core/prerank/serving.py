@@ -1,7 +1,5 @@
 """Scores candidates from an exported bundle with numpy alone: all that the pre-ranker costs online."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

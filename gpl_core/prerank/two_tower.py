@@ -6,8 +6,6 @@ once per item, the user side once per request, so that a candidate costs one dot
 Legend for shapes: n pairs, m dimension of the towers, d width of the item embedding, L levels of the semantic ID.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

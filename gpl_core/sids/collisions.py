@@ -6,8 +6,6 @@ stays inside the item's own (c_1 .. c_(L-1)), so that a moved item keeps its mea
 Legend for shapes: N items, M published items, L levels, C codes per level, k latent width, d embedding width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol

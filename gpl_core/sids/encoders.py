@@ -6,8 +6,6 @@ An encoder's version is a hash of its weights (file contents), its preprocessing
 trains.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Legend for shapes: N items, L levels, C codes per level, d embedding width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,8 +3,6 @@
 Legend for shapes: N items to issue, M published items, L levels, d embedding width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,8 +3,6 @@
 Legend for shapes: N items, L levels, S distinct SIDs (the trie's leaves), d embedding width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -3,8 +3,6 @@
 Legend for shapes: N items, d_p width of part p.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol

@@ -3,8 +3,6 @@
 Legend for shapes: N rows, L levels, C codes, k width. The clustering is scikit-learn's.
 """
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

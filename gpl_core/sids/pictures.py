@@ -1,7 +1,5 @@
 """Pictures: safe decoding from bytes or a URI, and a classical frozen descriptor (HOG and color, scikit-image)."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

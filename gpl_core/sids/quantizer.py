@@ -6,8 +6,6 @@ Sources: residual quantization (Lee 2022, RQ-VAE), straight-through gradient, co
 Laplace smoothing (van den Oord 2017; Razavi 2019). tests/gpl_core/sids holds them against vector-quantize-pytorch.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -10,8 +10,6 @@ One rank and two give the same bits: a batch is always cut into the same shards,
 summed over shards in the same order, and rank 0 makes the single decisions (k-means, revival) and broadcasts them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Mapping

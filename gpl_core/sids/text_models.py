@@ -3,8 +3,6 @@
 Local files only, safetensors only, no remote code. Legend for shapes: N items, B rows of a batch, T tokens, d_p width.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

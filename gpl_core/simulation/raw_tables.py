@@ -1,7 +1,5 @@
 """The raw tables on their way into the lakehouse: part files as they are made, one commit per table at the end."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack

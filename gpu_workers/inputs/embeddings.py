@@ -3,8 +3,6 @@
 Memory per process: one row group, and 16 bytes per item_index for bookkeeping. Disk: N * d * 4 bytes of scratch.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -4,8 +4,6 @@ Petastorm reads the file list of a snapshot, never a directory, which may hold d
 ourselves, balanced by rows and reshuffled by (seed, epoch), because Petastorm's own sharding is static and uneven.
 """
 
-from __future__ import annotations
-
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Inputs of the interest model's two workers: catalog, base checkpoint, content, users' latest sequences."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass

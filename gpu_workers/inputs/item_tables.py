@@ -1,7 +1,5 @@
 """Lookups by item for scoring and pre-ranking: sampled vectors, and semantic IDs in force."""
 
-from __future__ import annotations
-
 from datetime import date, timedelta
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Inputs of the pre-ranker's towers: batches of the training feed, impressions, users' profiles."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta

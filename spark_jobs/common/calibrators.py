@@ -1,7 +1,5 @@
 """What fitting, labeling, monitors and the report share: counts next to pairs, labels as a column, reliability."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Column expressions that several jobs share. Nothing here runs Python on an executor."""
 
-from __future__ import annotations
-
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 

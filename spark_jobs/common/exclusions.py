@@ -1,7 +1,5 @@
 """Who and what is left out of labeling, as of the run date: users who opted out, and withdrawn items."""
 
-from __future__ import annotations
-
 from datetime import datetime, timedelta
 
 from pyspark.sql import DataFrame

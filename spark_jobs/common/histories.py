@@ -1,7 +1,5 @@
 """Users' latest sequences, the pairs to score, and the cached anchors: what two jobs must agree on."""
 
-from __future__ import annotations
-
 from datetime import date, timedelta
 from functools import reduce
 

@@ -1,7 +1,5 @@
 """raw_items -> items: the latest description of every item, and a dense index that never changes once given."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import date
 from itertools import accumulate

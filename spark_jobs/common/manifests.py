@@ -4,8 +4,6 @@ Its figures are in the commit that wrote the slice (`SliceMark.details`): they a
 JSON file repeats them for readers without Delta and adds the files. It can be made from the table again at any time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ at (coverage, labels, requests) anyway. The monitors' rows are written first, in
 show what was wrong when the feed is refused.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Report: what changed since the run date before, by figures that the runs of both dates recorded."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import date
 from typing import Any

@@ -1,7 +1,5 @@
 """Report: which rows became labels, which were refused or left out, and what the monitors said."""
 
-from __future__ import annotations
-
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 

@@ -1,7 +1,5 @@
 """What the report reads of one run date: its tables at pinned versions, and what earlier runs recorded."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import date, timedelta
 from typing import Any

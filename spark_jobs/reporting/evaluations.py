@@ -1,7 +1,5 @@
 """Report: the pre-ranker trained on the date's feed, judged on the day after."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

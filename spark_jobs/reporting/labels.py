@@ -1,7 +1,5 @@
 """Report: how labels, weights and confidence factors are distributed, by histograms that Spark counts in one pass."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Report: the date's runs, the versions that each step read and made, and the artifacts in force."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta

@@ -1,7 +1,5 @@
 """The report's page: one HTML file without any request, every value escaped."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Plots of the report as inline SVG: transparent, drawn in the page's own text color, so they follow its theme."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from typing import Any

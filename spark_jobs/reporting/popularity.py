@@ -1,7 +1,5 @@
 """Report: positives by how popular the item is, before and after down-sampling."""
 
-from __future__ import annotations
-
 import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F

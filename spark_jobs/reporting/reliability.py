@@ -1,7 +1,5 @@
 """Report: labels of exposed pairs against the date's own clicks. Here they are judged, never fitted."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

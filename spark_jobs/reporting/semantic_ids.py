@@ -1,7 +1,5 @@
 """Report: health of the semantic IDs in force, what their codes mean, and the versions that exist."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any
