@@ -36,7 +36,6 @@ def scratch_folder(name: str = "", parent: Path | None = None) -> Iterator[Path]
             folder.mkdir(mode=0o700, exist_ok=True)
             with suppress(FileNotFoundError), ExitStack() as tried:
                 tried.enter_context(_locked(folder, fcntl.LOCK_EX))
-                folder.stat()
                 held.push(tried.pop_all())
                 break
         held.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -45,9 +44,12 @@ def scratch_folder(name: str = "", parent: Path | None = None) -> Iterator[Path]
 
 @contextmanager
 def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold the lock of `folder`; FileNotFoundError when the folder that was locked is no longer the one at this path."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, how)
+        if not os.path.samestat(os.fstat(handle), folder.lstat()):
+            raise FileNotFoundError(folder)
         yield
     finally:
         os.close(handle)
