@@ -44,7 +44,7 @@ def scratch_folder(name: str = "", parent: Path | None = None) -> Iterator[Path]
 
 @contextmanager
 def _locked(folder: Path, how: int) -> Iterator[None]:
-    """Hold the lock of `folder`; FileNotFoundError when the folder that was locked is no longer the one at this path."""
+    """Hold the lock of `folder`; FileNotFoundError when another one has taken its place."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, how)
