@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gpl_core.conf.sections import Interest
 from gpl_core.errors import GateError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.alignment import TitlePack, Titles
@@ -101,16 +100,6 @@ class Training:
         return EngineCheckpoints(self.folder / "checkpoints", self.ranks)
 
     @property
-    def settings(self) -> Interest:
-        """The section `interest`."""
-        return self.context.config.interest
-
-    @property
-    def seed(self) -> int:
-        """`run.seed`."""
-        return self.context.config.run.seed
-
-    @property
     def max_events(self) -> int:
         """`sequences.max_length`."""
         return self.context.config.sequences.max_length
@@ -187,8 +176,8 @@ def train(training: Training, progress: TrainingProgress) -> dict[str, float]:
     Steps that a checkpoint contains are read but not computed: the rest sees the data and the dropout of an
     uninterrupted run.
     """
-    ranks, engine, seed = training.ranks, training.engine, training.seed
-    epoch, every = progress.epoch, training.settings.checkpoint_steps
+    ranks, engine, config = training.ranks, training.engine, training.context.config
+    epoch, every, seed = progress.epoch, config.interest.checkpoint_steps, config.run.seed
     engine.train()
     turn = epoch * ranks.size + ranks.rank
     titles: Iterator[TitlePack | None] = repeat(None)
@@ -234,7 +223,7 @@ def train(training: Training, progress: TrainingProgress) -> dict[str, float]:
 
 def _histories(training: Training, epoch: int, turn: int) -> Iterator[UserHistory]:
     """This rank's training users of an epoch, with synthetic walks among them."""
-    data, seed = training.data, training.seed
+    data, seed = training.data, training.context.config.run.seed
     share = data.shares(training.ranks.size, seed=seed, epoch=epoch)[training.ranks.rank]
     histories = data.histories(share, TRAIN, training.keep, training.objective.trie.levels, seed=seed, epoch=turn)
     return training.walks.mixed(histories, [seed, turn]) if training.walks else histories

@@ -297,7 +297,7 @@ def figures_of(found: Impressions, scores: np.ndarray, chosen: np.ndarray) -> li
         *([metrics.snips_auc(s, y, propensity)] if np.isfinite(propensity).any() else []),
         metrics.auc(s, y),
         metrics.gauc(s, y, found.user[chosen]),
-        *(metric(s, y, lists, keys, k) for metric in (metrics.hit_rate, metrics.ndcg) for k in (3, 10)),
+        *(metrics.ranked(kind, s, y, lists, keys, k) for kind in ("hr", "ndcg") for k in (3, 10)),
     ]
 
 

@@ -103,7 +103,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
         settings = settings_of(context.config, len(items.vectors))
         log.info("train_tokenizer: %d items, C = %d, %d epochs", len(items.vectors), settings.codes, settings.epochs)
         started = time.monotonic()
-        tokenizer = _train(context, ranks, settings, items.vectors, folder)
+        tokenizer = _train(ranks, settings, items.vectors, folder)
         seconds = time.monotonic() - started
         codebooks = hashlib.sha256(tokenizer.codebooks.cpu().numpy().tobytes()).hexdigest()
         held = ranks.gather_text(codebooks)
@@ -124,7 +124,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
                 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 
-def _train(context: StepContext, ranks: Ranks, settings: RqVaeSettings, vectors: Any, folder: Path) -> Tokenizer:
+def _train(ranks: Ranks, settings: RqVaeSettings, vectors: Any, folder: Path) -> Tokenizer:
     engine = DeepSpeedEngine(ranks, folder / "tensorboard")
 
     def progress(done: int, figures: Mapping[str, float]) -> None:

@@ -117,26 +117,15 @@ def _per_group_auc(s: FloatArray, p: FloatArray, groups: npt.ArrayLike) -> tuple
     return np.where(defined, wins / np.where(defined, pairs, 1.0), np.nan), rows
 
 
-def hit_rate(
-    scores: npt.ArrayLike, labels: npt.ArrayLike, lists: npt.ArrayLike, tie_key: npt.ArrayLike, k: int = 10
+def ranked(
+    kind: str, scores: npt.ArrayLike, labels: npt.ArrayLike, lists: npt.ArrayLike, tie_key: npt.ArrayLike, k: int = 10
 ) -> Figure:
-    """HR@k: share of lists with a positive that show one among their k highest scores; labels 0/1.
+    """HR@k (`kind` hr) or NDCG@k (ndcg) over the lists that have a positive; labels 0/1.
 
+    HR@k: the share of them that show one among their k highest scores. NDCG@k: gain 1 / log2(1 + rank) of a positive.
     lists [n]: the request of each row; tie_key int [n]: breaks ties, independent of labels (an item hash, say).
     """
-    return _per_list(scores, labels, lists, tie_key, k, f"hr@{k}")
-
-
-def ndcg(
-    scores: npt.ArrayLike, labels: npt.ArrayLike, lists: npt.ArrayLike, tie_key: npt.ArrayLike, k: int = 10
-) -> Figure:
-    """NDCG@k, gain 1 / log2(1 + rank) of each positive, over lists that have a positive; arguments as `hit_rate`."""
-    return _per_list(scores, labels, lists, tie_key, k, f"ndcg@{k}")
-
-
-def _per_list(
-    scores: npt.ArrayLike, labels: npt.ArrayLike, lists: npt.ArrayLike, tie_key: npt.ArrayLike, k: int, metric: str
-) -> Figure:
+    metric = f"{kind}@{k}"
     s, y = _checked(scores, labels)
     if not np.isin(y, (0.0, 1.0)).all():
         raise ContractError(f"{metric}: labels must be 0 or 1; soft labels have an expected AUC only")
@@ -151,7 +140,7 @@ def _per_list(
     start = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     rank = np.arange(len(s)) - np.repeat(start, sizes)  # 0 for the best of its list
     shown = (rank < k) * y[order]
-    if metric.startswith("hr"):
+    if kind == "hr":
         values = np.minimum(np.bincount(group[order], weights=shown, minlength=count)[kept], 1.0)
     else:
         gains = np.bincount(group[order], weights=shown / np.log2(rank + 2.0), minlength=count)

@@ -103,9 +103,9 @@ class Arena:
             out[f"{name}/gauc"] = metrics.gauc(s, p, user).value
         uniform = test.is_random & test.is_exposed
         out["uniform/auc"] = metrics.auc(scores[uniform], test.clicked[uniform]).value
-        for name, metric in (("hr@10", metrics.hit_rate), ("ndcg@10", metrics.ndcg)):
-            figure = metric(scores, drawn, test.request, _hash(test.item), 10)
-            out[f"recalled/{name}"] = figure.value
+        for kind in ("hr", "ndcg"):
+            figure = metrics.ranked(kind, scores, drawn, test.request, _hash(test.item), 10)
+            out[f"recalled/{figure.metric}"] = figure.value
             out["recalled/candidates"] = figure.candidate_set_size
         top = diversity.top_of_lists(scores, test.item, test.request, 10)
         out["top10/coverage"] = diversity.coverage(top, len(world.vectors))

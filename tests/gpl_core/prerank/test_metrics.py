@@ -127,8 +127,8 @@ def test_lists_equal_a_plain_sort_in_any_row_order(rows, k: int, random) -> None
             sizes.append(len(ranked))
     random.shuffle(keyed)
     lists, scores, labels, keys = ([row[n] for row in keyed] for n in range(4))
-    hr = metrics.hit_rate(scores, np.array(labels, float), lists, keys, k)
-    gain = metrics.ndcg(scores, np.array(labels, float), lists, keys, k)
+    hr = metrics.ranked("hr", scores, np.array(labels, float), lists, keys, k)
+    gain = metrics.ranked("ndcg", scores, np.array(labels, float), lists, keys, k)
     assert hr.metric == f"hr@{k}"
     if not hits:
         assert (hr.value, gain.value) == (None, None)
@@ -143,8 +143,8 @@ def test_no_rows_is_absent_everywhere() -> None:
     for figure in (
         metrics.auc([], []),
         metrics.gauc([], [], []),
-        metrics.hit_rate([], [], [], []),
-        metrics.ndcg([], [], [], []),
+        metrics.ranked("hr", [], [], [], []),
+        metrics.ranked("ndcg", [], [], [], []),
     ):
         assert figure.value is None
         assert figure.note
