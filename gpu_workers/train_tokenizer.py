@@ -23,7 +23,7 @@ from gpl_core.graph.step_run import StepContext, log
 from gpl_core.graph.steps import start_of
 from gpl_core.lakehouse.scratch import scratch_folder
 from gpl_core.lakehouse.storage import local_folder
-from gpl_core.sids.health import Gates, check_gates, measure
+from gpl_core.sids.health import check_gates, measure
 from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit
 from gpl_core.sids.tokenizer import Tokenizer
 from gpu_workers.inputs.embeddings import encoder_version_of, item_vectors
@@ -119,7 +119,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
                     **figures,
                 }  # fmt: skip
                 log.info("train_tokenizer: %s", figures)
-                check_gates(health, Gates(**context.config.tokenizer.gates.model_dump()))
+                check_gates(health, **context.config.tokenizer.gates.model_dump())
                 _publish(context, tokenizer, encoder_version, figures)
                 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 

@@ -25,16 +25,6 @@ class Health:
     reconstruction: float  # mean cosine between an embedding and its SID's decoded vector
 
 
-@dataclass(frozen=True)
-class Gates:
-    """Thresholds a tokenizer must meet before it is published; each is a share in [0, 1]."""
-
-    min_perplexity_share: float = 0.3  # smallest perplexity of any level, as a share of the reachable codes
-    max_dead_share: float = 0.2  # most dead codes of any level, as a share of the reachable codes
-    max_collision_share: float = 0.5
-    min_reconstruction_cosine: float = 0.5
-
-
 def level_usage(codes: np.ndarray, size: int) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Perplexity and number of used codes per level of ``codes`` int [N x L] with C = ``size``."""
     perplexity, used = [], []
@@ -81,32 +71,37 @@ def measure(tokenizer: Tokenizer, embeddings: np.ndarray, rows: int = 65_536) ->
     )  # fmt: skip
 
 
-def check_gates(health: Health, gates: Gates) -> None:
-    """Raises GateError that names every figure out of bounds and what to change."""
+def check_gates(
+    health: Health, *, min_perplexity_share: float, max_dead_share: float, max_collision_share: float,
+    min_reconstruction_cosine: float,
+) -> None:  # fmt: skip
+    """Raises GateError that names every figure out of bounds and what to change.
+
+    Perplexity and dead codes are judged per level, as shares of the reachable codes.
+    """
     faults = []
     levels = zip(health.perplexity, health.used, health.reachable, strict=True)
     for level, (perplexity, used, reachable) in enumerate(levels, start=1):
-        if perplexity < gates.min_perplexity_share * reachable:
+        if perplexity < min_perplexity_share * reachable:
             faults.append(
-                f"level {level}: perplexity {perplexity:.1f}, expected at least {gates.min_perplexity_share:g} of "
-                f"{reachable} codes (train longer, revive dead codes longer, or lower tokenizer.codes)"
+                f"level {level}: perplexity {perplexity:.1f}, expected at least {min_perplexity_share:g} of "
+                f"{reachable} codes (raise tokenizer.epochs, or lower tokenizer.codes)"
             )
         dead = 1 - used / reachable
-        if dead > gates.max_dead_share:
+        if dead > max_dead_share:
             faults.append(
                 f"level {level}: {reachable - used} of {reachable} codes dead ({dead:.1%}), expected at most "
-                f"{gates.max_dead_share:.1%} (more warm-up epochs, longer revival, or lower tokenizer.codes)"
+                f"{max_dead_share:.1%} (raise tokenizer.epochs, or lower tokenizer.codes)"
             )
-    if health.collision_share > gates.max_collision_share:
+    if health.collision_share > max_collision_share:
         faults.append(
             f"collisions: {health.collision_share:.1%} of the items share a SID, expected at most "
-            f"{gates.max_collision_share:.1%} (raise tokenizer.codes or tokenizer.levels, or train longer)"
+            f"{max_collision_share:.1%} (raise tokenizer.codes, tokenizer.levels or tokenizer.epochs)"
         )
-    if not health.reconstruction >= gates.min_reconstruction_cosine:
+    if not health.reconstruction >= min_reconstruction_cosine:
         faults.append(
             f"reconstruction: mean cosine {health.reconstruction:.3f}, expected at least "
-            f"{gates.min_reconstruction_cosine:g} (raise tokenizer.latent, tokenizer.codes or epochs; look at the "
-            "encoder's vectors)"
+            f"{min_reconstruction_cosine:g} (raise tokenizer.codes or tokenizer.epochs; look at the encoder's vectors)"
         )
     if faults:
         raise GateError("tokenizer: not published, the current one stays in force. " + "; ".join(faults))

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import OneCycleLR
 from vector_quantize_pytorch import ResidualVQ
 
+from gpl_core.conf.sections import TokenizerGates
 from gpl_core.errors import ContractError, GateError, MissingInputError
 from gpl_core.sids.health import (
-    Gates,
     check_gates,
     collision_share,
     level_usage,
@@ -40,6 +40,7 @@ from tests.bench.quality.neighbors import neighbor_recall
 from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 from tests.gpl_core.sids.plain_torch import LocalEngine, fit
 
+GATES = TokenizerGates().model_dump()
 SMALL = RqVaeSettings(codes=16, hidden=(32,), latent=8, batch_size=64, epochs=30, warmup_epochs=5)
 
 
@@ -382,17 +383,17 @@ def test_neighbor_recall_of_the_truth_is_one_and_of_noise_is_chance(catalog):
 
 def test_gates_name_every_figure_and_the_remedy(catalog, tokenizer):
     health = measure(tokenizer, catalog)
-    check_gates(health, Gates())
+    check_gates(health, **GATES)
     collapsed = dataclasses.replace(health, perplexity=(1.0, *health.perplexity[1:]), used=(1, *health.used[1:]))
     with pytest.raises(GateError, match=r"level 1: perplexity 1\.0.*level 1: 15 of 16 codes dead") as error:
-        check_gates(collapsed, Gates())
+        check_gates(collapsed, **GATES)
     assert "level 2" not in str(error.value)
     assert error.value.exit_code == 3
     # Collisions alone would have hidden it.
-    assert collapsed.collision_share < Gates().max_collision_share
+    assert collapsed.collision_share < GATES["max_collision_share"]
     for change, said in ({"collision_share": 0.9}, "tokenizer.codes"), ({"reconstruction": float("nan")}, "cosine nan"):
         with pytest.raises(GateError, match=said):
-            check_gates(dataclasses.replace(health, **change), Gates())
+            check_gates(dataclasses.replace(health, **change), **GATES)
 
 
 def test_gates_judge_a_small_catalog_by_what_it_can_reach(catalog):
