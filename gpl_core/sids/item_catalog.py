@@ -44,8 +44,8 @@ class ItemCatalog:
         counts = np.bincount(self.leaf, minlength=self.trie.size)
         self.leaf_offsets: np.ndarray = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         """int64 [S + 1]: items of leaf a are leaf_items[leaf_offsets[a]:leaf_offsets[a + 1]]."""
-        self._row = np.full(int(self.item_index[-1]) + 1 if len(index) else 0, -1, dtype=np.int64)
-        self._row[self.item_index] = np.arange(len(index))
+        self._leaf_of = np.full(int(self.item_index[-1]) + 1 if len(index) else 1, -1, dtype=np.int64)
+        self._leaf_of[self.item_index] = self.leaf
         self._leaf_sids = self.trie.sids()
 
     def __len__(self) -> int:
@@ -59,11 +59,8 @@ class ItemCatalog:
     def leaf_of_item(self, item_index: np.ndarray) -> np.ndarray:
         """The leaf of each item, int64, any shape; -1 for an item without a SID (and for padding -1)."""
         index = np.asarray(item_index, dtype=np.int64)
-        out = np.full(index.shape, -1, dtype=np.int64)
-        known = (index >= 0) & (index < len(self._row))
-        row = self._row[index[known]]
-        out[known] = np.where(row >= 0, self.leaf[row] if len(self.leaf) else -1, -1)
-        return out
+        known = (index >= 0) & (index < len(self._leaf_of))
+        return np.where(known, self._leaf_of[np.where(known, index, 0)], -1)
 
     def sids_of(self, item_index: np.ndarray) -> np.ndarray:
         """The SID of each item, int32 [... x L]; all -1 for an item without a SID."""
