@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import functions as F
 
 from gpl_core.cli import main
 from gpl_core.commands.forget import forget
 from gpl_core.contracts.contract import NO_STATISTICS, load_contract
-from gpl_core.errors import ContractError, MissingInputError, QuarantineError
+from gpl_core.errors import ContractError, MissingInputError, QuarantineError, classified
 from gpl_core.graph.steps import engine_of
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.person import Person
@@ -22,7 +25,7 @@ from spark_jobs.common import columns, raw_checks
 from spark_jobs.step import SparkStep
 from tests.persons import files_with
 from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
-from tests.support import spark_conf
+from tests.support import ODD, emptied, spark_conf, truncated
 
 pytestmark = pytest.mark.spark
 
@@ -35,7 +38,7 @@ def written(tmp_path_factory, spark) -> TinyLake:
     | r1      | u1   | a (clicked)  | a (two channels), b, c     |
     | r2      | u2   | b            | b, c                       |
     """
-    made = TinyLake(tmp_path_factory.mktemp("written"), spark)
+    made = TinyLake(tmp_path_factory.mktemp("written") / ODD, spark)
     made.items({"item_id": "a"}, {"item_id": "b"}, {"item_id": "c", "brand": "acme"})
     made.impressions(("r1", "u1", "a", 1), ("r2", "u2", "b", 0))
     made.candidates(
@@ -49,7 +52,7 @@ def written(tmp_path_factory, spark) -> TinyLake:
 @pytest.fixture(scope="module")
 def done(written, tmp_path_factory) -> TinyLake:
     """The same, ingested once for all tests that start from there."""
-    made = written.copied(tmp_path_factory.mktemp("done"))
+    made = written.copied(tmp_path_factory.mktemp("done") / ODD)
     assert made.run("ingest", ingest.run) == "done"
     return made
 
@@ -435,3 +438,27 @@ def test_raw_rows_of_a_person_are_counted_in_every_layout(tmp_path, spark, layou
     found = {f.place: f for f in forget(lake, Person("501"))}
     assert found["raw_interactions"].found == 2, found["raw_interactions"].left
     assert "raw_interactions still has 2 rows" in found["raw_interactions"].left
+
+
+@pytest.mark.parametrize("damage", [emptied, truncated, Path.unlink])
+def test_a_damaged_raw_file_is_named(lake, damage):
+    (path,) = (lake.root / "tables" / "raw_candidates").rglob("*.parquet")
+    damage(path)
+    with pytest.raises(Py4JJavaError) as caught:
+        lake.run("ingest", ingest.run)
+    told = classified(caught.value)
+    assert isinstance(told, ContractError)
+    assert path.name in str(told)
+    ((status, name, message),) = lake.rows("job_runs", "status", "error_class", "error_message")
+    assert (status, name, message) == ("failed", "ContractError", str(told))
+
+
+def test_items_from_before_the_calendars_reform_keep_their_time(tmp_path, spark):
+    old = datetime(1500, 3, 1, tzinfo=UTC)
+    lake = TinyLake(tmp_path, spark)
+    lake.items({"item_id": "a", "updated_at": old}, {"item_id": "b", "updated_at": datetime(9999, 12, 31, tzinfo=UTC)})
+    lake.impressions(("r1", "u1", "a", 1))
+    lake.candidates(("r1", "u1", "a"))
+    assert lake.run("ingest", ingest.run) == "done"
+    micros = (old - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    assert lake.rows("items", "item_id", "updated_at") == [("a", micros)]
