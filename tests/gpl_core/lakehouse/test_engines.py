@@ -171,13 +171,15 @@ def test_rows_and_sizes_of_files_of_both_engines_stand_in_the_log(lakes):
 
 
 def bad_values(column: Column) -> list[Any]:
-    """Values outside the range of `column`, NaN where the range has an upper end."""
+    """Values outside the range of `column`: NaN where the range has an upper end, text and bytes that are too long."""
     if column.allowed:
         return ["nonsense"] if column.type == "string" else [99]
     floating = column.type in ("float", "double")
     bad: list[Any] = [] if column.min is None else [column.min - 1]
     if column.max is not None:
         bad += [column.max + 1] + ([float("nan")] if floating else [])
+    if column.max_length is not None:
+        bad.append(("x" if column.type == "string" else b"x") * (column.max_length + 1))
     return [float(v) for v in bad] if floating else bad
 
 
