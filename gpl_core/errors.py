@@ -67,7 +67,7 @@ _CAUSES: tuple[tuple[type[GplError], tuple[str, ...], str], ...] = (
         "again: finished work is kept",
     ),
     (
-        UsageError, _texts(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+        UsageError, (*_texts(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR), "[DELTA_CANNOT_CREATE_LOG_PATH]"),
         "correct lakehouse.root (or the given path), or its permissions",
     ),
     (

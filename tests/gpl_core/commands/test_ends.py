@@ -167,7 +167,7 @@ def test_a_disk_that_takes_nothing_is_one_message(gpl, lake, monkeypatch, place,
 @pytest.mark.spark
 @pytest.mark.parametrize(
     ("then", "code", "said"),
-    [("mount -o remount,ro $DISK", 2, "Read-only file system"), (FILL, 1, "No space left on device")],
+    [("mount -o remount,ro $DISK", 2, "Cannot create file:"), (FILL, 1, "No space left on device")],
 )
 def test_a_spark_job_on_a_disk_that_takes_nothing(tmp_path, monkeypatch, then, code, said):
     made, disk = Lake(str(tmp_path / "aside" / "lake")), tmp_path / "disk"
