@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
 import pytest
 
 from gpl_core.graph.launches import DELTA_PACKAGE
 from tests.support import JVM
 
-ROOT = Path(__file__).parents[1]
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # by which spark-submit finds its home
 
 
@@ -54,25 +50,5 @@ LONG = ("pipeline", "spark", "deepspeed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: xdist hands out groups in this order."""
+    """The longest first: xdist hands out files in this order. A process that has a Spark session keeps it."""
     items.sort(key=lambda item: next((n for n, mark in enumerate(LONG) if mark in item.keywords), len(LONG)))
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """One worker runs a whole group: all files that share the Spark session (a JVM costs 15 CPU seconds), or one file.
-
-    xdist's own groups (mark `xdist_group`) have no effect with pytest 9.2: it no longer reads the id that they change.
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByGroup(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return _group(nodeid.partition("::")[0])
-
-    return ByGroup(config, log)
-
-
-@cache
-def _group(file: str) -> str:
-    uses_the_session = re.search(r"^def \w+\([^)]*\bspark\b", (ROOT / file).read_text(encoding="utf-8"), re.M)
-    return "spark" if uses_the_session else file
