@@ -10,8 +10,8 @@ CLASSES := $(CURDIR)/.venv/spark.jsa
 QUIET := -Xlog:cds=off -Xlog:cds+dynamic=off
 export SPARK_SUBMIT_OPTS += -XX:SharedArchiveFile=$(CLASSES) $(QUIET)
 
-# Two processes take file after file, the longest first: see tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# One worker takes the launches, the other one Spark's tests: see tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: quickstart test test-slow setup browser lint dist bench clean
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
 
 from gpl_core.graph.launches import DELTA_PACKAGE
 from tests.support import JVM
 
+ROOT = Path(__file__).parents[1]
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # by which spark-submit finds its home
 
 
@@ -26,7 +30,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
         .config("spark.jars.packages", DELTA_PACKAGE)
         .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
         .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
-        .config("spark.driver.memory", "1g")
+        .config("spark.driver.memory", "2g")
         .config("spark.driver.extraJavaOptions", JVM)
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
@@ -39,6 +43,11 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
         # Code generation costs more than it saves here.
         .config("spark.sql.codegen.wholeStage", "false")
         .config("spark.sql.codegen.factoryMode", "NO_CODEGEN")
+        # Plans of finished queries would fill the heap over hundreds of tests.
+        .config("spark.sql.ui.retainedExecutions", "1")
+        .config("spark.ui.retainedJobs", "1")
+        .config("spark.ui.retainedStages", "1")
+        .config("spark.ui.retainedTasks", "10")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
         .getOrCreate()
     )
@@ -46,9 +55,37 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     session.stop()
 
 
+@pytest.fixture(autouse=True)
+def _nothing_stays_cached() -> Iterator[None]:
+    """A job leaves what it has cached to the end of its process, which here comes after hundreds of tests."""
+    yield
+    if (sql := sys.modules.get("pyspark.sql")) and (session := sql.SparkSession.getActiveSession()):
+        session.catalog.clearCache()
+
+
 LONG = ("pipeline", "spark", "deepspeed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: xdist hands out files in this order. A process that has a Spark session keeps it."""
+    """The longest first: xdist hands out groups in this order."""
     items.sort(key=lambda item: next((n for n, mark in enumerate(LONG) if mark in item.keywords), len(LONG)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """One worker runs a whole group: all files that share the Spark session (a JVM costs 15 CPU seconds), or one file.
+
+    xdist's own groups (mark `xdist_group`) have no effect with pytest 9.2: it no longer reads the id that they change.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid.partition("::")[0])
+
+    return ByGroup(config, log)
+
+
+@cache
+def _group(file: str) -> str:
+    uses_the_session = re.search(r"^def \w+\([^)]*\bspark\b", (ROOT / file).read_text(encoding="utf-8"), re.M)
+    return "spark" if uses_the_session else file
