@@ -1,6 +1,7 @@
 """A step on the Spark side: pinned reads, and one atomic write per slice."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
@@ -32,7 +33,15 @@ def create_table(spark: SparkSession, location: str, contract: Contract) -> None
     table = table.comment(contract.description).partitionedBy(*contract.partition_by)
     for name, value in contract.table_properties().items():
         table = table.property(name, value)
-    table.execute()
+    for seconds in (0.1, 0.3, 1.0, 3.0, 0.0):
+        try:
+            table.execute()
+            return
+        except Exception as error:
+            # Another run creates it: its folder is there before its first commit is.
+            if not seconds or not any(code in str(error) for code in (*_CONFLICTS, *_NO_COMMIT_YET)):
+                raise
+            time.sleep(seconds)
 
 
 class SparkStep:
@@ -211,6 +220,7 @@ def settings_for(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[N
             spark.conf.unset(key)
 
 
+_NO_COMMIT_YET = ("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION", "DELTA_TABLE_NOT_FOUND")
 _CONFLICTS = ("DELTA_CONCURRENT", "DELTA_PROTOCOL_CHANGED", "DELTA_METADATA_CHANGED")
 
 

@@ -110,7 +110,7 @@ def test_rows_that_left_the_slice_meanwhile_are_a_conflict_and_other_slices_are_
     assert lake.rows("user_stats", "user_id", dt=D) == [("b",)]
 
 
-def test_of_runs_that_create_one_table_at_once_each_has_it_or_is_told(lake):
+def test_of_runs_that_create_one_table_at_once_each_has_it(lake):
     contracts = [load_contract(n) for n in ("user_stats", "item_stats", "exposed_samples", "items")]
     together, ends = Barrier(3), []
 
@@ -122,7 +122,7 @@ def test_of_runs_that_create_one_table_at_once_each_has_it_or_is_told(lake):
                     create_table(session, lake.lake.uri(contract.name), contract)
                 ends.append("created")
             except Exception as error:
-                ends.append(type(error).__name__)
+                ends.append(str(error)[:300])
 
     threads = [Thread(target=create, args=(lake.spark.newSession(),)) for _ in range(3)]
     for thread in threads:
@@ -130,7 +130,7 @@ def test_of_runs_that_create_one_table_at_once_each_has_it_or_is_told(lake):
     for thread in threads:
         thread.join()
     assert len(ends) == 12
-    assert {*ends} <= {"created", "ConflictError"}
+    assert {*ends} == {"created"}
     assert all(lake.lake.open(c.name).version == 0 for c in contracts)
 
 
