@@ -443,11 +443,12 @@ def test_a_killed_run_leaves_nothing_behind_of_what_it_started(config, tmp_path,
         "import signal, sys; signal.alarm(120)\nprint('the step runs', file=sys.stderr, flush=True); signal.pause()"
     )
     run = subprocess.Popen(
-        [sys.executable, "-c", KILLED, config, *launcher, str(step)], text=True, stdout=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}, stderr=subprocess.PIPE,
+        [sys.executable, "-uc", KILLED, config, *launcher, str(step)], text=True, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"},
+        stderr=subprocess.STDOUT,  # spark-submit says on its output what the step says on either
     )  # fmt: skip
     for _ in range(processes):
-        assert any("the step runs" in line for line in iter(run.stderr.readline, ""))
+        assert any("the step runs" in line for line in iter(run.stdout.readline, ""))
     started = psutil.Process(run.pid).children(recursive=True)
     assert len(started) > processes
     run.kill()

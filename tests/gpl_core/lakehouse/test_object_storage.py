@@ -96,11 +96,13 @@ def test_a_bundle_comes_back_with_its_files_and_a_damaged_one_is_refused(store, 
     assert [(folder / "adapter" / "w.bin").read_bytes() for folder in both] == [bytes(range(256))] * 2
     fs, base = filesystem(f"{artifacts.root}/tokenizer/{damaged.version}/adapter/w.bin")
     fs.rm(base)
+    assert artifacts.fetch(damaged).is_dir(), "this machine has a whole copy"
+    assert len(list(Path(tempfile.gettempdir()).glob("*/*"))) == 2, "copies that lost the race are gone"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "another machine"))
     with pytest.raises(ContractError, match=r"adapter/w\.bin is missing"):
         artifacts.fetch(damaged)
     fs.pipe_file(base, bytes(range(256)))
     assert artifacts.fetch(damaged).is_dir(), "restored, it is copied again"
-    assert len(list(Path(tempfile.gettempdir()).glob("*/*"))) == 2, "copies that lost the race are gone"
 
 
 def test_a_table_is_migrated(store):
