@@ -111,7 +111,7 @@ def run(step: SparkStep) -> None:
         if context.has(table):  # refuse drift before anything is written
             typed_rows(step.read_unchecked(table), _raw_contract(table, config))
     in_slice = F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))
-    rows_in = {t: _rows_in(step, t, in_slice) for t in _EVENTS}
+    rows_in = {t: step.slice_rows(t) for t in _EVENTS}
     raw_items = checked_items(step.read_unchecked("raw_items"), dates[0], dates[-1], config)
     latest, bad_items = latest_items(raw_items, config)
     rows_in["raw_items"] = raw_items.rows.where(in_slice).count()
@@ -172,17 +172,6 @@ def run(step: SparkStep) -> None:
 
 def _raw_contract(table: str, config: Config) -> Contract:
     return with_passthrough(table, config) if table in ("raw_impressions", "raw_candidates") else load_contract(table)
-
-
-def _rows_in(step: SparkStep, table: str, in_slice: Column) -> int:
-    """Rows of the slice by the log's statistics, by counting where the log has none."""
-    if not step.context.has(table):
-        return 0
-    dates = step.context.dates
-    files = step.context.snapshot(table).select(start=dates[0], end=dates[-1])
-    if any(f.rows < 0 for f in files):
-        return step.read_unchecked(table).where(in_slice).count()
-    return rows_in(files)
 
 
 def _write_quarantine(step: SparkStep, quarantine: DataFrame, in_slice: Column) -> Quarantined:

@@ -95,10 +95,17 @@ class SparkStep:
         return self.read_dates(table, self.run_date, self.run_date, contract)
 
     def slice_rows(self, table: str) -> int:
-        """Rows of the run date's slice of an input table by its log; 0 where the (optional) table does not exist."""
+        """Rows of the slice of an input table (all dates of a bulk run); 0 where the (optional) table does not exist.
+
+        By the log's statistics, by counting where the log has none.
+        """
         if not self.context.has(table):
             return 0
-        return rows_in(self.context.snapshot(table).select(start=self.run_date, end=self.run_date))
+        start, end = self.context.dates[0], self.context.dates[-1]
+        files = self.context.snapshot(table).select(start=start, end=end)
+        if any(f.rows < 0 for f in files):
+            return self.read_unchecked(table).where(F.col("dt").between(F.lit(start), F.lit(end))).count()
+        return rows_in(files)
 
     def spread(self, frame: DataFrame, *columns: str) -> DataFrame:
         """`frame` in as many files as there are shuffle partitions, so that every rank of a worker gets some."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
+from fsspec import AbstractFileSystem
 
 from gpl_core.errors import ContractError, plain
 from gpl_core.lakehouse.marks import SliceMark
@@ -55,8 +56,7 @@ def _refuse_damage(uri: str, *, whole: bool) -> None:
     """Refuse a log in which a commit has no bytes, or (`whole`) is not JSON."""
     fs, log = filesystem(f"{uri}/_delta_log")
     if whole:
-        commits = [p for p in fs.ls(log, detail=False, refresh=True) if _COMMIT_FILE.search(p)]
-        damaged = [path for path in commits if not _is_json(fs.cat_file(path))]
+        damaged = [path for path in _commits(fs, log).values() if not _is_json(fs.cat_file(path))]
     else:
         damaged = [e.path for e in os.scandir(log) if _COMMIT_FILE.search(e.path) and not e.stat().st_size]
     if damaged:
@@ -64,6 +64,11 @@ def _refuse_damage(uri: str, *, whole: bool) -> None:
             f"the commit {min(damaged)} is damaged; restore it from a copy, or, if it is the newest one, delete it and "
             "write again what it had written"
         )
+
+
+def _commits(fs: AbstractFileSystem, log: str) -> dict[int, str]:
+    """Version -> path of the commits in the folder `log`, never from a cached listing: other processes write too."""
+    return {int(m[1]): p for p in fs.ls(log, detail=False, refresh=True) if (m := _COMMIT_FILE.search(p))}
 
 
 def _is_json(commit: bytes) -> bool:
@@ -80,7 +85,7 @@ def read_log(uri: str, last: int, since: int = -1) -> tuple[LogEntry, ...]:
     version it has loaded, so that a pinned table, or one that another run commits to, gets the wrong ones.
     """
     fs, log = filesystem(f"{uri}/_delta_log")
-    commits = {int(m[1]): p for p in fs.ls(log, detail=False, refresh=True) if (m := _COMMIT_FILE.search(p))}
+    commits = _commits(fs, log)
     versions = sorted((v for v in commits if since < v <= last), reverse=True)
     try:
         return tuple(_entry(version, fs.cat_file(commits[version])) for version in versions)

@@ -1,7 +1,7 @@
 """Pictures: safe decoding from bytes or a URI, and a classical frozen descriptor (HOG and color, scikit-image)."""
 
-import contextlib
 import io
+import logging
 import os
 import re
 import stat
@@ -19,6 +19,8 @@ from skimage.feature import hog
 
 from gpl_core.errors import UsageError
 from gpl_core.sids.item_content import ItemContent, PartVectors
+
+log = logging.getLogger("gpl")
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _CELLS = 4
@@ -93,8 +95,10 @@ class PictureReader:
         found: list[bytes] = []
 
         def read() -> None:
-            with contextlib.suppress(Exception):  # each file system has its own
+            try:
                 found.append(self._bytes_at(uri))
+            except Exception as error:  # each file system has its own
+                log.debug("%s: %r", uri, error)
 
         thread = threading.Thread(target=read, daemon=True)  # a read that hangs cannot be ended
         thread.start()
