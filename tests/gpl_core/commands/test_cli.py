@@ -440,7 +440,8 @@ sys.exit(cli.main(["run", "--config", sys.argv[1], "--only", "samples", "--verbo
 def test_a_killed_run_leaves_nothing_behind_of_what_it_started(config, tmp_path, launcher, processes):
     step = tmp_path / "step.py"
     step.write_text(
-        "import signal, sys; signal.alarm(120)\nprint('the step runs', file=sys.stderr, flush=True); signal.pause()"
+        # One write: the launcher's Python is unbuffered, and two processes' lines would run into each other.
+        "import os, signal; signal.alarm(120); os.write(2, b'the step runs\\n'); signal.pause()"
     )
     run = subprocess.Popen(
         [sys.executable, "-uc", KILLED, config, *launcher, str(step)], text=True, stdout=subprocess.PIPE,
