@@ -1,7 +1,6 @@
 """A step on the Spark side: pinned reads, and one atomic write per slice."""
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
@@ -25,23 +24,6 @@ from spark_jobs.catalog import check_registered, spark_path
 def spark_schema(contract: Contract) -> StructType:
     """The contract's schema as Spark's StructType."""
     return StructType.fromJson(json.loads(contract.spark_json()))
-
-
-def create_table(spark: SparkSession, location: str, contract: Contract) -> None:
-    """Create the Delta table of `contract` at `location` unless it exists, with its comments and constraints."""
-    table = DeltaTable.createIfNotExists(spark).location(location).addColumns(spark_schema(contract))
-    table = table.comment(contract.description).partitionedBy(*contract.partition_by)
-    for name, value in contract.table_properties().items():
-        table = table.property(name, value)
-    for seconds in (0.1, 0.3, 1.0, 3.0, 0.0):
-        try:
-            table.execute()
-            return
-        except Exception as error:
-            # Another run creates it: its folder is there before its first commit is.
-            if not seconds or not any(code in str(error) for code in (*_CONFLICTS, *_NO_COMMIT_YET)):
-                raise
-            time.sleep(seconds)
 
 
 class SparkStep:
@@ -139,17 +121,11 @@ class SparkStep:
         return self._commit(contract, save, details)
 
     def create_table(self, contract: Contract) -> None:
-        """Create the table of `contract` with its comments and constraints, or add its new nullable columns."""
-        uri = spark_path(self.context.lake.uri(contract.name))
-        if not self.context.lake.exists(contract.name):
-            with conflicts_told(contract, "was created"):
-                create_table(self.spark, uri, contract)
-            return
-        if contract.columns == load_contract(contract.name).columns:
-            return
-        have = DeltaTable.forPath(self.spark, uri).toDF().columns
+        """Create the table of `contract`, or add its new nullable columns."""
+        have = self.context.lake.create(contract).column_names
         new = [c for c in contract.columns if c.name not in have]
         if new:  # passthrough columns; `open` has refused anything else
+            uri = spark_path(self.context.lake.uri(contract.name))
             listing = ", ".join(f"{c.name} {c.type} COMMENT {quoted(c.comment, 'spark')}" for c in new)
             with conflicts_told(contract, "was given new columns"):
                 self.spark.sql(f"ALTER TABLE delta.`{uri}` ADD COLUMNS ({listing})")
@@ -227,7 +203,6 @@ def settings_for(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[N
             spark.conf.unset(key)
 
 
-_NO_COMMIT_YET = ("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION", "DELTA_TABLE_NOT_FOUND")
 _CONFLICTS = ("DELTA_CONCURRENT", "DELTA_PROTOCOL_CHANGED", "DELTA_METADATA_CHANGED")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from deltalake import DeltaTable, Transaction
+from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError
 
@@ -103,19 +103,24 @@ class Lake:
         return snapshot
 
     def create(self, contract: Contract, properties: Mapping[str, str] | None = None) -> Snapshot:
-        """Create the table of `contract` through delta-rs when it does not exist; open it."""
-        if not self.exists(contract.name):
-            DeltaTable.create(
-                self.uri(contract.name),
-                DeltaSchema.from_json(contract.spark_json()),
-                mode="ignore",
-                partition_by=list(contract.partition_by),
-                name=contract.name,
-                description=contract.description,
-                # CHECK constraints need writer version 3, which delta-rs does not raise by itself.
-                configuration={**contract.table_properties(), **(properties or {}), "delta.minWriterVersion": "3"},
-                raise_if_key_not_exists=False,
-            )
+        """Create the table of `contract`, with its comments and constraints, when it does not exist; open it."""
+        try:
+            if not self.exists(contract.name):
+                DeltaTable.create(
+                    self.uri(contract.name),
+                    DeltaSchema.from_json(contract.spark_json()),
+                    mode="ignore",
+                    partition_by=list(contract.partition_by),
+                    name=contract.name,
+                    description=contract.description,
+                    # CHECK constraints need writer version 3, which delta-rs does not raise by itself.
+                    configuration={**contract.table_properties(), **(properties or {}), "delta.minWriterVersion": "3"},
+                    raise_if_key_not_exists=False,
+                    commit_properties=CommitProperties(max_commit_retries=0),  # a second creation is no commit
+                )
+        except CommitFailedError:
+            if not self.exists(contract.name):  # else another run has created it meanwhile
+                raise
         return self.open(contract.name, contract=contract)
 
     def writer(

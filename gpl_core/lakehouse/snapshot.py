@@ -55,6 +55,10 @@ class Snapshot:
     def properties(self) -> dict[str, str]:
         return {k: v for k, v in self._table.metadata().configuration.items() if v is not None}
 
+    @property
+    def column_names(self) -> list[str]:
+        return [f.name for f in self._table.schema().fields]
+
     def check_contract(self) -> None:
         """Refuse a table that another contract, or another version of it, made.
 

@@ -106,9 +106,9 @@ def test_what_it_cost_stands_in_job_runs(done):
 
 
 def test_each_log_is_written_by_one_engine(done):
-    """Their ways of locking a log never have to agree."""
+    """Their ways of locking a log never have to agree: delta-rs creates every table, its step's engine goes on."""
     for table in ("items", "impressions", "candidates", "interactions", "quarantine", "job_runs"):
-        logs = sorted((done.root / "tables" / table / "_delta_log").glob("*.json"))
+        logs = sorted((done.root / "tables" / table / "_delta_log").glob("*.json"))[1:]
         said = [json.loads(line)["commitInfo"]["engineInfo"] for p in logs for line in p.read_text().splitlines()
                 if line.startswith('{"commitInfo"')]  # fmt: skip
         engines = {"spark" if "Spark" in text else "delta-rs" for text in said}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from threading import Barrier, Thread
 
 import pyarrow.compute as pc
 import pytest
@@ -14,7 +13,7 @@ from gpl_core.errors import ConflictError, ContractError
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.step_run import StepContext
 from gpl_core.lakehouse.rewrite import Removal, all_but, remove_rows
-from spark_jobs.step import SparkStep, conflicts_told, create_table, schema_drift, spark_schema
+from spark_jobs.step import SparkStep, schema_drift, spark_schema
 from tests.spark_jobs.tiny_lake import D, TinyLake, day
 
 pytestmark = pytest.mark.spark
@@ -108,30 +107,6 @@ def test_rows_that_left_the_slice_meanwhile_are_a_conflict_and_other_slices_are_
         again(D)
     assert again(day(1)).rows == 2
     assert lake.rows("user_stats", "user_id", dt=D) == [("b",)]
-
-
-def test_of_runs_that_create_one_table_at_once_each_has_it(lake):
-    contracts = [load_contract(n) for n in ("user_stats", "item_stats", "exposed_samples", "items")]
-    together, ends = Barrier(3), []
-
-    def create(session) -> None:
-        for contract in contracts:
-            together.wait(60)
-            try:
-                with conflicts_told(contract, "was created"):
-                    create_table(session, lake.lake.uri(contract.name), contract)
-                ends.append("created")
-            except Exception as error:
-                ends.append(str(error)[:300])
-
-    threads = [Thread(target=create, args=(lake.spark.newSession(),)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(ends) == 12
-    assert {*ends} == {"created"}
-    assert all(lake.lake.open(c.name).version == 0 for c in contracts)
 
 
 def test_drift_names_every_column(spark):

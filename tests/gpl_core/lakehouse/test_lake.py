@@ -285,6 +285,12 @@ def test_a_missing_table_names_its_place_and_who_makes_it(lake):
 # ---- writers at the same time ----------------------------------------------------------------------------------
 
 
+def test_of_runs_that_create_one_table_at_once_each_has_it(tmp_path):
+    for trial in range(20):
+        lake = Lake(str(tmp_path / str(trial)))
+        assert at_once(*[lambda lake=lake: lake.create(CONTRACT).version] * 4) == [0] * 4
+
+
 def test_of_two_writers_of_one_slice_one_wins_whole_and_the_other_is_told(lake, monkeypatch):
     """Both have read the same version before either commits: no chance of one simply coming later."""
     put(lake, TABLE, 1)
