@@ -12,7 +12,8 @@ import pyarrow as pa
 import torch
 
 from gpl_core.graph.step_run import StepContext, log
-from gpl_core.labels.pair_scoring import PairBlock, first_occurrence, prefix_log_prob, score_block
+from gpl_core.labels.pair_scoring import PairBlock, first_occurrence, score_block
+from gpl_core.labels.prefix_scoring import PrefixKeys, prefix_log_prob
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpu_workers.inputs.embeddings import item_vectors
@@ -39,7 +40,7 @@ class Lookup(NamedTuple):
     on_device: torch.Tensor | None  # [n x d], all item vectors in the configured type, when they fit
     catalog: ItemCatalog  # SIDs by row of `items`
     anchors: np.ndarray | None  # float32 [S x d], g(a) of every SID, when they fit
-    below: np.ndarray  # int32 [S x L], SIDs below each prefix of every SID
+    keys: PrefixKeys
 
 
 def run(context: StepContext, ranks: Ranks) -> None:
@@ -91,12 +92,10 @@ def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, re
     candidates = batch["candidates"].astype(np.int64)
     rows = lookup.items.rows(candidates)
     _note_rejects(batch, candidates, rows, mask, rejects)
-    below = lookup.below[np.maximum(lookup.catalog.leaf_of_item(rows), 0)]
     own = prefix_log_prob(
         _tensor(batch["anchor_sids"].reshape(users, k, levels), device), _tensor(mask, device),
         _tensor(batch["log_prob"], device), _tensor(batch["prefixes"].reshape(users, -1, levels), device),
-        _tensor(batch["prefix_log_probs"], device), _tensor(lookup.catalog.sids_of(rows), device),
-        _tensor(below, device), lookup.catalog.trie.size,
+        _tensor(batch["prefix_log_probs"], device), _tensor(lookup.catalog.sids_of(rows), device), lookup.keys,
     )  # fmt: skip
     vectors, history, rows = _gathered(lookup, lookup.items.rows(batch["history"].astype(np.int64)), rows)
     per_user = (anchors, mask, batch["log_prob"].astype(np.float32), history, rows)
@@ -145,7 +144,7 @@ def make_lookup(
             warnings.simplefilter("ignore", UserWarning)
             # float32 on a CPU stays the memory map itself
             on_device = torch.from_numpy(items.vectors).to(device, kind)
-    return Lookup(items, on_device, catalog, anchors, catalog.trie.leaves_below())
+    return Lookup(items, on_device, catalog, anchors, PrefixKeys(catalog.trie, device))
 
 
 def _anchor_vectors(lookup: Lookup, leaf: np.ndarray) -> np.ndarray:

@@ -215,19 +215,23 @@ def test_one_users_labels_are_what_an_analyst_computes_from_the_tables(house: Ho
         for codes, p in zip(np.array(cached["prefixes"]).reshape(-1, levels).tolist(), cached["prefix_log_probs"])
     }  # fmt: skip
 
+    known |= {(): 1.0, **{tuple(sid): np.exp(p) for sid, p in zip(sids, log_prob)}}
+
+    def node_of(sid: tuple[int, ...]) -> tuple[int, ...]:
+        """The longest cached prefix of it."""
+        return next(sid[:n] for n in range(levels, -1, -1) if sid[:n] in known)
+
+    left = dict(known)
+    for node in known:
+        if node:
+            left[next(node[:n] for n in range(len(node) - 1, -1, -1) if node[:n] in known)] -= known[node]
+    room = Counter(node_of(sid) for sid in carriers)
+    left = {node: max(left[node], 1e-6 * known[node]) for node in room}
+
     def prefix_log_prob(item: int) -> float:
-        """An anchor's own; else an equal part of the longest known prefix, of what its anchors leave."""
-        for length in range(levels, 0, -1):
-            prefix = sid_of[item][:length]
-            masses = [np.exp(p) for sid, p in zip(sids, log_prob) if tuple(sid[:length]) == prefix]
-            below = sum(sid[:length] == prefix for sid in carriers)
-            if prefix in known:
-                left = max(known[prefix] - sum(masses), 1e-6 * known[prefix])
-                return float(np.log(left / max(below - len(masses), 1)))
-            if masses:
-                return float(np.log(sum(masses) / below))
-        first = sum(p for prefix, p in known.items() if len(prefix) == 1)
-        return float(np.log(max(1 - max(np.exp(log_prob).sum(), first), 1e-6) / len(carriers)))
+        """An equal part of what the cached nodes below its longest cached prefix leave of that, over what all have."""
+        node = node_of(sid_of[item])
+        return float(np.log(left[node] / room[node] / sum(left.values())))
 
     feed = {(r["user_id"], r["item_id"]): r for r in house.table("training_feed", LAST) if not r["is_exposed"]}
     for row in mine:

@@ -9,7 +9,6 @@ item embedding, w_k = p_k / sum p over the user's anchors:
     coherence R_u            = || sum_k w_k g(a_k) ||           (mean resultant length: Mardia & Jupp 2000)
     consistency h_u          = sum_k w_k max_{j in H_u} max(0, <g(a_k), e(j)>)
     llm_confidence q_ui      = exp(log p_{k*} / L)              (geometric-mean token probability)
-    prefix_log_prob(u, i)    = log-probability of the candidate's own SID, see the function
 
 Legend for shapes: U users of a block, K anchors, H history items, B candidates, N items, d width, L levels of a SID.
 """
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from gpl_core.errors import ContractError
 
-_CPU_GATHER_BYTES = 16 * 2**20
+_CPU_GATHER_BYTES = 2**19
 
 
 class PairScores(NamedTuple):
@@ -55,31 +54,19 @@ def score_block(block: PairBlock, item_vectors: Tensor, levels: int) -> PairScor
     Raises ContractError when shapes disagree, levels < 1, or an item number is beyond N.
     """
     _check(block, item_vectors, levels)
-    step = max(1, len(block.anchors))
-    if item_vectors.device.type == "cpu":
-        # Larger gathers get fresh pages from the system every time, which costs as much as the gather itself.
-        size = block.candidates.shape[1] * item_vectors.shape[1] * block.anchors.element_size()
-        step = max(1, _CPU_GATHER_BYTES // max(1, size))
-    parts = [_score(PairBlock(*p), item_vectors, levels) for p in zip(*(t.split(step) for t in block), strict=True)]
-    return parts[0] if len(parts) == 1 else PairScores(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
-
-
-def _score(block: PairBlock, item_vectors: Tensor, levels: int) -> PairScores:
     anchors, anchor_mask, log_prob, history, candidates = block
     kind = anchors.dtype
     k = anchors.shape[1]
 
     history_mask = history >= 0
-    history_vectors = _gather(item_vectors, history, kind)  # [U x H x d]
     # A padded anchor may hold NaN: it must not leak into the weighted sums through 0 * NaN.
     if not bool(anchor_mask.all()):
         anchors = anchors.masked_fill(~anchor_mask[..., None], 0)
-    probes = torch.cat([anchors, history_vectors], dim=1)  # one product for both maxima: candidates are gathered once
-    gathered = _gather(item_vectors, candidates, kind)
-    products = torch.bmm(gathered, probes.transpose(1, 2)).float()  # [U x B x (K + H)]
-
-    to_anchors = products[..., :k].masked_fill(~anchor_mask[:, None], -torch.inf)
-    to_history = products[..., k:].masked_fill(~history_mask[:, None], -torch.inf)
+    products, between = _cosines(item_vectors, anchors, history, candidates)
+    used = torch.cat([anchor_mask, history_mask], dim=1)
+    if not bool(used.all()):
+        products.masked_fill_(~used[:, None], -torch.inf)
+    to_anchors, to_history = products[..., :k], products[..., k:]
     valid = (candidates >= 0) & anchor_mask.any(dim=1)[:, None]
     similarity, rank = to_anchors.max(dim=-1)
 
@@ -89,7 +76,6 @@ def _score(block: PairBlock, item_vectors: Tensor, levels: int) -> PairScores:
     consistency = torch.zeros_like(weight[:, 0])
     history_similarity = torch.zeros_like(similarity)
     if history.shape[1]:
-        between = torch.bmm(anchors, history_vectors.transpose(1, 2)).float()
         between = between.masked_fill(~history_mask[:, None], 0)  # as good as -inf: max(0, .) follows
         consistency = (weight * between.amax(dim=-1).clamp(min=0)).sum(dim=1)
         some = history_mask.any(dim=1)[:, None]
@@ -109,60 +95,6 @@ def _score(block: PairBlock, item_vectors: Tensor, levels: int) -> PairScores:
     )
 
 
-def prefix_log_prob(
-    anchor_sids: Tensor,
-    anchor_mask: Tensor,
-    log_prob: Tensor,
-    prefixes: Tensor,
-    prefix_log_probs: Tensor,
-    candidate_sids: Tensor,
-    below: Tensor,
-    size: int,
-) -> Tensor:
-    """ln of the probability of a candidate's own SID as far as the search scored it, float32 [U x B] (ours).
-
-    An anchor has its own. Any other SID has an equal part of its longest prefix that is known: of a kept prefix what
-    its anchors leave, else the mass of the anchors that have the prefix. A SID without any known prefix, or a candidate
-    without a SID, shares what no known prefix has (at least 1e-6) with all SIDs. A score: over the catalog it need
-    not sum to 1.
-
-    anchor_sids: int [U x K x L]; anchor_mask, log_prob: [U x K], as in `score_block`; prefixes: int [U x P x L], -1
-    after a prefix' end; prefix_log_probs: [U x P]; candidate_sids: int [U x B x L], -1 where there is none; below: int
-    [U x B x L], SIDs below each of the candidate's prefixes (`Trie.leaves_below`), ignored where there is none; size:
-    SIDs in the catalog.
-    """
-    levels = candidate_sids.shape[2]
-    p = torch.exp(log_prob.float()).masked_fill(~anchor_mask, 0.0)
-    # A prefix as one number; 0 is the empty one, which stands for padding.
-    base = 2 + max((int(x.max()) for x in (prefixes, candidate_sids) if x.numel()), default=0)
-    weights = base ** torch.arange(levels - 1, -1, -1, device=p.device)
-    known, order = torch.nn.functional.pad(((prefixes.long() + 1) * weights).sum(dim=2), (0, 1)).sort(dim=1)
-    mass_of = torch.nn.functional.pad(torch.exp(prefix_log_probs.float()), (0, 1)).gather(1, order)
-    of_one = (prefixes[..., 0] >= 0) & (prefixes[..., 1:] < 0).all(dim=2)
-    # In double precision: what is left of 1 may be a millionth.
-    first = (torch.exp(prefix_log_probs.double()) * of_one).sum(dim=1)
-    anchored = torch.exp(log_prob.double()).masked_fill(~anchor_mask, 0.0).sum(dim=1)
-    rest = (1.0 - torch.maximum(first, anchored)).clamp(min=1e-6).float()
-    out = torch.log(rest / size)[:, None].expand(candidate_sids.shape[:2])
-    there = candidate_sids[..., 0] >= 0
-    shared = there[:, :, None] & anchor_mask[:, None]  # [U x B x K]
-    own = torch.zeros_like(candidate_sids[..., 0], dtype=torch.long)
-    for level in range(levels):
-        shared = shared & (candidate_sids[:, :, None, level] == anchor_sids[:, None, :, level])
-        mass, count = (shared * p[:, None]).sum(dim=2), shared.sum(dim=2)
-        leaves = below[..., level]
-        value, found = mass / leaves.clamp(min=1), mass > 0
-        if level < levels - 1:
-            own = own + (candidate_sids[..., level].long() + 1) * weights[level]
-            place = torch.searchsorted(known, own).clamp_max(known.shape[1] - 1)
-            hit = there & (known.gather(1, place) == own)
-            of_prefix = mass_of.gather(1, place)
-            free = torch.maximum(of_prefix - mass, 1e-6 * of_prefix) / (leaves - count).clamp(min=1)
-            value, found = torch.where(hit, free, value), found | hit
-        out = torch.where(found, torch.log(value.clamp(min=1e-30)), out)
-    return out
-
-
 def first_occurrence(candidates: Tensor) -> Tensor:
     """bool [U x B]: False where the same item (or padding, -1) stands earlier in the row; padding is always False."""
     order = torch.argsort(candidates, dim=1, stable=True)
@@ -176,6 +108,24 @@ def _gather(vectors: Tensor, rows: Tensor, kind: torch.dtype) -> Tensor:
     """vectors[rows] [U x n x d], any vector for -1; index_select copies whole rows: on a CPU faster than indexing."""
     found = torch.index_select(vectors, 0, rows.clamp(min=0).reshape(-1))
     return found.view(*rows.shape, vectors.shape[1]).to(kind)
+
+
+def _cosines(vectors: Tensor, anchors: Tensor, history: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines float32 of candidates to anchors and history [U x B x (K + H)], and of anchors to history [U x K x H]."""
+    (users, count), k, kind = candidates.shape, anchors.shape[1], anchors.dtype
+    step = max(1, users)
+    if vectors.device.type == "cpu":
+        # What is gathered stays in the core's cache until the products have read it.
+        step = max(1, _CPU_GATHER_BYTES // max(1, count * vectors.shape[1] * anchors.element_size()))
+    out = anchors.new_empty(users, count, k + history.shape[1])
+    between = anchors.new_empty(users, k, history.shape[1])
+    for start in range(0, users, step):
+        part = slice(start, start + step)
+        past = _gather(vectors, history[part], kind)
+        probes = torch.cat([anchors[part], past], dim=1)  # one product for both maxima: candidates are gathered once
+        torch.bmm(_gather(vectors, candidates[part], kind), probes.transpose(1, 2), out=out[part])
+        torch.bmm(anchors[part], past.transpose(1, 2), out=between[part])
+    return out.float(), between.float()
 
 
 def _check(block: PairBlock, item_vectors: Tensor, levels: int) -> None:

@@ -91,15 +91,6 @@ class Trie:
             node = self._parents[level][node]
         return out
 
-    def leaves_below(self) -> np.ndarray:
-        """How many leaves lie below each leaf's prefix of length 1 .. L, int32 [size x L]; the last column is 1."""
-        out = np.ones((self.size, self.levels), dtype=np.int32)
-        node = np.arange(self.size)
-        for level in range(self.levels - 1, 0, -1):
-            node = self._parents[level][node]
-            out[:, level - 1] = np.bincount(node, minlength=len(self.tokens[level - 1]))[node]
-        return out
-
     def prefixes(self) -> np.ndarray:
         """Every prefix shorter than a SID, int32 [n_1 + ... + n_(L-1) x L], by length, then lexicographic; -1 behind
         its end."""

@@ -52,10 +52,11 @@ def test_rows_equal_the_formulas(lake: LabelsLake) -> None:
     assert row["similarity"] == pytest.approx(e[1] @ shared, abs=1e-6)
     assert row["history_similarity"] == pytest.approx(e[1] @ e[3], abs=1e-6)
     assert (row["anchor_rank"], row["coherence"]) == (0, pytest.approx(1.0, abs=1e-6))
-    # Item 1 shares no code with b's prefixes; item 6 carries the anchor (7 too: one SID). 7 SIDs have a usable vector.
-    assert row["prefix_log_prob"] == pytest.approx(math.log(0.3 / 7), abs=1e-6)
-    assert found["b", 6, "exposed"]["prefix_log_prob"] == pytest.approx(math.log(0.1), abs=1e-6)
-    assert found["a", 5, "unexposed"]["prefix_log_prob"] == pytest.approx(math.log(0.25 / 3), abs=1e-6)  # code 1 of 3
+    # 7 SIDs have a usable vector. Item 1 is one of 6 outside b's prefix 2, all else of which is the anchor's (7 carries
+    # it too). What 2 and 2-0 leave has no SID, and falls to the others: they share .4. Of a, two anchors are known.
+    assert row["prefix_log_prob"] == pytest.approx(math.log(0.3 / 6 / 0.4), abs=1e-6)
+    assert found["b", 6, "exposed"]["prefix_log_prob"] == pytest.approx(math.log(0.1 / 0.4), abs=1e-6)
+    assert found["a", 5, "unexposed"]["prefix_log_prob"] == pytest.approx(math.log(0.25 / 5), abs=1e-6)
     assert row["consistency"] == pytest.approx(max(0.0, shared @ e[3]), abs=1e-6)
     assert row["llm_confidence"] == pytest.approx(0.1 ** (1 / 3), abs=1e-6)
     row, cosines = found["a", 5, "unexposed"], (e[5] @ e[0], e[5] @ e[3])

@@ -32,7 +32,8 @@ from gpl_core.interest.packing import UserHistory, training_packs
 from gpl_core.interest.search import Anchors, SearchSettings
 from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.trie_scoring import DeviceTrie
-from gpl_core.labels.pair_scoring import PairBlock, prefix_log_prob, score_block
+from gpl_core.labels.pair_scoring import PairBlock, score_block
+from gpl_core.labels.prefix_scoring import PrefixKeys, prefix_log_prob
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.encoders import EncoderPart, build_encoder
 from gpl_core.sids.item_catalog import ItemCatalog
@@ -408,7 +409,7 @@ def _score(
     anchors = _anchors(search, catalog, {u: history[u] for u in np.unique(pairs.user).tolist() if u in history})
     table = catalog.anchor_embeddings(vectors)
     items = torch.from_numpy(vectors)
-    leaf_of, below = catalog.leaf_of_item(np.arange(len(vectors))), catalog.trie.leaves_below()
+    leaf_of, keys = catalog.leaf_of_item(np.arange(len(vectors))), PrefixKeys(catalog.trie)
     out = {name: np.full(len(pairs), np.nan) for name in Scores.__dataclass_fields__}
     order = np.argsort(pairs.user, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(pairs.user[order])) + 1):
@@ -437,8 +438,7 @@ def _score(
         sids, log_prob, prefixes, prefix_log_probs = (torch.from_numpy(a[row])[None] for a in anchors.found)
         alone = prefix_log_prob(
             sids, torch.from_numpy(mask)[None], log_prob, prefixes, prefix_log_probs,
-            torch.from_numpy(catalog.sids_of(pairs.item[rows]))[None], torch.from_numpy(below[own])[None],
-            catalog.trie.size,
+            torch.from_numpy(catalog.sids_of(pairs.item[rows]))[None], keys,
         )[0].numpy()  # fmt: skip
         found_of = {"own": anchors.visited[row][own], "level1": anchors.level1[row][own], "anchor": alone}
         for name, log_p in found_of.items():

@@ -5,13 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpl_core.errors import ContractError
 from gpl_core.labels import pair_scoring
-from gpl_core.labels.pair_scoring import PairBlock, PairScores, first_occurrence, prefix_log_prob, score_block
-from gpl_core.sids.trie import Trie
+from gpl_core.labels.pair_scoring import PairBlock, PairScores, first_occurrence, score_block
 
 LEVELS = 3
 
@@ -167,49 +166,6 @@ def test_users_scored_in_parts_get_the_same_scores(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pair_scoring, "_CPU_GATHER_BYTES", 2 * 4 * 5 * 4)  # two users at a time
     for name, part in zip(PairScores._fields, _score(*case), strict=True):
         torch.testing.assert_close(part, getattr(whole, name), msg=name)
-
-
-@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(0, 5), st.integers(0, 6))
-@example(1537, 3, 1, 1)  # a millionth is left of 1
-def test_prefix_log_prob_equals_a_loop_over_prefixes(seed: int, k: int, b: int, kept: int) -> None:
-    rng = np.random.default_rng(seed)
-    trie = Trie.build(rng.integers(0, 3, (9, LEVELS)), 3)
-    sids, below = trie.sids(), trie.leaves_below()
-    leaves, mask = np.stack([rng.permutation(trie.size)[:k] for _ in range(2)]), rng.random((2, k)) < 0.7
-    log_prob = np.log(rng.dirichlet(np.ones(k + 1), 2)[:, :k])
-    every = trie.prefixes()
-    prefixes = np.full((2, 6, LEVELS), -1)
-    prefix_log_probs = np.full((2, 6), -100.0)
-    for u in range(2):
-        chosen = rng.permutation(len(every))[:kept]
-        prefixes[u, : len(chosen)] = every[chosen]
-        prefix_log_probs[u, : len(chosen)] = np.log(rng.random(len(chosen)))
-    candidates = rng.integers(-1, trie.size, (2, b))
-    own = np.where(candidates[..., None] >= 0, sids[candidates], -1)
-    found = prefix_log_prob(
-        torch.tensor(sids[leaves]), torch.tensor(mask), torch.tensor(log_prob), torch.tensor(prefixes),
-        torch.tensor(prefix_log_probs), torch.tensor(own), torch.tensor(below[candidates]), trie.size,
-    )  # fmt: skip
-    assert found.shape == (2, b)
-    for u in range(2):
-        known = {
-            tuple(c for c in row if c >= 0): float(np.exp(p))
-            for row, p in zip(prefixes[u].tolist(), prefix_log_probs[u]) if row[0] >= 0
-        }  # fmt: skip
-        p = {tuple(sids[leaves[u, i]]): float(np.exp(log_prob[u, i])) for i in range(k) if mask[u, i]}
-        rest = max(1 - max(sum(p.values()), sum(v for x, v in known.items() if len(x) == 1)), 1e-6)
-        for n, leaf in enumerate(candidates[u]):
-            expected = rest / trie.size
-            for length in range(1, LEVELS + 1) if leaf >= 0 else ():
-                prefix = tuple(sids[leaf, :length])
-                same = [v for x, v in p.items() if x[:length] == prefix]
-                leaves_below = sum(tuple(sid[:length]) == prefix for sid in sids)
-                if prefix in known:
-                    left = max(known[prefix] - sum(same), 1e-6 * known[prefix])
-                    expected = left / max(leaves_below - len(same), 1)
-                elif same:
-                    expected = sum(same) / leaves_below
-            assert found[u, n].item() == pytest.approx(math.log(expected), abs=1e-3)
 
 
 def test_first_occurrence_of_each_candidate() -> None:

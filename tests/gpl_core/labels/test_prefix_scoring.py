@@ -1,0 +1,73 @@
+"""The probability of a candidate's SID by the cached nodes, against a loop over the catalog's leaves."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpl_core.labels import prefix_scoring
+from gpl_core.labels.prefix_scoring import PrefixKeys, prefix_log_prob
+from gpl_core.sids.trie import Trie
+
+USERS = 2
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 5), st.integers(0, 8), st.booleans())
+def test_every_sid_has_its_part_of_its_longest_cached_prefix(
+    seed: int, levels: int, codes: int, kept: int, dense: bool
+) -> None:
+    """Of true probabilities, each leaf gets the mean of the leaves that share its longest cached node; the sum is 1."""
+    rng = np.random.default_rng(seed)
+    trie = Trie.build(rng.integers(0, codes, (rng.integers(1, 25), levels)), codes)
+    sids, every = trie.sids(), trie.prefixes()
+    p = rng.dirichlet(np.full(trie.size, 0.3), USERS)
+    anchors = min(3, trie.size)
+    leaves = np.stack([rng.permutation(trie.size)[:anchors] for _ in range(USERS)])
+    prefixes = np.full((USERS, 8, levels), -1)
+    prefix_log_probs = np.full((USERS, 8), -100.0)
+    for u in range(USERS):
+        for place, number in enumerate(rng.permutation(len(every))[:kept]):
+            prefixes[u, place] = every[number]
+            prefix_log_probs[u, place] = np.log(p[u, _below(sids, every[number])].sum())
+    candidates = np.stack([rng.permutation(trie.size) for _ in range(USERS)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefix_scoring, "_MOST_CELLS", 2**27 if dense else 0)
+        keys = PrefixKeys(trie)
+    found = prefix_log_prob(
+        torch.tensor(sids[leaves]), torch.ones(USERS, anchors, dtype=torch.bool),
+        torch.tensor(np.log(np.take_along_axis(p, leaves, axis=1))), torch.tensor(prefixes),
+        torch.tensor(prefix_log_probs), torch.tensor(sids[candidates]), keys,
+    )  # fmt: skip
+    for u in range(USERS):
+        cached = [tuple(c for c in row if c >= 0) for row in prefixes[u].tolist()] + [tuple(s) for s in sids[leaves[u]]]
+        longest = [max((x for x in [(), *cached] if x == tuple(sid[: len(x)])), key=len) for sid in sids]
+        for place, leaf in enumerate(candidates[u]):
+            same = [n for n in range(trie.size) if longest[n] == longest[leaf]]
+            assert math.exp(found[u, place]) == pytest.approx(p[u, same].mean(), abs=2e-6)
+        assert found[u].double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@given(st.integers(0, 2**31), st.integers(0, 5))
+def test_it_sums_to_one_when_the_catalog_has_changed_since(seed: int, gone: int) -> None:
+    """Anchors without an item, prefixes that the catalog no longer has, and masses that cannot all be true."""
+    rng = np.random.default_rng(seed)
+    trie = Trie.build(rng.integers(0, 3, (9, 3)), 3)
+    sids, every = trie.sids(), np.concatenate([trie.prefixes(), [[4, -1, -1], [0, 3, -1]]])
+    prefixes = every[rng.permutation(len(every))[:5]][None]
+    anchors = sids[rng.permutation(trie.size)[:2]][None]
+    found = prefix_log_prob(
+        torch.tensor(anchors), torch.tensor([[gone % 2 == 0, gone < 3]]), torch.tensor(np.log(rng.random((1, 2)))),
+        torch.tensor(prefixes), torch.tensor(np.log(rng.random((1, 5)))),
+        torch.tensor(np.concatenate([sids, [[-1, -1, -1]]]))[None], PrefixKeys(trie),
+    )  # fmt: skip
+    assert torch.isfinite(found).all()
+    assert found[0, :-1].double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert found[0, -1].item() == pytest.approx(-math.log(trie.size))  # without a SID: as if nothing were known
+
+
+def _below(sids: np.ndarray, prefix: np.ndarray) -> np.ndarray:
+    known = prefix[prefix >= 0]
+    return (sids[:, : len(known)] == known).all(axis=1)
