@@ -324,7 +324,7 @@ class Prerank(Section):
     train_days: Days = Field(default=1, description="Feed slices up to the run date that it trains on")
     dimension: Positive = Field(default=32, description="Width of both towers' vectors")
     buckets: Positive = Field(default=20_000, description="Rows of the hashed user table, and of the item table")
-    batch_size: Positive = Field(default=512, description="Rows per step, exposed and unexposed mixed")
+    batch_size: Positive = Field(default=512, description="Exposed rows per step, and unexposed rows beside them")
     steps: Positive = Field(default=400, description="Optimizer steps, the same for every variant")
     learning_rate: float = Field(default=3e-3, gt=0, description="AdamW's learning rate")
     lambda_: float = Field(default=2.0, ge=0, alias="lambda", description="Weight of the pseudo-label loss")

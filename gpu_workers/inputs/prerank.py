@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,9 +11,9 @@ import torch.distributed as dist
 
 from gpl_core.conf.sections import Prerank
 from gpl_core.contracts.contract import Column
-from gpl_core.errors import LineageError
+from gpl_core.errors import LineageError, MissingInputError
 from gpl_core.graph.step_run import StepContext
-from gpl_core.lakehouse.files import DataFile
+from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.prerank.early_stopping import held_out
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
@@ -20,11 +21,16 @@ from gpl_core.prerank.two_tower import TwoTower
 from gpl_core.sids.content_table import ContentTable
 from gpu_workers.inputs.embeddings import digests
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
+from gpu_workers.inputs.shuffled_rows import Rows, ShuffledRows, places
 from gpu_workers.ranks import Ranks
 
 FEED_COLUMNS = (
     "request_id", "user_id", "item_index", "is_exposed", "target", "sample_weight", "sid_version", "model_version",
-    "calibrator_version", "dt_copy",
+    "calibrator_version", "dt_copy", "shuffle_key",
+)  # fmt: skip
+# A row of the feed in training; `user`: the bucket of the user id.
+_ROW = (
+    ("shuffle_key", "<i8"), ("user", "<i8"), ("item_index", "<i4"), ("target", "<f4"), ("sample_weight", "<f4"),
 )  # fmt: skip
 _MOST_HELD_OUT = 20_000
 _ROWS = 8192  # scored at a time
@@ -41,9 +47,11 @@ class TowerInputs:
     settings: Prerank
     device: torch.device
 
-    def batch(self, user_ids: Sequence[str] | np.ndarray, item_index: np.ndarray, pair: np.ndarray) -> TowerBatch:
-        """Model inputs of n pairs; unknown items have neither content nor SID. pair: see `pair_of`."""
-        bucket = user_buckets(user_ids, self.settings.buckets)
+    def batch(self, bucket: np.ndarray, item_index: np.ndarray, pair: np.ndarray) -> TowerBatch:
+        """Model inputs of n pairs; unknown items have neither content nor SID.
+
+        bucket: int64 [n], `user_buckets` of the users; pair: see `pair_of`.
+        """
         index = item_index.astype(np.int64)
         known = index < len(self.sids)
         sid = np.where(known[:, None], self.sids[np.where(known, index, 0)], -1).astype(np.int64)
@@ -67,22 +75,67 @@ def passed_through(context: StepContext, table: str, names: Iterable[str]) -> Sn
     return context.lake.open(table, context.state.version(table), contract=contract)
 
 
-def feed_batches(
-    snapshot: Snapshot, files: Sequence[DataFile], rows: int, settings: Prerank, *, seed: int, epoch: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """The feed in batches of `rows` rows (the last one shorter), in an order that (seed, epoch) decide.
+class FeedRows:
+    """The feed's rows of a window, read once for all variants and seeds.
 
     Every rank reads all of it and takes its part of each batch: the batches, and so the model, do not depend on the
-    number of ranks.
+    number of ranks. folder: an empty one on the local disk, for some 30 bytes per row.
+
+    Raises:
+        MissingInputError: there are none. LineageError: see `FeedCounts.add`.
     """
-    order = assign_files(files, 1, seed=seed, epoch=epoch)[0].files
-    columns = (*FEED_COLUMNS, *settings.pair_features)
-    yield from rebatch(read_batches(snapshot, order, columns, seed=seed * 10_007 + epoch), rows)
+
+    def __init__(self, context: StepContext, inputs: TowerInputs, sid_version: str, folder: Path) -> None:
+        self._settings = settings = inputs.settings
+        feed = passed_through(context, "training_feed", settings.pair_features)
+        first = context.run_date - timedelta(days=settings.train_days - 1)
+        files = feed.select(start=first, end=context.run_date)
+        kind = np.dtype([*_ROW, ("pair", "<f4", (len(settings.pair_features),))])
+        self.counts = FeedCounts(np.zeros(len(inputs.sids), dtype=np.int64))
+        self.held_out = np.empty(0, kind)
+        """Exposed rows of the held-out requests; at most 20,000, chosen by hash."""
+        # The column alone, first: how exposed rows are dealt out must not depend on how many others there are.
+        exposed = sum(int(batch["is_exposed"].sum()) for batch in read_batches(feed, files, ["is_exposed"]))
+        self.exposed = ShuffledRows(folder / "exposed", kind, exposed)
+        self.unexposed = ShuffledRows(folder / "unexposed", kind, rows_in(files) - exposed)
+        for batch in read_batches(feed, files, (*FEED_COLUMNS, *settings.pair_features)):
+            self.counts.add(batch, sid_version, context.run_date)
+            rows = self._compact(batch, kind)
+            held, shown = held_out(batch["request_id"].tolist()), batch["is_exposed"]
+            self.exposed.add(rows[~held & shown])
+            self.unexposed.add(rows[~held & ~shown])
+            apart = np.concatenate([self.held_out, rows[held & shown]])
+            order = np.argsort(places(apart["shuffle_key"], 0, 0), kind="stable")
+            self.held_out = apart[order[:_MOST_HELD_OUT]]
+        if not self.exposed.rows + self.unexposed.rows:
+            raise MissingInputError(
+                f"table training_feed@{feed.version}: no rows in the {settings.train_days} day(s) up to "
+                f"{context.run_date}; run training_feed, or check that the dates had requests"
+            )
+
+    @property
+    def prior(self) -> float:
+        """Click rate of exposed rows (mean target of unexposed ones when none is exposed), kept away from 0 and 1."""
+        rows = (self.exposed if self.exposed.rows else self.unexposed).bucket(0)
+        return float(np.clip(rows["target"].mean(dtype=np.float64), 1e-3, 0.5))
+
+    def batches(self, seed: int) -> Iterator[tuple[Rows, Rows]]:
+        """Without end: a batch of exposed rows, which nothing unexposed decides, and as many unexposed rows."""
+        size = self._settings.batch_size
+        return zip(self.exposed.batches(size, seed), self.unexposed.batches(size, seed))
+
+    def _compact(self, batch: dict[str, np.ndarray], kind: np.dtype) -> Rows:
+        rows = np.empty(len(batch["target"]), kind)
+        for name in ("shuffle_key", "item_index", "target", "sample_weight"):
+            rows[name] = batch[name]
+        rows["user"] = user_buckets(batch["user_id"], self._settings.buckets)
+        rows["pair"] = pair_of(batch, self._settings)
+        return rows
 
 
 @dataclass
 class FeedCounts:
-    """Counts of the feed rows seen in the first epoch."""
+    """Counts of the feed rows of the window."""
 
     exposures: np.ndarray  # int64 [N]: exposed rows by item_index
     exposed: int = 0
@@ -132,46 +185,14 @@ def load_profiles(context: StepContext, ranks: Ranks, items: ContentTable) -> Us
     return profiles
 
 
-class HeldOut:
-    """Exposed feed rows of the held-out requests, for early stopping; about 20,000 of them.
-
-    Every rank reads the whole feed, so that all ranks have the same rows and decide alike without communication.
-    """
-
-    def __init__(self, inputs: TowerInputs, feed: Iterable[dict[str, np.ndarray]]) -> None:
-        """Read batches of the feed until there are enough rows."""
-        self._inputs = inputs
-        parts, rows = [], 0
-        for batch in feed:
-            chosen = held_out(batch["request_id"].tolist()) & batch["is_exposed"]
-            parts.append({name: values[chosen] for name, values in batch.items()})
-            rows += int(chosen.sum())
-            if rows >= _MOST_HELD_OUT:
-                break
-        self._rows = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}
-
-    @property
-    def clicks(self) -> np.ndarray:
-        """float32 [n]."""
-        return self._rows["target"]
-
-    def score(self, model: torch.nn.Module) -> np.ndarray:
-        """Logits float32 [n] of the collected rows."""
-        users, items = self._rows["user_id"], self._rows["item_index"]
-        pairs = pair_of(self._rows, self._inputs.settings)
-        parts = [np.empty(0, np.float32)]
-        with torch.no_grad():
-            for start in range(0, len(items), _ROWS):
-                some = slice(start, start + _ROWS)
-                batch = self._inputs.batch(users[some], items[some], pairs[some])
-                parts.append(model(batch).float().cpu().numpy())
-        return np.concatenate(parts)
-
-
-def without_held_out(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The rows of `batch` to train on."""
-    out = held_out(batch["request_id"].tolist())
-    return {name: values[~out] for name, values in batch.items()}
+def score_rows(model: torch.nn.Module, inputs: TowerInputs, rows: Rows) -> np.ndarray:
+    """Logits float32 [n] of feed rows."""
+    parts = [np.empty(0, np.float32)]
+    with torch.no_grad():
+        for start in range(0, len(rows), _ROWS):
+            some = rows[start : start + _ROWS]
+            parts.append(model(inputs.batch(some["user"], some["item_index"], some["pair"])).float().cpu().numpy())
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -205,7 +226,8 @@ def score_impressions(
         for name in ("item_index", "clicked", "is_random"):
             parts[name].append(batch[name].astype(kinds[name]))
         parts["propensity"].append(batch[given].astype(np.float64) if given else np.full(len(batch["clicked"]), np.nan))
-        tower = inputs.batch(batch["user_id"], batch["item_index"], pair_of(batch, inputs.settings))
+        bucket = user_buckets(batch["user_id"], inputs.settings.buckets)
+        tower = inputs.batch(bucket, batch["item_index"], pair_of(batch, inputs.settings))
         with torch.no_grad():
             for name, model in variants.items():
                 scores[name].append(model(tower).float().cpu().numpy())

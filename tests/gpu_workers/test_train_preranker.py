@@ -1,5 +1,7 @@
 """train_preranker: two fair variants from the feed, an artifact numpy can serve, figures that admit being undefined."""
 
+import itertools
+import random
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from gpl_core.prerank.export import load_variant
 from gpl_core.prerank.features import user_buckets
 from gpl_core.prerank.serving import ServedModel
 from gpu_workers import train_preranker
+from gpu_workers.inputs.prerank import FeedRows
 from gpu_workers.ranks import Ranks
 from tests.gpu_workers.labels_lake import DAY, SIDS, H, L, LabelsLake
 
@@ -35,6 +38,20 @@ def _likes(user: int, item: int) -> float:
     return 0.9 if user % 2 == item % 2 else 0.1
 
 
+def _feed_row(
+    lake: LabelsLake, request: str, user: int, item: int, exposed: bool, target: float, day: date, **more: Any
+) -> dict[str, Any]:
+    return {
+        "request_id": request, "item_id": f"i{item}", "user_id": _user(user), "item_index": item,
+        "is_exposed": exposed, "is_random": False, "has_label": exposed, "label": target * exposed,
+        "pseudo_label": target * (not exposed), "target": target, "sample_weight": 1.0, "sampling_probability": 1.0,
+        "coherence": 1.0, "consistency": 1.0, "llm_confidence": 1.0, "sid": SIDS[item].tolist(), "channel": "c",
+        "position": 0 if exposed else -1, "event_time": 0, "dt_copy": day.isoformat(),
+        "sid_version": lake.tokenizer, "model_version": "" if exposed else lake.model,
+        "calibrator_version": "" if exposed else "cal-1", **more,
+    }  # fmt: skip
+
+
 def write_feed(
     lake: LabelsLake, day: date = DAY, rows: int = 240, unexposed: float = 0.6, hint: bool = False, **same: Any
 ) -> None:
@@ -47,20 +64,11 @@ def write_feed(
     for number in range(rows):
         user, exposed = int(rng.integers(20)), rng.random() >= unexposed
         item = int(rng.integers(0, 4) if exposed else rng.integers(4, 8))
-        label = float(rng.random() < _likes(user, item)) if exposed else 0.0
-        pseudo = 0.0 if exposed else _likes(user, item)
+        target = float(rng.random() < _likes(user, item)) if exposed else _likes(user, item)
+        hinted = {"hint": target} if hint else {}
         out.append(
-            {
-                "request_id": f"r{number}", "item_id": f"i{item}", "user_id": _user(user), "item_index": item,
-                "is_exposed": exposed, "is_random": False, "has_label": exposed, "label": label, "pseudo_label": pseudo,
-                "target": label if exposed else pseudo, "sample_weight": 1.0, "sampling_probability": 1.0,
-                "coherence": 1.0, "consistency": 1.0, "llm_confidence": 1.0, "sid": SIDS[item].tolist(), "channel": "c",
-                "position": 0 if exposed else -1, "event_time": 0, "dt_copy": day.isoformat(),
-                "sid_version": lake.tokenizer, "model_version": "" if exposed else lake.model,
-                "calibrator_version": "" if exposed else "cal-1", "shuffle_key": number, **same,
-                **({"hint": label if exposed else pseudo} if hint else {}),
-            }
-        )  # fmt: skip
+            _feed_row(lake, f"r{number}", user, item, exposed, target, day, shuffle_key=number, **same, **hinted)
+        )
     extra = (Column("hint", "double", nullable=True, comment="passed through"),) if hint else ()
     contract = load_contract("training_feed").with_columns(extra)
     lake.write("training_feed", {"dt": day.isoformat()}, out, files=2, contract=contract)
@@ -152,6 +160,52 @@ def test_trains_both_variants_publishes_and_judges(lake: LabelsLake, one_rank: R
     scores = served.score_pairs([_user(user) for user, _ in pairs], np.array([item for _, item in pairs]))
     liked = np.array([user % 2 == item % 2 for user, item in pairs])
     assert scores[liked].mean() > scores[~liked].mean() + 0.3
+
+
+def _write_requests(lake: LabelsLake, unexposed: int, files: int) -> None:
+    """The feed of two dates: 12 requests each with the same 5 exposed rows, and `unexposed` rows beside them."""
+    for day in (DAY - timedelta(days=1), DAY):
+        rows = []
+        for request, n in itertools.product(range(12), range(5 + unexposed)):
+            rng = np.random.default_rng([day.toordinal(), request, n])
+            item, exposed = int(rng.integers(8)), n < 5
+            label = float(rng.random() < _likes(request, item))
+            rows.append(
+                _feed_row(
+                    lake, f"{day}-{request}", request, item, exposed, label, day, shuffle_key=int(rng.integers(2**62))
+                )
+            )
+        random.Random(unexposed).shuffle(rows)
+        lake.write("training_feed", {"dt": day.isoformat()}, rows, files=files)
+
+
+def test_the_baseline_depends_on_nothing_unexposed_bit_for_bit(lake: LabelsLake, tmp_path, one_rank: Ranks) -> None:
+    """The same exposed rows beside 20 and beside 300 unexposed ones per request, in other files and another order."""
+    other = lake.copied(tmp_path / "other")
+    _write_requests(lake, 20, files=2)
+    _write_requests(other, 300, files=5)
+    for each in (lake, other):
+        each.run("train_preranker", train_preranker.run, ranks=one_rank)
+    for variant, same in (("exposed_only-seed0", True), ("gpl-seed0", False)):
+        few, many = (load_variant(_bundle(each), variant) for each in (lake, other))
+        equal = all(torch.equal(a, b) for a, b in zip(few.parameters(), many.parameters(), strict=True))
+        assert equal == same, variant
+
+
+def test_every_step_has_a_full_batch_of_exposed_rows_from_all_dates(lake, one_rank, monkeypatch) -> None:
+    """120 exposed rows beside 480 others, in batches of 64: a shared batch would hold some 13 exposed rows."""
+    _write_requests(lake, 20, files=3)
+    seen: list[tuple[int, int]] = []
+    taken = FeedRows.batches
+
+    def recorded(rows: FeedRows, seed: int):
+        for exposed, unexposed in taken(rows, seed):
+            seen.append((len(exposed["target"]), len(unexposed["target"])))
+            yield exposed, unexposed
+
+    monkeypatch.setattr(FeedRows, "batches", recorded)
+    lake.run("train_preranker", train_preranker.run, ranks=one_rank)
+    assert seen == [(64, 64)] * 30
 
 
 def test_lambda_zero_gives_the_exposed_only_weights_bit_for_bit(lake: LabelsLake, one_rank: Ranks) -> None:
