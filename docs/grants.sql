@@ -12,6 +12,7 @@ GRANT SELECT ON VIEW gpl.confidence_factors TO `analysts`;
 GRANT SELECT ON VIEW gpl.calibration TO `analysts`;
 GRANT SELECT ON TABLE gpl.monitors TO `analysts`;
 GRANT SELECT ON TABLE gpl.evaluations TO `analysts`;
+GRANT SELECT ON TABLE gpl.control_evaluations TO `analysts`;
 GRANT SELECT ON TABLE gpl.job_runs TO `analysts`;
 
 -- These name single users.

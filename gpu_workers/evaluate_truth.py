@@ -7,7 +7,6 @@ all its recalled pairs are judged, exposed or not, by expected AUC: a pair count
 `bayes` scores each pair by its true probability, which no model can beat in expectation.
 """
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ def judge(context: StepContext, manifest: Manifest) -> list[dict[str, Any]]:
             s = scores[chosen]
             for figure in (metrics.auc(s, p), metrics.gauc(s, p, users[chosen])):
                 about = {"model": model, "seed": seed, "slice": part, "preranker_version": manifest.version}
-                rows.append(about | asdict(figure))
+                rows.append(about | figure.columns())
                 text = figure.note if figure.value is None else f"{figure.value:.4f}"
                 log.info("evaluate_truth: %s seed %d, %s, expected %s: %s", model, seed, part, figure.metric, text)
     return rows

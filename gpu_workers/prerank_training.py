@@ -5,6 +5,7 @@ lambda 0 is exposed-only training as its user would run it: full batches of expo
 steps. All start from the same weights. Each keeps those of the step with the best AUC on held-out exposed requests.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,15 +14,16 @@ import deepspeed
 import numpy as np
 import torch
 
-from gpl_core.graph.step_run import log
+from gpl_core.graph.step_run import StepContext, log
 from gpl_core.prerank.early_stopping import BestWeights
 from gpl_core.prerank.loss import RowMass, dual_label_loss
 from gpl_core.prerank.two_tower import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
 from gpu_workers.inputs.item_tables import sample_vectors
 from gpu_workers.inputs.prerank import FeedRows, TowerInputs, score_rows
 from gpu_workers.inputs.shuffled_rows import Rows
-from gpu_workers.ranks import Ranks
+from gpu_workers.ranks import Ranks, one_thread
 
+EXPOSED_ONLY, GPL = "exposed_only", "gpl"
 _HIDDEN = 64  # width of each tower's hidden layer
 _WEIGHT_DECAY = 1e-4
 _LOOKS = 8  # evaluations on held-out rows during training
@@ -47,12 +49,26 @@ class Trained(NamedTuple):
     loss: float
 
 
+def train_seeds(
+    context: StepContext, variants: Sequence[Variant], rows: FeedRows, inputs: TowerInputs, ranks: Ranks
+) -> dict[tuple[str, int], Trained]:
+    """Every variant and seed; the speed goes to the details of the run: `gpl evaluate` tells how long one takes."""
+    start, settings = time.monotonic(), inputs.settings
+    trained = {}
+    with one_thread():
+        for seed in settings.seeds:
+            for name, one in train_variants(variants, rows, inputs, ranks, seed).items():
+                trained[name, seed] = one
+    context.counts.details["seconds_per_model_step"] = (time.monotonic() - start) / len(trained) / settings.steps
+    return trained
+
+
 def train_variants(
-    variants: Sequence[Variant], rows: FeedRows, inputs: TowerInputs, ranks: Ranks, codes: int, seed: int
+    variants: Sequence[Variant], rows: FeedRows, inputs: TowerInputs, ranks: Ranks, seed: int
 ) -> dict[str, Trained]:
-    """Every variant by name, trained for `prerank.steps` steps. codes: C of the semantic IDs."""
+    """Every variant by name, trained for `prerank.steps` steps."""
     steps = inputs.settings.steps
-    engines = _engines(variants, rows, inputs, ranks, codes, seed)
+    engines = _engines(variants, rows, inputs, ranks, seed)
     losses: dict[str, list[float]] = {v.name: [] for v in variants}
     best = {v.name: BestWeights() for v in variants}
     batches = rows.batches(seed)
@@ -80,13 +96,14 @@ def train_variants(
 
 
 def _engines(
-    variants: Sequence[Variant], rows: FeedRows, inputs: TowerInputs, ranks: Ranks, codes: int, seed: int
+    variants: Sequence[Variant], rows: FeedRows, inputs: TowerInputs, ranks: Ranks, seed: int
 ) -> dict[str, Any]:
     """One DeepSpeed engine per variant, all from the same initial weights."""
     settings = inputs.settings
     sizes = TowerConfig(
         user_buckets=settings.buckets, item_buckets=settings.buckets, dimension=settings.dimension,
-        hidden=_HIDDEN, content_width=inputs.items.vectors.shape[1], levels=inputs.sids.shape[1], codes=codes,
+        hidden=_HIDDEN, content_width=inputs.items.vectors.shape[1], levels=inputs.sids.shape[1],
+        codes=int(inputs.sids.max()) + 1,
         prior_rate=rows.prior, pair_features=settings.pair_features,
     )  # fmt: skip
     own = {

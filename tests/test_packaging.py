@@ -17,7 +17,7 @@ from setuptools import find_packages
 
 from gpl_core.config import shipped_configs
 from gpl_core.contracts.contract import all_contracts
-from gpl_core.graph.steps import JUDGE, STEPS
+from gpl_core.graph.steps import JUDGE, STEPS, WITH_CONTROLS
 from gpl_core.lakehouse.views import all_views
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +64,7 @@ def test_the_wheel_holds_every_module_contract_and_configuration(wheel, tree):
     assert {f"schemas/{name}.yaml" for name in all_contracts()} <= held
     assert {f"schemas/views/{name}.sql" for name in all_views()} <= held
     assert {f"gpl_core/conf/{name}.yaml" for name in shipped_configs()} <= held
-    assert {step.script for step in (*STEPS, JUDGE)} <= held
+    assert {step.script for step in (*STEPS, JUDGE, WITH_CONTROLS)} <= held
     assert "gpl_core/py.typed" in held
     assert not [n for n in held if n.startswith(("tests", "build", "lakehouse"))]
 

@@ -1,8 +1,7 @@
-"""`gpl evaluate`: exposed-only against GPL on the day after a run date, on the least biased slice there is."""
+"""`gpl evaluate`: exposed-only against GPL, and against controls, on the day after a run date."""
 
 import argparse
-import math
-import statistics
+import json
 from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any
@@ -10,103 +9,132 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gpl_core.commands.command import Command, console, figures_table, run_dates, source
+from gpl_core.commands.command import Command, console, figures_table, source
 from gpl_core.config import Config
 from gpl_core.errors import MissingInputError
-from gpl_core.graph.arguments import add_dates
+from gpl_core.graph.arguments import add_dates, given_dates
 from gpl_core.graph.launch_runner import run_launches
-from gpl_core.graph.launches import Launch
+from gpl_core.graph.launches import Launch, pending
 from gpl_core.graph.planner import Planner
-from gpl_core.graph.steps import find_step
+from gpl_core.graph.steps import WITH_CONTROLS, Step, find_step
+from gpl_core.labels.controls import CONTROLS
+from gpl_core.prerank.comparison import ALL_SEEDS, difference_text, figure_text, ordered_slices, too_small
 
 BASELINE, OURS = "exposed_only", "gpl"
-# Two-sided 95% quantiles of Student's t for 1 to 9 degrees of freedom; after that, the normal one.
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+SPEED = "seconds_per_model_step"  # in the details of a training run
 
 Rows = Sequence[dict[str, Any]]
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_dates(parser)
+    parser.add_argument(
+        "--controls", action="store_true",
+        help="also train on labels that need no language model, to see whether it pays",
+    )  # fmt: skip
+
+
 def run(args: argparse.Namespace, config: Config) -> int:
-    """Bring the evaluation of every run date up to date and print it."""
-    for run_date in run_dates(args, config):
+    """Bring the evaluation of the given run dates, or of the last one, up to date and print it."""
+    step = WITH_CONTROLS if args.controls else find_step("train_preranker")
+    out = console()
+    for run_date in given_dates(args) or (config.run.end_date,):
+        launch = Launch((step,), (run_date,))
+        if pending(Planner(config), launch, False):
+            out.print(announcement(config, step, run_date))
         # Late impressions of the day after are a reason to judge again; nothing is trained twice.
-        if code := run_launches([Launch((find_step("train_preranker"),), (run_date,))], source(args), config):
+        if code := run_launches([launch], source(args), config):
             return code
-        print_evaluation(config, run_date, console())
+        print_evaluation(config, run_date, out, step.writes[0])
     return 0
 
 
-def print_evaluation(config: Config, run_date: date, console: Console) -> None:
-    """Print what table evaluations holds for `run_date`.
+def announcement(config: Config, step: Step, run_date: date) -> str:
+    """What the step will train for a run date, and how long that takes by the newest training on record."""
+    settings = config.prerank
+    variants = 2 + (len(CONTROLS) if step is WITH_CONTROLS else len(settings.lambda_sweep))
+    models = variants * len(settings.seeds)
+    text = (
+        f"{run_date}: {models} pre-rankers ({variants} variants, {len(settings.seeds)} seed(s)) of {settings.steps:,} "
+        f"steps, unless they are trained already"
+    )
+    seconds = _seconds_per_step(config)
+    lasts = "how long that takes is not known yet" if seconds is None else _lasting(seconds * models * settings.steps)
+    return f"{text}; {lasts}"
+
+
+def _seconds_per_step(config: Config) -> float | None:
+    """Of one model, in the newest training on record; None without one."""
+    runs = Planner(config).snapshot("job_runs")
+    rows = runs.read(columns=["step", "started_at", "details"]).to_pylist() if runs else []
+    trained = {"train_preranker", WITH_CONTROLS.name}
+    known = [(r["started_at"], json.loads(r["details"] or "{}").get(SPEED)) for r in rows if r["step"] in trained]
+    return max(((start, seconds) for start, seconds in known if seconds), default=(None, None))[1]
+
+
+def _lasting(seconds: float) -> str:
+    return f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.0f} minutes"
+
+
+def print_evaluation(config: Config, run_date: date, console: Console, name: str = "evaluations") -> None:
+    """Print what table `name` holds for `run_date`, a table per slice, those with too few clicks last.
 
     Raises:
         MissingInputError: it holds nothing, for example because the impressions of the day after are not there.
     """
     following = run_date + timedelta(days=1)
-    found = Planner(config).snapshot("evaluations")
+    found = Planner(config).snapshot(name)
     rows = found.read(found.select(start=run_date, end=run_date)).to_pylist() if found else []
     if not rows:
         raise MissingInputError(
-            f"table evaluations: nothing for {run_date}, which is judged on the impressions of {following}; ingest "
+            f"table {name}: nothing for {run_date}, which is judged on the impressions of {following}; ingest "
             f"them, then run gpl evaluate --run-date {run_date} again"
         )
-    chosen, caveat = judged_slice(rows)
-    console.print(f"pre-ranker trained through {run_date}, judged on {following}, slice {chosen}")
-    if caveat:
+    seeds = len({row["seed"] for row in rows} - {ALL_SEEDS})
+    console.print(
+        f"pre-ranker trained through {run_date}, judged on {following}; in brackets: 95 % intervals over users"
+        + (f" and {seeds} training seeds" if seeds > 1 else "; list several seeds under prerank.seeds to include them")
+    )
+    rows = [row for row in rows if row["seed"] == ALL_SEEDS]
+    if caveat := bias_caveat(rows):
         console.print(caveat)
-    mine = [row for row in rows if row["slice"] == chosen]
-    seeds = sorted({row["seed"] for row in mine})
-    if len(seeds) == 1:
-        console.print(
-            f"One training seed ({seeds[0]}): the difference has no interval; list several seeds under prerank.seeds."
-        )
-    console.print(comparison_table(mine))
-    for other in sorted({row["model"] for row in mine} - {BASELINE, OURS}):
-        console.print(comparison_table(mine, other))
+    for part in ordered_slices(rows):
+        mine = [row for row in rows if row["slice"] == part]
+        console.print(slice_table(mine, f"slice {part}" + (f" ({small})" if (small := too_small(mine)) else "")))
     if not any(row["metric"] == "snips_auc" for row in rows):
         console.print("No off-policy estimate: prerank.propensity names no logged propensities.")
 
 
-def judged_slice(rows: Rows) -> tuple[str, str]:
-    """(slice, caveat): `uniform` without a caveat if its AUC is defined, otherwise `exposed` with the reason."""
+def bias_caveat(rows: Rows) -> str:
+    """A warning when no uniformly exposed traffic is there to judge on."""
     uniform = [row for row in rows if (row["slice"], row["metric"]) == ("uniform", "auc")]
-    if any(row["value"] is not None for row in uniform):
-        return "uniform", ""
-    why = uniform[0]["note"] if uniform else "no such slice"
-    return "exposed", (
-        f"Caveat: that day has no uniformly exposed traffic to judge on ({why}). The figures below cover only "
+    if uniform and uniform[0]["value"] is not None and not too_small(uniform):
+        return ""
+    why = uniform[0]["note"] or too_small(uniform) if uniform else "no such slice"
+    return (
+        f"Caveat: that day has no uniformly exposed traffic to judge on ({why}). Other slices hold only "
         "exposed pairs, which the serving policy chose; they say nothing about unexposed ones, which get pseudo-labels."
     )
 
 
-def comparison_table(rows: Rows, ours: str = OURS) -> Table:
-    """One line per metric: both variants' means over seeds and their paired difference; absent figures say why."""
-    table = figures_table(["metric"], [BASELINE, ours, f"{ours} - {BASELINE}", "candidates", "rows"])
+def slice_table(rows: Rows, title: str) -> Table:
+    """Per metric each model's figure, and below it paired differences; absent figures say why."""
+    models = sorted({row["model"] for row in rows}, key=lambda m: (m != BASELINE, m != OURS, m))
+    table = figures_table(["metric"], [*models, "candidates", "rows"], title)
+    of = {(row["metric"], row["model"], row["against"]): row for row in rows}
     for metric in dict.fromkeys(row["metric"] for row in rows):
-        mine = [row for row in rows if row["metric"] == metric]
-        base, own = (
-            {row["seed"]: row["value"] for row in mine if row["model"] == model and row["value"] is not None}
-            for model in (BASELINE, ours)
-        )
-        cells = [f"{statistics.fmean(v.values()):.4f}" if v else f"absent: {mine[0]['note']}" for v in (base, own)]
-        text = paired_difference([own[seed] - base[seed] for seed in sorted(base.keys() & own.keys())])
-        size = mine[0]["candidate_set_size"]
-        table.add_row(metric, *cells, text, "-" if size is None else f"{size:.1f}", f"{mine[0]['rows']:,}")
+        one = of[metric, models[0], ""]
+        size = one["candidate_set_size"]
+        cells = [figure_text(of[metric, model, ""]) for model in models]
+        table.add_row(metric, *cells, "-" if size is None else f"{size:.1f}", f"{one['rows']:,}")
+        minus_baseline = [difference_text(of.get((metric, model, BASELINE))) for model in models]
+        ours_minus = [difference_text(of.get((metric, OURS, model))) if model != BASELINE else "" for model in models]
+        for label, texts in ((f"  - {BASELINE}", minus_baseline), (f"  {OURS} - it", ours_minus)):
+            if any(texts):
+                table.add_row(label, *texts, "", "", style="dim")
     return table
 
 
-def paired_difference(differences: Sequence[float]) -> str:
-    """Mean of paired differences, with the half-width of its 95% interval if there are several."""
-    n = len(differences)
-    if not n:
-        return "-"
-    mean = statistics.fmean(differences)
-    if n == 1:
-        return f"{mean:+.4f}"
-    t = T95[n - 2] if n - 2 < len(T95) else 1.96
-    return f"{mean:+.4f} ± {t * statistics.stdev(differences) / math.sqrt(n):.4f}"
-
-
 COMMAND = Command(
-    "evaluate", "your own tables: the pre-ranker with and without pseudo-labels on the day after", run, add_dates
+    "evaluate", "your own tables: the pre-ranker with and without pseudo-labels on the day after", run, add_arguments
 )

@@ -17,6 +17,7 @@ from gpl_core.graph.job_runs import newest_done
 from gpl_core.graph.planner import Planner
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.snapshot import Snapshot
+from gpl_core.prerank.comparison import too_small
 from gpl_core.simulation.raw_tables import provenance
 
 SHOWN = ("auc", "gauc")  # the rest is in table evaluations and in the report
@@ -82,12 +83,14 @@ def _evaluation_table(planner: Planner, last: date) -> Table:
         snapshot = planner.snapshot(name)
         rows = snapshot.read(snapshot.select(start=day, end=day)).to_pylist() if snapshot else []
         for row in rows:
-            if row["metric"] in SHOWN:
+            if row["metric"] in SHOWN and not row.get("against"):
                 found[row["slice"] + suffix, row["metric"], row["model"]].append(row)
     models = sorted({model for *_, model in found})
     table = figures_table(["slice", "metric"], models, f"pre-ranker trained through {last}, judged on {following}")
-    for part, metric in sorted({(part, metric) for part, metric, _ in found}):
-        table.add_row(part, metric, *(_cell(found.get((part, metric, model), [])) for model in models))
+    small = {part: too_small([r for (p, *_), rows in found.items() if p == part for r in rows]) for part, *_ in found}
+    for part, metric in sorted({key[:2] for key in found}, key=lambda key: (bool(small[key[0]]), key)):
+        name = f"{part} ({small[part]})" if small[part] else part
+        table.add_row(name, metric, *(_cell(found.get((part, metric, model), [])) for model in models))
     return table
 
 

@@ -233,11 +233,22 @@ JUDGE = Step(
            Read("item_sids", "lookup")),
     uses=("preranker",), writes=("truth_metrics",), command="gpl judge",
 )  # fmt: skip
+# Trains the pre-ranker on labels that need no language model beside ours, to compare.
+WITH_CONTROLS = Step(
+    "evaluate_controls", "deepspeed",
+    reads=(Read("training_feed", "window", days=lambda c: c.prerank.train_days),
+           Read("impressions", "next", optional=True), Read("item_embeddings", "lookup"),
+           Read("item_sids", "lookup"), Read("user_sequences", "lookup", optional=True),
+           Read("pseudo_labels", "window", days=lambda c: c.prerank.train_days),
+           Read("item_stats", "lookup"), Read("user_stats", "lookup")),
+    uses=("tokenizer",), writes=("control_evaluations",), settings=lambda c: (c.prerank, c.labels.calibrator.spread),
+    command="gpl evaluate --controls",
+)  # fmt: skip
 # Compacts what Spark writes; runs ingest for repaired rows. No table says that they are done: they run when asked to.
 OPTIMIZE = Step("optimize", "spark", reads=(), compacts=True, command="gpl optimize")
 RETRY = Step("retry_quarantine", "spark", reads=(), command="gpl quarantine retry")
 
-_BY_NAME = {step.name: step for step in (*STEPS, JUDGE, OPTIMIZE, RETRY)}
+_BY_NAME = {step.name: step for step in (*STEPS, JUDGE, WITH_CONTROLS, OPTIMIZE, RETRY)}
 
 RAW_TABLES = tuple(dict.fromkeys(r.table for s in STEPS for r in s.reads if load_contract(r.table).owner == "platform"))
 

@@ -1,69 +1,87 @@
 """Ranking metrics that say when they are undefined, and how long the ranked lists were (numpy).
 
 An undefined figure (one class only, no list with a positive) is None with a reason, never 0.5 or 0. Ties never help:
-AUC counts them half, lists break them by a key that is independent of labels and input order.
+AUC counts them half, lists break them by a key that is independent of labels and input order. Given the users of the
+rows, a figure carries its sums per user, from which `bootstrap` makes intervals.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpl_core.errors import ContractError
-
-FloatArray = npt.NDArray[np.float64]
-_NORMAL_95 = 1.959963984540054
+from gpl_core.prerank.bootstrap import FloatArray, UserSums, sums_by_user
 
 
 @dataclass(frozen=True)
 class Figure:
     """One measured figure.
 
-    value: None when undefined; `note` then says why. low, high: ends of a 95 % interval, None without one. rows: its
-    pairs. candidate_set_size: mean length of the ranked lists, None for figures without lists.
+    value: None when undefined; `note` then says why. rows: its pairs; clicks: those clicked (the sum of soft labels).
+    candidate_set_size: mean length of the ranked lists, None for figures without lists. sums: what to draw users from.
     """
 
     metric: str
     value: float | None
     rows: int
+    clicks: float = 0.0
     note: str = ""
-    low: float | None = None
-    high: float | None = None
     candidate_set_size: float | None = None
+    sums: UserSums | None = field(default=None, repr=False, compare=False)
+
+    def columns(self) -> dict[str, Any]:
+        """The figure as columns of a table, without the sums."""
+        return {name: value for name, value in vars(self).items() if name != "sums"}
 
 
-def auc(scores: npt.ArrayLike, labels: npt.ArrayLike, metric: str = "auc") -> Figure:
-    """Area under the ROC curve; scores [n] finite, labels [n] in [0, 1].
+def auc(scores: npt.ArrayLike, labels: npt.ArrayLike, users: npt.ArrayLike | None = None) -> Figure:
+    """Area under the ROC curve; scores [n] finite, labels [n] in [0, 1], users [n] of any sortable type.
 
     Soft labels give the *expected* AUC: a pair counts p as a positive and 1 - p as a negative, never against itself.
-    For 0/1 labels the interval is DeLong's (1988), which takes rows as independent.
     """
     s, p = _checked(scores, labels)
+    return _weighted_auc("auc", s, p, 1.0 - p, float(p.sum()), users)
+
+
+def _weighted_auc(
+    metric: str, s: FloatArray, positive: FloatArray, negative: FloatArray, clicks: float, users: npt.ArrayLike | None
+) -> Figure:
+    """AUC of rows that are positives and negatives of some weight each, never against themselves.
+
+    The sums per user are the first term of the AUC's expansion in the users' weights: their variance is that of an AUC
+    over clustered rows (Obuchowski 1997), DeLong's (1988) when every user has one row.
+    """
     rows = len(s)
     if rows == 0:
-        return Figure(metric, None, 0, "no rows")
-    negative_below, positive_below = _mass_below(s, 1.0 - p), _mass_below(s, p)
-    pairs = p.sum() * (1.0 - p).sum() - float(p @ (1.0 - p))
+        return Figure(metric, None, 0, clicks, "no rows")
+    negative_below, positive_below = _mass_below(s, negative), _mass_below(s, positive)
+    own = positive * negative
+    pairs = float(positive.sum() * negative.sum() - own.sum())
     if pairs <= 1e-12:
-        kind = "click" if p.sum() < 0.5 else "non-click"
-        return Figure(metric, None, rows, f"one class only: no {kind} among {rows} rows")
-    value = float((p @ negative_below - 0.5 * (p @ (1.0 - p))) / pairs)
-    hard = bool(np.isin(p, (0.0, 1.0)).all())
-    positives, negatives = int(p.sum()), int(rows - p.sum())
-    if not hard or positives < 2 or negatives < 2:
-        return Figure(metric, value, rows)
-    above = negative_below[p == 1.0] / negatives
-    below = 1.0 - positive_below[p == 0.0] / positives
-    error = _NORMAL_95 * float(np.sqrt(above.var(ddof=1) / positives + below.var(ddof=1) / negatives))
-    return Figure(metric, value, rows, low=max(0.0, value - error), high=min(1.0, value + error))
+        kind = "click" if positive.sum() < negative.sum() else "non-click"
+        return Figure(metric, None, rows, clicks, f"one class only: no {kind} among {rows} rows")
+    value = float((positive @ negative_below - 0.5 * own.sum()) / pairs)
+    if users is None:
+        return Figure(metric, value, rows, clicks)
+    wins = positive * negative_below + negative * (positive.sum() - positive_below) - 0.5 * own
+    slope = (wins - value * (positive * negative.sum() + negative * positive.sum() - own)) / pairs
+    user = np.unique(np.asarray(users), return_inverse=True)[1].astype(np.int64)
+    first = np.unique(user, return_index=True)[1]
+    mass = np.zeros(rows)
+    mass[first] = 1.0 / len(first)
+    return Figure(metric, value, rows, clicks, sums=sums_by_user(user, value * mass + slope - slope.sum() * mass, mass))
 
 
-def snips_auc(scores: npt.ArrayLike, clicks: npt.ArrayLike, propensity: npt.ArrayLike) -> Figure:
+def snips_auc(
+    scores: npt.ArrayLike, clicks: npt.ArrayLike, propensity: npt.ArrayLike, users: npt.ArrayLike | None = None
+) -> Figure:
     """Self-normalized inverse-propensity estimate of the AUC over all pairs that could have been shown (ours).
 
     Each shown pair counts 1 / propensity, its logged probability of being shown (normalized as by Swaminathan &
     Joachims 2015). clicks [n] 0/1; rows whose propensity is not in (0, 1] are left out and counted in the note, with
-    the effective number of rows, (sum w)^2 / sum w^2. Without an interval, because the rows' weights differ.
+    the effective number of rows, (sum w)^2 / sum w^2.
     """
     s, y = _checked(scores, clicks)
     p = np.asarray(propensity, dtype=np.float64)
@@ -71,36 +89,32 @@ def snips_auc(scores: npt.ArrayLike, clicks: npt.ArrayLike, propensity: npt.Arra
         raise ContractError(f"snips_auc: propensity {p.shape}; expected {s.shape}")
     usable = (p > 0.0) & (p <= 1.0)  # False for NaN
     s, y, weight = s[usable], y[usable], 1.0 / p[usable]
+    of = None if users is None else np.asarray(users)[usable]
+    found = _weighted_auc("snips_auc", s, weight * y, weight * (1.0 - y), float(y.sum()), of)
     left_out = f"{int((~usable).sum())} of {len(p)} rows have no propensity in (0, 1]"
-    positive, negative = weight * y, weight * (1.0 - y)
-    if positive.sum() == 0 or negative.sum() == 0:
-        kind = "no rows" if not len(s) else f"one class only: no {'click' if positive.sum() == 0 else 'non-click'}"
-        return Figure("snips_auc", None, len(s), f"{kind} among {len(s)} rows; {left_out}")
-    value = float(positive @ _mass_below(s, negative) / (positive.sum() * negative.sum()))
+    if found.value is None:
+        return replace(found, note=f"{found.note}; {left_out}")
     effective = f"{weight.sum() ** 2 / (weight**2).sum():.0f} effective rows"
-    return Figure("snips_auc", value, len(s), effective if usable.all() else f"{effective}; {left_out}")
+    return replace(found, note=effective if usable.all() else f"{effective}; {left_out}")
 
 
-def gauc(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: npt.ArrayLike) -> Figure:
+def gauc(scores: npt.ArrayLike, labels: npt.ArrayLike, users: npt.ArrayLike) -> Figure:
     """Per-user AUC, averaged with the user's rows (impressions) as weight (Zhu et al. 2017, "GAUC").
 
-    groups [n]: the user of each row, any sortable type. Users with one class only are left out and counted in the
-    note. labels may be soft, see `auc`. The interval takes users as independent.
+    users [n]: the user of each row, any sortable type. Those with one class only are left out and counted in the note.
+    labels may be soft, see `auc`.
     """
     s, p = _checked(scores, labels)
-    found, sizes = _per_group_auc(s, p, groups)
+    found, sizes = _per_group_auc(s, p, users)
     kept = ~np.isnan(found)
     left_out = int((~kept).sum())
     note = f"{left_out} of {len(kept)} users have one class only" if left_out else ""
     if not kept.any():
-        return Figure("gauc", None, len(s), note or "no rows")
-    rows = int(sizes[kept].sum())
-    value, weight = found[kept], sizes[kept] / rows
-    mean = float(weight @ value)
-    if len(value) < 2:
-        return Figure("gauc", mean, rows, note)
-    error = _NORMAL_95 * float(np.sqrt((weight**2) @ (value - mean) ** 2 * len(value) / (len(value) - 1)))
-    return Figure("gauc", mean, rows, note, max(0.0, mean - error), min(1.0, mean + error))
+        return Figure("gauc", None, len(s), float(p.sum()), note or "no rows")
+    rows = np.where(kept, sizes, 0).astype(np.float64)
+    sums = sums_by_user(np.arange(len(rows)), rows * np.nan_to_num(found), rows)
+    value = float(sums.parts.sum() / sums.mass.sum())
+    return Figure("gauc", value, int(rows.sum()), float(p.sum()), note, sums=sums)
 
 
 def _per_group_auc(s: FloatArray, p: FloatArray, groups: npt.ArrayLike) -> tuple[FloatArray, npt.NDArray[np.int64]]:
@@ -118,24 +132,36 @@ def _per_group_auc(s: FloatArray, p: FloatArray, groups: npt.ArrayLike) -> tuple
 
 
 def ranked(
-    kind: str, scores: npt.ArrayLike, labels: npt.ArrayLike, lists: npt.ArrayLike, tie_key: npt.ArrayLike, k: int = 10
+    kind: str,
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    lists: npt.ArrayLike,
+    tie_key: npt.ArrayLike,
+    k: int = 10,
+    users: npt.ArrayLike | None = None,
 ) -> Figure:
     """HR@k (`kind` hr) or NDCG@k (ndcg) over the lists that have a positive; labels 0/1.
 
     HR@k: the share of them that show one among their k highest scores. NDCG@k: gain 1 / log2(1 + rank) of a positive.
-    lists [n]: the request of each row; tie_key int [n]: breaks ties, independent of labels (an item hash, say).
+    Absent where k covers half of their mean length or more: there nearly every order is a hit. lists [n]: the request
+    of each row; tie_key int [n]: breaks ties, independent of labels (an item hash, say).
     """
     metric = f"{kind}@{k}"
     s, y = _checked(scores, labels)
     if not np.isin(y, (0.0, 1.0)).all():
         raise ContractError(f"{metric}: labels must be 0 or 1; soft labels have an expected AUC only")
     _, group = np.unique(np.asarray(lists), return_inverse=True)
-    count = int(group.max()) + 1 if len(group) else 0
+    count, clicks = int(group.max()) + 1 if len(group) else 0, float(y.sum())
     sizes = np.bincount(group, minlength=count)
     positives = np.bincount(group, weights=y, minlength=count)
     kept = positives > 0
     if not kept.any():
-        return Figure(metric, None, len(s), f"none of {count} lists has a positive")
+        return Figure(metric, None, len(s), clicks, f"none of {count} lists has a positive")
+    size = float(sizes[kept].mean())
+    about = (int(sizes[kept].sum()), clicks)
+    if 2 * k >= size:
+        why = f"{k} is half of a list's {size:.1f} candidates or more"
+        return Figure(metric, None, *about, why, candidate_set_size=size)
     order = np.lexsort((np.asarray(tie_key), -s, group))
     start = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     rank = np.arange(len(s)) - np.repeat(start, sizes)  # 0 for the best of its list
@@ -147,13 +173,10 @@ def ranked(
         best = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))[np.minimum(positives[kept].astype(int), k) - 1]
         values = gains[kept] / best
     note = f"{int((~kept).sum())} of {count} lists have no positive" if not kept.all() else ""
-    figure = Figure(
-        metric, float(values.mean()), int(sizes[kept].sum()), note, candidate_set_size=float(sizes[kept].mean())
-    )
-    if len(values) < 2:
-        return figure
-    error = _NORMAL_95 * float(values.std(ddof=1) / np.sqrt(len(values)))
-    return replace(figure, low=max(0.0, float(values.mean()) - error), high=min(1.0, float(values.mean()) + error))
+    of = np.asarray(lists if users is None else users)[order][start[kept]]  # a list has one user
+    user = np.unique(of, return_inverse=True)[1].astype(np.int64)
+    sums = sums_by_user(user, values, np.ones(len(values)))
+    return Figure(metric, float(values.mean()), *about, note, candidate_set_size=size, sums=sums)
 
 
 def _mass_below(scores: FloatArray, mass: FloatArray, group: npt.NDArray[np.int64] | None = None) -> FloatArray:

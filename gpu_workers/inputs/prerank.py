@@ -1,6 +1,7 @@
 """Inputs of the pre-ranker's towers: batches of the training feed, impressions, users' profiles."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -19,8 +20,9 @@ from gpl_core.prerank.early_stopping import held_out
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
 from gpl_core.prerank.two_tower import TwoTower
 from gpl_core.sids.content_table import ContentTable
-from gpu_workers.inputs.embeddings import digests
+from gpu_workers.inputs.embeddings import digests, item_vectors
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
+from gpu_workers.inputs.item_tables import end_of, sid_table, sids_in_force
 from gpu_workers.inputs.shuffled_rows import Rows, ShuffledRows, places
 from gpu_workers.ranks import Ranks
 
@@ -58,6 +60,22 @@ class TowerInputs:
         items = item_buckets(index, self.settings.buckets)
         columns = (bucket, self.profiles.of(bucket), items, self.items.content(index), sid, pair)
         return TowerBatch(*(torch.from_numpy(np.ascontiguousarray(c)).to(self.device) for c in columns))
+
+
+@contextmanager
+def tower_inputs(context: StepContext, ranks: Ranks) -> Iterator[TowerInputs]:
+    """The towers' inputs for the run date; item vectors lie on the local disk while the context lasts."""
+    with ranks.together():
+        tokenizer = context.artifact("tokenizer")
+        embeddings = context.snapshot("item_embeddings")
+    encoder_version = tokenizer.lineage["encoder_version"]
+    with item_vectors(embeddings, encoder_version, ranks, before=end_of(context.run_date)) as vectors:
+        with ranks.together():
+            items = ContentTable.of(vectors.item_index, vectors.vectors)
+            index, sids = sids_in_force(context.snapshot("item_sids"), tokenizer.version)
+        profiles = load_profiles(context, ranks, items)
+        table = sid_table(index, sids, len(items.row_of))
+        yield TowerInputs(items, table, profiles, context.config.prerank, ranks.device)
 
 
 def pair_of(batch: dict[str, np.ndarray], settings: Prerank) -> np.ndarray:
@@ -205,19 +223,19 @@ class Impressions:
     clicked: np.ndarray
     is_random: np.ndarray
     propensity: np.ndarray  # float64: the logged probability of being shown; NaN where the platform does not log it
-    scores: dict[str, np.ndarray]  # variant -> logits float32 [n]
+    scores: dict[tuple[str, int], np.ndarray]  # (variant, seed) -> logits float32 [n]
 
 
 def score_impressions(
-    snapshot: Snapshot, files: Sequence[DataFile], inputs: TowerInputs, variants: Mapping[str, TwoTower]
+    snapshot: Snapshot, files: Sequence[DataFile], inputs: TowerInputs, models: Mapping[tuple[str, int], TwoTower]
 ) -> Impressions:
-    """Scores of every variant for every impression in `files`."""
+    """Scores of every model for every impression in `files`."""
     kinds = {
         "user": np.uint64, "request": np.uint64, "item_index": np.int64, "clicked": np.float32, "is_random": bool,
         "propensity": np.float64,
     }  # fmt: skip
     parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, kind)] for name, kind in kinds.items()}
-    scores: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.float32)] for name in variants}
+    scores: dict[tuple[str, int], list[np.ndarray]] = {key: [np.empty(0, np.float32)] for key in models}
     given = inputs.settings.propensity
     columns = dict.fromkeys([*_IMPRESSION_COLUMNS, *inputs.settings.pair_features, *([given] if given else [])])
     for batch in rebatch(read_batches(snapshot, files, list(columns)), _ROWS):
@@ -229,10 +247,10 @@ def score_impressions(
         bucket = user_buckets(batch["user_id"], inputs.settings.buckets)
         tower = inputs.batch(bucket, batch["item_index"], pair_of(batch, inputs.settings))
         with torch.no_grad():
-            for name, model in variants.items():
-                scores[name].append(model(tower).float().cpu().numpy())
+            for key, model in models.items():
+                scores[key].append(model(tower).float().cpu().numpy())
     joined = {name: np.concatenate(held) for name, held in parts.items()}
-    return Impressions(**joined, scores={name: np.concatenate(held) for name, held in scores.items()})
+    return Impressions(**joined, scores={key: np.concatenate(held) for key, held in scores.items()})
 
 
 def _added(values: np.ndarray, ranks: Ranks) -> np.ndarray:

@@ -19,11 +19,12 @@ BUCKET_ROWS = 1 << 21  # rows of a bucket: some 100 MB while they are sorted
 
 def places(shuffle_key: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """A pseudo-random place uint64 [n] per row: SplitMix64's mixer (Steele et al. 2014) on its key, salted, twice."""
-    salt = _mixed(np.array([(seed * 1_000_003 + epoch) % 2**64], np.uint64))
-    return _mixed(_mixed(shuffle_key.astype(np.int64).view(np.uint64) ^ salt))
+    salt = mixed(np.array([(seed * 1_000_003 + epoch) % 2**64], np.uint64))
+    return mixed(mixed(shuffle_key.astype(np.int64).view(np.uint64) ^ salt))
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
+def mixed(x: np.ndarray) -> np.ndarray:
+    """A well-mixed, reversible map of uint64 to uint64, [n]."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -44,7 +45,7 @@ class ShuffledRows:
     def add(self, rows: Rows) -> None:
         """Add a batch."""
         self.rows += len(rows)
-        bucket = _mixed(rows["shuffle_key"].view(np.uint64)) % np.uint64(self.buckets)
+        bucket = mixed(rows["shuffle_key"].view(np.uint64)) % np.uint64(self.buckets)
         order = np.argsort(bucket, kind="stable")
         starts = np.searchsorted(bucket[order], np.arange(self.buckets + 1))
         for number in np.flatnonzero(np.diff(starts)).tolist():

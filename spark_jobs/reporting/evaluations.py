@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from gpl_core.prerank.comparison import ALL_SEEDS, difference_text, figure_text, ordered_slices, too_small
 from spark_jobs.reporting.day import Day
 from spark_jobs.reporting.page import PageSection, Table
 
@@ -14,37 +15,31 @@ def section(day: Day) -> PageSection:
     if not found:
         return PageSection(title, ["Nothing was judged: the day after has no impressions yet."])
     text = (
-        "Brackets hold the 95 % interval, its mean over seeds where there are several. Read HR and NDCG together with "
-        "the candidate-set size."
+        "Brackets hold 95 % intervals over users and training seeds; a difference is called better or worse only where "
+        "its interval does not hold 0. Slices with fewer than 200 clicks stand last: they are too small to judge by."
     )
     return PageSection(title, [text], [compare(found)])
 
 
 def compare(evaluations: Sequence[dict[str, Any]]) -> Table:
-    """One row per slice and metric, models side by side; an undefined figure shows its reason."""
-    models = sorted({r["model"] for r in evaluations})
-    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
-    for row in evaluations:
-        groups.setdefault((row["slice"], row["metric"]), {}).setdefault(row["model"], []).append(row)
+    """One row per slice and metric, models and their differences side by side; an undefined figure shows its reason."""
+    found = [row for row in evaluations if row["seed"] == ALL_SEEDS]
+    models = sorted({r["model"] for r in found})
+    pairs = sorted({(r["model"], r["against"]) for r in found if r["against"]})
+    of = {(r["slice"], r["metric"], r["model"], r["against"]): r for r in found}
     rows = []
-    for (part, metric), by_model in sorted(groups.items()):
-        one = next(iter(by_model.values()))[0]
-        cells = [_figures(by_model.get(m, [])) for m in models]
-        # An absent figure shows its own reason.
-        note = next((r["note"] for each in by_model.values() for r in each if r["value"] is not None), "")
-        rows.append((part, metric, *cells, one["candidate_set_size"], one["rows"], note))
-    return Table(("slice", "metric", *models, "candidate-set size", "pairs", "note"), rows)
+    for part in ordered_slices(found):
+        mine = [r for r in found if r["slice"] == part]
+        name = f"{part} ({small})" if (small := too_small(mine)) else part
+        for metric in sorted({r["metric"] for r in mine}):
+            first = next(r for r in mine if r["metric"] == metric)
+            figures = [_cell(of.get((part, metric, m, ""))) for m in models]
+            differences = [difference_text(of.get((part, metric, *pair))) or "-" for pair in pairs]
+            note = first["note"] if first["value"] is not None else ""  # an absent figure shows its own reason
+            rows.append((name, metric, *figures, *differences, first["candidate_set_size"], first["rows"], note))
+    compared = (f"{model} - {against}" for model, against in pairs)
+    return Table(("slice", "metric", *models, *compared, "candidate-set size", "pairs", "note"), rows)
 
 
-def _figures(rows: Sequence[dict[str, Any]]) -> str:
-    known = [r for r in rows if r["value"] is not None]
-    if not known:
-        return f"absent: {rows[0]['note']}" if rows else "absent: not measured"
-
-    def mean(name: str) -> float | None:
-        values = [r[name] for r in known]
-        return None if None in values else sum(values) / len(values)
-
-    low, high = mean("low"), mean("high")
-    interval = "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
-    return f"{mean('value'):.4f}{interval}" + (f", {len(known)} seeds" if len(known) > 1 else "")
+def _cell(row: dict[str, Any] | None) -> str:
+    return "absent: not measured" if row is None else figure_text(row)

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from gpl_core.contracts.contract import Column, load_contract
 from gpl_core.errors import ContractError, LineageError, MissingInputError
+from gpl_core.prerank.comparison import ALL_SEEDS
 from gpl_core.prerank.export import load_variant
 from gpl_core.prerank.features import user_buckets
 from gpl_core.prerank.serving import ServedModel
@@ -67,7 +68,7 @@ def write_feed(
         target = float(rng.random() < _likes(user, item)) if exposed else _likes(user, item)
         hinted = {"hint": target} if hint else {}
         out.append(
-            _feed_row(lake, f"r{number}", user, item, exposed, target, day, shuffle_key=number, **same, **hinted)
+            _feed_row(lake, f"r{number}", user, item, exposed, target, day, shuffle_key=number + 1000 * day.toordinal(), **same, **hinted)
         )
     extra = (Column("hint", "double", nullable=True, comment="passed through"),) if hint else ()
     contract = load_contract("training_feed").with_columns(extra)
@@ -118,7 +119,13 @@ def write_sequences(lake: LabelsLake, day: date = DAY, shift: int = 0) -> None:
 
 
 def _figures(lake: LabelsLake) -> dict[tuple[str, str, str], dict[str, Any]]:
-    return {(row["model"], row["slice"], row["metric"]): row for row in lake.read("evaluations")}
+    """Of the only seed's mean; what stands for the seed itself is the same."""
+    rows = lake.read("evaluations")
+    of = {(r["model"], r["slice"], r["metric"]): r for r in rows if r["seed"] == ALL_SEEDS and not r["against"]}
+    assert of == {
+        (r["model"], r["slice"], r["metric"]): {**r, "seed": ALL_SEEDS} for r in rows if r["seed"] != ALL_SEEDS
+    }
+    return of
 
 
 def _bundle(lake: LabelsLake) -> Path:
@@ -148,8 +155,16 @@ def test_trains_both_variants_publishes_and_judges(lake: LabelsLake, one_rank: R
     # Half the impressions are of items that were never exposed: only the pseudo-labels speak about them.
     assert figures["gpl", "tail", "auc"]["value"] > figures["exposed_only", "tail", "auc"]["value"] + 0.1
     assert figures["gpl", "uniform", "gauc"]["value"] > 0.6
-    assert figures["gpl", "exposed", "hr@3"]["candidate_set_size"] == 5.0
-    assert figures["gpl", "exposed", "hr@10"]["value"] == 1.0  # five candidates: the size beside it says why
+    for k in (3, 10):  # half of five candidates or more
+        assert figures["gpl", "exposed", f"hr@{k}"]["candidate_set_size"] == 5.0
+        assert figures["gpl", "exposed", f"hr@{k}"]["value"] is None
+    (difference,) = [
+        r
+        for r in lake.read("evaluations")
+        if (r["against"], r["slice"], r["metric"]) == ("exposed_only", "tail", "auc")
+    ]
+    assert difference["model"] == "gpl"
+    assert 0.0 < difference["low"] < difference["value"] < difference["high"]
 
     folder = _bundle(lake)
     served = ServedModel(folder, "gpl-seed0")
@@ -284,6 +299,7 @@ def test_one_class_is_absent_with_the_reason(lake: LabelsLake, one_rank: Ranks) 
     for (_, _, metric), row in _figures(lake).items():
         assert row["value"] is None
         assert "one class" in row["note"] if "auc" in metric else "has a positive" in row["note"]
+        assert row["low"] is row["high"] is None
 
 
 @pytest.mark.parametrize("unexposed", [0.0, 1.0])

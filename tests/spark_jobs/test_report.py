@@ -31,8 +31,9 @@ def lake(tmp_path, spark) -> FeedLake:
     made.platt()
     made.sids((0, 0, (1, 1, 1), 0), (1, 0, (3, 1, 1), 5), (1, 1, (1, 1, 1), 0), (2, 0, (2, 2, 2), 0))
     made.table("evaluations", [
-        {"run_id": "r", "model": m, "seed": 0, "slice": "uniform", "metric": "auc", "value": v, "low": None,
-         "high": None, "candidate_set_size": None, "rows": 10, "note": "" if v else "one class only"}
+        {"run_id": "r", "model": m, "against": "", "seed": -1, "slice": "uniform", "metric": "auc", "value": v,
+         "low": None, "high": None, "candidate_set_size": None, "rows": 10, "clicks": 300.0,
+         "note": "" if v else "one class only"}
         for m, v in (("exposed_only", 0.61234), ("gpl", None))
     ], dt=D.isoformat())  # fmt: skip
     made.table("quarantine", [

@@ -149,16 +149,20 @@ def test_what_the_weights_are_said_to_tell(errors, rows, says):
     assert says in weight_sentence(LabelCalibration("uniform", rows, 10, (), 0.1, bins))
 
 
-def test_models_side_by_side():
-    row = {"slice": "tail", "metric": "auc", "low": 0.5, "high": 0.7, "candidate_set_size": 8.0, "rows": 9, "note": "n"}
-    found = [{**row, "model": "gpl", "value": v} for v in (0.61, 0.63)] + [{**row, "model": "base", "value": None}]
+def test_models_and_their_differences_side_by_side():
+    row = {"slice": "tail", "metric": "auc", "low": 0.5, "high": 0.7, "candidate_set_size": 8.0, "rows": 9, "note": "n",
+           "seed": -1, "against": "", "clicks": 300.0}  # fmt: skip
+    found = [{**row, "model": "gpl", "value": 0.62}, {**row, "model": "base", "value": None}]
+    found += [{**row, "model": "gpl", "against": "base", "value": 0.6, "low": 0.55}]
+    found += [{**row, "model": "gpl", "seed": 4, "value": 0.99}]  # one seed: not shown
     absent = {**row, "metric": "gauc", "model": "base", "value": None}
-    table = compare([*found, {**row, "slice": "uniform", "model": "gpl", "value": 0.5, "low": None}, absent])
-    assert table.columns == ("slice", "metric", "base", "gpl", "candidate-set size", "pairs", "note")
+    small = {**row, "slice": "uniform", "model": "gpl", "value": 0.5, "low": None, "clicks": 20.0}
+    table = compare([*found, small, absent])
+    assert table.columns == ("slice", "metric", "base", "gpl", "gpl - base", "candidate-set size", "pairs", "note")
     assert table.rows == [
-        ("tail", "auc", "absent: n", "0.6200 [0.5000, 0.7000], 2 seeds", 8.0, 9, "n"),
-        ("tail", "gauc", "absent: n", "absent: not measured", 8.0, 9, ""),
-        ("uniform", "auc", "absent: not measured", "0.5000", 8.0, 9, "n"),
+        ("tail", "auc", "absent: n", "0.6200 [0.5000, 0.7000]", "+0.6000 [+0.5500, +0.7000] better", 8.0, 9, "n"),
+        ("tail", "gauc", "absent: n", "absent: not measured", "-", 8.0, 9, ""),
+        ("uniform (too small: 20 clicks, fewer than 200)", "auc", "absent: not measured", "0.5000", "-", 8.0, 9, "n"),
     ]
 
 

@@ -1,7 +1,8 @@
-"""`gpl evaluate`: the least biased slice is chosen, caveats are printed, missing figures stay missing."""
+"""`gpl evaluate`: says what it will train, shows the least biased slice first, missing figures stay missing."""
 
 import io
-from datetime import date
+import json
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
@@ -9,81 +10,130 @@ from rich.console import Console
 
 from gpl_core.cli import main
 from gpl_core.commands import evaluate as module
-from gpl_core.commands.evaluate import judged_slice, paired_difference, print_evaluation
+from gpl_core.commands.evaluate import announcement, print_evaluation
+from gpl_core.config import Config
+from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import MissingInputError
+from gpl_core.graph.steps import WITH_CONTROLS, find_step
 from gpl_core.lakehouse.lake import Lake
-from tests.support import DAY, config_file, put, small_config
-
-SEEDS = (0, 1, 2)
+from tests.support import DAY, config_file, legal_rows, put, small_config
 
 
-def _row(model: str, part: str, metric: str, value: float | None, seed: int = 0, note: str = "") -> dict:
+def _row(
+    model: str, part: str, metric: str, value: float | None, against: str = "", half: float | None = None, **more
+) -> dict:
+    ends = (None, None) if half is None or value is None else (value - half, value + half)
     return {
-        "run_id": "r", "model": model, "seed": seed, "slice": part, "metric": metric, "value": value, "low": None,
-        "high": None, "candidate_set_size": 5.0 if "@" in metric else None, "rows": 40, "note": note, "dt": DAY,
+        "run_id": "r", "model": model, "against": against, "seed": -1, "slice": part, "metric": metric, "value": value,
+        "low": ends[0], "high": ends[1], "candidate_set_size": 5.0 if "@" in metric else None, "rows": 40,
+        "clicks": 500.0, "note": "", "dt": DAY, **more,
     }  # fmt: skip
 
 
-def _printed(root: Path, rows: list[dict]) -> str:
+def _printed(root: Path, rows: list[dict], table: str = "evaluations") -> str:
     config = small_config(root)
-    put(Lake.of(config.lakehouse), "evaluations", rows)
+    put(Lake.of(config.lakehouse), table, rows)
     out = io.StringIO()
-    print_evaluation(config, DAY, Console(file=out, width=160))
+    print_evaluation(config, DAY, Console(file=out, width=200), table)
     return out.getvalue()
 
 
-def test_uniform_traffic_is_preferred_and_differences_are_paired_by_seed(tmp_path) -> None:
-    rows = [
-        _row(model, part, metric, base + lift * (model == "gpl") + 0.01 * seed, seed)
-        for model in ("exposed_only", "gpl") for seed in SEEDS
-        for part, lift in (("uniform", 0.02), ("exposed", -0.5)) for metric, base in (("auc", 0.6), ("hr@3", 0.3))
-    ]  # fmt: skip
+def test_slices_in_order_with_intervals_and_a_verdict(tmp_path) -> None:
+    rows = []
+    for part, lift, clicks in (("exposed", 0.02, 500.0), ("tail", -0.02, 150.0), ("uniform", 0.001, 500.0)):
+        for metric in ("auc", "hr@3"):
+            for model in ("exposed_only", "gpl"):
+                rows.append(_row(model, part, metric, 0.6, half=0.01, clicks=clicks))
+                rows.append({**rows[-1], "seed": 0, "value": 0.9})  # of one seed: in the table, not shown
+            rows.append(_row("gpl", part, metric, lift, "exposed_only", half=0.01, clicks=clicks))
     text = _printed(tmp_path, rows)
-    assert "slice uniform" in text
+    assert text.index("slice uniform") < text.index("slice exposed") < text.index("slice tail (too small: 150 clicks")
     assert "Caveat" not in text
-    assert text.count("+0.0200 ± 0.0000") == 2  # the seeds differ by .01, the pairs do not
+    assert "0.6000 [0.5900, 0.6100]" in text
+    assert "+0.0200 [+0.0100, +0.0300] better" in text
+    assert "-0.0200 [-0.0300, -0.0100] worse" in text
+    assert "+0.0010 [-0.0090, +0.0110] " in text
+    assert text.count("better") == 2
+    assert "0.9" not in text
     assert "5.0" in text  # candidate-set size beside the list metric
     assert "No off-policy estimate" in text
 
 
 def test_without_uniform_traffic_the_exposed_slice_comes_with_its_caveat(tmp_path) -> None:
     rows = [_row(m, "uniform", "auc", None, note="no rows") for m in ("exposed_only", "gpl")]
-    rows += [_row("exposed_only", "exposed", "auc", 0.6), _row("gpl", "exposed", "auc", 0.61)]
+    rows += [_row(m, "exposed", "auc", 0.6) for m in ("exposed_only", "gpl")]
     rows += [_row(m, "exposed", "gauc", None, note="one class only") for m in ("exposed_only", "gpl")]
     rows += [_row(m, "exposed", "snips_auc", 0.6) for m in ("exposed_only", "gpl")]
     text = _printed(tmp_path, rows)
-    assert "slice exposed" in text
-    assert "Caveat" in text
-    assert "(no rows)" in text
-    assert "One training seed" in text
-    assert "+0.0100" in text
+    assert "Caveat: that day has no uniformly exposed traffic to judge on (no rows)" in text
+    assert "list several seeds" in text
     assert "absent: one class only" in text
     assert "No off-policy estimate" not in text
 
 
-def test_a_sweep_over_lambda_is_shown_beside_it(tmp_path) -> None:
-    rows = [_row(m, "uniform", "auc", v) for m, v in (("exposed_only", 0.6), ("gpl", 0.61), ("gpl@4", 0.58))]
+def test_too_little_uniform_traffic_stands_last_with_the_caveat(tmp_path) -> None:
+    rows = [
+        _row(m, p, "auc", 0.6, clicks=c)
+        for m in ("exposed_only", "gpl")
+        for p, c in (("uniform", 20.0), ("exposed", 900.0))
+    ]
     text = _printed(tmp_path, rows)
-    assert "gpl@4 - exposed_only" in text
-    assert "-0.0200" in text
+    assert "(too small: 20 clicks, fewer than 200)" in text
+    assert text.index("slice exposed") < text.index("slice uniform (too small")
 
 
-def test_slices_that_are_not_there() -> None:
-    assert judged_slice([_row("gpl", "exposed", "auc", 0.5)])[0] == "exposed"
-    assert judged_slice([_row("gpl", "uniform", "auc", 0.5)]) == ("uniform", "")
+def test_controls_are_compared_with_ours(tmp_path) -> None:
+    models = ("exposed_only", "gpl", "constant", "cosine")
+    rows = [_row(m, "uniform", "auc", 0.6, half=0.01) for m in models]
+    rows += [_row(m, "uniform", "auc", 0.005, "exposed_only", half=0.01) for m in models[1:]]
+    rows += [_row("gpl", "uniform", "auc", v, m, half=0.01) for m, v in (("constant", 0.03), ("cosine", -0.001))]
+    lines = _printed(tmp_path, rows, "control_evaluations").splitlines()
+    (header,) = [line for line in lines if "exposed_only" in line and "constant" in line]
+    (ours,) = [line for line in lines if "gpl - it" in line]
+    places = [header.index(name) for name in ("exposed_only", "gpl", "constant", "cosine")]
+    assert places == sorted(places)
+    assert "+0.0300 [+0.0200, +0.0400] better" in ours
+    assert "-0.0010 [-0.0110, +0.0090]" in ours
+    assert ours.count("better") == 1
 
 
-def test_the_interval_is_students() -> None:
-    assert paired_difference([]) == "-"
-    assert paired_difference([0.5]) == "+0.5000"
-    assert paired_difference([0.0, 0.2]) == "+0.1000 ± 1.2706"  # t = 12.706, standard error 0.1
+def test_it_says_what_it_will_train_and_how_long_that_takes(tmp_path) -> None:
+    config = small_config(tmp_path, {"prerank": {"steps": 1000, "seeds": [0, 1, 2], "lambda_sweep": [0.5]}})
+    plain, controls = find_step("train_preranker"), WITH_CONTROLS
+    assert "9 pre-rankers (3 variants, 3 seed(s)) of 1,000 steps" in announcement(config, plain, DAY)
+    assert "not known yet" in announcement(config, plain, DAY)
+    _trained(config, ("train_preranker", 1, 9.0), ("train_preranker", 2, 0.01), ("encode_items", 3, 9.0))
+    assert announcement(config, plain, DAY).endswith("about 90 s")  # 9 models x 1000 steps x .01
+    assert "21 pre-rankers (7 variants" in announcement(config, controls, DAY)
+    assert announcement(config, controls, DAY).endswith("about 4 minutes")
 
 
-def test_nothing_to_judge_is_exit_4_and_says_what_is_missing(tmp_path, monkeypatch, capsys) -> None:
+def _trained(config: Config, *runs: tuple[str, int, float]) -> None:
+    """Rows of job_runs: step, hour of its start, seconds per model and step."""
+    blank = legal_rows(load_contract("job_runs"), len(runs), partition={})
+    rows = [
+        {**row, "step": step, "started_at": datetime(2026, 1, 5, hour, tzinfo=UTC), "run_id": f"r{hour}",
+         "status": "done", "details": json.dumps({"seconds_per_model_step": seconds})}
+        for row, (step, hour, seconds) in zip(blank, runs)
+    ]  # fmt: skip
+    put(Lake.of(config.lakehouse), "job_runs", rows)
+
+
+@pytest.mark.parametrize(
+    ("more", "step", "day"),
+    [((), "train_preranker", date(2026, 1, 4)), (("--controls",), "evaluate_controls", date(2026, 1, 4)),
+     (("--run-date", "2020-01-01"), "train_preranker", date(2020, 1, 1))],
+)  # fmt: skip
+def test_one_date_is_trained_unless_more_are_asked_for(tmp_path, monkeypatch, capsys, more, step, day) -> None:
+    """Nothing to judge is exit 4 and says what is missing."""
     started = []
     monkeypatch.setattr(module, "run_launches", lambda launches, source, config: started.extend(launches) or 0)
-    assert main(["evaluate", "--config", str(config_file(tmp_path)), "--run-date", DAY.isoformat()]) == 4
-    assert [(launch.label, launch.dates) for launch in started] == [("train_preranker", (DAY,))]
-    assert "impressions of" in capsys.readouterr().err
+    path = config_file(tmp_path)
+    assert main(["evaluate", "--config", str(path), *more]) == 4
+    assert [(launch.label, launch.dates) for launch in started] == [(step, (day,))]
+    said = capsys.readouterr()
+    assert f"{day}: " in said.out
+    assert "pre-rankers" in said.out
+    assert "impressions of" in said.err
     with pytest.raises(MissingInputError, match="nothing for 2020"):
         print_evaluation(small_config(tmp_path), date(2020, 1, 1), Console())

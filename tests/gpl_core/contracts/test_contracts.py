@@ -23,7 +23,8 @@ NUMERIC = {"int", "long", "float", "double"}
 # Any number is legal here: scores and figures of unknown scale, seeds, hashes.
 FREE_NUMBERS = {
     ("candidates", "recall_score"), ("raw_candidates", "recall_score"), ("evaluations", "value"),
-    ("evaluations", "low"), ("evaluations", "high"), ("evaluations", "seed"), ("truth_metrics", "value"),
+    ("evaluations", "low"), ("evaluations", "high"), ("evaluations", "seed"),
+    *(("control_evaluations", name) for name in ("value", "low", "high", "seed")), ("truth_metrics", "value"),
     ("truth_metrics", "seed"), ("training_feed", "shuffle_key"),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ import pytest
 from gpl_core.contracts.contract import all_contracts, load_contract
 from gpl_core.errors import UsageError
 from gpl_core.graph.planner import Planner, StepState
-from gpl_core.graph.steps import JUDGE, OPTIMIZE, RETRY, STEPS, Read, Step, engine_of, find_step
+from gpl_core.graph.steps import JUDGE, OPTIMIZE, RETRY, STEPS, WITH_CONTROLS, Read, Step, engine_of, find_step
 from tests.gpl_core.toy import Toy
 from tests.support import DAY, ONE, config_file, small_config
 
@@ -69,7 +69,7 @@ def test_every_table_that_a_step_reads_is_written_by_an_earlier_one():
 
 
 def test_every_table_has_one_data_writer_and_that_is_its_owner():
-    writers = Counter((t, s.name) for s in (*STEPS, JUDGE) for t in (*s.writes, *s.also_writes))
+    writers = Counter((t, s.name) for s in (*STEPS, JUDGE, WITH_CONTROLS) for t in (*s.writes, *s.also_writes))
     assert set(writers.values()) == {1}
     by_table: dict[str, set[str]] = {}
     for table, step in writers:
@@ -87,7 +87,7 @@ def test_every_table_has_one_data_writer_and_that_is_its_owner():
 
 def test_every_entry_point_of_the_graph_exists():
     root = Path(__file__).parents[3]
-    for step in (*STEPS, JUDGE, OPTIMIZE, RETRY):
+    for step in (*STEPS, JUDGE, WITH_CONTROLS, OPTIMIZE, RETRY):
         assert (root / step.script).is_file(), step.script
 
 
@@ -100,7 +100,7 @@ def test_what_workers_write_and_what_is_shared_by_all_is_never_written_by_spark(
 
 
 def test_slices_are_asked_of_dated_tables_only_and_days_where_needed():
-    for step in (*STEPS, JUDGE):
+    for step in (*STEPS, JUDGE, WITH_CONTROLS):
         for read in step.reads:
             dated = "dt" in load_contract(read.table).partition_by
             if read.scope in ("slice", "next", "before", "through", "window"):
