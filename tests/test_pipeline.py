@@ -315,8 +315,22 @@ def test_evaluate_starts_nothing_anew_and_says_what_it_judged_on(house: House) -
     code, output = house.gpl("evaluate", "--run-date", LAST.isoformat())
     assert code == 0, output
     assert "done already   train_preranker" in output
-    for word in (f"judged on {LAST + timedelta(days=1)}", "slice ", "gpl - exposed_only", "gauc", "No off-policy"):
+    for word in (f"judged on {LAST + timedelta(days=1)}", "slice ", "- exposed_only", "gauc", "No off-policy"):
         assert word in output, word
+
+
+def test_controls_are_trained_beside_ours_and_change_nothing_else(house: House) -> None:
+    before = house.contents()
+    code, output = house.gpl("evaluate", "--controls", "--run-date", LAST.isoformat())
+    assert code == 0, output
+    for word in ("7 pre-rankers (7 variants, 1 seed(s)) of 20 steps", "about ", "popularity", "user_rate", "gpl - it"):
+        assert word in output, word
+    assert set(house.states(LAST).values()) == {"done"}
+    new = house.contents() - before
+    assert before <= house.contents()
+    assert all("/control_evaluations/" in path or "/job_runs/" in path for path in new), sorted(new)[:3]
+    code, output = house.gpl("evaluate", "--controls", "--run-date", LAST.isoformat())
+    assert "done already   evaluate_controls" in output
 
 
 def test_analysts_ask_without_spark_what_the_graph_has_made(house: House) -> None:
@@ -339,7 +353,7 @@ def test_analysts_ask_without_spark_what_the_graph_has_made(house: House) -> Non
 
 def test_every_gpl_command_of_the_documents_does_what_it_says_here(house: House) -> None:
     """Every one that needs no other lakehouse; what is to run is done, so nothing is launched."""
-    assert house.gpl("judge")[0] == 0
+    assert house.gpl("judge")[0] == house.gpl("evaluate", "--controls")[0] == 0
     before = house.contents()
     pair = house.rows("pseudo_labels", LAST, "user_id", "item_id").to_pylist()[0]
     place = {"config": str(house.config_file), "first": str(FIRST), "last": str(LAST),

@@ -28,7 +28,8 @@ def lake(tmp_path: Path) -> LabelsLake:
         write_feed(made, day, rows=rows)
         made.write(
             "item_stats", {"dt": day.isoformat()},
-            [{"item_index": i, "impressions": 9, "clicks": 1, "positives": i, "popularity_share": 0.1} for i in range(7)],
+            [{"item_index": i, "impressions": 9, "clicks": 1, "positives": i, "popularity_share": 0.1}
+             for i in range(7)],
         )  # fmt: skip
         made.write(
             "user_stats", {"dt": day.isoformat()},

@@ -68,7 +68,18 @@ def write_feed(
         target = float(rng.random() < _likes(user, item)) if exposed else _likes(user, item)
         hinted = {"hint": target} if hint else {}
         out.append(
-            _feed_row(lake, f"r{number}", user, item, exposed, target, day, shuffle_key=number + 1000 * day.toordinal(), **same, **hinted)
+            _feed_row(
+                lake,
+                f"r{number}",
+                user,
+                item,
+                exposed,
+                target,
+                day,
+                shuffle_key=number + 1000 * day.toordinal(),
+                **same,
+                **hinted,
+            )
         )
     extra = (Column("hint", "double", nullable=True, comment="passed through"),) if hint else ()
     contract = load_contract("training_feed").with_columns(extra)
