@@ -71,6 +71,7 @@ lint: setup
 # The wheel for pip, and the zip for spark-submit --py-files (executors cannot import from a wheel).
 dist: setup
 	rm -rf dist build
+	git describe --always --dirty --exclude='*' >gpl_core/commit.txt 2>/dev/null || rm -f gpl_core/commit.txt
 	$(BIN)/python -m build --wheel --outdir dist
 	$(BIN)/python -m zipfile -c dist/gpl.zip gpl_core/ schemas/ spark_jobs/
 

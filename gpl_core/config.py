@@ -6,7 +6,6 @@ overrides that pass the same checks. No secrets belong in it: engines take crede
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from gpl_core.conf import sections
 from gpl_core.conf.sections import Knob, Section, shapes_results
 from gpl_core.contracts.yaml_problems import problems_of
 from gpl_core.contracts.yaml_text import InvalidYamlError, read_yaml
-from gpl_core.errors import UsageError
+from gpl_core.errors import UsageError, did_you_mean
 
 
 class Config(Section):
@@ -108,10 +107,9 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
         except UnicodeDecodeError as error:
             raise UsageError(f"config '{source}': not text in UTF-8 ({error.reason} at byte {error.start})") from None
     else:
-        close = difflib.get_close_matches(source, shipped_configs(), 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        shipped = ", ".join(shipped_configs())
-        raise UsageError(f"config '{source}': no such file, nor a shipped one ({shipped}){hint}")
+        shipped = shipped_configs()
+        hint = did_you_mean(source, shipped)
+        raise UsageError(f"config '{source}': no such file, nor a shipped one ({', '.join(shipped)}){hint}")
     try:
         body = read_yaml(text) or {}
     except InvalidYamlError as error:

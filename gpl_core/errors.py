@@ -9,9 +9,11 @@
 | 4 | an input table or artifact is missing |
 """
 
+import difflib
 import errno
 import os
 import re
+from collections.abc import Iterable
 
 
 class GplError(Exception):
@@ -52,6 +54,12 @@ class MissingInputError(GplError):
     """An input table, slice or artifact that the step needs does not exist."""
 
     exit_code = 4
+
+
+def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:
+    """The end of a message about the unknown `name`: those of `known` that are most like it; "" when none is."""
+    close = difflib.get_close_matches(name, list(known), count)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _texts(*numbers: int) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
     tokenizer = context.artifact("tokenizer")
     wanted = settings.content or settings.walks > 0
     # A forced run starts from scratch; ZeRO's optimizer shards fit one number of ranks only.
-    folder = local_folder(context.lake.root, STEP, context.artifact_fingerprint[:16], f"ranks-{ranks.size}")
+    folder = local_folder(context.lake.root, STEP, context.artifact_digest[:16], f"ranks-{ranks.size}")
     encoder_version = tokenizer.lineage["encoder_version"]
     with alone_in(folder, ranks), content_table(context, encoder_version, ranks, wanted=wanted) as content:
         training = setup(context, ranks, tokenizer, content, folder)

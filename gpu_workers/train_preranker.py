@@ -12,7 +12,7 @@ import numpy as np
 
 from gpl_core.conf.sections import Prerank
 from gpl_core.graph.step_run import StepContext, log
-from gpl_core.lakehouse.artifacts import Manifest, artifact_version
+from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.scratch import scratch_folder
 from gpl_core.prerank.export import export_bundle, load_variant
 from gpu_workers.inputs.prerank import FeedCounts, FeedRows, TowerInputs, tower_inputs
@@ -26,7 +26,7 @@ from gpu_workers.worker import worker_main
 def run(context: StepContext, ranks: Ranks) -> None:
     """Train and publish unless this very artifact exists, then evaluate on the day after."""
     with tower_inputs(context, ranks) as inputs:
-        version = artifact_version(context.run_date, context.artifact_fingerprint)
+        version = context.artifact_version
         manifest = context.artifacts.find("preranker", version)
         if manifest is None:
             manifest = _train_and_publish(context, ranks, inputs)

@@ -97,7 +97,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
     with ranks.together():
         snapshot = context.snapshot("item_embeddings")
         encoder_version = encoder_version_of(snapshot)
-        folder = local_folder(context.lake.root, context.step.name, context.artifact_fingerprint[:16])
+        folder = local_folder(context.lake.root, context.step.name, context.artifact_digest[:16])
     limit = int(start_of(context.run_date).timestamp() * 1_000_000)
     with alone_in(folder, ranks), item_vectors(snapshot, encoder_version, ranks, before=limit) as items:
         settings = settings_of(context.config, len(items.vectors))

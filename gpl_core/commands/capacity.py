@@ -137,4 +137,5 @@ def newest_measurement() -> Measurement:
 COMMAND = Command(
     "capacity", "GPUs and cost of the anchors of a day, extrapolated from a measured search", run, add_arguments,
     needs_config=False,
+    examples=("--users 300e6 --hours 6 --gpus 64",),
 )  # fmt: skip

@@ -265,4 +265,7 @@ def _rate(query: Query, lake: Lake, config: Config, day: date) -> Iterator[Findi
         )  # fmt: skip
 
 
-COMMAND = Command("check-raw", "check the raw tables before the first run: every problem at once", run, add_arguments)
+COMMAND = Command(
+    "check-raw", "check the raw tables before the first run: every problem at once", run, add_arguments,
+    examples=("--config shop.yaml", "--config shop.yaml --start-date 2026-03-01 --end-date 2026-03-07",),
+)  # fmt: skip

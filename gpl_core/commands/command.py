@@ -29,6 +29,7 @@ class Command:
         add_arguments: adds the command's own arguments to its parser; --config and --set are there already.
         needs_config: False for a command without --config, whose `run` takes the arguments alone.
         in_shadow: False for a command that changes tables which a shadow run only reads.
+        examples: what `--help` shows: arguments, each as one line.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     needs_config: bool = True
     in_shadow: bool = True
+    examples: tuple[str, ...] = ()
 
 
 def run_dates(args: argparse.Namespace, config: Config) -> tuple[date, ...]:

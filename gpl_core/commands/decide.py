@@ -35,5 +35,11 @@ def run(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-PROMOTE = Command("promote", "put a published artifact back in force", run, add_arguments, in_shadow=False)
-ROLLBACK = Command("rollback", "take a published artifact out of force", run, _add_rollback_arguments, in_shadow=False)
+PROMOTE = Command(
+    "promote", "put a published artifact back in force", run, add_arguments, in_shadow=False,
+    examples=("--config shop.yaml calibrator 2026-03-04-0a1b2c3d4e",),
+)  # fmt: skip
+ROLLBACK = Command(
+    "rollback", "take a published artifact out of force", run, _add_rollback_arguments, in_shadow=False,
+    examples=('--config shop.yaml calibrator 2026-03-04-0a1b2c3d4e --reason "labels twice too high"',),
+)  # fmt: skip

@@ -136,5 +136,6 @@ def slice_table(rows: Rows, title: str) -> Table:
 
 
 COMMAND = Command(
-    "evaluate", "your own tables: the pre-ranker with and without pseudo-labels on the day after", run, add_arguments
-)
+    "evaluate", "your own tables: the pre-ranker with and without pseudo-labels on the day after", run, add_arguments,
+    examples=("--config shop.yaml --run-date 2026-03-04", "--config shop.yaml --controls"),
+)  # fmt: skip

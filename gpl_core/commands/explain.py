@@ -294,5 +294,6 @@ def _item(item: Row) -> str:
 
 
 COMMAND = Command(
-    "explain", "why a pair has its pseudo-label: anchor, factors and history, all recomputed", run, add_arguments
-)
+    "explain", "why a pair has its pseudo-label: anchor, factors and history, all recomputed", run, add_arguments,
+    examples=("--config shop.yaml --run-date 2026-03-04 --user U --item I",),
+)  # fmt: skip

@@ -218,4 +218,7 @@ def _in_raw(lake: Lake, traces: Traces, place: str) -> Forgotten:
     return Forgotten(place, rows, left=f"{place} still has {rows:,} rows; {remedy}" if rows else "")
 
 
-COMMAND = Command("forget", "remove a person from every table of this project", run, add_arguments, in_shadow=False)
+COMMAND = Command(
+    "forget", "remove a person from every table of this project", run, add_arguments, in_shadow=False,
+    examples=("--config shop.yaml --user U --dry-run", "--config shop.yaml --user U --vacuum-hours 0",),
+)  # fmt: skip

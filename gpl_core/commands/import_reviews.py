@@ -60,6 +60,7 @@ def import_settings(config: Config, seed: int | None = None) -> ImportSettings:
 
 
 COMMAND = Command(
-    "import-reviews", "write raw tables from real purchases; requests and exposure are simulated", run, add_arguments,
-    in_shadow=False,
+    "import-reviews", "write raw tables from real purchases; requests and exposure are simulated", run,
+    add_arguments, in_shadow=False,
+    examples=("--config amazon --items items.jsonl.gz --sequences sequences.jsonl.gz",),
 )  # fmt: skip

@@ -228,5 +228,6 @@ def _stamp(lake: Lake, contract: Contract) -> None:
 
 
 COMMAND = Command(
-    "migrate", "bring tables to the current version of their contracts", run, add_arguments, in_shadow=False
-)
+    "migrate", "bring tables to the current version of their contracts", run, add_arguments, in_shadow=False,
+    examples=("--config shop.yaml", "--config shop.yaml training_feed --dry-run",),
+)  # fmt: skip

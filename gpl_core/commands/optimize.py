@@ -89,4 +89,7 @@ def _rewrite(lake: Lake, snapshot: Snapshot, group: Sequence[DataFile]) -> Part:
     return writer.parts[0]
 
 
-COMMAND = Command("optimize", "join small files; nothing turns stale", run, add_dates, in_shadow=False)
+COMMAND = Command(
+    "optimize", "join small files; nothing turns stale", run, add_dates, in_shadow=False,
+    examples=("--config shop.yaml --start-date 2026-03-01 --end-date 2026-03-07",),
+)  # fmt: skip

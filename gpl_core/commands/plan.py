@@ -32,4 +32,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-COMMAND = Command("plan", "print the launcher commands", run, add_arguments)
+COMMAND = Command(
+    "plan", "print the launcher commands", run, add_arguments,
+    examples=("--config shop.yaml", "--config shop.yaml --format airflow",),
+)  # fmt: skip

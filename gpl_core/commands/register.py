@@ -19,4 +19,5 @@ def run(args: argparse.Namespace, config: Config) -> int:
 COMMAND = Command(
     "register", "ask Spark's catalog where the raw tables are, and add our tables to lakehouse.database", run,
     in_shadow=False,
+    examples=("--config shop.yaml",),
 )  # fmt: skip

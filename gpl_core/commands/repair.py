@@ -104,4 +104,5 @@ def _rows_at(gone: np.ndarray) -> Mask:
 COMMAND = Command(
     "repair", "remove the second row of a key, as overlapping runs of earlier releases could leave it", run,
     add_arguments, in_shadow=False,
+    examples=("--config shop.yaml --dry-run",),
 )  # fmt: skip

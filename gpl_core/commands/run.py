@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-failures", type=count, default=0, metavar="N", help="continue with other dates after up to N failures"
     )
+    parser.add_argument("--fail-on-alarm", action="store_true", help="exit with 3 when a step or a monitor warned")
     parser.add_argument("--verbose", action="store_true", help="show the output of the steps")
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="", help="of the steps; default info")
 
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
     _warn_of_empty_dates(planner, dates)
     return run_launches(
         launches, source(args), config, force=args.force, verbose=args.verbose, log_level=args.log_level,
-        max_failures=args.max_failures,
+        max_failures=args.max_failures, fail_on_alarm=args.fail_on_alarm,
     )  # fmt: skip
 
 
@@ -44,4 +45,11 @@ def _warn_of_empty_dates(planner: Planner, dates: Sequence[date]) -> None:
             print(f"warning: {table} has no rows for {listed}; it has {present[0]} to {present[-1]}", file=sys.stderr)
 
 
-COMMAND = Command("run", "run the graph, skipping what is done", run, add_arguments)
+COMMAND = Command(
+    "run", "run the graph, skipping what is done", run, add_arguments,
+    examples=(
+        "--config shop.yaml",
+        "--config shop.yaml --run-date 2026-03-04 --verbose",
+        "--config shop.yaml --run-date 2026-03-04 --from pseudo_labels --force",
+    ),
+)  # fmt: skip

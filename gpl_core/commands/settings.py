@@ -90,4 +90,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-COMMAND = Command("settings", "print the configuration reference as Markdown", run, needs_config=False)
+COMMAND = Command(
+    "settings", "print the configuration reference as Markdown", run, needs_config=False,
+    examples=("> configuration.md",),
+)  # fmt: skip

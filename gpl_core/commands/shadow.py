@@ -85,5 +85,7 @@ def shadow_config(config: Config, name: str, first: str, use: Mapping[str, str])
     return config.model_copy(update={"lakehouse": house.model_copy(update=changed)})
 
 
-COMMAND = Command("shadow", "print the configuration of a run in tables of its own, beside what is published",
-                  run, add_arguments)  # fmt: skip
+COMMAND = Command(
+    "shadow", "print the configuration of a run in tables of its own, beside what is published", run, add_arguments,
+    examples=("--config shop.yaml --name lower_rate --from fit_calibrator > lower_rate.yaml",),
+)  # fmt: skip

@@ -80,4 +80,5 @@ def print_outcome(what: str, outcome: Outcome, config: Config) -> None:
 COMMAND = Command(
     "simulate", "write the raw tables of a simulated marketplace with known click probabilities", run, add_arguments,
     in_shadow=False,
+    examples=("--config quickstart", "--config quickstart --users 5000 --items 4000 --force",),
 )  # fmt: skip

@@ -60,11 +60,18 @@ def _print(result: Result, form: str | None) -> None:
         writer.writerow(result.columns)
         writer.writerows(("" if v is None else _plain(v) for v in row) for row in result.rows)
         return
-    table = Table(*map(escape, result.columns))
-    rows = iter(result.rows)
-    for row in islice(rows, _SHOWN_ROWS):
-        table.add_row(*(escape(_shown(v)) for v in row))
-    console().print(table)
+    out, table, rows = console(), Table(*map(escape, result.columns)), iter(result.rows)
+    cells = [[_shown(v) for v in row] for row in islice(rows, _SHOWN_ROWS)]
+    for texts in cells:
+        table.add_row(*map(escape, texts))
+    if out.measure(table, options=out.options.update(max_width=100_000)).maximum <= out.width:
+        out.print(table)
+    else:  # wrapped cells could not be read: one field per line
+        wide = max(map(len, result.columns))
+        for number, texts in enumerate(cells, 1):
+            out.rule(f"row {number}", align="left")
+            for name, cell in zip(result.columns, texts, strict=True):
+                out.print(f"{name:<{wide}}  {cell}", markup=False, soft_wrap=True)
     if next(rows, None):
         print(f"the first {_SHOWN_ROWS:,} rows; --csv and --json give all")
 
@@ -84,4 +91,10 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-COMMAND = Command("sql", "read-only SQL over tables and views, without Spark", run, add_arguments)
+COMMAND = Command(
+    "sql", "read-only SQL over tables and views, without Spark", run, add_arguments,
+    examples=(
+        '--config shop.yaml "SELECT * FROM coverage"',
+        '--config shop.yaml --csv "SELECT * FROM pseudo_labels" > labels.csv',
+    ),
+)  # fmt: skip

@@ -12,6 +12,7 @@ from rich.table import Table
 from gpl_core.commands.command import Command, console, figures_table, run_dates
 from gpl_core.config import Config
 from gpl_core.contracts.contract import all_contracts
+from gpl_core.errors import MissingInputError
 from gpl_core.graph.arguments import add_dates
 from gpl_core.graph.job_runs import newest_done
 from gpl_core.graph.planner import Planner
@@ -26,6 +27,8 @@ SHOWN = ("auc", "gauc")  # the rest is in table evaluations and in the report
 def run(args: argparse.Namespace, config: Config) -> int:
     """Print rows per table, coverage and evaluations of the run dates; says so if the raw data are not real."""
     planner, dates, out = Planner(config), run_dates(args, config), console()
+    if not any(planner.snapshot(name) for name in all_contracts()):
+        raise MissingInputError(f"{config.lakehouse.root} holds no table yet; gpl run fills it")
     if kind := provenance(planner.lake):
         out.print(f"Every figure below is {kind.split(' ')[0]}: the raw tables say '{kind}'.")
     out.print(_rows_table(planner, dates))
@@ -100,4 +103,7 @@ def _cell(rows: Sequence[dict[str, Any]]) -> str:
     return f"{fmean(values):.4f}" if values else f"absent: {rows[-1]['note']}" if rows else "-"
 
 
-COMMAND = Command("summary", "rows per table, coverage and evaluation of the run dates", run, add_dates)
+COMMAND = Command(
+    "summary", "rows per table, coverage and evaluation of the run dates", run, add_dates,
+    examples=("--config shop.yaml",),
+)  # fmt: skip

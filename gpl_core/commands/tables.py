@@ -44,4 +44,7 @@ def _tables() -> list[str]:
     return parts
 
 
-COMMAND = Command("tables", "print the data dictionary, views included, as Markdown", run, needs_config=False)
+COMMAND = Command(
+    "tables", "print the data dictionary, views included, as Markdown", run, needs_config=False,
+    examples=("> tables.md",),
+)  # fmt: skip

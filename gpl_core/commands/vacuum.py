@@ -157,4 +157,7 @@ def delete_old_files(
     return Vacuumed(table, len(there), sum(there.values()))
 
 
-COMMAND = Command("vacuum", "delete the files of old versions that no run needs", run, add_arguments, in_shadow=False)
+COMMAND = Command(
+    "vacuum", "delete the files of old versions that no run needs", run, add_arguments, in_shadow=False,
+    examples=("--config shop.yaml --dry-run", "--config shop.yaml --retention-hours 336",),
+)  # fmt: skip

@@ -1,10 +1,11 @@
 """What pydantic found wrong with a YAML file, one line per problem."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
+
+from gpl_core.errors import did_you_mean
 
 _MAPPING = "expected a mapping of keys to values"
 # Kind of a pydantic error -> what to write in YAML, where pydantic speaks of Python.
@@ -30,8 +31,7 @@ def _problem(error: Any, model: type, body: Any, removed: Mapping[str, str]) -> 
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         if where in removed:
             return f"{where}: was removed; {removed[where]}"
-        close = difflib.get_close_matches(str(loc[-1]), _keys_at(loc[:-1], model), 1)
-        return f"{where}: unknown key; " + (f"did you mean {close[0]}?" if close else "remove it")
+        return f"{where}: unknown key" + (did_you_mean(str(loc[-1]), _keys_at(loc[:-1], model)) or "; remove it")
     if kind == "missing":
         return f"{where}: required, but not given"
     return f"{where}: {_EXPECTED.get(kind, error['msg'])} (got {error['input']!r:.200})"

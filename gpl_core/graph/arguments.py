@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +26,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
-    """`--config` and `--set`, read as `args.config` and `args.overrides`."""
-    parser.add_argument("--config", required=True, help="name of a shipped configuration, or a YAML file")
+    """`--config`, by default GPL_CONFIG of the environment, and `--set`: `args.config` and `args.overrides`."""
+    given = os.environ.get("GPL_CONFIG") or None
+    parser.add_argument(
+        "--config", required=given is None, default=given,
+        help="name of a shipped configuration, or a YAML file; default: the environment variable GPL_CONFIG",
+    )  # fmt: skip
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
         help="override one setting; repeatable",

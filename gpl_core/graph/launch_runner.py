@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gpl_core.config import Config
-from gpl_core.errors import UsageError
+from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.graph.arguments import new_run_id
 from gpl_core.graph.hints import hints
 from gpl_core.graph.launches import Launch, Source, command, environment, pending, shell, with_free_port
@@ -29,22 +29,29 @@ from gpl_core.lakehouse.storage import log_folder
 
 def run_launches(
     launches: Sequence[Launch], source: Source, config: Config, *, force: bool = False, verbose: bool = False,
-    log_level: str = "", max_failures: int = 0,
+    log_level: str = "", max_failures: int = 0, fail_on_alarm: bool = False,
 ) -> int:  # fmt: skip
     """Start the pending launches in order; returns the exit code of the first failure, or 0.
 
     A failure ends the run, except that up to `max_failures` dates may fail on their own; later launches leave them out.
     The launches' logs are under the lakehouse (object storage: in the working directory); `verbose` prints them too.
+    What the steps warned of is listed at the end; with `fail_on_alarm` the code is then 3.
+
+    Raises:
+        MissingInputError: nothing of the next launch can run; it is not started.
     """
     console = Console(highlight=False)
     run_id = new_run_id()
     started = first_code = 0
     failed: set[date] = set()
+    warnings: list[str] = []
     for launch in launches:
-        todo = tuple(d for d in pending(Planner(config), launch, force) if d not in failed)
+        planner = Planner(config)
+        todo = tuple(d for d in pending(planner, launch, force) if d not in failed)
         if not todo:
             console.print(f"[dim]done already   {launch.label}: {_span(launch.dates)}[/dim]")
             continue
+        _refuse_blocked(planner, launch, todo, force)
         arguments = command(
             launch, todo, source, config, run_id=run_id, force=force, log_level=log_level,
             max_failures=max_failures - len(failed), without=failed,
@@ -55,6 +62,7 @@ def run_launches(
         clock = time.monotonic()
         code, lines = _run_with_progress(console, launch, len(todo), with_free_port(arguments), config, log, verbose)
         seconds = time.monotonic() - clock
+        warnings += [f"{line['step']} {line['run_date']}: {text}" for line in lines for text in _warnings(line)]
         if not code:
             console.print(f"[green]finished[/green] {launch.label}: {_span(todo)} in {seconds:.0f} s")
             continue
@@ -75,7 +83,18 @@ def run_launches(
         console.print(f"continuing without {', '.join(map(str, sorted(failed)))}: up to {max_failures} may fail")
     if not started:
         console.print("nothing to do: everything is up to date")
-    return first_code
+    if warnings:
+        console.print(f"[yellow]{len(warnings)} warning{'s' * (len(warnings) > 1)}:[/yellow]")
+        for warning in warnings:
+            console.print(f"  {escape(warning)}")
+    return first_code or (ContractError.exit_code if warnings and fail_on_alarm else 0)
+
+
+def _refuse_blocked(planner: Planner, launch: Launch, dates: Sequence[date], force: bool) -> None:
+    """MissingInputError when the first step of `launch` has no input for any date: no launcher is started for that."""
+    states = [planner.state(launch.steps[0], d) for d in dates]
+    if not any(state.may_run(force=force) for state in states):
+        raise MissingInputError(states[0].reason)
 
 
 def _run_with_progress(
@@ -135,10 +154,15 @@ def _launch(
                 if (report := _step_line(line)) is not None:
                     on_line(report)
             return process.wait()
-        except BaseException:
+        except BaseException as error:
             if process is not None:
                 os.killpg(process.pid, signal.SIGTERM)  # launchers start children of their own
                 process.wait()
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(
+                    "interrupted: what was committed stays, nothing half-written is ever read; the same command goes "
+                    f"on from there; log: {log}"
+                ) from None
             raise
 
 
@@ -160,8 +184,13 @@ def _print_result(console: Console, line: dict[str, Any]) -> None:
     if line["status"] == "failed":
         parts.append(f"{line['error_class']}")
     console.print(", ".join(parts))
-    for warning in line.get("details", {}).get("warnings", ()):
+    for warning in _warnings(line):
         console.print(f"    [yellow]warning[/yellow] {escape(warning)}")
+
+
+def _warnings(line: dict[str, Any]) -> list[str]:
+    """What a step's JSON line warns of; the monitors' warnings are among it."""
+    return list(line.get("details", {}).get("warnings", ()))
 
 
 def _span(dates: Sequence[date]) -> str:

@@ -30,7 +30,7 @@ from gpl_core.graph.dry_run import print_dry_run
 from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.steps import RAW_TABLES, Step, find_step
-from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
+from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest, artifact_version
 from gpl_core.lakehouse.lake import Commit, Lake
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
@@ -68,11 +68,16 @@ class StepContext:
         return self.state.fingerprint
 
     @property
-    def artifact_fingerprint(self) -> str:
-        """Fingerprint of the artifact this step publishes; a forced run gets a version of its own through `run_id`."""
+    def artifact_digest(self) -> str:
+        """What names the artifact of this step: its fingerprint, of a forced run together with the `run_id`."""
         if not self.force:
             return self.state.artifact_fingerprint
         return hashlib.sha256(f"{self.state.artifact_fingerprint}:{self.run_id}".encode()).hexdigest()[:24]
+
+    @property
+    def artifact_version(self) -> str:
+        """The version under which this run publishes."""
+        return artifact_version(self.step.trained_through(self.run_date), self.artifact_digest)
 
     def snapshot(self, table: str) -> Snapshot:
         """The input table at the version the state pinned; MissingInputError for an optional one that is not there."""
@@ -118,8 +123,8 @@ class StepContext:
         """Publish the files of `folder` as the artifact that this step makes for the run date."""
         return self.artifacts.publish(
             self.step.publishes, folder, trained_through=self.step.trained_through(self.run_date),
-            fingerprint=self.artifact_fingerprint, config_hash=self.step.config_hash(self.config), lineage=lineage,
-            metrics=metrics,
+            version=self.artifact_version, fingerprint=self.state.artifact_fingerprint,
+            config_hash=self.step.config_hash(self.config), lineage=lineage, metrics=metrics,
         )  # fmt: skip
 
     def contract(self, table: str) -> Contract:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from gpl_core.config import Config, hash_of
 from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import UsageError
+from gpl_core.errors import UsageError, did_you_mean
 
 Scope = Literal["slice", "next", "before", "through", "window", "as_of", "whole", "lookup"]
 ONE_DAY = timedelta(days=1)
@@ -259,7 +259,8 @@ _WITHOUT_SPARK = ("monitors",)
 def find_step(name: str) -> Step:
     """The step called `name`; UsageError when there is none."""
     if name not in _BY_NAME:
-        raise UsageError(f"no step '{name}'; the steps are {', '.join(_BY_NAME)}")
+        listing = "; the steps are " + ", ".join(_BY_NAME)
+        raise UsageError(f"no step '{name}'" + (did_you_mean(name, _BY_NAME) or listing))
     return _BY_NAME[name]
 
 

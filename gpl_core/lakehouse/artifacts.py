@@ -234,17 +234,19 @@ class ArtifactStore:
         config_hash: str,
         lineage: Mapping[str, str],
         metrics: Mapping[str, Any] | None = None,
+        version: str = "",
     ) -> Manifest:
         """Copy the files of `folder` into the store and write the manifest last.
 
-        Publishing the same fingerprint again replaces an unfinished or damaged bundle and leaves a whole one alone,
-        that of another run which publishes at the same time too.
+        `version` is made of `trained_through` and `fingerprint` unless given: a forced run makes the same again
+        under another name. Publishing the same version again replaces an unfinished or damaged bundle and leaves a
+        whole one alone, that of another run which publishes at the same time too.
 
         Raises:
             ConflictError: other runs kept replacing the bundle.
         """
         self._refuse_pinned(kind)
-        version = artifact_version(trained_through, fingerprint)
+        version = version or artifact_version(trained_through, fingerprint)
         paths = (p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / MANIFEST)
         manifest = Manifest(
             kind=kind,

@@ -1,6 +1,5 @@
 """Read-only SQL over the lakehouse without Spark: delta-rs' own engine over pinned versions, views included."""
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from deltalake import QueryBuilder
 from deltalake.exceptions import DeltaError
 
 from gpl_core.contracts.contract import all_contracts
-from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError, classified, plain
+from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError, classified, did_you_mean, plain
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.log import open_table
 from gpl_core.lakehouse.snapshot import absence
@@ -144,5 +143,4 @@ class Query:
 
 
 def _alike(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(known), 3)
-    return f"; did you mean {' or '.join(close)}?" if close else "; `gpl sql 'SHOW TABLES'` lists them"
+    return did_you_mean(name, known, 3) or "; `gpl sql 'SHOW TABLES'` lists them"

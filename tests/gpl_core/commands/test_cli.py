@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpl_core.cli import COMMANDS, main
+from gpl_core.cli import COMMANDS, main, make_parser
 from gpl_core.commands.tables import dictionary
 from gpl_core.graph import launch_runner as running
 from gpl_core.graph.launches import tool
@@ -54,8 +54,7 @@ def tree(root: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ([], "command"),
-        (["paln"], "paln"),
+        (["paln"], "'paln'; did you mean plan?"),
         (["plan"], "--config"),
         (["plan", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["plan", "--config", "CONFIG", "--run-date", "tomorrow"], "'tomorrow' is not a date"),
@@ -63,7 +62,7 @@ def tree(root: Path) -> dict[str, int]:
         (["plan", "--config", "CONFIG", "--start-date", "2026-01-03"], "belong together"),
         (["plan", "--config", "CONFIG", "--start-date", "2026-01-04", "--end-date", "2026-01-03"], "is before"),
         (["plan", "--config", "CONFIG", "--onyl", "samples"], "--onyl"),
-        (["plan", "--config", "CONFIG", "--only", "smaples"], "no step 'smaples'"),
+        (["plan", "--config", "CONFIG", "--only", "smaples"], "no step 'smaples'; did you mean samples?"),
         (["plan", "--config", "CONFIG", "--from", "evaluate_truth"], "gpl judge"),
         (["run", "--config", "CONFIG", "--set", "anchors.cuont=1", "--set", "x"], "2 problem(s)"),
         (["status", "--config", "CONFIG", "--set", "run.seed=x"], "run.seed"),
@@ -79,6 +78,55 @@ def test_invalid_arguments_exit_2_and_are_named(config, given, named, capsys):
     assert named in said.err
     assert said.err.startswith("error: ")
     assert said.out == ""
+
+
+def test_bare_gpl_shows_the_commands_by_what_they_are_for(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main([]) == 2
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in COMMANDS)
+    assert [line for line in said.splitlines() if re.fullmatch(r"\w+:", line)] == [
+        "Start:", "Run:", "Results:", "Upkeep:", "Reference:", "examples:",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out == said.removesuffix("\n")
+    listed = said[: said.index("examples:")].splitlines()
+    assert max(map(len, listed)) <= 60
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_of_a_command_are_valid(name):
+    assert COMMANDS[name].examples
+    for example in COMMANDS[name].examples:
+        assert make_parser().parse_args([name, *shlex.split(example.partition(">")[0])]).command == name
+
+
+def test_the_configuration_may_come_from_the_environment(config, monkeypatch, capsys):
+    monkeypatch.setenv("GPL_CONFIG", config)
+    assert main(["plan", "--run-date", "2026-01-03"]) == 0
+    assert f"--config {config}" in capsys.readouterr().out
+    assert main(["plan", "--config", "nowhere.yaml"]) == 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command(shell, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--print-completion", shell])
+    script = tmp_path / "gpl"
+    script.write_text(capsys.readouterr().out)
+    assert all(name in script.read_text() for name in COMMANDS)
+    if shutil.which(shell):
+        subprocess.run([shell, "-n", str(script)], check=True)
+
+
+def test_the_version_names_the_commit(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    expected = f"commit {head.stdout.strip()}" if not head.returncode else "of no known commit"
+    assert re.fullmatch(rf"gpl \d+\.\d+\.\d+ \({expected}\w*(-dirty)?\)\n", capsys.readouterr().out)
 
 
 def test_the_command_line_imports_neither_torch_nor_spark():
@@ -203,6 +251,20 @@ def test_rolling_back_and_promoting_from_the_command_line(finished, tmp_path, ca
     assert version in capsys.readouterr().err
 
 
+def test_rows_that_are_wider_than_the_terminal_are_shown_field_by_field(finished, tmp_path, capsys, monkeypatch):
+    shutil.copytree(finished / "lake", tmp_path / "lake")
+    config = str(config_file(tmp_path))
+    statement = "SELECT 'a[b]c' AS short, repeat('x', 90) AS long_text, 7 AS n"
+    shown = {}
+    for width in (60, 120):
+        monkeypatch.setattr("gpl_core.commands.command._WIDTH", width)
+        assert main(["sql", "--config", config, statement]) == 0
+        shown[width] = capsys.readouterr().out.splitlines()
+    assert shown[60][1:] == ["short      a[b]c", "long_text  " + "x" * 90, "n          7"]
+    assert shown[60][0].startswith("row 1 ")
+    assert any("a[b]c" in line and "x" * 90 in line and "7" in line for line in shown[120])
+
+
 # ---- run -------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +288,7 @@ def stub(monkeypatch, code: str) -> list[list[str]]:
         return [sys.executable, "-c", code, *commands[-1][1:]]
 
     monkeypatch.setattr(running, "command", command)
+    monkeypatch.setattr(running, "_refuse_blocked", lambda *given: None)  # these run without tables
     return commands
 
 
@@ -246,6 +309,38 @@ def test_a_run_shows_each_steps_report_and_keeps_its_output(config, tmp_path, mo
     assert [p.name for p in logs] == ["01-encode_items.log", "02-samples.log"]
     assert "a log" in logs[0].read_text()
     assert "{noise" in logs[0].read_text()
+
+
+WARNED = {**REPORT, "details": {"warnings": ["coverage 0.1 is below 0.8", "late [rows]"]}}
+
+
+@pytest.mark.parametrize(("given", "code"), [([], 0), (["--fail-on-alarm"], 3)])
+def test_warnings_stand_with_their_step_and_again_at_the_end(config, monkeypatch, capsys, given, code):
+    stub(monkeypatch, f"print({json.dumps(WARNED)!r})")
+    arguments = ["run", "--config", config, "--only", "samples", "--run-date", "2026-01-03"]
+    assert main([*arguments, *given]) == code
+    lines = capsys.readouterr().out.splitlines()
+    at = next(i for i, line in enumerate(lines) if "samples 2026-01-03: done" in line)
+    assert lines[at + 1 : at + 3] == ["    warning coverage 0.1 is below 0.8", "    warning late [rows]"]
+    assert lines[-3:] == [
+        "2 warnings:", "  samples 2026-01-03: coverage 0.1 is below 0.8", "  samples 2026-01-03: late [rows]",
+    ]  # fmt: skip
+
+
+def test_an_interrupted_run_ends_with_one_line_that_says_how_to_go_on(config):
+    """As Ctrl-C in a terminal does: SIGINT to gpl, whose launch is in a process group of its own."""
+    run = subprocess.Popen(
+        [sys.executable, "-c", ENDED, config], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    child = psutil.Process(int(run.stderr.readline()))
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=30) == 130
+    said = run.stderr.read()
+    run.stderr.close()
+    assert re.fullmatch(r"interrupted: .* the same command goes on from there; log: \S+01-samples.log\n", said), said
+    _, alive = psutil.wait_procs([child], timeout=30)
+    assert not alive
 
 
 def test_a_bar_is_shown_where_there_is_a_terminal_and_none_in_a_log_file(config, monkeypatch, capsys):
@@ -397,6 +492,7 @@ from gpl_core import cli
 from gpl_core.graph import launch_runner as running
 child = "import os, signal, sys; print(os.getpid(), file=sys.stderr, flush=True); signal.pause()"
 running.command = lambda *given, **more: [sys.executable, "-c", child]
+running._refuse_blocked = lambda *given: None
 sys.exit(cli.main(["run", "--config", sys.argv[1], "--only", "samples", "--verbose"]))
 """
 
@@ -419,6 +515,7 @@ import sys
 from gpl_core import cli
 from gpl_core.graph import launch_runner as running
 running.command = lambda *given, **more: sys.argv[2:]
+running._refuse_blocked = lambda *given: None
 sys.exit(cli.main(["run", "--config", sys.argv[1], "--only", "samples", "--verbose"]))
 """
 
@@ -458,14 +555,12 @@ def test_a_killed_run_leaves_nothing_behind_of_what_it_started(config, tmp_path,
     run.communicate()
 
 
-@pytest.mark.spark
-def test_without_raw_tables_the_real_run_exits_4_and_leaves_a_record(config, tmp_path, capsys):
-    assert main(["run", "--config", config, "--run-date", "2026-01-03"]) == 4
-    said = capsys.readouterr()
-    assert "failed with exit code 4" in said.out
-    assert re.search(r"error: .*raw_impressions.*platform's input", said.err)
-    (row,) = Planner(small_config(tmp_path)).lake.open("job_runs").read().to_pylist()
-    assert (row["step"], row["status"], row["error_class"], row["run_date"]) == (
-        "ingest", "failed", "MissingInputError", DAY,
-    )  # fmt: skip
-    assert f'"run_id": "{row["run_id"]}"' in next((tmp_path / "lake" / "logs").glob("*/*.log")).read_text()
+def test_without_raw_tables_a_run_exits_4_and_starts_nothing(config, tmp_path, capsys):
+    before = tree(tmp_path)
+    for command in ("run", "judge", "summary"):
+        assert main([command, "--config", config, "--run-date", "2026-01-03"]) == 4, command
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("error: ")
+        assert str(tmp_path / "lake") in said.err
+    assert tree(tmp_path) == before

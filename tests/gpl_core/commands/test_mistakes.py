@@ -45,7 +45,7 @@ def config(tmp_path) -> str:
         (["status", "--set", "monitors={fail: [coverage], ignore: [coverage]}"], 2, "coverage are listed under"),
         (["status", "--set", "lakehouse.root=gs2://b/x"], 2, "correct lakehouse.root"),
         (["status", "--set", "lakehouse.tables={raw_item: /x}"], 2, "no such table: raw_item"),
-        (["run", "--only", "samples", "--set", "lakehouse.root=/dev/null/x"], 2, "/dev/null/x"),
+        (["run", "--only", "samples", "--set", "lakehouse.root=/dev/null/x"], 4, "/dev/null/x"),
         (["simulate", "--set", "lakehouse.root=/dev/null/x"], 2, "correct lakehouse.root"),
         (["status", "--set", "anchors.count=three"], 2, "a valid integer (got 'three')"),
         (["status", "--set", "launch.deepspeed=--num_accelerators 2"], 2, "expected a list, such as [a, b]"),
@@ -54,8 +54,7 @@ def config(tmp_path) -> str:
         (["run", "--run-date", "03.01.2026"], 2, "'03.01.2026' is not a date; expected YYYY-MM-DD"),
         (["run", "--start-date", "2026-01-05", "--end-date", "2026-01-03"], 2, "is before --start-date 2026-01-05"),
         (["run", "--start-date", "2026-01-05"], 2, "belong together"),
-        (["run", "--only", "sample"], 2, "the steps are ingest"),
-        (["run", "--only", "samples", "--set", "run.seed=1"], 2, "is not on PATH"),
+        (["run", "--only", "sample"], 2, "no step 'sample'; did you mean samples?"),
         (["sql", "DROP TABLE items"], 2, "gpl sql only reads"),
         (["sql", "SELECT", "x.py", "y.py", "FROM", "items"], 2, "put the statement in quotes"),
         (["sql", "SELECT * FROM itmes"], 2, "did you mean items?"),
@@ -129,8 +128,20 @@ def test_a_java_that_spark_cannot_use_is_named_with_what_it_says(tmp_path, monke
     assert '"11.0.2"' in problem
 
 
+@pytest.fixture
+def unchecked(monkeypatch) -> None:
+    """A launch is started though its inputs are not there."""
+    monkeypatch.setattr(running, "_refuse_blocked", lambda *given: None)
+
+
+def test_a_launcher_that_is_not_installed_is_named(config, monkeypatch, unchecked, capsys):
+    monkeypatch.setattr(running, "command", lambda *given, **named: ["no-such-launcher"])
+    assert main(["run", "--config", config, "--only", "samples"]) == 2
+    assert "error: no-such-launcher is not on PATH" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("table", ["raw_impressions", "raw_candidates"])
-def test_a_mistyped_run_date_is_warned_of(config, tmp_path, monkeypatch, capsys, table):
+def test_a_mistyped_run_date_is_warned_of(config, tmp_path, monkeypatch, unchecked, capsys, table):
     put(Lake(str(tmp_path / "lake")), table, 3)
     monkeypatch.setattr(running, "command", lambda *given, **named: [sys.executable, "-c", ""])
     assert main(["run", "--config", config, "--only", "samples", "--run-date", "2062-01-03"]) == 0
@@ -144,7 +155,7 @@ def test_a_root_that_does_not_exist_is_noted(config, capsys):
     assert "does not exist yet" in capsys.readouterr().err
 
 
-def test_a_launch_that_dies_names_what_the_machine_lacks(config, monkeypatch, capsys):
+def test_a_launch_that_dies_names_what_the_machine_lacks(config, monkeypatch, unchecked, capsys):
     monkeypatch.setattr(running, "command", lambda *given, **named: [sys.executable, "-c", "import sys; sys.exit(1)"])
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["run", "--config", config, "--only", "samples"]) == 1
@@ -163,7 +174,7 @@ def test_a_launch_that_dies_names_what_the_machine_lacks(config, monkeypatch, ca
         ("java.lang.ClassNotFoundException: io.delta.sql.Delta", "--packages"),
     ],
 )
-def test_what_only_a_library_saw_is_told_once_with_what_to_do(config, monkeypatch, capsys, words, hint):
+def test_what_only_a_library_saw_is_told_once_with_what_to_do(config, monkeypatch, unchecked, capsys, words, hint):
     child = f"import sys; print({words!r}, file=sys.stderr); sys.exit(1)"
     monkeypatch.setattr(running, "command", lambda *given, **named: [sys.executable, "-c", child])
     assert main(["run", "--config", config, "--only", "samples"]) == 1

@@ -109,9 +109,11 @@ def test_slices_are_asked_of_dated_tables_only_and_days_where_needed():
             assert bool(read.column) == (read.scope == "as_of")
 
 
-def test_an_unknown_step_names_the_known_ones():
-    with pytest.raises(UsageError, match=r"no step 'smaples'; the steps are ingest, .*samples"):
+def test_an_unknown_step_names_one_like_it_or_all():
+    with pytest.raises(UsageError, match=r"no step 'smaples'; did you mean samples\?$"):
         find_step("smaples")
+    with pytest.raises(UsageError, match=r"no step 'x'; the steps are ingest, .*samples"):
+        find_step("x")
 
 
 def test_only_the_preranker_sees_the_run_date_itself():

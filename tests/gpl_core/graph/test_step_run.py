@@ -14,9 +14,10 @@ from gpl_core.graph.arguments import StepArguments, new_run_id, parse_arguments
 from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.step_run import StepContext, exit_with, run_step, run_steps
-from gpl_core.graph.steps import find_step
+from gpl_core.graph.steps import STEPS, find_step
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.marks import SliceMark
+from tests.gpl_core.toy import Toy
 from tests.support import DAY, DIMS, ONE, config_file, data_table, legal_rows, put, small_config
 
 STEP = "encode_items"  # reads `items` whole
@@ -296,9 +297,29 @@ def test_marks_name_the_slice_of_a_dated_table_and_all_of_another(ready):
 def test_a_forced_artifact_gets_a_version_of_its_own(ready):
     state = StepState("done", "", "fp", {}, "afp")
     given = (Planner(ready), "train_tokenizer", DAY, state)
-    assert StepContext(*given, "run-1").artifact_fingerprint == "afp"
-    forced = {StepContext(*given, r, force=True).artifact_fingerprint for r in ("run-1", "run-2")}
+    assert StepContext(*given, "run-1").artifact_digest == "afp"
+    forced = {StepContext(*given, r, force=True).artifact_digest for r in ("run-1", "run-2")}
     assert len(forced | {"afp"}) == 3
+
+
+def test_what_a_forced_run_published_is_in_force_and_done(tmp_path):
+    toy = Toy(small_config(tmp_path))
+    days = [DAY + i * ONE for i in range(-1, 3)]
+    toy.raw(days)
+    toy.run("ingest", days[0])
+    toy.run_pending(days[1:3])
+    for step in reversed([s for s in STEPS if s.publishes]):  # each before what it is built on changes
+        planner = toy.planner
+        state = planner.state(step, DAY)
+        before = planner.artifacts.in_force(step.publishes, step.trained_through(DAY) + ONE)
+        forced = StepContext(planner, step.name, DAY, state, "run-1", force=True)
+        (tmp_path / "bundle").mkdir(exist_ok=True)
+        (tmp_path / "bundle" / "weights.json").write_text("1")
+        lineage = {key: forced.artifact(kind).version for kind, key in step.follows.items()}
+        made = forced.publish(tmp_path / "bundle", lineage, {})
+        assert made.version == forced.artifact_version != before.version
+        assert toy.planner.artifacts.in_force(step.publishes, made.trained_through + ONE).version == made.version
+        assert (found := toy.state(step.name, DAY)).status == "done", found.reason
 
 
 # ---- the record ------------------------------------------------------------------------------------------------
