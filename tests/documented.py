@@ -37,6 +37,11 @@ ELSEWHERE: Mapping[str, str] = {
     "python -m pytest -k reliability": "tests/gpl_core/labels/test_calibration.py",
     "python -m pytest -m not spark and not deepspeed and not pipeline": ".ci/run",
     "mkdocs build --strict": "tests/test_docs.py::test_the_site_is_built_and_holds_every_page",
+    **dict.fromkeys((
+        "gpl --print-completion bash", "gpl --print-completion bash > ~/.local/share/bash-completion/completions/gpl",
+        "gpl --print-completion zsh > ~/.zfunc/_gpl",
+        "gpl --print-completion fish > ~/.config/fish/completions/gpl.fish",
+    ), "tests/gpl_core/commands/test_cli.py::test_completion_knows_every_command"),
     "gpl simulate --config quickstart": PIPELINE + "house",
     "gpl simulate --config quickstart --users 5000 --items 4000 --force":
         "tests/gpl_core/simulation/test_marketplace.py::test_a_second_run_writes_nothing_and_other_settings_are_refused",
@@ -142,4 +147,5 @@ def typed(command: str, *, config: str, first: str, last: str, user: str, item: 
             word = first if before == "--start-date" else last
         given.append(stands_for.get(word, word))
     without = "--config" in given or given[0] in ("settings", "tables", "capacity") or "--help" in given
+    without = without or given[0].startswith("-")
     return given if without else [given[0], "--config", config, *given[1:]]

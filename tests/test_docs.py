@@ -91,7 +91,7 @@ f = x + 1
 
 def test_every_gpl_command_of_the_documents_can_be_typed():
     for command in (c for page in PAGES for c in commands(page.read_text(encoding="utf-8"))):
-        if re.match(r"(\.venv/bin/)?gpl ", command) and "--help" not in command:
+        if re.match(r"(\.venv/bin/)?gpl \w", command) and "--help" not in command:
             args = make_parser().parse_args(
                 typed(command, config="c", first="2026-01-03", last="2026-01-04", user="U", item="I")
             )

@@ -244,7 +244,7 @@ class Pairs:
         spark, config = self.session().newSession(), self.config(root)
         force = command == "quarantine"
         if command == "register":
-            register.register(spark, config.lakehouse, f"gpl_{root.name}")
+            register.publish(spark, Lake(str(root)), f"gpl_{root.name}")
             return "done"
         if command == "optimize":
             for contract in compactable(Lake(str(root)), "delta-rs"):
