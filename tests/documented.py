@@ -38,7 +38,7 @@ ELSEWHERE: Mapping[str, str] = {
     "python -m pytest -m not spark and not deepspeed and not pipeline": ".ci/run",
     "mkdocs build --strict": "tests/test_docs.py::test_the_site_is_built_and_holds_every_page",
     **dict.fromkeys((
-        "gpl --print-completion bash", "gpl --print-completion bash > ~/.local/share/bash-completion/completions/gpl",
+        "gpl --print-completion bash > ~/.local/share/bash-completion/completions/gpl",
         "gpl --print-completion zsh > ~/.zfunc/_gpl",
         "gpl --print-completion fish > ~/.config/fish/completions/gpl.fish",
     ), "tests/gpl_core/commands/test_cli.py::test_completion_knows_every_command"),
