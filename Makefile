@@ -25,7 +25,7 @@ test: setup
 	$(PYTEST) -m "not slow"
 
 # What `make test` leaves out. Tools that cannot be installed here have their tests skipped.
-test-slow: setup .venv-moto .venv-moto/jars .venv-airflow browser
+test-slow: setup .venv-moto .venv-moto/jars .venv-airflow .venv-notebooks browser
 	$(PYTEST) -m slow
 
 setup: .venv/ready
@@ -43,8 +43,8 @@ setup: .venv/ready
 		|| { cat .venv/jars.log >&2; echo "Delta's jars could not be resolved from Maven Central" >&2; exit 2; }
 	@touch $@
 
-# Test servers whose requirements the tested set does not allow.
-.venv-moto .venv-airflow: .venv-%: tests/requirements/%.txt | setup
+# Servers and libraries whose requirements the tested set does not allow.
+.venv-moto .venv-airflow .venv-notebooks: .venv-%: tests/requirements/%.txt | setup
 	@rm -rf $@
 	@$(BIN)/uv venv --quiet --python $(BIN)/python $@ && $(BIN)/uv pip install --quiet --python $@ -r $< && touch $@ \
 		|| { rm -rf $@; echo "$* cannot be installed: the tests that need it are skipped" >&2; }
@@ -79,4 +79,4 @@ bench: setup
 	@set -e; for b in tests/bench/bench_*.py; do $(BIN)/python -m tests.bench.$$(basename $$b .py) --quick; done
 
 clean:
-	rm -rf .venv .venv-moto .venv-airflow build dist lakehouse *.egg-info
+	rm -rf .venv .venv-moto .venv-airflow .venv-notebooks build dist lakehouse *.egg-info
