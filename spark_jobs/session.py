@@ -1,27 +1,59 @@
 """The Spark session: the settings that the jobs rely on, and its start."""
 
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from pyspark import SparkConf, SparkContext
+from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
 from gpl_core.errors import UsageError
 from gpl_core.graph.step_run import exit_with, leave, setup_logging
 
-# What this project relies on. Each is set only where the launcher does not set it.
-_DEFAULTS = {
-    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
-    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+_log = logging.getLogger(__name__)
+
+_CATALOG = "spark.sql.catalog.spark_catalog"
+_EXTENSIONS = "spark.sql.extensions"
+_DELTA = {
+    _EXTENSIONS: "io.delta.sql.DeltaSparkSessionExtension",
+    _CATALOG: "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+# What results depend on: set in every session, whatever the launcher says.
+_SETTLED = {
     "spark.sql.session.timeZone": "UTC",
+    "spark.sql.timestampType": "TIMESTAMP_LTZ",
     "spark.sql.ansi.enabled": "true",
-    "spark.sql.adaptive.enabled": "true",
+    "spark.sql.ansi.doubleQuotedIdentifiers": "false",
+    "spark.sql.ansi.enforceReservedKeywords": "false",
+    "spark.sql.caseSensitive": "false",
+    "spark.sql.storeAssignmentPolicy": "ANSI",
+    "spark.sql.files.ignoreCorruptFiles": "false",
+    "spark.sql.files.ignoreMissingFiles": "false",
+    "spark.sql.parquet.datetimeRebaseModeInRead": "CORRECTED",
+    "spark.sql.parquet.datetimeRebaseModeInWrite": "CORRECTED",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.sql.parquet.writeLegacyFormat": "false",
+    "spark.sql.sources.partitionOverwriteMode": "STATIC",
+    "spark.databricks.delta.commitInfo.enabled": "true",
+    "spark.databricks.delta.replaceWhere.constraintCheck.enabled": "true",
+    "spark.databricks.delta.schema.autoMerge.enabled": "false",
+    "spark.databricks.delta.stalenessLimit": "0",
+    "spark.databricks.delta.stats.collect": "true",
+}
+# What changes Spark's or Delta's behavior as a whole, or what tables are made like: taken back.
+_NOT_OURS = (
+    "spark.sql.legacy.",
+    "spark.databricks.delta.properties.defaults.",
+    "spark.databricks.delta.commitInfo.user",
+)
+# What the launcher may have otherwise.
+_DEFAULTS = {
+    "spark.sql.adaptive.enabled": "true",
     # Row groups small enough that every rank of a trainer gets some; Delta's writer ignores the per-write option.
     "spark.hadoop.parquet.block.size": str(64 * 2**20),
-    "spark.databricks.delta.replaceWhere.constraintCheck.enabled": "true",
     # No progress bar in a log file.
     "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
     "spark.log.level": "ERROR",
@@ -40,9 +72,10 @@ _LOCAL_DEFAULTS = {
 
 
 def start_session(name: str) -> SparkSession:
-    """The Spark session. The launcher's settings win; master and packages are never set here.
+    """The Spark session. Master and packages are never set here; of other settings the launcher's win, unless results
+    depend on them.
 
-    UsageError when Delta's jars are not on the class path.
+    UsageError when Delta's jars are not on the class path, or the launcher sets what cannot be put right.
     """
     builder = SparkSession.builder.appName(f"gpl-{name}")
     given = _launcher_settings()
@@ -50,7 +83,10 @@ def start_session(name: str) -> SparkSession:
     for key, value in {**_DEFAULTS, **(_LOCAL_DEFAULTS if local else {}), **_object_store()}.items():
         if key not in given:
             builder = builder.config(key, value)
+    for key, value in _with_delta(given).items():
+        builder = builder.config(key, value)
     spark = builder.getOrCreate()
+    _settle(spark)
     spark.sparkContext.setLogLevel(given.get("spark.log.level", _DEFAULTS["spark.log.level"]))
     jvm: Any = spark._jvm
     loader = jvm.java.lang.Thread.currentThread().getContextClassLoader()
@@ -63,6 +99,34 @@ def start_session(name: str) -> SparkSession:
             "spark-submit --packages io.delta:delta-spark_4.0_2.13:4.2.0, or --jars with delta-spark and delta-storage"
         ) from None
     return spark
+
+
+def _with_delta(given: Mapping[str, str]) -> dict[str, str]:
+    """Delta's extension beside the launcher's own, and Delta's catalog; UsageError for another in its place."""
+    if (catalog := given.get(_CATALOG, _DELTA[_CATALOG])) != _DELTA[_CATALOG]:
+        raise UsageError(
+            f"the launcher sets {_CATALOG}={catalog}, expected {_DELTA[_CATALOG]}: leave it out, and give another "
+            "catalog a name of its own (spark.sql.catalog.NAME)"
+        )
+    extensions = [e.strip() for e in given.get(_EXTENSIONS, "").split(",") if e.strip()]
+    if _DELTA[_EXTENSIONS] not in extensions:
+        extensions.append(_DELTA[_EXTENSIONS])
+    return {_CATALOG: catalog, _EXTENSIONS: ",".join(extensions)}
+
+
+def _settle(spark: SparkSession) -> None:
+    """Set what results depend on, and say what the launcher had instead."""
+    for key, given in sorted(spark.conf.getAll.items()):
+        if key.startswith(_NOT_OURS):
+            _log.warning("%s=%s, which the launcher sets, is left out: results must not depend on it", key, given)
+            try:
+                spark.conf.unset(key)
+            except AnalysisException:  # fixed when Spark starts
+                raise UsageError(f"the launcher sets {key}={given}: leave it out, results depend on it") from None
+        elif key in _SETTLED and given.lower() != _SETTLED[key].lower():
+            _log.warning("%s is %s here, not %s as the launcher has it", key, _SETTLED[key], given)
+    for key, value in _SETTLED.items():
+        spark.conf.set(key, value)
 
 
 def exit_after(work: Callable[[], int]) -> NoReturn:

@@ -9,10 +9,11 @@ import pytest
 from pyspark.sql import functions as F
 
 from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import ConflictError, ContractError
+from gpl_core.errors import ConflictError, ContractError, UsageError
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.step_run import StepContext
 from gpl_core.lakehouse.rewrite import Removal, all_but, remove_rows
+from spark_jobs import session
 from spark_jobs.step import SparkStep, schema_drift, spark_schema
 from tests.spark_jobs.tiny_lake import D, TinyLake, day
 
@@ -144,3 +145,36 @@ def test_a_merge_that_counts_on_from_an_old_version_is_refused(lake):
     with pytest.raises(ConflictError, match="another run"):
         merge("second")
     assert lake.rows("user_stats", "user_id") == [("first",)]
+
+
+def test_what_results_depend_on_is_ours_whatever_the_launcher_says(spark, caplog):
+    others = {
+        "spark.sql.session.timeZone": "America/New_York", "spark.sql.timestampType": "TIMESTAMP_NTZ",
+        "spark.sql.storeAssignmentPolicy": "LEGACY", "spark.sql.sources.partitionOverwriteMode": "DYNAMIC",
+        "spark.sql.parquet.datetimeRebaseModeInRead": "LEGACY", "spark.databricks.delta.stalenessLimit": "1h",
+        "spark.sql.parquet.datetimeRebaseModeInWrite": "LEGACY", "spark.sql.parquet.outputTimestampType": "INT96",
+    }  # fmt: skip
+    flipped = {"true": "false", "false": "true"}
+    hostile = {key: flipped.get(value) or others[key] for key, value in session._SETTLED.items()}
+    unwanted = {
+        "spark.sql.legacy.timeParserPolicy": "LEGACY",
+        "spark.databricks.delta.properties.defaults.columnMapping.mode": "name",
+        "spark.databricks.delta.commitInfo.userMetadata": "the platform's",
+    }
+    for key, value in {**hostile, **unwanted}.items():
+        spark.conf.set(key, value)
+    assert session.start_session("again") is spark
+    assert {key: spark.conf.get(key) for key in hostile} == session._SETTLED
+    assert not set(unwanted) & set(spark.conf.getAll)
+    said = [record.getMessage() for record in caplog.records]
+    assert all(any(key in line for line in said) for key in {**hostile, **unwanted})
+    assert "spark.sql.session.timeZone is UTC here, not America/New_York as the launcher has it" in said
+
+
+def test_deltas_extension_stands_beside_the_launchers_and_another_catalog_is_refused_by_name():
+    extensions, delta = "spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension"
+    assert session._with_delta({})[extensions] == delta
+    assert session._with_delta({extensions: delta})[extensions] == delta
+    assert session._with_delta({extensions: "org.Other, org.More"})[extensions] == f"org.Other,org.More,{delta}"
+    with pytest.raises(UsageError, match=r"spark\.sql\.catalog\.spark_catalog=org\.Other, expected org\.apache"):
+        session._with_delta({"spark.sql.catalog.spark_catalog": "org.Other"})
