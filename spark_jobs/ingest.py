@@ -21,7 +21,7 @@ from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ContractError, QuarantineError
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Commit
-from spark_jobs.common.columns import passthrough_of, with_passthrough
+from spark_jobs.common.columns import only_row, passthrough_of, with_passthrough
 from spark_jobs.common.items import ItemChanges, checked_items, item_changes, latest_items
 from spark_jobs.common.raw_checks import Checked, inside_slice, known_item, quarantine_rows, split, typed_rows
 from spark_jobs.run import job_main
@@ -147,7 +147,7 @@ def run(step: SparkStep) -> None:
         ["_raw_rows", "_clicks"],
     )  # fmt: skip
 
-    _check_balance(rows_in, refused, {
+    _check_balance(step, rows_in, refused, {
         "raw_impressions": impressions.rows,
         "raw_candidates": folded.get("_rows", accepted["raw_candidates"]),
         "raw_interactions": merged.get("_raw_rows", accepted["raw_interactions"]),
@@ -240,14 +240,25 @@ def _publish(
     return step.write_slice(table, frame, contract=contract), dict(seen.get)
 
 
-def _check_balance(rows_in: dict[str, int], refused: Quarantined, accepted: dict[str, int]) -> None:
+def _check_balance(step: SparkStep, rows_in: dict[str, int], refused: Quarantined, accepted: dict[str, int]) -> None:
     for table, rows in accepted.items():
         bad = refused.rows.get(table, 0)
-        if lost := rows_in[table] - rows - bad:
+        if not (lost := rows_in[table] - rows - bad):
+            continue
+        first, last = step.context.dates[0], step.context.dates[-1]
+        in_slice = step.read_unchecked(table).where(F.col("dt").between(F.lit(first), F.lit(last)))
+        (found,) = only_row(in_slice.agg(F.coalesce(F.sum(F.lit(1)), F.lit(0))))  # count(*) would ask the log again
+        if found != rows_in[table]:
+            version, uri = step.context.snapshot(table).version, step.context.lake.uri(table)
             raise ContractError(
-                f"table {table}: {rows_in[table]} rows in, but {rows} accepted and {bad} quarantined: {lost} "
-                "unaccounted for. This is a defect of ingest, report it"
+                f"table {table}: the log of version {version} says {rows_in[table]} rows of {first} to {last}, but "
+                f"{found} were read; write the slice again, or the log's statistics: ANALYZE "
+                f"TABLE delta.`{uri}` COMPUTE DELTA STATISTICS"
             )
+        raise ContractError(
+            f"table {table}: {rows_in[table]} rows in, but {rows} accepted and {bad} quarantined: {lost} "
+            "unaccounted for. This is a defect of ingest, report it"
+        )
 
 
 if __name__ == "__main__":

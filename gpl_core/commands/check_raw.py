@@ -18,6 +18,7 @@ from gpl_core.contracts.contract import Column, Contract, load_contract
 from gpl_core.contracts.types import arrow_type, spark_type
 from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError
 from gpl_core.graph.arguments import add_dates
+from gpl_core.lakehouse.engine import UnreadableError
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.log import open_table
 from gpl_core.lakehouse.query import Query
@@ -83,6 +84,12 @@ def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[F
             if "dt" in load_contract(name).partition_by:
                 found += _slices(lake, config, name, dates)
     query = Query(lake)
+    for name in tuple(readable):
+        try:
+            query.open(name)
+        except UnreadableError as problem:  # ingest reads it
+            readable.remove(name)
+            found.append(Finding("warning", name, f"no rows were looked at: {problem}"))
     for name in readable:
         found += _rows(query, lake, load_contract(name), dates, sample_rows, "raw_items" in readable)
     if "raw_impressions" in readable:

@@ -213,8 +213,8 @@ def _outline(path: Path) -> str:
 
 
 def _in_raw(lake: Lake, traces: Traces, place: str) -> Forgotten:
-    rows = sum(r.rows for r in traces.removals(lake.open(place))) if lake.exists(place) else 0
-    remedy = "it is the platform's: delete them there (purge deletion vectors), or ingest brings the person back"
+    rows = traces.count(lake.open(place)) if lake.exists(place) else 0
+    remedy = "it is the platform's: delete them there, or ingest brings the person back"
     return Forgotten(place, rows, left=f"{place} still has {rows:,} rows; {remedy}" if rows else "")
 
 

@@ -12,10 +12,11 @@ class DataFile:
 
     path: str
     partition: Mapping[str, str]
-    rows: int
+    rows: int  # that a reader of the table sees: without those that a deletion vector deletes; -1: the log does not say
     size: int
     stats_min: Mapping[str, Any]
     modified: Any = None  # when it was written
+    vector: str = ""  # identity of its deletion vector
 
 
 def rows_in(files: Iterable[DataFile]) -> int:
@@ -25,7 +26,7 @@ def rows_in(files: Iterable[DataFile]) -> int:
 
 def digest_of(files: Iterable[DataFile]) -> str:
     """Hash of a set of live files: equal digests mean the same rows; "" for none."""
-    paths = sorted(f.path for f in files)
+    paths = sorted(f.path + f.vector for f in files)
     return hash_text("\n".join(paths)) if paths else ""
 
 

@@ -41,6 +41,10 @@ class Traces:
         counted = [Removal(file, self._rows(snapshot, file), self.keep) for file in snapshot.files]
         return [removal for removal in counted if removal.rows]
 
+    def count(self, snapshot: Snapshot) -> int:
+        """The person's rows in any Delta table."""
+        return sum(pc.sum(self.mask(rows)).as_py() or 0 for rows in snapshot.scan(self.columns))
+
     def _rows(self, snapshot: Snapshot, file: DataFile) -> int:
         return sum(pc.sum(self.mask(rows)).as_py() or 0 for rows in snapshot.row_groups([file], self.columns))
 

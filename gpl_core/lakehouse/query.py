@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltalake import QueryBuilder
 from deltalake.exceptions import DeltaError
 
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError, classified, did_you_mean, plain
+from gpl_core.lakehouse.engine import Engine
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.log import open_table
 from gpl_core.lakehouse.snapshot import absence
@@ -36,7 +36,7 @@ class Query:
         self.versions: dict[str, int] = {}  # table -> version that it was read at
         self._wanted = dict(versions or {})
         self._views: set[str] = set()
-        self._engine = QueryBuilder()
+        self._engine = Engine()
 
     def run(self, sql: str) -> Result:
         """Run one statement: SELECT, WITH, VALUES, EXPLAIN, DESCRIBE name or SHOW TABLES.
@@ -75,7 +75,7 @@ class Query:
             if name in all_views():
                 self._create(all_views()[name])
             elif name in all_contracts() and name not in self.versions:
-                self._register(name)
+                self.open(name)
 
     def _create(self, view: View) -> None:
         """Make `view` known to the engine, after what it reads."""
@@ -84,12 +84,13 @@ class Query:
         for name in view.reads:
             if name in all_views():
                 self._create(all_views()[name])
-            elif name not in self.versions and not self._register(name):
+            elif name not in self.versions and not self.open(name):
                 raise MissingInputError(f"view {view.name} reads table {name}: {self._absence(name)}")
         self._engine.execute(f"CREATE VIEW {view.name} AS {view.sql}")
         self._views.add(view.name)
 
-    def _register(self, table: str) -> bool:
+    def open(self, table: str) -> bool:
+        """Pin `table` for the queries; False when it does not exist, UnreadableError when Spark alone reads it."""
         if not self.lake.exists(table):
             return False
         wanted = self._wanted.get(table)
@@ -103,7 +104,7 @@ class Query:
             raise UsageError(
                 f"table {table}: version {wanted} cannot be read at {uri}; the newest is {newest}"
             ) from None
-        self._engine.register(table, found)
+        self._engine.register(table, self.lake.uri(table), found)
         self.versions[table] = found.version()
         return True
 

@@ -12,18 +12,23 @@ from urllib.parse import unquote
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from arro3.core import DataType
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import TableNotFoundError
 from deltalake.schema import PrimitiveType
 
 from gpl_core.contracts.contract import CONTRACT_NAME, CONTRACT_VERSION, Contract
 from gpl_core.errors import ContractError, MissingInputError
+from gpl_core.lakehouse.deletion_vectors import DeletionVector, deletion_vectors
+from gpl_core.lakehouse.engine import Engine
 from gpl_core.lakehouse.files import DataFile, hash_text
 from gpl_core.lakehouse.log import LogEntry, open_table, read_log
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpl_core.lakehouse.storage import filesystem
 
 _NOT_IN_THE_FILES = {"deletionVectors", "columnMapping", "typeWidening"}
+_PHYSICAL = "delta.columnMapping.physicalName"
+_NO_VECTOR = DeletionVector("", 0)
 
 
 def absence(contract: Contract, uri: str) -> str:
@@ -50,6 +55,8 @@ class Snapshot:
         self.uri = uri
         self.contract = contract
         self.version: int = self._table.version()
+        # Column mapping gives a column a name of its own in data files and log; -> the table's name.
+        self._logical = {str(f.metadata.get(_PHYSICAL, f.name)): f.name for f in self._table.schema().fields}
 
     @property
     def properties(self) -> dict[str, str]:
@@ -103,18 +110,40 @@ class Snapshot:
         return problems
 
     @property
+    def _features(self) -> set[str]:
+        return {f.removesuffix("-preview") for f in self._table.protocol().reader_features or ()}
+
+    @property
     def hidden_features(self) -> list[str]:
         """Delta features of this table that a reader of plain Parquet files would not see: wrong rows or columns."""
-        protocol = self._table.protocol()
-        found = {f.removesuffix("-preview") for f in protocol.reader_features or ()} & _NOT_IN_THE_FILES
+        found = self._features & _NOT_IN_THE_FILES
         if self.properties.get("delta.columnMapping.mode", "none") != "none":
             found.add("columnMapping")
         return sorted(found)
+
+    def check_plain(self) -> None:
+        """ContractError for a table whose Parquet files alone do not reveal its rows."""
+        if hidden := self.hidden_features:
+            raise ContractError(
+                f"table {self.contract.name}: version {self.version} uses {', '.join(hidden)}, which its Parquet files "
+                "alone do not reveal; drop the feature (ALTER TABLE … DROP FEATURE) before workers read it"
+            )
+
+    @cached_property
+    def deletion_vectors(self) -> Mapping[str, DeletionVector]:
+        """Path of a live file -> its deletion vector."""
+        return deletion_vectors(self.uri, self.version) if "deletionVectors" in self._features else {}
+
+    def _unmapped(self, statistic: str) -> str:
+        """`min.column` and the like, the column by its name in the table."""
+        kind, _, column = statistic.partition(".")
+        return f"{kind}.{self._logical.get(column, column)}" if column else statistic
 
     @cached_property
     def files(self) -> tuple[DataFile, ...]:
         """Live data files, ordered by path."""
         actions = pa.table(self._table.get_add_actions(flatten=True))
+        actions = actions.rename_columns([self._unmapped(name) for name in actions.column_names])
         for place, column in enumerate(actions.schema):  # a platform's dates and times may lie outside of Python's
             if pa.types.is_timestamp(column.type):
                 micros = actions[place].cast(pa.timestamp("us", column.type.tz)).cast(pa.int64())
@@ -122,6 +151,11 @@ class Snapshot:
             elif pa.types.is_date(column.type):
                 actions = actions.set_column(place, column.name, actions[place].cast(pa.string()))
         rows = actions.to_pylist()
+        if strays := set(self.deletion_vectors) - {row["path"] for row in rows}:
+            raise ContractError(
+                f"table {self.contract.name} at {self.uri}: version {self.version} has deletion vectors of files that "
+                f"are not in it, {min(strays)} for one; write a checkpoint of the table with Spark"
+            )
         found = []
         for row in rows:
             partition = {k.removeprefix("partition."): str(v) for k, v in row.items() if k.startswith("partition.")}
@@ -131,8 +165,11 @@ class Snapshot:
                 if (name := k.removeprefix("min.")) != k and v is not None and not row.get(f"null_count.{name}")
             }  # fmt: skip
             minima = {self._ours.get(k, k): v for k, v in found_minima.items()}
-            records = row["num_records"] if row["num_records"] is not None else -1
-            found.append(DataFile(row["path"], partition, records, row["size_bytes"], minima, row["modification_time"]))
+            vector = self.deletion_vectors.get(row["path"], _NO_VECTOR)
+            records = row["num_records"] - vector.rows if row["num_records"] is not None else -1
+            found.append(DataFile(
+                row["path"], partition, records, row["size_bytes"], minima, row["modification_time"], vector.identity
+            ))  # fmt: skip
         return tuple(sorted(found, key=lambda f: f.path))
 
     def select(
@@ -181,11 +218,22 @@ class Snapshot:
 
         A slice is an ISO date. `*` means all: for a table without dates, or a removal that names no date.
         """
-        return _newest_changes(read_log(self.uri, self.version, version))
+        entries = read_log(self.uri, self.version, version)
+        if len(entries) < self.version - version:  # the log was cleaned of some
+            return {WHOLE: self.version}
+        return self._newest_changes(entries)
 
     @cached_property
     def _changes(self) -> dict[str, int]:
-        return _newest_changes(self._log)
+        return self._newest_changes(self._log)
+
+    def _newest_changes(self, log: Iterable[LogEntry]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for entry in log:
+            for values in entry.changed:
+                theirs = {self._logical.get(k, k): v for k, v in values.items()}
+                found.setdefault(str(theirs.get(self.columns.get("dt", "dt"), WHOLE)), entry.version)
+        return found
 
     def identity(self, start: date | None = None, end: date | None = None) -> str:
         """Hash of the newest changes to the slices `start` to `end`: equal identities mean the same rows; "" for none.
@@ -213,6 +261,7 @@ class Snapshot:
 
     def read(self, files: Sequence[DataFile] | None = None, columns: list[str] | None = None) -> pa.Table:
         """Read `files` (default: all) into memory, partition columns included. For bounded tables only."""
+        self.check_plain()
         files = self.files if files is None else files
         wanted = columns or list(self.contract.column_names)
         schema = pa.schema([f for f in self.contract.arrow_schema() if f.name in wanted])
@@ -245,28 +294,27 @@ class Snapshot:
 
     def row_groups(self, files: Sequence[DataFile], columns: Sequence[str]) -> Iterator[pa.Table]:
         """`columns` (none of the partition) of `files` under our names, one row group in memory at a time."""
-        physical = [self._physical_name(c) for c in columns]
+        self.check_plain()
+        theirs = [self.columns.get(c, c) for c in columns]
         for uri in self.uris(files):
             fs, path = filesystem(uri)
             with self.reading(uri), fs.open(path, "rb") as handle:
                 reader = pq.ParquetFile(handle)
                 for group in range(reader.num_row_groups):
-                    rows = reader.read_row_group(group, columns=physical)
-                    yield rows.select(physical).rename_columns(list(columns))
+                    rows = reader.read_row_group(group, columns=theirs)
+                    yield rows.select(theirs).rename_columns(list(columns))
 
-    def _physical_name(self, column: str) -> str:
-        """Name of our `column` in the data files: the platform's, or the one that column mapping gave it."""
-        name = self.columns.get(column, column)
-        fields = {f.name: f.metadata for f in self._table.schema().fields}
-        return str(fields.get(name, {}).get("delta.columnMapping.physicalName", name))
+    def scan(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """`columns` of all rows under our names, as a reader of Delta sees them, a batch in memory at a time.
 
-
-def _newest_changes(log: Iterable[LogEntry]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for entry in log:
-        for values in entry.changed:
-            found.setdefault(str(values.get("dt", WHOLE)), entry.version)
-    return found
+        UnreadableError when delta-rs' engine cannot read the table.
+        """
+        engine = Engine()
+        engine.register(self.contract.name, self.uri, self._table)
+        theirs = [self.columns.get(c, c).replace('"', '""') for c in columns]
+        wanted = ", ".join(f'"{their}" AS "{our}"' for their, our in zip(theirs, columns, strict=True))
+        for batch in engine.execute(f"SELECT {wanted} FROM {self.contract.name}"):
+            yield pa.table({our: _without_views(batch.column(at)) for at, our in enumerate(columns)})
 
 
 def in_span(slices: Mapping[str, int], start: date | None, end: date | None) -> dict[str, int]:
@@ -280,6 +328,14 @@ def _delta_fields(contract: Contract) -> tuple[tuple[str, Any, bool], ...]:
     """Name, Delta type, and whether it may be missing, of each column of `contract`."""
     fields = DeltaSchema.from_json(contract.spark_json()).fields
     return tuple((f.name, f.type, c.nullable) for f, c in zip(fields, contract.columns, strict=True))
+
+
+def _without_views(column: Any) -> pa.Array:
+    """A column of the engine's for pyarrow 14, which knows no views of texts and bytes."""
+    for view, plain in ((DataType.string_view(), DataType.string()), (DataType.binary_view(), DataType.binary())):
+        if column.type == view:
+            column = column.cast(plain)
+    return pa.array(column)
 
 
 def _type_name(kind: Any) -> str:

@@ -70,11 +70,7 @@ def read_batches(
     files = [f for f in files if f.rows != 0]
     if not files:
         return
-    if hidden := snapshot.hidden_features:
-        raise ContractError(
-            f"table {snapshot.contract.name}: version {snapshot.version} uses {', '.join(hidden)}, which its Parquet "
-            "files alone do not reveal; drop the feature (ALTER TABLE … DROP FEATURE) before workers read it"
-        )
+    snapshot.check_plain()
     uris = snapshot.uris(files)
     _check_footers(snapshot, uris, columns)
     promised = rows_in(files) if all(f.rows >= 0 for f in files) else -1  # -1: the log does not say

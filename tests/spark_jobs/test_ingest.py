@@ -462,3 +462,11 @@ def test_items_from_before_the_calendars_reform_keep_their_time(tmp_path, spark)
     assert lake.run("ingest", ingest.run) == "done"
     micros = (old - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     assert lake.rows("items", "item_id", "updated_at") == [("a", micros)]
+
+
+def test_a_log_that_promises_other_rows_than_are_read_is_refused_with_both_counts(lake):
+    """As a writer with a defect leaves it, or a storage that lost rows."""
+    (commit,) = Path(lake.lake.uri("raw_candidates"), "_delta_log").glob("*0.json")
+    commit.write_text(commit.read_text().replace(r"{\"numRecords\":6", r"{\"numRecords\":8"))
+    with pytest.raises(ContractError, match=rf"raw_candidates: the log of version 0 says 8 rows of {D} .* 6 were read"):
+        lake.run("ingest", ingest.run)
