@@ -42,6 +42,8 @@ ELSEWHERE: Mapping[str, str] = {
         "gpl --print-completion zsh > ~/.zfunc/_gpl",
         "gpl --print-completion fish > ~/.config/fish/completions/gpl.fish",
     ), "tests/gpl_core/commands/test_cli.py::test_completion_knows_every_command"),
+    "python docs/examples/trainer.py quickstart 2026-01-03":
+        PIPELINE + "test_the_trainer_of_the_documents_learns_and_is_judged",
     "gpl simulate --config quickstart": PIPELINE + "house",
     "gpl simulate --config quickstart --users 5000 --items 4000 --force":
         "tests/gpl_core/simulation/test_marketplace.py::test_a_second_run_writes_nothing_and_other_settings_are_refused",

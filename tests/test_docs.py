@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 from gpl_core.cli import make_parser
-from gpl_core.commands.settings import settings_page
-from gpl_core.config import Config, load_config
+from gpl_core.commands.settings import json_schema, settings_page
+from gpl_core.config import Config, load_config, shipped_configs
 from gpl_core.contracts.contract import all_contracts
+from gpl_core.errors import UsageError
 from gpl_core.graph.steps import STEPS
 from gpl_core.lakehouse.views import all_views
 from tests.bench import table
@@ -147,6 +152,31 @@ def test_the_configuration_reference_is_up_to_date():
     assert committed == settings_page() + "\n", (
         "docs/configuration.md is out of date: gpl settings > docs/configuration.md"
     )
+
+
+@pytest.mark.parametrize(
+    ("body", "wrong"),
+    [
+        ("", ""),
+        ("anchors: {count: 5}", ""),
+        ("anchors: {cuont: 5}", "cuont"),
+        ("anchors: {count: five}", "five"),
+        ("labels: {calibrator: {kind: quantiles}}", "quantiles"),
+        ("prerank: {lambda: 0.5}", ""),
+    ],
+)
+def test_the_json_schema_of_a_configuration_accepts_and_refuses_what_gpl_does(body, wrong, tmp_path):
+    schema = jsonschema.Draft202012Validator(json.loads(json_schema()))
+    text = f"lakehouse: {{root: x}}\nrun: {{start_date: 2026-01-03, end_date: 2026-01-04}}\n{body}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    found = [e.message for e in schema.iter_errors(json.loads(json.dumps(yaml.safe_load(text), default=str)))]
+    assert bool(found) == bool(wrong)
+    assert all(wrong in message for message in found)
+    with pytest.raises(UsageError, match=wrong) if wrong else nullcontext():
+        load_config(str(tmp_path / "c.yaml"))
+    for name in shipped_configs():
+        shipped = (ROOT / "gpl_core" / "conf" / f"{name}.yaml").read_text(encoding="utf-8")
+        assert schema.is_valid(json.loads(json.dumps(yaml.safe_load(shipped), default=str))), name
 
 
 def test_every_setting_says_what_it_means():

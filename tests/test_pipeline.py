@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pwd
+import re
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import pyarrow.compute as pc
 import pytest
 import yaml
 
+import gpl_core as gpl
 from gpl_core.cli import main
 from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import all_contracts, load_contract
@@ -37,7 +39,7 @@ from gpl_core.graph.steps import STEPS, engine_of
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.person import Person
 from gpl_core.lakehouse.rewrite import remove_rows
-from tests.documented import PAGES, commands, runner, typed
+from tests.documented import PAGES, ROOT, commands, runner, typed
 from tests.persons import files_with
 from tests.support import JVM
 
@@ -349,6 +351,49 @@ def test_analysts_ask_without_spark_what_the_graph_has_made(house: House) -> Non
         assert code == 0, output
         label = json.loads(output)["recomputed"]["pseudo_label"]
         assert label["computed"] == pytest.approx(label["stored"], abs=1e-9)
+
+
+def test_the_python_interface_gives_what_the_command_line_does(house: House) -> None:
+    lake, day = gpl.open_lakehouse(str(house.config_file)), FIRST.isoformat()
+    feed = lake.feed(day)
+    assert feed.read().num_rows == feed.manifest["rows"] == lake.table("training_feed", day).num_rows
+    columns = ["target", "is_exposed", "user_id", "sid"]
+    batches = list(feed.batches(100, columns))
+    assert max(len(b["target"]) for b in batches) == 100
+    whole = feed.read(columns)
+    assert [u for b in batches for u in b["user_id"]] == whole["user_id"].to_pylist()
+    assert [t for b in batches for t in b["target"].tolist()] == whole["target"].to_pylist()
+    assert [s for b in batches for s in b["sid"]] == whole["sid"].to_pylist()
+    statement = "SELECT dt, outcome, unexposed_rows FROM coverage ORDER BY dt, outcome"
+    shown = house.gpl("sql", statement, "--json")[1].splitlines()
+    rows = [json.loads(line) for line in shown if line.startswith("{")]
+    assert json.loads(json.dumps(lake.sql(statement).to_pylist(), default=str)) == rows
+    pair = lake.table("pseudo_labels", day, columns=["user_id", "item_id"]).to_pylist()[0]
+    said = house.gpl("explain", "--user", pair["user_id"], "--item", pair["item_id"], "--run-date", day, "--json")[1]
+    assert lake.explain(**{k.removesuffix("_id"): v for k, v in pair.items()}, run_date=day) == json.loads(said)
+    assert lake.versions["pseudo_labels"] == Planner(house.config).lake.open("pseudo_labels").version
+    assert lake.preranker(day).score_pairs([pair["user_id"]], np.array([0])).shape == (1,)
+
+
+def test_the_trainer_of_the_documents_learns_and_is_judged(house: House) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs/examples/trainer.py"), str(house.config_file), FIRST.isoformat()],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    feed = gpl.open_lakehouse(str(house.config_file)).feed(FIRST)
+    if feed.alarms:  # the tiny lakehouse's labels may drift: then the trainer refuses, with the reason
+        assert done.returncode != 0
+        assert feed.alarms[0] in done.stderr
+        given = "feed.refuse_alarms()"
+        code = (ROOT / "docs/examples/trainer.py").read_text("utf-8").replace(given, "")
+        done = subprocess.run(
+            [sys.executable, "-", str(house.config_file), FIRST.isoformat()], input=code, capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"lambda [\d.]+: AUC (0\.\d{4})", done.stdout)
+    assert len(found) == 2
+    assert found[0] != found[1]
 
 
 def test_every_gpl_command_of_the_documents_does_what_it_says_here(house: House) -> None:

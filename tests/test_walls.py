@@ -78,8 +78,11 @@ def test_bad_imports_are_refused_each_under_its_walls_name(copy):
 
 @pytest.mark.parametrize("room", ["gpl_core", "spark_jobs", "gpu_workers", "schemas"])
 def test_importing_a_package_runs_nothing(room):
-    """`__init__.py` files hold a docstring and at most the version: no import drags a room in."""
-    for path in (ROOT / room).rglob("__init__.py"):
+    """`__init__.py` files hold a docstring and at most the version: no import drags a room in.
+
+    That of gpl_core also offers the names of its interface, each imported when it is asked for (test_api).
+    """
+    for path in {*(ROOT / room).rglob("__init__.py")} - {ROOT / "gpl_core" / "__init__.py"}:
         body = ast.parse(path.read_text()).body
         assert isinstance(body[0], ast.Expr), f"{path} says what its package is"
         assert all(isinstance(node, ast.Assign) for node in body[1:]), f"{path} imports or runs something"

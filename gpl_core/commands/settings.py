@@ -1,6 +1,7 @@
 """`gpl settings`: the configuration reference, docs/configuration.md, generated from the models."""
 
 import argparse
+import json
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -12,9 +13,21 @@ from gpl_core.conf.sections import shapes_results
 from gpl_core.config import Config
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json-schema", action="store_true",
+        help="print the JSON schema instead: editors that know it complete and check a configuration",
+    )  # fmt: skip
+
+
 def run(args: argparse.Namespace) -> int:
-    print(settings_page())
+    print(json_schema() if args.json_schema else settings_page())
     return 0
+
+
+def json_schema() -> str:
+    """The JSON schema of a configuration file, as docs/config.schema.json holds it."""
+    return json.dumps(Config.model_json_schema(), indent=1)
 
 
 def settings_page() -> str:
@@ -91,6 +104,7 @@ def _cell(text: str) -> str:
 
 
 COMMAND = Command(
-    "settings", "print the configuration reference as Markdown", run, needs_config=False,
-    examples=("> configuration.md",),
+    "settings", "print the configuration reference as Markdown, or as a JSON schema", run, add_arguments,
+    needs_config=False,
+    examples=("> configuration.md", "--json-schema > config.schema.json"),
 )  # fmt: skip

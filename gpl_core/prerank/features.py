@@ -3,13 +3,17 @@
 Legend for shapes: n rows, d width of the item embedding, H history items.
 """
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+
+if TYPE_CHECKING:  # serving needs this module, and no torch
+    from torch import Tensor
 
 
 class TowerBatch(NamedTuple):
