@@ -180,6 +180,7 @@ class SparkStep:
         with conflicts_told(contract, meanwhile):
             save(app_id, version, mark.to_json(), spark_path(before.uri))
         after = self.context.lake.open(contract.name, contract=contract)
+        after.index()
         found = next((v for v, m in after.marks() if v > before.version and m == mark), None)
         if found is None:
             raise taken

@@ -18,15 +18,16 @@ BUCKET = "lakes"
 
 
 @contextmanager
-def bucket() -> Iterator[str]:
-    """`s3://lakes`, reached by what the environment says inside; skips without moto."""
+def bucket(requests: list[str] | None = None) -> Iterator[str]:
+    """`s3://lakes`, reached by what the environment says inside; skips without moto. Its log goes to `requests`."""
     if not SERVER.exists():
         pytest.skip(f"{SERVER} is not there: make .venv-moto")
     process = subprocess.Popen([SERVER, "-H", "127.0.0.1", "-p", "0"], stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
         address = next(line.split()[-1] for line in process.stderr if "Running on" in line)
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
+        keep = [] if requests is None else requests
+        threading.Thread(target=keep.extend, args=(process.stderr,), daemon=True).start()  # a full pipe would stop it
         urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT")).close()
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment(address).items():

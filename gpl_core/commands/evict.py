@@ -91,7 +91,7 @@ def _complete_requests(planner: Planner, run_date: date, oldest: date) -> Snapsh
 
 
 def _dates(snapshot: Snapshot) -> set[date]:
-    return {date.fromisoformat(name) for _, mark in snapshot.marks() for name in mark.slices}
+    return set(map(date.fromisoformat, snapshot.history.slices))
 
 
 def _unneeded(cache: Snapshot, requests: Snapshot, oldest: date) -> list[Removal]:

@@ -21,7 +21,7 @@ from gpl_core.contracts.contract import NO_STATISTICS, Contract, all_contracts
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.graph.arguments import count
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.lakehouse.log import drop_statistics, read_log
+from gpl_core.lakehouse.log import drop_statistics
 from gpl_core.lakehouse.person import Person, Traces
 from gpl_core.lakehouse.rewrite import remove_rows
 from gpl_core.lakehouse.storage import filesystem, local_folder, log_folder, read_text, write_whole
@@ -158,8 +158,8 @@ def _void_manifests(lake: Lake, dry_run: bool, place: str) -> Forgotten:
         return Forgotten(place)
     newest = lake.open(_FEED)
     changed: dict[str, int] = {}
-    for entry in read_log(newest.uri, newest.version):
-        if entry.mark and entry.mark.step == _STEP:
+    for entry in newest.history.commits:
+        if entry.step == _STEP:
             for partition in entry.changed:
                 changed.setdefault(str(partition.get("dt")), entry.version)
     void = []

@@ -191,7 +191,9 @@ class TokenizerSettings(Section):
     codes: Annotated[int, Field(ge=2)] | None = Field(default=None, description="C; from the catalog's size if unset")
     epochs: Positive = Field(default=400, description="Passes over all items")
     batch_size: Annotated[int, Field(ge=2, strict=True)] = Field(default=1024, description="Items per step")
-    refresh_days: Positive = Knob(default=7, description="A tokenizer older than this is trained again")
+    refresh_days: Positive = Knob(
+        default=7, description="A tokenizer older than this is trained again, unless the catalog is the same"
+    )
     gates: TokenizerGates = Knob(TokenizerGates())
 
 
@@ -229,7 +231,9 @@ class Interest(Section):
     walks: float = Field(default=1.0, ge=0, description="Synthetic walks between similar items, per real user; 0: none")
     title_to_sid: float = Field(default=0.0, ge=0, description="Weight of the task SID from title; 0: off")
     sid_to_title: float = Field(default=0.0, ge=0, description="Weight of the task title from SID; 0: off")
-    refresh_days: Positive = Knob(default=1, description="A model older than this is trained again")
+    refresh_days: Positive = Knob(
+        default=7, description="A model older than this is trained again, unless it would see the same"
+    )
     checkpoint_steps: int = Knob(default=2_000, ge=0, description="Steps between checkpoints; 0: only after each epoch")
     recompute: Literal["nothing", "elementwise", "layers"] = Knob(
         default="nothing", description="What the backward pass computes again instead of keeping it: `elementwise` all "

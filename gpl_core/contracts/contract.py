@@ -170,8 +170,7 @@ class Contract:
         return {
             CONTRACT_NAME: self.name,
             CONTRACT_VERSION: str(self.version),
-            # Fingerprints live in commit metadata: the log must outlive the slices it vouches for.
-            "delta.logRetentionDuration": "interval 3650 days",
+            "delta.checkpointInterval": "10",  # Spark's default, for delta-rs too: it opens at most so many commits
             **NO_STATISTICS,
             # Petastorm and plain Parquet readers cannot apply deletion vectors.
             "delta.enableDeletionVectors": "false",

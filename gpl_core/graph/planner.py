@@ -12,11 +12,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from typing import Literal
 
 from deltalake.exceptions import DeltaError
 
-from gpl_core.config import Config
+from gpl_core.config import Config, hash_of
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import GplError, MissingInputError
 from gpl_core.graph.steps import ONE_DAY, Read, Step, owner_step, start_of
@@ -42,6 +43,7 @@ class StepState:
     artifact_fingerprint: str = ""  # of what shapes the published artifact (without the day after)
     table_fingerprints: Mapping[str, str] = field(default_factory=dict)  # of outputs shaped by some (`Step.shaped_by`)
     outputs: Mapping[str, int] = field(default_factory=dict)  # table it writes -> version this was decided on; -1: none
+    saw: str = ""  # what `Step.sees` of the tables is known by, of a step that may keep its artifact
 
     def fingerprint_of(self, table: str) -> str:
         """What a commit to the output `table` carries: the step's fingerprint unless the table has one of its own."""
@@ -73,18 +75,24 @@ class Planner:
         self.lake = Lake.of(config.lakehouse)
         self.artifacts = ArtifactStore(config.lakehouse.root, self.lake, config.lakehouse.shadow)
         self._snapshots: dict[str, Snapshot | None] = {}
-        self._marks: dict[str, dict[str, list[tuple[int, str]]]] = {}
 
     def snapshot(self, table: str) -> Snapshot | None:
         """The pinned snapshot of `table`, None when it does not exist."""
         if table not in self._snapshots:
-            self._snapshots[table] = self.lake.open(table) if self.lake.exists(table) else None
+            self._snapshots[table] = self.lake.find(table)
         return self._snapshots[table]
 
     def read_only_outputs(self, step: Step) -> list[str]:
         """Which outputs of `step` a shadow run reads from another lakehouse, and never writes."""
         shadow = self.config.lakehouse.shadow
         return sorted({*shadow.tables, *shadow.artifacts} & {*step.writes, *step.also_writes, step.publishes})
+
+    def index_outputs(self, step: Step) -> None:
+        """Bring the indexes of what `step` writes up to date: a killed run, or another engine, has not done it."""
+        if not self.read_only_outputs(step):
+            for table in (*step.writes, *step.also_writes):
+                if (snapshot := self.snapshot(table)) is not None:
+                    snapshot.index()
 
     def state(self, step: Step, run_date: date) -> StepState:
         """Whether `step` is done for `run_date`, and from which inputs it would run."""
@@ -107,7 +115,9 @@ class Planner:
         if step.publishes:
             after = {r.table for r in step.reads if r.scope == "next"}  # the day after judges, but does not shape it
             own = {k: v for k, v in inputs.items() if k not in after}
-            state = replace(state, artifact_fingerprint=self._hash(step, own, run_date))
+            state = replace(
+                state, artifact_fingerprint=self._hash(step, own, run_date), saw=self._sight(step, run_date)
+            )
             status, reason = self._artifact_state(step, run_date, state)
             if status != "done" or not step.writes:
                 return replace(state, status=status, reason=reason)
@@ -128,8 +138,8 @@ class Planner:
         for read in step.reads:
             if not read.when(self.config):
                 continue
-            snapshot, written = self.snapshot(read.table), run_date.isoformat() in self._table_marks(read.table)
-            if read.may_lack(self.config) and not written:
+            snapshot, written = self.snapshot(read.table), partial(self._is_written, read.table, run_date)
+            if read.may_lack(self.config) and not written():
                 continue  # the step goes on without; when the slice comes, so does its digest, and the step is stale
             owner = owner_step(read.table)
             # A cache may lack this date's rows only where its step had nothing to do; otherwise its reader would
@@ -147,7 +157,7 @@ class Planner:
             if read.scope != "lookup":
                 digest = self._digest(read, snapshot, run_date)
                 entry["digest"] = "+".join(filter(None, (str(entry.get("digest", "")), digest)))
-            if owner and not written and (read.scope == "slice" or (cached and not idle)):
+            if owner and (read.scope == "slice" or (cached and not idle)) and not written():
                 raise MissingInputError(
                     f"step {step.name} needs the slice dt={run_date} of {read.table}, which step {owner.name} has not "
                     f"written; run {owner.name} for {run_date} first"
@@ -187,22 +197,30 @@ class Planner:
         }  # fmt: skip
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
 
+    def _sight(self, step: Step, run_date: date) -> str:
+        """What training for `run_date` sees is known by; "" when that is not comparable."""
+        if not step.sees:
+            return ""
+        made_from: dict[str, object] = {}
+        if table := step.sees_made_from:
+            snapshot = self.snapshot(table)
+            newest = snapshot.mark(run_date.isoformat()) if snapshot else None
+            if newest is None or not newest[1].details.keys() >= {"events", "settings", "sid_version"}:
+                return ""
+            made_from = {name: newest[1].details[name] for name in ("settings", "sid_version")}
+            made_from["events"] = {day: rows for day, rows in newest[1].details["events"].items() if rows}
+        seen = {name: found.identity() for name in step.sees if (found := self.snapshot(name))}
+        return hash_of([seen, made_from])
+
     def _is_empty(self, table: str, run_date: date) -> bool:
         snapshot = self.snapshot(table)
         return snapshot is not None and not snapshot.select(start=run_date, end=run_date)
 
     # ---- outputs -----------------------------------------------------------------------------------------------
 
-    def _table_marks(self, table: str) -> dict[str, list[tuple[int, str]]]:
-        """slice -> (version, fingerprint) of the commits that wrote it, newest first."""
-        if table not in self._marks:
-            snapshot = self.snapshot(table)
-            found: dict[str, list[tuple[int, str]]] = {}
-            for version, mark in snapshot.marks() if snapshot else ():
-                for name, fingerprint in mark.slices.items():
-                    found.setdefault(name, []).append((version, fingerprint))
-            self._marks[table] = found
-        return self._marks[table]
+    def _is_written(self, table: str, run_date: date) -> bool:
+        snapshot = self.snapshot(table)
+        return snapshot is not None and bool(snapshot.history.fingerprints(run_date.isoformat()))
 
     def _slice_marks(self, table: str, run_date: date) -> list[tuple[int, str]]:
         """(version, fingerprint) of the commits that wrote the slice of `run_date`, newest first.
@@ -210,8 +228,8 @@ class Planner:
         Of a dated table the newest alone counts. A table without dates only grows: what an older commit added for its
         inputs is still there, though a newer one (another date's tokenizer) came after it.
         """
-        dated = "dt" in load_contract(table).partition_by
-        found = self._table_marks(table).get(run_date.isoformat() if dated else WHOLE, [])
+        dated, snapshot = "dt" in load_contract(table).partition_by, self.snapshot(table)
+        found = snapshot.history.fingerprints(run_date.isoformat() if dated else WHOLE) if snapshot else []
         return found[:1] if dated else found
 
     def is_current(self, table: str, run_date: date, fingerprint: str) -> bool:
@@ -274,6 +292,9 @@ class Planner:
         if age == 0 and step.retrains_on_new_data and manifest.fingerprint != fingerprint:
             return "stale", f"{kind} {manifest.version} was made from other inputs"
         if age >= (refresh := step.refresh(self.config)):
+            if manifest.saw and manifest.saw == state.saw:
+                seen = ", ".join(filter(None, (*step.sees, step.sees_made_from and "events")))
+                return "done", f"{kind} {manifest.version}, kept after {age} days: it would see the same {seen}"
             return "stale", f"{kind} {manifest.version} is {age} days old, refreshed every {refresh}"
         return "done", f"{kind} {manifest.version}"
 

@@ -119,12 +119,18 @@ class StepContext:
             )
         return tokenizer.version, model.version
 
-    def publish(self, folder: Path, lineage: Mapping[str, str], metrics: Mapping[str, Any]) -> Manifest:
-        """Publish the files of `folder` as the artifact that this step makes for the run date."""
+    def publish(
+        self, folder: Path, lineage: Mapping[str, str], metrics: Mapping[str, Any], *, saw_all: bool = True
+    ) -> Manifest:
+        """Publish the files of `folder` as the artifact that this step makes for the run date.
+
+        saw_all: whether a later date would see no more of the same tables; only such an artifact may outlive its age.
+        """
         return self.artifacts.publish(
             self.step.publishes, folder, trained_through=self.step.trained_through(self.run_date),
             version=self.artifact_version, fingerprint=self.state.artifact_fingerprint,
             config_hash=self.step.config_hash(self.config), lineage=lineage, metrics=metrics,
+            saw=self.state.saw if saw_all else "",
         )  # fmt: skip
 
     def contract(self, table: str) -> Contract:
@@ -217,6 +223,8 @@ def run_step(
         with processes.together():
             if blocked := [s for s in states.values() if not s.may_run(force=args.force)]:
                 raise MissingInputError(blocked[0].reason)
+            if processes.is_main:
+                planner.index_outputs(step)
         if not due:
             status = "noop"
             return status

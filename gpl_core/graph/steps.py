@@ -63,6 +63,10 @@ class Step:
     settings: Settings = lambda config: ()  # the part of the configuration that shapes its result
     follows: Mapping[str, str] = field(default_factory=dict)  # artifact -> lineage key that must match to stay in force
     refresh: Days = lambda config: 1  # after how many days the artifact is trained again
+    # Tables that training sees whole, and a dated one whose commits say what their slice was made of. An artifact that
+    # is due by its age is kept while all are as they were; none: it is never kept.
+    sees: tuple[str, ...] = ()
+    sees_made_from: str = ""
     retrains_on_new_data: bool = True  # whether changed inputs make an artifact stale that was trained for this date
     trains_on_run_date: bool = False  # the artifact has seen the run date's own events, not only those before it
     idle_without: str = ""  # an input slice; when it is empty there is nothing to do and nothing to commit
@@ -131,6 +135,7 @@ STEPS: tuple[Step, ...] = (
         reads=(Read("item_embeddings", "lookup"),),
         publishes="tokenizer", settings=lambda c: (c.tokenizer, c.run.seed, {"parts": c.encoder.parts}),
         refresh=lambda c: c.tokenizer.refresh_days, retrains_on_new_data=False,
+        sees=("item_embeddings",),
     ),
     Step(
         "assign_sids", "deepspeed",
@@ -158,6 +163,7 @@ STEPS: tuple[Step, ...] = (
                Read("item_embeddings", "lookup"), Read("items", "lookup", optional=True)),
         uses=("tokenizer",), publishes="interest_model", settings=lambda c: (c.interest, c.run.seed),
         follows={"tokenizer": "sid_version"}, refresh=lambda c: c.interest.refresh_days,
+        sees=("item_sids", "item_embeddings", "items"), sees_made_from="user_sequences",
     ),
     Step(
         "anchor_requests", "spark",

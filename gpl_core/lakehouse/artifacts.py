@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, field
 from datetime import UTC, date, datetime
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Manifest:
         lineage: versions of the artifacts it was built on, e.g. `{"encoder_version": …}`.
         files: file name -> sha256.
         config_hash: hash of the configuration that shaped it.
+        saw: what its training saw of the tables is known by (`Step.sees`); "" when that is not comparable.
     """
 
     kind: str
@@ -61,6 +63,7 @@ class Manifest:
     files: Mapping[str, str]
     created_at: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    saw: str = ""
 
     def to_json(self) -> str:
         """Manifest as JSON text, with a checksum of itself."""
@@ -90,7 +93,7 @@ def artifact_version(trained_through: date, fingerprint: str) -> str:
 
 
 class ArtifactStore:
-    """Bundles under `<root>/artifacts/<kind>/<version>/`; the decisions about them are read once per store.
+    """Bundles under `<root>/artifacts/<kind>/<version>/`, listed once per store, as are the decisions about them.
 
     A shadow run reads some kinds from the store of another lakehouse, and publishes none of them.
     """
@@ -102,17 +105,22 @@ class ArtifactStore:
         shadow = shadow or Shadow()
         self._pinned = dict(shadow.artifacts)
         self._theirs = ArtifactStore(shadow.of) if shadow.of else self
+        self._listed: dict[str, list[str]] = {}  # kind -> versions, newest first, as they were when first asked for
         # `<kind>/<version>` -> what is wrong with a bundle, of those that have been looked at.
         self.damaged: dict[str, str] = self._theirs.damaged if shadow.of else {}
 
     def manifests(self, kind: str) -> list[Manifest]:
         """Every bundle of `kind` with a manifest that can be read, oldest first (by trained_through, then creation)."""
+        found = [m for version in self._versions(kind) if (m := self._read(kind, version))]
+        return sorted(found, key=lambda m: (m.trained_through, m.created_at, m.version))
+
+    def _versions(self, kind: str) -> list[str]:
+        """Names of the bundles of `kind`, those of killed runs too."""
         if kind in self._pinned:
-            return [m for m in self._theirs.manifests(kind) if self._pinned[kind] in ("", m.version)]
+            return [v for v in self._theirs._versions(kind) if self._pinned[kind] in ("", v)]
         folder = f"{self._base}/{kind}"
         places = self._fs.ls(folder, detail=False) if self._fs.exists(folder) else []
-        found = [m for path in places if (m := self._read(kind, path.rstrip("/").rsplit("/", 1)[1]))]
-        return sorted(found, key=lambda m: (m.trained_through, m.created_at, m.version))
+        return [path.rstrip("/").rsplit("/", 1)[1] for path in places]
 
     def find(self, kind: str, version: str) -> Manifest | None:
         """The manifest of one version, None when it does not exist or its bundle is damaged."""
@@ -122,6 +130,8 @@ class ArtifactStore:
         return manifest if manifest and self._is_whole(manifest) else None
 
     def _read(self, kind: str, version: str) -> Manifest | None:
+        if kind in self._pinned:
+            return self._theirs._read(kind, version)
         path = f"{self._base}/{kind}/{version}/{MANIFEST}"
         if not self._fs.exists(path):
             return None
@@ -162,8 +172,16 @@ class ArtifactStore:
         """Like `in_force`, None instead of an error."""
         if self._pinned.get(kind) == "":
             return self._theirs.in_force_or_none(kind, run_date)
-        usable = [m for m in self.manifests(kind) if m.trained_through < run_date and self._usable(m, run_date)]
-        return next((m for m in sorted(usable, key=self._rank, reverse=True) if self._is_whole(m)), None)
+        # Names begin with `trained_through`: of years of versions the newest are read, as far back as needed.
+        if kind not in self._listed:
+            self._listed[kind] = sorted(self._versions(kind), reverse=True)
+        earlier = (v for v in self._listed[kind] if v[:10] < run_date.isoformat())
+        for _, versions in groupby(earlier, key=lambda version: version[:10]):
+            usable = [m for v in versions if (m := self._read(kind, v)) and self._usable(m, run_date)]
+            for manifest in sorted(usable, key=self._rank, reverse=True):
+                if self._is_whole(manifest):
+                    return manifest
+        return None
 
     def rolled_back(self, kind: str, version: str, run_date: date) -> bool:
         """Whether an operator has decided that `run_date` does without `version`."""
@@ -235,6 +253,7 @@ class ArtifactStore:
         lineage: Mapping[str, str],
         metrics: Mapping[str, Any] | None = None,
         version: str = "",
+        saw: str = "",
     ) -> Manifest:
         """Copy the files of `folder` into the store and write the manifest last.
 
@@ -258,6 +277,7 @@ class ArtifactStore:
             files={p.relative_to(folder).as_posix(): _digest(p) for p in paths},
             created_at=datetime.now(UTC).isoformat(),
             metrics=dict(metrics or {}),
+            saw=saw,
         )
         for _ in range(_TRIES):
             if (whole := self.find(kind, version)) is not None:
@@ -271,6 +291,7 @@ class ArtifactStore:
 
     def _put(self, folder: Path, manifest: Manifest) -> None:
         """Write a bundle: on a disk aside and renamed, unless another one is there by then; else file by file."""
+        self._listed.pop(manifest.kind, None)
         target = f"{manifest.kind}/{manifest.version}"
         on_disk = "file" in self._fs.protocol
         place = f"{target}.{uuid.uuid4().hex[:8]}.part" if on_disk else target

@@ -102,6 +102,15 @@ class Lake:
         snapshot.check_contract()
         return snapshot
 
+    def find(self, table: str) -> Snapshot | None:
+        """Like `open`, None without such a table; to ask `exists` first would list its log twice."""
+        try:
+            return self.open(table)
+        except MissingInputError:
+            if self.exists(table):
+                raise
+            return None
+
     def create(self, contract: Contract, properties: Mapping[str, str] | None = None) -> Snapshot:
         """Create the table of `contract`, with its comments and constraints, when it does not exist; open it."""
         try:
@@ -202,4 +211,6 @@ class Lake:
                     ) from error
                 before = newer
         after = self.open(contract.name, contract=contract)
+        if mark.slices:  # else nobody asks for it
+            after.index()
         return Commit(before.version, after.version, sum(p["rows"] for p in parts), sum(p["size"] for p in parts))

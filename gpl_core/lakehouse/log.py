@@ -3,12 +3,11 @@
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
-from fsspec import AbstractFileSystem
 
 from gpl_core.errors import ContractError, plain
 from gpl_core.lakehouse.marks import SliceMark
@@ -17,15 +16,23 @@ from gpl_core.lakehouse.storage import filesystem, write_whole
 _COMMIT_FILE = re.compile(r"/(\d{20})\.json$")
 
 
-@dataclass(frozen=True)
-class LogEntry:
-    """One commit."""
+class LogEntry(NamedTuple):
+    """One commit; a tuple, for there may be thousands."""
 
     version: int
-    mark: SliceMark | None  # None for a commit that is not one of ours
+    timestamp: int | None  # milliseconds, as its writer says
+    step: str | None  # of our mark, as what follows; None for a commit that is not one of ours
+    run_id: str
+    slices: Mapping[str, str]
     # Partition values of the files that it added or removed. Files that only regroup rows (compaction) do not count: by
     # Delta's protocol their actions say `dataChange = false`.
-    changed: tuple[Mapping[str, str | None], ...]
+    changed: Sequence[Mapping[str, str | None]]
+    details: Mapping[str, Any]
+
+    @property
+    def mark(self) -> SliceMark | None:
+        """What the commit says of itself."""
+        return None if self.step is None else SliceMark(self.step, self.slices, self.run_id, self.details)
 
     def changes(self, partition: Mapping[str, str]) -> bool:
         """Whether rows of the partition with the values `partition` changed."""
@@ -43,32 +50,45 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable:
     try:
         table = DeltaTable(uri, version=version)
     except TableNotFoundError:
-        raise
+        if version is None or not DeltaTable.is_deltatable(uri):
+            raise
+        raise ContractError(f"the Delta log at {uri} has been cleaned of version {version}") from None
     except DeltaError as error:
-        _refuse_damage(uri, whole=True)
+        _refuse_damage(uri)
         raise ContractError(f"the Delta log at {uri} cannot be read: {plain(error)}") from error
     if "://" not in uri:  # an object store shows an object only when it is complete
-        _refuse_damage(uri, whole=False)
+        _refuse_empty(uri, table.version())
     return table
 
 
-def _refuse_damage(uri: str, *, whole: bool) -> None:
-    """Refuse a log in which a commit has no bytes, or (`whole`) is not JSON."""
+def _refuse_empty(uri: str, version: int) -> None:
+    """Refuse a log on a disk in which a commit has no bytes: one after the checkpoint from which `version` is made."""
+    log = filesystem(f"{uri}/_delta_log")[1]
+    # From the next commit on, in case delta-rs has passed over the newest.
+    for path in (_commit_path(log, number) for number in range(version + 1, -1, -1)):
+        if os.path.exists(path) and not os.path.getsize(path):
+            raise _damaged(path)
+        if os.path.exists(path.replace(".json", ".checkpoint.parquet")):
+            return
+
+
+def _refuse_damage(uri: str) -> None:
+    """Refuse a log in which a commit is not JSON."""
     fs, log = filesystem(f"{uri}/_delta_log")
-    if whole:
-        damaged = [path for path in _commits(fs, log).values() if not _is_json(fs.cat_file(path))]
-    else:
-        damaged = [e.path for e in os.scandir(log) if _COMMIT_FILE.search(e.path) and not e.stat().st_size]
-    if damaged:
-        raise ContractError(
-            f"the commit {min(damaged)} is damaged; restore it from a copy, or, if it is the newest one, delete it and "
-            "write again what it had written"
-        )
+    for path in sorted(p for p in fs.ls(log, detail=False, refresh=True) if _COMMIT_FILE.search(p)):
+        if not _is_json(fs.cat_file(path)):
+            raise _damaged(path)
 
 
-def _commits(fs: AbstractFileSystem, log: str) -> dict[int, str]:
-    """Version -> path of the commits in the folder `log`, never from a cached listing: other processes write too."""
-    return {int(m[1]): p for p in fs.ls(log, detail=False, refresh=True) if (m := _COMMIT_FILE.search(p))}
+def _damaged(path: str) -> ContractError:
+    return ContractError(
+        f"the commit {path} is damaged; restore it from a copy, or, if it is the newest one, delete it and write again "
+        "what it had written"
+    )
+
+
+def _commit_path(log: str, version: int) -> str:
+    return f"{log}/{version:020d}.json"
 
 
 def _is_json(commit: bytes) -> bool:
@@ -78,20 +98,24 @@ def _is_json(commit: bytes) -> bool:
         return False
 
 
-def read_log(uri: str, last: int, since: int = -1) -> tuple[LogEntry, ...]:
+def read_log(uri: str, last: int, since: int = -1) -> Iterator[LogEntry]:
     """The commits after version `since`, up to version `last`, of the table at `uri`, newest first.
+
+    They end at the first one that is not there: a log is cleaned from its beginning on.
 
     Read from the log's files: delta-rs' `history` lists every commit there is and numbers them downwards from the
     version it has loaded, so that a pinned table, or one that another run commits to, gets the wrong ones.
     """
     fs, log = filesystem(f"{uri}/_delta_log")
-    commits = _commits(fs, log)
-    versions = sorted((v for v in commits if since < v <= last), reverse=True)
-    try:
-        return tuple(_entry(version, fs.cat_file(commits[version])) for version in versions)
-    except ValueError:
-        _refuse_damage(uri, whole=True)
-        raise
+    for version in range(last, since, -1):
+        path = _commit_path(log, version)
+        try:
+            entry = _entry(version, fs.cat_file(path))
+        except FileNotFoundError:
+            return
+        except ValueError:
+            raise _damaged(path) from None
+        yield entry
 
 
 def drop_statistics(uri: str) -> bool:
@@ -127,13 +151,18 @@ def _without_statistics(line: bytes) -> bytes:
 
 
 def _entry(version: int, commit: bytes) -> LogEntry:
-    mark = None
+    if not commit:
+        raise ValueError("it has no bytes")
+    mark, time = None, None
     changed: dict[str, Mapping[str, str | None]] = {}
     for line in commit.splitlines():
         if line.lstrip().startswith(b'{"commitInfo"'):
-            mark = SliceMark.from_json(json.loads(line)["commitInfo"].get("userMetadata"))
+            info = json.loads(line)["commitInfo"]
+            mark, time = SliceMark.from_json(info.get("userMetadata")), info.get("timestamp")
         elif b'"dataChange":true' in line:
             for action in json.loads(line).values():
                 values = action.get("partitionValues") or {}  # a removal need not name them: it may be of any partition
                 changed[json.dumps(values, sort_keys=True)] = values
-    return LogEntry(version, mark, tuple(changed.values()))
+    if mark is None:
+        return LogEntry(version, time, None, "", {}, [*changed.values()], {})
+    return LogEntry(version, time, mark.step, mark.run_id, mark.slices, [*changed.values()], mark.details)

@@ -22,7 +22,8 @@ from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.lakehouse.deletion_vectors import DeletionVector, deletion_vectors
 from gpl_core.lakehouse.engine import Engine
 from gpl_core.lakehouse.files import DataFile, hash_text
-from gpl_core.lakehouse.log import LogEntry, open_table, read_log
+from gpl_core.lakehouse.log import open_table, read_log
+from gpl_core.lakehouse.log_index import History, newest_changes, read_history, write_index
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpl_core.lakehouse.storage import filesystem
 
@@ -210,30 +211,37 @@ class Snapshot:
         return [unquote(f.path) if ":/" in f.path else f"{base}/{unquote(f.path)}" for f in files]
 
     @cached_property
-    def _log(self) -> tuple[LogEntry, ...]:
-        return read_log(self.uri, self.version)
+    def _id(self) -> str:
+        return str(self._table.metadata().id)
+
+    @cached_property
+    def history(self) -> History:
+        """The commits up to this version, as far back as index and log go."""
+        return read_history(self.uri, self._id, self.version)
+
+    def index(self) -> None:
+        """Bring the index of the log up to this version: for whoever has committed, or will."""
+        write_index(self.uri, self._id, self.history)
 
     def changes_since(self, version: int) -> dict[str, int]:
         """Slice -> newest version that changed its rows, of the commits after `version`; compaction changes none.
 
-        A slice is an ISO date. `*` means all: for a table without dates, or a removal that names no date.
+        A slice is an ISO date. `*` means all: for a table without dates, a removal that names no date, or a log that
+        was cleaned of such commits.
         """
-        entries = read_log(self.uri, self.version, version)
-        if len(entries) < self.version - version:  # the log was cleaned of some
+        commits = tuple(read_log(self.uri, self.version, version))
+        if len(commits) < self.version - version:
             return {WHOLE: self.version}
-        return self._newest_changes(entries)
+        theirs = self.columns.get("dt", "dt")
+        return newest_changes(commits, next((k for k, v in self._logical.items() if v == theirs), theirs))
 
     @cached_property
     def _changes(self) -> dict[str, int]:
-        return self._newest_changes(self._log)
-
-    def _newest_changes(self, log: Iterable[LogEntry]) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for entry in log:
-            for values in entry.changed:
-                theirs = {self._logical.get(k, k): v for k, v in values.items()}
-                found.setdefault(str(theirs.get(self.columns.get("dt", "dt"), WHOLE)), entry.version)
-        return found
+        changes = dict(self.history.changes)
+        if begins := self.history.begins:  # of slices that did not change since, only that is known
+            for file in self.files:
+                changes.setdefault(file.partition.get("dt", WHOLE), -begins)
+        return changes
 
     def identity(self, start: date | None = None, end: date | None = None) -> str:
         """Hash of the newest changes to the slices `start` to `end`: equal identities mean the same rows; "" for none.
@@ -241,17 +249,17 @@ class Snapshot:
         The table's own id is part of it: a table that was deleted and made again counts its versions from the start.
         """
         found = in_span(self._changes, start, end)
-        return hash_text(json.dumps([str(self._table.metadata().id), sorted(found.items())])) if found else ""
+        return hash_text(json.dumps([self._id, sorted(found.items())])) if found else ""
 
     def marks(self) -> list[tuple[int, SliceMark]]:
         """(version, mark) of this table's commits up to this version, newest first."""
-        return [(entry.version, entry.mark) for entry in self._log if entry.mark is not None]
+        return [(entry.version, mark) for entry in self.history.commits if (mark := entry.mark) is not None]
 
     def mark(self, slice_name: str, step: str | None = None) -> tuple[int, SliceMark] | None:
         """The newest commit that wrote `slice_name`, by `step` when given; None when none did."""
-        for version, mark in self.marks():
-            if slice_name in mark.slices and step in (None, mark.step):
-                return version, mark
+        for entry in self.history.commits:
+            if slice_name in entry.slices and step in (None, entry.step) and (mark := entry.mark) is not None:
+                return entry.version, mark
         return None
 
     def transaction_version(self, app_id: str) -> int:

@@ -30,6 +30,7 @@ class ItemVectors:
     content: np.ndarray  # uint64 [N]: a 64-bit digest of the content_hash that was encoded
     content_hash: np.ndarray  # str [N]
     vectors: np.ndarray  # float32 [N x d], a read-only memory map
+    left_out: int  # rows that were too new
 
 
 def encoder_version_of(snapshot: Snapshot) -> str:
@@ -57,6 +58,7 @@ class NewestContent:
     def __init__(self) -> None:
         self.time = np.empty(0, dtype=np.int64)
         self.content = np.empty(0, dtype=np.uint64)
+        self.left_out = 0  # rows that were too new
 
     def add(self, item_index: np.ndarray, updated_at: np.ndarray, content: np.ndarray) -> None:
         """Take rows [B] into account, in any order."""
@@ -91,6 +93,7 @@ def newest_content(snapshot: Snapshot, files: tuple[DataFile, ...], before: int 
     for batch in read_batches(snapshot, files, ["item_index", "content_hash", "updated_at"]):
         keep = np.ones(len(batch["item_index"]), dtype=bool) if before is None else batch["updated_at"] < before
         index = batch["item_index"][keep].astype(np.int64)
+        newest.left_out += len(keep) - len(index)
         newest.add(index, batch["updated_at"][keep].astype(np.int64), digests(batch["content_hash"][keep]))
     return newest
 
@@ -125,7 +128,7 @@ def item_vectors(
         hashes, vectors = (
             np.load(folder / f"{file}.npy", mmap_mode="r", allow_pickle=False) for file in ("content_hash", "vectors")
         )
-        yield ItemVectors(newest.items, newest.content[newest.items], hashes, vectors)
+        yield ItemVectors(newest.items, newest.content[newest.items], hashes, vectors, newest.left_out)
 
 
 def _write(folder: Path, snapshot: Snapshot, files: tuple[DataFile, ...], newest: NewestContent) -> None:

@@ -94,6 +94,7 @@ class Toy:
                 step.publishes, Path(folder), trained_through=step.trained_through(day),
                 fingerprint=state.artifact_fingerprint, config_hash=step.config_hash(self.config),
                 lineage={key: store.in_force(kind, day).version for kind, key in step.follows.items()},
+                saw=state.saw,
             )  # fmt: skip
 
     def run_pending(self, days: Iterable[date]) -> list[tuple[str, date]]:

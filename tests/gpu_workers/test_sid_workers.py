@@ -25,6 +25,7 @@ from gpl_core.errors import ConflictError, ContractError, GateError, LineageErro
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import Counts, StepContext
 from gpl_core.graph.steps import find_step
+from gpl_core.lakehouse.artifacts import ArtifactStore
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpu_workers import assign_sids, encode_items, train_tokenizer
@@ -239,8 +240,10 @@ def test_two_tokenizer_versions_live_side_by_side(house):
         house.run(worker)
     (old,) = house.tokenizers()
     issued = sorted(house.rows("item_sids"), key=lambda r: r["item_index"])
+    assert house.run("train_tokenizer", "2026-01-20") is None, "old enough to be trained again, of the same catalog"
 
-    house.run("train_tokenizer", "2026-01-20")  # old enough to be trained again
+    house.changes["tokenizer.epochs"] = 41
+    house.run("train_tokenizer", "2026-01-20")
     (new,) = set(house.tokenizers()) - {old}
     house.run("assign_sids", "2026-01-20")
     by_version = {v: [r for r in house.rows("item_sids") if r["sid_version"] == v] for v in (old, new)}
@@ -255,6 +258,11 @@ def test_two_tokenizer_versions_live_side_by_side(house):
         (v, n) for v in sorted((old, new)) for n in range(61)
     ]
     assert all(r["retired_at"] == 0 for r in house.rows("item_sids"))
+
+    house.changes["tokenizer.epochs"] = 42
+    house.run("train_tokenizer")
+    saw = [m.saw != "" for m in ArtifactStore(house.lake.root).manifests("tokenizer")]
+    assert saw == [True, False, True], "what a later date would see of item 60 the last one of this date has not"
 
 
 def test_items_unlike_the_published_ones_ask_for_a_new_tokenizer(house, caplog):
@@ -441,7 +449,7 @@ def assert_same_tables(house: House, other: House) -> None:
 @pytest.mark.deepspeed
 def test_a_failing_step_ends_its_launch_with_its_code_and_leaves_the_ones_before_committed(house):
     house.write_items([item(n, v) for n, v in enumerate(clustered(60))])
-    house.changes["tokenizer.gates"] = {"min_reconstruction_cosine": 0.9999}
+    house.changes |= {"tokenizer.gates": {"min_reconstruction_cosine": 0.9999}, "tokenizer.epochs": 41}
     done = launch(RUN, house, 2, *ALL_STEPS)
     assert done.returncode == GateError.exit_code, said(done)
     found = {r["step"]: (r["status"], r["error_class"]) for r in house.rows("job_runs")}
@@ -521,9 +529,9 @@ def test_a_failed_gate_refuses_and_keeps_the_tokenizer_in_force(house):
     house.run("encode_items")
     house.run("train_tokenizer")
     published = house.tokenizers()
-    house.changes["tokenizer.gates"] = {"min_reconstruction_cosine": 0.9999}
+    house.changes |= {"tokenizer.gates": {"min_reconstruction_cosine": 0.9999}, "tokenizer.epochs": 41}
     with pytest.raises(GateError, match="reconstruction: mean cosine"):
-        house.run("train_tokenizer", "2026-01-20")  # old enough to be trained again
+        house.run("train_tokenizer", "2026-01-20")
     assert house.tokenizers() == published
 
 

@@ -22,6 +22,7 @@ from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.graph import launch_runner as running
 from gpl_core.graph.launches import spark_submit
 from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.log_index import INDEX
 from tests.gpl_core.analyst_lake import AnalystLake
 from tests.support import DAY, ODD, config_file, emptied, put, truncated
 
@@ -103,6 +104,8 @@ def test_a_damaged_commit_before_a_checkpoint_is_named_where_the_log_is_read(tmp
     path = tmp_path / "lake" / "tables" / "user_stats" / "_delta_log" / "00000000000000000001.json"
     path.write_bytes(b'{"commitInfo":' + path.read_bytes()[40:])
     assert len(made.open("user_stats").read()) == 2
+    assert len(made.open("user_stats").marks()) == 3, "from the index"
+    Path(made.uri("user_stats"), INDEX).unlink()
     with pytest.raises(ContractError, match=f"the commit {path} is damaged"):
         made.open("user_stats").marks()
 

@@ -11,11 +11,12 @@ import deltalake
 import pyarrow as pa
 import pytest
 
+from gpl_core.commands.optimize import compact
 from gpl_core.contracts.contract import all_contracts, load_contract
 from gpl_core.errors import UsageError
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.steps import JUDGE, OPTIMIZE, RETRY, STEPS, WITH_CONTROLS, Read, Step, engine_of, find_step
-from tests.gpl_core.toy import Toy
+from tests.gpl_core.toy import RAW, Toy
 from tests.support import DAY, ONE, config_file, small_config
 
 D0, D1, D2, D3 = (DAY + i * ONE for i in range(-1, 3))
@@ -367,9 +368,64 @@ def test_an_artifact_is_trained_anew_when_it_is_old_enough(toy):
     for day in days_from(D3, 2):
         for table in ("user_sequences", "item_stats"):
             toy.write(table, day)
+    toy.write("item_embeddings", D3)
     assert [toy.state("train_interest_model", d).status for d in days_from(D1, 4)] == ["done", "done", "done", "stale"]
     ages = [toy.state("train_tokenizer", d).status for d in days_from(D1, 9)]
     assert ages == ["done"] * 7 + ["stale"] * 2
+
+
+def test_a_day_without_new_items_starts_no_worker_that_learns_of_items(toy):
+    """The workers that are left go by the day's users and pairs."""
+    for table in RAW:
+        toy.write(table, D3 + ONE)
+    ran = {step for step, _ in toy.run_pending([D3])}
+    workers = {s.name for s in STEPS if s.launcher == "deepspeed"}
+    assert workers & ran == {"generate_anchors", "score_candidates", "train_preranker"}
+
+
+def test_a_tokenizer_is_kept_beyond_its_age_while_the_catalog_is_as_it_saw_it(toy):
+    last = D1 + timedelta(days=9)
+    state = toy.state("train_tokenizer", last)
+    assert (state.status, state.reason.partition(", ")[2]) == (
+        "done", "kept after 9 days: it would see the same item_embeddings"
+    )  # fmt: skip
+    compact(toy.planner.lake, load_contract("item_embeddings"), [], 2**30)
+    assert toy.state("train_tokenizer", last).status == "done", "the same rows in other files"
+    other = Toy(small_config(Path(toy.config.lakehouse.root).parent, {**SETTINGS, "tokenizer": {"levels": 4}}))
+    assert other.state("train_tokenizer", last).status == "stale", "other settings"
+    toy.write("item_embeddings", D3)
+    assert "is 9 days old" in toy.state("train_tokenizer", last).reason
+
+
+def test_a_model_is_kept_beyond_its_age_while_catalog_and_events_are_as_it_saw_them(toy):
+    """By what the commits of user_sequences say: dates without events have come into the window or left it."""
+
+    def sequences(day: date, events: dict[date, str], settings: str = "s") -> None:
+        details = {"events": {str(d): rows for d, rows in events.items()}, "settings": settings, "sid_version": "v"}
+        toy.write("user_sequences", day, details={**details, "snapshot": day == D2, "base": str(day)})
+        toy.write("item_stats", day)
+
+    def state(day: date) -> tuple[str, str]:
+        found = toy.state("train_interest_model", day)
+        return found.status, found.reason.partition(" is ")[2] or found.reason.partition(", ")[2]
+
+    later = D2 + timedelta(days=3)
+    kept = ("done", "kept after 3 days: it would see the same item_sids, item_embeddings, items, events")
+    old = ("stale", "3 days old, refreshed every 3")
+    sequences(D2, {D0: "aa", D1: ""})
+    toy.publish("train_interest_model", D2, toy.state("train_interest_model", D2))
+    sequences(later, {D0: "aa", D1: "", D2: ""})
+    assert state(later) == kept
+    sequences(later, {D0: "aa", D1: "", D2: "bb"})
+    assert state(later) == old, "an event more"
+    sequences(later, {D1: "", D2: ""})
+    assert state(later) == old, "an event has left the window"
+    sequences(later, {D0: "aa"}, settings="other")
+    assert state(later) == old
+    sequences(later, {D0: "aa"})
+    assert state(later) == kept
+    toy.write("items", later)
+    assert state(later) == old, "titles may be others"
 
 
 def test_no_date_uses_what_was_trained_later(toy):
