@@ -18,6 +18,7 @@ from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.steps import JUDGE, OPTIMIZE, RETRY, STEPS, WITH_CONTROLS, Read, Step, engine_of, find_step
 from tests.gpl_core.toy import RAW, Toy
 from tests.support import DAY, ONE, config_file, small_config
+from tests.vectors import delete_by_vector
 
 D0, D1, D2, D3 = (DAY + i * ONE for i in range(-1, 3))
 RUN = (D1, D2)
@@ -317,6 +318,10 @@ def test_an_opt_out_is_noticed_from_its_day_on_and_a_table_that_is_named_must_be
     assert opt_out(noon) == {(s, D2) for s in steps}
     # A row without a time holds always, whatever the smallest time of its file.
     assert opt_out(noon, None) == {(s, d) for s in steps for d in RUN}
+    toy.run_pending(RUN)
+    assert toy.not_done(RUN) == {}
+    delete_by_vector(where, 1)  # that row, of a file that stays
+    assert toy.not_done(RUN).keys() == {(s, d) for s in steps for d in RUN}
 
 
 @pytest.mark.parametrize(
