@@ -8,14 +8,15 @@
 | cosine | rank by the largest cosine to an item of the user's history |
 | user_rate | the user's click rate before the date, shrunken to that of all users |
 
-Ranks become labels as under `labels.calibrator.kind: quantile`. All have the mean of our labels, and weight 1.
+Ranks become logits of a logistic distribution, whose location is such that the mean label is ours. Where our labels
+have the level of the user's own click rate, so have those of popularity and cosine, which then rank within the user.
+All have weight 1.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-from gpl_core.labels.calibration import GRID_CELLS, Calibrator, FittedOn, FloatArray, apply
-from gpl_core.labels.fitting import fit_quantile, grid_calibrator
+from gpl_core.labels.calibration import FloatArray, sigmoid
 
 CONTROLS = ("constant", "shuffled", "popularity", "cosine", "user_rate")
 PRIOR_STRENGTH = 20.0
@@ -24,27 +25,31 @@ PRIOR_STRENGTH = 20.0
 
 def control_labels(
     labels: FloatArray,
+    users: npt.NDArray[np.integer],
     *,
-    positives: FloatArray,
-    history_similarity: FloatArray,
-    user_clicks: FloatArray,
-    user_impressions: FloatArray,
+    positives: npt.ArrayLike,
+    history_similarity: npt.ArrayLike,
+    user_clicks: npt.ArrayLike,
+    user_impressions: npt.ArrayLike,
     rate: float,
     spread: float = 1.0,
+    by_user: bool = False,
 ) -> dict[str, FloatArray]:
     """Every control's labels [n] for n pairs.
 
-    labels: ours; positives: of the item; history_similarity: 0 where unknown; user_clicks, user_impressions: 0 where
-    unknown; rate: the click rate of all users; spread: as of quantile labels.
+    labels: ours; users: any number per user; positives: of the item; history_similarity: 0 where unknown; user_clicks,
+    user_impressions: 0 where unknown; rate: the click rate of all users; spread: standard deviation of the ranks'
+    logits; by_user: whether our labels have a level per user.
     """
     mean = float(labels.mean())
     own = shrunken_rate(user_clicks, user_impressions, rate)
+    level, groups = (np.log(own / (1.0 - own)), users) if by_user else (np.zeros(len(labels)), np.zeros_like(users))
     return {
         "constant": np.full(len(labels), mean),
         "shuffled": np.random.default_rng(0).permutation(labels),
-        "popularity": ranked_labels(positives, mean, spread),
-        "cosine": ranked_labels(history_similarity, mean, spread),
-        "user_rate": np.clip(own * (mean / own.mean()), 0.0, 1.0),
+        "popularity": located(level + spread * rank_logits(positives, groups), mean),
+        "cosine": located(level + spread * rank_logits(history_similarity, groups), mean),
+        "user_rate": located(np.log(own / (1.0 - own)), mean),
     }
 
 
@@ -55,13 +60,20 @@ def shrunken_rate(clicks: npt.ArrayLike, impressions: npt.ArrayLike, rate: float
     return (clicks + PRIOR_STRENGTH * rate) / (shown + PRIOR_STRENGTH)
 
 
-def ranked_labels(values: npt.ArrayLike, mean: float, spread: float = 1.0) -> FloatArray:
-    """Labels [n] that rise with the rank of `values` [n], of the distribution of `quantile`; equal values tie."""
-    _, place, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - counts / 2)[place] / len(place)
-    cell = np.minimum((rank * GRID_CELLS).astype(np.int64), GRID_CELLS - 1)
-    pairs = np.bincount(cell, minlength=GRID_CELLS)
-    inside = np.bincount(cell, rank * GRID_CELLS - cell, minlength=GRID_CELLS) / np.maximum(pairs, 1)
-    knots = fit_quantile(pairs.astype(np.float64), mean, spread, inside)
-    fitted: Calibrator = grid_calibrator("quantile", knots, FittedOn("unlabeled", len(place), 0, "", "", mean))
-    return apply(fitted, {"similarity": 2.0 * rank - 1.0})
+def rank_logits(values: npt.ArrayLike, groups: npt.NDArray[np.integer]) -> FloatArray:
+    """The logit [n] of each value's rank among its group's, scaled to a standard deviation of 1; equal values tie."""
+    both = np.stack([groups.astype(np.float64), np.asarray(values, dtype=np.float64)], axis=1)
+    _, place, counts = np.unique(both, axis=0, return_inverse=True, return_counts=True)
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    before = np.cumsum(sizes) - sizes
+    rank = ((np.cumsum(counts) - counts / 2)[place.reshape(-1)] - before[group]) / sizes[group]
+    return np.asarray(np.sqrt(3.0) / np.pi * np.log(rank / (1.0 - rank)))
+
+
+def located(logits: FloatArray, mean: float) -> FloatArray:
+    """sigmoid(location + logits) [n] with the location at which their mean is `mean`, in (0, 1)."""
+    low, high = -60.0 - float(logits.max()), 60.0 - float(logits.min())
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(sigmoid(middle + logits).mean()) < mean else (low, middle)
+    return sigmoid((low + high) / 2 + logits)

@@ -53,7 +53,7 @@ def _labels(context: StepContext, rows: Rows) -> dict[str, np.ndarray]:
     rate = float(np.clip(clicks / max(impressions, 1.0), 1e-4, 1 - 1e-4))
     positives, similarity, user_clicks, user_impressions = found.T
     return control_labels(
-        rows["target"].astype(np.float64), positives=positives, history_similarity=similarity,
+        rows["target"].astype(np.float64), pairs["user"], positives=positives, history_similarity=similarity,
         user_clicks=user_clicks, user_impressions=user_impressions, rate=rate,
         spread=context.config.labels.calibrator.spread,
     )  # fmt: skip

@@ -50,7 +50,7 @@ class ShuffledRows:
         starts = np.searchsorted(bucket[order], np.arange(self.buckets + 1))
         for number in np.flatnonzero(np.diff(starts)).tolist():
             with open(self._folder / str(number), "ab") as out:
-                rows[order[starts[number] : starts[number + 1]]].tofile(out)
+                out.write(rows[order[starts[number] : starts[number + 1]]].tobytes())
 
     def bucket(self, number: int, seed: int = 0, epoch: int = 0) -> Rows:
         """The rows of one bucket, a random sample of all, in the order of an epoch."""

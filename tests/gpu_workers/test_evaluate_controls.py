@@ -73,7 +73,7 @@ def test_labels_come_from_the_tables_of_the_rows_own_date(lake: LabelsLake, one_
     mine = [found[r["shuffle_key"]] for r, _ in kept]
     user = np.array([int(r["user_id"][-2:]) for r, _ in kept])
     expected = control_labels(
-        np.array([r["target"] for r, _ in kept]),
+        np.array([r["target"] for r, _ in kept]), user,
         positives=np.array([r["item_index"] % 7 for r, _ in kept], float),  # item 7 has no row: 0
         history_similarity=np.array([_similarity(r["item_index"], d) for r, d in kept]),
         user_clicks=np.where(user < 19, user, 0).astype(float), user_impressions=np.where(user < 19, 30.0, 0.0),

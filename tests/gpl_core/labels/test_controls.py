@@ -7,47 +7,59 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpl_core.labels.controls import CONTROLS, control_labels, ranked_labels, shrunken_rate
+from gpl_core.labels.controls import CONTROLS, control_labels, located, rank_logits, shrunken_rate
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=2, max_size=300), st.floats(0.01, 0.5), st.floats(0.2, 2.0))
-def test_ranked_labels_have_the_mean_rise_with_the_values_and_tie_with_them(values, mean, spread) -> None:
-    labels = ranked_labels(values, mean, spread)
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=60))
+def test_ranks_are_counted_within_the_group_and_ties_share_theirs(rows) -> None:
+    groups, values = (np.array(column) for column in zip(*rows))
+    found = rank_logits(values, groups)
+    for n, (group, value) in enumerate(rows):
+        mine = [v for g, v in rows if g == group]
+        rank = (sum(v < value for v in mine) + sum(v == value for v in mine) / 2) / len(mine)
+        assert found[n] == pytest.approx(np.sqrt(3) / np.pi * np.log(rank / (1 - rank)))
+
+
+def test_the_logits_of_many_ranks_have_a_standard_deviation_of_one() -> None:
+    logits = rank_logits(np.random.default_rng(0).normal(size=20_000), np.zeros(20_000, int))
+    assert logits.std() == pytest.approx(1.0, abs=0.01)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=50), st.floats(0.001, 0.9))
+def test_the_location_meets_the_mean(logits, mean) -> None:
+    labels = located(np.array(logits), mean)
     assert labels.mean() == pytest.approx(mean, abs=1e-9)
-    by_value = [np.unique(labels[np.array(values) == v]) for v in sorted(set(values))]
-    assert all(len(each) == 1 for each in by_value)
-    assert (np.diff(np.concatenate(by_value)) > 0).all()
+    assert (np.diff(labels[np.argsort(logits)]) >= 0).all()
 
 
-def test_only_the_ranks_count() -> None:
-    values = np.random.default_rng(0).normal(size=500)
-    assert ranked_labels(values, 0.05) == pytest.approx(ranked_labels(np.exp(3 * values), 0.05))
-
-
-def test_every_control_keeps_our_mean_and_its_own_order() -> None:
+@pytest.mark.parametrize("by_user", [False, True])
+def test_every_control_keeps_our_mean_and_its_own_order(by_user: bool) -> None:
     rng = np.random.default_rng(1)
     n = 4000
+    users = rng.integers(50, size=n)
     labels, positives = rng.beta(1, 20, n), rng.poisson(3.0, n).astype(float)
-    similarity, shown = rng.random(n), rng.integers(0, 80, n).astype(float)
-    clicks = np.floor(shown * rng.random(n) * 0.3)
+    similarity, shown = rng.random(n), rng.integers(20, 80, 50).astype(float)[users]
+    clicks = np.floor(shown * (users / 100))
     made = control_labels(
-        labels, positives=positives, history_similarity=similarity, user_clicks=clicks, user_impressions=shown, rate=0.1
-    )
+        labels, users, positives=positives, history_similarity=similarity, user_clicks=clicks, user_impressions=shown,
+        rate=0.1, by_user=by_user,
+    )  # fmt: skip
     assert tuple(made) == CONTROLS
     for name, control in made.items():
         assert control.mean() == pytest.approx(labels.mean(), abs=1e-9), name
-        assert (control >= 0).all(), name
-        assert (control <= 1).all(), name
     assert np.ptp(made["constant"]) == 0
     assert sorted(made["shuffled"]) == sorted(labels)
     assert abs(np.corrcoef(made["shuffled"], labels)[0, 1]) < 0.06
-    for name, by in (
-        ("popularity", positives),
-        ("cosine", similarity),
-        ("user_rate", shrunken_rate(clicks, shown, 0.1)),
-    ):
-        assert (np.diff(made[name][np.argsort(by, kind="stable")]) >= 0).all(), name
+    rates = shrunken_rate(clicks, shown, 0.1)
+    assert (np.diff(made["user_rate"][np.argsort(rates, kind="stable")]) >= 0).all()
+    for name, by in (("popularity", positives), ("cosine", similarity)):
+        for rows in [users == user for user in range(50)] if by_user else [np.ones(n, bool)]:
+            assert (np.diff(made[name][rows][np.argsort(by[rows], kind="stable")]) >= 0).all(), name
+        level = np.array([made[name][users == user].mean() for user in range(50)])
+        followed = np.corrcoef(level, [rates[users == user].mean() for user in range(50)])[0, 1]
+        assert (followed > 0.9) == by_user, name
 
 
 def test_a_rate_of_few_impressions_is_that_of_all_users() -> None:
