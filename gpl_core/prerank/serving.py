@@ -51,7 +51,7 @@ class ServedModel:
 
     def score(self, user: Float32, candidates: npt.NDArray[np.integer], pair: Float32 | None = None) -> Float32:
         """Logits [B] of item_index candidates [B] for one user vector [m]; pair: passthrough features [B x F]."""
-        vectors = self.items[candidates]
+        vectors = np.take(self.items, candidates, axis=0)  # several times as fast as items[candidates]
         return self._logits(vectors[:, :-1] @ user, vectors, pair)
 
     def score_pairs(
@@ -60,7 +60,7 @@ class ServedModel:
         """Logits [n] of n (user, item) pairs."""
         row_of = {user: row for row, user in enumerate(dict.fromkeys(user_ids))}
         row = np.fromiter((row_of[user] for user in user_ids), np.int64, len(user_ids))
-        users, vectors = self.users(list(row_of))[row], self.items[item_index]
+        users, vectors = self.users(list(row_of))[row], np.take(self.items, item_index, axis=0)
         return self._logits(np.einsum("nm,nm->n", users, vectors[:, :-1]), vectors, pair)
 
     def _logits(self, products: Float32, vectors: Float32, pair: Float32 | None) -> Float32:
