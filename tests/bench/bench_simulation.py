@@ -1,10 +1,10 @@
 """Label and pre-ranker quality in a simulated marketplace, against every control, on paired seeds.
 
 Per seed: a world (simulate, encode by MiniLM, tokenize, train a small interest model, search, score), then one
-pre-ranker per variant (`tests.bench.simulation.variants`): same exposed batches, initial weights and number of
-steps. Judged on the next day's recalled pairs by expected AUC against the true click
-probabilities. A small transformer, not a pre-trained LLM. Steps, learning rates and lambda were chosen on worlds of
-other seeds (301, 302) than those reported here.
+pre-ranker per variant (`tests.bench.simulation.variants`): same exposed batches, initial weights and number of steps.
+Judged on the next day's recalled pairs by expected AUC against the true click probabilities; the share of the gap to
+the oracle is counted from a constant label on, with an interval over users and seeds. A small transformer, not a
+pre-trained LLM. The tokenizer is the product's, the pre-ranker is trained under its shipped settings.
 
     python -m tests.bench.bench_simulation [--quick] [--world plain|popularity_bias|fast_drift] [--seeds 101,102]
         [--work FOLDER]
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from tests.bench.harness import Figure, report
 from tests.bench.simulation import variants
-from tests.bench.simulation.study import Results, arguments, difference, figures_of, gap_closed, paired, run, show
+from tests.bench.simulation.study import Results, arguments, difference, figures_of, gap_closed, run, show
 from tests.bench.simulation.world import QUICK, Size, make_world
 
 SEEDS = (101, 102, 103, 104, 105)
@@ -32,7 +32,7 @@ def main() -> None:
     size, seeds, names = (QUICK, QUICK_SEEDS, variants.QUICK) if args.quick else (Size(), SEEDS, variants.ALL)
     results = run(make_world, size, names, seeds, args)
     show(results)
-    count = len(results["exposed_only"]["unexposed/auc"])
+    count = len(results["exposed_only"]["unexposed/auc"].seeds)
     if count < 2:
         print("one seed: no paired differences, nothing is written")
         return
@@ -44,22 +44,19 @@ def main() -> None:
 def goals(results: Results) -> dict[str, Figure]:
     """The goals of the plain world, as figures: a missed one is written as missed."""
     out = {}
-    for metric, goal in (("auc", 0.70), ("gauc", 0.60)):
-        for name in (BEST, "gpl_logistic"):
-            out[f"{name} closes the {metric} gap"] = gap_closed(results, name, metric, goal)
-        gap, half = paired(results, "oracle_hard", "exposed_only", f"unexposed/{metric}")
-        out[f"  the gap: oracle_hard - exposed_only, {metric}"] = Figure(gap, metric)
-        out[f"  its half width, {metric}"] = Figure(half, "95 %")
-    out |= difference(results, BEST, "random_negatives", "unexposed/gauc", 0.0)
-    for fixed in (n for n in variants.NO_UNIFORM_ROWS if n in results):
-        for metric, goal in (("auc", 0.45), ("gauc", 0.60)):
-            out[f"{fixed} (no uniform rows) closes the {metric} gap"] = gap_closed(results, fixed, metric, goal)
-    controls = (("gpl_quantile", "cosine_quantile"), ("gpl_prefix", "cosine_quantile"), (BEST, "logistic_no_anchors"))
+    for metric in ("auc", "gauc"):
+        out |= gap_closed(results, BEST, metric, 0.70)
+        for fixed in (n for n in variants.NO_UNIFORM_ROWS if n in results):
+            out |= gap_closed(results, fixed, metric, 0.60)
+        for control in (n for n in ("exposed_only", "shuffled", "popularity", "user_rate", "cosine") if n in results):
+            out |= gap_closed(results, control, metric)
+        out |= difference(results, "oracle_hard", "exposed_only", f"unexposed/{metric}")
+    controls = (("gpl_quantile", "cosine"), ("gpl_prefix", "cosine"), (BEST, "logistic_no_anchors"))
     for with_anchors, without in controls:
-        out |= difference(results, with_anchors, without, "unexposed/gauc", 0.004, above_zero=True)
-    out |= difference(results, BEST, "exposed_only", "exposed/auc", 0.0)
-    for figure in ("tail/gauc", "top10/coverage"):
-        out |= difference(results, BEST, "random_negatives", figure, 0.0)
+        out |= difference(results, with_anchors, without, "unexposed/gauc")
+    for figure in ("exposed/auc", "exposed/gauc", "top10/coverage", "top10/tail_share"):
+        out |= difference(results, BEST, "exposed_only", figure)
+    out |= difference(results, BEST, "random_negatives", "tail/gauc")
     return out
 
 

@@ -30,7 +30,7 @@ def main() -> None:
 def section(body: dict[str, Any], quick: bool) -> str:
     """One benchmark as Markdown: figures with a goal first, then variants x metrics, then the rest."""
     figures = body["figures"]
-    matrix = {key: f for key, f in figures.items() if f["unit"] in ("mean", "half width")}
+    matrix = {key: f for key, f in figures.items() if f["unit"] in ("mean", "half width", "low", "high")}
     goals = {key: f for key, f in figures.items() if f["holds"] is not None}
     rest = {key: f for key, f in figures.items() if key not in matrix and key not in goals}
     lines = [f"## {body['name']}{' (quick)' if quick else ''}, {body['device']}", ""]
@@ -47,15 +47,18 @@ def section(body: dict[str, Any], quick: bool) -> str:
 
 
 def _matrices(figures: dict[str, Any]) -> list[str]:
-    """Figures named `title | row: column`, one table per title; a `half width` of the same name stands beside it."""
+    """Figures named `title | row: column`, one table per title; its interval stands beside it."""
     titles: dict[str, dict[str, dict[str, str]]] = {}
     for key, figure in figures.items():
         if figure["unit"] != "mean":
             continue
         title, _, place = key.partition(" | ")
         row, _, column = place.partition(": ")
-        half = figures.get(f"{key} ±")
-        text = f"{figure['value']:.4f}" if half is None else f"{figure['value']:+.4f} ± {half['value']:.4f}"
+        text = f"{figure['value']:.4f}"
+        if half := figures.get(f"{key} ±"):
+            text = f"{figure['value']:+.4f} ± {half['value']:.4f}"
+        elif low := figures.get(f"{key} from"):
+            text = f"{figure['value']:+.4f} [{low['value']:+.4f}, {figures[f'{key} to']['value']:+.4f}]"
         titles.setdefault(title, {}).setdefault(row, {})[column] = text
     lines = []
     for title, rows in titles.items():

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from gpl_core.conf.sections import Prerank
 from gpl_core.prerank import metrics
+from gpl_core.prerank.bootstrap import replicates
+from gpl_core.prerank.early_stopping import BestWeights, held_out
 from gpl_core.prerank.features import TowerBatch
 from gpl_core.prerank.loss import dual_label_loss
 from gpl_core.prerank.two_tower import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
@@ -13,7 +16,7 @@ from tests.bench.simulation import diversity
 from tests.bench.simulation.variants import Rows
 from tests.bench.simulation.world import L, World
 
-BATCH, DIMENSION, LEARNING_RATE = 512, 32, 1e-3
+SHIPPED = Prerank()
 
 
 class Arena:
@@ -28,7 +31,7 @@ class Arena:
             mean = world.vectors[items].mean(axis=0)
             profile[user] = mean / max(float(np.linalg.norm(mean)), 1e-12)
         self.profile = torch.from_numpy(profile)
-        self.basis = content_basis(self.vectors, DIMENSION)
+        self.basis = content_basis(self.vectors, SHIPPED.dimension)
 
     def batch(self, user: np.ndarray, item: np.ndarray, with_content: bool = True) -> TowerBatch:
         """Model inputs of (user, item) pairs."""
@@ -39,27 +42,27 @@ class Arena:
         return TowerBatch(u, profile, i, content, sid, torch.zeros(len(user), 0))
 
     def train(self, rows: Rows) -> TwoTower:
-        """The same initial weights, exposed batches and number of steps for every variant.
+        """As `train_preranker` does under its defaults: the same initial weights, exposed batches and steps for all.
 
-        No early stopping here: a day of this size holds some tens of held-out clicks, and stopping by them adds more
-        noise between variants than it saves. The steps were chosen for the baseline, see `Size`.
+        Each variant keeps the weights with the best AUC on the exposed rows of held-out requests.
         """
         world = self.world
         sizes = TowerConfig(
-            user_buckets=world.users, item_buckets=len(world.vectors), dimension=DIMENSION, hidden=64,
+            user_buckets=world.users, item_buckets=len(world.vectors), dimension=SHIPPED.dimension, hidden=64,
             content_width=world.vectors.shape[1], levels=L, codes=world.size.codes,
             prior_rate=float(np.clip(world.train.clicked[world.train.is_exposed].mean(), 1e-3, 0.5)),
         )  # fmt: skip
         model = build_model(sizes, self.seed, self.basis)
-        optimizer = torch.optim.AdamW(parameter_groups(model, LEARNING_RATE), weight_decay=1e-2, fused=True)
-        rng = np.random.default_rng([self.seed, 5])
-        exposed, other = np.flatnonzero(rows.is_exposed), np.flatnonzero(~rows.is_exposed)
+        groups = parameter_groups(model, SHIPPED.learning_rate)
+        optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, fused=True)
+        apart = held_out(map(str, rows.request))
+        exposed, other = np.flatnonzero(rows.is_exposed & ~apart), np.flatnonzero(~rows.is_exposed & ~apart)
         # Exposed rows come in the same order to every variant, whatever it holds beside them.
-        seen, unseen = _stream(exposed, rng), _stream(other, np.random.default_rng([self.seed, 6]))
-        half = BATCH // 2
-        model.train()
-        for _ in range(world.size.steps):
-            chosen = np.concatenate([seen(half), unseen(half)])
+        seen, unseen = (_stream(of, np.random.default_rng([self.seed, n])) for n, of in ((5, exposed), (6, other)))
+        judge = world.train.take(world.train.is_exposed & held_out(map(str, world.train.request)))
+        best = BestWeights()
+        for step in range(1, world.size.steps + 1):
+            chosen = np.concatenate([seen(SHIPPED.batch_size), unseen(SHIPPED.batch_size)])
             loss = dual_label_loss(
                 model(self.batch(rows.user[chosen], rows.item[chosen], rows.with_content)),
                 torch.from_numpy(rows.target[chosen].astype(np.float32)),
@@ -70,6 +73,9 @@ class Arena:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if step % max(1, world.size.steps // 8) == 0 or step == world.size.steps:
+                best.offer(step, model, self.predict(model, judge.user, judge.item, rows.with_content), judge.clicked)
+        best.restore(model)
         return model.eval()
 
     def predict(self, model: TwoTower, user: np.ndarray, item: np.ndarray, with_content: bool = True) -> np.ndarray:
@@ -81,8 +87,11 @@ class Arena:
             ]
         return np.concatenate(parts)
 
-    def judge(self, scores: np.ndarray) -> dict[str, float]:
-        """`slice/metric` -> figure on the test day; a figure that is undefined is left out."""
+    def judge(self, scores: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """(`slice/metric` -> figure on the test day, replicates over users of those that have them).
+
+        A figure that is undefined is left out.
+        """
         world, test = self.world, self.world.test
         exposures = np.bincount(world.train.item[world.train.is_exposed], minlength=len(world.vectors))
         head = np.zeros(len(exposures), dtype=bool)
@@ -97,10 +106,13 @@ class Arena:
             "new": world.is_new[test.item],
         }
         out: dict[str, float | None] = {}
+        replicated: dict[str, np.ndarray] = {}
         for name, chosen in slices.items():
             s, p, user = scores[chosen], test.probability[chosen], test.user[chosen]
-            out[f"{name}/auc"] = metrics.auc(s, p).value
-            out[f"{name}/gauc"] = metrics.gauc(s, p, user).value
+            for figure in (metrics.auc(s, p, user), metrics.gauc(s, p, user)):
+                out[f"{name}/{figure.metric}"] = figure.value
+                if figure.sums is not None:
+                    replicated[f"{name}/{figure.metric}"] = replicates([figure.sums])[:, 0].astype(np.float32)
         uniform = test.is_random & test.is_exposed
         out["uniform/auc"] = metrics.auc(scores[uniform], test.clicked[uniform]).value
         for kind in ("hr", "ndcg"):
@@ -112,7 +124,7 @@ class Arena:
         out["top10/gini"] = diversity.gini(top, len(world.vectors))
         out["top10/diversity"] = diversity.intra_list_diversity(top, world.vectors)
         out["top10/tail_share"] = diversity.share_of(top, tail)
-        return {key: value for key, value in out.items() if value is not None}
+        return {key: value for key, value in out.items() if value is not None}, replicated
 
 
 def _stream(rows: np.ndarray, rng: np.random.Generator):  # type: ignore[no-untyped-def]

@@ -1,7 +1,9 @@
 """The semi-synthetic log: real users, items, texts and purchases; requests, recall, exposure and clicks are simulated.
 
-There are no true click probabilities. In their place stands what really happened: 1 for the recalled item that the user
-took next after the request, 0 for all others. Clicks, which training and calibration see, follow the import's rates.
+There are no true click probabilities. In their place stands what really happened: 1 for the recalled item that the
+user took next after the request, 0 for all others. Clicks, which training and calibration see, are a dial: the share
+`wishes` of them is drawn by how near the shown item is to what the user really took afterwards, the rest follows the
+import's rates per recall channel, which say little of what users wanted.
 """
 
 from __future__ import annotations
@@ -11,22 +13,25 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+from gpl_core.labels.controls import located, rank_logits
 from gpl_core.simulation.review_files import Reviews, read_reviews
 from gpl_core.simulation.reviews import ImportSettings, generate
 from tests.bench.quality.data import SHARED
 from tests.bench.simulation.world import Log, Memory, Size, World, derive, encode, events_of, pairs_of
 
+_WISHES = 3  # purchases ahead that a click may follow
 _NEXT = np.timedelta64(20, "m")  # the import puts a request at most so long before its purchase
 
 
 def make_semi_synthetic(size: Size, seed: int, kind: str) -> World:
-    """The world of the Amazon Industrial tables; `seed` decides requests and models. kind: unused."""
-    return derive(semi_synthetic_log(size, seed), _vectors(), size, seed)
+    """The world of the Amazon Industrial tables; `seed` decides requests and models. kind: wishes-<share>."""
+    return derive(semi_synthetic_log(size, seed, float(kind.removeprefix("wishes-"))), _vectors(), size, seed)
 
 
-def semi_synthetic_log(size: Size, seed: int) -> Log:
-    """Real purchases with requests around them."""
+def semi_synthetic_log(size: Size, seed: int, wishes: float = 0.0) -> Log:
+    """Real purchases with requests around them; wishes: share of the impressions whose click follows them."""
     reviews = _reviews()
     settings = ImportSettings(
         lead_days=size.past_days + size.calibration_days, feed_days=size.train_days, evaluation_days=2, seed=seed,
@@ -35,6 +40,7 @@ def semi_synthetic_log(size: Size, seed: int) -> Log:
     )  # fmt: skip
     memory = Memory()
     generate(reviews, settings, memory)
+    _follow_wishes(memory, wishes, np.random.default_rng([seed, 31]))
     items = memory.frame("raw_items")
     number = {item: n for n, item in enumerate(items["item_id"])}
     user_number = {user.user_id: n for n, user in enumerate(reviews.users)}
@@ -52,6 +58,30 @@ def semi_synthetic_log(size: Size, seed: int) -> Log:
         first,
         first + timedelta(days=size.train_days),
     )
+
+
+def _follow_wishes(memory: Memory, share: float, rng: np.random.Generator) -> None:
+    """Draw the clicks of a share of the impressions by nearness to the user's next purchases; the rate stays."""
+    shown = memory.frame("raw_impressions")
+    taken = memory.frame("raw_interactions").sort_values("event_time")
+    row_of = {item.item_id: n for n, item in enumerate(_reviews().items)}
+    later = {user: (group["event_time"].to_numpy(), group["item_id"].map(row_of).to_numpy())
+             for user, group in taken.groupby("user_id")}  # fmt: skip
+    near = np.full(len(shown), np.nan)
+    for n, (user, item, time) in enumerate(zip(shown["user_id"], shown["item_id"], shown["event_time"].to_numpy())):
+        if user in later and len(wished := later[user][1][later[user][0] > time][:_WISHES]):
+            near[n] = (_vectors()[wished] @ _vectors()[row_of[item]]).max()
+    known = np.isfinite(near)
+    probability = np.zeros(len(shown))
+    wanted = rank_logits(near[known], np.zeros(known.sum(), int))
+    probability[known] = located(1.5 * wanted, float(shown.loc[known, "clicked"].mean()))
+    drawn = known & (rng.random(len(shown)) < share)
+    clicked = np.where(drawn, rng.random(len(shown)) < probability, shown["clicked"] == 1)
+    table = pa.concat_tables(memory.rows["raw_impressions"])
+    place = table.schema.get_field_index("clicked")
+    memory.rows["raw_impressions"] = [
+        table.set_column(place, table.schema.field(place), pa.array(clicked.astype(np.int32)))
+    ]
 
 
 def _recalled(memory: Memory) -> pd.DataFrame:

@@ -1,4 +1,9 @@
-"""A study: variants on paired seeds, kept seed by seed, their means, paired differences and goals."""
+"""A study: variants on paired seeds, kept seed by seed, their means, paired differences and goals.
+
+Intervals are 95 % over users and seeds together (`gpl_core.prerank.bootstrap`): users are drawn anew within each seed,
+and all but one of the seeds with replacement; variants share the draws. Figures of lists have none over users: theirs
+are over seeds alone. "Better" is a goal that holds only when the interval of the difference lies above 0.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from gpl_core.commands.evaluate import T95
 from gpl_core.labels.calibration import sigmoid
+from gpl_core.prerank.bootstrap import REPLICATES, interval, over_seeds
 from tests.bench.harness import Figure, at_least
 from tests.bench.simulation import variants
 from tests.bench.simulation.judge import Arena
@@ -27,14 +33,27 @@ _SHOWN = (
     "top10/coverage", "top10/tail_share", "top10/diversity",
 )  # fmt: skip
 _COMPARED = (
-    "unexposed/auc", "unexposed/gauc", "exposed/auc", "uniform/auc", "tail/gauc", "new/auc", "recalled/hr@10",
-    "recalled/ndcg@10", "top10/coverage", "top10/tail_share",
+    "unexposed/auc", "unexposed/gauc", "exposed/auc", "exposed/gauc", "uniform/auc", "tail/gauc", "new/auc",
+    "recalled/hr@10", "recalled/ndcg@10", "top10/coverage", "top10/tail_share",
 )  # fmt: skip
 
-Found = dict[str, dict[str, float]]
-"""variant -> figure -> value, of one seed."""
-Results = dict[str, dict[str, np.ndarray]]
-"""variant -> figure -> one value per seed."""
+
+class Found(NamedTuple):
+    """Of one seed: variant -> figure -> value, and `variant:figure` -> replicates over users."""
+
+    figures: dict[str, dict[str, float]]
+    drawn: dict[str, np.ndarray]
+
+
+class Values(NamedTuple):
+    """A figure of a variant: one value per seed [S], replicates [B x S]."""
+
+    seeds: np.ndarray
+    drawn: np.ndarray
+
+
+Results = dict[str, dict[str, Values]]
+"""variant -> figure -> values."""
 MakeWorld = Callable[[Size, int, str], World]
 """(size, seed, kind) -> world; a function of a module, so that another process can call it."""
 
@@ -60,10 +79,19 @@ def run(
         jobs = [pool.submit(kept_seed, make, args.work, size, seed, names, args.world) for seed in todo]
         per_seed = [job.result() for job in jobs]
     print(f"seeds {', '.join(map(str, todo))}")
-    return {
-        name: {key: np.array([one[name].get(key, np.nan) for one in per_seed]) for key in per_seed[0][name]}
-        for name in per_seed[0]
-    }
+    return joined(per_seed)
+
+
+def joined(per_seed: list[Found]) -> Results:
+    """Seed by seed to figure by figure; without replicates over users a seed's are its value."""
+
+    def values(name: str, key: str) -> Values:
+        seeds = np.array([one.figures[name].get(key, np.nan) for one in per_seed])
+        drawn = [one.drawn.get(f"{name}:{key}", np.full(REPLICATES, value)) for one, value in zip(per_seed, seeds)]
+        return Values(seeds, np.stack(drawn, axis=1).astype(np.float64))
+
+    first = per_seed[0].figures
+    return {name: {key: values(name, key) for key in figures} for name, figures in first.items()}
 
 
 def run_seed(make: MakeWorld, size: Size, seed: int, names: tuple[str, ...], kind: str) -> Found:
@@ -77,17 +105,24 @@ def run_seed(make: MakeWorld, size: Size, seed: int, names: tuple[str, ...], kin
         f"({variants.uniform_rate(world):.4f}), {len(world.test)} test pairs, in {time.perf_counter() - start:.0f} s",
         flush=True,
     )
-    found: Found = {"bayes": arena.judge(world.test.probability)}
+    figures: dict[str, dict[str, float]] = {}
+    drawn: dict[str, np.ndarray] = {}
+
+    def judged(name: str, scores: np.ndarray) -> None:
+        figures[name], replicated = arena.judge(scores)
+        drawn.update({f"{name}:{key}": each for key, each in replicated.items() if key in _COMPARED})
+
+    judged("bayes", world.test.probability)
     teacher: np.ndarray | None = None
     for name in names:
         rows = variants.rows_of(name, world, seed, teacher)
         model = arena.train(rows)
         scores = arena.predict(model, world.test.user, world.test.item, rows.with_content)
-        found[name] = arena.judge(scores)
+        judged(name, scores)
         if name == "exposed_only":
             teacher = sigmoid(arena.predict(model, world.train.user, world.train.item))
     print(f"seed {seed}: {len(names)} variants, {time.perf_counter() - start:.0f} s in all", flush=True)
-    return found
+    return Found(figures, drawn)
 
 
 def kept_seed(make: MakeWorld, folder: Path | None, size: Size, seed: int, names: tuple[str, ...], kind: str) -> Found:
@@ -100,67 +135,76 @@ def kept_seed(make: MakeWorld, folder: Path | None, size: Size, seed: int, names
     if path.exists():
         body = json.loads(path.read_text(encoding="utf-8"))
         if body["settings"] == settings:
-            found: Found = body["figures"]
-            return found
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as drawn:
+                return Found(body["figures"], dict(drawn))
     found = run_seed(make, size, seed, names, kind)
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"settings": settings, "figures": found}, indent=1) + "\n", encoding="utf-8")
+    np.savez(path.with_suffix(".npz"), **found.drawn)
+    path.write_text(json.dumps({"settings": settings, "figures": found.figures}, indent=1) + "\n", encoding="utf-8")
     return found
 
 
-def paired(results: Results, left: str, right: str, figure: str) -> tuple[float, float]:
-    """(mean, half width of the 95 % interval) of left - right over seeds."""
-    difference = results[left][figure] - results[right][figure]
-    n = len(difference)
-    return float(difference.mean()), float(T95[n - 2] * difference.std(ddof=1) / np.sqrt(n))
+def paired(results: Results, left: str, right: str, figure: str) -> tuple[float, float, float]:
+    """(mean, low, high) of left - right over users and seeds."""
+    a, b = results[left][figure], results[right][figure]
+    low, high = interval(over_seeds(a.drawn - b.drawn))
+    mean = float(np.mean(a.seeds - b.seeds))
+    return mean, mean if low is None else low, mean if high is None else high
 
 
-def gap_closed(results: Results, name: str, metric: str, goal: float) -> Figure:
-    """Share of the gap exposed_only -> oracle_hard on unexposed pairs that `name` closes, of the means over seeds.
+def gap_closed(results: Results, name: str, metric: str, goal: float | None = None) -> dict[str, Figure]:
+    """Share of the gap constant -> oracle_hard on unexposed pairs that `name` closes, with its interval.
 
-    Where the gap's own interval holds 0 there is nothing to close: the goal then counts as missed, value 0.
+    A constant label closes a good part of the gap exposed_only -> oracle_hard, and every label holds one: what counts
+    is the share above it. Where the gap's own interval holds 0 there is nothing to close: missed, with value 0.
     """
     figure = f"unexposed/{metric}"
-    gap, half = paired(results, "oracle_hard", "exposed_only", figure)
-    if gap - half <= 0:
-        return Figure(0.0, f"no {metric} gap", f">= {goal:g}", False)
-    return at_least(paired(results, name, "exposed_only", figure)[0] / gap, goal, "share")
-
-
-def difference(
-    results: Results, left: str, right: str, figure: str, goal: float, above_zero: bool = False
-) -> dict[str, Figure]:
-    """left - right with its goal; above_zero: the lower end of its interval has a goal too."""
-    mean, half = paired(results, left, right, figure)
-    name = f"{left} - {right}, {figure}"
-    low = mean - half
+    key = f"{name} closes the {metric} gap above the constant"
+    gap, low, _ = paired(results, "oracle_hard", "constant", figure)
+    if low <= 0:
+        return {key: Figure(0.0, f"no {metric} gap", "" if goal is None else f">= {goal:g}", goal is None or False)}
+    of = {v: over_seeds(results[v][figure].drawn) for v in (name, "constant", "oracle_hard")}
+    ends = interval((of[name] - of["constant"]) / (of["oracle_hard"] - of["constant"]))
+    share = paired(results, name, "constant", figure)[0] / gap
     return {
-        name: at_least(mean, goal, "difference"),
-        f"  lower end of its interval ({name})": at_least(low, 0.0, "95 %") if above_zero else Figure(low, "95 %"),
+        key: Figure(share, "share") if goal is None else at_least(share, goal, "share"),
+        f"  from ({key})": Figure(float(np.nan if ends.low is None else ends.low), "95 %"),
+        f"  to ({key})": Figure(float(np.nan if ends.high is None else ends.high), "95 %"),
+    }
+
+
+def difference(results: Results, left: str, right: str, figure: str, better: bool = True) -> dict[str, Figure]:
+    """left - right and its interval; better: a goal that holds when the whole interval lies above 0, else no goal."""
+    mean, low, high = paired(results, left, right, figure)
+    name = f"{left} - {right}, {figure}"
+    return {
+        name: Figure(mean, "difference"),
+        f"  from ({name})": Figure(low, "95 %", "> 0" if better else "", low > 0 if better else None),
+        f"  to ({name})": Figure(high, "95 %"),
     }
 
 
 def figures_of(results: Results) -> dict[str, Figure]:
     """What the extras give, every variant's figures, and the paired differences to exposed-only."""
-    out = {"paired seeds": Figure(float(len(results["exposed_only"]["unexposed/auc"])), "seeds")}
+    out = {"paired seeds": Figure(float(len(results["exposed_only"]["unexposed/auc"].seeds)), "seeds")}
     for name, beaten in variants.EXTRAS.items():
         if name in results:
             for figure in ("unexposed/auc", "unexposed/gauc"):
-                difference = results[name][figure] - results[beaten][figure]
-                out[f"extra {name} - {beaten}, {figure}"] = Figure(float(difference.mean()), "difference")
-                out[f"  seeds on which it is higher ({name}, {figure})"] = Figure(
-                    float((difference > 0).sum()), "seeds"
-                )
+                out |= difference(results, name, beaten, figure, better=False)
     for name, figures in results.items():
         for key, values in figures.items():
-            out[f"Means over seeds | {name}: {key}"] = Figure(float(np.nanmean(values)), "mean")
+            out[f"Means over seeds | {name}: {key}"] = Figure(float(np.nanmean(values.seeds)), "mean")
     for name in results:
         for key in _COMPARED if name not in ("exposed_only", "bayes") else ():
             if key not in results[name]:  # a slice without rows
                 continue
-            mean, half = paired(results, name, "exposed_only", key)
-            place = f"Paired differences to exposed_only, 95 % intervals | {name}: {key}"
-            out[place], out[f"{place} ±"] = Figure(mean, "mean"), Figure(half, "half width")
+            mean, low, high = paired(results, name, "exposed_only", key)
+            place = f"Paired differences to exposed_only, 95 % intervals over users and seeds | {name}: {key}"
+            out |= {
+                place: Figure(mean, "mean"),
+                f"{place} from": Figure(low, "low"),
+                f"{place} to": Figure(high, "high"),
+            }
     return out
 
 
@@ -168,5 +212,5 @@ def show(results: Results) -> None:
     """Print the variants' means."""
     print(f"{'variant':<24}" + "".join(f"{name:>18}" for name in _SHOWN))
     for name, figures in results.items():
-        cells = (float(np.nanmean(figures[key])) if key in figures else float("nan") for key in _SHOWN)
+        cells = (float(np.nanmean(figures[key].seeds)) if key in figures else float("nan") for key in _SHOWN)
         print(f"{name:<24}" + "".join(f"{value:>18.4f}" for value in cells))

@@ -5,11 +5,11 @@
 | exposed_only, exposed_only_id | none; the latter without content, profile and SIDs |
 | ipw | none; exposed rows weighted by 1 / estimated exposure propensity |
 | random_negatives | random released items, label 0 |
-| constant, shuffled | the pairs of gpl_quantile with the target rate, or with its labels permuted |
+| constant, shuffled, popularity, cosine, user_rate | the pairs of gpl_quantile with the product's control labels |
 | distilled | the labels of a teacher trained on exposed pairs |
-| cosine_quantile | max cosine to history instead of anchors: no language model |
 | gpl_quantile, gpl_unweighted | anchor similarity; with confidence weights, or all alike |
 | gpl_quantile@f | the same, target rate fixed beforehand to f x the exposed click rate: no uniform rows needed |
+| any@f/l | so for every label, and with lambda l |
 | gpl_logistic, logistic_no_anchors | all features; all but the anchors' |
 | gpl_softmax | gpl_quantile with softmax pooling instead of the maximum |
 | gpl_prefix, gpl_prefix@f | gpl_quantile of the prefix_log_prob (`labels.calibrator.score`) instead of the similarity |
@@ -21,19 +21,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpl_core.labels import calibration, fitting
+from gpl_core.labels import calibration, controls, fitting
 from gpl_core.labels.calibration import Calibrator, FittedOn
 from gpl_core.labels.confidence import combined_weight
 from tests.bench.simulation.logistic import fit_logistic
 from tests.bench.simulation.world import Known, L, Pairs, Scores, World
 
 CONTROLS = (
-    "exposed_only", "exposed_only_id", "ipw", "random_negatives", "constant", "shuffled", "distilled",
-    "cosine_quantile", "logistic_no_anchors",
+    "exposed_only", "exposed_only_id", "ipw", "random_negatives", *controls.CONTROLS, "distilled",
+    "logistic_no_anchors",
 )  # fmt: skip
 FIXED = (0.25, 0.5, 1.0)
 NO_UNIFORM_ROWS = tuple(f"gpl_{score}@{f:g}" for score in ("quantile", "prefix") for f in FIXED)
@@ -52,7 +52,7 @@ _LIKELIHOODS = {
 ORACLES = ("oracle_hard", "oracle_probability")
 ALL = (*CONTROLS, *GPL, *EXTRAS, *ORACLES)
 QUICK = (
-    "exposed_only", "random_negatives", "constant", "cosine_quantile", "logistic_no_anchors", "gpl_quantile",
+    "exposed_only", "random_negatives", *controls.CONTROLS, "logistic_no_anchors", "gpl_quantile",
     "gpl_prefix", "gpl_logistic", "gpl_logistic_prefix", "oracle_hard",
 )  # fmt: skip
 
@@ -76,6 +76,7 @@ class Rows:
     target: np.ndarray
     weight: np.ndarray
     lambda_: float
+    request: np.ndarray
     with_content: bool = True
 
 
@@ -87,7 +88,8 @@ def rows_of(
     lambda_: instead of the one in `LAMBDAS`.
     """
     train = world.train
-    lambda_ = LAMBDAS.get(name, LAMBDA) if lambda_ is None else lambda_
+    if lambda_ is None:
+        lambda_ = float(name.split("/")[1]) if "/" in name else LAMBDAS.get(name, LAMBDA)
     exposed = train.is_exposed
     rng = np.random.default_rng([seed, 17])
     if name in ("exposed_only", "exposed_only_id"):
@@ -96,14 +98,14 @@ def rows_of(
         weight = _inverse_propensity(world)
         shown = train.take(exposed)
         nothing = np.zeros(len(shown), dtype=bool)
-        return Rows(shown.user, shown.item, nothing, shown.clicked, weight[exposed], 1.0)
+        return Rows(shown.user, shown.item, nothing, shown.clicked, weight[exposed], 1.0, shown.request)
     labels, weight = _labels(name, world, rng, teacher)
     usable = ~exposed & np.isfinite(labels)
     made = _joined(train, usable, np.nan_to_num(labels), weight, lambda_, True)
     if name == "random_negatives":
         released = np.flatnonzero(~world.is_new)
         item = np.where(made.is_exposed, made.item, rng.choice(released, len(made.item)))
-        return Rows(made.user, item, made.is_exposed, made.target, made.weight, lambda_)
+        return replace(made, item=item)
     return made
 
 
@@ -116,7 +118,7 @@ def _joined(
     target = np.where(train.is_exposed, train.clicked, labels)
     return Rows(
         train.user[chosen], train.item[chosen], train.is_exposed[chosen], target[chosen],
-        np.where(train.is_exposed, 1.0, scaled)[chosen], lambda_, content,
+        np.where(train.is_exposed, 1.0, scaled)[chosen], lambda_, train.request[chosen], content,
     )  # fmt: skip
 
 
@@ -125,7 +127,6 @@ def _labels(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """(labels [n], NaN where the variant has none, weights or None for all alike)."""
     train, scores = world.train, world.train_scores
-    base = uniform_rate(world)
     if name == "random_negatives":
         return np.zeros(len(train)), None
     if name == "oracle_hard":
@@ -135,34 +136,37 @@ def _labels(
     if name == "distilled":
         assert teacher is not None, "distilled needs the teacher's predictions"
         return teacher, None
-    if name == "cosine_quantile":
-        return _quantile(scores.history_similarity, ~train.is_exposed & scores.known, base), None
     if "logistic" in name:
         features = FEATURES[1:] if name == "logistic_no_anchors" else FEATURES
         labels = _logistic(world, features, _LIKELIHOODS.get(name))
         return labels, None if name in ("logistic_no_anchors", "gpl_logistic_unweighted") else _confidence(scores)
-    rate = base
-    if "@" in name:
-        rate = float(name.split("@")[1]) * float(train.clicked[train.is_exposed].mean())
+    name, _, fixed = name.partition("@")
+    rate = float(fixed.split("/")[0]) * float(train.clicked[train.is_exposed].mean()) if fixed else uniform_rate(world)
     on_grid = calibration.grid_variable("prefix_log_prob", L * np.log(scores.anchor_likelihood))
     ranked = {"gpl_softmax": scores.soft_similarity, "gpl_own": scores.own_likelihood, "gpl_prefix": on_grid}.get(
-        name.split("@")[0], scores.similarity
+        name, scores.similarity
     )
     labels = _quantile(ranked, ~train.is_exposed & np.isfinite(ranked), rate)
-    if name == "constant":
-        return np.where(np.isfinite(labels), base, np.nan), None
-    if name == "shuffled":
+    if name in controls.CONTROLS:
         known = np.flatnonzero(np.isfinite(labels) & ~train.is_exposed)
-        labels[known] = labels[rng.permutation(known)]
-        return labels, None
+        counts, user = world.known.counts, train.user[known]
+        made = controls.control_labels(
+            labels[known], user, positives=counts["item_positives"][train.item[known]],
+            history_similarity=scores.history_similarity[known], user_clicks=counts["user_clicks"][user],
+            user_impressions=counts["user_impressions"][user],
+            rate=float(counts["user_clicks"].sum() / max(1, counts["user_impressions"].sum())),
+        )  # fmt: skip
+        out = np.full(len(labels), np.nan)
+        out[known] = made[name]
+        return out, None
     if name == "gpl_learned":
         return labels, _learned_confidence(world, rate)
     return labels, None if name == "gpl_unweighted" else _confidence(scores)
 
 
 def uniform_rate(world: World) -> float:
-    """Click rate of the past's uniformly exposed pairs."""
-    return float(world.uniform.clicked.mean())
+    """Click rate of the past's uniformly exposed pairs; NaN without any."""
+    return float(world.uniform.clicked.mean()) if len(world.uniform) else float("nan")
 
 
 def _quantile(similarity: np.ndarray, chosen: np.ndarray, rate: float) -> np.ndarray:

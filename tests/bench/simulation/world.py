@@ -6,9 +6,9 @@ Tokenizer and interest model see what lies before the calibration days. Historie
 the calibration days for uniformly exposed pairs (which the calibrators are fitted on), else those before the training
 window: no click stands among its own features.
 
-Made by `gpl_core.simulation` itself (the same rows as `gpl simulate`), encoded by MiniLM, tokenized, searched and
-scored by the library code that the workers call. The interest model is a small Qwen2 body from random weights, with the
-product's defaults: content vectors at its input and one synthetic walk per user.
+Made by `gpl_core.simulation` itself (the same rows as `gpl simulate`), encoded by MiniLM, tokenized by the RQ-VAE and
+its repair, searched and scored by the library code that the workers call. The interest model is a small Qwen2 body
+from random weights, with the product's defaults: content vectors at its input and one synthetic walk per user.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,15 @@ from gpl_core.labels.pair_scoring import PairBlock, score_block
 from gpl_core.labels.prefix_scoring import PrefixKeys, prefix_log_prob
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.encoders import EncoderPart, build_encoder
+from gpl_core.sids.issuing import issue
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.item_content import ItemContent
-from gpl_core.sids.rqvae import RqVaeSettings
+from gpl_core.sids.rqvae import RqVaeSettings, epochs_for, fit
+from gpl_core.sids.tokenizer import Tokenizer
 from gpl_core.simulation.marketplace import generate
 from gpl_core.simulation.simulation_settings import SimulationSettings
-from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 from tests.bench.simulation.likelihood import VisitedSearch
+from tests.gpl_core.sids.plain_torch import LocalEngine
 
 H, L, K = 20, 3, 20
 PREFIXES = 256
@@ -54,8 +57,7 @@ class Size:
     """How large a world is, and how long its models train.
 
     uniform_rows: at most so many uniformly exposed pairs are used, whatever the traffic.
-    steps: of every pre-ranker: as many passes over the rows as served exposed-only training best on a world of seed 301
-    (with 6,000 users 1,200 steps beat 600 and 2,400).
+    steps: of every pre-ranker; the shipped setting.
     """
 
     users: int = 3500
@@ -70,10 +72,10 @@ class Size:
     codes: int = 64
     unexposed_per_request: int = 20
     interest_epochs: int = 4
-    steps: int = 700
+    steps: int = 400
 
 
-QUICK = Size(users=800, items=400, candidates=40, exposed=8, codes=32, interest_epochs=2, steps=200, random_share=0.1)
+QUICK = Size(users=800, items=400, candidates=40, exposed=8, codes=32, interest_epochs=2, steps=100, random_share=0.1)
 
 
 class Memory:
@@ -194,6 +196,8 @@ class Log:
     calibration: date
     window: date
     test: date
+    daily: bool = False
+    """Training pairs are scored from the history before their own date, as the pipeline does, not before the window."""
 
 
 def make_world(size: Size, seed: int, kind: str = "plain") -> World:
@@ -239,8 +243,7 @@ def derive(log: Log, vectors: np.ndarray, size: Size, seed: int) -> World:
 
     earlier, latest = known(log.calibration), known(log.window)
     released = (log.items["dt"] < log.calibration).to_numpy()
-    tokenizer = fit_rq_kmeans(vectors[released], RqVaeSettings(levels=L, codes=size.codes, seed=seed))
-    sids = tokenizer.encode(vectors).codes
+    tokenizer, sids = _tokenized(vectors, released, size.codes, seed)
     catalog = ItemCatalog(np.flatnonzero(released), sids[released], size.codes)
     search = _interest_search(size, seed, catalog, tokenizer.codebooks.cpu().numpy(), earlier, vectors)
 
@@ -252,6 +255,11 @@ def derive(log: Log, vectors: np.ndarray, size: Size, seed: int) -> World:
     uniform = uniform.take(uniform.is_random & uniform.is_exposed)
     if len(uniform) > size.uniform_rows:
         uniform = uniform.take(np.sort(rng.permutation(len(uniform))[: size.uniform_rows]))
+    score = partial(_score, catalog=catalog, vectors=vectors, search=search)
+    train_scores = score(train, history=latest.history)
+    if log.daily:
+        dates = day[(day >= log.window) & (day < log.test)][chosen]
+        train_scores = _by_date(train, dates, lambda part, until: score(part, history=known(until).history))
     return World(
         size,
         log.users,
@@ -262,7 +270,7 @@ def derive(log: Log, vectors: np.ndarray, size: Size, seed: int) -> World:
         train,
         uniform,
         of(day >= log.test),
-        _score(train, catalog, vectors, latest.history, search),
+        train_scores,
         _score(uniform, catalog, vectors, earlier.history, search),
         ~released,
         probability,
@@ -403,14 +411,43 @@ def _anchors(search: VisitedSearch, catalog: ItemCatalog, history: dict[int, np.
     return UserAnchors({user: n for n, user in enumerate(sequences)}, found, leaf, visited, level1)
 
 
+def _tokenized(vectors: np.ndarray, released: np.ndarray, codes: int, seed: int) -> tuple[Tokenizer, np.ndarray]:
+    """The product's tokenizer, trained on the released items, and SIDs [N x L]: theirs as `assign_sids` issues them."""
+    epochs = epochs_for(len(vectors))
+    settings = RqVaeSettings(
+        levels=L, codes=codes, epochs=epochs, warmup_epochs=min(20, epochs // 5), relational=0.3, seed=seed
+    )
+    tokenizer = fit(vectors[released], settings, engine=LocalEngine(torch.device("cpu")))
+    sids = tokenizer.encode(vectors).codes
+    none, last = np.empty((0, L), np.int32), tokenizer.codebooks[-1].cpu().numpy()
+    encoded = tokenizer.encode(vectors[released])
+    sids[released] = issue(encoded, vectors[released], last, none, vectors[:0]).sids
+    return tokenizer, sids
+
+
+def _by_date(pairs: Pairs, dates: np.ndarray, score: Callable[[Pairs, date], Scores]) -> Scores:
+    """Scores of pairs date by date; NaN where no user of a date has a history."""
+    out = {name: np.full(len(pairs), np.nan) for name in Scores.__dataclass_fields__}
+    for until in sorted(set(dates)):
+        rows = np.flatnonzero(dates == until)
+        found = score(pairs.take(rows), until)
+        for name, values in out.items():
+            values[rows] = getattr(found, name)
+    return Scores(**out)
+
+
 def _score(
     pairs: Pairs, catalog: ItemCatalog, vectors: np.ndarray, history: dict[int, np.ndarray], search: VisitedSearch
 ) -> Scores:
-    anchors = _anchors(search, catalog, {u: history[u] for u in np.unique(pairs.user).tolist() if u in history})
+    nothing = {name: np.full(len(pairs), np.nan) for name in Scores.__dataclass_fields__}
+    asked = _with_sids(catalog, {u: history[u] for u in np.unique(pairs.user).tolist() if u in history})
+    if not asked:
+        return Scores(**nothing)
+    anchors = _anchors(search, catalog, asked)
     table = catalog.anchor_embeddings(vectors)
     items = torch.from_numpy(vectors)
     leaf_of, keys = catalog.leaf_of_item(np.arange(len(vectors))), PrefixKeys(catalog.trie)
-    out = {name: np.full(len(pairs), np.nan) for name in Scores.__dataclass_fields__}
+    out = nothing
     order = np.argsort(pairs.user, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(pairs.user[order])) + 1):
         user = int(pairs.user[rows[0]]) if len(rows) else -1
