@@ -207,7 +207,7 @@ def _logistic(world: World, features: tuple[str, ...], likelihood: str | None = 
 
     x, clicked = matrix(world.uniform, world.uniform_scores, world.known_earlier), world.uniform.clicked
     usable = np.isfinite(x).all(axis=1)
-    fitting.check_fitting_rows(int(usable.sum()), int(clicked[usable].sum()), 200)
+    fitting.check_fitting_rows(int(usable.sum()), int(clicked[usable].sum()), 200, "simulate more uniform traffic")
     fit = fit_logistic(x[usable], clicked[usable])
     x = matrix(world.train, world.train_scores, world.known)
     return calibration.sigmoid(x @ np.array(fit.weights) + fit.intercept)
