@@ -56,14 +56,15 @@ def compact(lake: Lake, contract: Contract, dates: Sequence[date], file_bytes: i
         snapshot = lake.open(contract.name)
         wanted = {d.isoformat() for d in dates}
         files = [f for f in snapshot.files if f.partition.get("dt") in (None, *wanted)]
+        movable = files
+        if contract.name in IN_PROGRESS:  # file by file: the row of a killed run stays for ever, and stops only its own
+            column, value = IN_PROGRESS[contract.name]
+            movable = [f for f in files if value not in snapshot.read([f], [column]).column(0).to_pylist()]
         by_partition: dict[str, list[DataFile]] = {}
-        for file in files:
+        for file in movable:
             by_partition.setdefault(json.dumps(dict(file.partition), sort_keys=True), []).append(file)
         joined = (g for part in by_partition.values() for g in grouped(part, lambda f: f.size, file_bytes))
         groups = [g for g in joined if len(g) > 1]
-        if contract.name in IN_PROGRESS:
-            column, value = IN_PROGRESS[contract.name]
-            groups = [g for g in groups if value not in snapshot.read(g, [column]).column(0).to_pylist()]
         if not groups:
             return len(files), len(files)
         parts = [_rewrite(lake, snapshot, group) for group in groups]

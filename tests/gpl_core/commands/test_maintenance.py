@@ -121,6 +121,9 @@ def test_the_row_of_a_running_step_keeps_its_file(tmp_path):
     assert compact(lake, load_contract("job_runs"), [], LARGE)[1] == 1
     put(lake, "job_runs", [job_run("samples", status="running", attempt=2)], mode="append")
     assert compact(lake, load_contract("job_runs"), [], LARGE)[1] == 2
+    for step in ("samples", "sequences"):
+        put(lake, "job_runs", [job_run(step)], mode="append")
+    assert compact(lake, load_contract("job_runs"), [], LARGE) == (4, 2), "one killed run does not end compaction"
 
 
 def test_the_feed_and_the_platforms_tables_are_left_alone(toy):
