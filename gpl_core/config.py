@@ -18,9 +18,12 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from gpl_core.conf import sections
 from gpl_core.conf.sections import Knob, Section, shapes_results
+from gpl_core.contracts.contract import Column, Contract, load_contract
 from gpl_core.contracts.yaml_problems import problems_of
 from gpl_core.contracts.yaml_text import InvalidYamlError, read_yaml
 from gpl_core.errors import UsageError, did_you_mean
+
+_MOST_CHARACTERS = 4096  # of a text that is passed through
 
 
 class Config(Section):
@@ -69,6 +72,16 @@ class Config(Section):
             "E": max(1, self.ingest.image_embedding_length),
             **known,
         }
+
+
+def with_passthrough(table: str, config: Config) -> Contract:
+    """The contract of `table` with the columns of `feed.passthrough`."""
+    comment = "Passed through from the raw tables (feed.passthrough)"
+    extra = [
+        Column(n, kind, True, comment, max_length=_MOST_CHARACTERS if kind == "string" else None)
+        for n, kind in config.feed.passthrough.items()
+    ]
+    return load_contract(table).with_columns(tuple(extra))
 
 
 def hash_of(settings: object) -> str:

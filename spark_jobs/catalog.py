@@ -24,6 +24,11 @@ def located(spark: SparkSession, name: str) -> str:
         raise MissingInputError(
             f"Spark's catalog has no table {name}; correct lakehouse.tables, or the launcher's catalog"
         )
+    if spark.catalog.getTable(name).tableType in ("VIEW", "TEMPORARY"):
+        raise ContractError(
+            f"{name} is a view, which has no log that says what changed, and no files to read without Spark; name the "
+            "table that it is made of (lakehouse.columns maps its columns), or write its rows as a Delta table"
+        )
     try:
         found = spark.sql(f"DESCRIBE DETAIL {name}").first()
     except AnalysisException:

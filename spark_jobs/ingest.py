@@ -10,20 +10,31 @@ Rows in = rows out + quarantined + documented drops, per raw table, or the step 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import reduce
 
 from delta.tables import DeltaTable
 from pyspark.sql import Column, DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
-from gpl_core.config import Config
+from gpl_core.config import Config, with_passthrough
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ContractError, QuarantineError
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Commit
-from spark_jobs.common.columns import only_row, passthrough_of, with_passthrough
+from spark_jobs.common.columns import only_row, passthrough_of
+from spark_jobs.common.exclusions import checked_opt_outs
 from spark_jobs.common.items import ItemChanges, checked_items, item_changes, latest_items
-from spark_jobs.common.raw_checks import Checked, inside_slice, known_item, quarantine_rows, split, typed_rows
+from spark_jobs.common.raw_casts import rows_of
+from spark_jobs.common.raw_checks import (
+    Checked,
+    failed_rows,
+    inside_slice,
+    known_item,
+    quarantine_rows,
+    split,
+    typed_rows,
+)
 from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep
 
@@ -42,13 +53,14 @@ def first_of_key(table: str) -> tuple[list[str], list[Column]]:
     }[table]
 
 
-def split_events(raw: DataFrame, contract: Contract, known: DataFrame) -> tuple[DataFrame, DataFrame]:
+def split_events(raw: DataFrame, contract: Contract, known: DataFrame, first: date) -> tuple[DataFrame, DataFrame]:
     """(good, bad) rows of a raw table of events: types, nulls, ranges, time inside the slice, known item, unique key.
 
     Args:
         known: item_id and item_index of every item.
+        first: slice of rows without a date and a time.
     """
-    frame, checks = typed_rows(raw, contract)
+    frame, checks = typed_rows(raw, contract, first)
     checked = Checked.of(frame.join(known, "item_id", "left"), [*checks, inside_slice(), known_item()], frame)
     return split(checked, *first_of_key(contract.name))
 
@@ -107,24 +119,31 @@ def summarize_quarantine(slice_: DataFrame) -> Quarantined:
 def run(step: SparkStep) -> None:
     """One date, or all dates of a bulk run: quarantine first, then items, then the three event tables."""
     context, config, dates = step.context, step.config, step.context.dates
-    for table in (*_EVENTS, "raw_items"):
+    for table in (*_EVENTS, "raw_items", "raw_opt_outs"):
         if context.has(table):  # refuse drift before anything is written
             typed_rows(step.read_unchecked(table), _raw_contract(table, config))
     in_slice = F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))
-    rows_in = {t: step.slice_rows(t) for t in _EVENTS}
-    raw_items = checked_items(step.read_unchecked("raw_items"), dates[0], dates[-1], config)
+    first = min(config.run.first_date, dates[0])
+    raw = {
+        t: rows_of(step.read_unchecked(t), _raw_contract(t, config), dates, first)
+        for t in _EVENTS if context.has(t)
+    }  # fmt: skip
+    rows_in = {t: step.slice_rows(t, raw.get(t)) for t in _EVENTS}
+    raw_items = checked_items(step.read_unchecked("raw_items"), dates[-1], first, config)
     latest, bad_items = latest_items(raw_items, config)
     rows_in["raw_items"] = raw_items.rows.where(in_slice).count()
+    bad = {"raw_items": bad_items.where(in_slice)}
+    if (opt_outs := checked_opt_outs(step, dates[-1], first)) is not None:
+        rows_in["raw_opt_outs"] = opt_outs.rows.where(in_slice).count()
+        bad["raw_opt_outs"] = failed_rows(opt_outs).where(in_slice)
     # Ingest is the only writer of items, so its newest version need not be an input. Create it even if it stays empty.
     step.create_table(load_contract("items"))
     known_at = context.lake.open("items").version
     changes = item_changes(latest, step.read_version("items", known_at))
 
-    good, bad = {}, {"raw_items": bad_items.where(in_slice)}
-    for table in _EVENTS:
-        if context.has(table):
-            raw = step.read_unchecked(table).where(in_slice)
-            good[table], bad[table] = split_events(raw, _raw_contract(table, config), changes.known)
+    good = {}
+    for table, rows in raw.items():
+        good[table], bad[table] = split_events(rows, _raw_contract(table, config), changes.known, first)
     quarantine = reduce(
         DataFrame.unionByName, [quarantine_rows(frame, table, context.run_id) for table, frame in bad.items()]
     ).coalesce(1)
@@ -147,7 +166,7 @@ def run(step: SparkStep) -> None:
         ["_raw_rows", "_clicks"],
     )  # fmt: skip
 
-    _check_balance(step, rows_in, refused, {
+    _check_balance(step, raw, rows_in, refused, {
         "raw_impressions": impressions.rows,
         "raw_candidates": folded.get("_rows", accepted["raw_candidates"]),
         "raw_interactions": merged.get("_raw_rows", accepted["raw_interactions"]),
@@ -240,14 +259,15 @@ def _publish(
     return step.write_slice(table, frame, contract=contract), dict(seen.get)
 
 
-def _check_balance(step: SparkStep, rows_in: dict[str, int], refused: Quarantined, accepted: dict[str, int]) -> None:
+def _check_balance(
+    step: SparkStep, raw: dict[str, DataFrame], rows_in: dict[str, int], refused: Quarantined, accepted: dict[str, int]
+) -> None:
     for table, rows in accepted.items():
         bad = refused.rows.get(table, 0)
         if not (lost := rows_in[table] - rows - bad):
             continue
         first, last = step.context.dates[0], step.context.dates[-1]
-        in_slice = step.read_unchecked(table).where(F.col("dt").between(F.lit(first), F.lit(last)))
-        (found,) = only_row(in_slice.agg(F.coalesce(F.sum(F.lit(1)), F.lit(0))))  # count(*) would ask the log again
+        (found,) = only_row(raw[table].agg(F.coalesce(F.sum(F.lit(1)), F.lit(0))))  # count(*) would ask the log again
         if found != rows_in[table]:
             version, uri = step.context.snapshot(table).version, step.context.lake.uri(table)
             raise ContractError(

@@ -5,11 +5,11 @@ Launch: spark-submit … spark_jobs/report.py --config CONFIG --run-date D
 Each part of the page is a module of `reporting/`: its aggregates, its words and its tables together.
 """
 
+from gpl_core.config import with_passthrough
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.graph.step_run import log
 from gpl_core.lakehouse.storage import write_whole
 from gpl_core.simulation.raw_tables import provenance
-from spark_jobs.common.columns import with_passthrough
 from spark_jobs.common.manifests import ensure_manifest
 from spark_jobs.reporting import changes, coverage, evaluations, labels, lineage, popularity, reliability, semantic_ids
 from spark_jobs.reporting.day import Day

@@ -25,7 +25,9 @@ _OUTPUTS = {
 def repaired(quarantine: DataFrame, items: DataFrame) -> dict[str, int]:
     """Source table -> rows that failed only because their item was unknown, and is known now."""
     alone = F.forall("failed_checks", lambda check: check["name"] == KNOWN_ITEM)
-    asked = quarantine.where(alone).withColumn("item_id", F.get_json_object("row_json", "$.item_id"))
+    text = F.get_json_object("row_json", "$.item_id")
+    number = F.when(~F.col("row_json").rlike('"item_id":"'), text.try_cast("decimal(38,0)"))  # 1.2345701E7 is 12345701
+    asked = quarantine.where(alone).withColumn("item_id", F.coalesce(number.cast("string"), text))
     found = asked.join(items.select("item_id"), "item_id", "left_semi")
     sums = found.groupBy("source_table").agg(F.sum("occurrences").alias("rows")).collect()  # one row per raw table
     return {r["source_table"]: r["rows"] for r in sums}

@@ -11,8 +11,9 @@ from datetime import timedelta
 from pyspark.sql import Column, DataFrame, Observation, Window
 from pyspark.sql import functions as F
 
+from gpl_core.config import with_passthrough
 from gpl_core.errors import ContractError
-from spark_jobs.common.columns import only_row, passthrough_of, with_passthrough
+from spark_jobs.common.columns import only_row, passthrough_of
 from spark_jobs.common.exclusions import flagged, opted_out, withdrawn_items
 from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep

@@ -7,9 +7,9 @@ from datetime import date
 from typing import Any
 
 from delta.tables import DeltaTable
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import DataType, StructType
+from pyspark.sql.types import StructType
 
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import ConflictError, ContractError
@@ -19,6 +19,11 @@ from gpl_core.lakehouse.lake import Commit
 from gpl_core.lakehouse.snapshot import in_span
 from gpl_core.lakehouse.statements import quoted
 from spark_jobs.catalog import check_registered, spark_path
+
+
+def column_named(name: str) -> Column:
+    """The column of that very name, whatever characters it has."""
+    return F.col("`" + name.replace("`", "``") + "`")
 
 
 def spark_schema(contract: Contract) -> StructType:
@@ -50,12 +55,11 @@ class SparkStep:
         snapshot = self.context.snapshot(table)
         check_registered(self.spark, self.context.lake, table)
         frame = self.read_version(table, snapshot.version)
-        if not snapshot.columns:
-            return frame
+        ours = {our: snapshot.columns.get(our, our) for our in snapshot.types}
         # A column of the platform that has our name but another meaning is left out.
-        ours = {theirs: our for our, theirs in snapshot.columns.items()}
-        kept = [c for c in frame.columns if c in ours or c not in snapshot.columns]
-        return frame.select(*[F.col(f"`{c}`").alias(ours.get(c, c)) for c in kept])
+        taken = {name.lower() for name in (*ours, *ours.values())}
+        more = {name: name for name in frame.columns if name.lower() not in taken}
+        return frame.select(*[column_named(theirs).alias(our) for our, theirs in {**ours, **more}.items()])
 
     def read_version(self, table: str, version: int) -> DataFrame:
         """`table` at `version`, unchecked: for what this step has just written."""
@@ -76,17 +80,18 @@ class SparkStep:
         """The run date's partition of an input table at its pinned version."""
         return self.read_dates(table, self.run_date, self.run_date, contract)
 
-    def slice_rows(self, table: str) -> int:
+    def slice_rows(self, table: str, rows: DataFrame | None = None) -> int:
         """Rows of the slice of an input table (all dates of a bulk run); 0 where the (optional) table does not exist.
 
-        By the log's statistics, by counting where the log has none.
+        By the log's statistics where each file is of these dates alone, by counting (`rows`, when given) where not.
         """
         if not self.context.has(table):
             return 0
         start, end = self.context.dates[0], self.context.dates[-1]
-        files = self.context.snapshot(table).select(start=start, end=end)
-        if any(f.rows < 0 for f in files):
-            return self.read_unchecked(table).where(F.col("dt").between(F.lit(start), F.lit(end))).count()
+        files = self.context.snapshot(table).select(start=start, end=end, undated=True)
+        if any(f.rows < 0 or not f.is_within(start, end) for f in files):
+            in_slice = F.col("dt").between(F.lit(start), F.lit(end))
+            return (self.read_unchecked(table).where(in_slice) if rows is None else rows).count()
         return rows_in(files)
 
     def spread(self, frame: DataFrame, *columns: str) -> DataFrame:
@@ -230,15 +235,13 @@ def added(after: Any, before: Any) -> tuple[int, int]:
     return sum(f.rows for f in fresh), sum(f.size for f in fresh)
 
 
-def schema_drift(
-    contract: Contract, found: StructType, castable: Callable[[DataType, DataType], bool] = lambda have, wanted: False
-) -> list[str]:
-    """Column-by-column differences between a contract and a table; additional and `castable` ones do not count."""
+def schema_drift(contract: Contract, found: StructType) -> list[str]:
+    """Column-by-column differences between a contract and a table; additional ones do not count."""
     problems = []
     for name, wanted in ((f.name, f.dataType) for f in spark_schema(contract)):
         have = found[name].dataType if name in found.names else None
         if have is None and not contract.column(name).nullable:
             problems.append(f"column '{name}' ({wanted.simpleString()}) is missing")
-        elif have and have.simpleString() != wanted.simpleString() and not castable(have, wanted):
+        elif have and have.simpleString() != wanted.simpleString():
             problems.append(f"column '{name}' is {have.simpleString()}, expected {wanted.simpleString()}")
     return problems

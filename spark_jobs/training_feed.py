@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.config import Config
+from gpl_core.config import Config, with_passthrough
 from gpl_core.errors import ContractError, GateError
 from spark_jobs.common.calibrators import require_one_version
-from spark_jobs.common.columns import only_row, passthrough_of, sids_in_force, with_passthrough
+from spark_jobs.common.columns import only_row, passthrough_of, sids_in_force
 from spark_jobs.common.exclusions import flagged
 from spark_jobs.common.manifests import check_compatible, ensure_manifest, schema_hash, schema_of
 from spark_jobs.common.monitors import watch

@@ -40,7 +40,7 @@ def _warn_of_empty_dates(planner: Planner, dates: Sequence[date]) -> None:
     for table in ("raw_impressions", "raw_candidates"):
         raw = planner.snapshot(table)
         present = raw.slices() if raw is not None else ()
-        if present and (missing := [d for d in dates if d not in present]):
+        if raw and present and (missing := [d for d in dates if not raw.may_have(d)]):
             listed = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
             print(f"warning: {table} has no rows for {listed}; it has {present[0]} to {present[-1]}", file=sys.stderr)
 

@@ -67,8 +67,9 @@ class Lakehouse(Section):
     )
     shadow: Shadow = Knob(Shadow())
     columns: dict[str, dict[str, str]] = Field(
-        default={}, description="Raw table -> our column -> the platform's name, where they differ"
-    )
+        default={}, description="Raw table -> our column -> the platform's name, where they differ; dt may be a "
+        "column of times, as in {dt: event_time}: its day (UTC) is then the row's date",
+    )  # fmt: skip
 
     @field_validator("tables")
     @classmethod
@@ -90,9 +91,10 @@ class Lakehouse(Section):
         raw = {n: c for n, c in all_contracts().items() if c.owner == "platform"}
         problems = [f"{t} is not a raw table; these are {', '.join(raw)}" for t in columns if t not in raw]
         for table in columns.keys() & raw.keys():
-            ours = [c for c in raw[table].column_names if c not in raw[table].partition_by]
+            ours = raw[table].column_names
             problems += [f"{table}.{c}: no such column; {', '.join(ours)}" for c in columns[table] if c not in ours]
-            if len(set(columns[table].values())) < len(columns[table]):
+            apart = [theirs for our, theirs in columns[table].items() if our != "dt"]  # may be the day of another
+            if len(set(apart)) < len(apart):
                 problems.append(f"{table}: two of our columns are mapped to one of the platform")
         if problems:
             raise ValueError("; ".join(problems))
@@ -120,6 +122,11 @@ class Run(Section):
     end_date: RunDate = Knob(description="Last run date; the day after it is ingested too, for evaluation")
     history_start: RunDate | None = Knob(default=None, description="First date of history to ingest in one go")
     seed: int = Field(default=0, description="Decides every hash and draw: samples, targets, initial weights")
+
+    @property
+    def first_date(self) -> date:
+        """The first date of all; raw rows that say no date and no time belong to it."""
+        return self.history_start or self.start_date
 
     @model_validator(mode="after")
     def _ordered(self) -> Run:

@@ -88,7 +88,7 @@ def plan(
 def _day_after(planner: Planner, last: date) -> tuple[date, ...]:
     following = last + ONE_DAY
     snapshot = planner.snapshot("raw_impressions")
-    return (following,) if snapshot is not None and following in snapshot.slices() else ()
+    return (following,) if snapshot is not None and snapshot.may_have(following) else ()
 
 
 def pending(planner: Planner, launch: Launch, force: bool = False) -> tuple[date, ...]:

@@ -181,7 +181,7 @@ class Planner:
         if read.scope == "as_of":
             return snapshot.select(before=(read.column, start_of(run_date + ONE_DAY)))
         start, end = read.span(self.config, run_date)
-        return snapshot.select(start=start, end=end)
+        return snapshot.select(start=start, end=end, undated=run_date <= self.config.run.first_date)
 
     def _hash(self, step: Step, inputs: Inputs, run_date: date | None = None) -> str:
         body = {
@@ -258,11 +258,11 @@ class Planner:
         then = {k: dict(v) for k, v in inputs.items() if k in step.shaped_by.get(table, inputs)}
         for read in step.reads:
             version, raw = newest[1].details["raw"].get(read.table), self.snapshot(read.table)
-            if version is None or raw is None or read.table not in then:
-                continue
-            if in_span(raw.changes_since(version), *read.span(self.config, run_date)):
+            if version is None or raw is None or read.scope == "lookup" or read.table not in then:
                 continue
             try:
+                if in_span(raw.changes_since(version), *read.span(self.config, run_date)):
+                    continue
                 then[read.table]["digest"] = self._digest(read, self.lake.open(read.table, version), run_date)
             except (GplError, DeltaError, OSError):
                 continue  # its log has been cleaned of that version

@@ -117,7 +117,8 @@ STEPS: tuple[Step, ...] = (
     Step(
         "ingest", "spark",
         reads=(Read("raw_impressions", "slice"), Read("raw_candidates", "slice"),
-               Read("raw_interactions", "slice", optional=True), Read("raw_items", "as_of", column="updated_at")),
+               Read("raw_interactions", "slice", optional=True), Read("raw_items", "as_of", column="updated_at"),
+               Read("raw_opt_outs", "lookup", optional=True)),
         writes=("quarantine", "impressions", "candidates", "interactions"), also_writes=("items",),
         settings=lambda c: (c.ingest, c.feed.passthrough, c.lakehouse.columns),
         shaped_by={"impressions": ("raw_impressions", "raw_items"), "candidates": ("raw_candidates", "raw_items"),

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from hashlib import sha256
 from typing import Any
+
+from gpl_core.lakehouse.table_layout import EARLIEST, LATEST
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,16 @@ class DataFile:
     stats_min: Mapping[str, Any]
     modified: Any = None  # when it was written
     vector: str = ""  # identity of its deletion vector
+    days: tuple[str, str] = (EARLIEST, LATEST)  # first and last date of its rows, as far as the log knows
+    undated: bool = False  # whether some row may have neither a date nor a time
+
+    def may_have(self, start: date | None, end: date | None) -> bool:
+        """Whether some row may be of the dates `start` to `end` (None: no limit)."""
+        return (end is None or self.days[0] <= end.isoformat()) and (start is None or self.days[1] >= start.isoformat())
+
+    def is_within(self, start: date, end: date) -> bool:
+        """Whether all rows are of the dates `start` to `end`."""
+        return not self.undated and start.isoformat() <= self.days[0] and self.days[1] <= end.isoformat()
 
 
 def rows_in(files: Iterable[DataFile]) -> int:

@@ -118,6 +118,22 @@ def read_log(uri: str, last: int, since: int = -1) -> Iterator[LogEntry]:
         yield entry
 
 
+def read_changes(uri: str, last: int, since: int) -> Iterator[dict[str, Any]]:
+    """The `add` and `remove` actions that changed rows after version `since`, up to version `last`, oldest first.
+
+    ContractError when the log was cleaned of some.
+    """
+    fs, log = filesystem(f"{uri}/_delta_log")
+    for version in range(since + 1, last + 1):
+        try:
+            commit = fs.cat_file(f"{log}/{version:020d}.json")
+        except FileNotFoundError:
+            raise ContractError(f"the Delta log at {uri} was cleaned of version {version}") from None
+        for line in commit.splitlines():
+            if b'"dataChange":true' in line:
+                yield from json.loads(line).values()
+
+
 def drop_statistics(uri: str) -> bool:
     """Take the smallest and largest values of columns out of the log at `uri`; returns whether there were any.
 

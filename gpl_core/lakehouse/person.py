@@ -3,14 +3,11 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from html import escape
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -102,18 +99,21 @@ class Person:
 
     def _is_id(self, ids: pa.ChunkedArray) -> pa.Array:
         """Compared as ingest casts an id to text, of any type that a platform's table may have."""
-        if pa.types.is_floating(ids.type):
-            with suppress(ValueError):
-                number = ids.type.to_pandas_dtype()(self.user_id)
-                if java_text(number) == self.user_id:
-                    return pc.fill_null(pc.equal(ids, pa.scalar(number, ids.type)), False)
-            return _flags([False] * len(ids))
-        return pc.fill_null(pc.equal(ids.cast(pa.string()), self.user_id), False)
+        wanted, is_decimal = pa.scalar(self.user_id), pa.types.is_decimal(ids.type)
+        if is_decimal or pa.types.is_floating(ids.type):
+            try:
+                number = int(self.user_id)
+                wanted = pa.scalar(Decimal(number) if is_decimal else number).cast(ids.type)
+            except ValueError:  # no whole number, or none that the column can hold
+                return _flags([False] * len(ids))
+        else:
+            ids = ids.cast(pa.string())
+        return pc.fill_null(pc.equal(ids, wanted), False)
 
     def _is_of(self, row: str) -> bool:
         """Whether a row kept as JSON is the person's; so is broken JSON that names them."""
         try:
-            found = json.loads(row, parse_int=str, parse_float=str).get("user_id")
+            found = json.loads(row, parse_int=str, parse_float=_whole).get("user_id")
             return (json.dumps(found) if isinstance(found, bool) else found) == self.user_id
         except (ValueError, AttributeError):
             return self.is_in(row)
@@ -130,14 +130,10 @@ class Person:
         return rows
 
 
-def java_text(number: np.floating[Any]) -> str:
-    """`number` as Java, and so Spark, writes it: 501.0, 1.2345701E7."""
-    exact = Decimal(np.format_float_positional(number, unique=True, trim="0"))
-    if not exact or not exact.is_finite() or Decimal("1e-3") <= abs(exact) < Decimal("1e7"):
-        return format(exact, "f")
-    sign, digits, exponent = exact.normalize().as_tuple()
-    rest = "".join(map(str, digits[1:])) or "0"
-    return f"{'-' * sign}{digits[0]}.{rest}E{int(exponent) + len(digits) - 1}"
+def _whole(number: str) -> str:
+    """A number of JSON as ingest makes an id of it: `1.2345701E7` is 12345701."""
+    exact = Decimal(number)
+    return format(exact, ".0f") if exact == exact.to_integral_value() else number
 
 
 def _rows_where(column: str, which: Callable[[pa.ChunkedArray], pa.Array]) -> Traces:

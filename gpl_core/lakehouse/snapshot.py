@@ -1,7 +1,6 @@
 """A pinned version of a table: its files, the marks of its commits, and its rows; read without a JVM."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -22,10 +21,11 @@ from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.lakehouse.deletion_vectors import DeletionVector, deletion_vectors
 from gpl_core.lakehouse.engine import Engine
 from gpl_core.lakehouse.files import DataFile, hash_text
-from gpl_core.lakehouse.log import open_table, read_log
+from gpl_core.lakehouse.log import open_table, read_changes, read_log
 from gpl_core.lakehouse.log_index import History, newest_changes, read_history, write_index
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpl_core.lakehouse.storage import filesystem
+from gpl_core.lakehouse.table_layout import EARLIEST, LATEST, TableLayout
 
 _NOT_IN_THE_FILES = {"deletionVectors", "columnMapping", "typeWidening"}
 _PHYSICAL = "delta.columnMapping.physicalName"
@@ -47,8 +47,6 @@ class Snapshot:
     def __init__(
         self, uri: str, contract: Contract, version: int | None = None, columns: Mapping[str, str] | None = None
     ):  # fmt: skip
-        self.columns = dict(columns or {})  # our column -> its name in the (platform's) table, where the two differ
-        self._ours = {theirs: ours for ours, theirs in self.columns.items()}
         try:
             self._table = open_table(uri, version)
         except TableNotFoundError:
@@ -58,6 +56,10 @@ class Snapshot:
         self.version: int = self._table.version()
         # Column mapping gives a column a name of its own in data files and log; -> the table's name.
         self._logical = {str(f.metadata.get(_PHYSICAL, f.name)): f.name for f in self._table.schema().fields}
+        kinds = {f.name: json.loads(f.type.to_json()) for f in self._table.schema().fields}
+        self.layout = TableLayout(contract, kinds, columns or {}, self._logical)
+        self.columns = self.layout.columns
+        self.types = self.layout.types
 
     @property
     def properties(self) -> dict[str, str]:
@@ -88,7 +90,7 @@ class Snapshot:
                 f"{self.contract.version}:\n  " + "\n  ".join(problems)
             )
         partitions = self._table.metadata().partition_columns
-        if not set(self.contract.partition_by) <= set(partitions):
+        if self.contract.owner != "platform" and not set(self.contract.partition_by) <= set(partitions):
             divided = ", ".join(partitions) or "nothing"
             raise ContractError(
                 f"table {self.contract.name} at {self.uri}: partitioned by {divided}, expected "
@@ -100,11 +102,12 @@ class Snapshot:
 
         Types of a platform's table are for ingest to judge, which casts row by row.
         """
-        have = {self._ours.get(f.name, f.name): f.type for f in self._table.schema().fields}
+        types = {f.name: f.type for f in self._table.schema().fields}
+        have = {our: types[self.columns.get(our, our)] for our in self.types}
         problems = []
         for name, wanted, nullable in _delta_fields(self.contract):
             if name not in have:
-                missing = f"missing column '{name}' ({_type_name(wanted)}); it has {', '.join(have)}"
+                missing = f"missing column '{name}' ({_type_name(wanted)}); it has {', '.join(types)}"
                 problems += [] if nullable else [missing]
             elif self.contract.enforced and have[name] != wanted:
                 problems.append(f"column '{name}' is {_type_name(have[name])}, expected {_type_name(wanted)}")
@@ -160,16 +163,12 @@ class Snapshot:
         found = []
         for row in rows:
             partition = {k.removeprefix("partition."): str(v) for k, v in row.items() if k.startswith("partition.")}
-            found_minima = {
-                name: v for k, v in row.items()
-                # A null may stand for any value: a column with nulls has no minimum.
-                if (name := k.removeprefix("min.")) != k and v is not None and not row.get(f"null_count.{name}")
-            }  # fmt: skip
-            minima = {self._ours.get(k, k): v for k, v in found_minima.items()}
             vector = self.deletion_vectors.get(row["path"], _NO_VECTOR)
             records = row["num_records"] - vector.rows if row["num_records"] is not None else -1
+            minima, (days, undated) = self.layout.minima(row), self.layout.days(row)
             found.append(DataFile(
-                row["path"], partition, records, row["size_bytes"], minima, row["modification_time"], vector.identity
+                row["path"], partition, records, row["size_bytes"], minima, row["modification_time"], vector.identity,
+                days, undated,
             ))  # fmt: skip
         return tuple(sorted(found, key=lambda f: f.path))
 
@@ -178,19 +177,19 @@ class Snapshot:
         *,
         start: date | None = None,
         end: date | None = None,
+        undated: bool = False,
         where: Mapping[str, str] | None = None,
         before: tuple[str, datetime] | None = None,
     ) -> tuple[DataFile, ...]:
-        """Files of the partitions `start <= dt <= end` with the partition values `where`.
+        """Files that may have rows of the dates `start` to `end`, with the partition values `where`.
 
+        `undated` adds those that may have rows with neither a date nor a time.
         `before=(column, time)` leaves out files whose smallest `column`, by the log's statistics, is not before `time`
         (an int column is compared in microseconds); files without statistics stay in.
         """
         chosen = []
         for f in self.files:
-            if start is not None and f.partition["dt"] < start.isoformat():
-                continue
-            if end is not None and f.partition["dt"] > end.isoformat():
+            if not f.may_have(start, end) and not (undated and f.undated):
                 continue
             if any(f.partition.get(k) != v for k, v in (where or {}).items()):
                 continue
@@ -200,9 +199,13 @@ class Snapshot:
         return tuple(chosen)
 
     def slices(self) -> tuple[date, ...]:
-        """The dates that have at least one live file, ascending; a platform's rows without a usable date have none."""
-        named = {f.partition["dt"] for f in self.files}
-        return tuple(sorted(date.fromisoformat(d) for d in named if re.fullmatch(r"(?!0000)\d{4}-\d\d-\d\d", d)))
+        """The dates that live files have, ascending: of a file with rows of several dates the first and the last."""
+        named = {day for f in self.files for day in f.days}
+        return tuple(sorted(date.fromisoformat(day) for day in named if day not in (EARLIEST, LATEST)))
+
+    def may_have(self, day: date) -> bool:
+        """Whether some live file may have rows of `day`."""
+        return any(f.may_have(day, day) for f in self.files)
 
     def uris(self, files: Iterable[DataFile]) -> list[str]:
         """Absolute locations of `files`, as Petastorm and pyarrow take them."""
@@ -229,11 +232,19 @@ class Snapshot:
         A slice is an ISO date. `*` means all: for a table without dates, a removal that names no date, or a log that
         was cleaned of such commits.
         """
+        if not self.layout.is_partitioned(self._table.metadata().partition_columns):
+            return self._changed_days(version)
         commits = tuple(read_log(self.uri, self.version, version))
         if len(commits) < self.version - version:
             return {WHOLE: self.version}
         theirs = self.columns.get("dt", "dt")
         return newest_changes(commits, next((k for k, v in self._logical.items() if v == theirs), theirs))
+
+    def _changed_days(self, version: int) -> dict[str, int]:
+        before = Snapshot(self.uri, self.contract, version, self.layout.mapped)
+        known = {f.path: f.days for f in before.files}
+        changed = self.layout.changed_days(read_changes(self.uri, self.version, version), known)
+        return {WHOLE if day == LATEST else day: self.version for day in changed}
 
     @cached_property
     def _changes(self) -> dict[str, int]:
@@ -274,11 +285,12 @@ class Snapshot:
         wanted = columns or list(self.contract.column_names)
         schema = pa.schema([f for f in self.contract.arrow_schema() if f.name in wanted])
         in_file = [c for c in wanted if c not in self.contract.partition_by]
+        ours = {theirs: our for our, theirs in self.columns.items() if our in in_file}
         parts = []
         for f, uri in zip(files, self.uris(files), strict=True):
             with self.reading(uri), fsspec.open(uri, "rb") as handle:
                 part = pq.ParquetFile(handle).read(columns=[self.columns.get(c, c) for c in in_file])
-            part = part.rename_columns([self._ours.get(c, c) for c in part.column_names])
+            part = part.rename_columns([ours.get(c, c) for c in part.column_names])
             arrays = [_column_of(part, f, schema.field(n)) for n in schema.names]
             parts.append(pa.table(arrays, schema=schema))
         return pa.concat_tables(parts) if parts else schema.empty_table()
@@ -359,4 +371,7 @@ def _column_of(part: pa.Table, file: DataFile, wanted: pa.Field) -> pa.Array | p
 
 
 def _earlier(value: Any, time: datetime) -> bool:
-    return not isinstance(value, int) or value < int(time.timestamp() * 1_000_000)
+    """Whether `value`, microseconds or an ISO date, comes before the start of a day, `time`."""
+    if isinstance(value, int):
+        return value < int(time.timestamp() * 1_000_000)
+    return not isinstance(value, str) or value < time.date().isoformat()

@@ -4,11 +4,8 @@ from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from gpl_core.config import Config
-from gpl_core.contracts.contract import Column as ContractColumn
-from gpl_core.contracts.contract import Contract, load_contract
 
 _NEUTRAL = {"int": "0", "long": "0L", "float": "0.0F", "double": "0.0D", "string": "''", "boolean": "false"}
-_MOST_CHARACTERS = 4096  # of a text that is passed through
 _MOST_BROADCAST = 500_000  # numbers or user ids: a hash table of 16 to 50 MB
 
 
@@ -37,16 +34,6 @@ def sids_in_force(item_sids: DataFrame, sid_version: str) -> DataFrame:
     """item_index, sid: the latest issue of each item under `sid_version` that is not retired."""
     live = item_sids.where((F.col("sid_version") == sid_version) & (F.col("retired_at") == 0))
     return live.groupBy("item_index").agg(F.max_by("sid", "issue").alias("sid"))
-
-
-def with_passthrough(table: str, config: Config) -> Contract:
-    """The contract of `table` with the columns of `feed.passthrough`."""
-    comment = "Passed through from the raw tables (feed.passthrough)"
-    extra = [
-        ContractColumn(n, kind, True, comment, max_length=_MOST_CHARACTERS if kind == "string" else None)
-        for n, kind in config.feed.passthrough.items()
-    ]
-    return load_contract(table).with_columns(tuple(extra))
 
 
 def passthrough_of(frame: DataFrame, config: Config) -> list[Column]:

@@ -1,23 +1,37 @@
 """Who and what is left out of labeling, as of the run date: users who opted out, and withdrawn items."""
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.steps import start_of
 from spark_jobs.common.columns import broadcast_if_few
+from spark_jobs.common.raw_checks import Checked, typed_rows
 from spark_jobs.step import SparkStep
 
 
 def opted_out(step: SparkStep) -> DataFrame | None:
-    """Distinct user_id of opt-outs before the end of the run date, or without a time; None without the table."""
+    """Distinct user_id of opt-outs before the end of the run date, or without a time; None without the table.
+
+    A row whose time cannot be read counts as one without: the user is left out.
+    """
     if not step.context.has("raw_opt_outs"):
         return None
-    rows = step.read("raw_opt_outs")
-    if "opted_out_at" in rows.columns:
-        rows = rows.where(F.col("opted_out_at").isNull() | (F.col("opted_out_at") < F.lit(_end(step))))
-    return rows.select("user_id").distinct()
+    rows, _ = typed_rows(step.read_unchecked("raw_opt_outs"), load_contract("raw_opt_outs"))
+    rows = rows.where(F.col("opted_out_at").isNull() | (F.col("opted_out_at") < F.lit(_end(step))))
+    return rows.select("user_id").where("user_id IS NOT NULL").distinct()
+
+
+def checked_opt_outs(step: SparkStep, until: date, first: date) -> Checked | None:
+    """raw_opt_outs before the end of `until`, checked; dt is the day of the opt-out, at least `first`."""
+    if not step.context.has("raw_opt_outs"):
+        return None
+    frame, checks = typed_rows(step.read_unchecked("raw_opt_outs"), load_contract("raw_opt_outs"))
+    day = F.to_date("opted_out_at")
+    frame = frame.where(day.isNull() | (day <= F.lit(until))).withColumn("dt", F.greatest(day, F.lit(first)))
+    return Checked.of(frame, checks)
 
 
 def withdrawn_items(step: SparkStep) -> DataFrame | None:

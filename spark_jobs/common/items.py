@@ -21,12 +21,11 @@ def clean(column: str) -> Column:
     return F.trim(F.regexp_replace(F.coalesce(F.col(column), F.lit("")), r"\s+", " "))
 
 
-def checked_items(raw: DataFrame, start: date, until: date, config: Config) -> Checked:
+def checked_items(raw: DataFrame, until: date, first: date, config: Config) -> Checked:
     """raw_items that became valid before the end of `until`, checked (see `checks`); dt is the day of the update.
 
-    Updates older than the first configured day (or `start`) belong to that day, so that every bad row has one slice.
+    Updates older than the date `first`, and those without a time, belong to it, so that every bad row has one slice.
     """
-    first = min(config.run.history_start or config.run.start_date, start)
     length = config.ingest.image_embedding_length
     frame, checks = typed_rows(raw, load_contract("raw_items"))
     frame = frame.where(F.col("updated_at").isNull() | (F.to_date("updated_at") <= F.lit(until)))

@@ -1,34 +1,31 @@
 """Row checks of raw tables: cast to the contract's types, name every check a row fails, find duplicate keys.
 
-A checked frame has the contract's typed columns and `_raw`, the row as it came (a struct). A bad row also has
-`_failed`: an array of struct<name, message, columns>, one per check that it fails. A check is named after what must
-hold: `user_id_is_not_null`.
+A checked frame has the contract's typed columns, `_raw` (the row as it came, a struct) and `_hash` of the whole row. A
+bad row also has `_failed`: an array of struct<name, message, columns>, one per check that it fails. A check is named
+after what must hold: `user_id_is_not_null`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import reduce
+from typing import Any
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
-from pyspark.sql import types as T
 
-from gpl_core.contracts.contract import Contract, load_contract
+from gpl_core.contracts.contract import Contract
+from gpl_core.contracts.raw_values import RowRule, drift, rules_of, type_text
 from gpl_core.errors import ContractError
 from spark_jobs.common.columns import broadcast_if_few
-from spark_jobs.step import schema_drift, spark_schema
+from spark_jobs.common.raw_casts import cast_column, slice_day, types_of
+from spark_jobs.step import column_named
 
 RAW, BAD, HASH, FAILED, KEY = "_raw", "_bad", "_hash", "_failed", "_key"
-_CASTS: tuple[tuple[type[T.DataType], tuple[type[T.DataType], ...]], ...] = (
-    (T.StringType, (T.NumericType, T.BooleanType)),
-    (T.NumericType, (T.NumericType, T.StringType, T.BooleanType)),
-    (T.BooleanType, (T.IntegralType, T.StringType)),
-    (T.TimestampType, (T.StringType, T.DateType, T.TimestampNTZType)),
-)
 KNOWN_ITEM = "item_id_is_known"
-_IDS = ("request_id", "item_id", "user_id", "channel", "kind")
 _EXCERPT = 100  # characters of a bad value that a message repeats
 
 
@@ -53,7 +50,7 @@ def _failure(name: str, message: Column, columns: Sequence[str]) -> Column:
 
 @dataclass(frozen=True)
 class Checked:
-    """Typed rows and their checks. `rows` has `_raw`, `_bad` (some check fails) and `_hash` (of the whole row).
+    """Typed rows and their checks. `rows` has `_raw`, `_hash` and `_bad` (some check fails).
 
     `bare` are the same rows without columns of other tables. Messages are built only for rows that go to quarantine:
     good rows cost only the conditions.
@@ -67,97 +64,74 @@ class Checked:
     def of(typed: DataFrame, checks: Sequence[Check], bare: DataFrame | None = None) -> Checked:
         """Evaluate `checks` on `typed`."""
         bad = reduce(lambda a, b: a | b, [F.coalesce(c.bad, F.lit(False)) for c in checks])
-        rows = typed.withColumns({BAD: bad, HASH: F.xxhash64(RAW)})
-        return Checked(rows, tuple(checks), typed if bare is None else bare)
+        return Checked(typed.withColumn(BAD, bad), tuple(checks), typed if bare is None else bare)
 
 
-def typed_rows(raw: DataFrame, contract: Contract) -> tuple[DataFrame, list[Check]]:
+def typed_rows(raw: DataFrame, contract: Contract, first: date | None = None) -> tuple[DataFrame, list[Check]]:
     """(`raw` in the contract's types beside `_raw`, the checks that need no other table).
 
-    A column of another, castable type is cast row by row; a row whose value does not survive the cast fails
-    `<column>_has_valid_type`. Columns that the contract allows to be null may be missing. Values must also be legal in
-    the table that ingest makes of this one, whose CHECK constraints would stop the whole date.
+    A column of another type is cast row by row (`gpl_core.contracts.raw_values`); a row whose value does not survive
+    fails `<column>_has_valid_type`. Columns that the contract allows to be null may be missing. A table with dates gets
+    in `dt` the slice of the row: without a usable date that of its time, or `first`.
 
     Raises:
         ContractError: a column is missing, or its type cannot be cast; shows both types, column by column.
     """
-    if problems := schema_drift(contract, raw.schema, castable):
+    have = types_of(raw)
+    if problems := drift(contract, have):
         raise ContractError(
             f"table {contract.name}: its schema drifted from contract version {contract.version}, nothing was written; "
             "repair the table or declare a new contract version:\n  " + "\n  ".join(problems)
         )
-    typed: list[Column] = []
-    checks: list[Check] = []
-
-    def check(bad: Column, rule: str, message: Column | str) -> None:
-        text = F.lit(f"{field.name} {message}") if isinstance(message, str) else message
-        checks.append(Check(bad, f"{field.name}_{rule}", text, (field.name,)))
-
-    written = load_contract(contract.name.removeprefix("raw_"))
-    for field in spark_schema(contract):
-        column = contract.column(field.name)
-        if field.name not in raw.columns:
-            typed.append(F.lit(None).cast(field.dataType).alias(field.name))
-            continue
-        have = raw.schema[field.name].dataType
-        source = F.col(f"{RAW}.`{field.name}`")
-        if have == field.dataType:
-            typed.append(source.alias(field.name))
-        else:
-            typed.append(_cast(source, have, field.dataType).alias(field.name))
-            lost = F.col(field.name).isNull() & source.isNotNull()
-            message = F.concat(F.lit("'"), _excerpt(source), F.lit(f"' is not a {column.type}"))
-            check(lost, "has_valid_type", message)
-        if not column.nullable:
-            check(source.isNull(), "is_not_null", "is null")
-        if isinstance(have, T.StringType) and have == field.dataType:
-            check(~F.is_valid_utf8(field.name), "is_valid_text", "is not text in UTF-8")
-        if field.name in _IDS and isinstance(field.dataType, T.StringType):
-            check(F.col(field.name) == "", "is_not_empty", "is empty")
-        if isinstance(field.dataType, T.FractionalType):
-            check(F.isnan(field.name) | (F.abs(field.name) == float("inf")), "is_finite", "is not a finite number")
-        for expected in dict.fromkeys((column.check_sql(), _written_check(written, field))):
-            if expected and column.max_length is not None:
-                size = F.length(field.name).cast("string")
-                message = F.concat(F.lit(f"{field.name} has the length "), size, F.lit(f", expected {expected}"))
-                check(~F.expr(expected), "is_short_enough", message)
-            elif expected:
-                value = _excerpt(F.col(field.name))
-                message = F.concat(F.lit(f"{field.name} is "), value, F.lit(f", expected {expected}"))
-                check(~F.expr(expected), "is_in_list" if column.allowed else "is_in_range", message)
-    wide = raw.select(F.struct(*[F.col(f"`{c}`") for c in raw.columns]).alias(RAW))
-    return wide.select(*typed, RAW), checks
+    typed = []
+    for column in contract.columns:
+        name = column.name
+        value = F.lit(None).cast(column.type)
+        if name == "dt" and first is not None:
+            value = slice_day(_source(name), _source("event_time"), have, first)
+        elif name in have:
+            value = cast_column(_source(name), have[name], column.type)
+        typed.append(value.alias(name))
+    checks = [_check(rule, have[rule.column.name]) for rule in rules_of(contract, have)]
+    # Hashes of maps and variants are not defined.
+    plain = not re.search(r"map|variant", raw.schema.simpleString())
+    whole = F.struct(*[column_named(c) for c in raw.columns])
+    wide = raw.select(whole.alias(RAW), F.xxhash64(whole if plain else F.to_json(whole)).alias(HASH))
+    return wide.select(*typed, RAW, HASH), checks
 
 
-def _written_check(written: Contract, field: T.StructField) -> str:
-    """What the table that is written asks of a raw column: times are written as microseconds."""
-    if field.name not in written.column_names:
-        return ""
-    column = written.column(field.name)
-    is_micros = column.type == "long" and isinstance(field.dataType, T.TimestampType)
-    return column.check_sql(f"unix_micros({field.name})" if is_micros else "")
+def _source(column: str) -> Column:
+    return F.col(f"{RAW}.`{column}`")
+
+
+def _check(rule: RowRule, have: Any) -> Check:
+    column, name = rule.column, rule.column.name
+    source, value = _source(name), F.col(name)
+    bad, words = source.isNull(), F.lit(f"{name} is null")
+    if rule.rule == "has_valid_type":
+        # `dt` holds the row's slice.
+        bad = (cast_column(source, have, column.type) if name == "dt" else value).isNull() & source.isNotNull()
+        words = _message(f"{name} '", source, f"' ({type_text(have)}) cannot be a {column.type} without loss")
+    elif rule.rule == "is_valid_text":
+        bad, words = ~F.is_valid_utf8(value), F.lit(f"{name} is not text in UTF-8")
+    elif rule.rule == "is_not_empty":
+        bad, words = value == "", F.lit(f"{name} is empty")
+    elif rule.rule == "is_finite":
+        bad, words = F.isnan(value) | (F.abs(value) == float("inf")), F.lit(f"{name} is not a finite number")
+    elif rule.rule == "is_short_enough":
+        words = _message(f"{name} has the length ", F.length(value), f", expected {rule.expected}")
+    elif rule.bounds is not None:
+        words = _message(f"{name} is ", value, f", expected {rule.expected}")
+    return Check(~F.expr(rule.expected) if rule.expected else bad, rule.name, words, (name,))
+
+
+def _message(before: str, value: Column, after: str) -> Column:
+    return F.concat(F.lit(before), _excerpt(value), F.lit(after))
 
 
 def _excerpt(value: Column) -> Column:
     """The start of a value as text that every reader of Parquet takes."""
     return F.make_valid_utf8(F.substring(value.cast("string"), 1, _EXCERPT))
-
-
-def castable(have: T.DataType, wanted: T.DataType) -> bool:
-    """Whether values of `have` can mean `wanted` without guessing (a number as a time would be a guess)."""
-    if isinstance(wanted, T.ArrayType):
-        elements = (have.elementType, wanted.elementType) if isinstance(have, T.ArrayType) else ()
-        return bool(elements) and all(isinstance(e, T.NumericType) for e in elements)
-    return any(isinstance(wanted, to) and isinstance(have, sources) for to, sources in _CASTS)
-
-
-def _cast(source: Column, have: T.DataType, wanted: T.DataType) -> Column:
-    cast = source.try_cast(wanted)
-    if isinstance(wanted, T.IntegralType) and isinstance(have, T.NumericType):
-        return F.when(cast.cast("double") == source.cast("double"), cast)  # 0.5 is not a 0
-    if isinstance(wanted, T.BooleanType) and isinstance(have, T.IntegralType):
-        return F.when(source.isin(0, 1), cast)
-    return cast
 
 
 def inside_slice() -> Check:
@@ -186,8 +160,7 @@ def split(checked: Checked, key: Sequence[str], order: Sequence[str | Column]) -
     hashed = key_hash(key).alias(KEY)
     twice = checked.bare.select(hashed).groupBy(KEY).count().where("count > 1").select(KEY).persist()
     number = twice.count()
-    failed = F.array_compact(F.array(*[c.failure for c in checked.checks]))
-    bad = checked.rows.where(BAD).select(RAW, "dt", failed.alias(FAILED))
+    bad = failed_rows(checked)
     good = checked.rows.where(~F.col(BAD))
     if number:
         few, keyed = broadcast_if_few(twice, number), good.select("*", hashed)
@@ -201,6 +174,12 @@ def split(checked: Checked, key: Sequence[str], order: Sequence[str | Column]) -
         again = _failure("key_is_unique", F.concat(F.lit("another row has the key "), text), names)
         bad = bad.union(ranked.where("_rank > 1").select(RAW, "dt", F.array(again).alias(FAILED)))
     return good.drop(RAW, BAD, HASH), bad
+
+
+def failed_rows(checked: Checked) -> DataFrame:
+    """The rows that fail a check: `_raw`, dt and `_failed`."""
+    failed = F.array_compact(F.array(*[c.failure for c in checked.checks]))
+    return checked.rows.where(BAD).select(RAW, "dt", failed.alias(FAILED))
 
 
 def key_hash(key: Sequence[str]) -> Column:

@@ -39,12 +39,13 @@ spark.sql.codegen.factoryMode NO_CODEGEN
 
 @pytest.fixture
 def catalog(spark, tmp_path):
-    """A database `shop` with an external table, a managed one and one that is not Delta."""
+    """A database `shop` with an external table, a managed one, one that is not Delta, and a view."""
     put(Lake(str(tmp_path / "there")), "raw_items", 2)
     spark.sql("CREATE DATABASE shop")
     spark.sql(f"CREATE TABLE shop.items USING delta LOCATION '{tmp_path}/there/tables/raw_items'")
     spark.sql(f"CREATE TABLE shop.shown USING delta PARTITIONED BY (dt) AS SELECT 'r' AS request_id, DATE'{DAY}' AS dt")
     spark.sql("CREATE TABLE shop.plain (a INT) USING parquet")
+    spark.sql("CREATE VIEW shop.seen AS SELECT * FROM shop.shown")
     yield spark
     spark.sql("DROP DATABASE shop CASCADE")
     spark.sql("DROP DATABASE IF EXISTS ours CASCADE")
@@ -86,10 +87,17 @@ def test_names_are_looked_up_once_for_every_process_and_a_move_is_noticed(catalo
         check_registered(catalog, lake, "raw_items")
 
 
-@pytest.mark.parametrize(("name", "error"), [("shop.nothing", MissingInputError), ("shop.plain", ContractError)])
-def test_a_name_that_leads_nowhere_changes_nothing(catalog, tmp_path, name, error):
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("shop.nothing", MissingInputError, "no table shop.nothing"),
+        ("shop.plain", ContractError, "shop.plain is not a Delta table"),
+        ("shop.seen", ContractError, "shop.seen is a view, which has no log"),
+    ],
+)
+def test_a_name_that_leads_nowhere_changes_nothing(catalog, tmp_path, name, error, words):
     house = Lakehouse(root=str(tmp_path / "lake"), tables={"raw_items": f"catalog://{name}"})
-    with pytest.raises(error, match=name):
+    with pytest.raises(error, match=words):
         locate(catalog, house)
     assert not (tmp_path / "lake").exists()
 

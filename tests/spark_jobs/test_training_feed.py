@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from gpl_core.config import with_passthrough
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError, GateError, LineageError, MissingInputError
 from spark_jobs import training_feed
-from spark_jobs.common.columns import with_passthrough
 from spark_jobs.common.manifests import ensure_manifest, incompatibilities, manifest_path, schema_of
 from tests.spark_jobs.label_lake import FeedLake
 from tests.spark_jobs.tiny_lake import D, at, day

@@ -14,7 +14,7 @@ import pyarrow as pa
 from deltalake import write_deltalake
 from pyspark.sql import SparkSession
 
-from gpl_core.config import Config, load_config
+from gpl_core.config import Config, load_config, with_passthrough
 from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.planner import Planner
@@ -22,7 +22,6 @@ from gpl_core.graph.step_run import StepContext, run_step
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
-from spark_jobs.common.columns import with_passthrough
 from spark_jobs.run import run_body
 from spark_jobs.step import SparkStep
 

@@ -84,12 +84,12 @@ def test_every_fault_of_every_table_is_named_at_once(config, tmp_path, capsys):
     for words in (
         "error: raw_items: column 'updated_at' (timestamp) is missing; if it is 'updated': "
         "lakehouse.columns.raw_items: {updated_at: updated}",
-        "error: raw_impressions: user_id is null in 1 of 3 sampled rows",
-        "error: raw_impressions: request_id is empty in 1 of 3 sampled rows",
-        "error: raw_impressions: clicked breaks clicked = 0 OR clicked = 1 in 1 of 3 sampled rows",
-        f"error: raw_impressions: event_time is not within dt {DAY} (UTC) in 1 of 3 sampled rows",
+        "error: raw_impressions: user_id_is_not_null does not hold for 1 of 3 sampled rows",
+        "error: raw_impressions: request_id_is_not_empty does not hold for 1 of 3 sampled rows",
+        "error: raw_impressions: clicked_is_in_list does not hold for 1 of 3 sampled rows, e.g. '7'",
+        "error: raw_impressions: event_time_is_within_dt does not hold for 1 of 3 sampled rows",
+        "error: raw_impressions: 100.0% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
         "error: raw_candidates: column 'event_time' is long, expected timestamp, to which it cannot be cast",
-        "error: raw_candidates: partitioned by nothing, expected dt",
         "warning: raw_interactions: none at",
         "7 error(s), 1 warning(s)",
     ):
@@ -106,7 +106,10 @@ def test_a_platforms_own_column_names_are_mapped(tmp_path):
     for table in ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions"):
         data = rows(table, {"clicked": 3}) if table == "raw_impressions" else rows(table)
         write(config, table, data.rename_columns([names.get(table, {}).get(n, n) for n in data.column_names]))
-    assert texts(config) == ["error: raw_impressions: clicked breaks clicked = 0 OR clicked = 1 in 1 of 3 sampled rows"]
+    assert texts(config) == [
+        "error: raw_impressions: clicked_is_in_list does not hold for 1 of 3 sampled rows, e.g. '3'",
+        "error: raw_impressions: 33.3% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
+    ]
     snapshot = Planner(config).snapshot("raw_items")
     assert snapshot.read(columns=["item_id", "title"]).to_pylist()[0] == {"item_id": "i0", "title": "t0"}
     assert "updated_at" in snapshot.files[0].stats_min
@@ -118,7 +121,7 @@ def test_a_platforms_own_column_names_are_mapped(tmp_path):
     [
         ({"items": {"item_id": "x"}}, "items is not a raw table"),
         ({"raw_items": {"sku": "item_id"}}, "raw_items.sku: no such column"),
-        ({"raw_impressions": {"dt": "day"}}, "raw_impressions.dt: no such column"),
+        ({"raw_impressions": {"day": "dt"}}, "raw_impressions.day: no such column"),
         ({"raw_items": {"item_id": "x", "title": "x"}}, "two of our columns are mapped to one"),
     ],
 )
@@ -131,8 +134,8 @@ def test_opt_outs_may_be_absent_and_are_looked_at_when_they_are_there(config):
     good(config)
     write(config, "raw_opt_outs", pa.table({"user_id": pa.array([None, "u", "u"], pa.string())}))
     assert texts(config) == [
-        "error: raw_opt_outs: user_id is null in 1 of 3 sampled rows",
-        "warning: raw_opt_outs: 1 keys (user_id) occur more than once: one row of each is kept",
+        "error: raw_opt_outs: user_id_is_not_null does not hold for 1 of 3 sampled rows",
+        "error: raw_opt_outs: 33.3% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
     ]
     config.lakehouse.tables["raw_opt_outs"] = f"{config.lakehouse.root}/elsewhere"
     assert texts(config) == [
@@ -148,10 +151,13 @@ def test_rows_that_do_not_belong_together_are_named(config):
     write(config, "raw_candidates", rows("raw_candidates"))
     write(config, "raw_interactions", rows("raw_interactions", count=1))
     assert texts(config) == [
-        "error: raw_items: no title, description or picture: nothing to encode in 1 of 2 sampled rows",
-        "warning: raw_impressions: 1 keys (request_id, item_id) occur more than once: one row of each is kept",
-        "error: raw_impressions: item_id not in raw_items in 1 of 3 sampled rows, e.g. 'i2'",
-        "error: raw_candidates: item_id not in raw_items in 1 of 3 sampled rows, e.g. 'i2'",
+        "error: raw_items: item_has_content does not hold for 1 of 2 sampled rows",
+        "error: raw_items: 50.0% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
+        "error: raw_impressions: item_id_is_known does not hold for 1 of 3 sampled rows, e.g. 'i2'",
+        "error: raw_impressions: key_is_unique does not hold for 1 of 3 sampled rows, e.g. 'r0, i0'",
+        "error: raw_impressions: 66.7% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
+        "error: raw_candidates: item_id_is_known does not hold for 1 of 3 sampled rows, e.g. 'i2'",
+        "error: raw_candidates: 33.3% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
     ]
 
 

@@ -260,18 +260,14 @@ def impressions(days: list[date | None]) -> pa.Table:
     )
 
 
-def test_a_foreign_table_without_the_partition_is_refused_naming_both(tmp_path):
-    deltalake.write_deltalake(str(tmp_path / "mine"), impressions([DAY]))
-    with pytest.raises(ContractError, match=r"raw_impressions.*partitioned by nothing, expected dt"):
-        Lake(str(tmp_path), {"raw_impressions": str(tmp_path / "mine")}).open("raw_impressions")
-
-
-def test_rows_without_a_date_belong_to_no_slice(tmp_path):
+def test_rows_without_a_date_belong_to_the_day_of_their_time(tmp_path):
     """A platform's table may hold them; ours may not."""
-    deltalake.write_deltalake(str(tmp_path / "mine"), impressions([DAY, None]), partition_by=["dt"])
+    rows = impressions([DAY, None])
+    deltalake.write_deltalake(str(tmp_path / "mine"), rows, partition_by=["dt"])
     snapshot = Lake(str(tmp_path), {"raw_impressions": str(tmp_path / "mine")}).open("raw_impressions")
-    assert snapshot.slices() == (DAY,)
-    assert len(snapshot.select(start=DAY, end=DAY)) == 1
+    (time,) = (row["event_time"] for row in rows.to_pylist() if row["dt"] is None)
+    assert snapshot.slices() == tuple(sorted({DAY, time.date()}))
+    assert len(snapshot.select(start=DAY, end=DAY)) == len(snapshot.select(start=time.date(), end=time.date())) == 1
     assert len(snapshot.files) == 2
 
 
