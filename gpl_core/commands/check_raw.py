@@ -82,12 +82,12 @@ def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[F
             continue
         try:
             table = Snapshot(lake.uri(name), contract, None, lake.columns.get(name))
-            problems = list(_schema(table))
-            problems += [] if problems or "dt" not in contract.partition_by else _layout(table, config, dates)
+            wrong = list(_schema(table))
+            found += wrong or _layout(table, config, dates)
         except (GplError, OSError) as problem:
-            problems = [Finding("error", name, f"the Delta table at {lake.uri(name)} cannot be opened: {problem}")]
-        found += problems
-        if not any(p.level == "error" and "no slice for" not in p.text for p in problems):
+            found.append(Finding("error", name, f"the Delta table at {lake.uri(name)} cannot be opened: {problem}"))
+            continue
+        if not wrong:
             readable[name] = table
     query = Query(lake)
     for name in tuple(readable):
@@ -136,7 +136,9 @@ def _schema(table: Snapshot) -> Iterator[Finding]:
 
 
 def _layout(table: Snapshot, config: Config, dates: Sequence[date]) -> Iterator[Finding]:
-    """Which slices are missing, and which files count to more of them than they need to."""
+    """Of a table with dates: which are missing, and which files count to more of them than they need to."""
+    if "dt" not in table.contract.partition_by:
+        return
     name, have = table.contract.name, table.slices()
     missing = [d.isoformat() for d in dates if not table.may_have(d)]
     if missing and name not in _OPTIONAL:
