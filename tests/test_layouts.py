@@ -41,10 +41,14 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_layout_gets_labels_from_its_raw_tables(simulated, layout: Layout, tmp_path, spark):
     layout.create(spark, tmp_path)
-    for table in RAW:
+    for table in (*RAW, "raw_interactions"):
         rows = spark.read.format("delta").load(str(simulated / table))
         ids = {name: F.regexp_replace(name, "[^0-9]", "") for name in ("item_id", "user_id") if name in rows.columns}
-        layout.append(tmp_path, table, rows.withColumns(ids))
+        rows = rows.withColumns(ids)
+        if table in RAW:
+            layout.append(tmp_path, table, rows)
+        else:  # the page shows no history beside the impressions
+            rows.write.format("delta").partitionBy("dt").save(str(tmp_path / "lake" / "tables" / table))
     config = configured(tmp_path, layout.placed(tmp_path))
     assert main(["check-raw", "--config", config]) == 0
     assert main(["run", "--config", config]) == 0
