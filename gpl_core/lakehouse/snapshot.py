@@ -232,7 +232,7 @@ class Snapshot:
         A slice is an ISO date. `*` means all: for a table without dates, a removal that names no date, or a log that
         was cleaned of such commits.
         """
-        if not self.layout.is_partitioned(self._table.metadata().partition_columns):
+        if self.contract.owner == "platform" and "dt" in self.contract.partition_by:
             return self._changed_days(version)
         commits = tuple(read_log(self.uri, self.version, version))
         if len(commits) < self.version - version:
@@ -242,7 +242,7 @@ class Snapshot:
 
     def _changed_days(self, version: int) -> dict[str, int]:
         before = Snapshot(self.uri, self.contract, version, self.layout.mapped)
-        known = {f.path: f.days for f in before.files}
+        known = {f.path: (EARLIEST, LATEST) if f.undated else f.days for f in before.files}
         changed = self.layout.changed_days(read_changes(self.uri, self.version, version), known)
         return {WHOLE if day == LATEST else day: self.version for day in changed}
 

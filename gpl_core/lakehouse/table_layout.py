@@ -1,7 +1,7 @@
 """Where a table has its columns and dates, and which dates' rows a data file can have by what the log says of it."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cached_property, lru_cache
@@ -46,11 +46,6 @@ class TableLayout:
         theirs = {our: self.columns.get(our, our) for our in self.contract.column_names}
         return {our: self.kinds[name] for our, name in theirs.items() if name in self.kinds}
 
-    def is_partitioned(self, partitions: Sequence[str]) -> bool:
-        """Whether the log names the date of every file: our tables, and a platform's partitioned by an ISO date."""
-        dated = "dt" in self.contract.partition_by
-        return not dated or (self.types.get("dt") == "date" and self.columns.get("dt", "dt") in partitions)
-
     def minima(self, file: Mapping[str, Any]) -> dict[str, Any]:
         """Smallest values under our names; of a partition its day, if it is one. A column with nulls has none."""
         names = {name: name for name in self.kinds} | {our: self.columns.get(our, our) for our in self.types}
@@ -91,13 +86,15 @@ class TableLayout:
     def changed_days(self, actions: Iterable[Mapping[str, Any]], known: Mapping[str, Days]) -> set[str]:
         """The days whose rows the `add` and `remove` actions of a log may have changed; `LATEST` for any.
 
+        A row with neither a date nor a time may be of any day.
+
         known: path of a file that was live before -> its days; a removal says nothing of them.
         """
         days, found = dict(known), set[str]()
         for action in actions:
-            path, (span, _) = action["path"], self.days(self._as_file(action))
+            path, (span, undated) = action["path"], self.days(self._as_file(action))
             if span != _ANY or path not in days:
-                days[path] = span
+                days[path] = _ANY if undated else span
             found |= _each_day(*days[path])
         return found
 
@@ -120,8 +117,6 @@ def _day_of(partition: Any, kind: str) -> str | None:
 
 
 def _each_day(first: str, last: str) -> set[str]:
-    if (first, last) == (LATEST, EARLIEST):  # no row has a date
-        return set()
     if first == EARLIEST or last == LATEST:
         return {LATEST}
     start, end = date.fromisoformat(first), date.fromisoformat(last)

@@ -101,6 +101,14 @@ def test_files_of_one_day_are_told_apart_and_a_change_names_its_days(tmp_path):
     }  # fmt: skip
 
 
+def test_rows_without_a_date_change_the_day_of_their_time_and_without_that_any(tmp_path):
+    uri, day = str(tmp_path), (DAY - _EPOCH).days
+    for row in [(day + 1, day + 1), (None, day), (None, None)]:
+        write_deltalake(uri, table("date", [row]), mode="append", partition_by=["day"])
+    changes = [set(Snapshot(uri, _CONTRACT, v, {"dt": "day"}).changes_since(v - 1)) for v in (1, 2)]
+    assert changes == [{"2026-01-03"}, {"*"}]
+
+
 def test_names_are_compared_as_spark_does_and_the_date_may_be_the_times(tmp_path):
     day = (DAY - _EPOCH).days
     rows = table("date", [(day + 9, day)]).rename_columns(["USER_ID", "Item_Id", "kind", "ds", "Event_Time"])
