@@ -209,7 +209,7 @@ def run_step(
     counts, status = Counts(), "failed"
     error: BaseException | None = None
     try:
-        if len(dates) > 1 and any(read.scope not in ("slice", "as_of") for read in step.reads):
+        if len(dates) > 1 and step.reads and not step.takes_history:
             raise UsageError(f"--bulk-through: step {name} builds a date on earlier ones; run it date by date")
         states = {d: _agreed_state(planner, step, d, args.force, processes) for d in dates}
         due = [d for d, s in states.items() if s.status != "done" or args.force]
