@@ -17,8 +17,9 @@ _PROTOCOL = {
 
 
 def delete_by_vector(uri: str, *rows: int) -> None:
-    """Delete `rows` (their places, below 2^16) of the newest data file of the table at `uri`, in one commit."""
+    """Delete `rows` (places below 2^16) of the newest data file of the table at `uri`: its first such commit."""
     table = DeltaTable(uri)
+    assert not table.protocol().reader_features, "the removal of a file names its vector: this one has none yet"
     files = pa.table(table.get_add_actions(flatten=True)).to_pylist()
     file = max(files, key=lambda f: f["modification_time"])
     values = {k.removeprefix("partition."): str(v) for k, v in file.items() if k.startswith("partition.")}
