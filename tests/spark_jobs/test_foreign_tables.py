@@ -30,11 +30,11 @@ NAMES = "'delta.columnMapping.mode' = 'name'"
 REST = "item_id, event_time, position, clicked, is_random, dt"
 
 
-def made(properties: str, columns: str = "*", source: str = "{plain}") -> str:
+def made(properties: str, columns: str = "*", source: str = "{plain}", layout: str = "PARTITIONED BY (dt)") -> str:
     """The statement that makes {t} of the rows of {plain}."""
     given = f"TBLPROPERTIES ({properties})" if properties else ""
     rows = f"SELECT /*+ COALESCE(1) */ {columns} FROM {source}"
-    return f"CREATE TABLE {{t}} USING delta PARTITIONED BY (dt) {given} AS {rows}"
+    return f"CREATE TABLE {{t}} USING delta {layout} {given} AS {rows}"
 
 
 # Rows that are taken away again: by a vector, where the table has them.
@@ -70,6 +70,11 @@ FEATURES: dict[str, Sequence[str]] = {
         made(
             f"{VECTORS}, 'delta.checkpointPolicy' = 'v2', 'delta.checkpointInterval' = '2'", source=GHOSTS
         ), LAID, LATER,
+    ),
+    # Each date in a file of its own, as clustering leaves them sooner or later.
+    "liquid clustering": (
+        made(f"{VECTORS}, {NAMES}", source=f"{GHOSTS} WHERE dt = DATE '{D}'", layout="CLUSTER BY (dt)"),
+        f"INSERT INTO {{t}} SELECT /*+ COALESCE(1) */ * FROM {GHOSTS} WHERE dt > DATE '{D}'", LAID,
     ),
     "row tracking": (made(f"{VECTORS}, 'delta.enableRowTracking' = 'true'", source=GHOSTS), LAID),
     "in-commit timestamps": (made("'delta.enableInCommitTimestamps' = 'true'"), LATER),
