@@ -177,7 +177,7 @@ REMOVED = {
     "labels.weights": "all three factors count alike, and weights have mean 1: delete the section",
     "labels.calibrator.family": "quantile labels are logit-normal: delete the key",
     "labels.calibrator.largest_rate_change": "a factor of 3 is the limit; delete the key, on_rate_change stays",
-    "labels.calibrator.allow_exposed": "exposed clicks fit no calibrator: delete the key and set a target_rate",
+    "labels.calibrator.allow_exposed": "delete the key; score: exposed_clicks ranks by exposed clicks",
     "monitors.least_impressions": "calibration_error needs 1,000 uniformly exposed impressions: delete the key",
     **dict.fromkeys(("prerank.user_buckets", "prerank.item_buckets"), "set prerank.buckets, for both tables"),
     "maintenance": "move its file_mb to the section lakehouse",

@@ -2,10 +2,11 @@
 
 Launch: spark-submit … spark_jobs/fit_calibrator.py --config CONFIG --run-date D
 
-`quantile` ranks the scores (`labels.calibrator.score`) of D's unexposed pairs and needs one number: the click rate of
-unexposed pairs, from the configuration or from uniformly exposed traffic before D. The other kinds are fitted with
-pyspark.ml on pairs of dates before D that were uniformly exposed and scored. Nothing that happened at or after D is
-read.
+`quantile` ranks each user's unexposed pairs of D by a score: one of pair_scores, or what a regression on clicks of
+ordinary exposed pairs of earlier dates makes of all features, of which only the order counts. It needs one number: the
+click rate of unexposed pairs, from the configuration, from uniformly exposed traffic before D or as a share of the
+exposed one. The other kinds are fitted with pyspark.ml on pairs of dates before D that were uniformly exposed and
+scored. Nothing that happened at or after D is read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,41 +28,50 @@ from gpl_core.labels.calibration import (
     CALIBRATOR_FILE,
     FEATURES,
     GRID_CELLS,
+    SCORES,
     Calibrator,
     FittedOn,
     cell_sql,
     feature_sql,
     fraction_sql,
     grid_variable_sql,
+    user_logit,
+    user_logit_sql,
 )
-from gpl_core.labels.fitting import base_rate_change, check_fitting_rows, fit_quantile, grid_calibrator, grid_mean
+from gpl_core.labels.fitting import (
+    base_rate_change,
+    check_fitting_rows,
+    fit_location,
+    fitting_fault,
+    prior_strength,
+)
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.scratch import scratch_folder
-from spark_jobs.common.calibrators import label_reliability, require_one_version, with_counts, with_label
+from spark_jobs.common.calibrators import (
+    label_reliability,
+    require_one_version,
+    with_counts,
+    with_label,
+    with_user_parts,
+)
 from spark_jobs.common.columns import only_row
 from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep
 
 REMEDY = "set labels.calibrator.kind=quantile and labels.calibrator.target_rate to the click rate of unexposed pairs"
+FALLBACK = "prefix_log_prob"  # ranks where too few exposed pairs were scored on earlier dates
 _L2 = 1e-3
-_PRIOR_STRENGTH = 20.0
+_LOGIT_CELLS = 256  # per unit of a logit: a label's mean is off by less than a millionth of it
 
 
-def grid_cells(pairs: DataFrame, score: str, *figures: Column, by: Sequence[str] = ()) -> DataFrame:
-    """`by`, cell, rows, fraction (mean place inside the cell) and `figures`: at most GRID_CELLS rows per group."""
-    variable = grid_variable_sql(score, score)
-    return pairs.groupBy(*by, F.expr(cell_sql(variable)).alias("cell")).agg(
-        F.count(F.lit(1)).alias("rows"), F.avg(F.expr(fraction_sql(variable))).alias("fraction"), *figures
-    )
-
-
-def labeled_pairs(scores: DataFrame, impressions: DataFrame) -> DataFrame:
-    """Uniformly exposed scored pairs with the clicks of their own date: one row per impression of the pair.
+def labeled_pairs(scores: DataFrame, impressions: DataFrame, sources: Sequence[str]) -> DataFrame:
+    """Scored pairs of `sources`, exposed or uniform, with the clicks of their own date: one row per impression.
 
     `scores` and `impressions` hold the same dates.
     """
-    shown = impressions.where("is_random").select("user_id", "item_index", "dt", "clicked")
-    return scores.where("source = 'uniform'").join(shown, ["user_id", "item_index", "dt"])
+    source = F.when(F.col("is_random"), "uniform").otherwise("exposed").alias("source")
+    shown = impressions.select("user_id", "item_index", "dt", source, "clicked")
+    return scores.where(F.col("source").isin(*sources)).join(shown, ["user_id", "item_index", "dt", "source"])
 
 
 def fit_isotonic(labeled: DataFrame, score: str) -> np.ndarray:
@@ -70,25 +80,24 @@ def fit_isotonic(labeled: DataFrame, score: str) -> np.ndarray:
     pyspark.ml's IsotonicRegression collects its pools on the driver, so it is given the grid's cells, weighted by
     their rows, and not the pairs.
     """
-    cells = grid_cells(labeled, score, F.avg("clicked").alias("label")).select(
-        F.col("rows").cast("double"), "label", (F.col("cell") + F.col("fraction")).alias("features")
-    )
+    variable = grid_variable_sql(score, score)
+    cells = labeled.groupBy(F.expr(cell_sql(variable)).alias("cell")).agg(
+        F.count(F.lit(1)).cast("double").alias("rows"), F.avg("clicked").alias("label"),
+        F.avg(F.expr(f"{cell_sql(variable)} + {fraction_sql(variable)}")).alias("features"),
+    )  # fmt: skip
     model = IsotonicRegression(weightCol="rows").fit(cells)
     return np.interp(np.arange(GRID_CELLS + 1.0), model.boundaries.toArray(), model.predictions.toArray())
 
 
-def fit_logistic(labeled: DataFrame, kind: str, features: tuple[str, ...], fitted_on: FittedOn) -> Calibrator:
-    """A `platt` or `logistic` calibrator by ridge regression over `features` (see `calibration.FEATURES`)."""
-    unfitted = Calibrator(
-        kind=kind, fitted_on=fitted_on, features=features, weights=(0.0,) * len(features),
-        prior_rate=fitted_on.base_rate, prior_strength=_PRIOR_STRENGTH,
-    )  # fmt: skip
+def fit_logistic(labeled: DataFrame, start: Calibrator) -> Calibrator:
+    """`start` with the weights and intercept of a ridge regression of `clicked` over its features."""
+    features = start.features
     # The calibrator's own SQL of each feature: what is fitted is what is applied.
-    columns = [F.expr(feature_sql(unfitted, name)).alias(name) for name in features]
+    columns = [F.expr(feature_sql(start, name)).alias(name) for name in features]
     made = labeled.select(*columns, F.col("clicked").cast("double").alias("label"))
     assembled = VectorAssembler(inputCols=list(features), outputCol="features").transform(made)
     model = LogisticRegression(regParam=_L2, tol=1e-9, maxIter=200, standardization=True).fit(assembled)
-    return replace(unfitted, weights=tuple(float(w) for w in model.coefficients), intercept=float(model.intercept))
+    return replace(start, weights=tuple(float(w) for w in model.coefficients), intercept=float(model.intercept))
 
 
 def count_clicks(shown: DataFrame, *more: Column) -> Row:
@@ -96,66 +105,132 @@ def count_clicks(shown: DataFrame, *more: Column) -> Row:
     return only_row(shown.agg(F.count(F.lit(1)), F.coalesce(F.sum("clicked"), F.lit(0)), *more))
 
 
-def collect_histogram(pairs: DataFrame, score: str) -> tuple[np.ndarray, np.ndarray, set[str]]:
-    """The run date's scores on the driver: one bounded aggregation of `pairs`.
+def prior_counts(stats: DataFrame) -> Row:
+    """What `prior_strength` asks of user_stats or item_stats of one date: one row of sums."""
+    shown = stats.where("impressions > 0")
+    rate = F.lit(only_row(shown.agg(F.sum("clicks") / F.sum("impressions")))[0] or 0.0)
+    n, k = F.col("impressions").cast("double"), F.col("clicks").cast("double")
+    sums = {"groups": F.lit(1), "impressions": n, "clicks": k, "pairs": n * (n - 1), "squares": (k - n * rate) ** 2}
+    return only_row(shown.agg(*[F.coalesce(F.sum(c), F.lit(0.0)).alias(name) for name, c in sums.items()]))
 
-    Returns: (unexposed pairs per cell [GRID_CELLS], their mean place inside the cell in [0, 1], 0.5 in empty cells
-    [GRID_CELLS], model_versions that scored the pairs of all sources).
-    """
-    rows, fractions, versions = np.zeros(GRID_CELLS), np.full(GRID_CELLS, 0.5), set()
-    scored_by = F.min("model_version").alias("oldest"), F.max("model_version").alias("newest")
-    for row in grid_cells(pairs, score, *scored_by, by=["source"]).collect():
-        versions |= {row["oldest"], row["newest"]}
-        if row["source"] == "unexposed":
-            rows[row["cell"]], fractions[row["cell"]] = row["rows"], row["fraction"]
-    return rows, fractions, versions
+
+def unfitted(step: SparkStep, settings: Settings) -> Calibrator:
+    """A calibrator of all features without weights; with the click rate before D, and what it is worth for a user."""
+    of_user = prior_counts(step.read_slice("user_stats")).asDict()
+    of_item = prior_counts(step.read_slice("item_stats")).asDict() if settings.uses_all_features else of_user
+    rate = of_user["clicks"] / of_user["impressions"] if of_user["impressions"] else 0.0
+    rate = min(max(rate, 1e-6), 1 - 1e-6)
+    day = step.run_date.isoformat()
+    return Calibrator(
+        "quantile", FittedOn("unlabeled", 0, 0, day, day, rate), features=FEATURES, weights=(0.0,) * len(FEATURES),
+        spread=settings.spread, across_users=settings.across_users, prior_rate=rate,
+        user_strength=prior_strength(**of_user), item_strength=prior_strength(**of_item),
+    )  # fmt: skip
 
 
 def target_rate(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[float, dict[str, Any]]:
-    """The mean that labels of unexposed pairs must have, and where it comes from.
+    """The mean that labels of unexposed rows must have, and where it comes from.
 
-    GateError when it must come from uniform traffic, and there is too little of that, or none was clicked.
+    GateError when it must come from traffic of earlier dates, and there is too little of that, or none was clicked.
     """
-    if settings.target_rate != "uniform":
-        return float(settings.target_rate), {"target_rate_from": "configuration"}
-    rows = clicks = 0
-    if step.context.has("impressions"):
-        rows, clicks = count_clicks(step.read_dates("impressions", first, last).where("is_random"))
-    check_fitting_rows(rows, clicks, settings.min_rows, f"{REMEDY}; looked at {first} to {last}")
-    return clicks / rows, {"target_rate_from": "uniform", "uniform_rows": rows, "uniform_clicks": clicks}
+    if isinstance(settings.target_rate, float):
+        return settings.target_rate, {"target_rate_from": "configuration"}
+    shown = (
+        step.read_dates("impressions", first, last) if step.context.has("impressions") else step.empty("impressions")
+    )
+    counts = {bool(r["is_random"]): (r[1], r[2]) for r in
+              shown.groupBy("is_random").agg(F.count(F.lit(1)), F.sum("clicked")).collect()}  # fmt: skip
+    rows, clicks = counts.get(True, (0, 0))
+    if settings.target_rate == "uniform" or not fitting_fault(rows, clicks, settings.min_rows):
+        check_fitting_rows(rows, clicks, settings.min_rows, f"{REMEDY}; looked at {first} to {last}")
+        return clicks / rows, {"target_rate_from": "uniform", "uniform_rows": rows, "uniform_clicks": clicks}
+    rows, clicks = counts.get(False, (0, 0))
+    if not 0 < clicks < rows:
+        raise GateError(
+            f"calibration: {clicks} of the {rows} exposed rows of {first} to {last} are clicked: no click rate to "
+            f"take a share of; {REMEDY}"
+        )
+    details = {"target_rate_from": f"{settings.exposed_share} of the exposed click rate", "exposed_rows": rows}
+    return settings.exposed_share * clicks / rows, details
 
 
 def quantile(
-    step: SparkStep, settings: Settings, rows: np.ndarray, fractions: np.ndarray, first: date, last: date
+    step: SparkStep, settings: Settings, start: Calibrator, first: date, last: date
 ) -> tuple[Calibrator, dict[str, Any]]:
-    """The `quantile` calibrator of the pairs of `collect_histogram`, and details about its target rate."""
+    """The `quantile` calibrator of D's unexposed pairs; where its target rate and its order come from."""
     rate, details = target_rate(step, settings, first, last)
-    day = step.run_date.isoformat()
-    pairs = int(rows.sum())
-    if pairs:
-        knots = fit_quantile(rows, rate, settings.spread, fractions)
-        base = grid_mean(knots, rows, fractions)
-    else:
+    ranked_by, more = ranking(step, settings, start, first, last)
+    item_stats = step.read_slice("item_stats") if ranked_by.needs_item_counts else None
+    pairs = with_counts(step.read_slice("pair_scores"), step.read_slice("user_stats"), item_stats)
+    sampled = step.read_slice("unexposed_samples").groupBy("user_id", "item_index").agg(F.count(F.lit(1)).alias("rows"))
+    logit = F.expr(user_logit_sql(ranked_by))
+    parts = (
+        with_user_parts(pairs, ranked_by)
+        .where("source = 'unexposed'")
+        .select("user_id", "item_index", logit.alias("x"))
+    )
+    cells = parts.join(sampled, ["user_id", "item_index"]).groupBy(F.floor(F.col("x") * _LOGIT_CELLS)).agg(
+        F.sum("rows").alias("rows"), (F.sum(F.col("x") * F.col("rows")) / F.sum("rows")).alias("x"),
+        F.count(F.lit(1)).alias("pairs"),
+    ).collect()  # fmt: skip
+    found = sum(c["pairs"] for c in cells)
+    if not cells:
         # An empty day must not stop the graph: this calibrator will label nothing.
-        log.warning("fit_calibrator: %s has no scored unexposed pair; the calibrator is the constant %.4f", day, rate)
-        knots, base = np.full(GRID_CELLS + 1, rate), rate
-    fitted = FittedOn("unlabeled", pairs, 0, day, day, base)
-    return grid_calibrator("quantile", knots, fitted, settings.score), {**details, "target_rate": rate}
+        log.warning("fit_calibrator: %s has no scored unexposed pair", step.run_date)
+        cells = [Row(x=float(user_logit(ranked_by, ranked_by.prior_rate, 0.5)), rows=1, pairs=0)]
+    location = fit_location([c["x"] for c in cells], [c["rows"] for c in cells], rate)
+    on = replace(ranked_by.fitted_on, base_rate=rate)
+    if on.source == "unlabeled":
+        on = replace(on, rows=found)
+    return replace(ranked_by, location=location, fitted_on=on), {**details, **more, "target_rate": rate}
 
 
-def fitted(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[Calibrator, dict[str, Any]]:
-    """A `platt`, `isotonic` or `logistic` calibrator from scored and labeled pairs of `first` to `last`.
+def ranking(
+    step: SparkStep, settings: Settings, start: Calibrator, first: date, last: date
+) -> tuple[Calibrator, dict[str, Any]]:
+    """A `quantile` calibrator without location: the features and weights of its score, and where these come from."""
+    if settings.score != "exposed_clicks":
+        return replace(start, features=(settings.score,), weights=(1.0,)), {"score": settings.score}
+    labeled = labeled_rows(step, ("exposed", "uniform"), FEATURES, first, last)
+    rows, clicks, models = count_clicks(labeled, F.collect_set("model_version"))
+    if fault := fitting_fault(rows, clicks, settings.min_rows):
+        warning = f"pairs are ranked by {FALLBACK}: of exposed pairs scored from {first} to {last} {fault}"
+        log.warning("fit_calibrator: %s: %s", step.run_date, warning)
+        return replace(start, features=(FALLBACK,), weights=(1.0,)), {"score": FALLBACK, "warning": warning}
+    on = FittedOn("exposed", rows, clicks, first.isoformat(), last.isoformat(), clicks / rows)
+    calibrator = fit_logistic(labeled, replace(start, fitted_on=on))
+    labeled.unpersist()
+    return calibrator, {"score": "exposed_clicks", "scored_by": sorted(models)}
+
+
+def fitted(
+    step: SparkStep, settings: Settings, start: Calibrator, first: date, last: date
+) -> tuple[Calibrator, dict[str, Any]]:
+    """A `platt`, `isotonic` or `logistic` calibrator from pairs of `first` to `last` that were uniformly exposed.
 
     MissingInputError when none of them was scored, GateError when too few are labeled, or all of one class.
     """
-    labeled, base, models = labeled_rows(step, settings, first, last)
+    features = FEATURES if settings.kind == "logistic" else (settings.variable,)
+    labeled = labeled_rows(step, ("uniform",), features, first, last)
+    rows, clicks, models = count_clicks(labeled, F.collect_set("model_version"))
+    if not rows:
+        raise MissingInputError(
+            f"step fit_calibrator: labels.calibrator.kind={settings.kind} is fitted on uniformly exposed pairs scored "
+            f"from {first} to {last}, before {step.run_date}, and there are none; run score_candidates for earlier "
+            f"dates, or {REMEDY}"
+        )
+    remedy = f"widen labels.calibrator.window_days ({settings.window_days}), or {REMEDY}"
+    check_fitting_rows(rows, clicks, settings.min_rows, remedy)
+    base = FittedOn("uniform", rows, clicks, first.isoformat(), last.isoformat(), clicks / rows)
     # Earlier dates were scored by the models of their time; their similarities are taken as comparable (ours).
-    details = {"source": base.source, "rows": base.rows, "clicks": base.clicks, "scored_by": models}
+    details = {"source": "uniform", "rows": rows, "clicks": clicks, "scored_by": sorted(models)}
     if settings.kind == "isotonic":
-        calibrator = grid_calibrator("isotonic", fit_isotonic(labeled, settings.score), base, settings.score)
+        knots = tuple(fit_isotonic(labeled, settings.variable).tolist())
+        calibrator = replace(start, kind="isotonic", fitted_on=base, knots=knots, features=features, weights=())
     else:
-        features = (settings.score,) if settings.kind == "platt" else FEATURES
-        calibrator = fit_logistic(labeled, settings.kind, features, base)
+        weights = (0.0,) * len(features)
+        start = replace(start, kind=settings.kind, fitted_on=base, features=features, weights=weights)
+        calibrator = fit_logistic(labeled, start)
         if calibrator.weights[0] <= 0:
             rise = f"clicks do not rise with {features[0]} (weight {calibrator.weights[0]:.4f})"
             details["warning"] = f"{rise}: labels mean little"
@@ -165,23 +240,17 @@ def fitted(step: SparkStep, settings: Settings, first: date, last: date) -> tupl
     return replace(calibrator, fitted_on=replace(base, reliability=bins, ece=error)), details
 
 
-def labeled_rows(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[DataFrame, FittedOn, list[str]]:
-    """Persisted labeled pairs of uniform traffic; what and how many they are; the models that scored them."""
-    scores = step.read_dates("pair_scores", first, last)
-    if not step.context.has("impressions") or scores.isEmpty():
-        raise MissingInputError(
-            f"step fit_calibrator: labels.calibrator.kind={settings.kind} is fitted on pairs scored from {first} to "
-            f"{last}, before {step.run_date}, and there are none; run score_candidates for earlier dates, or {REMEDY}"
-        )
-    shown = step.read_dates("impressions", first, last)
-    labeled = labeled_pairs(scores, shown)
-    if settings.kind == "logistic":
-        labeled = with_counts(labeled, *(step.read_dates(t, first, last) for t in ("item_stats", "user_stats")))
-    rows, clicks, models = count_clicks(labeled.persist(), F.collect_set("model_version"))
-    remedy = f"widen labels.calibrator.window_days ({settings.window_days}), or {REMEDY}"
-    check_fitting_rows(rows, clicks, settings.min_rows, remedy)
-    on = FittedOn("uniform", rows, clicks, first.isoformat(), last.isoformat(), clicks / rows)
-    return labeled, on, sorted(models)
+def labeled_rows(
+    step: SparkStep, sources: Sequence[str], features: Sequence[str], first: date, last: date
+) -> DataFrame:
+    """Persisted `labeled_pairs` of `first` to `last`, with the counts of their own dates when `features` need them."""
+    shown = (
+        step.read_dates("impressions", first, last) if step.context.has("impressions") else step.empty("impressions")
+    )
+    labeled = labeled_pairs(step.read_dates("pair_scores", first, last), shown, sources)
+    if set(features) - set(SCORES):
+        labeled = with_counts(labeled, *(step.read_dates(t, first, last) for t in ("user_stats", "item_stats")))
+    return labeled.persist()
 
 
 def check_rate(rate: float, before: Manifest | None, settings: Settings) -> dict[str, Any]:
@@ -206,21 +275,19 @@ def run(step: SparkStep) -> None:
     model = context.artifact("interest_model")
     through = context.step.trained_through(step.run_date)
     first = step.run_date - timedelta(days=settings.window_days)
-    rows, fractions, scored_by = collect_histogram(step.read_slice("pair_scores"), settings.score)
+    scored_by = only_row(step.read_slice("pair_scores").agg(F.min("model_version"), F.max("model_version")))
     require_one_version(
-        sorted(scored_by), model.version, f"pair_scores dt={step.run_date}",
+        scored_by, model.version, f"pair_scores dt={step.run_date}",
         "the interest_model in force", f"run score_requests and score_candidates for {step.run_date} again",
     )  # fmt: skip
-    if settings.kind == "quantile":
-        calibrator, details = quantile(step, settings, rows, fractions, first, through)
-    else:
-        calibrator, details = fitted(step, settings, first, through)
+    make = quantile if settings.kind == "quantile" else fitted
+    calibrator, details = make(step, settings, unfitted(step, settings), first, through)
     before = context.artifacts.in_force_or_none("calibrator", through)
     on = calibrator.fitted_on
     details |= check_rate(on.base_rate, before, settings)
     metrics: Mapping[str, Any] = {
         **details, "kind": calibrator.kind, "base_rate": on.base_rate, "rows": on.rows,
-        "dates": [on.first_date, on.last_date], "ece": on.ece, "content_only": calibrator.content_only,
+        "dates": [on.first_date, on.last_date], "ece": on.ece, "uses_clicks": calibrator.uses_clicks,
     }  # fmt: skip
     with scratch_folder() as folder:
         (folder / CALIBRATOR_FILE).write_text(calibrator.to_json(), encoding="utf-8")

@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 from gpl_core.errors import ContractError
 from gpl_core.labels.calibration import Calibrator
 from gpl_core.labels.confidence import weight_sql
-from spark_jobs.common.calibrators import load_calibrator, require_one_version, with_counts, with_label
+from spark_jobs.common.calibrators import load_calibrator, require_one_version, with_counts, with_label, with_user_parts
 from spark_jobs.common.columns import only_row
 from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep
@@ -31,14 +31,18 @@ def score_facts(scores: DataFrame) -> Row:
     )  # fmt: skip
 
 
-def label_pairs(scores: DataFrame, calibrator: Calibrator, mean_weight: float) -> DataFrame:
-    """`scores` with pseudo_label, raw_weight, and weight = raw_weight / mean_weight.
+def label_pairs(scores: DataFrame, calibrator: Calibrator, mean_weight: float | None) -> DataFrame:
+    """`scores` (with `with_counts`) with the user's parts, pseudo_label, raw_weight and weight.
 
-    A mean weight of 0 (no pairs, or all weights 0) leaves the weights as they are: 0 stays 0.
+    weight = raw_weight / mean_weight, 1 for all where `mean_weight` is None. A mean of 0 (no pairs, or all weights 0)
+    leaves the weights as they are: 0 stays 0.
     """
-    scale = F.lit(mean_weight if mean_weight > 0 else 1.0)
-    weighted = with_label(scores, calibrator).withColumn("raw_weight", F.least(F.expr(weight_sql()), F.lit(1.0)))
-    return weighted.withColumn("weight", F.col("raw_weight") / scale)
+    weighted = with_label(with_user_parts(scores, calibrator), calibrator).withColumn(
+        "raw_weight", F.least(F.expr(weight_sql()), F.lit(1.0))
+    )
+    if mean_weight is None:
+        return weighted.withColumn("weight", F.lit(1.0))
+    return weighted.withColumn("weight", F.col("raw_weight") / F.lit(mean_weight or 1.0))
 
 
 def with_item_ids(pairs: DataFrame, items: DataFrame) -> DataFrame:
@@ -66,16 +70,17 @@ def run(step: SparkStep) -> None:
             f"the {kind} of calibrator {manifest.version}", f"run score_candidates for {day}, then fit_calibrator",
         )  # fmt: skip
 
-    pairs, items = scores, step.read("items")
-    if calibrator.needs_counts:
-        pairs = with_counts(scores, step.read_slice("item_stats"), step.read_slice("user_stats"))
-    labeled = with_item_ids(label_pairs(pairs, calibrator, facts["mean_weight"]), items)
+    items = step.read("items")
+    item_stats = step.read_slice("item_stats") if calibrator.needs_item_counts else None
+    pairs = with_counts(scores, step.read_slice("user_stats"), item_stats)
+    mean_weight = facts["mean_weight"] if step.config.labels.weight == "factors" else None
+    labeled = with_item_ids(label_pairs(pairs, calibrator, mean_weight), items)
     named = labeled.withColumn("calibrator_version", F.lit(manifest.version))
     contract = context.contract("pseudo_labels")
     context.counts.rows_in = step.slice_rows("pair_scores")
     details = {
         "calibrator_version": manifest.version, "model_version": model.version, "unexposed_pairs": facts["unexposed"],
-        "mean_raw_weight": facts["mean_weight"],
+        "mean_raw_weight": facts["mean_weight"], "weight": step.config.labels.weight,
     }  # fmt: skip
     context.counts.details |= details
     try:

@@ -36,6 +36,7 @@ from gpl_core.graph.dry_run import print_dry_run
 from gpl_core.graph.launches import script_path, tool
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import STEPS, engine_of
+from gpl_core.labels.calibration import Calibrator, apply
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.person import Person
 from gpl_core.lakehouse.rewrite import remove_rows
@@ -179,8 +180,9 @@ def test_one_users_labels_are_what_an_analyst_computes_from_the_tables(house: Ho
     labels = [r for r in house.table("pseudo_labels", LAST) if r["source"] == "unexposed"]
     user = min(r["user_id"] for r in labels)
     mine = [r for r in labels if r["user_id"] == user]
-    calibrator = planner.artifacts.fetch(planner.artifacts.in_force("calibrator", LAST)) / "calibrator.json"
-    knots = json.loads(calibrator.read_text(encoding="utf-8"))["knots"]
+    bundle = planner.artifacts.fetch(planner.artifacts.in_force("calibrator", LAST)) / "calibrator.json"
+    calibrator = Calibrator.from_json(bundle.read_text(encoding="utf-8"))
+    assert calibrator.features == ("prefix_log_prob",)  # too few exposed pairs to rank by their clicks
 
     newest = sorted(lake.open("item_embeddings").read().to_pylist(), key=lambda r: r["updated_at"])
     end = int(datetime.combine(LAST + timedelta(days=1), time(), UTC).timestamp() * 1_000_000)
@@ -205,7 +207,6 @@ def test_one_users_labels_are_what_an_analyst_computes_from_the_tables(house: Ho
     share = np.exp(log_prob) / np.exp(log_prob).sum()
     coherence = np.linalg.norm(share @ anchors)
     consistency = share @ np.maximum(anchors @ history.T, 0).max(axis=1)
-    raw_mean = np.mean([(r["coherence"] * r["consistency"] * r["llm_confidence"]) ** (1 / 3) for r in labels])
 
     sid_of = {
         r["item_index"]: tuple(r["sid"]) for r in lake.open("item_sids").read().to_pylist()
@@ -241,16 +242,20 @@ def test_one_users_labels_are_what_an_analyst_computes_from_the_tables(house: Ho
         best = int(np.argmax(cosines))
         confidence = np.exp(log_prob[best] / levels)
         raw = (coherence * consistency * confidence) ** (1 / 3)
-        label = np.interp(1 + prefix_log_prob(row["item_index"]) / 16, np.linspace(-1, 1, len(knots)), knots)
+        others = [r["prefix_log_prob"] for r in mine if r is not row and r["source"] == "unexposed"]
+        below = sum((p < row["prefix_log_prob"]) + (p == row["prefix_log_prob"]) / 2 for p in others)
+        rank = (below + 0.5) / (len(others) + 1)
+        label = float(apply(calibrator, {"user_rate": row["user_rate"], "user_rank": rank}))
         expected = {
             "similarity": cosines[best], "history_similarity": (history @ e[row["item_index"]]).max(),
             "prefix_log_prob": prefix_log_prob(row["item_index"]), "anchor_rank": best,
+            "user_rank": rank,
             "coherence": coherence, "consistency": consistency, "llm_confidence": confidence,
-            "pseudo_label": label, "raw_weight": raw, "weight": raw / raw_mean,
+            "pseudo_label": label, "raw_weight": raw, "weight": 1.0,
         }  # fmt: skip
         assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-5), row["item_id"]
         served = feed[user, row["item_id"]]
-        assert (served["target"], served["sample_weight"]) == pytest.approx((label, raw / raw_mean), abs=1e-5)
+        assert (served["target"], served["sample_weight"]) == pytest.approx((label, 1.0), abs=1e-5)
 
 
 def test_lineage_is_one_chain(house: House) -> None:

@@ -199,17 +199,20 @@ def _rows(
 def _rate(query: Query, table: Snapshot, config: Config, day: date) -> Iterator[Finding]:
     """Whether the label rate can be estimated: the one setting that needs thought."""
     wanted = config.labels.calibrator
-    if wanted.target_rate != "uniform" and wanted.kind == "quantile":
+    if isinstance(wanted.target_rate, float) and wanted.kind == "quantile":
         return
     start, end = day - timedelta(days=wanted.window_days), day - timedelta(days=1)
     condition = f"{in_days(table, start, end)} AND {is_true(table, 'is_random')}"
     rows = query.rows(f"SELECT count(*) AS n FROM raw_impressions WHERE {condition}")[0]["n"]
     if rows < wanted.min_rows:
+        is_error = wanted.target_rate == "uniform" or wanted.kind != "quantile"
+        share = f"labels will average {wanted.exposed_share:g} of the exposed click rate; better "
         yield Finding(
-            "error", "raw_impressions",
+            "error" if is_error else "warning", "raw_impressions",
             f"{rows:,} uniformly exposed rows (is_random) in the {wanted.window_days} days before {day}, but "
-            f"labels.calibrator.min_rows is {wanted.min_rows:,}: set labels.calibrator.target_rate to the click rate "
-            "you expect of unexposed pairs, or log a slice of random exposure",
+            f"labels.calibrator.min_rows is {wanted.min_rows:,}: {'' if is_error else share}set "
+            "labels.calibrator.target_rate to the click rate you expect of unexposed pairs, or log a slice of random "
+            "exposure",
         )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """`gpl explain`: why a pair has its pseudo-label, recomputed with numpy from the few rows that concern it.
 
-`prefix_log_prob`, which the calibrator may read, is taken as stored. Formulas: `labels/pair_scoring.py` and
-`labels/calibration.py`.
+`prefix_log_prob` and `user_rank`, which the calibrator may read, are taken as stored: the one rests on the whole
+catalog, the other on all pairs of the user. Formulas: `labels/pair_scoring.py` and `labels/calibration.py`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from gpl_core.graph.arguments import iso_date
 from gpl_core.graph.job_runs import newest_done
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import start_of
-from gpl_core.labels.calibration import CALIBRATOR_FILE, COUNT_COLUMNS, SCORES, Calibrator, apply
+from gpl_core.labels.calibration import CALIBRATOR_FILE, COUNT_COLUMNS, SCORES, USER_PARTS, Calibrator, apply, user_rate
 from gpl_core.labels.confidence import combined_weight
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.query import Query
@@ -75,9 +75,11 @@ def explain(config: Config, user: str, item: str, day: date) -> Row:
     scores = _score(pair["item_index"], anchors, history, vectors)
     folder = planner.artifacts.fetch(_artifact(planner, "calibrator", pair["calibrator_version"]))
     calibrator = Calibrator.from_json((folder / CALIBRATOR_FILE).read_text(encoding="utf-8"))
-    label, raw, weight = _label(planner, query, calibrator, pair, day)
+    rate, label, raw, weight = _label(planner, query, calibrator, pair, day)
     names = _titles(query, {pair["item_index"], *history, *carriers})
     compared = {k: (pair[k], scores[k], _VECTOR_TOLERANCE) for k in ("similarity", "history_similarity", *FACTORS)}
+    if calibrator.has_user_parts:
+        compared["user_rate"] = (pair["user_rate"], rate, _FORMULA_TOLERANCE)
     compared["pseudo_label"] = (pair["pseudo_label"], label, _FORMULA_TOLERANCE)
     compared["raw_weight"] = (pair["raw_weight"], raw, _FORMULA_TOLERANCE)
     if weight is not None:
@@ -96,9 +98,14 @@ def explain(config: Config, user: str, item: str, day: date) -> Row:
         "user_id": user,
         "item": names[pair["item_index"]],
         "run_date": day.isoformat(),
-        **{k: pair[k] for k in ("source", "pseudo_label", "weight", "raw_weight", "similarity")},
+        **{k: pair[k] for k in ("source", "pseudo_label", *USER_PARTS, "weight", "raw_weight", "similarity")},
         "factors": {k: pair[k] for k in FACTORS},
-        "calibrator": {"version": pair["calibrator_version"], "kind": calibrator.kind, "features": calibrator.features},
+        "calibrator": {
+            "version": pair["calibrator_version"],
+            "kind": calibrator.kind,
+            "features": calibrator.features,
+            "has_user_parts": calibrator.has_user_parts,
+        },
         **{k: pair[k] for k in ("model_version", "sid_version")},
         "anchors": anchors,
         "nearest_history": [{**names[i], "similarity": s, "events_ago": ago} for i, s, ago in nearest],
@@ -232,21 +239,23 @@ def _score(
 
 def _label(
     planner: Planner, query: Query, calibrator: Calibrator, pair: Row, day: date
-) -> tuple[float, float, float | None]:
-    """(label, raw weight, weight) from the stored scores; no weight if no commit records the mean of the date."""
+) -> tuple[float, float, float, float | None]:
+    """(user rate, label, raw weight, weight) from stored scores; no weight if no commit has the mean of the date."""
     columns: dict[str, Any] = {c: [0.0] for c in COUNT_COLUMNS}
-    if calibrator.needs_counts:
-        keys = {"item": f"item_index = {pair['item_index']}", "user": f"user_id = {quoted(pair['user_id'])}"}
-        for owner, key in keys.items():
-            for row in query.rows(f"SELECT * FROM {owner}_stats WHERE dt = DATE '{day}' AND {key}"):
-                columns |= {c: [row[c.removeprefix(f"{owner}_")]] for c in COUNT_COLUMNS if c.startswith(owner)}
-    columns |= {name: [pair[name]] for name in SCORES}
+    keys = {"item": f"item_index = {pair['item_index']}", "user": f"user_id = {quoted(pair['user_id'])}"}
+    for owner, key in keys.items():
+        for row in query.rows(f"SELECT * FROM {owner}_stats WHERE dt = DATE '{day}' AND {key}"):
+            columns |= {c: [row[c.removeprefix(f"{owner}_")]] for c in COUNT_COLUMNS if c.startswith(owner)}
+    rate = float(user_rate(calibrator, columns)[0])
+    columns |= {name: [pair[name]] for name in SCORES} | {"user_rate": [rate], "user_rank": [pair["user_rank"]]}
     label = float(apply(calibrator, columns)[0])
     raw = min(1.0, float(combined_weight(pair["coherence"], pair["consistency"], pair["llm_confidence"])))
     found = planner.lake.open("pseudo_labels").mark(day.isoformat(), "pseudo_labels")
     if found is None or "mean_raw_weight" not in found[1].details:
-        return label, raw, None
-    return label, raw, raw / (found[1].details["mean_raw_weight"] or 1.0)
+        return rate, label, raw, None
+    if found[1].details.get("weight", "factors") == "none":
+        return rate, label, raw, 1.0
+    return rate, label, raw, raw / (found[1].details["mean_raw_weight"] or 1.0)
 
 
 def _artifact(planner: Planner, kind: str, version: str) -> Manifest:
@@ -267,10 +276,14 @@ def _titles(query: Query, items: Iterable[int]) -> dict[int, Row]:
 
 def _print(found: Row, console: Console) -> None:
     calibrator = found["calibrator"]
+    by, says = ", ".join(calibrator["features"]), f"; similarity {found['similarity']:.4f}"
+    if calibrator["has_user_parts"]:
+        rate, rank = found["user_rate"], found["user_rank"]
+        says = f": the user clicks on {rate:.2%} of what is shown; rank among the user's pairs {rank:.3f}"
     console.print(
         f"user {escape(found['user_id'])}, item {_item(found['item'])}, {found['run_date']}, {found['source']}\n"
-        f"pseudo-label {found['pseudo_label']:.5f} ({calibrator['kind']} of {', '.join(calibrator['features'])}; "
-        f"similarity {found['similarity']:.4f}; calibrator {calibrator['version']})"
+        f"pseudo-label {found['pseudo_label']:.5f} ({calibrator['kind']} of {by}{says}; "
+        f"calibrator {calibrator['version']})"
     )
     factors = ", ".join(f"{k} {v:.4f}" for k, v in found["factors"].items())
     console.print(f"weight {found['weight']:.4f} (raw {found['raw_weight']:.4f}: {factors})")

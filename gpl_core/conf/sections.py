@@ -262,15 +262,24 @@ class CalibratorSettings(Section):
     """Similarity to click probability."""
 
     kind: Literal["quantile", "platt", "isotonic", "logistic"] = Field(default="quantile", description="See the method")
-    score: Literal["similarity", "prefix_log_prob"] = Field(
-        default="prefix_log_prob", description="What quantile, platt and isotonic map to a label"
+    score: Literal["similarity", "prefix_log_prob", "exposed_clicks"] = Field(
+        default="exposed_clicks",
+        description="What quantile ranks a user's pairs by; platt and isotonic map similarity, else prefix_log_prob",
     )
-    target_rate: float | Literal["uniform"] = Field(
-        default="uniform", description="Mean label of unexposed pairs; 'uniform': from the uniformly exposed slice"
+    across_users: Literal["user_rate", "global"] = Field(
+        default="user_rate", description="Level of quantile labels: by the user's own click rate, or one for all"
     )
-    spread: float = Field(default=1.0, gt=0, description="Standard deviation of the logits of quantile labels")
+    target_rate: float | Literal["auto", "uniform"] = Field(
+        default="auto",
+        description="Mean label of unexposed rows; 'uniform': from the uniformly exposed slice; 'auto': from there "
+        "where it has min_rows, else exposed_share of the click rate of exposed pairs",
+    )
+    exposed_share: Share = Field(default=0.5, gt=0, description="Of the click rate of exposed pairs: see target_rate")
+    spread: float = Field(
+        default=0.75, gt=0, description="Standard deviation of the logits of a user's quantile labels"
+    )
     window_days: Days = Field(default=14, description="Days before the run date that fitting looks at")
-    min_rows: Positive = Field(default=1000, description="Uniformly exposed rows that fitting needs")
+    min_rows: Positive = Field(default=1000, description="Exposed rows that fitting needs")
     on_rate_change: Literal["warn", "refuse"] = Knob(
         default="warn", description="When the mean label changes by a factor above 3; refuse: publish nothing (exit 3)"
     )
@@ -278,8 +287,18 @@ class CalibratorSettings(Section):
     @model_validator(mode="after")
     def _rate(self) -> CalibratorSettings:
         if isinstance(self.target_rate, float) and not 0 < self.target_rate < 1:
-            raise ValueError(f"target_rate {self.target_rate} must lie in (0, 1), or be 'uniform'")
+            raise ValueError(f"target_rate {self.target_rate} must lie in (0, 1), or be 'auto' or 'uniform'")
         return self
+
+    @property
+    def uses_all_features(self) -> bool:
+        """Whether a regression over all features is fitted: for the labels themselves, or to rank by."""
+        return self.kind == "logistic" or (self.kind == "quantile" and self.score == "exposed_clicks")
+
+    @property
+    def variable(self) -> Literal["similarity", "prefix_log_prob"]:
+        """The one score that platt and isotonic map to a label."""
+        return "similarity" if self.score == "similarity" else "prefix_log_prob"
 
 
 class Labels(Section):
@@ -290,6 +309,10 @@ class Labels(Section):
     item_vectors: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
         description="Type of the item vectors in score_candidates; 16 bits: half the memory, less exact",
+    )
+    weight: Literal["none", "factors"] = Field(
+        default="none",
+        description="Weight of a label in training: 1 for all, or by the three confidence factors, with mean 1",
     )
     calibrator: CalibratorSettings = CalibratorSettings()
 

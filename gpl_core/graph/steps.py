@@ -93,8 +93,12 @@ class Step:
         return run_date if self.trains_on_run_date else run_date - ONE_DAY
 
 
-def _uses_counts(config: Config) -> bool:
-    return config.labels.calibrator.kind == "logistic"
+def _is_fitted(config: Config) -> bool:
+    return config.labels.calibrator.kind != "quantile"
+
+
+def _uses_all_features(config: Config) -> bool:
+    return config.labels.calibrator.uses_all_features
 
 
 # Why an unexposed pair has no label: looked up, never a reason to build the feed again.
@@ -196,11 +200,10 @@ STEPS: tuple[Step, ...] = (
     ),
     Step(
         "fit_calibrator", "spark",
-        reads=(Read("pair_scores", "slice"),
-               Read("pair_scores", "before", days=lambda c: c.labels.calibrator.window_days,
-                    when=lambda c: c.labels.calibrator.kind != "quantile"),
-               Read("impressions", "before", days=lambda c: c.labels.calibrator.window_days, optional=True),
-               Read("item_stats", "lookup", when=_uses_counts), Read("user_stats", "lookup", when=_uses_counts)),
+        reads=(Read("pair_scores", "slice"), Read("unexposed_samples", "slice"),
+               Read("user_stats", "slice"), Read("item_stats", "slice", when=_uses_all_features),
+               Read("pair_scores", "before", days=lambda c: c.labels.calibrator.window_days, when=_is_fitted),
+               Read("impressions", "before", days=lambda c: c.labels.calibrator.window_days, optional=True)),
         uses=("interest_model",), publishes="calibrator", settings=lambda c: (c.labels.calibrator,),
         follows={"interest_model": "model_version"},
     ),
@@ -208,7 +211,7 @@ STEPS: tuple[Step, ...] = (
         "pseudo_labels", "spark",
         reads=(Read("pair_scores", "slice"), Read("item_stats", "slice"), Read("user_stats", "slice"),
                Read("items", "lookup")),
-        uses=("interest_model", "calibrator"), writes=("pseudo_labels",),
+        uses=("interest_model", "calibrator"), writes=("pseudo_labels",), settings=lambda c: (c.labels.weight,),
     ),
     Step(
         "training_feed", "spark",

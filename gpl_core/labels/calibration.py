@@ -1,22 +1,26 @@
-"""Calibrators: the map from an anchor similarity to a pseudo-label, as pure formulas (numpy and Spark SQL text).
+"""Calibrators: the map from a pair's scores to its pseudo-label, as pure formulas (numpy and Spark SQL text).
 
-A pseudo-label is `y~ = calibrate(sim)` in [0, 1]. All formulas here are ours (docs/method.md), after published parts:
-Platt 1999 (`platt`), isotonic regression by pool-adjacent-violators (Zadrozny & Elkan 2002).
+All formulas here are ours (docs/method.md), after published parts: Platt 1999 (`platt`), isotonic regression by
+pool-adjacent-violators (Zadrozny & Elkan 2002).
 
-`quantile` and `isotonic` are *defined* as a piecewise linear map on one uniform grid, so that numpy and Spark evaluate
-the same few float64 operations. The variable is the similarity, or the prefix_log_prob brought to the same range (-NATS
-becomes 0, -2 NATS and below becomes -1):
+| kind | label | parameters |
+|---|---|---|
+| quantile | sigmoid(location + logit(user_rate) + spread' * logit(user_rank)) | location, spread, features, weights |
+| platt | sigmoid(a * variable + b) | features (the variable,), weights (a,), intercept b |
+| logistic | sigmoid(w . x + b), x of `FEATURES` | features, weights, intercept |
+| isotonic | the grid map below | features (the variable,), knots |
+
+A quantile label has two parts. `user_rate` says how often this user clicks, `user_rank` where the pair stands among the
+user's unexposed ones by its score w . x; the location, the same for all, sets the mean label. spread' = spread *
+sqrt(3) / pi: the logit of a uniform rank has standard deviation pi / sqrt(3).
+
+`isotonic` (and `quantile` as published before it had two parts) *is* a piecewise linear map on one uniform grid, so
+that numpy and Spark evaluate the same few float64 operations. The variable is the similarity, or the prefix_log_prob
+brought to the same range (-NATS becomes 0, -2 NATS and below becomes -1):
 
     x = similarity, or 1 + prefix_log_prob / NATS
     t = (clip(x, -1, 1) + 1) * GRID_CELLS / 2,  j = min(floor(t), GRID_CELLS - 1),  f = t - j
     label = (1 - f) * y[j] + f * y[j + 1]
-
-| kind | formula | parameters |
-|---|---|---|
-| quantile | the grid map | features (the variable,), knots (GRID_CELLS + 1 values) |
-| isotonic | the grid map | features (the variable,), knots |
-| platt | sigmoid(a * variable + b) | features (the variable,), weights (a,), intercept b |
-| logistic | sigmoid(w . x + b), x of `FEATURES` | features, weights, intercept, prior_rate, prior_strength |
 
 This module imports neither torch nor Spark: Spark's driver imports it for the text of the expressions.
 """
@@ -38,8 +42,7 @@ GRID_CELLS = 1024  # cells of the similarity grid over [-1, 1]; a grid map has G
 
 NATS = 16.0  # prefix_log_prob / NATS + 1 is its place on the grid: probabilities down to 10^-13 stay above its end
 
-GRID_KINDS = ("quantile", "isotonic")
-KINDS = (*GRID_KINDS, "platt", "logistic")
+KINDS = ("quantile", "isotonic", "platt", "logistic")
 CALIBRATOR_FILE = "calibrator.json"  # the one file of a calibrator's bundle
 
 VARIABLES = ("similarity", "prefix_log_prob")  # what a calibrator of one variable may map to a label
@@ -47,10 +50,14 @@ VARIABLES = ("similarity", "prefix_log_prob")  # what a calibrator of one variab
 SCORES = ("similarity", "history_similarity", "prefix_log_prob")  # features that are columns of pair_scores
 
 FEATURES = (*SCORES, "item_click_logit", "user_click_logit", "log_popularity")
-"""Features a `logistic` calibrator may use; the last three come from pre-window counts (`feature_values`)."""
+"""Features of `logistic`, and of a `quantile` that ranks by exposed clicks; the last three are of pre-window counts."""
 
 COUNT_COLUMNS = ("item_impressions", "item_clicks", "user_impressions", "user_clicks", "item_positives")
 """Pre-window counts behind the last three features: columns of item_stats and user_stats, prefixed by their owner."""
+
+USER_PARTS = ("user_rate", "user_rank")  # the two parts of a quantile label, columns of pseudo_labels
+
+_UNIT_SPREAD = math.sqrt(3.0) / math.pi  # times the logit of a uniform rank: standard deviation 1
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -68,9 +75,9 @@ class ReliabilityBin:
 class FittedOn:
     """What a calibrator was fitted on.
 
-    source: "uniform" (uniformly exposed slice) or "unlabeled" (scores alone). rows: pairs seen; clicks: clicked ones
-        (0 when unlabeled). base_rate: the target mean of the labels. ece: expected calibration error,
-        sum_b n_b |mean label - click rate| / n; None without clicks.
+    source: "uniform" (uniformly exposed slice), "exposed" (ordinary exposed pairs) or "unlabeled" (scores alone). rows:
+        pairs seen; clicks: clicked ones (0 when unlabeled). base_rate: the target mean of the labels. ece: expected
+        calibration error, sum_b n_b |mean label - click rate| / n; None where it was not measured.
     """
 
     source: str
@@ -87,8 +94,9 @@ class FittedOn:
 class Calibrator:
     """A fitted calibrator; the module's table says which parameters each kind has.
 
-    prior_rate, prior_strength (`logistic` only): click rates are shrunk toward prior_rate as if it had been observed in
-    prior_strength impressions.
+    across_users: where the level of a quantile label comes from: "user_rate" or "global" (the prior rate for all).
+    prior_rate, user_strength, item_strength: click rates of users and items are shrunken toward prior_rate as if it had
+        been observed in so many impressions of theirs.
     """
 
     kind: str
@@ -97,19 +105,23 @@ class Calibrator:
     features: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     intercept: float = 0.0
+    location: float = 0.0
+    spread: float = 1.0
+    across_users: str = "user_rate"
     prior_rate: float = 0.05
-    prior_strength: float = 20.0
+    user_strength: float = 20.0
+    item_strength: float = 20.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ContractError(f"calibrator.kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
-        if self.kind in GRID_KINDS and not self.features:  # published before there was a choice
+        if self.knots and not self.features:  # published before there was a choice
             object.__setattr__(self, "features", ("similarity",))
-        if self.kind != "logistic" and self.features not in [(name,) for name in VARIABLES]:
-            raise ContractError(
-                f"calibrator.features of kind {self.kind} is {self.features!r}; expected one of {', '.join(VARIABLES)}"
-            )
-        if self.kind in GRID_KINDS:
+        if self.on_grid:
+            if self.features not in [(name,) for name in VARIABLES]:
+                raise ContractError(
+                    f"calibrator.features of a grid map is {self.features!r}; expected one of {', '.join(VARIABLES)}"
+                )
             _check_knots(self.knots)
             return
         unknown = [name for name in self.features if name not in FEATURES]
@@ -121,23 +133,36 @@ class Calibrator:
             raise ContractError(
                 f"calibrator.weights has {len(self.weights)} values; expected one per feature ({len(self.features)})"
             )
-        if not all(math.isfinite(value) for value in (*self.weights, self.intercept)):
-            raise ContractError("calibrator.weights or .intercept is not finite; fit again on more rows")
-        if not 0.0 < self.prior_rate < 1.0 or not self.prior_strength > 0.0:
+        if not all(math.isfinite(value) for value in (*self.weights, self.intercept, self.location, self.spread)):
+            raise ContractError("calibrator.weights, .intercept, .location or .spread is not finite; fit it again")
+        if self.across_users not in ("user_rate", "global"):
+            raise ContractError(f"calibrator.across_users is {self.across_users!r}; expected user_rate or global")
+        if not 0.0 < self.prior_rate < 1.0 or not min(self.user_strength, self.item_strength) > 0.0:
             raise ContractError(
-                f"calibrator.prior_rate {self.prior_rate!r} must lie in (0, 1) and "
-                f"prior_strength {self.prior_strength!r} above 0"
+                f"calibrator.prior_rate {self.prior_rate!r} must lie in (0, 1), "
+                f"user_strength {self.user_strength!r} and item_strength {self.item_strength!r} above 0"
             )
 
     @property
-    def needs_counts(self) -> bool:
-        """True when the features need item_stats / user_stats in addition to the pair's scores."""
-        return any(name not in SCORES for name in self.features)
+    def on_grid(self) -> bool:
+        """True when the label is the grid map of one variable."""
+        return self.kind == "isotonic" or bool(self.knots)
 
     @property
-    def content_only(self) -> bool:
-        """False for a calibrator that sees interaction counts: its labels are no longer content-only."""
-        return not self.needs_counts
+    def has_user_parts(self) -> bool:
+        """True when the label is made of `USER_PARTS`."""
+        return self.kind == "quantile" and not self.on_grid
+
+    @property
+    def needs_item_counts(self) -> bool:
+        """True when a feature is made of item_stats; user_stats are needed for `user_rate` anyway."""
+        return bool({"item_click_logit", "log_popularity"} & set(self.features))
+
+    @property
+    def uses_clicks(self) -> bool:
+        """True when clicks shape the order or the level of its labels, beyond what items are and what users like."""
+        by_level = self.has_user_parts and self.across_users == "user_rate"
+        return by_level or self.fitted_on.clicks > 0
 
     def to_json(self) -> str:
         """The calibrator as canonical JSON text (sorted keys): equal calibrators give equal text."""
@@ -150,6 +175,8 @@ class Calibrator:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise ContractError(f"calibrator JSON cannot be read: {error}") from error
+        if isinstance(data, dict) and "prior_strength" in data:  # published before users and items had one each
+            data |= dict.fromkeys(("user_strength", "item_strength"), data.pop("prior_strength"))
         data = _checked_fields(cls, data, "calibrator")
         fitted = _checked_fields(FittedOn, data["fitted_on"], "calibrator.fitted_on")
         bins = (
@@ -181,14 +208,13 @@ def grid_position(similarity: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], Flo
 
 
 def feature_values(calibrator: Calibrator, columns: Mapping[str, npt.ArrayLike]) -> FloatArray:
-    """Feature matrix float64 [n x F] of a `platt` or `logistic` calibrator, in the order of its `features`.
+    """Feature matrix float64 [n x F] in the order of the calibrator's `features`.
 
     columns: the `SCORES` and `COUNT_COLUMNS` that the features need; each [n].
     Shrunken click logit (ours): p = (clicks + strength * rate) / (impressions + strength), logit(p); unknown counts are
     0, and clicks beyond the impressions count as impressions too.
     Log popularity: ln(1 + item_positives).
     """
-    rate, strength = calibrator.prior_rate, calibrator.prior_strength
 
     def column(name: str) -> FloatArray:
         if name not in columns:
@@ -202,20 +228,40 @@ def feature_values(calibrator: Calibrator, columns: Mapping[str, npt.ArrayLike])
             return np.log1p(column("item_positives"))
         owner = name.removesuffix("_click_logit")
         clicks, impressions = column(f"{owner}_clicks"), column(f"{owner}_impressions")
-        return np.log((clicks + strength * rate) / (np.maximum(impressions - clicks, 0.0) + strength * (1.0 - rate)))
+        positive, negative = _prior_counts(calibrator, owner)
+        return np.log((clicks + positive) / (np.maximum(impressions - clicks, 0.0) + negative))
 
     return np.stack([feature(name) for name in calibrator.features], axis=-1)
 
 
 def apply(calibrator: Calibrator, columns: Mapping[str, npt.ArrayLike]) -> FloatArray:
-    """Pseudo-labels float64 [n] in [0, 1] from the columns of `feature_values`."""
-    if calibrator.kind in GRID_KINDS:
+    """Pseudo-labels float64 [n] in [0, 1] from the columns of `feature_values`, or from the `USER_PARTS`."""
+    if calibrator.on_grid:
         knots = np.asarray(calibrator.knots, dtype=np.float64)
         (name,) = calibrator.features
         cell, fraction = grid_position(grid_variable(name, columns[name]))
         return (1.0 - fraction) * knots[cell] + fraction * knots[cell + 1]
-    logits = feature_values(calibrator, columns) @ np.asarray(calibrator.weights) + calibrator.intercept
-    return sigmoid(logits)
+    if calibrator.has_user_parts:
+        return sigmoid(calibrator.location + user_logit(calibrator, columns["user_rate"], columns["user_rank"]))
+    return sigmoid(feature_values(calibrator, columns) @ np.asarray(calibrator.weights) + calibrator.intercept)
+
+
+def user_rate(calibrator: Calibrator, columns: Mapping[str, npt.ArrayLike]) -> FloatArray:
+    """The users' shrunken click rates [n] in (0, 1), from user_impressions and user_clicks [n]."""
+    clicks, impressions = (np.asarray(columns[name], dtype=np.float64) for name in ("user_clicks", "user_impressions"))
+    positive, negative = _prior_counts(calibrator, "user")
+    return (clicks + positive) / (np.maximum(impressions - clicks, 0.0) + negative + (clicks + positive))
+
+
+def user_logit(calibrator: Calibrator, user_rate: npt.ArrayLike, user_rank: npt.ArrayLike) -> FloatArray:
+    """The logit [n] of a quantile label without its location: level of the user, and place among the user's pairs."""
+    level = user_rate if calibrator.across_users == "user_rate" else calibrator.prior_rate
+    return _logit(level) + rank_logits(user_rank, calibrator.spread)
+
+
+def rank_logits(rank: npt.ArrayLike, spread: float) -> FloatArray:
+    """Logits [n] of standard deviation `spread` for ranks [n] in (0, 1) that are spread evenly."""
+    return spread * _UNIT_SPREAD * _logit(rank)
 
 
 def sigmoid(x: npt.ArrayLike) -> FloatArray:
@@ -223,6 +269,11 @@ def sigmoid(x: npt.ArrayLike) -> FloatArray:
     x = np.asarray(x, dtype=np.float64)
     small = np.exp(-np.abs(x))
     return np.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+def _logit(p: npt.ArrayLike) -> FloatArray:
+    p = np.asarray(p, dtype=np.float64)
+    return np.log(p / (1.0 - p))
 
 
 def cell_sql(similarity: str) -> str:
@@ -240,17 +291,40 @@ def sql_expression(calibrator: Calibrator) -> str:
 
     Counts that are null (no row in item_stats / user_stats) count as 0; a null score gives null.
     """
-    if calibrator.kind in GRID_KINDS:
+    if calibrator.on_grid:
         knots = "array(" + ",".join(_double(value) for value in calibrator.knots) + ")"
         (name,) = calibrator.features
         variable = grid_variable_sql(name, name)
         cell, fraction = cell_sql(variable), fraction_sql(variable)
         return f"((1.0D - {fraction}) * element_at({knots}, {cell} + 1) + {fraction} * element_at({knots}, {cell} + 2))"
+    if calibrator.has_user_parts:
+        return _sigmoid_sql(f"{_double(calibrator.location)} + {user_logit_sql(calibrator)}")
+    return _sigmoid_sql(score_sql(calibrator))
+
+
+def score_sql(calibrator: Calibrator) -> str:
+    """Spark SQL text (double) of what the calibrator ranks pairs by: w . x + b, or the variable of a grid map."""
+    if calibrator.on_grid:
+        return feature_sql(calibrator, calibrator.features[0])
     terms = [_double(calibrator.intercept)]
     for name, weight in zip(calibrator.features, calibrator.weights, strict=True):
         terms.append(f"{_double(weight)} * {feature_sql(calibrator, name)}")
-    # exp(-x) overflows to infinity for x < -709, and 1 / (1 + inf) is the intended 0.
-    return f"(1.0D / (1.0D + exp(-({' + '.join(terms)}))))"
+    return " + ".join(terms)
+
+
+def user_rate_sql(calibrator: Calibrator) -> str:
+    """Spark SQL text (double, in (0, 1)) of the user's shrunken click rate, from user_impressions and user_clicks."""
+    positive, negative = _prior_counts(calibrator, "user")
+    clicks, impressions = _count_sql("user_clicks"), _count_sql("user_impressions")
+    rest, clicks = f"greatest({impressions} - {clicks}, 0.0D)", f"({clicks} + {_double(positive)})"
+    return f"({clicks} / ({rest} + {_double(negative)} + {clicks}))"
+
+
+def user_logit_sql(calibrator: Calibrator) -> str:
+    """Spark SQL text (double) of `user_logit` over the columns user_rate and user_rank."""
+    level = "user_rate" if calibrator.across_users == "user_rate" else _double(calibrator.prior_rate)
+    spread = _double(calibrator.spread * _UNIT_SPREAD)
+    return f"ln({level} / (1.0D - {level})) + {spread} * ln(user_rank / (1.0D - user_rank))"
 
 
 def feature_sql(calibrator: Calibrator, name: str) -> str:
@@ -261,9 +335,19 @@ def feature_sql(calibrator: Calibrator, name: str) -> str:
         return f"ln(1.0D + {_count_sql('item_positives')})"
     owner = name.removesuffix("_click_logit")
     clicks, impressions = _count_sql(f"{owner}_clicks"), _count_sql(f"{owner}_impressions")
-    positive = _double(calibrator.prior_strength * calibrator.prior_rate)
-    negative = _double(calibrator.prior_strength * (1.0 - calibrator.prior_rate))
+    positive, negative = (_double(value) for value in _prior_counts(calibrator, owner))
     return f"ln(({clicks} + {positive}) / (greatest({impressions} - {clicks}, 0.0D) + {negative}))"
+
+
+def _prior_counts(calibrator: Calibrator, owner: str) -> tuple[float, float]:
+    """Clicks, and impressions without one, that the prior adds to the counts of an item or a user."""
+    strength = calibrator.item_strength if owner == "item" else calibrator.user_strength
+    return strength * calibrator.prior_rate, strength * (1.0 - calibrator.prior_rate)
+
+
+def _sigmoid_sql(logit: str) -> str:
+    # exp(-x) overflows to infinity for x < -709, and 1 / (1 + inf) is the intended 0.
+    return f"(1.0D / (1.0D + exp(-({logit}))))"
 
 
 def _position_sql(similarity: str) -> str:
@@ -290,8 +374,9 @@ def _check_knots(knots: tuple[float, ...]) -> None:
 
 
 def _checked_fields(kind: type, data: Any, where: str) -> dict[str, Any]:
-    names = {item.name for item in fields(kind)}
-    if not isinstance(data, dict) or set(data) != names:
+    """`data` if it has the fields of `kind`; those that came later may be missing."""
+    names, later = {item.name for item in fields(kind)}, {"location", "spread", "across_users"}
+    if not isinstance(data, dict) or set(data) | later != names | later:
         found = sorted(data) if isinstance(data, dict) else type(data).__name__
         raise ContractError(f"{where} has fields {found}; expected exactly {sorted(names)}")
     return dict(data)

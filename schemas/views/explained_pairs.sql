@@ -1,10 +1,12 @@
--- Every labeled pair and what its label is made of: matched anchor, factors, weight. `gpl explain` adds the history items.
+-- Every labeled pair and what its label is made of: the user's parts, matched anchor, factors. `gpl explain` adds the history items.
 --   dt: Run date
 --   user_id: The platform's user id
 --   item_id: The platform's item id
 --   title: Title of the item
 --   source: unexposed, exposed or uniform
 --   pseudo_label: Calibrated click probability
+--   user_rate: The user's click rate before dt, shrunken: the level of quantile labels
+--   user_rank: Where the pair stands among the user's other unexposed pairs, 1 the best
 --   weight: Scaled weight
 --   similarity: Cosine to the matched anchor
 --   history_similarity: Largest cosine to an item of the history
@@ -27,6 +29,8 @@ SELECT
   i.title,
   p.source,
   p.pseudo_label,
+  p.user_rate,
+  p.user_rank,
   p.weight,
   p.similarity,
   p.history_similarity,

@@ -3,11 +3,18 @@
 from collections.abc import Sequence
 
 import numpy as np
-from pyspark.sql import Column, DataFrame, Row
+from pyspark.sql import Column, DataFrame, Row, Window
 from pyspark.sql import functions as F
 
 from gpl_core.errors import LineageError
-from gpl_core.labels.calibration import CALIBRATOR_FILE, Calibrator, ReliabilityBin, sql_expression
+from gpl_core.labels.calibration import (
+    CALIBRATOR_FILE,
+    Calibrator,
+    ReliabilityBin,
+    score_sql,
+    sql_expression,
+    user_rate_sql,
+)
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
 
 LABEL_CELLS = 1000  # cells of the label axis in which Spark counts; the driver merges them into groups of equal size
@@ -18,19 +25,21 @@ def load_calibrator(store: ArtifactStore, manifest: Manifest) -> Calibrator:
     return Calibrator.from_json((store.fetch(manifest) / CALIBRATOR_FILE).read_text(encoding="utf-8"))
 
 
-def with_counts(pairs: DataFrame, item_stats: DataFrame, user_stats: DataFrame) -> DataFrame:
+def with_counts(pairs: DataFrame, user_stats: DataFrame, item_stats: DataFrame | None) -> DataFrame:
     """`pairs` (user_id, item_index, dt, …) with the pre-window counts of its own dt, null where nothing was seen.
 
-    Adds item_impressions, item_clicks, item_positives, user_impressions and user_clicks.
+    Adds user_impressions and user_clicks; with `item_stats` also item_impressions, item_clicks and item_positives.
     """
-    items = item_stats.select(
+    if item_stats is not None:
+        items = item_stats.select(
         "item_index", "dt", F.col("impressions").alias("item_impressions"), F.col("clicks").alias("item_clicks"),
         F.col("positives").alias("item_positives"),
     )  # fmt: skip
+        pairs = pairs.join(items, ["item_index", "dt"], "left")
     users = user_stats.select(
         "user_id", "dt", F.col("impressions").alias("user_impressions"), F.col("clicks").alias("user_clicks")
     )
-    return pairs.join(items, ["item_index", "dt"], "left").join(users, ["user_id", "dt"], "left")
+    return pairs.join(users, ["user_id", "dt"], "left")
 
 
 def label_cell(column: str) -> Column:
@@ -74,8 +83,31 @@ def equal_groups(cells: Sequence[Row], names: Sequence[str]) -> list[tuple[float
     return [tuple(row) for row in sums.tolist() if row[0] > 0]
 
 
+def with_user_parts(pairs: DataFrame, calibrator: Calibrator) -> DataFrame:
+    """`pairs` of one date (with `with_counts`) with the two parts of a quantile label, and the spread of the scores.
+
+    user_rate: the user's click rate before the date, shrunken. user_rank, in (0, 1): where the pair's score stands
+    among the user's *other* unexposed pairs: (below + ties / 2 + 1/2) / (others + 1); 1/2 without others. user_spread:
+    standard deviation of the score over the user's unexposed pairs.
+    """
+    # By dt too: the users' counts were joined by both.
+    of_user, unexposed = Window.partitionBy("user_id", "dt"), (F.col("source") == "unexposed").cast("int")
+    by_score = of_user.orderBy("_score")
+    up_to = F.sum(unexposed).over(by_score.rangeBetween(Window.unboundedPreceding, Window.currentRow))
+    equal = F.sum(unexposed).over(by_score.rangeBetween(Window.currentRow, Window.currentRow))
+    others, ties = F.sum(unexposed).over(of_user) - unexposed, equal - unexposed
+    scored = pairs.withColumn("_score", F.expr(score_sql(calibrator)))
+    spread = F.coalesce(F.stddev_pop(F.when(unexposed == 1, F.col("_score"))).over(of_user), F.lit(0.0))
+    rank = ((up_to - equal) + ties / 2 + 0.5) / (others + 1)
+    parts = {"user_rank": rank, "user_rate": F.expr(user_rate_sql(calibrator)), "user_spread": spread}
+    return scored.withColumns(parts).drop("_score")
+
+
 def with_label(pairs: DataFrame, calibrator: Calibrator) -> DataFrame:
-    """`pairs` with `pseudo_label`, a double in [0, 1]; needs `with_counts` when `calibrator.needs_counts`."""
+    """`pairs` with `pseudo_label`, a double in [0, 1].
+
+    Needs `with_counts` for features made of counts, `with_user_parts` when `calibrator.has_user_parts`.
+    """
     return pairs.withColumn("pseudo_label", F.expr(sql_expression(calibrator)))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from gpl_core.labels.calibration import Calibrator
 from spark_jobs.common.calibrators import load_calibrator
 from spark_jobs.reporting import plots
 from spark_jobs.reporting.day import Day
@@ -77,8 +78,11 @@ def section(day: Day) -> PageSection:
         f"The calibrator is of kind {calibrator.kind} and aims at a mean label of {fitted.base_rate:.4g} "
         f"({fitted.source}: {fitted.rows:,} rows, {fitted.first_date} to {fitted.last_date})."
     ]
-    if not calibrator.content_only:
-        text.append("It also uses click counts of items and users, so these labels are not content-only.")
+    if calibrator.has_user_parts:
+        level = "the user's own click rate" if calibrator.across_users == "user_rate" else "one rate for all users"
+        text.append(f"A label's level comes from {level}, its place within the user from {_ranked_by(calibrator)}.")
+    if calibrator.uses_clicks:
+        text.append("Clicks shape these labels: they do not rest on content and the language model alone.")
     warnings = [str(manifest.metrics[k]) for k in ("rate_warning", "warning") if k in manifest.metrics]
     found = distributions(day.step.read_slice("pseudo_labels"))
     rows = [
@@ -91,6 +95,13 @@ def section(day: Day) -> PageSection:
         text.append("No unexposed pair was labeled.")
     tables = [Table(("source", "pairs", *AXES), rows)] if rows else []
     return PageSection("Labels and weights", text, tables, drawn, warnings=warnings)
+
+
+def _ranked_by(calibrator: Calibrator) -> str:
+    if len(calibrator.features) == 1:
+        return calibrator.features[0]
+    weights = ", ".join(f"{n} {w:+.3g}" for n, w in zip(calibrator.features, calibrator.weights, strict=True))
+    return f"a regression fitted on exposed clicks of earlier dates ({weights})"
 
 
 def _plots(found: Distributions) -> list[Plot]:

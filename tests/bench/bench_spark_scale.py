@@ -95,10 +95,16 @@ FLOORS: Mapping[str, tuple[Moved, ...]] = {
         Moved("interest_anchors", ("user_id", "sequence_hash", "anchor_sids", "log_prob", "prefixes",
                                    "prefix_log_probs"), ("user_id",)),
     ),
-    "fit_calibrator": (Moved("pair_scores", ("source", "prefix_log_prob", "model_version")),),
+    "fit_calibrator": (
+        Moved("pair_scores", (*_PAIR, "source", "prefix_log_prob", "model_version"), ("user_id",)),
+        Moved("user_stats", ("user_id", "impressions", "clicks"), ("user_id",)),
+        Moved("unexposed_samples", _PAIR, _PAIR),
+    ),
     "pseudo_labels": (
         Moved("pair_scores", (*_PAIR, "source", "similarity", "history_similarity", "prefix_log_prob", "anchor_rank",
-                              "coherence", "consistency", "llm_confidence", "model_version", "sid_version")),
+                              "coherence", "consistency", "llm_confidence", "model_version", "sid_version"),
+              ("user_id",)),
+        Moved("user_stats", ("user_id", "impressions", "clicks"), ("user_id",)),
         Moved("items", ("item_index", "item_id"), days=0),
     ),
     "training_feed": (

@@ -41,13 +41,9 @@ class AnalystLake:
         self.lake = Lake(self.config.lakehouse.root)
         self.tokenizer = self.publish("tokenizer", {"encoder_version": "enc"}, "{}", "x.json")
         self.model = self.publish("interest_model", {"sid_version": self.tokenizer}, "{}", "x.json")
-        fitted = FittedOn("uniform", 10, 3, "2026-01-01", "2026-01-02", 0.3)
+        fitted = FittedOn("exposed", 10, 3, "2026-01-01", "2026-01-02", 0.3)
         self.calibrator = Calibrator(
-            kind="logistic",
-            fitted_on=fitted,
-            features=("similarity", "item_click_logit"),
-            weights=(3.0, 0.5),
-            intercept=-1.0,
+            "quantile", fitted, features=("similarity", "item_click_logit"), weights=(3.0, 0.5), location=-1.0
         )
         lineage = {"model_version": self.model, "sid_version": self.tokenizer}
         self.calibrator_version = self.publish("calibrator", lineage, self.calibrator.to_json(), CALIBRATOR_FILE)
@@ -87,15 +83,17 @@ class AnalystLake:
         e = np.array(VECTORS[item])
         history = [np.array(VECTORS[i]) for i in past if i >= 0]
         similarity, rank, p = max((float(g @ e), -k, p) for k, p, g in live)
-        clicks, impressions = (4, 10) if item == 0 else (0, 0)
-        columns = {"similarity": [similarity], "item_clicks": [clicks], "item_impressions": [impressions]}
+        clicks, impressions = (2, 9) if user == "u1" else (0, 0)
+        rate = (clicks + 20 * 0.05) / (impressions + 20)
+        parts = {"user_rate": rate, "user_rank": (item + 0.5) / 4}
         return {
             "user_id": user, "item_id": f"i{item}", "item_index": item, "source": source, "similarity": similarity,
             "history_similarity": max(float(h @ e) for h in history), "anchor_rank": -rank,
             "prefix_log_prob": -1.0,
             "coherence": float(np.linalg.norm(sum(p / total * g for _, p, g in live))),
             "consistency": sum(p / total * max(0.0, *(float(g @ h) for h in history)) for _, p, g in live),
-            "llm_confidence": p ** (1 / 3), "pseudo_label": float(apply(self.calibrator, columns)[0]),
+            "llm_confidence": p ** (1 / 3), **parts, "user_spread": 0.25,
+            "pseudo_label": float(apply(self.calibrator, parts)),
             "calibrator_version": self.calibrator_version, "model_version": self.model, "sid_version": self.tokenizer,
         }  # fmt: skip
 

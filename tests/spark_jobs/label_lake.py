@@ -114,6 +114,15 @@ class LabelLake(TinyLake):
         ]  # fmt: skip
         self.table("impressions", full, dt=dt.isoformat())
 
+    def unexposed(self, *rows: tuple, channel: str = "popular", dt: date = D, **features: float) -> None:
+        """(request, user, item_index)."""
+        full = [
+            {"request_id": r[0], "item_id": f"i{r[2]}", "user_id": r[1], "item_index": r[2], "channel": channel,
+             "sampling_probability": 0.25, "event_time": at((dt - D).days), **features}
+            for r in rows
+        ]  # fmt: skip
+        self.table("unexposed_samples", full, dt=dt.isoformat())
+
     def rows_where(self, table: str, where: dict[str, Any], *columns: str) -> list[tuple]:
         """Rows of D whose columns have the given values."""
         found = self.rows(table, *where, *columns, dt=D)
@@ -138,20 +147,11 @@ class FeedLake(LabelLake):
         ]  # fmt: skip
         self.table("exposed_samples", full, dt=D.isoformat())
 
-    def unexposed(self, *rows: tuple, channel: str = "popular", **features: float) -> None:
-        """(request, user, item_index)."""
-        full = [
-            {"request_id": r[0], "item_id": f"i{r[2]}", "user_id": r[1], "item_index": r[2], "channel": channel,
-             "sampling_probability": 0.25, "event_time": at(0), **features}
-            for r in rows
-        ]  # fmt: skip
-        self.table("unexposed_samples", full, dt=D.isoformat())
-
     def labels(self, *rows: tuple, **overrides: str) -> None:
         """(user, item_index, pseudo_label, weight[, source])."""
         full = [
             {"user_id": r[0], "item_id": f"i{r[1]}", "item_index": r[1], "source": r[4] if len(r) > 4 else "unexposed",
-             "similarity": 0.5, "history_similarity": 0.5,
+             "similarity": 0.5, "history_similarity": 0.5, "user_rate": 0.1, "user_rank": 0.5, "user_spread": 0.2,
              "prefix_log_prob": -1.0, "anchor_rank": 0, "coherence": 0.25, "consistency": 0.5,
              "llm_confidence": 0.75, "pseudo_label": r[2], "raw_weight": 0.5, "weight": r[3],
              "calibrator_version": "cal-1", "model_version": self.model, "sid_version": self.tokenizer, **overrides}

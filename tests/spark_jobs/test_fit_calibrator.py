@@ -9,8 +9,8 @@ from sklearn.isotonic import IsotonicRegression
 from gpl_core.errors import GateError, LineageError, MissingInputError
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import find_step
-from gpl_core.labels.calibration import FEATURES, apply, feature_values, grid_position
-from spark_jobs import fit_calibrator
+from gpl_core.labels.calibration import FEATURES, USER_PARTS, apply, feature_values, grid_position, user_rate
+from spark_jobs import fit_calibrator, pseudo_labels
 from tests.bench.simulation.logistic import fit_logistic
 from tests.spark_jobs.label_lake import LabelLake, score
 from tests.spark_jobs.tiny_lake import D, day
@@ -35,7 +35,16 @@ def lake(tmp_path, spark) -> LabelLake:
         *[score("u1", i, -0.3 + 0.1 * i) for i in range(9)],
         *[score("u1", i, 0.99, source="exposed") for i in range(20, 29)],
     )
+    # Item i of u1 stands in i + 1 requests: labels average the rate over these rows.
+    made.unexposed(*[(f"q{n}", "u1", i) for i in range(9) for n in range(i + 1)])
+    made.stats()
     return made
+
+
+def labels_of(calibrator, ranks):
+    """Labels at these ranks of a user without counts, the rate of all users."""
+    rate = user_rate(calibrator, {"user_clicks": [0], "user_impressions": [0]})
+    return apply(calibrator, {"user_rate": np.repeat(rate, len(ranks)), "user_rank": np.array(ranks)})
 
 
 def fitted(lake: LabelLake):
@@ -47,9 +56,8 @@ def fitted(lake: LabelLake):
 def test_quantile_labels_average_the_uniform_click_rate_before_the_date(lake):
     assert lake.run("fit_calibrator", fit_calibrator.run) == "done"
     calibrator, manifest = fitted(lake)
-    similarity = [-0.3 + 0.1 * i for i in range(9)]
-    labels = apply(calibrator, {"similarity": similarity})
-    assert labels.mean() == pytest.approx(3 / 10, abs=1e-9)
+    labels = labels_of(calibrator, (np.arange(9) + 0.5) / 9)
+    assert np.average(labels, weights=np.arange(1, 10)) == pytest.approx(3 / 10, abs=1e-6)
     assert (np.diff(labels) > 0).all()
     assert manifest.trained_through == day(-1)
     assert dict(manifest.lineage) == {"model_version": lake.model, "sid_version": lake.tokenizer}
@@ -66,15 +74,73 @@ def test_quantile_labels_average_the_uniform_click_rate_before_the_date(lake):
     assert fitted(lake)[0] == calibrator
 
 
-def test_quantile_of_the_prefix_log_prob_ranks_by_it(lake):
-    """Similarity rises with the item, the prefix_log_prob falls (but item 7's is item 0's again)."""
-    assert lake.run("fit_calibrator", fit_calibrator.run, D, "labels.calibrator.score=prefix_log_prob") == "done"
+def test_the_two_parts_against_brute_force(lake):
+    """Three users, ties, counts: levels by their shrunken rates, places by a loop over the user's other pairs."""
+    rng = np.random.default_rng(2)
+    pairs = [(u, i, float(rng.integers(-3, 4)) / 10) for u, n in (("u1", 12), ("u2", 5), ("u3", 1)) for i in range(n)]
+    shown = [("u1", 40, 0.1, "exposed"), ("u3", 41, -0.2, "uniform"), ("u4", 42, 0.0, "exposed")]
+    lake.scores(*[score(*p) for p in pairs], *[score(u, i, s, source=source) for u, i, s, source in shown])
+    rows = {(u, i): int(rng.integers(1, 4)) for u, i, _ in pairs}
+    lake.unexposed(*[(f"q{n}", u, i) for (u, i), count in rows.items() for n in range(count)])
+    lake.stats(users=[("u1", 100, 30, 1), ("u2", 60, 2, 1), ("u5", 90, 9, 1)], items=[])
+    lake.items_table(*[f"i{n}" for n in range(43)])
+    lake.run("fit_calibrator", fit_calibrator.run)
+    lake.run("pseudo_labels", pseudo_labels.run)
     calibrator, _ = fitted(lake)
-    assert calibrator.features == ("prefix_log_prob",)
-    labels = apply(calibrator, {"prefix_log_prob": [-1.0 - i % 7 for i in range(9)]})
-    assert labels.mean() == pytest.approx(3 / 10, abs=1e-9)
-    assert (np.diff(labels[:7]) < 0).all()
+    assert calibrator.prior_rate == pytest.approx(41 / 250)
+    s, p = calibrator.user_strength, calibrator.prior_rate
+    assert 1 < s < 100
+    columns = ("user_id", "item_index", "source", *USER_PARTS, "pseudo_label", "user_spread")
+    found = {row[:3]: row[3:] for row in lake.rows("pseudo_labels", *columns, dt=D)}
+    assert len(found) == len(pairs) + 3
+    for user, item, similarity, source in [*((u, i, x, "unexposed") for u, i, x in pairs), *shown]:
+        others = [x for u, i, x in pairs if u == user and not (source == "unexposed" and i == item)]
+        below, ties = sum(x < similarity for x in others), sum(x == similarity for x in others)
+        rank = (below + ties / 2 + 0.5) / (len(others) + 1)
+        own = [x for u, _, x in pairs if u == user]
+        spread = np.std(own) if own else 0.0
+        clicks, impressions = {"u1": (30, 100), "u2": (2, 60)}.get(user, (0, 0))
+        rate = (clicks + s * p) / (impressions + s)
+        odds = np.exp(calibrator.location) * rate / (1 - rate) * (rank / (1 - rank)) ** (0.75 * np.sqrt(3) / np.pi)
+        assert found[user, item, source] == pytest.approx((rate, rank, odds / (1 + odds), spread), abs=1e-9)
+    over_rows = [found[u, i, "unexposed"][2] for (u, i), count in rows.items() for _ in range(count)]
+    assert np.mean(over_rows) == pytest.approx(3 / 10, abs=1e-6)
+
+
+def test_ranks_follow_the_chosen_score_and_one_level_may_serve_all(lake):
+    """Similarity rises with the item, the prefix_log_prob falls (but item 7's is item 0's again)."""
+    lake.items_table(*[f"i{n}" for n in range(29)])
+    lake.stats(users=[("u1", 100, 80, 1), ("u2", 100, 0, 1)])
+    chosen = ("labels.calibrator.score=prefix_log_prob", "labels.calibrator.across_users=global")
+    assert lake.run("fit_calibrator", fit_calibrator.run, D, *chosen) == "done"
+    calibrator, _ = fitted(lake)
+    assert (calibrator.features, calibrator.across_users) == (("prefix_log_prob",), "global")
+    lake.run("pseudo_labels", pseudo_labels.run, D, *chosen)
+    found = lake.rows("pseudo_labels", "item_index", "source", "user_rank", "pseudo_label", dt=D)
+    labels = {item: (rank, label) for item, source, rank, label in found if source == "unexposed"}
+    assert (np.diff([labels[i] for i in range(7)], axis=0) < 0).all()
     assert labels[7] == labels[0]
+    assert not calibrator.uses_clicks
+
+
+def test_pairs_are_ranked_by_exposed_clicks_of_earlier_dates(lake):
+    rows = planted(lake, source="exposed")
+    settings = ("labels.calibrator.score=exposed_clicks", "labels.calibrator.target_rate=auto")
+    assert lake.run("fit_calibrator", fit_calibrator.run, D, *settings) == "done"
+    calibrator, manifest = fitted(lake)
+    wanted = fit_logistic(feature_values(calibrator, rows), rows["clicked"])
+    assert calibrator.weights == pytest.approx(wanted.weights, abs=2e-2)
+    on = calibrator.fitted_on
+    assert (calibrator.kind, on.source, on.rows, on.clicks) == ("quantile", "exposed", 400, rows["clicked"].sum())
+    assert calibrator.uses_clicks
+    assert manifest.metrics["uses_clicks"]
+    # The clicks of the uniform impressions of the same pairs are the opposite ones; the rate is measured on them.
+    assert on.base_rate == manifest.metrics["target_rate"] == pytest.approx(1 - rows["clicked"].mean())
+    lake.run("fit_calibrator", fit_calibrator.run, D, *settings, "labels.calibrator.min_rows=401")
+    calibrator, manifest = fitted(lake)
+    assert calibrator.features == ("prefix_log_prob",)  # too few rows, both for the order and for the rate
+    assert "ranked by prefix_log_prob: of exposed pairs" in manifest.metrics["warning"]
+    assert manifest.metrics["target_rate"] == pytest.approx(0.5 * rows["clicked"].mean())
 
 
 def test_configured_rate_needs_no_clicks_and_a_window_bounds_what_is_seen(lake):
@@ -100,7 +166,7 @@ def test_too_little_is_refused_with_the_remedy(lake, override, error, says):
 def test_no_clicks_among_the_uniform_rows(lake):
     lake.shown(*[("u1", i, 0, True) for i in range(6)], dt=day(-2))
     lake.shown(*[("u1", i, 0, True) for i in range(6)], dt=day(-1))
-    with pytest.raises(GateError, match=r"0 clicks in the 12 rows.*labels\.calibrator\.target_rate"):
+    with pytest.raises(GateError, match=r"0 of 12 rows are clicked.*labels\.calibrator\.target_rate"):
         lake.run("fit_calibrator", fit_calibrator.run)
 
 
@@ -110,10 +176,10 @@ def test_scores_of_another_model_are_refused(lake):
         lake.run("fit_calibrator", fit_calibrator.run)
 
 
-def test_empty_day_gives_a_constant(lake):
+def test_empty_day_labels_nothing(lake):
     lake.scores()
     assert lake.run("fit_calibrator", fit_calibrator.run) == "done"
-    assert apply(fitted(lake)[0], {"similarity": [-1.0, 0.2, 1.0]}) == pytest.approx(0.3)
+    assert labels_of(fitted(lake)[0], [0.5]) == pytest.approx(0.3, abs=1e-6)
 
 
 def test_rate_that_jumps_is_told_or_refused(lake):
@@ -121,6 +187,8 @@ def test_rate_that_jumps_is_told_or_refused(lake):
     older = lake.bundle("tokenizer", {}, "{}", through=day(-3))
     older = lake.bundle("interest_model", {"sid_version": older}, "{}", through=day(-3))
     lake.scores(score("u1", 0, 0.5, model=older), dt=day(-1))
+    lake.unexposed(("q1", "u1", 0), dt=day(-1))
+    lake.stats(dt=day(-1))
     lake.run("fit_calibrator", fit_calibrator.run, day(-1), "labels.calibrator.target_rate=0.05")
     with pytest.raises(GateError, match=r"base rate 0\.3000 against 0\.0500.*factor of 6\.00.*on_rate_change"):
         lake.run("fit_calibrator", fit_calibrator.run, D, "labels.calibrator.on_rate_change=refuse")
@@ -131,8 +199,8 @@ def test_rate_that_jumps_is_told_or_refused(lake):
     assert lake.run("fit_calibrator", fit_calibrator.run, D, "labels.calibrator.on_rate_change=refuse") == "noop"
 
 
-def planted(lake: LabelLake) -> dict[str, np.ndarray]:
-    """400 scored and shown uniform pairs on D-2 and D-1; clicks follow similarity and the item's count."""
+def planted(lake: LabelLake, source: str = "uniform") -> dict[str, np.ndarray]:
+    """400 scored pairs of `source` on D-2 and D-1, shown both ways; clicks follow similarity and the item's count."""
     rng = np.random.default_rng(1)
     n = 400
     similarity, user = rng.uniform(-0.8, 0.9, n), rng.integers(0, 5, n)
@@ -142,11 +210,11 @@ def planted(lake: LabelLake) -> dict[str, np.ndarray]:
     clicked = (rng.random(n) < 1 / (1 + np.exp(-(2.5 * similarity + np.log(rate / (1 - rate)) + 1)))).astype(int)
     for offset, part in ((-2, range(n // 2)), (-1, range(n // 2, n))):
         dt = day(offset)
-        lake.scores(*[score(f"u{user[i]}", i, similarity[i], source="uniform") for i in part], dt=dt)
-        # the same items also stand among the exposed, with the opposite click: not to be mixed in
+        lake.scores(*[score(f"u{user[i]}", i, similarity[i], source=source) for i in part], dt=dt)
+        # the same items were also shown the other way, with the opposite click: not to be mixed in
         lake.shown(
-            *[(f"u{user[i]}", i, int(clicked[i]), True) for i in part],
-            *[(f"u{user[i]}", i, 1 - int(clicked[i]), False) for i in part],
+            *[(f"u{user[i]}", i, int(clicked[i]), source == "uniform") for i in part],
+            *[(f"u{user[i]}", i, 1 - int(clicked[i]), source != "uniform") for i in part],
             dt=dt,
         )
         items = [(int(i), int(shown[i]), int(clicks[i]), int(clicks[i])) for i in part]
@@ -184,29 +252,29 @@ def test_kinds_fitted_on_clicks_agree_with_other_libraries(lake):
             wanted = fit_logistic(feature_values(calibrator, rows), rows["clicked"])
             assert calibrator.weights == pytest.approx(wanted.weights, abs=2e-2)
             assert labels.mean() == pytest.approx(rows["clicked"].mean(), abs=1e-4)
-        assert calibrator.content_only == (kind != "logistic")
+        assert calibrator.uses_clicks
         assert (calibrator.features == FEATURES) == (kind == "logistic")
         assert manifest.metrics["scored_by"] == [lake.model]
         assert manifest.metrics["ece"] == calibrator.fitted_on.ece < 0.1
         assert sum(b.rows for b in calibrator.fitted_on.reliability) == 400
 
 
-def test_exposed_clicks_fit_nothing(lake):
+def test_exposed_clicks_fit_no_probability(lake):
     lake.shown(*[("u9", i, i % 2, False) for i in range(8)], dt=day(-1))
     lake.scores(*[score("u9", i, 0.1 * i, source="exposed") for i in range(8)], dt=day(-1))
-    with pytest.raises(GateError, match="uniform slice has 0 rows"):
+    with pytest.raises(MissingInputError, match=r"fitted on uniformly exposed pairs .* there are none"):
         lake.run("fit_calibrator", fit_calibrator.run, D, "labels.calibrator.kind=platt")
 
 
-def test_earlier_scores_make_it_stale_only_where_it_is_fitted_on_them(lake):
+def test_earlier_scores_make_it_stale_only_where_they_become_labels(lake):
+    """Not where they only rank: late candidates of a date would have every later date labeled again."""
     step = find_step("fit_calibrator")
     lake.scores(score("u1", 0, 0.5, source="uniform"), dt=day(-1))
-    before = {k: _fingerprint(lake, step, k) for k in ("quantile", "platt")}
+    kinds = ("kind=quantile", "kind=platt", "score=exposed_clicks")
+    before = {k: _fingerprint(lake, step, k) for k in kinds}
     lake.scores(score("u1", 0, 0.7, source="uniform"), dt=day(-1))
-    after = {k: _fingerprint(lake, step, k) for k in ("quantile", "platt")}
-    assert before["quantile"] == after["quantile"]
-    assert before["platt"] != after["platt"]
+    assert [before[k] == _fingerprint(lake, step, k) for k in kinds] == [True, False, True]
 
 
-def _fingerprint(lake: LabelLake, step, kind: str) -> str:
-    return Planner(lake.config(f"labels.calibrator.kind={kind}")).state(step, D).artifact_fingerprint
+def _fingerprint(lake: LabelLake, step, setting: str) -> str:
+    return Planner(lake.config(f"labels.calibrator.{setting}")).state(step, D).artifact_fingerprint

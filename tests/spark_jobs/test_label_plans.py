@@ -41,9 +41,10 @@ def plans(tmp_path, spark, monkeypatch) -> dict[str, tuple[str, list[str]]]:
 
 
 def test_plans(plans):
-    # labels: pairs and items meet by item_index; feed: unexposed rows and labels by (user, item),
+    # labels: pairs meet the users' counts by user, where they are ranked too, and items by item_index; feed: unexposed
+    # rows and labels by (user, item),
     # SIDs by item, and the shuffle into files
-    for table, exchanges in (("pseudo_labels", 2), ("training_feed", 4)):
+    for table, exchanges in (("pseudo_labels", 4), ("training_feed", 4)):
         plan, files = plans[table]
         for never in ("CartesianProduct", "BroadcastNestedLoopJoin", "Python", "Collect"):
             assert never not in plan, (table, never)

@@ -116,7 +116,8 @@ def planted(tmp_path_factory, spark) -> FeedLake:
         {"user_id": f"v{n}", "item_id": "i1", "item_index": 1, "source": "unexposed", "similarity": 0.5,
          "history_similarity": 0.5, "prefix_log_prob": -1.0, "anchor_rank": 0,
          "coherence": 0.25, "consistency": 0.5, "llm_confidence": 0.75,
-         "pseudo_label": 0.01, "raw_weight": 0.5, "weight": 1.0, "calibrator_version": "c",
+         "user_rate": 0.1, "user_rank": 0.5, "user_spread": 0.2, "pseudo_label": 0.01,
+         "raw_weight": 0.5, "weight": 1.0, "calibrator_version": "c",
          "model_version": made.model, "sid_version": made.tokenizer}
         for n in range(9)
     ], dt=day(-1).isoformat())  # fmt: skip

@@ -38,6 +38,9 @@ def lake(tmp_path, spark) -> LabelLake:
     return made
 
 
+FACTORS = "labels.weight=factors"
+
+
 def by_pair(lake: LabelLake, *columns: str) -> dict:
     """(user, item, source) -> the columns."""
     return {row[:3]: row[3:] for row in lake.rows("pseudo_labels", "user_id", "item_id", "source", *columns, dt=D)}
@@ -45,6 +48,8 @@ def by_pair(lake: LabelLake, *columns: str) -> dict:
 
 def test_labels_and_weights_by_hand(lake):
     assert lake.run("pseudo_labels", pseudo_labels.run) == "done"
+    assert {w for (w,) in by_pair(lake, "weight").values()} == {1.0}
+    assert lake.run("pseudo_labels", pseudo_labels.run, D, FACTORS) == "done"
     found = by_pair(lake, "pseudo_label", "raw_weight", "weight")
     assert len(found) == 4
     for key, similarity, factors in (
@@ -74,7 +79,7 @@ def test_rerun_is_a_noop_and_forced_rerun_gives_the_same_rows(lake):
 
 def test_all_weights_zero_stay_zero(lake):
     lake.scores(score("u1", 0, 0.9, factors=(0.8, 0.0, 0.2)), score("u1", 1, 0.1, factors=(0.8, 0.0, 0.1)))
-    lake.run("pseudo_labels", pseudo_labels.run)
+    lake.run("pseudo_labels", pseudo_labels.run, D, FACTORS)
     assert [w for (w,) in by_pair(lake, "weight").values()] == [0.0, 0.0]
 
 
@@ -115,7 +120,7 @@ def test_a_later_calibrator_is_not_used(lake):
 def logistic() -> Calibrator:
     return Calibrator(
         kind="logistic", fitted_on=FittedOn("uniform", 10, 1, "", "", 0.1), features=FEATURES,
-        weights=(1.0, 0.5, 0.1, 0.7, 0.3, -0.2), intercept=-1.0, prior_rate=0.1, prior_strength=20.0,
+        weights=(1.0, 0.5, 0.1, 0.7, 0.3, -0.2), intercept=-1.0, prior_rate=0.1,
     )  # fmt: skip
 
 

@@ -10,6 +10,8 @@
 | gpl_quantile, gpl_unweighted | anchor similarity; with confidence weights, or all alike |
 | gpl_quantile@f | the same, target rate fixed beforehand to f x the exposed click rate: no uniform rows needed |
 | any@f/l | so for every label, and with lambda l |
+| gpl_clicks, gpl_clicks@f | the product's default: ranks within the user by exposed clicks, the user's rate as level |
+| clicks_no_anchors | the same without the language model |
 | gpl_logistic, logistic_no_anchors | all features; all but the anchors' |
 | gpl_softmax | gpl_quantile with softmax pooling instead of the maximum |
 | gpl_prefix, gpl_prefix@f | gpl_quantile of the prefix_log_prob (`labels.calibrator.score`) instead of the similarity |
@@ -21,6 +23,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +31,7 @@ import numpy as np
 from gpl_core.labels import calibration, controls, fitting
 from gpl_core.labels.calibration import Calibrator, FittedOn
 from gpl_core.labels.confidence import combined_weight
+from tests.bench.simulation.clicks import click_labels
 from tests.bench.simulation.logistic import fit_logistic
 from tests.bench.simulation.world import Known, L, Pairs, Scores, World
 
@@ -36,8 +40,8 @@ CONTROLS = (
     "logistic_no_anchors",
 )  # fmt: skip
 FIXED = (0.25, 0.5, 1.0)
-NO_UNIFORM_ROWS = tuple(f"gpl_{score}@{f:g}" for score in ("quantile", "prefix") for f in FIXED)
-GPL = ("gpl_quantile", "gpl_unweighted", *NO_UNIFORM_ROWS, "gpl_logistic")
+NO_UNIFORM_ROWS = tuple(f"gpl_{score}@{f:g}" for score in ("quantile", "prefix", "clicks") for f in FIXED)
+GPL = ("gpl_quantile", "gpl_unweighted", *NO_UNIFORM_ROWS, "gpl_clicks", "clicks_no_anchors", "gpl_logistic")
 EXTRAS = {
     "gpl_prefix": "gpl_quantile", "gpl_softmax": "gpl_quantile", "gpl_own": "gpl_quantile",
     "gpl_learned": "gpl_quantile",
@@ -142,6 +146,9 @@ def _labels(
         return labels, None if name in ("logistic_no_anchors", "gpl_logistic_unweighted") else _confidence(scores)
     name, _, fixed = name.partition("@")
     rate = float(fixed.split("/")[0]) * float(train.clicked[train.is_exposed].mean()) if fixed else uniform_rate(world)
+    if "clicks" in name:
+        of_the_model = {"similarity", "prefix_log_prob"} if name == "clicks_no_anchors" else set()
+        return click_labels(world, rate, [f for f in calibration.FEATURES if f not in of_the_model]), None
     on_grid = calibration.grid_variable("prefix_log_prob", L * np.log(scores.anchor_likelihood))
     ranked = {"gpl_softmax": scores.soft_similarity, "gpl_own": scores.own_likelihood, "gpl_prefix": on_grid}.get(
         name, scores.similarity
@@ -171,22 +178,19 @@ def uniform_rate(world: World) -> float:
 
 def _quantile(similarity: np.ndarray, chosen: np.ndarray, rate: float) -> np.ndarray:
     """Labels of the `quantile` calibrator fitted on the chosen pairs; NaN where the similarity is."""
-    return _applied(_fit_quantile(similarity[chosen], rate), similarity)
+    return _rank_labels(similarity[chosen], rate)(similarity)
 
 
-def _fit_quantile(similarity: np.ndarray, rate: float) -> Calibrator:
-    cell, fraction = calibration.grid_position(similarity)
-    counts = np.bincount(cell, minlength=calibration.GRID_CELLS).astype(np.float64)
-    inside = np.bincount(cell, fraction, minlength=calibration.GRID_CELLS) / np.maximum(counts, 1)
-    knots = fitting.fit_quantile(counts, rate, fractions=inside)
-    return fitting.grid_calibrator("quantile", knots, FittedOn("unlabeled", int(counts.sum()), 0, "", "", rate))
+def _rank_labels(fitted_on: np.ndarray, rate: float) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of scores: labels by their rank among `fitted_on`, across users, of mean `rate` there; NaN for NaN."""
+    ordered = np.sort(fitted_on)
 
+    def logits(scores: np.ndarray) -> np.ndarray:
+        low, high = (np.searchsorted(ordered, scores, side=side) for side in ("left", "right"))
+        return calibration.rank_logits((low + (high - low) / 2 + 0.5) / (len(ordered) + 1), 1.0)
 
-def _applied(fitted: Calibrator, similarity: np.ndarray) -> np.ndarray:
-    labels = np.full(len(similarity), np.nan)
-    known = np.isfinite(similarity)
-    labels[known] = calibration.apply(fitted, {"similarity": similarity[known]})
-    return labels
+    location = fitting.fit_location(logits(fitted_on), np.ones(len(fitted_on)), rate)
+    return lambda scores: np.where(np.isfinite(scores), calibration.sigmoid(location + logits(scores)), np.nan)
 
 
 def _logistic(world: World, features: tuple[str, ...], likelihood: str | None = None) -> np.ndarray:
@@ -226,11 +230,11 @@ def _learned_confidence(world: World, rate: float) -> np.ndarray:
     similarity = world.uniform_scores.similarity
     usable = np.isfinite(similarity)
     unexposed = ~world.train.is_exposed & world.train_scores.known
-    fitted = _fit_quantile(world.train_scores.similarity[unexposed], rate)
+    labels_of = _rank_labels(world.train_scores.similarity[unexposed], rate)
 
     def matrix(scores: Scores) -> np.ndarray:
         factors = (scores.coherence, scores.consistency, scores.llm_confidence, scores.spread)
-        return np.column_stack([np.ones(len(scores.spread)), _applied(fitted, scores.similarity), *factors])
+        return np.column_stack([np.ones(len(scores.spread)), labels_of(scores.similarity), *factors])
 
     x = matrix(world.uniform_scores)[usable]
     error = np.abs(world.uniform.clicked[usable] - x[:, 1])

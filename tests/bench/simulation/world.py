@@ -56,7 +56,8 @@ SOFTNESS = 0.1  # temperature of the softmax pooling that is tried beside the ma
 class Size:
     """How large a world is, and how long its models train.
 
-    uniform_rows: at most so many uniformly exposed pairs are used, whatever the traffic.
+    uniform_rows, exposed_rows: at most so many uniformly or ordinarily exposed pairs of the calibration days are used,
+    whatever the traffic.
     steps: of every pre-ranker; the shipped setting.
     """
 
@@ -69,6 +70,7 @@ class Size:
     exposed: int = 10
     random_share: float = 0.05
     uniform_rows: int = 5000
+    exposed_rows: int = 20_000
     codes: int = 64
     unexposed_per_request: int = 20
     interest_epochs: int = 4
@@ -179,6 +181,9 @@ class World:
     """bool [N]: released after tokenizer and interest model were trained: no SID of its own, no history."""
     sampling_probability: np.ndarray
     """[len(train)]: 1 for exposed pairs."""
+    exposed: Pairs
+    """A share of the ordinarily exposed pairs of the calibration days."""
+    exposed_scores: Scores
 
 
 @dataclass(frozen=True)
@@ -260,6 +265,9 @@ def derive(log: Log, vectors: np.ndarray, size: Size, seed: int) -> World:
     if log.daily:
         dates = day[(day >= log.window) & (day < log.test)][chosen]
         train_scores = _by_date(train, dates, lambda part, until: score(part, history=known(until).history))
+    shown = of((day >= log.calibration) & (day < log.window))
+    shown = shown.take(shown.is_exposed & ~shown.is_random)
+    shown = shown.take(np.sort(rng.permutation(len(shown))[: size.exposed_rows]))
     return World(
         size,
         log.users,
@@ -274,6 +282,8 @@ def derive(log: Log, vectors: np.ndarray, size: Size, seed: int) -> World:
         _score(uniform, catalog, vectors, earlier.history, search),
         ~released,
         probability,
+        shown,
+        _score(shown, catalog, vectors, earlier.history, search),
     )
 
 

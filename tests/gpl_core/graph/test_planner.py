@@ -588,9 +588,9 @@ def test_a_state_survives_its_json_and_pins_versions(toy):
 def test_a_read_that_a_setting_switches_on_counts_only_then(toy, tmp_path):
     step = find_step("fit_calibrator")
     assert any(not r.when(toy.config) for r in step.reads)
-    assert "user_stats" not in toy.state("fit_calibrator", D1).inputs
-    settings = {**SETTINGS, "labels": {"calibrator": {"kind": "logistic"}}}
-    assert "user_stats" in Toy(small_config(tmp_path, settings)).state("fit_calibrator", D1).inputs
+    assert "item_stats" in toy.state("fit_calibrator", D1).inputs
+    settings = {**SETTINGS, "labels": {"calibrator": {"kind": "platt"}}}
+    assert "item_stats" not in Toy(small_config(tmp_path, settings)).state("fit_calibrator", D1).inputs
 
 
 def test_a_table_read_twice_is_noticed_through_either_read(toy):
