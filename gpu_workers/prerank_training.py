@@ -133,20 +133,22 @@ def _loss(
     kinds = [(exposed, "target", "sample_weight")]
     if variant.lambda_:
         kinds.append((unexposed, variant.labels, variant.weights))
-    logits, targets, weights, is_exposed = [], [], [], []
+    logits, targets, weights, is_exposed, sampled = [], [], [], [], []
     for rows, label, weight in kinds:
         mine = rows[ranks.rank :: ranks.size]
         logits.append(engine(inputs.batch(mine["user"], mine["item_index"], mine["pair"])))
         targets.append(_tensor(mine[label], ranks))
         weights.append(_tensor(mine[weight], ranks))
+        sampled.append(_tensor(mine["sampling_probability"], ranks))
         is_exposed.append(torch.full((len(mine),), rows is exposed, device=ranks.device))
     mass: RowMass | None = None
     if ranks.size > 1:  # means are over the whole batch, not over each rank's part of it
-        share = (torch.tensor(len(rows) / ranks.size, device=ranks.device) for rows in (exposed, unexposed))
-        mass = RowMass(*share)
+        candidates = (1.0 / unexposed["sampling_probability"].astype(np.float64)).sum()  # that the rows stand for
+        mass = RowMass(*(torch.tensor(n / ranks.size, device=ranks.device) for n in (len(exposed), float(candidates))))
     return dual_label_loss(
-        torch.cat(logits), torch.cat(targets), torch.cat(is_exposed), torch.cat(weights), variant.lambda_, mass=mass
-    )
+        torch.cat(logits), torch.cat(targets), torch.cat(is_exposed), torch.cat(weights), variant.lambda_,
+        torch.cat(sampled), mass,
+    )  # fmt: skip
 
 
 def _tensor(values: np.ndarray, ranks: Ranks) -> torch.Tensor:

@@ -27,12 +27,13 @@ from gpu_workers.inputs.shuffled_rows import Rows, ShuffledRows, places
 from gpu_workers.ranks import Ranks
 
 FEED_COLUMNS = (
-    "request_id", "user_id", "item_index", "is_exposed", "target", "sample_weight", "sid_version", "model_version",
-    "calibrator_version", "dt_copy", "shuffle_key",
+    "request_id", "user_id", "item_index", "is_exposed", "target", "sample_weight", "sampling_probability",
+    "sid_version", "model_version", "calibrator_version", "dt_copy", "shuffle_key",
 )  # fmt: skip
 # A row of the feed in training; `user`: the bucket of the user id.
 _ROW = (
     ("shuffle_key", "<i8"), ("user", "<i8"), ("item_index", "<i4"), ("target", "<f4"), ("sample_weight", "<f4"),
+    ("sampling_probability", "<f4"),
 )  # fmt: skip
 _MOST_HELD_OUT = 20_000
 _ROWS = 8192  # scored at a time
@@ -144,7 +145,7 @@ class FeedRows:
 
     def _compact(self, batch: dict[str, np.ndarray], kind: np.dtype) -> Rows:
         rows = np.empty(len(batch["target"]), kind)
-        for name in ("shuffle_key", "item_index", "target", "sample_weight"):
+        for name in ("shuffle_key", "item_index", "target", "sample_weight", "sampling_probability"):
             rows[name] = batch[name]
         rows["user"] = user_buckets(batch["user_id"], self._settings.buckets)
         rows["pair"] = pair_of(batch, self._settings)
