@@ -52,10 +52,11 @@ def _labels(context: StepContext, rows: Rows) -> dict[str, np.ndarray]:
             clicks, impressions = clicks + counts[:, 0].sum(), impressions + counts[:, 1].sum()
     rate = float(np.clip(clicks / max(impressions, 1.0), 1e-4, 1 - 1e-4))
     positives, similarity, user_clicks, user_impressions = found.T
+    calibrator = context.config.labels.calibrator
     return control_labels(
         rows["target"].astype(np.float64), pairs["user"], positives=positives, history_similarity=similarity,
         user_clicks=user_clicks, user_impressions=user_impressions, rate=rate,
-        spread=context.config.labels.calibrator.spread,
+        spread=calibrator.spread, by_user=calibrator.kind == "quantile" and calibrator.across_users == "user_rate",
     )  # fmt: skip
 
 
