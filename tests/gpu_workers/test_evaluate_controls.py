@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpl_core.conf.sections import Labels
 from gpl_core.labels.controls import CONTROLS, control_labels
 from gpl_core.prerank.comparison import ALL_SEEDS
 from gpu_workers import evaluate_controls, train_preranker
@@ -42,7 +43,8 @@ def lake(tmp_path: Path) -> LabelsLake:
             "pseudo_labels", {"dt": day.isoformat()},
             [{"user_id": user, "item_id": f"i{i}", "item_index": i, "source": source, "similarity": 0.1,
               "history_similarity": _similarity(i, day) if source == "unexposed" else -1.0, "prefix_log_prob": -1.0,
-              "anchor_rank": 0, "coherence": 1.0, "consistency": 1.0, "llm_confidence": 1.0, "pseudo_label": 0.1,
+              "anchor_rank": 0, "user_rate": 0.1, "user_rank": 0.5, "user_spread": 0.2, "coherence": 1.0,
+              "consistency": 1.0, "llm_confidence": 1.0, "pseudo_label": 0.1,
               "raw_weight": 1.0, "weight": 1.0, "calibrator_version": "c", "model_version": made.model,
               "sid_version": made.tokenizer} for user, i, source in pairs],
         )  # fmt: skip
@@ -77,7 +79,7 @@ def test_labels_come_from_the_tables_of_the_rows_own_date(lake: LabelsLake, one_
         positives=np.array([r["item_index"] % 7 for r, _ in kept], float),  # item 7 has no row: 0
         history_similarity=np.array([_similarity(r["item_index"], d) for r, d in kept]),
         user_clicks=np.where(user < 19, user, 0).astype(float), user_impressions=np.where(user < 19, 30.0, 0.0),
-        rate=sum(range(19)) / (19 * 30),
+        rate=sum(range(19)) / (19 * 30), spread=Labels().calibrator.spread, by_user=True,
     )  # fmt: skip
     for name in set(CONTROLS) - {"shuffled"}:
         assert [float(r[name]) for r in mine] == pytest.approx(expected[name], abs=1e-6), name
