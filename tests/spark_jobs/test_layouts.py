@@ -56,7 +56,11 @@ def state(lake: TinyLake, on: date) -> StepState:
     return Planner(lake.config()).state(find_step("ingest"), on)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(layout, id=name, marks=pytest.mark.slow if name != "Hive partitions" else ())
+     for name, layout in LAYOUTS.items()],
+)  # fmt: skip
 def test_a_layout_of_the_documentation_is_ingested_and_only_its_dates_turn_stale(usual, layout, tmp_path):
     """To the rows of D and D + 1 come a late one, one of D + 1 and one without a date, in one commit."""
     lake = moved(usual, layout, tmp_path)
@@ -90,6 +94,7 @@ def test_a_layout_of_the_documentation_is_ingested_and_only_its_dates_turn_stale
     assert json.loads(row)["request_id"] == "undated"
 
 
+@pytest.mark.slow
 def test_a_delete_and_a_compaction_of_a_clustered_table(usual, tmp_path, spark):
     """The delete concerns the dates of its rows, the compaction none, though other dates were written in between."""
     layout = LAYOUTS["Clustered, with deletion vectors"]
