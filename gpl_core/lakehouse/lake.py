@@ -16,11 +16,11 @@ from typing import Any
 
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake import Schema as DeltaSchema
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from gpl_core.conf.sections import CATALOG, Lakehouse
 from gpl_core.contracts.contract import Contract, load_contract
-from gpl_core.errors import ConflictError, ContractError, MissingInputError
+from gpl_core.errors import ConflictError, ContractError, MissingInputError, plain
 from gpl_core.lakehouse.commit import Part, remove_action, transact
 from gpl_core.lakehouse.log import read_log
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
@@ -130,6 +130,8 @@ class Lake:
         except CommitFailedError:
             if not self.exists(contract.name):  # else another run has created it meanwhile
                 raise
+        except (DeltaError, OSError) as error:  # of the disk: they name no place
+            raise type(error)(f"{self.uri(contract.name)}: {plain(error)}") from None
         return self.open(contract.name, contract=contract)
 
     def writer(
