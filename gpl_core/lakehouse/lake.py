@@ -130,8 +130,8 @@ class Lake:
         except CommitFailedError:
             if not self.exists(contract.name):  # else another run has created it meanwhile
                 raise
-        except (DeltaError, OSError) as error:  # of the disk: they name no place
-            raise type(error)(f"{self.uri(contract.name)}: {plain(error)}") from None
+        except DeltaError as error:  # the place stands in one line, what is wrong with the disk in the next
+            raise type(error)(" ".join(plain(error).split())) from None
         return self.open(contract.name, contract=contract)
 
     def writer(
