@@ -10,7 +10,7 @@ picture is its size, as the log and a query give them. Columns of types that `ca
 | int, long | numbers, text such as `7` or `7.0`, boolean | fractions, what does not fit |
 | float, double | numbers, text such as `12.50` or `1e-3`, boolean | text in another form (`12,50`), NaN, infinity |
 | boolean | boolean, 0 and 1, text: true, t, yes, y, 1 and their opposites | all else |
-| timestamp | timestamp (without a zone: UTC), date, text: ISO (without a zone: UTC) or `yyyyMMdd` | other text |
+| timestamp | timestamp (no zone: UTC), date, text: ISO (zone after seconds only, else UTC), `yyyyMMdd` | other text |
 | date | what a timestamp takes: its day (UTC); `yyyyMMdd` as a number | other text, years outside 0001 to 9999 |
 """
 
@@ -49,7 +49,8 @@ NUMBER_TEXT = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 DAY_TEXT = r"(?!0000)[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 COMPACT_DAY = r"([0-9]{4})([0-9]{2})([0-9]{2})"
 _ZONE = r"( ?(Z|UTC|[+-]((0[0-9]|1[0-7]):[0-5][0-9]|18:00)))?"
-TIME_TEXT = rf"{DAY_TEXT}([ T]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{{1,9}})?)?{_ZONE})?"
+# Spark takes a zone after seconds only.
+TIME_TEXT = rf"{DAY_TEXT}([ T]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{{1,9}})?{_ZONE})?)?"
 YES, NO = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 _TIME_PARTS = re.compile(r"([0-9-]{10})(?:[ T]([0-9:]{5,8})(?:\.([0-9]+))? ?(.*))?")
 _EPOCH, _MICROSECOND, _MINUTE = datetime(1970, 1, 1), timedelta(microseconds=1), 60_000_000
