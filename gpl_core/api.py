@@ -87,9 +87,14 @@ class LakehouseReader:
         return explain(self.config, user, item, _day(run_date))
 
     def preranker(self, run_date: Day, variant: str = "gpl") -> ServedModel:
-        """The reference pre-ranker that is in force once `run_date` is done, for scoring with numpy."""
+        """The reference pre-ranker that is in force once `run_date` is done, for scoring with numpy.
+
+        variant: as in table evaluations, for the first of its training seeds, or with the seed: `gpl-seed0`.
+        """
         artifacts = ArtifactStore(self.config.lakehouse.root, self._lake, self.config.lakehouse.shadow)
-        return ServedModel(artifacts.fetch(artifacts.in_force("preranker", _day(run_date) + ONE_DAY)), variant)
+        folder = artifacts.fetch(artifacts.in_force("preranker", _day(run_date) + ONE_DAY))
+        seeds = [name for name in ServedModel.describe(folder)["variants"] if name.startswith(f"{variant}-seed")]
+        return ServedModel(folder, seeds[0] if seeds else variant)
 
 
 class FeedReader:
