@@ -50,8 +50,8 @@ class LakehouseReader:
     @property
     def versions(self) -> dict[str, int]:
         """Every table that is there, and its newest version."""
-        there = [n for n, contract in all_contracts().items() if contract.enforced and self._lake.exists(n)]
-        return {name: self._lake.open(name).version for name in there}
+        ours = (name for name, contract in all_contracts().items() if contract.enforced)
+        return {name: found.version for name in ours if (found := self._lake.find(name))}
 
     def table(
         self, name: str, start: Day | None = None, end: Day | None = None, *,

@@ -63,6 +63,15 @@ class _TopParser(Parser):
         return "\n".join(lines).rstrip() + "\n" + _EXAMPLES
 
 
+class _Version(argparse.Action):
+    """Prints the version when it is asked for: git is not started for any other command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: object, **named: object) -> NoReturn:
+        """Print and leave."""
+        print(f"gpl {__version__} ({_commit()})")
+        parser.exit()
+
+
 def _commit() -> str:
     """The commit of this code: in a wheel from the file that `make dist` puts there, in a checkout from git."""
     package = resources.files("gpl_core")
@@ -78,7 +87,7 @@ def _commit() -> str:
 def make_parser() -> Parser:
     """The parser of the whole command line; raises UsageError on invalid arguments."""
     parser = _TopParser(prog="gpl", description="Generative Pseudo-Labeling for pre-ranking", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"gpl {__version__} ({_commit()})")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and the commit")
     shtab.add_argument_to(parser, help="print the tab completion of a shell")
     names = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for command in COMMANDS.values():

@@ -111,7 +111,7 @@ def _same(entry: LogEntry, known: LogEntry) -> bool:
 
 
 def write_index(uri: str, table_id: str, history: History) -> None:
-    """Write the index anew with the commits of `history`, unless it has them."""
+    """Write the index again with the commits of `history`, unless it has them."""
     if not history.read or history.indexed >= history.read[0].version:
         return
     prints = {name: "\n".join(f"{v}:{fingerprint}" for v, fingerprint in history.fingerprints(name))

@@ -32,7 +32,7 @@ def mixed(x: np.ndarray) -> np.ndarray:
 
 
 class ShuffledRows:
-    """Rows on the local disk, read epoch after epoch in ever other orders.
+    """Rows on the local disk, read epoch after epoch, in a new order each time.
 
     folder: where, not there yet. expected: about how many rows will be added; it decides the number of buckets.
     """

@@ -1,6 +1,6 @@
 """A study: variants on paired seeds, kept seed by seed, their means, paired differences and goals.
 
-Intervals are 95 % over users and seeds together (`gpl_core.prerank.bootstrap`): users are drawn anew within each seed,
+Intervals are 95 % over users and seeds together (`gpl_core.prerank.bootstrap`): users are drawn again within each seed,
 and all but one of the seeds with replacement; variants share the draws. Figures of lists have none over users: theirs
 are over seeds alone. "Better" is a goal that holds only when the interval of the difference lies above 0.
 """
