@@ -63,8 +63,8 @@ def castable(have: Any, wanted: str) -> bool:
     """
     if wanted.startswith("array<"):
         is_array = isinstance(have, dict) and have.get("type") == "array"
-        return is_array and _name(have["elementType"]) in _NUMBERS
-    return _name(have) in _FROM[wanted]
+        return is_array and bare_type(have["elementType"]) in _NUMBERS
+    return bare_type(have) in _FROM[wanted]
 
 
 def drift(contract: Contract, have: Mapping[str, Any]) -> list[str]:
@@ -88,7 +88,8 @@ def type_text(kind: Any) -> str:
     return str(kind)
 
 
-def _name(kind: Any) -> str:
+def bare_type(kind: Any) -> str:
+    """The type `kind` of Delta's JSON without its parameters; "" for a nested one."""
     return kind.partition("(")[0] if isinstance(kind, str) else ""
 
 
@@ -96,7 +97,7 @@ def cast(value: Any, have: Any, wanted: str) -> Any:
     """`value` of the type `have` as one of the contract type `wanted`; None where that loses something."""
     if value is None or wanted == "binary" or wanted.startswith("array<"):
         return value
-    kind = _name(have)
+    kind = bare_type(have)
     if kind == "decimal":
         value = Decimal(value)
     if wanted == "string":

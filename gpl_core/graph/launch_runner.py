@@ -92,9 +92,13 @@ def run_launches(
 
 def _refuse_blocked(planner: Planner, launch: Launch, dates: Sequence[date], force: bool) -> None:
     """MissingInputError when the first step of `launch` has no input for any date: no launcher is started for that."""
-    states = [planner.state(launch.steps[0], d) for d in dates]
-    if not any(state.may_run(force=force) for state in states):
-        raise MissingInputError(states[0].reason)
+    reasons = []
+    for day in dates:
+        state = planner.state(launch.steps[0], day)
+        if state.may_run(force=force):
+            return
+        reasons.append(state.reason)
+    raise MissingInputError(reasons[0])
 
 
 def _run_with_progress(

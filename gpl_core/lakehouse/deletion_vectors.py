@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from gpl_core.errors import ContractError
+from gpl_core.lakehouse.log import commit_path
 from gpl_core.lakehouse.storage import filesystem
 
 _CHECKPOINT = re.compile(r"/(\d{20})\.checkpoint\.(?:\d{10}\.(\d{10})\.|[0-9a-f-]{36}\.)?(?:parquet|json)$")
@@ -51,7 +52,7 @@ def deletion_vectors(uri: str, version: int) -> dict[str, DeletionVector]:
             adds += _read_checkpoint(fs, f"{log}/_sidecars/{sidecar.rpartition('/')[2]}")[0]
         found.update((add["path"], DeletionVector.of(add["deletionVector"])) for add in adds)
     for number in range(start + 1, version + 1):
-        commit = f"{log}/{number:020d}.json"
+        commit = commit_path(log, number)
         try:
             actions = list(_file_actions(fs.cat_file(commit).splitlines()))
         except FileNotFoundError:

@@ -65,7 +65,7 @@ def _refuse_empty(uri: str, version: int) -> None:
     """Refuse a log on a disk in which a commit has no bytes: one after the checkpoint from which `version` is made."""
     log = filesystem(f"{uri}/_delta_log")[1]
     # From the next commit on, in case delta-rs has passed over the newest.
-    for path in (_commit_path(log, number) for number in range(version + 1, -1, -1)):
+    for path in (commit_path(log, number) for number in range(version + 1, -1, -1)):
         if os.path.exists(path) and not os.path.getsize(path):
             raise _damaged(path)
         if os.path.exists(path.replace(".json", ".checkpoint.parquet")):
@@ -87,7 +87,8 @@ def _damaged(path: str) -> ContractError:
     )
 
 
-def _commit_path(log: str, version: int) -> str:
+def commit_path(log: str, version: int) -> str:
+    """Path of the commit that made `version`, in the folder `log`."""
     return f"{log}/{version:020d}.json"
 
 
@@ -108,7 +109,7 @@ def read_log(uri: str, last: int, since: int = -1) -> Iterator[LogEntry]:
     """
     fs, log = filesystem(f"{uri}/_delta_log")
     for version in range(last, since, -1):
-        path = _commit_path(log, version)
+        path = commit_path(log, version)
         try:
             entry = _entry(version, fs.cat_file(path))
         except FileNotFoundError:
@@ -126,7 +127,7 @@ def read_changes(uri: str, last: int, since: int) -> Iterator[dict[str, Any]]:
     fs, log = filesystem(f"{uri}/_delta_log")
     for version in range(since + 1, last + 1):
         try:
-            commit = fs.cat_file(f"{log}/{version:020d}.json")
+            commit = fs.cat_file(commit_path(log, version))
         except FileNotFoundError:
             raise ContractError(f"the Delta log at {uri} was cleaned of version {version}") from None
         for line in commit.splitlines():

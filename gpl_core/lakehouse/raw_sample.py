@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from gpl_core.config import Config
-from gpl_core.contracts.raw_values import YES, cast, day_of, rules_of
+from gpl_core.contracts.raw_values import YES, bare_type, cast, day_of, rules_of
 from gpl_core.lakehouse.query import Query
 from gpl_core.lakehouse.snapshot import Snapshot
 
@@ -149,7 +149,7 @@ def _value(snapshot: Snapshot, column: str) -> str:
         "binary": "length(encode({}, 'hex')) / 2".format,  # the engine does not measure binaries
         "decimal": "CAST({} AS VARCHAR)".format,
     }
-    form = forms.get(kind.partition("(")[0] if isinstance(kind, str) else "", str)
+    form = forms.get(bare_type(kind), str)
     return f'{form(name)} AS "{column}"'
 
 

@@ -21,6 +21,7 @@ from gpl_core.contracts.raw_values import (
     WHOLE_KINDS,
     WHOLE_TEXT,
     YES,
+    bare_type,
 )
 from gpl_core.contracts.types import arrow_type, spark_type
 
@@ -34,7 +35,7 @@ def types_of(frame: DataFrame) -> dict[str, Any]:
 
 def cast_column(source: Column, have: Any, wanted: str) -> Column:
     """`source` of the type `have` as the contract type `wanted`."""
-    kind = have.partition("(")[0] if isinstance(have, str) else ""
+    kind = bare_type(have)
     if wanted == "date":
         return _day(source, kind)
     if have == spark_type(arrow_type(wanted)) or not kind:
