@@ -8,7 +8,6 @@ from functools import cache, cached_property
 from typing import Any
 from urllib.parse import unquote
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from arro3.core import DataType
@@ -24,7 +23,7 @@ from gpl_core.lakehouse.files import DataFile, hash_text
 from gpl_core.lakehouse.log import open_table, read_changes, read_log
 from gpl_core.lakehouse.log_index import History, newest_changes, read_history, write_index
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
-from gpl_core.lakehouse.storage import filesystem
+from gpl_core.lakehouse.storage import open_parquet
 from gpl_core.lakehouse.table_layout import EARLIEST, LATEST, TableLayout
 
 _NOT_IN_THE_FILES = {"deletionVectors", "columnMapping", "typeWidening"}
@@ -288,7 +287,7 @@ class Snapshot:
         ours = {theirs: our for our, theirs in self.columns.items() if our in in_file}
         parts = []
         for f, uri in zip(files, self.uris(files), strict=True):
-            with self.reading(uri), fsspec.open(uri, "rb") as handle:
+            with self.reading(uri), open_parquet(uri) as handle:
                 part = pq.ParquetFile(handle).read(columns=[self.columns.get(c, c) for c in in_file])
             part = part.rename_columns([ours.get(c, c) for c in part.column_names])
             arrays = [_column_of(part, f, schema.field(n)) for n in schema.names]
@@ -317,8 +316,7 @@ class Snapshot:
         self.check_plain()
         theirs = [self.columns.get(c, c) for c in columns]
         for uri in self.uris(files):
-            fs, path = filesystem(uri)
-            with self.reading(uri), fs.open(path, "rb") as handle:
+            with self.reading(uri), open_parquet(uri) as handle:
                 reader = pq.ParquetFile(handle)
                 for group in range(reader.num_row_groups):
                     rows = reader.read_row_group(group, columns=theirs)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow.fs import S3FileSystem
 
@@ -61,6 +62,12 @@ def filesystem(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(location, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise UsageError(f"location {location}: {error}; pip install its driver, or correct lakehouse.root") from None
+
+
+def open_parquet(uri: str) -> Any:
+    """A handle for reading; of a local file Arrow's own, because its threads may outlive the interpreter."""
+    fs, path = filesystem(uri)
+    return pa.OSFile(path) if "file" in fs.protocol else fs.open(path, "rb")
 
 
 def write_whole(uri: str, data: bytes) -> None:

@@ -100,3 +100,12 @@ def test_a_trainer_can_refuse_a_bad_day(lake, tmp_path, manifest, alarms):
             feed.refuse_alarms()
     else:
         feed.refuse_alarms()
+
+
+@pytest.mark.slow
+def test_a_script_that_has_read_a_table_ends_well(lake, tmp_path):
+    """Threads of Arrow that hold Python's file objects abort the interpreter at its end: half of the times, before."""
+    put(Lake(lake.config.lakehouse.root), "pair_scores", 60_000, day=DAY)
+    code = f"import gpl_core as gpl; gpl.open_lakehouse({str(config_file(tmp_path))!r}).table('pair_scores', '{DAY}')"
+    ends = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode for _ in range(12)]
+    assert ends == [0] * 12
