@@ -32,11 +32,11 @@ ELSEWHERE: Mapping[str, str] = {
     "make clean": "tests/test_docs.py::test_every_make_target_of_the_documents_can_be_planned",
     "make dist": PACKAGING + "test_the_zip_for_py_files_is_imported_as_a_zip",
     "make bench": "tests/bench/results",
-    "python -m tests.bench.table": "tests/test_docs.py::test_the_page_of_benchmarks_can_be_written",
+    "python -m tests.bench.table": "tests/test_docs.py::test_readme_and_the_benchmarks_say_what_the_results_say",
     "python -m pytest tests/gpl_core/labels/test_calibration.py": "tests/gpl_core/labels/test_calibration.py",
     "python -m pytest -k reliability": "tests/gpl_core/labels/test_calibration.py",
     "python -m pytest -m not spark and not deepspeed and not pipeline": ".ci/run",
-    "mkdocs build --strict": "tests/test_docs.py::test_the_site_is_built_and_holds_every_page",
+    "mkdocs build --strict": "tests/test_site.py::test_the_site_holds_every_page_and_asks_no_other_host",
     **dict.fromkeys((
         "gpl --print-completion bash > ~/.local/share/bash-completion/completions/gpl",
         "gpl --print-completion zsh > ~/.zfunc/_gpl",

@@ -40,6 +40,7 @@ from gpl_core.labels.calibration import Calibrator, apply
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.person import Person
 from gpl_core.lakehouse.rewrite import remove_rows
+from tests.bench.quickstart import tour
 from tests.documented import PAGES, ROOT, commands, runner, typed
 from tests.persons import files_with
 from tests.support import JVM
@@ -401,6 +402,30 @@ def test_the_trainer_of_the_documents_learns_and_is_judged(house: House) -> None
     found = re.findall(r"lambda [\d.]+: AUC (0\.\d{4})", done.stdout)
     assert len(found) == 2
     assert found[0] != found[1]
+
+
+def test_the_tour_of_the_documents_runs_from_raw_tables_to_its_plot(house: House, tmp_path: Path) -> None:
+    """As a process of its own; what its plot shows is counted again here, pair by pair."""
+    code = tour(str(house.config_file)) + "\nprint('bins', bins.to_json())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "mean label" in (tmp_path / "labels_and_clicks.svg").read_text(encoding="utf-8")
+    bins = json.loads(done.stdout.partition("\nbins ")[2])
+    clicked: dict[tuple[str, str], int] = {}
+    for row in house.table("impressions", LAST):
+        key = row["user_id"], row["item_id"]
+        clicked[key] = max(row["clicked"], clicked.get(key, 0))
+    pairs = [p for p in house.table("pseudo_labels", LAST) if p["source"] == "exposed"]
+    assert sum(bins["pairs"].values()) == len(pairs)
+    for column, total in (
+        ("label", sum(p["pseudo_label"] for p in pairs)),
+        ("clicked", sum(clicked[p["user_id"], p["item_id"]] for p in pairs)),
+    ):
+        assert sum(bins[column][b] * n for b, n in bins["pairs"].items()) == pytest.approx(total)
+    assert f"{len(house.table('impressions', LAST)):,} of them shown" in done.stdout
 
 
 def test_every_gpl_command_of_the_documents_does_what_it_says_here(house: House) -> None:

@@ -1,0 +1,240 @@
+"""What docs/benchmarks.md says: what pays and what does not, with plots, from the results' JSON alone."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import matplotlib
+
+from tests.bench.harness import RESULTS
+
+DEVICE = "cpu-2core"
+OURS = "gpl_prefix@0.5/2"  # of ml_100k: labels by the language model's likelihood, half the exposed rate, lambda 2
+AT = "@0.5/2"
+_INK, _GOOD, _BAD, _QUIET = "#20242b", "#1b7a4b", "#b3372f", "#7a828e"
+
+
+def words(page: str, **figures: Any) -> str:
+    """A page of tests/bench/pages with its figures filled in."""
+    return (RESULTS.parent / "pages" / page).read_text(encoding="utf-8").format(**figures)
+
+
+@cache
+def result(name: str) -> dict[str, Any]:
+    """A benchmark's whole result file."""
+    return json.loads((RESULTS / f"{name}.{DEVICE}.json").read_text(encoding="utf-8"))
+
+
+def value(name: str, key: str) -> float:
+    """One figure; says what to change when a benchmark no longer has it."""
+    try:
+        return result(name)["figures"][key]["value"]
+    except KeyError as error:
+        raise KeyError(f"results/{name}.{DEVICE}.json has no figure '{key}': see tests/bench/overview.py") from error
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference with its 95 % interval, and what follows from it."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        return "**better**" if self.low > 0 else "**worse**" if self.high < 0 else "no difference shown"
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def over_exposed_only(row: str, column: str) -> Interval:
+    """ml-100k: a variant minus the pre-ranker that is trained on clicks alone."""
+    key = f"Paired differences to exposed_only, 95 % intervals over users and seeds | {row}: {column}"
+    return Interval(value("ml_100k", key), value("ml_100k", f"{key} from"), value("ml_100k", f"{key} to"))
+
+
+def over_control(control: str, column: str) -> Interval:
+    """ml-100k: our labels minus a control's, at the same mean label and lambda."""
+    key = f"{OURS} - {control}{AT}, {column}"
+    name = "ml_100k"
+    inner = f"({key})"
+    low, high = (next(k for k in result(name)["figures"] if k.strip() == f"{end} {inner}") for end in ("from", "to"))
+    return Interval(value(name, key), value(name, low), value(name, high))
+
+
+def mean(row: str, column: str) -> float:
+    """ml-100k: a variant's figure, mean over the seeds."""
+    return value("ml_100k", f"Means over seeds | {row}: {column}")
+
+
+# ---- the table ---------------------------------------------------------------------------------------------
+
+
+def _labels() -> list[tuple[str, str, str, str]]:
+    movielens = "ml-100k"
+    rows = [
+        ("Labels or clicks alone: unexposed pairs, GAUC", over_exposed_only(OURS, "unexposed/gauc")),
+        ("Labels or clicks alone: unexposed pairs, AUC", over_exposed_only(OURS, "unexposed/auc")),
+        ("Labels or clicks alone: held-out exposed pairs, AUC", over_exposed_only(OURS, "exposed/auc")),
+        ("Labels or clicks alone: HR@10 of what was recalled", over_exposed_only(OURS, "recalled/hr@10")),
+        ("Labels or clicks alone: tail items among the top ten", over_exposed_only(OURS, "top10/tail_share")),
+        ("Language model or a constant label: GAUC", over_control("constant", "unexposed/gauc")),
+        ("Language model or cosine to the history: GAUC", over_control("cosine", "unexposed/gauc")),
+        ("Language model or the user's click rate: GAUC", over_control("user_rate", "unexposed/gauc")),
+        ("Language model or popularity as label: GAUC", over_control("popularity", "unexposed/gauc")),
+    ]
+    found = [(text, str(interval), interval.verdict, movielens) for text, interval in rows]
+    quick, day = "Trained through 2026-01-04, judged on the day after | gpl - exposed_only: exposed/", "quickstart"
+    for metric in ("auc", "gauc"):
+        interval = Interval(*(value(day, f"{quick}{metric}{end}") for end in ("", " from", " to")))
+        text = f"The shipped labels or clicks alone: held-out exposed pairs, {metric.upper()}"
+        found.append((text, str(interval), interval.verdict, day))
+    interval = Interval(*(value("tokenizer", f"industrial_256_gain{end}") for end in ("", "_95_low", "_95_high")))
+    found.append(("RQ-VAE or RQ-k-means: share of true neighbors kept", str(interval), interval.verdict, "tokenizer"))
+    return found
+
+
+_COSTS = {  # file -> figure -> what it is, how it is written
+    "serving": {
+        "exported bundle / item tower online": (
+            "Serving the exported pre-ranker, time of an item tower online",
+            "{:.3f}x",
+        ),
+        "bytes that pseudo-labels add to a bundle": ("Bytes that labels add to that bundle", "{:.0f}"),
+    },
+    "search": {
+        "P 150, K 20: speed over generate": ("Beam search (150 tokens, 20 beams), speed over `generate`", "{:.1f}x"),
+    },
+    "anchor_worker": {
+        "nothing changed, worker's own check, share of the work": (
+            "Anchors when nothing changed, share of the work",
+            "{:.1%}",
+        ),
+        "1 % changed, share of the work beyond the fixed cost": (
+            "Anchors when 1 % changed, beyond the fixed cost",
+            "{:.1%}",
+        ),
+    },
+    "interest_quality": {"ours: HR@10": ("Next item, HR@10 (goal: SASRec with content)", "{:.4f}")},
+    "score_candidates": {"share of the floor's speed": ("Scoring pairs, share of bare arithmetic's speed", "{:.3f}")},
+    "spark_scale": {
+        "ingest: CPU of the floor's, 16x": (
+            "Spark's `ingest` at 16x, CPU over one bare scan, sort and write",
+            "{:.2f}x",
+        ),
+        "samples: CPU of the floor's, 16x": ("Spark's `samples`, likewise", "{:.2f}x"),
+    },
+    "years": {"gpl status, 3000 / 10 commits": ("`gpl status` after 3,000 commits per table, over 10", "{:.2f}x")},
+    "concurrency": {"tables with a key twice": ("Two runs at once: tables with a key twice", "{:.0f}")},
+    "kill_campaign": {
+        "rows that differ after the second run": (
+            "`kill -9` in every Spark job: rows that differ after a second run",
+            "{:.0f}",
+        ),
+    },
+    "mutation_campaign": {"rows lost": ("Hostile values in raw rows: rows lost", "{:.0f}")},
+    "damage": {
+        "of these that ended wrong, but for bits in data files": (
+            "Damaged files of ours: ends that were wrong",
+            "{:.0f}",
+        ),
+    },
+}  # fmt: skip
+
+
+def table() -> str:
+    """What pays and what does not, as two Markdown tables."""
+    lines = ["| labels: which pre-ranker is better | difference [95 %] | | measured in |", "|---|---|---|---|"]
+    lines += [f"| {a} | {b} | {c} | [{d}]({_anchor(d)}) |" for a, b, c, d in _labels()]
+    lines += ["", "| cost and trust | | goal | | measured in |", "|---|---:|---|---|---|"]
+    for name, key in ((name, key) for name, figures in _COSTS.items() for key in figures):
+        text, form = _COSTS[name][key]
+        shown, figure = form.format(value(name, key)), result(name)["figures"][key]
+        verdict = {True: "holds", False: "**missed**", None: ""}[figure["holds"]]
+        lines.append(f"| {text} | {shown} | {figure['goal']} | {verdict} | [{name}]({_anchor(name)}) |")
+    return "\n".join(lines)
+
+
+def _anchor(name: str) -> str:
+    body = "ml_100k" if name == "ml-100k" else name
+    return f"benchmark-figures.md#{body}-{DEVICE}"
+
+
+# ---- the plots ---------------------------------------------------------------------------------------------
+
+
+_NAMES = {
+    "oracle_hard": "the truth itself, drawn", "popularity": "popularity",
+    "gpl_prefix": "ours: language model's likelihood",
+    "gpl_quantile": "ours: similarity to anchors", "user_rate": "the user's click rate", "shuffled": "ours, shuffled",
+    "constant": "a constant", "cosine": "cosine to history",
+}  # fmt: skip
+
+
+def labels_plot() -> str:
+    """SVG: ml-100k, every label's gain over clicks alone, unexposed and exposed pairs, with intervals."""
+    rows = ["oracle_hard", *(f"{n}{AT}" for n in _NAMES if n != "oracle_hard")]
+    rows.sort(key=lambda r: over_exposed_only(r, "unexposed/gauc").mean)
+    figure, axes = _canvas(9, 3.6, 2)
+    columns = (("unexposed/gauc", "unexposed pairs, GAUC"), ("exposed/gauc", "held-out exposed pairs, GAUC"))
+    for axis, (column, title) in zip(axes, columns, strict=True):
+        for place, row in enumerate(rows):
+            found = over_exposed_only(row, column)
+            color = _GOOD if found.low > 0 else _BAD if found.high < 0 else _QUIET
+            axis.plot([found.low, found.high], [place, place], color=color, linewidth=2.5)
+            axis.plot([found.mean], [place], "o", color=color, markersize=7 if row == OURS else 5)
+        axis.axvline(0, color=_INK, linewidth=0.8)
+        axis.set_title(title, fontsize=10, color=_INK)
+        axis.locator_params(axis="x", nbins=5)
+    axes[0].set_yticks(range(len(rows)), [_NAMES[r.partition("@")[0]] for r in rows])
+    for text in axes[0].get_yticklabels():
+        text.set_fontweight("bold" if text.get_text().startswith("ours: language") else "normal")
+    return _svg(figure, "Gain of each label over clicks alone on MovieLens 100k, with 95 % intervals")
+
+
+def goals_plot() -> str:
+    """SVG: how many goals hold and how many are missed, per benchmark."""
+    counted = {}
+    for path in sorted(RESULTS.glob(f"*.{DEVICE}.json")):
+        body = json.loads(path.read_text(encoding="utf-8"))
+        goals = [f["holds"] for f in body["figures"].values() if f["holds"] is not None]
+        if goals:
+            counted[body["name"]] = (goals.count(True), goals.count(False))
+    figure, (axis,) = _canvas(9, 4.2, 1)
+    names = sorted(counted, key=lambda n: (counted[n][0] / sum(counted[n]), n))
+    for place, name in enumerate(names):
+        held, missed = counted[name]
+        axis.barh(place, held / (held + missed), color=_GOOD)
+        axis.barh(place, missed / (held + missed), left=held / (held + missed), color=_BAD)
+        axis.text(1.01, place, f"{held} of {held + missed}", va="center", fontsize=8, color=_INK)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xlim(0, 1.12)
+    axis.set_xticks([])
+    return _svg(figure, "Goals that hold, per benchmark")
+
+
+def _canvas(width: float, height: float, panels: int) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(labelsize=9, labelcolor=_INK, left=False)
+    return figure, axes
+
+
+def _svg(figure: Any, title: str) -> str:
+    """The same bytes for the same figures, text as text."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gpl", "font.family": "sans-serif"}):
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
