@@ -73,7 +73,7 @@ dist: setup
 	rm -rf dist build
 	git describe --always --dirty --exclude='*' >gpl_core/commit.txt 2>/dev/null || rm -f gpl_core/commit.txt
 	$(BIN)/python -m build --wheel --outdir dist
-	$(BIN)/python -m zipfile -c dist/gpl.zip gpl_core/ schemas/ spark_jobs/
+	$(BIN)/python -m zipfile -c dist/gpl.zip gpl_core/ spark_jobs/
 
 bench: setup
 	@set -e; for b in tests/bench/bench_*.py; do $(BIN)/python -m tests.bench.$$(basename $$b .py) --quick; done

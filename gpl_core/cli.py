@@ -21,7 +21,7 @@ from gpl_core.graph.step_run import exit_with, leave
 
 # The modules of commands/ in the order of `gpl --help`.
 _MODULES: Mapping[str, Sequence[str]] = {
-    "Start": ("check_raw", "simulate", "import_reviews"),
+    "Start": ("init", "check_raw", "simulate", "import_reviews"),
     "Run": ("run", "status", "plan", "decide", "shadow", "compare"),
     "Results": ("summary", "evaluate", "judge", "explain", "sql"),
     "Upkeep": ("register", "quarantine", "optimize", "vacuum", "migrate", "forget", "evict", "repair"),

@@ -86,18 +86,18 @@ def with_passthrough(table: str, config: Config) -> Contract:
 
 def hash_of(settings: object) -> str:
     """Hash of what shapes results in `settings` (sections, values, or a list of them): part of a fingerprint."""
-    text = json.dumps(_shaping(settings), sort_keys=True, default=str)
+    text = json.dumps(shaping(settings), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _shaping(value: object) -> object:
+def shaping(value: object) -> object:
     """`value` for JSON without the fields that are a `Knob`, at any depth."""
     if isinstance(value, BaseModel):
-        shaping = [name for name, field in type(value).model_fields.items() if shapes_results(field)]
-        return {name: _shaping(getattr(value, name)) for name in shaping}
+        names = [name for name, field in type(value).model_fields.items() if shapes_results(field)]
+        return {name: shaping(getattr(value, name)) for name in names}
     if isinstance(value, dict):
-        return {key: _shaping(inner) for key, inner in value.items()}
-    return [_shaping(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {key: shaping(inner) for key, inner in value.items()}
+    return [shaping(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def shipped_configs() -> tuple[str, ...]:

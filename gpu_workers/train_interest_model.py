@@ -328,8 +328,7 @@ def publish(training: Training, tokenizer: Manifest, progress: TrainingProgress)
                 save_bundle(model, scratch, base, sid_version=tokenizer.version, max_events=training.max_events)
                 lineage = {**tokenizer.lineage, "sid_version": tokenizer.version}
                 metrics = {**best, "epochs": progress.epoch, "best_epoch": progress.best_epoch, **asdict(found)}
-                manifest = context.publish(scratch, lineage, metrics)
-            context.counts.outputs["interest_model"] = {"version": manifest.version}
+                context.publish(scratch, lineage, metrics)
             context.counts.details.update(best)
             training.checkpoints.remove()
 

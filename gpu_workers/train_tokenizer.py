@@ -144,7 +144,6 @@ def _publish(
         tokenizer.save(scratch)
         manifest = context.publish(scratch, {"encoder_version": encoder_version}, metrics, saw_all=saw_all)
     context.counts.rows_out = 1
-    context.counts.outputs["artifact:tokenizer"] = {"version": manifest.version}
     log.info("train_tokenizer: published %s", manifest.version)
 
 

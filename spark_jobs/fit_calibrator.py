@@ -286,7 +286,7 @@ def run(step: SparkStep) -> None:
     on = calibrator.fitted_on
     details |= check_rate(on.base_rate, before, settings)
     metrics: Mapping[str, Any] = {
-        **details, "kind": calibrator.kind, "base_rate": on.base_rate, "rows": on.rows,
+        **details, "kind": calibrator.kind, "source": on.source, "base_rate": on.base_rate, "rows": on.rows,
         "dates": [on.first_date, on.last_date], "ece": on.ece, "uses_clicks": calibrator.uses_clicks,
     }  # fmt: skip
     with scratch_folder() as folder:
@@ -294,7 +294,6 @@ def run(step: SparkStep) -> None:
         lineage = {"model_version": model.version, "sid_version": model.lineage["sid_version"]}
         manifest = context.publish(folder, lineage, metrics)
     context.counts.rows_in = on.rows
-    context.counts.outputs["artifact:calibrator"] = {"version": manifest.version}
     context.counts.details |= dict(metrics)
     log.info("fit_calibrator: published %s calibrator %s", calibrator.kind, manifest.version)
 

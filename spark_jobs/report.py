@@ -5,6 +5,8 @@ Launch: spark-submit … spark_jobs/report.py --config CONFIG --run-date D
 Each part of the page is a module of `reporting/`: its aggregates, its words and its tables together.
 """
 
+import json
+
 from gpl_core.config import with_passthrough
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.graph.step_run import log
@@ -43,8 +45,8 @@ def build(step: SparkStep) -> str:
     origin = provenance(context.lake)
     banner = [f"Every figure here is {origin.split(' ')[0]}: the raw tables say '{origin}'."] if origin else []
     return render(
-        title=f"Pseudo-labels of {step.run_date}", fingerprint=context.fingerprint, run_id=context.run_id,
-        banners=[*banner, *warnings], sections=sections,
+        title=f"Pseudo-labels of {step.run_date}", fingerprint=context.fingerprint, origin=json.dumps(context.origin()),
+        run_id=context.run_id, banners=[*banner, *warnings], sections=sections,
     )  # fmt: skip
 
 

@@ -253,6 +253,8 @@ def run(step: SparkStep) -> None:
     feed = shuffled(finish(rows, sids, sid_version, config.tokenizer.levels), count, config.feed.rows_per_file)
     details = {
         "rows": count, **{name: getattr(facts, name) for name in _RECORDED}, "completeness": completeness,
+        "uniform_share": facts.random / facts.exposed if facts.exposed else 0.0,
+        "monitors": context.counts.details.get("monitors", {}), "calibrator": _calibrator(step, facts),
         "schema": schema_of(contract), "schema_hash": schema_hash(contract), "contract_version": contract.version,
         "versions": {**{kind: found[0] or "" for kind, found in facts.versions.items()}, "sid_version": sid_version},
     }  # fmt: skip
@@ -262,6 +264,13 @@ def run(step: SparkStep) -> None:
     context.counts.rows_dropped = sum(facts.left_out.values())
     context.counts.details |= details
     ensure_manifest(context.lake, day, contract)
+
+
+def _calibrator(step: SparkStep, facts: FeedSlice) -> dict[str, str]:
+    """Kind of the calibrator behind the labels, and the pairs it was fitted on; empty without labels."""
+    version = facts.versions["calibrator_version"][0]
+    made = step.context.artifacts.find("calibrator", version) if version else None
+    return {name: str(made.metrics.get(name, "")) for name in ("kind", "source")} if made else {}
 
 
 def _missing(step: SparkStep, facts: FeedSlice) -> list[str]:

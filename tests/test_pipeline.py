@@ -272,6 +272,9 @@ def test_lineage_is_one_chain(house: House) -> None:
     assert set(labels["model_version"].to_pylist()) == {model.version}
     assert set(labels["sid_version"].to_pylist()) == {tokenizer.version}
     assert set(labels["calibrator_version"].to_pylist()) == {calibrator.version}
+    feed = gpl.open_lakehouse(str(house.config_file)).feed(LAST).manifest
+    assert feed["calibrator"] == {"kind": "quantile", "source": calibrator.metrics["source"]}
+    assert feed["monitors"].keys() >= {"coverage", "label_drift"}
 
 
 def test_every_run_left_a_row_in_job_runs(house: House) -> None:
@@ -554,7 +557,7 @@ def test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster(house: Hous
     before = contents()
     archive = tmp_path / "gpl.zip"
     subprocess.run(
-        [sys.executable, "-m", "zipfile", "-c", str(archive), "gpl_core/", "schemas/", "spark_jobs/"],
+        [sys.executable, "-m", "zipfile", "-c", str(archive), "gpl_core/", "spark_jobs/"],
         cwd=Path(__file__).parents[1], check=True,
     )  # fmt: skip
     # As docs/deploy.md says for machines without a network: jars from a folder, an empty cache to resolve them from.

@@ -76,7 +76,7 @@ def test_bad_imports_are_refused_each_under_its_walls_name(copy):
         assert part in said, f"'{part}' is not named:\n{said}"
 
 
-@pytest.mark.parametrize("room", ["gpl_core", "spark_jobs", "gpu_workers", "schemas"])
+@pytest.mark.parametrize("room", ["gpl_core", "spark_jobs", "gpu_workers"])
 def test_importing_a_package_runs_nothing(room):
     """`__init__.py` files hold a docstring and at most the version: no import drags a room in.
 

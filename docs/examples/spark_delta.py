@@ -1,9 +1,6 @@
 """Spark: the slice at the manifest's table version.
 
-spark-submit --packages io.delta:delta-spark_4.0_2.13:4.2.0 \
-    --conf spark.sql.extensions=io.delta.sql.DeltaSparkSessionExtension \
-    --conf spark.sql.catalog.spark_catalog=org.apache.spark.sql.delta.catalog.DeltaCatalog \
-    docs/examples/spark_delta.py lakehouse/quickstart/manifests/training_feed/2026-01-03.json
+python docs/examples/spark_delta.py lakehouse/quickstart/manifests/training_feed/2026-01-03.json
 """
 
 import json
@@ -13,10 +10,16 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+DELTA = {
+    "spark.jars.packages": "io.delta:delta-spark_4.0_2.13:4.2.0",
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+
 
 def feed(manifest: dict) -> DataFrame:
     """The slice; later commits to the table are not seen."""
-    spark = SparkSession.builder.getOrCreate()
+    spark = SparkSession.getActiveSession() or SparkSession.builder.config(map=DELTA).getOrCreate()
     table = spark.read.format("delta").option("versionAsOf", manifest["table_version"]).load(manifest["location"])
     return table.where(F.col("dt") == F.lit(manifest["dt"]).cast("date"))
 

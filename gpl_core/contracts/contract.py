@@ -190,7 +190,7 @@ class Contract:
 @cache
 def all_contracts() -> dict[str, Contract]:
     """Every shipped contract by table name, in name order."""
-    folder = resources.files("schemas")
+    folder = resources.files("gpl_core") / "schemas"
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     return {c.name: c for c in (parse_contract((folder / n).read_text(encoding="utf-8"), n) for n in names)}
 

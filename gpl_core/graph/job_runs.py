@@ -11,6 +11,7 @@ from typing import Any
 from gpl_core import __version__
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ConflictError
+from gpl_core.graph import alarms, lineage_events
 from gpl_core.graph.planner import StepState
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
@@ -51,10 +52,12 @@ class JobRun:
 
         When that fails the step can still do its work; `end` fails too if the cause persists.
         """
+        row = self._row("running", Counts(), None)
         try:
-            self._running = self._append(self._row("running", Counts(), None))
+            self._running = self._append(row)
         except Exception as failure:
             log.error("job_runs: the start of %s %s could not be recorded: %s", self._step, self.run_date, failure)
+        lineage_events.emit("START", self._line(row, Counts()), self._lake)
 
     def end(self, status: str, counts: Counts, error: BaseException | None = None) -> None:
         """Write the final row, in place of the one of `begin`, and print it as one JSON line to stdout."""
@@ -65,8 +68,14 @@ class JobRun:
             log.error("job_runs: the row of %s %s could not be written: %s", self._step, self.run_date, failure)
             if error is None:
                 raise
-        line = {**row, "inputs": self.state.inputs, "outputs": counts.outputs, "details": counts.details}
+        line = self._line(row, counts)
+        if status != "noop" or self._running is not None:  # else it has begun nothing
+            lineage_events.emit("FAIL" if status == "failed" else "COMPLETE", line, self._lake)
+        alarms.export(line, self._lake.root)
         print(json.dumps(line, default=str, sort_keys=True), flush=True)
+
+    def _line(self, row: Mapping[str, Any], counts: Counts) -> dict[str, Any]:
+        return {**row, "inputs": self.state.inputs, "outputs": counts.outputs, "details": counts.details}
 
     def _row(self, status: str, counts: Counts, error: BaseException | None) -> dict[str, Any]:
         return {

@@ -8,7 +8,9 @@ newest commit carries the current fingerprint is done.
 from __future__ import annotations
 
 import hashlib
+import html
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -20,16 +22,16 @@ from deltalake.exceptions import DeltaError
 from gpl_core.config import Config, hash_of
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import GplError, MissingInputError
+from gpl_core.graph.origins import Inputs, Origin, changes, identities, origin_of, shaping_inputs
 from gpl_core.graph.steps import ONE_DAY, Read, Step, owner_step, start_of
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest, artifact_version
 from gpl_core.lakehouse.files import DataFile, digest_of
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.lakehouse.marks import WHOLE
+from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot, absence, in_span
 from gpl_core.lakehouse.storage import filesystem
 
 Status = Literal["done", "absent", "stale", "blocked"]
-Inputs = Mapping[str, Mapping[str, str | int]]
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,11 @@ class Planner:
             "stale", "runs whenever it is asked for", self._hash(step, inputs), inputs,
             outputs={table: snapshot.version if snapshot else -1 for table, snapshot in pinned.items()},
             table_fingerprints={
-                table: self._hash(step, {k: v for k, v in inputs.items() if k in shaping})
-                for table, shaping in step.shaped_by.items()
+                table: self._hash(step, shaping_inputs(step, inputs, table)) for table in step.shaped_by
             },
         )  # fmt: skip
         if step.publishes:
-            after = {r.table for r in step.reads if r.scope == "next"}  # the day after judges, but does not shape it
-            own = {k: v for k, v in inputs.items() if k not in after}
+            own = shaping_inputs(step, inputs, step.publishes)
             state = replace(
                 state, artifact_fingerprint=self._hash(step, own, run_date), saw=self._sight(step, run_date)
             )
@@ -122,7 +122,7 @@ class Planner:
             if status != "done" or not step.writes:
                 return replace(state, status=status, reason=reason)
         if step.writes_page:
-            status, reason = self._report_state(run_date, state.fingerprint)
+            status, reason = self._report_state(step, run_date, state)
         elif step.idle_without and self._is_empty(step.idle_without, run_date):
             status, reason = "done", f"{step.idle_without} has no rows for {run_date}: nothing to do"
         elif step.writes:
@@ -186,11 +186,7 @@ class Planner:
     def _hash(self, step: Step, inputs: Inputs, run_date: date | None = None) -> str:
         body = {
             "step": step.name,
-            # A look-up is never a reason to run again, nor is a table that comes to exist without rows in the scope.
-            "inputs": {
-                k: v.get("digest", v["version"]) for k, v in inputs.items()
-                if k.startswith("artifact:") or v.get("digest")
-            },
+            "inputs": identities(inputs),
             "config": step.config_hash(self.config),
             "contracts": {t: load_contract(t).version for t in step.writes + step.also_writes},
             "run_date": run_date.isoformat() if run_date else "",
@@ -244,20 +240,33 @@ class Planner:
                 return "absent", f"{table} has no slice for {run_date}"
             if self.is_current(table, run_date, state.fingerprint_of(table)):
                 continue
-            if not self._only_compacted(step, table, run_date, state.inputs):
-                return "stale", f"{table}@{found[0][0]} was made from other inputs or settings"
+            mark = self._newest_mark(table, run_date)
+            inputs = self._before_compaction(step, table, run_date, state.inputs, mark.details.get("raw", {}))
+            (name,) = mark.slices.keys() & {run_date.isoformat(), WHOLE}
+            if mark.slices[name] != self._hash(step, inputs):
+                then = dict(mark.details.get("origin", {}))  # none of an earlier release
+                if then:
+                    then["inputs"] = then["inputs"][name]
+                return "stale", f"{table}@{found[0][0]} {_because(then, origin_of(step, self.config, inputs, table))}"
             compacted = "; the platform's tables were compacted since, no rows changed"
         return "done", ", ".join(f"{t}@{s.version}" for t in step.writes if (s := self.snapshot(t))) + compacted
 
-    def _only_compacted(self, step: Step, table: str, run_date: date, inputs: Inputs) -> bool:
-        """Whether `table` is current but for the platform's having compacted a raw table since it was read."""
-        snapshot = self.snapshot(table)
-        newest = snapshot.mark(run_date.isoformat()) if snapshot is not None else None
-        if newest is None or "raw" not in newest[1].details:
-            return False
-        then = {k: dict(v) for k, v in inputs.items() if k in step.shaped_by.get(table, inputs)}
+    def _newest_mark(self, table: str, run_date: date) -> SliceMark:
+        snapshot, dated = self.snapshot(table), "dt" in load_contract(table).partition_by
+        newest = snapshot.mark(run_date.isoformat() if dated else WHOLE) if snapshot is not None else None
+        assert newest is not None, f"{table} has no slice for {run_date}"
+        return newest[1]
+
+    def _before_compaction(
+        self, step: Step, table: str, run_date: date, inputs: Inputs, versions: Mapping[str, int]
+    ) -> dict[str, dict[str, str | int]]:
+        """The inputs of `table`, those of the platform that it has only compacted as they were when they were read.
+
+        versions: raw table -> version that was read.
+        """
+        then = {k: dict(v) for k, v in shaping_inputs(step, inputs, table).items()}
         for read in step.reads:
-            version, raw = newest[1].details["raw"].get(read.table), self.snapshot(read.table)
+            version, raw = versions.get(read.table), self.snapshot(read.table)
             if version is None or raw is None or read.scope == "lookup" or read.table not in then:
                 continue
             try:
@@ -266,7 +275,7 @@ class Planner:
                 then[read.table]["digest"] = self._digest(read, self.lake.open(read.table, version), run_date)
             except (GplError, DeltaError, OSError):
                 continue  # its log has been cleaned of that version
-        return newest[1].slices[run_date.isoformat()] == self._hash(step, then)
+        return then
 
     def _artifact_state(self, step: Step, run_date: date, state: StepState) -> tuple[Status, str]:
         through, kind = step.trained_through(run_date), step.publishes
@@ -285,12 +294,14 @@ class Planner:
         if manifest is None:
             return "absent", f"no {kind} was trained through a date before {limit}"
         if manifest.config_hash != step.config_hash(self.config):
-            return "stale", f"{kind} {manifest.version} was made under other settings"
+            now = origin_of(step, self.config, state.inputs, kind)
+            return "stale", f"{kind} {manifest.version} {_because(manifest.origin, now, 'settings')}"
         if mismatch:
             return "stale", mismatch
         age = (through - manifest.trained_through).days
         if age == 0 and step.retrains_on_new_data and manifest.fingerprint != fingerprint:
-            return "stale", f"{kind} {manifest.version} was made from other inputs"
+            now = origin_of(step, self.config, state.inputs, kind)
+            return "stale", f"{kind} {manifest.version} {_because(manifest.origin, now)}"
         if age >= (refresh := step.refresh(self.config)):
             if manifest.saw and manifest.saw == state.saw:
                 seen = ", ".join(filter(None, (*step.sees, step.sees_made_from and "events")))
@@ -302,15 +313,25 @@ class Planner:
         """Where the report of `run_date` lies."""
         return self.lake.path("reports", f"{run_date.isoformat()}.html")
 
-    def _report_state(self, run_date: date, fingerprint: str) -> tuple[Status, str]:
+    def _report_state(self, step: Step, run_date: date, state: StepState) -> tuple[Status, str]:
         path = self.report_path(run_date)
         fs, local = filesystem(path)
         if not fs.exists(local):
             return "absent", f"no report at {path}"
         head = fs.cat_file(local, start=0, end=2000).decode(errors="replace")
-        if f'name="gpl-fingerprint" content="{fingerprint}"' not in head:
-            return "stale", f"{path} was made from other inputs"
+        if f'name="gpl-fingerprint" content="{state.fingerprint}"' not in head:
+            kept = re.search(r'name="gpl-origin" content="([^"]*)"', head)
+            then = json.loads(html.unescape(kept[1])) if kept else None
+            return "stale", f"{path} {_because(then, origin_of(step, self.config, state.inputs, ''))}"
         return "done", path
+
+
+def _because(then: Origin | None, now: Origin, *parts: str) -> str:
+    """What has changed since something was made of `then`."""
+    if not then:  # of an earlier release
+        return "was made from other inputs or settings"
+    what = changes(then, now, *(parts or ("inputs", "settings")))
+    return f"is out of date: {what or 'a contract of its step has another version'}"
 
 
 def _mismatch(step: Step, manifest: Manifest, inputs: Inputs) -> str:

@@ -28,6 +28,7 @@ from gpl_core.errors import (
 from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.dry_run import print_dry_run
 from gpl_core.graph.job_runs import Counts, JobRun
+from gpl_core.graph.origins import origin_of
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.steps import RAW_TABLES, Step, find_step
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest, artifact_version
@@ -126,12 +127,18 @@ class StepContext:
 
         saw_all: whether a later date would see no more of the same tables; only such an artifact may outlive its age.
         """
-        return self.artifacts.publish(
+        manifest = self.artifacts.publish(
             self.step.publishes, folder, trained_through=self.step.trained_through(self.run_date),
             version=self.artifact_version, fingerprint=self.state.artifact_fingerprint,
             config_hash=self.step.config_hash(self.config), lineage=lineage, metrics=metrics,
-            saw=self.state.saw if saw_all else "",
+            saw=self.state.saw if saw_all else "", origin=self.origin(self.step.publishes),
         )  # fmt: skip
+        self.counts.outputs[f"artifact:{manifest.kind}"] = {"version": manifest.version}
+        return manifest
+
+    def origin(self, output: str = "", state: StepState | None = None) -> dict[str, dict[str, str]]:
+        """What `output` (a table, an artifact, or the page) is made of: see `origins`."""
+        return origin_of(self.step, self.config, (state or self.state).inputs, output)
 
     def contract(self, table: str) -> Contract:
         """The contract of `table`."""
@@ -139,11 +146,15 @@ class StepContext:
 
     def mark(self, table: str, details: Mapping[str, Any] | None = None) -> SliceMark:
         """The mark a commit to `table` must carry."""
-        slices = {WHOLE: self.fingerprint}
+        slices, origins = {WHOLE: self.fingerprint}, {WHOLE: self.origin(table)}
         if "dt" in load_contract(table).partition_by:
             slices = {d.isoformat(): s.fingerprint_of(table) for d, s in self.states.items()}
+            origins = {d.isoformat(): self.origin(table, s) for d, s in self.states.items()}
+        settings = next(iter(origins.values()))["settings"]
+        origin = {"settings": settings, "inputs": {name: o["inputs"] for name, o in origins.items()}}
         raw = {t: self.state.version(t) for t in RAW_TABLES if self.has(t)}
-        return SliceMark(self.step.name, slices, self.run_id, {**(details or {}), **({"raw": raw} if raw else {})})
+        also = {"origin": origin, **({"raw": raw} if raw else {})}
+        return SliceMark(self.step.name, slices, self.run_id, {**(details or {}), **also})
 
     def is_current(self, table: str) -> bool:
         """Whether the output `table` has already been made from these very inputs, for every date of this run."""

@@ -52,6 +52,7 @@ class Manifest:
         files: file name -> sha256.
         config_hash: hash of the configuration that shaped it.
         saw: what its training saw of the tables is known by (`Step.sees`); "" when that is not comparable.
+        origin: what it was made of, to say what has changed since (`graph/origins.py`).
     """
 
     kind: str
@@ -64,6 +65,7 @@ class Manifest:
     created_at: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     saw: str = ""
+    origin: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Manifest as JSON text, with a checksum of itself."""
@@ -254,12 +256,14 @@ class ArtifactStore:
         metrics: Mapping[str, Any] | None = None,
         version: str = "",
         saw: str = "",
+        origin: Mapping[str, Mapping[str, str]] | None = None,
     ) -> Manifest:
         """Copy the files of `folder` into the store and write the manifest last.
 
         `version` is made of `trained_through` and `fingerprint` unless given: a forced run makes the same again
         under another name. Publishing the same version again replaces an unfinished or damaged bundle and leaves a
-        whole one alone, that of another run which publishes at the same time too.
+        whole one alone, that of another run which publishes at the same time too; it is promoted when other settings
+        have made another one for its date in between.
 
         Raises:
             ConflictError: other runs kept replacing the bundle.
@@ -278,10 +282,15 @@ class ArtifactStore:
             created_at=datetime.now(UTC).isoformat(),
             metrics=dict(metrics or {}),
             saw=saw,
+            origin=dict(origin or {}),
         )
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
             if (whole := self.find(kind, version)) is not None:
                 self.damaged.pop(f"{kind}/{version}", None)
+                rivals = [v for v in self._versions(kind) if v[:10] == version[:10] and v != version]
+                decision = self._decision(whole)
+                if rivals and not attempt and (decision is None or decision.action == "promote"):
+                    self.decide(kind, version, "promote", reason="made again")  # it was made before them
                 return whole
             self._put(folder, manifest)
         raise ConflictError(

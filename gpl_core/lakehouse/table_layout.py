@@ -13,7 +13,7 @@ from gpl_core.contracts.raw_values import cast, castable
 EARLIEST, LATEST = "", "~"  # before and after every ISO date
 Days = tuple[str, str]  # first and last
 _ANY = (EARLIEST, LATEST)
-_SORTED = ("date", "timestamp", "timestamp_ntz")  # text does not sort as its dates do
+SORTED = ("date", "timestamp", "timestamp_ntz")  # text does not sort as its dates do
 _MOST_DAYS = 1000
 
 
@@ -78,7 +78,7 @@ class TableLayout:
         low, high = file.get(f"min.{column}"), file.get(f"max.{column}")
         if nulls is not None and nulls == file.get("num_records"):
             return (LATEST, EARLIEST), True
-        if kind not in _SORTED or low is None or high is None:
+        if kind not in SORTED or low is None or high is None:
             return _ANY, True
         first, last = cast(low, kind, "date"), cast(high, kind, "date")
         return (first or EARLIEST, last or LATEST), nulls != 0 or not (first and last)

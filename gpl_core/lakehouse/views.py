@@ -32,7 +32,7 @@ class View:
 @cache
 def all_views() -> dict[str, View]:
     """Every shipped view by name, in an order in which a view comes after those it reads."""
-    folder = resources.files("schemas") / "views"
+    folder = resources.files("gpl_core") / "schemas" / "views"
     found = {n: parse_view((folder / f"{n}.sql").read_text(encoding="utf-8"), n) for n in sorted(_view_names())}
     order = TopologicalSorter({v.name: [n for n in v.reads if n in found] for v in found.values()})
     return {name: found[name] for name in order.static_order()}
@@ -40,7 +40,7 @@ def all_views() -> dict[str, View]:
 
 @cache
 def _view_names() -> frozenset[str]:
-    folder = resources.files("schemas") / "views"
+    folder = resources.files("gpl_core") / "schemas" / "views"
     return frozenset(p.name.removesuffix(".sql") for p in folder.iterdir() if p.name.endswith(".sql"))
 
 

@@ -91,7 +91,7 @@ def build_manifest(lake: Lake, run_date: date, contract: Contract) -> dict[str, 
         "table_version": version,
         "fingerprint": mark.slices[run_date.isoformat()],
         "run_id": mark.run_id,
-        **mark.details,
+        **{name: value for name, value in mark.details.items() if name != "origin"},
         "files": [{"path": f.path, "rows": f.rows, "bytes": f.size} for f in files],
     }
 

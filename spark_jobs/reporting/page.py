@@ -8,9 +8,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 ALARMS = ("warn", "fail", "failed", "changed")
-# The fingerprint comes first: the planner looks for it in the first 2,000 bytes.
+# Fingerprint and origin come first: the planner looks for them in the first 2,000 bytes.
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="gpl-fingerprint" content="{{ fingerprint }}">
+<meta name="gpl-origin" content="{{ origin }}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <title>{{ title }}</title>
 <link rel="icon" href="data:,">
@@ -130,11 +131,11 @@ def style(value: Any, numeric: bool) -> Markup:
 
 
 def render(
-    *, title: str, fingerprint: str, run_id: str, banners: Sequence[str], sections: Sequence[PageSection]
+    *, title: str, fingerprint: str, origin: str, run_id: str, banners: Sequence[str], sections: Sequence[PageSection]
 ) -> str:  # fmt: skip
     """The whole page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"figure": figure, "style": style}
     return environment.from_string(_PAGE).render(
-        title=title, fingerprint=fingerprint, run_id=run_id, banners=banners, sections=sections
+        title=title, fingerprint=fingerprint, origin=origin, run_id=run_id, banners=banners, sections=sections
     )

@@ -5,6 +5,8 @@ Lets a test change one thing and read from the tables which steps notice.
 
 from __future__ import annotations
 
+import html
+import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import date
@@ -13,6 +15,7 @@ from typing import Any
 
 from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
+from gpl_core.graph.origins import origin_of
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.steps import RAW_TABLES, STEPS, find_step
 from gpl_core.lakehouse.storage import write_whole
@@ -77,12 +80,17 @@ class Toy:
             current = table in step.shaped_by and planner.is_current(table, day, state.fingerprint_of(table))
             current = current or (table == "items" and planner.lake.exists("items"))  # no item is new after the first
             if table != "worker_rejects" and not current:
-                print_ = state.fingerprint_of(table)
-                self.write(table, day, step=name, fingerprint=print_, details={"raw": raw} if raw else None)
+                slice_name = day.isoformat() if "dt" in load_contract(table).partition_by else "*"
+                made = origin_of(step, self.config, state.inputs, table)
+                origin = {**made, "inputs": {slice_name: made["inputs"]}}
+                print_, details = state.fingerprint_of(table), {"origin": origin, **({"raw": raw} if raw else {})}
+                self.write(table, day, step=name, fingerprint=print_, details=details)
         if step.publishes:
             self.publish(name, day, state)
         if name == "report":
-            page = f'<meta name="gpl-fingerprint" content="{state.fingerprint}">'
+            origin = html.escape(json.dumps(origin_of(step, self.config, state.inputs, "")))
+            metas = {"gpl-fingerprint": state.fingerprint, "gpl-origin": origin}
+            page = "".join(f'<meta name="{name}" content="{value}">' for name, value in metas.items())
             write_whole(self.planner.report_path(day), page.encode())
 
     def publish(self, name: str, day: date, state: StepState) -> None:
@@ -94,7 +102,7 @@ class Toy:
                 step.publishes, Path(folder), trained_through=step.trained_through(day),
                 fingerprint=state.artifact_fingerprint, config_hash=step.config_hash(self.config),
                 lineage={key: store.in_force(kind, day).version for kind, key in step.follows.items()},
-                saw=state.saw,
+                saw=state.saw, origin=origin_of(step, self.config, state.inputs, step.publishes),
             )  # fmt: skip
 
     def run_pending(self, days: Iterable[date]) -> list[tuple[str, date]]:

@@ -10,7 +10,9 @@ import pytest
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from gpl_core.cli import main
 from gpl_core.commands.check_raw import check_raw
+from gpl_core.config import load_config
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.steps import find_step
 from spark_jobs import ingest
@@ -56,15 +58,27 @@ def state(lake: TinyLake, on: date) -> StepState:
     return Planner(lake.config()).state(find_step("ingest"), on)
 
 
+def proposed(root: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    """What `gpl init --yes` makes of the tables under `root`, once `gpl check-raw` has passed with it."""
+    out = root / "shop.yaml"
+    assert main(["init", str(root), "--out", str(out), "--yes"]) == 0
+    assert f"gpl check-raw --config {out}" in capsys.readouterr().out
+    assert main(["check-raw", "--config", str(out)]) == 0, capsys.readouterr().out
+    config = load_config(str(out))
+    assert (config.run.start_date, config.run.end_date) == (D, D), "the day after is there"
+    return {"tables": config.lakehouse.tables, "columns": config.lakehouse.columns}
+
+
 @pytest.mark.parametrize(
     "layout",
     [pytest.param(layout, id=name, marks=pytest.mark.slow if name != "Hive partitions" else ())
      for name, layout in LAYOUTS.items()],
 )  # fmt: skip
-def test_a_layout_of_the_documentation_is_ingested_and_only_its_dates_turn_stale(usual, layout, tmp_path):
+def test_a_layout_of_the_documentation_is_ingested_and_only_its_dates_turn_stale(usual, layout, tmp_path, capsys):
     """To the rows of D and D + 1 come a late one, one of D + 1 and one without a date, in one commit."""
     lake = moved(usual, layout, tmp_path)
     assert [f.text for f in check_raw(lake.config(), [D], 100) if f.table != "raw_interactions"] == []
+    assert proposed(tmp_path, capsys) == layout.placed(tmp_path)
     before = {d: state(lake, d).fingerprint for d in (D, day(1), day(2))}
     dates = (
         {"dt": None} if (text := "ds" in layout.ddl) else {"dt": None, "event_time": None}

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+from gpl_core.api import LakehouseReader
 from gpl_core.conf.sections import Monitors
-from gpl_core.errors import GateError
+from gpl_core.errors import ContractError, GateError
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import find_step
 from spark_jobs import training_feed
 from spark_jobs.common import monitors
 from spark_jobs.common.monitors import Measured, judge, stability_index
+from tests.documented import ROOT
 from tests.spark_jobs.label_lake import FeedLake
 from tests.spark_jobs.tiny_lake import D, day
 
@@ -165,6 +168,17 @@ def test_planted_faults_are_measured_written_and_warned_of(lake):
     assert found["label_drift"][1] == pytest.approx(stability_index({"of 0.01": 9}, {"of 0.5": 1}))
     assert len(lake.context.counts.details["warnings"]) == 5
     assert lake.context.counts.details["monitors"]["coverage"]["status"] == "warn"
+    feed = LakehouseReader(lake.config()).feed(D)
+    assert feed.manifest["monitors"]["coverage"] == {"status": "warn", "value": pytest.approx(1 / 3)}
+    assert sorted(feed.alarms) == sorted(f"{name} is warn" for name in found)
+    with pytest.raises(ContractError, match=r"training_feed of 2026-01-10: .*coverage is warn"):
+        feed.refuse_alarms()
+    # The same without this package, as docs/bring-your-own-preranker.md shows it.
+    (lines,) = re.findall("```python\n(alarms = .*?)```", (ROOT / "docs/bring-your-own-preranker.md").read_text(), re.S)
+    assert len(lines.splitlines()) == 2
+    with pytest.raises(AssertionError, match="coverage"):
+        exec(lines, {"manifest": feed.manifest})
+    exec(lines, {"manifest": {**feed.manifest, "monitors": {"coverage": {"status": "ok", "value": 1.0}}}})
 
 
 @pytest.mark.spark

@@ -25,7 +25,7 @@ from spark_jobs.reporting.reliability import LabelCalibration, WeightBin, weight
 
 
 def page(**changes) -> str:
-    values = {"title": "Day", "fingerprint": "f" * 24, "run_id": "r", "banners": [], "sections": []}
+    values = {"title": "Day", "fingerprint": "f" * 24, "origin": "{}", "run_id": "r", "banners": [], "sections": []}
     return render(**{**values, **changes})
 
 

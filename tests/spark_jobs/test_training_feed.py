@@ -126,6 +126,9 @@ def test_manifest_is_what_a_reader_finds(lake):
     assert manifest["versions"] == {
         "sid_version": lake.tokenizer, "model_version": lake.model, "calibrator_version": "cal-1",
     }  # fmt: skip
+    assert manifest["uniform_share"] == 1 / 4
+    assert manifest["calibrator"] == {}, "cal-1 was never published"
+    assert "origin" not in manifest
     assert manifest["table_version"] == lake.version("training_feed")
     # A run that was killed before the file was written: the table still tells it, word for word.
     (lake.root / path).unlink()

@@ -11,6 +11,7 @@ import deltalake
 import pyarrow as pa
 import pytest
 
+from gpl_core.cli import main
 from gpl_core.commands.optimize import compact
 from gpl_core.contracts.contract import all_contracts, load_contract
 from gpl_core.errors import UsageError
@@ -340,6 +341,92 @@ def test_an_opt_out_is_noticed_from_its_day_on_and_a_table_that_is_named_must_be
 def test_a_setting_is_noticed_by_exactly_the_steps_that_it_shapes(toy, tmp_path, section, values, expected):
     changed = Toy(small_config(tmp_path, {**SETTINGS, section: {**SETTINGS.get(section, {}), **values}}))
     assert changed.not_done(RUN) == dict.fromkeys(expected, "stale")
+
+
+def test_status_names_the_table_the_setting_and_the_artifact_that_made_something_stale(toy, tmp_path, capsys):
+    def status(*overrides: str) -> dict[str, str]:
+        """step -> reason, of what is stale on D1; a reason may fill several lines of the table."""
+        config = ["--config", str(tmp_path / "test.yaml"), *[a for o in overrides for a in ("--set", o)]]
+        assert main(["status", *config, "--run-date", D1.isoformat()]) == 0
+        said: list[list[str]] = []
+        for line in capsys.readouterr().out.splitlines():
+            cells = [cell.strip() for cell in line.split("│")[1:-1]]
+            if len(cells) == 4 and cells[1]:
+                said.append(cells)
+            elif len(cells) == 4:
+                said[-1][3] += f" {cells[3]}"
+        return {step: reason for _, step, state, reason in said if state == "stale"}
+
+    def in_force(kind: str, day: date = D1) -> str:
+        return toy.planner.artifacts.in_force(kind, day).version
+
+    outdated = "is out of date:"
+    assert status("samples.unexposed_per_request=3", "labels.users_per_batch=3") == {
+        "samples": f"unexposed_samples@1 {outdated} setting samples.unexposed_per_request is 3, was 20"
+    }
+    assert status("encoder.parts=[{name: minilm, weight: 2.0}]", "prerank.lambda=4", "feed.rows_per_file=7") == {
+        "encode_items": f"item_embeddings@1 {outdated} setting encoder.parts has changed",
+        "train_tokenizer": f"tokenizer {in_force('tokenizer')} {outdated} setting encoder.parts has changed",
+        "training_feed": f"training_feed@1 {outdated} setting feed.rows_per_file is 7, was 500000",
+        "train_preranker": f"preranker {in_force('preranker', D2)} {outdated} setting prerank.lambda is 4.0, was 2.0",
+    }
+
+    toy.write("pair_scores", D1, step="score_candidates", fingerprint=toy.state("score_candidates", D1).fingerprint)
+    fitted, changed = in_force("calibrator"), "table pair_scores has changed"
+    assert status() == {
+        "fit_calibrator": f"calibrator {fitted} {outdated} {changed}",
+        "pseudo_labels": f"pseudo_labels@1 {outdated} {changed}",
+    }
+    toy.run("fit_calibrator", D1)
+    what = f"artifact calibrator is {in_force('calibrator')}, was {fitted}"
+    assert status()["pseudo_labels"] == f"pseudo_labels@1 {outdated} {what}; {changed}"
+    toy.run("pseudo_labels", D1)
+    found = status()
+    assert found.keys() == {"training_feed", "report"}
+    assert found["training_feed"] == f"training_feed@1 {outdated} table pseudo_labels has changed"
+    assert found["report"].endswith(f"{outdated} {what}; table pseudo_labels has changed")
+    toy.write("training_feed", D1, step="training_feed", fingerprint="of an earlier release")
+    assert status()["training_feed"].endswith(" was made from other inputs or settings")
+
+
+def test_a_setting_that_is_set_back_takes_back_what_it_made(toy, tmp_path):
+    """The artifact that it makes is there already, and the one of the other setting newer: that must not serve on."""
+    made = toy.planner.artifacts.in_force("calibrator", D1).version
+    section = {"labels": {"calibrator": {"spread": 2.0}}}
+    other = Toy(small_config(tmp_path, {**SETTINGS, **section}))
+    other.run_pending(RUN)
+    assert other.planner.artifacts.in_force("calibrator", D1).version != made
+    ran = toy.run_pending(RUN)
+    assert toy.planner.artifacts.in_force("calibrator", D1).version == made
+    assert [s for s, day in ran if day == D1] == ["fit_calibrator", "pseudo_labels", "training_feed", "train_preranker",
+                                                  "report"]  # fmt: skip
+    assert toy.not_done(RUN) == {}
+    other.run_pending(RUN)
+    toy.run_pending(RUN)
+    assert toy.not_done(RUN) == {}, "a second time too"
+
+
+def test_an_input_that_comes_and_a_contract_that_moves_on_are_named_too(toy, monkeypatch):
+    from dataclasses import replace
+
+    from gpl_core.graph import planner as planning
+
+    fingerprint = toy.state("ingest", D3).fingerprint_of("impressions")
+    toy.write("impressions", D3, rows=0, step="ingest", fingerprint=fingerprint)
+    reason = toy.state("train_preranker", D2).reason
+    assert reason.endswith("is out of date: table impressions has changed"), reason
+    load = planning.load_contract
+    monkeypatch.setattr(planning, "load_contract", lambda name: replace(load(name), version=99))
+    assert toy.state("samples", D1).reason.endswith("is out of date: a contract of its step has another version")
+
+
+def test_a_compacted_raw_table_is_not_named_beside_the_one_that_changed(tmp_path):
+    toy = Toy(small_config(tmp_path, SETTINGS), files=2)
+    toy.raw([D1])
+    toy.run("ingest", D1)
+    deltalake.DeltaTable(toy.planner.lake.uri("raw_items")).optimize.compact()
+    toy.write("raw_candidates", D1)
+    assert toy.state("ingest", D1).reason == "quarantine@1 is out of date: table raw_candidates has changed"
 
 
 def test_a_contract_version_is_part_of_the_fingerprint(toy, monkeypatch):

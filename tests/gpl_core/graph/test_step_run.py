@@ -12,6 +12,7 @@ import pytest
 from gpl_core.errors import ConflictError, ContractError, GateError, MissingInputError, UsageError
 from gpl_core.graph.arguments import StepArguments, new_run_id, parse_arguments
 from gpl_core.graph.job_runs import Counts, JobRun
+from gpl_core.graph.origins import settings_of
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.step_run import StepContext, exit_with, run_step, run_steps
 from gpl_core.graph.steps import STEPS, find_step
@@ -287,8 +288,14 @@ def test_the_context_reads_what_the_state_pinned(ready):
 def test_marks_name_the_slice_of_a_dated_table_and_all_of_another(ready):
     state = StepState("absent", "", "fp", {}, "afp")
     context = StepContext(Planner(ready), STEP, DAY, state, "run-1")
-    assert context.mark("pair_scores") == SliceMark(STEP, {"2026-01-03": "fp"}, "run-1", {})
-    assert context.mark("item_embeddings", {"a": 1}) == SliceMark(STEP, {"*": "fp"}, "run-1", {"a": 1})
+    settings = settings_of(find_step(STEP), ready)
+
+    def mark(name: str, **details: object) -> SliceMark:
+        origin = {"settings": settings, "inputs": {name: {}}}
+        return SliceMark(STEP, {name: "fp"}, "run-1", {**details, "origin": origin})
+
+    assert context.mark("pair_scores") == mark("2026-01-03")
+    assert context.mark("item_embeddings", {"a": 1}) == mark("*", a=1)
     context.states = {d: StepState("absent", "", f) for d, f in ((date(2026, 1, 1), "x"), (date(2026, 1, 2), "y"))}
     assert context.mark("pair_scores").slices == {"2026-01-01": "x", "2026-01-02": "y"}
     assert context.mark("item_sids").slices == {"*": "fp"}

@@ -1,0 +1,264 @@
+"""`gpl init`: a configuration for the user's own Delta tables, from what their logs show."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, timedelta
+from pathlib import Path
+
+import yaml
+
+from gpl_core.commands.command import Command
+from gpl_core.commands.settings import json_schema
+from gpl_core.conf.sections import CATALOG
+from gpl_core.config import load_config
+from gpl_core.contracts.contract import load_contract
+from gpl_core.errors import MissingInputError, UsageError
+from gpl_core.graph.arguments import add_dates, given_dates
+from gpl_core.graph.steps import ONE_DAY
+from gpl_core.lakehouse.raw_mapping import (
+    EVENTS,
+    RAW,
+    REQUIRED,
+    SeenTable,
+    columns_of,
+    find_tables,
+    lacking,
+    look,
+    propose,
+)
+from gpl_core.lakehouse.snapshot import Snapshot
+
+_WEEK, _HISTORY = timedelta(days=6), timedelta(days=90)
+_WANTED = {
+    "raw_items": "the items", "raw_impressions": "what was shown", "raw_candidates": "what was recalled",
+    "raw_interactions": "other positive events", "raw_opt_outs": "users to leave out",
+}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "tables", nargs="+", metavar="PLACE",
+        help="a Delta table, a folder of them, or RAW_TABLE=LOCATION, where LOCATION may be catalog://database.table",
+    )  # fmt: skip
+    parser.add_argument("--out", default="gpl.yaml", metavar="FILE", help="the configuration to write (gpl.yaml)")
+    parser.add_argument("--root", default="", help="what gpl writes goes under it (default: lakehouse beside the file)")
+    parser.add_argument("--yes", action="store_true", help="ask nothing: take what was proposed")
+    add_dates(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Propose, ask for what cannot be seen, write; exit code 4 when a required table or column is still missing."""
+    out = Path(args.out)
+    schema = out.with_suffix(".schema.json")
+    if there := [str(path) for path in (out, schema) if path.exists()]:
+        raise UsageError(f"{', '.join(there)}: exists already and is not overwritten; give another --out")
+    asks = not args.yes and sys.stdin.isatty()
+    named, tables = _seen(args.tables)
+    free = [t for t in tables if t not in named.values()]
+    chosen = {**{raw: table for raw, table in propose(free).items() if raw not in named}, **named}
+    if asks:
+        chosen |= _asked_tables(chosen, tables)
+    chosen = {raw: chosen[raw] for raw in RAW if raw in chosen}
+    mapped = {raw: columns_of(raw, table) for raw, table in chosen.items() if table.kinds}
+    if asks:
+        for raw, columns in mapped.items():
+            columns |= _asked_columns(raw, columns, chosen[raw])
+    if not chosen:
+        seen = ", ".join(table.location for table in tables)
+        raise MissingInputError(f"{seen}: none looks like a raw table; say which it is, as in raw_items=LOCATION")
+    dates = _dates(args, chosen, mapped, asks)
+    root = args.root or str(out.parent / "lakehouse")
+    if asks and not args.root:
+        root = _ask(f"Where should gpl write its tables, models and reports? [{root}] ") or root
+    root = root if "://" in root else str(Path(root).absolute())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(_lines(schema.name, root, chosen, mapped, dates)) + "\n", encoding="utf-8")
+    try:
+        load_config(str(out))
+    except UsageError:
+        out.unlink()
+        raise
+    schema.write_text(json_schema() + "\n", encoding="utf-8")
+    return _told(out, schema, chosen, mapped)
+
+
+def _seen(places: Sequence[str]) -> tuple[dict[str, SeenTable], list[SeenTable]]:
+    """The tables that the arguments name a raw table for, and all that were found; of a catalog's no column is seen."""
+    named: dict[str, SeenTable] = {}
+    found: dict[str, SeenTable] = {}
+    for place in places:
+        raw, sign, location = place.partition("=")
+        if sign and raw not in RAW:
+            raise UsageError(f"{place}: '{raw}' is no raw table; these are {', '.join(RAW)}")
+        location = location if sign else place
+        if location.startswith(CATALOG):
+            if not sign:
+                raise UsageError(f"{place}: say which table that is: raw_items={place}")
+            named[raw] = SeenTable(location, {})
+            continue
+        location = location if "://" in location else str(Path(location).absolute())
+        tables = [look(at) for at in find_tables(location)]
+        if not tables or (sign and len(tables) > 1):
+            raise MissingInputError(f"{location}: no Delta table (a folder with _delta_log) is there or below it")
+        found |= {table.location: table for table in tables}
+        if sign:
+            named[raw] = tables[0]
+    return named, [*found.values()]
+
+
+# ---- what only the user knows ------------------------------------------------------------------------------------
+
+
+def _ask(question: str) -> str:
+    try:
+        return input(question).strip()
+    except EOFError:
+        raise UsageError("the input ended before all questions were answered; --yes asks none") from None
+
+
+def _asked_tables(chosen: Mapping[str, SeenTable], tables: Sequence[SeenTable]) -> dict[str, SeenTable]:
+    found: dict[str, SeenTable] = {}
+    for raw in (name for name in REQUIRED if name not in chosen):
+        free = [t for t in tables if t not in [*chosen.values(), *found.values()]]
+        for number, table in enumerate(free, 1):
+            print(f"  {number}: {table.location} ({', '.join(table.kinds)})")
+        answer = _ask(f"Which of these is {raw}, {_WANTED[raw]}? (number, Enter: none) ") if free else ""
+        if answer in map(str, range(1, len(free) + 1)):
+            found[raw] = free[int(answer) - 1]
+    return found
+
+
+def _asked_columns(raw: str, columns: Mapping[str, str], table: SeenTable) -> dict[str, str]:
+    found: dict[str, str] = {}
+    names = {their.lower(): their for their in table.kinds}
+    for our in lacking(raw, columns):
+        meaning = load_contract(raw).column(our).comment
+        answer = _ask(f"Which column of {table.location} is {our} ({meaning})? {', '.join(table.kinds)} (Enter: none) ")
+        if answer.lower() in names:
+            found[our] = names[answer.lower()]
+    return found
+
+
+def _asked_date(question: str) -> date:
+    while True:
+        try:
+            return date.fromisoformat(_ask(f"{question} (YYYY-MM-DD) "))
+        except ValueError:
+            print("a date such as 2026-03-01 is needed")
+
+
+def _dates(
+    args: argparse.Namespace, chosen: Mapping[str, SeenTable], mapped: Mapping[str, Mapping[str, str]], asks: bool
+) -> tuple[date, date, date]:
+    """First date of history, first and last run date: the last week with a day after it, to judge by."""
+    days = {
+        raw: Snapshot(chosen[raw].location, load_contract(raw), None, columns).slices()
+        for raw, columns in mapped.items()
+        if raw in EVENTS and "dt" in columns
+    }
+    needed = [days.get(raw, ()) for raw in EVENTS if raw in REQUIRED]
+    if given := given_dates(args):
+        start, end = given[0], given[-1]
+    elif all(needed) and (first := max(d[0] for d in needed)) <= (last := min(d[-1] for d in needed)):
+        end = max(first, last - ONE_DAY)
+        start = max(first, end - _WEEK)
+    elif asks:
+        start, end = _asked_date("First run date"), _asked_date("Last run date")
+    else:
+        raise UsageError("the logs do not say which dates the tables have in common: give --start-date and --end-date")
+    history = min([d[0] for d in days.values() if d], default=start)
+    return min(start, max(history, start - _HISTORY)), start, end
+
+
+# ---- what is written ---------------------------------------------------------------------------------------------
+
+
+def _lines(
+    schema: str, root: str, chosen: Mapping[str, SeenTable], mapped: Mapping[str, Mapping[str, str]],
+    dates: tuple[date, date, date],
+) -> Iterator[str]:  # fmt: skip
+    """The lines of the configuration."""
+    yield f"# yaml-language-server: $schema={schema}"
+    yield "# Written by gpl init from what the tables' logs show. Every setting: docs/configuration.md."
+    yield "lakehouse:"
+    yield f"  root: {_flow(root)}  # everything that gpl writes"
+    yield "  tables:  # yours: read, never changed"
+    for raw in RAW:
+        if raw in chosen:
+            yield f"    {raw}: {_flow(chosen[raw].location)}  # {_WANTED[raw]}"
+        else:
+            yield f"    # {raw}: LOCATION  # {_WANTED[raw]}: {'not found' if raw in REQUIRED else 'optional'}"
+    renamed = {raw: names for raw, columns in mapped.items() if (names := _renamed(columns))}
+    if renamed:
+        yield "  columns:  # ours: yours, where the names differ; what was guessed from a name is worth a look"
+    for raw, names in renamed.items():
+        yield f"    {raw}: {_flow(names)}"
+    for raw, columns in mapped.items():
+        if missing := lacking(raw, columns):
+            yield f"  # {raw} has no {', '.join(missing)}: add such columns, or name them under columns"
+    history, start, end = dates
+    yield "run:"
+    if history < start:
+        yield f"  history_start: {history}  # what users did since is their history"
+    yield f"  start_date: {start}  # first run date"
+    yield f"  end_date: {end}  # last run date; the day after it judges the pre-ranker"
+    gpus, cores = len([*Path("/dev").glob("nvidia[0-9]*")]), len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30
+    yield "launch:  # of this machine; of a cluster: docs/deploy.md"
+    driver = ["--master", f"local[{cores}]", "--driver-memory", f"{min(8, max(1, memory // 2))}g"]
+    yield f"  spark_submit: {_flow(driver)}  # {cores} cores, {memory} GiB"
+    yield f"  deepspeed: {_flow(['--num_accelerators', str(gpus or 1)])}"
+    if not gpus:
+        yield "  env: {DS_ACCELERATOR: cpu}  # no GPU was found"
+    yield "labels:"
+    yield "  calibrator: {target_rate: auto}  # or the click rate that you expect of unexposed pairs"
+
+
+def _flow(value: object) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _renamed(columns: Mapping[str, str]) -> dict[str, str]:
+    return {our: their for our, their in columns.items() if their.lower() != our}
+
+
+def _told(
+    out: Path, schema: Path, chosen: Mapping[str, SeenTable], mapped: Mapping[str, Mapping[str, str]]
+) -> int:  # fmt: skip
+    """Print what was found and what comes next; returns the exit code."""
+    complete = True
+    for raw in RAW:
+        columns = mapped.get(raw, {})
+        if raw in chosen:
+            names = ", ".join(f"{our} is {their}" for our, their in _renamed(columns).items())
+            print(f"{raw}: {chosen[raw].location}" + (f" ({names})" if names else ""))
+        elif raw in REQUIRED:
+            print(f"{raw}: not found")
+        missing = lacking(raw, columns) if raw in mapped else []
+        if missing:
+            print(f"{raw}: no column found for {', '.join(missing)}")
+        complete = complete and not missing and (raw in chosen or raw not in REQUIRED)
+    print(
+        f"{out} is written, {schema.name} beside it" + ("" if complete else ": fill in what was not found") + ". Next:"
+    )
+    config = shlex.quote(str(out))
+    if any(table.location.startswith(CATALOG) for table in chosen.values()):
+        print(f"  gpl register --config {config}    # asks Spark's catalog where the tables are")
+    print(f"  gpl check-raw --config {config}   # every problem of the tables at once")
+    print(f"  gpl run --config {config}         # again after a failure")
+    return 0 if complete else MissingInputError.exit_code
+
+
+COMMAND = Command(
+    "init", "write a configuration for your own Delta tables, from what their logs show", run, add_arguments,
+    needs_config=False,
+    examples=(
+        "/data/shop --out shop.yaml",
+        "raw_items=/data/items /data/events --out shop.yaml --yes",
+        "raw_items=catalog://shop.items raw_impressions=catalog://shop.shown raw_candidates=catalog://shop.recalled",
+    ),
+)  # fmt: skip

@@ -1,0 +1,113 @@
+"""Alarms that leave the house: a textfile for Prometheus' node exporter, and a webhook.
+
+Where they go says the environment, which every launcher passes on; without it nothing is sent. What fails here is a
+warning: it never fails the step.
+"""
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gpl_core.errors import UsageError
+from gpl_core.lakehouse.storage import write_whole
+
+log = logging.getLogger("gpl")
+
+TEXTFILE, WEBHOOK = "GPL_METRICS_FILE", "GPL_WEBHOOK_URL"
+TIMEOUT = 10.0  # seconds that a webhook may take
+_HELP = {
+    "gpl_step_failed": "1 when the newest run of the step failed",
+    "gpl_step_ended_timestamp_seconds": "When the newest run of the step ended",
+    "gpl_step_run_date_timestamp_seconds": "Run date of the newest run that did the work",
+    "gpl_step_seconds": "Seconds that it took",
+    "gpl_step_rows_out": "Rows that it wrote",
+    "gpl_step_warnings": "Number of its warnings, alarms of monitors among them",
+    "gpl_monitor_value": "Figure of the newest run date that was judged",
+    "gpl_monitor_alarm": "1 when the monitor warned or refused",
+}
+
+
+def export(report: Mapping[str, Any], root: str) -> None:
+    """Tell what a step's JSON line says of the lakehouse at `root` wherever the environment asks for it."""
+    for name, tell in ((TEXTFILE, write_textfile), (WEBHOOK, post)):
+        if place := os.environ.get(name):
+            try:
+                tell(place, report, root)
+            except Exception as failure:
+                log.warning("%s: %s %s: %s", name, report["step"], report["run_date"], failure)
+
+
+def write_textfile(path: str, report: Mapping[str, Any], root: str) -> None:
+    """Put the figures of `report` in place of those of the step's last run; the rest of the file stays."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{path}.lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        old = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+        samples = dict(line.rsplit(" ", 1) for line in old if not line.startswith("#"))
+        of = f'{{lakehouse="{_escaped(root)}",'
+        if "monitors" in report["details"]:  # of an ignored one nothing must stay
+            samples = {
+                k: v
+                for k, v in samples.items()
+                if not k.startswith(("gpl_monitor_value" + of, "gpl_monitor_alarm" + of))
+            }
+        samples |= {f'{name}{of}{label}="{value}"}}': f"{n:.17g}" for name, label, value, n in _samples(report)}
+        lines = []
+        for name, help_ in _HELP.items():
+            found = sorted(f"{key} {value}" for key, value in samples.items() if key.startswith(name + "{"))
+            lines += [f"# HELP {name} {help_}", f"# TYPE {name} gauge", *found] if found else []
+        write_whole(path, ("\n".join(lines) + "\n").encode())
+
+
+def _samples(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, float]]:
+    """Metric, label, its value, figure."""
+    step, details = report["step"], report["details"]
+    run_date = datetime.combine(report["run_date"], datetime.min.time(), UTC)
+    figures = {"failed": report["status"] == "failed", "ended_timestamp_seconds": datetime.now(UTC).timestamp()}
+    if report["status"] == "done":
+        figures |= {
+            "run_date_timestamp_seconds": run_date.timestamp(), "seconds": report["seconds"],
+            "rows_out": report["rows_out"], "warnings": len(details.get("warnings", ())),
+        }  # fmt: skip
+    yield from ((f"gpl_step_{name}", "step", step, float(figure)) for name, figure in figures.items())
+    for monitor, judged in details.get("monitors", {}).items():
+        if judged["value"] is not None:
+            yield "gpl_monitor_value", "monitor", monitor, judged["value"]
+        yield "gpl_monitor_alarm", "monitor", monitor, float(judged["status"] in ("warn", "fail"))
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def post(url: str, report: Mapping[str, Any], root: str) -> None:
+    """POST a failure, or what a step warned of, as JSON. The message of an error stays here: it may quote rows.
+
+    Raises:
+        UsageError: the URL is none of a web server. It is not quoted, for it may hold a token.
+        OSError: nobody listens, or the answer is no success or takes too long.
+    """
+    import urllib.request
+
+    warnings = list(report["details"].get("warnings", ()))
+    if report["status"] != "failed" and not warnings:
+        return
+    if not url.startswith(("http://", "https://")):
+        raise UsageError("expected a URL that begins with http:// or https://")
+    what = report["error_class"] or "; ".join(warnings)
+    body = {
+        "text": f"gpl {report['step']} {report['run_date']} {report['status']}: {what}",
+        "lakehouse": root,
+        **{name: report[name] for name in ("step", "run_date", "status", "run_id", "error_class")},
+        "warnings": warnings,
+        "monitors": report["details"].get("monitors", {}),
+    }
+    data = json.dumps(body, default=str).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT):
+        pass

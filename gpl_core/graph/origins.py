@@ -1,0 +1,110 @@
+"""What a result was made of, kept with it: a fingerprint says that something has changed since, this says what.
+
+An origin has the identity of every input and the value of every setting, both short: it stands in each commit's mark.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
+from typing import Any, cast
+
+from gpl_core.config import Config, shaping
+from gpl_core.graph.steps import Step
+from gpl_core.lakehouse.files import hash_text
+
+Inputs = Mapping[str, Mapping[str, str | int]]
+Origin = Mapping[str, Mapping[str, str]]  # "inputs" and "settings": name -> what it is known by
+ARTIFACT = "artifact:"
+_LONGEST = 40  # characters of a setting's value; of a longer one a hash is kept
+
+
+def shaping_inputs(step: Step, inputs: Inputs, output: str) -> Inputs:
+    """Those of `inputs` that shape `output`: one of its tables, or its artifact, which the day after only judges."""
+    if output == step.publishes:
+        judging = {r.table for r in step.reads if r.scope == "next"}
+        return {k: v for k, v in inputs.items() if k not in judging}
+    return {k: v for k, v in inputs.items() if k in step.shaped_by.get(output, inputs)}
+
+
+def identities(inputs: Inputs) -> dict[str, str | int]:
+    """What the inputs that make a step stale are known by: neither look-ups nor tables without rows in the scope."""
+    return {k: v.get("digest", v["version"]) for k, v in inputs.items() if k.startswith(ARTIFACT) or v.get("digest")}
+
+
+def settings_of(step: Step, config: Config) -> dict[str, str]:
+    """Every setting that shapes the result of `step`, under the name that a configuration gives it."""
+    asked: object = step.settings(cast(Config, _Named()))
+    return {name: _short(value) for path in _paths(asked) for name, value in _leaves(path, attrgetter(path)(config))}
+
+
+def origin_of(step: Step, config: Config, inputs: Inputs, output: str) -> dict[str, dict[str, str]]:
+    """The origin of `output` of `step`: a table, or the artifact that it publishes."""
+    known = identities(shaping_inputs(step, inputs, output))
+    short = {k: str(v) if k.startswith(ARTIFACT) else hash_text(str(v))[:8] for k, v in known.items()}
+    return {"inputs": short, "settings": settings_of(step, config)}
+
+
+def changes(then: Origin, now: Origin, *parts: str) -> str:
+    """What is different, in words, by input and setting (`parts`: "inputs", "settings"); "" when that is unknown."""
+    if not then:
+        return ""
+    said = [
+        _input(*change) if part == "inputs" else _setting(*change)
+        for part in parts
+        for change in _differences(then[part], now[part])
+    ]
+    return "; ".join(said)
+
+
+def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, str | None, str | None]]:
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name):
+            yield name, then.get(name), now.get(name)
+
+
+def _input(name: str, then: str | None, now: str | None) -> str:
+    if name.startswith(ARTIFACT):
+        return f"artifact {name.removeprefix(ARTIFACT)} is {now}, was {then}"
+    if then is None or now is None:
+        return f"table {name} has {'rows now' if then is None else 'no rows now'}"
+    return f"table {name} has changed"
+
+
+def _setting(name: str, then: str | None, now: str | None) -> str:
+    if "#" in ((then or "")[:1], (now or "")[:1]):
+        return f"setting {name} has changed"
+    return f"setting {name} is {now or 'not set'}, was {then or 'not set'}"
+
+
+class _Named:
+    """Stands for the configuration: an attribute of it is its own path."""
+
+    def __init__(self, path: str = ""):
+        self.__dict__["<path>"] = path
+
+    def __getattr__(self, name: str) -> _Named:
+        return _Named(f"{self.__dict__['<path>']}.{name}".removeprefix("."))
+
+
+def _paths(asked: object) -> Iterator[str]:
+    if isinstance(asked, _Named):
+        yield asked.__dict__["<path>"]
+    else:
+        for inner in asked.values() if isinstance(asked, dict) else cast(tuple[object, ...], asked):
+            yield from _paths(inner)
+
+
+def _leaves(name: str, value: object) -> Iterator[tuple[str, Any]]:
+    value = shaping(value)
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key.rstrip('_')}", inner)  # `lambda_` is a setting's name in Python alone
+    else:
+        yield name, value
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= _LONGEST else f"#{hash_text(text)}"

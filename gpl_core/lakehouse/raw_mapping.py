@@ -1,0 +1,154 @@
+"""Which of a platform's tables is which raw table, and which column is which: proposed from names and types."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from gpl_core.contracts.contract import load_contract
+from gpl_core.contracts.raw_values import cast, castable
+from gpl_core.lakehouse.log import open_table
+from gpl_core.lakehouse.storage import filesystem
+from gpl_core.lakehouse.table_layout import SORTED
+
+REQUIRED = ("raw_items", "raw_impressions", "raw_candidates")
+EVENTS = ("raw_impressions", "raw_candidates", "raw_interactions")
+RAW = (*REQUIRED, "raw_interactions", "raw_opt_outs")
+_LEAST = 0.6  # of the columns that a raw table must have
+# Raw table -> words in the names of such tables; columns one of which it has, unless its name says enough.
+_WORDS = {
+    "raw_items": "item product catalog article video song sku",
+    "raw_impressions": "impression exposure exposed shown",
+    "raw_candidates": "candidate recall retriev",
+    "raw_interactions": "interaction purchase order conversion rating",
+    "raw_opt_outs": "opt_out optout",
+}
+_TELLING = {
+    "raw_items": ("title", "description", "category", "image", "image_uri", "image_embedding"),
+    "raw_impressions": ("clicked",), "raw_candidates": ("channel", "recall_score"), "raw_interactions": ("kind",),
+    "raw_opt_outs": ("opted_out_at",),
+}  # fmt: skip
+_DAY = "dt date day ds event_date partition_date p_date"
+# Our column -> what platforms call it, the likeliest first; see `_key`.
+_ALSO = {
+    "item_id": "item sku product article asin content video song listing offer",
+    "user_id": "user member customer account visitor uid buyer viewer",
+    "request_id": "request req query impression_group",
+    "event_time": "event_ts ts timestamp event_timestamp time shown_at served_at created_at occurred_at",
+    "position": "pos rank slot", "clicked": "click clicks label", "is_random": "random exploration explore uniform",
+    "channel": "source recall_channel recall_source retriever", "recall_score": "score",
+    "kind": "event_type interaction_type action event type",
+    "updated_at": f"updated modified_at last_updated update_time modified valid_from snapshot_date {_DAY}",
+    "title": "name product_name item_name", "description": "desc text body",
+    "category": "category_name genre department", "brand": "vendor manufacturer", "image": "picture photo",
+    "image_uri": "image_url image_path picture_url",
+    "withdrawn_at": "deleted_at removed_at delisted_at", "opted_out_at": "opt_out_at opt_out_time created_at",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SeenTable:
+    """A Delta table as its log shows it."""
+
+    location: str
+    kinds: Mapping[str, Any]  # column -> type, as Delta's JSON has it
+    days: Sequence[str] = ()  # partition columns whose values are all dates
+
+    @property
+    def name(self) -> str:
+        """The last folder of its location."""
+        return self.location.rstrip("/").rpartition("/")[2].lower()
+
+
+def look(location: str) -> SeenTable:
+    """The table at `location`; TableNotFoundError when there is none, ContractError for a damaged log."""
+    table = open_table(location)
+    kinds = {f.name: json.loads(f.type.to_json()) for f in table.schema().fields}
+    partitions = table.metadata().partition_columns
+    files = pa.table(table.get_add_actions(flatten=True)) if partitions else None
+    days = [
+        name for name in partitions
+        if files is not None and castable(kinds[name], "date")
+        and all(cast(value, kinds[name], "date") for value in _values(files, name)) and files.num_rows
+    ]  # fmt: skip
+    return SeenTable(location, kinds, days)
+
+
+def _values(files: pa.Table, partition: str) -> list[Any]:
+    texts = files[f"partition.{partition}"].cast(pa.string()).to_pylist()
+    return [text for text in texts if text is not None]
+
+
+def find_tables(folder: str, depth: int = 3) -> list[str]:
+    """Locations of the Delta tables at and below `folder`, sorted."""
+    fs, path = filesystem(folder)
+    if not fs.isdir(path):
+        return []
+    inside = sorted(entry for entry in fs.ls(path, detail=False))
+    if any(entry.rstrip("/").endswith("/_delta_log") for entry in inside):
+        return [folder]
+    if not depth:
+        return []
+    names = [entry.rstrip("/").rpartition("/")[2] for entry in inside]
+    return [found for name in names for found in find_tables(f"{folder.rstrip('/')}/{name}", depth - 1)]
+
+
+def columns_of(raw: str, table: SeenTable) -> dict[str, str]:
+    """Our column -> the platform's: by our name, else by names that mean the same; types must fit."""
+    contract = load_contract(raw)
+    found = {our: their for our in contract.column_names for their in table.kinds if their.lower() == our}
+    for column in sorted(contract.columns, key=lambda c: c.nullable):
+        if column.name in found or column.name == "dt":
+            continue
+        free = {_key(their): their for their in table.kinds if their not in found.values()}
+        likely = (free.get(_key(word)) for word in _ALSO.get(column.name, "").split())
+        if their := next((t for t in likely if t and castable(table.kinds[t], column.type)), None):
+            found[column.name] = their
+    if raw in EVENTS and "dt" not in found and (day := _day(table, found.get("event_time"))):
+        found["dt"] = day
+    return found
+
+
+def _day(table: SeenTable, time: str | None) -> str | None:
+    """The column that dates rows, the one that tells the dates of files before any other."""
+    if table.days:
+        return table.days[0]
+    if time and table.kinds[time] in SORTED:
+        return time
+    named = {_key(their): their for their in table.kinds}
+    return next((named[_key(word)] for word in _DAY.split() if _key(word) in named), time)
+
+
+def lacking(raw: str, columns: Mapping[str, str]) -> list[str]:
+    """The columns that `raw` must have and `columns` does not name."""
+    return [c.name for c in load_contract(raw).columns if not c.nullable and c.name not in columns]
+
+
+def propose(tables: Sequence[SeenTable]) -> dict[str, SeenTable]:
+    """Raw table -> the one of `tables` that fits best; a table is one of them at most."""
+    fits = [(_fit(raw, table), raw, table) for raw in RAW for table in tables]
+    chosen: dict[str, SeenTable] = {}
+    for fit, raw, table in sorted(fits, key=lambda f: -f[0]):
+        if fit and raw not in chosen and table not in chosen.values():
+            chosen[raw] = table
+    return {raw: chosen[raw] for raw in RAW if raw in chosen}
+
+
+def _fit(raw: str, table: SeenTable) -> float:
+    """How well `table` fits `raw`; 0: it does not. Whether it is there at all must be clear of an optional one."""
+    columns = columns_of(raw, table)
+    needed = [c.name for c in load_contract(raw).columns if not c.nullable]
+    share = sum(name in columns for name in needed) / len(needed)
+    named = any(word in table.name for word in _WORDS[raw].split())
+    if share < (_LEAST if raw in REQUIRED else 1) or not (named or columns.keys() & set(_TELLING[raw])):
+        return 0.0
+    return share + named / 2 + len(columns) / 100
+
+
+def _key(name: str) -> str:
+    return re.sub(r"^is_|_?id$|_key$", "", name.lower()).replace("_", "")

@@ -1,1 +1,0 @@
-"""Table contracts: one YAML file per table."""
