@@ -21,6 +21,7 @@ PIPELINE, PACKAGING = "tests/test_pipeline.py::", "tests/test_packaging.py::"
 ON_S3 = "tests/test_object_storage.py::test_every_step_runs_on_object_storage"
 SHADOW = "tests/gpl_core/commands/test_shadow.py::"
 CATALOG = "tests/spark_jobs/test_register.py::test_the_catalog_of_the_documents_outlives_its_sessions"
+RUNBOOK = PIPELINE + "test_the_runbook_of_a_bad_label_day_makes_it_a_good_one"
 STANDALONE = PIPELINE + "test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster"
 ELSEWHERE: Mapping[str, str] = {
     "make quickstart": PIPELINE + "house",
@@ -55,8 +56,8 @@ ELSEWHERE: Mapping[str, str] = {
         "tests/gpl_core/simulation/test_reviews.py::test_dates_follow_the_shipped_configurations",
     "gpl run --run-date D --from anchor_requests --force":
         PIPELINE + "test_a_backfill_uses_no_model_trained_after_its_date",
-    "gpl run --config shop.yaml --run-date D --from fit_calibrator --force":
-        PIPELINE + "test_a_backfill_uses_no_model_trained_after_its_date",
+    "gpl rollback --config shop.yaml calibrator VERSION --reason labels ten times too high": RUNBOOK,
+    "gpl run --config shop.yaml --run-date D --fail-on-alarm": RUNBOOK,
     "gpl forget --config shop.yaml --user U --vacuum-hours 168":
         "tests/gpl_core/commands/test_forget.py::test_forgetting_removes_the_person_everywhere_and_nobody_else",
     "gpl rollback --config shop.yaml calibrator 2026-03-04-0a1b2c3d4e --reason labels twice too high":

@@ -603,6 +603,49 @@ def test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster(house: Hous
     assert {key for key in _DEFAULTS if key not in in_force} == set(), "what it leaves open is set"
 
 
+@pytest.mark.slow
+def test_the_runbook_of_a_bad_label_day_makes_it_a_good_one(house: House) -> None:
+    """A wrong target rate on the last date; then the commands of docs/operations.md in their order."""
+    planned = [a for s in ("fit_calibrator", "pseudo_labels", "training_feed") for a in ("--only", s)]
+    day, wrong = ["--run-date", LAST.isoformat()], ["--set", "labels.calibrator.target_rate=0.4"]
+    feed, good = gpl.open_lakehouse(str(house.config_file)), gpl.open_lakehouse(str(house.config_file)).feed(LAST)
+    if good.alarms:  # what the small marketplace always alarms of
+        quiet = sorted({a.split(" ")[0] for a in good.alarms})
+        pytest.fail(f"the house alarms by itself: {quiet}")
+    calibrators = Planner(house.config).artifacts
+    before = calibrators.in_force("calibrator", LAST).version
+    code, output = house.gpl("run", *day, *wrong, *planned, "--fail-on-alarm")
+    assert code == 3, output
+    assert "label_drift" in output
+    assert f"fit_calibrator {LAST}: calibrator {before} is out of date: setting labels.calibrator.target_rate" in output
+    bad = Planner(house.config).artifacts.in_force("calibrator", LAST).version
+    assert bad != before
+    with pytest.raises(gpl.ContractError, match="label_drift is warn"):
+        feed.feed(LAST).refuse_alarms()
+
+    section = (ROOT / "docs" / "operations.md").read_text("utf-8").split("### A bad label day")[1].split("\n1. ")[0]
+    label = house.table("pseudo_labels", LAST)[0]
+    said = {}
+    for command in commands(section):
+        arguments = typed(
+            command.replace("VERSION", bad), config=str(house.config_file), first=FIRST.isoformat(),
+            last=LAST.isoformat(), user=label["user_id"], item=label["item_id"],
+        )  # fmt: skip
+        if arguments[0] == "run":
+            arguments += planned  # the pre-ranker and the report have their own tests
+        out = io.StringIO()
+        with redirect_stdout(out), redirect_stderr(out):
+            code = main(arguments)
+        assert code == 0, f"{command}: {out.getvalue()}"
+        said.setdefault(arguments[0], []).append(out.getvalue())
+    assert "label_drift" in said["sql"][0]
+    assert bad in said["sql"][1]
+    assert f"artifact calibrator is {before}, was {bad}" in said["status"][0].replace("\n", " ")
+    assert feed.feed(LAST).alarms == []
+    assert feed.feed(LAST).manifest["pseudo_label_sum"] == pytest.approx(good.manifest["pseudo_label_sum"])
+    assert {house.states(LAST)[s] for s in ("fit_calibrator", "pseudo_labels", "training_feed")} == {"done"}
+
+
 def spark_properties(events: Path) -> dict[str, str]:
     """The settings of the application whose event log lies under `events`."""
     for log in events.rglob("events_*"):

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from gpl_core.graph.planner import Planner
 from gpl_core.graph.prerequisites import problems
 from gpl_core.graph.supervisor import supervised
 from gpl_core.lakehouse.storage import log_folder
+
+_MOST_REASONS = 3  # lines per launch
 
 
 def run_launches(
@@ -57,6 +60,8 @@ def run_launches(
             max_failures=max_failures - len(failed), without=failed,
         )  # fmt: skip
         console.print(f"[dim]$ {escape(shell(arguments, environment(config)))}[/dim]", soft_wrap=True)
+        for reason in () if force else islice(_stale(planner, launch, todo), _MOST_REASONS):
+            console.print(f"[dim]  {escape(reason)}[/dim]", soft_wrap=True)
         started += 1
         log = log_folder(config.lakehouse.root) / run_id / f"{started:02d}-{launch.steps[0].name}.log"
         clock = time.monotonic()
@@ -99,6 +104,14 @@ def _refuse_blocked(planner: Planner, launch: Launch, dates: Sequence[date], for
             return
         reasons.append(state.reason)
     raise MissingInputError(reasons[0])
+
+
+def _stale(planner: Planner, launch: Launch, dates: Sequence[date]) -> Iterator[str]:
+    """Why steps that were done once run again; of the first dates: those after them most often say the same."""
+    for day in dates[:_MOST_REASONS]:
+        for step in launch.steps:
+            if (state := planner.state(step, day)).status == "stale":
+                yield f"{step.name} {day}: {state.reason}"
 
 
 def _run_with_progress(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from gpl_core.contracts.contract import load_contract
+from gpl_core.contracts.contract import CONTRACT_NAME, load_contract
 from gpl_core.contracts.raw_values import cast, castable
 from gpl_core.lakehouse.log import open_table
 from gpl_core.lakehouse.storage import filesystem
@@ -58,6 +58,7 @@ class SeenTable:
     location: str
     kinds: Mapping[str, Any]  # column -> type, as Delta's JSON has it
     days: Sequence[str] = ()  # partition columns whose values are all dates
+    contract: str = ""  # of a table that this project made
 
     @property
     def name(self) -> str:
@@ -76,7 +77,7 @@ def look(location: str) -> SeenTable:
         if files is not None and castable(kinds[name], "date")
         and all(cast(value, kinds[name], "date") for value in _values(files, name)) and files.num_rows
     ]  # fmt: skip
-    return SeenTable(location, kinds, days)
+    return SeenTable(location, kinds, days, table.metadata().configuration.get(CONTRACT_NAME) or "")
 
 
 def _values(files: pa.Table, partition: str) -> list[Any]:
@@ -101,17 +102,19 @@ def find_tables(folder: str, depth: int = 3) -> list[str]:
 def columns_of(raw: str, table: SeenTable) -> dict[str, str]:
     """Our column -> the platform's: by our name, else by names that mean the same; types must fit."""
     contract = load_contract(raw)
-    found = {our: their for our in contract.column_names for their in table.kinds if their.lower() == our}
+    fits = {(c.name, their) for c in contract.columns for their, kind in table.kinds.items() if castable(kind, c.type)}
+    found = {our: their for our in contract.column_names for their in table.kinds
+             if their.lower() == our and (our, their) in fits}  # fmt: skip
     for column in sorted(contract.columns, key=lambda c: c.nullable):
         if column.name in found or column.name == "dt":
             continue
         free = {_key(their): their for their in table.kinds if their not in found.values()}
         likely = (free.get(_key(word)) for word in _ALSO.get(column.name, "").split())
-        if their := next((t for t in likely if t and castable(table.kinds[t], column.type)), None):
+        if their := next((t for t in likely if (column.name, t) in fits), None):
             found[column.name] = their
     if raw in EVENTS and "dt" not in found and (day := _day(table, found.get("event_time"))):
         found["dt"] = day
-    return found
+    return {our: found[our] for our in contract.column_names if our in found}
 
 
 def _day(table: SeenTable, time: str | None) -> str | None:
@@ -141,13 +144,15 @@ def propose(tables: Sequence[SeenTable]) -> dict[str, SeenTable]:
 
 def _fit(raw: str, table: SeenTable) -> float:
     """How well `table` fits `raw`; 0: it does not. Whether it is there at all must be clear of an optional one."""
+    if table.contract not in ("", raw):
+        return 0.0
     columns = columns_of(raw, table)
     needed = [c.name for c in load_contract(raw).columns if not c.nullable]
     share = sum(name in columns for name in needed) / len(needed)
     named = any(word in table.name for word in _WORDS[raw].split())
     if share < (_LEAST if raw in REQUIRED else 1) or not (named or columns.keys() & set(_TELLING[raw])):
         return 0.0
-    return share + named / 2 + len(columns) / 100
+    return share + named / 2 + (raw in table.name) + len(columns) / 100
 
 
 def _key(name: str) -> str:

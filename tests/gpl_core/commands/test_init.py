@@ -155,5 +155,7 @@ def test_types_decide_where_names_do_not(tmp_path):
     assert propose([odd]) == {"raw_interactions": odd}
     partitioned = SeenTable("x/orders", {**odd.kinds, "batch": "string", "p": "integer"}, days=("p",))
     assert columns_of("raw_interactions", partitioned)["dt"] == "p"
+    ours = SeenTable("x/interactions", odd.kinds, contract="interactions")
+    assert propose([ours, odd]) == {"raw_interactions": odd}, "what gpl has written is no input"
     users = SeenTable("x/users", {"user_id": "string", "opted_out_at": "timestamp"})
     assert propose([SeenTable("x/accounts", {"user_id": "string"}), users]) == {"raw_opt_outs": users}
