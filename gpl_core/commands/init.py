@@ -15,7 +15,7 @@ from gpl_core.commands.settings import json_schema
 from gpl_core.conf.sections import CATALOG
 from gpl_core.config import load_config
 from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import MissingInputError, UsageError
+from gpl_core.errors import GplError, MissingInputError, UsageError
 from gpl_core.graph.arguments import add_dates, given_dates
 from gpl_core.graph.steps import ONE_DAY
 from gpl_core.lakehouse.raw_mapping import (
@@ -91,22 +91,32 @@ def _seen(places: Sequence[str]) -> tuple[dict[str, SeenTable], list[SeenTable]]
     found: dict[str, SeenTable] = {}
     for place in places:
         raw, sign, location = place.partition("=")
-        if sign and raw not in RAW:
+        if not sign or "/" in raw:
+            raw, location = "", place
+        elif raw not in RAW:
             raise UsageError(f"{place}: '{raw}' is no raw table; these are {', '.join(RAW)}")
-        location = location if sign else place
         if location.startswith(CATALOG):
-            if not sign:
+            if not raw:
                 raise UsageError(f"{place}: say which table that is: raw_items={place}")
             named[raw] = SeenTable(location, {})
             continue
         location = location if "://" in location else str(Path(location).absolute())
-        tables = [look(at) for at in find_tables(location)]
-        if not tables or (sign and len(tables) > 1):
-            raise MissingInputError(f"{location}: no Delta table (a folder with _delta_log) is there or below it")
+        tables = [table for at in find_tables(location) if (table := _looked(at))]
+        if not tables or (raw and len(tables) > 1):
+            count = len(tables) or "no"
+            raise MissingInputError(f"{location}: {count} Delta tables (folders with _delta_log) are there or below it")
         found |= {table.location: table for table in tables}
-        if sign:
+        if raw:
             named[raw] = tables[0]
     return named, [*found.values()]
+
+
+def _looked(location: str) -> SeenTable | None:
+    try:
+        return look(location)
+    except GplError as problem:  # another table's damage is no reason to stop
+        print(f"warning: {problem}", file=sys.stderr)
+        return None
 
 
 # ---- what only the user knows ------------------------------------------------------------------------------------

@@ -89,8 +89,8 @@ def test_nothing_is_overwritten_and_nothing_written_that_would_not_load(shop, tm
 @pytest.mark.parametrize(
     ("places", "code", "said"),
     [
-        (["{tmp}"], 4, "no Delta table (a folder with _delta_log) is there or below it"),
-        (["raw_items={shop}/web"], 4, "no Delta table"),
+        (["{tmp}"], 4, "no Delta tables (folders with _delta_log) are there or below it"),
+        (["raw_items={shop}/web"], 4, "2 Delta tables"),
         (["raw_item={shop}/products"], 2, "'raw_item' is no raw table; these are raw_items, "),
         (["catalog://shop.items"], 2, "say which table that is: raw_items=catalog://shop.items"),
         (["{shop}/products", "{shop}/web", "--run-date", "2026-01-05", "--end-date", "2026-01-06"], 2, "give either"),
@@ -102,6 +102,17 @@ def test_what_it_cannot_do_is_said(shop, tmp_path, capsys, places, code, said):
     assert init(tmp_path / "x.yaml", *places, "--yes") == code
     assert said in capsys.readouterr().err
     assert not (tmp_path / "x.yaml").exists()
+
+
+def test_a_damaged_table_is_named_and_the_others_are_looked_at(tmp_path, capsys):
+    place = tmp_path / "ds=2026"
+    table(place / "items", PRODUCTS, days=1)
+    table(place / "broken", PRODUCTS, days=1)
+    (place / "broken" / "_delta_log" / f"{0:020d}.json").write_text("not json")
+    assert init(tmp_path / "shop.yaml", place, "--run-date", "2026-01-05", "--yes") == 4
+    said = capsys.readouterr()
+    assert "broken/_delta_log/00000000000000000000.json is damaged" in said.err
+    assert f"raw_items: {place}/items" in said.out
 
 
 def test_tables_may_be_named_and_lie_in_a_catalog(shop, tmp_path, capsys):
