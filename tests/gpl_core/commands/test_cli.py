@@ -472,7 +472,9 @@ def test_words_in_brackets_are_shown_as_they_are(config, monkeypatch, capsys):
     assert "[bold]x[/]" in said
 
 
-def test_only_dates_that_are_not_done_are_started(finished, tmp_path, monkeypatch):
+def test_only_dates_that_are_not_done_are_started_and_what_was_done_once_says_why(
+    finished, tmp_path, monkeypatch, capsys
+):
     shutil.copytree(finished / "lake", tmp_path / "lake")
     toy = Toy(small_config(tmp_path))
     toy.write("raw_candidates", DAY + ONE)
@@ -481,6 +483,8 @@ def test_only_dates_that_are_not_done_are_started(finished, tmp_path, monkeypatc
     assert len(commands) == 1
     assert Path(next(a for a in commands[0] if a.endswith(".py"))).name == "ingest.py"
     assert commands[0][commands[0].index("--run-date") + 1] == "2026-01-04"
+    why = "ingest 2026-01-04: quarantine@3 is out of date: table raw_candidates has changed"
+    assert why in capsys.readouterr().out
     commands.clear()
     assert main(["run", "--config", str(tmp_path / "test.yaml"), "--only", "samples", "--force"]) == 0
     assert commands[0][-1] == "--force"
