@@ -21,7 +21,7 @@ from gpl_core.graph.step_run import exit_with, leave
 
 # The modules of commands/ in the order of `gpl --help`.
 _MODULES: Mapping[str, Sequence[str]] = {
-    "Start": ("init", "check_raw", "simulate", "import_reviews"),
+    "Start": ("init", "check_raw", "simulate", "import_reviews", "import_checkpoint"),
     "Run": ("run", "status", "plan", "decide", "shadow", "compare"),
     "Results": ("summary", "evaluate", "judge", "explain", "sql"),
     "Upkeep": ("register", "quarantine", "optimize", "vacuum", "migrate", "forget", "evict", "repair"),
@@ -52,12 +52,12 @@ class _TopParser(Parser):
     def format_help(self) -> str:
         """The overview, as wide as the terminal."""
         width = max(40, min(shutil.get_terminal_size().columns, 120))
-        indent = " " * 17
+        indent = " " * 20
         lines = [f"gpl: {self.description}", "", "usage: gpl COMMAND [--config CONFIG] …", ""]
         for title, commands in GROUPS.items():
             lines.append(f"{title}:")
             for command in commands:
-                text = f"  {command.name:<15}{command.help}"
+                text = f"  {command.name:<18}{command.help}"
                 lines += textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
             lines.append("")
         return "\n".join(lines).rstrip() + "\n" + _EXAMPLES

@@ -135,7 +135,8 @@ NAMES = {
 COMES_WITH = {"arro3": "deltalake", "tokenizers": "transformers", "markupsafe": "jinja2", "pandas": "petastorm"}
 # rooms -> the extras that their users install beside the base
 EXTRAS = {
-    "gpl_core/sids": ("gpu",), "gpl_core/interest": ("gpu",), "gpl_core/labels": ("gpu",), "gpl_core/prerank": ("gpu",),
+    "gpl_core/sids": ("gpu",), "gpl_core/interest": ("gpu",), "gpl_core/interest/gguf_import.py": ("gpu", "gguf"),
+    "gpl_core/labels": ("gpu",), "gpl_core/prerank": ("gpu",),
     "gpl_core/checkpoint.py": ("gpu",), "gpl_core/api.py": ("gpu",),
     "gpl_core/graph/lineage_events.py": ("openlineage",), "gpl_core": (), "spark_jobs": ("spark",),
     "gpu_workers": ("gpu",),

@@ -225,7 +225,7 @@ class Interest(Section):
     """The language model over SID sequences."""
 
     base_model: str = Field(
-        default="", description="Folder of a Qwen2 checkpoint; empty: a small random model, for development"
+        default="", description="Folder of a Qwen2, Qwen3 or Llama checkpoint; empty: a small random model"
     )
     lora_rank: Positive = Field(default=64, description="Rank of the adapter; its scale is twice that")
     lora_dropout: Share = Field(default=0.0, description="Dropout in the adapter")

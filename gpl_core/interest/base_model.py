@@ -1,4 +1,4 @@
-"""Base checkpoints: Qwen2 folders (config, safetensors, tokenizer), read from a local path only."""
+"""Base checkpoints: Qwen2, Qwen3 or Llama folders (config, safetensors, tokenizer), read from a local path only."""
 
 import hashlib
 import json
@@ -9,18 +9,20 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from gpl_core.errors import MissingInputError, UsageError
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TURN = "<|im_end|>"
+FAMILIES = ("qwen2", "qwen3", "llama")
+"""The values of a configuration's model_type that are read; the tests compare each with the library's own forward."""
 
 
 @dataclass(frozen=True)
 class TinySettings:
-    """Shape of a small Qwen2 model for the quickstart and tests; everything else as in Qwen2.5-0.5B."""
+    """Shape of a small model for the quickstart and tests; everything else as the family's configuration has it."""
 
     hidden: int = 128
     layers: int = 2
@@ -30,10 +32,12 @@ class TinySettings:
     max_positions: int = 1024
     vocabulary: int = 0  # embedding rows; 0: one per token of the tokenizer. Real checkpoints have spare rows.
     seed: int = 0
+    family: str = "qwen2"  # one of FAMILIES
+    head_dim: int = 0  # 0: hidden / heads
 
 
 def make_tiny_checkpoint(folder: str | Path, settings: TinySettings) -> None:
-    """Write a Qwen2-architecture checkpoint with random weights to ``folder``; same settings, same bytes.
+    """Write a checkpoint with random weights to ``folder``; same settings, same bytes.
 
     The tokenizer is byte-level BPE without merges: any prompt can be encoded, nothing is downloaded.
     """
@@ -46,13 +50,15 @@ def make_tiny_checkpoint(folder: str | Path, settings: TinySettings) -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, additional_special_tokens=[END_OF_TURN]
     )
-    config = Qwen2Config(
+    config = AutoConfig.for_model(
+        settings.family,
         vocab_size=max(len(tokenizer), settings.vocabulary),
         hidden_size=settings.hidden,
         intermediate_size=settings.intermediate,
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.kv_heads,
+        head_dim=settings.head_dim or settings.hidden // settings.heads,
         max_position_embeddings=settings.max_positions,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
@@ -61,7 +67,7 @@ def make_tiny_checkpoint(folder: str | Path, settings: TinySettings) -> None:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = Qwen2ForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
     # Not save_pretrained: on any rank but 0 of a process group it writes nothing, and every machine needs the files.
     model.config.architectures = [type(model).__name__]
     model.config.to_json_file(Path(folder) / "config.json")
@@ -70,7 +76,7 @@ def make_tiny_checkpoint(folder: str | Path, settings: TinySettings) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def load_base(folder: str | Path, dtype: torch.dtype, attention: str) -> tuple[Qwen2ForCausalLM, Any]:
+def load_base(folder: str | Path, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
     """The model (safetensors only, no remote code, no network) and tokenizer of the checkpoint at ``folder``.
 
     Raises MissingInputError where files are absent, UsageError on another architecture or sliding-window attention.
@@ -79,16 +85,18 @@ def load_base(folder: str | Path, dtype: torch.dtype, attention: str) -> tuple[Q
     config_file = path / "config.json"
     if not config_file.is_file() or not any(path.glob("*.safetensors")):
         raise MissingInputError(
-            f"checkpoint: {path} has no config.json or no *.safetensors, expected a Qwen2 checkpoint folder; "
+            f"checkpoint: {path} has no config.json or no *.safetensors, expected a checkpoint folder; "
             "download it there first (pickled weights are not read)."
         )
     raw = json.loads(config_file.read_text())
-    if raw.get("model_type") != "qwen2":
-        raise UsageError(f"checkpoint: model_type {raw.get('model_type')!r} in {config_file}, expected 'qwen2'.")
-    if raw.get("use_sliding_window"):
-        raise UsageError(f"checkpoint: use_sliding_window in {config_file}; expected full attention in every layer.")
+    if raw.get("model_type") not in FAMILIES:
+        raise UsageError(
+            f"checkpoint: model_type {raw.get('model_type')!r} in {config_file}, expected one of {', '.join(FAMILIES)}."
+        )
+    if raw.get("use_sliding_window") or set(raw.get("layer_types") or ()) - {"full_attention"}:
+        raise UsageError(f"checkpoint: sliding windows in {config_file}; expected full attention in every layer.")
     disable_progress_bar()  # one bar per shard on every rank
-    model = Qwen2ForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
         use_safetensors=True,

@@ -1,4 +1,4 @@
-"""The interest model: a frozen Qwen2 body with LoRA, and trained rows for the SID tokens.
+"""The interest model: a frozen language model with LoRA, and trained rows for the SID tokens.
 
 Legend for shapes: T packed tokens, L levels, C codes per level, D hidden width.
 """
@@ -21,7 +21,7 @@ from gpl_core.interest.base_model import load_base
 from gpl_core.interest.vocabulary import SidVocabulary, extend_tokenizer
 
 _ADAPTER = "default"
-_CONTENT = "content.weight"
+_START_SPREAD = 0.25  # of a level's logits before training: near enough to uniform, and not flat
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class InterestModel(nn.Module):
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.settings = settings
+        self.scale = nn.Parameter(torch.full((settings.levels,), self._start_scale(), dtype=self.input_rows.dtype))
+        """Of a level's logits, [L]."""
         self.content: nn.Linear | None = None
         if settings.content_width:
             # Starts at 0: the vectors say nothing at first and do not disturb the base.
@@ -60,7 +62,7 @@ class InterestModel(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The base's Qwen2Config."""
+        """The base's configuration."""
         return self._base.config
 
     @property
@@ -114,7 +116,7 @@ class InterestModel(nn.Module):
         out = self._backbone(
             inputs_embeds=inputs[None],
             position_ids=positions[None],
-            attention_mask={"full_attention": None},  # the plan decides; HF must build no mask
+            attention_mask=None,  # the plan decides; for an attention of ours the library makes no mask
             use_cache=False,
             plan=plan,
         )
@@ -135,6 +137,17 @@ class InterestModel(nn.Module):
     def merge(self) -> None:
         """Fold LoRA into the linear layers for inference: same function up to rounding, fewer kernels."""
         self.body.merge_adapter()
+
+    def _start_scale(self) -> float:
+        """Gives the logits of codebook rows a spread of _START_SPREAD, whatever the norms of the base are.
+
+        A last hidden state is as long as the weight of the norm it comes from; a row lies in a random direction from
+        the mean row, at the mean distance of the base's own.
+        """
+        rows = self.word_rows.float()
+        spread = (rows.norm(dim=1).square().mean() - rows.mean(0).norm().square()).sqrt()
+        norm = self._backbone.norm.weight.detach().float().norm()
+        return float(_START_SPREAD * rows.shape[1] ** 0.5 / (norm * spread).clamp_min(1e-12))
 
     @property
     def _backbone(self) -> Any:
@@ -236,10 +249,9 @@ def initial_rows(existing: Tensor, vocabulary: SidVocabulary, codebooks: np.ndar
 
 
 def adapter_state(model: InterestModel) -> dict[str, Tensor]:
-    """What training changes: LoRA matrices, SID rows (by PEFT's names), content projection; nothing of the base."""
+    """What training changes, by name: LoRA matrices, SID rows, scales, the content projection; nothing of the base."""
     state = get_peft_model_state_dict(model.body, adapter_name=_ADAPTER, save_embedding_layers=False)
-    if model.content is not None:
-        state[_CONTENT] = model.content.weight
+    state |= _own(model)
     return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
@@ -254,8 +266,14 @@ def load_adapter_state(model: InterestModel, state: dict[str, Tensor]) -> None:
             f"adapter: {len(wrong)} tensors do not fit this base and settings, first {first}: shape {got.get(first)}, "
             f"expected {expected.get(first)}; load it on the base it was trained on."
         )
-    if model.content is not None:
-        with torch.no_grad():
-            model.content.weight.copy_(state[_CONTENT])
-    body = {name: value for name, value in state.items() if name != _CONTENT}
+    own = _own(model)
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+    body = {name: value for name, value in state.items() if name not in own}
     set_peft_model_state_dict(model.body, body, adapter_name=_ADAPTER)
+
+
+def _own(model: InterestModel) -> dict[str, nn.Parameter]:
+    """Trained parameters that PEFT does not know."""
+    return {name: value for name, value in model.named_parameters() if not name.startswith("body.")}

@@ -68,7 +68,7 @@ def level_logits(model: InterestModel, hidden: Tensor, level: int) -> Tensor:
     In bf16, codes of nearly equal score would tie; the head is small enough for float32.
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    return hidden.to(dtype) @ model.level_rows(level).to(dtype).T
+    return hidden.to(dtype) @ model.level_rows(level).to(dtype).T * model.scale[level].to(dtype)
 
 
 def interest_loss(scores: TargetScores) -> Tensor:

@@ -63,7 +63,7 @@ def base_checkpoint(config: Config) -> Path:
         if not (folder / "config.json").is_file():
             raise MissingInputError(
                 f"interest.base_model: {folder} is not a model folder on this machine (no config.json); give the local "
-                "folder of a Qwen2 checkpoint, or leave it empty to make a small random one for development"
+                "folder of a Qwen2, Qwen3 or Llama checkpoint, or leave it empty for a small random one"
             )
         return folder
     positions = max(1024, 4 * config.tokenizer.levels * config.sequences.max_length)

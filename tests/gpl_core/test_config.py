@@ -31,8 +31,8 @@ CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 # ---- what is shipped -------------------------------------------------------------------------------------------
 
 
-def test_the_two_shipped_configurations_are_there():
-    assert set(shipped_configs()) == {"quickstart", "amazon"}
+def test_the_shipped_configurations_are_there():
+    assert set(shipped_configs()) == {"quickstart", "amazon", "amazon-smollm2"}
 
 
 @pytest.mark.parametrize("name", shipped_configs())

@@ -1,20 +1,23 @@
-"""A tiny Qwen2 checkpoint made once per session, and small worlds of SIDs to search in."""
+"""Tiny checkpoints of every family, made once per session, and small worlds of SIDs to search in."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
+from gpl_core.interest.base_model import FAMILIES, TinySettings, make_tiny_checkpoint
 from gpl_core.interest.interest_model import InterestModel, ModelSettings, build_interest_model
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 
 TINY = TinySettings(hidden=32, layers=2, heads=4, kv_heads=2, intermediate=48, max_positions=256)
+SHAPES = {family: replace(TINY, family=family, head_dim=16 * (family == "qwen3")) for family in FAMILIES}
+each_family = pytest.mark.parametrize("family", FAMILIES, indirect=True, scope="session")
+"""Runs a test of the fixtures below on a model of each family; the others run on Qwen2 alone."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,15 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Qwen2 folder with random weights."""
-    folder = tmp_path_factory.mktemp("tiny_qwen2")
-    make_tiny_checkpoint(folder, TINY)
+def family(request: pytest.FixtureRequest) -> str:
+    return getattr(request, "param", "qwen2")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small folder with random weights."""
+    folder = tmp_path_factory.mktemp(f"tiny_{family}")
+    make_tiny_checkpoint(folder, SHAPES[family])
     return folder
 
 

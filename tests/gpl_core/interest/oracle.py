@@ -19,7 +19,7 @@ def next_code_log_probs(
     ids += [vocabulary.first_id + i * vocabulary.codes + c for i, c in enumerate(prefix)]
     with torch.no_grad():
         hidden = model.hidden(torch.tensor(ids), torch.arange(len(ids)), CausalPlan(np.array([len(ids)])))[-1]
-        logits = (model.level_rows(level) @ hidden)[children]
+        logits = (model.scale[level] * (model.level_rows(level) @ hidden))[children]
         return dict(zip(children, logits.log_softmax(0).tolist(), strict=True))
 
 

@@ -38,7 +38,7 @@ def test_losses_are_those_of_one_forward_pass_per_token(model: InterestModel) ->
         title, codes = tokenizer.encode(text, add_special_tokens=False), vocabulary.ids(sid).tolist()
         for level in range(3):
             siblings = sorted({int(s[level]) for s in SIDS if (s[:level] == sid[:level]).all()})
-            logits = model.level_rows(level).detach() @ last_hidden(model, title + codes[:level])
+            logits = (model.scale[level] * model.level_rows(level)).detach() @ last_hidden(model, title + codes[:level])
             sid_scores.append(logits[siblings].log_softmax(0)[siblings.index(sid[level])])
         for place, word in enumerate([*title, vocabulary.eos_id]):
             logits = model.word_rows @ last_hidden(model, codes + title[:place])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from gpl_core.errors import ContractError, LineageError, MissingInputError, UsageError
 from gpl_core.interest.attention import CausalPlan
@@ -23,10 +24,11 @@ from gpl_core.interest.interest_model import (
     load_adapter_state,
 )
 from gpl_core.interest.model_files import DESCRIPTION, WEIGHTS, load_bundle, read_description, save_bundle
-from gpl_core.interest.objective import interest_loss, target_log_probs
+from gpl_core.interest.objective import interest_loss, level_logits, target_log_probs
 from gpl_core.interest.packing import UserHistory, pack_targets
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
+from tests.gpl_core.interest.conftest import TINY, each_family
 
 SETTINGS = ModelSettings(levels=3, codes=8, lora_rank=4)
 
@@ -56,6 +58,7 @@ def hidden_of(model: InterestModel) -> torch.Tensor:
         return model.hidden(ids, torch.arange(len(ids)), CausalPlan(np.array([len(ids)])))
 
 
+@each_family
 def test_training_moves_new_rows_and_lora_and_no_other_bit(checkpoint: Path) -> None:
     model = build_interest_model(checkpoint, SETTINGS)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -63,11 +66,16 @@ def test_training_moves_new_rows_and_lora_and_no_other_bit(checkpoint: Path) -> 
     assert losses[-1] < losses[0]
     for name, parameter in model.named_parameters():
         same = torch.equal(parameter, before[name])
-        learns = "trainable_tokens_delta" in name or "lora_" in name
+        learns = "trainable_tokens_delta" in name or "lora_" in name or name == "scale"
         assert same != learns, name
+    whole = model.body.get_base_model().state_dict()
+    whole = {name.replace(".token_adapter", "").replace(".base_layer", ""): w for name, w in whole.items()}
+    for name, stored in load_file(checkpoint / "model.safetensors").items():
+        assert torch.equal(whole[name][: len(stored)], stored), name
     assert (model.input_rows != before[next(n for n in before if "tokens_delta" in n)]).any(dim=1).all()
 
 
+@each_family
 def test_every_linear_layer_has_lora(checkpoint: Path) -> None:
     model = build_interest_model(checkpoint, SETTINGS)
     names = {name.split(".lora_A")[0].rsplit(".", 1)[1] for name, _ in model.named_parameters() if "lora_A" in name}
@@ -87,7 +95,7 @@ def test_tied_embeddings_stay_tied(checkpoint: Path) -> None:
 
 def test_an_untied_base_trains_output_rows_of_its_own(tmp_path: Path, checkpoint: Path) -> None:
     shutil.copytree(checkpoint, tmp_path / "untied")
-    base = Qwen2ForCausalLM.from_pretrained(checkpoint)
+    base = AutoModelForCausalLM.from_pretrained(checkpoint)
     base.config.tie_word_embeddings = False
     base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach() * 2)
     base.save_pretrained(tmp_path / "untied")
@@ -98,8 +106,9 @@ def test_an_untied_base_trains_output_rows_of_its_own(tmp_path: Path, checkpoint
     assert not torch.equal(model.output_rows, start)
 
 
+@each_family
 def test_packed_hidden_states_equal_the_library_s_own_forward(checkpoint: Path) -> None:
-    """Qwen2 as Hugging Face runs it, one user at a time and with its own attention, is the oracle."""
+    """The model as Hugging Face runs it, one user at a time and with its own attention, is the oracle."""
     model = build_interest_model(checkpoint, SETTINGS, dtype=torch.float64)
     plain, _ = load_base(checkpoint, torch.float64, "sdpa")  # "eager" takes its softmax in float32
     plain.resize_token_embeddings(len(model.tokenizer), mean_resizing=False)
@@ -117,12 +126,14 @@ def test_packed_hidden_states_equal_the_library_s_own_forward(checkpoint: Path) 
         start += length
 
 
+@each_family
 def test_merging_lora_keeps_the_function(model: InterestModel, checkpoint: Path) -> None:
     copy = build_interest_model(checkpoint, model.settings, dtype=torch.float64)
     load_adapter_state(copy, adapter_state(model))
-    expected = hidden_of(copy)
+    expected = [level_logits(copy, hidden_of(copy), level) for level in range(3)]
     copy.merge()
-    torch.testing.assert_close(hidden_of(copy), expected, rtol=0, atol=1e-10)
+    merged = [level_logits(copy, hidden_of(copy), level) for level in range(3)]
+    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-10)
 
 
 def test_codebook_rows_keep_the_codebooks_geometry_and_the_base_s_scale(checkpoint: Path) -> None:
@@ -141,6 +152,26 @@ def test_codebook_rows_keep_the_codebooks_geometry_and_the_base_s_scale(checkpoi
         build_interest_model(checkpoint, SETTINGS, codebooks[:2])
     with pytest.raises(ContractError, match="not finite"):
         build_interest_model(checkpoint, SETTINGS, codebooks * np.nan)
+
+
+@each_family
+@pytest.mark.parametrize(("rows", "norm"), [(1, 1), (100, 30), (0.01, 0.05)], ids=["plain", "large", "small"])
+def test_the_first_loss_is_near_the_uniform_one_on_any_base(tmp_path, checkpoint, rows: float, norm: float) -> None:
+    """Whatever the norms of the base's rows and of what its body puts out; every SID of 512 is in the catalog."""
+    shutil.copytree(checkpoint, tmp_path / "base")
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= rows
+    weights["model.norm.weight"] *= norm
+    save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    random = np.random.default_rng(0)
+    model = build_interest_model(tmp_path / "base", SETTINGS, random.normal(size=(3, 8, 5)))
+    trie = DeviceTrie(Trie.build(np.stack(np.unravel_index(np.arange(512), (8, 8, 8)), axis=1), 8))
+    pack = pack_targets(model.vocabulary, histories(random, users=30), 20)
+    loss = interest_loss(target_log_probs(model, trie, pack)).item()
+    assert loss <= 1.05 * np.log(512)
+    with torch.no_grad():
+        spread = level_logits(model, hidden_of(model), 0).std(dim=1).mean()
+    assert 0.1 < spread < 0.5, "neither far from uniform nor flat"
 
 
 def test_the_same_settings_make_the_same_checkpoint_and_model(tmp_path: Path) -> None:
@@ -175,7 +206,7 @@ def test_the_bundle_holds_no_row_of_the_base(bundle) -> None:
     state = load_file(folder / WEIGHTS)
     rows = [value for name, value in state.items() if "token" in name]
     assert [tuple(r.shape) for r in rows] == [(24, 32)]
-    assert all("lora_" in name or "trainable_tokens" in name for name in state)
+    assert all("lora_" in name or "trainable_tokens" in name or name == "scale" for name in state)
     assert sum(v.numel() for v in state.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -183,7 +214,7 @@ def test_another_sid_version_or_base_is_refused_naming_both(bundle, tmp_path: Pa
     folder, _ = bundle
     with pytest.raises(LineageError, match=r"sid-1.*sid-2"):
         load_bundle(folder, checkpoint, sid_version="sid-2")
-    make_tiny_checkpoint(tmp_path / "other", TinySettings(hidden=16, heads=2, kv_heads=1, seed=1))
+    make_tiny_checkpoint(tmp_path / "other", replace(TINY, seed=1))  # the same shape
     with pytest.raises(LineageError, match="trained on the base"):
         load_bundle(folder, tmp_path / "other", sid_version="sid-1")
 
@@ -228,10 +259,15 @@ def test_a_tokenizer_of_another_checkpoint_is_refused(tmp_path: Path, checkpoint
 
 
 def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path, checkpoint: Path) -> None:
-    with pytest.raises(MissingInputError, match="expected a Qwen2 checkpoint folder"):
+    with pytest.raises(MissingInputError, match="expected a checkpoint folder"):
         build_interest_model(tmp_path, SETTINGS)
-    shutil.copytree(checkpoint, tmp_path / "llama")
-    config = json.loads((tmp_path / "llama/config.json").read_text())
-    (tmp_path / "llama/config.json").write_text(json.dumps({**config, "model_type": "llama"}))
-    with pytest.raises(UsageError, match="'llama'"):
-        build_interest_model(tmp_path / "llama", SETTINGS)
+    shutil.copytree(checkpoint, tmp_path / "other")
+    config = json.loads((tmp_path / "other/config.json").read_text())
+    for change, said in (
+        ({"model_type": "mistral"}, "'mistral'.*qwen2, qwen3, llama"),
+        ({"use_sliding_window": True}, "sliding windows"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding windows"),
+    ):
+        (tmp_path / "other/config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(UsageError, match=said):
+            build_interest_model(tmp_path / "other", SETTINGS)

@@ -27,7 +27,7 @@ from gpl_core.interest.packing import (
 from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
-from tests.gpl_core.interest.conftest import World
+from tests.gpl_core.interest.conftest import World, each_family
 from tests.gpl_core.interest.oracle import next_code_log_probs
 
 
@@ -35,6 +35,7 @@ def all_targets(history: np.ndarray) -> UserHistory:
     return UserHistory(history, np.ones(len(history), dtype=bool))
 
 
+@each_family
 def test_one_pass_equals_one_forward_pass_per_target(world: World) -> None:
     """Each target's log p, from full histories recomputed one by one."""
     pack = pack_targets(world.model.vocabulary, [all_targets(h) for h in world.histories], max_events=6)

@@ -1,0 +1,38 @@
+"""`gpl import-checkpoint`: a GGUF file as a folder that `interest.base_model` can name."""
+
+import argparse
+from pathlib import Path
+
+from gpl_core.commands.command import Command
+from gpl_core.errors import UsageError
+from gpl_core.lakehouse.scratch import scratch_folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE.gguf", type=Path)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="must not exist")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the folder whole, or not at all."""
+    from gpl_core.interest.gguf_import import import_gguf  # takes torch
+
+    if args.folder.exists():
+        raise UsageError(f"{args.folder}: exists; name a new folder, or remove this one.")
+    args.folder.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(parent=args.folder.parent) as aside:
+        import_gguf(args.file, aside)
+        aside.chmod(0o755)
+        for file in aside.iterdir():
+            file.chmod(0o644)
+        aside.rename(args.folder)
+    size = sum(f.stat().st_size for f in args.folder.iterdir())
+    print(f"{args.folder}: {size / 1e6:,.0f} MB; name it in interest.base_model")
+    return 0
+
+
+COMMAND = Command(
+    "import-checkpoint", "a GGUF file as a checkpoint folder for interest.base_model", run, add_arguments,
+    needs_config=False,
+    examples=("SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2",),
+)  # fmt: skip
