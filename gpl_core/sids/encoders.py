@@ -25,6 +25,7 @@ _OPTIONS: Mapping[str, Mapping[str, type]] = {
     "hf_text": {"max_tokens": int, "pooling": str},
     "hf_clip": {"text_weight": float, "image_weight": float, "max_bytes": int, "max_pixels": int},
     "hog_color": {"size": int, "max_bytes": int, "max_pixels": int},
+    "efficientnet_lite0": {"max_bytes": int, "max_pixels": int},
 }
 """Every known part and its options."""
 
@@ -144,6 +145,10 @@ def _build_part(part: EncoderPart, batch_size: int, device: str, prefixes: Seque
         from gpl_core.sids.pictures import HogColorEncoder
 
         return HogColorEncoder(prefixes=prefixes, **options)
+    if part.name == "efficientnet_lite0":
+        from gpl_core.sids.picture_models import EfficientNetEncoder
+
+        return EfficientNetEncoder(batch_size=batch_size, device=device, prefixes=prefixes, **options)
     from gpl_core.sids.text_models import ClipEncoder, TextEncoder, minilm_folder
 
     if part.name == "hf_clip":

@@ -90,6 +90,26 @@ class PictureReader:
             for start in range(0, len(items), 16 * ahead):  # bounds what is prepared and not yet taken
                 yield from pool.map(prepared, items[start : start + 16 * ahead])
 
+    def read_batches(
+        self,
+        items: Sequence[ItemContent],
+        prepare: Callable[[Image.Image], Prepared],
+        size: int,
+        rejected: dict[int, str],
+    ) -> Iterator[tuple[list[int], list[Prepared]]]:
+        """Positions and prepared pictures of up to ``size`` items at a time; errors go to ``rejected``, by position."""
+        where: list[int] = []
+        held: list[Prepared] = []
+        for position, picture in enumerate(self.read_all(items, prepare)):
+            if isinstance(picture, PictureError):
+                rejected[position] = str(picture)
+            elif picture is not None:
+                where.append(position)
+                held.append(picture)
+            if held and (len(held) == size or position == len(items) - 1):
+                yield where, held
+                where, held = [], []
+
     def _fetch(self, uri: str) -> bytes:
         """The bytes at ``uri``. One error for all that can go wrong: a row must not find out which files there are."""
         found: list[bytes] = []

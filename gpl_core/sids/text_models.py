@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.sids.item_content import ItemContent, PartVectors
-from gpl_core.sids.pictures import PictureError, PictureReader
+from gpl_core.sids.pictures import PictureReader
 
 # Weights, configuration, tokenizer and preprocessing, under whatever names a version of transformers gives them.
 _FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -176,22 +176,10 @@ class ClipEncoder:
                 chosen = order[start : start + self._batch_size]
                 out[chosen] += self._weights["text"] * self._text_features([texts[n] for n in chosen])
         if self._weights["image"]:
-            self._add_images(items, out, rejected)
+            for where, pixels in self._reader.read_batches(items, self._pixels, self._batch_size, rejected):
+                out[where] += self._weights["image"] * self._image_features(torch.cat(pixels))
         length = np.linalg.norm(out, axis=1, keepdims=True)
         return PartVectors(np.divide(out, length, out=np.zeros_like(out), where=length > 1e-9), rejected)
-
-    def _add_images(self, items: Sequence[ItemContent], out: np.ndarray, rejected: dict[int, str]) -> None:
-        held: list[tuple[int, Tensor]] = []
-        for position, pixels in enumerate(self._reader.read_all(items, self._pixels)):
-            if isinstance(pixels, PictureError):
-                rejected[position] = str(pixels)
-            elif pixels is not None:
-                held.append((position, pixels))
-            if len(held) == self._batch_size or (held and position == len(items) - 1):
-                where = [n for n, _ in held]
-                features = self._image_features(torch.cat([part for _, part in held]))
-                out[where] += self._weights["image"] * features
-                held = []
 
     @torch.inference_mode()
     def _text_features(self, texts: Sequence[str]) -> np.ndarray:
