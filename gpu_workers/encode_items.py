@@ -6,6 +6,7 @@ Items whose newest content is already encoded under this encoder_version are ski
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +16,10 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.snapshot import Snapshot
-from gpl_core.sids.encoders import EncoderPart, build_encoder
+from gpl_core.sids.encoders import EncoderPart, FusionEncoder, build_encoder
 from gpl_core.sids.item_content import ItemContent
 from gpu_workers.inputs.embeddings import NewestContent, digests, newest_content
-from gpu_workers.inputs.feed import assign_files, read_batches
+from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
 from gpu_workers.outputs import commit_parts, commit_rows, list_array, reject
 from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
@@ -26,6 +27,7 @@ from gpu_workers.worker import worker_main
 _COLUMNS = ["item_index", "text", "image", "image_uri", "image_embedding", "content_hash", "updated_at"]
 _MOST_TEXT = load_contract("items").column("text").max_length
 _ITEMS = 2048  # encoded at a time: bounds memory, pictures included
+_DONORS = 512  # of so many items those that lack nothing lend their parts to those that do
 
 
 def encoder_parts(config: Config) -> list[EncoderPart]:
@@ -53,6 +55,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
             contract, {"encoder_version": encoder.version}, dims={"d": encoder.dim}, rank=ranks.rank
         )
         items = context.snapshot("items")
+        donors = cache(partial(_donors, encoder, items))
         read = encoded = 0
         rejects: list[dict[str, str]] = []
         missing: dict[str, int] = {}
@@ -61,7 +64,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
                 read += batch.pop("seen")
                 if not len(batch["item_index"]):
                     continue
-                result = encoder.encode(_contents(batch))
+                result = encoder.encode(_contents(batch), donors)
                 kept = np.array([n not in result.rejected for n in range(len(batch["item_index"]))])
                 writer.write(_rows(batch, result.vectors, kept))
                 encoded += int(kept.sum())
@@ -81,6 +84,13 @@ def run(context: StepContext, ranks: Ranks) -> None:
     context.counts.details = {"encoder_version": encoder.version, "dim": encoder.dim, **totals, **parts}
     details = {"encoder_version": encoder.version, "dim": encoder.dim}
     commit_parts(context, ranks, "item_embeddings", writer.parts, mode="append", details=details)
+
+
+def _donors(encoder: FusionEncoder, items: Snapshot) -> np.ndarray:
+    """Vectors [<= _DONORS x d] of the complete ones of the first items, the same on every rank."""
+    first = next(rebatch(read_batches(items, items.files, _COLUMNS), _DONORS))
+    found = encoder.encode(_contents(first))
+    return found.vectors[found.complete]
 
 
 def _known(context: StepContext, encoder_version: str) -> NewestContent:

@@ -8,7 +8,7 @@ trains.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,8 @@ class EncodedItems:
 
     vectors: np.ndarray  # float32 [N x d], unit rows; rows of rejected items are zero
     rejected: Mapping[int, str]  # position in the batch -> why this item has no vector
-    missing: Mapping[str, int]  # part name -> encoded items that lack this modality (their part is zero)
+    missing: Mapping[str, int]  # part name -> encoded items that lack this modality
+    complete: np.ndarray  # bool [N]: encoded, and lacking none
 
 
 @dataclass(frozen=True)
@@ -50,30 +51,40 @@ class EncoderPart:
 
 
 class FusionEncoder:
-    """Weighted concatenation of unit parts, renormalized (ours). A missing modality is a zero part and is counted.
+    """Weighted concatenation of unit parts, renormalized (ours).
 
-    An item is rejected when a part rejects its content (broken picture, NaN) or when all parts are missing. Parts run
-    in threads of their own, so that pictures are decoded while the text model works.
+    What an item lacks it borrows from the complete item that is nearest by what it has (hot-deck imputation): with a
+    zero part it would be far from every complete item. An item is rejected when a part rejects its content (broken
+    picture, NaN) or when all parts are missing. Parts run in threads of their own, so that pictures are decoded while
+    the text model works.
     """
 
     dim: int  # d
-    version: str  # 12 hex digits: equal versions give equal vectors
+    version: str  # 12 hex digits: equal versions give equal vectors, but for borrowed parts
 
     def __init__(self, parts: Sequence[PartEncoder], weights: Sequence[float]) -> None:
         """``weights`` > 0, one per part. A single part of weight 1 is the part itself."""
         self._parts, self._weights = tuple(parts), tuple(float(w) for w in weights)
         self.dim = sum(p.dim for p in self._parts)
-        identity = {"fusion": 1, "weights": self._weights, "parts": [{p.name: dict(p.identity)} for p in self._parts]}
+        identity = {
+            "fusion": min(len(parts), 2),
+            "weights": self._weights,
+            "parts": [{p.name: dict(p.identity)} for p in self._parts],
+        }
         self.version = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
-    def encode(self, items: Sequence[ItemContent]) -> EncodedItems:
-        """Encodes ``items``; content that cannot be used is reported, never raised."""
+    def encode(self, items: Sequence[ItemContent], donors: Callable[[], np.ndarray] | None = None) -> EncodedItems:
+        """Encodes ``items``; content that cannot be used is reported, never raised.
+
+        donors: gives vectors [D x d] of complete items, asked for when an item lacks a part; without any it stays zero.
+        """
         out = np.zeros((len(items), self.dim), dtype=np.float32)
         rejected: dict[int, str] = {}
         present = np.zeros((len(self._parts), len(items)), dtype=bool)
         with ThreadPoolExecutor(len(self._parts)) as pool:
             results = list(pool.map(lambda part: part.encode(items), self._parts))
-        start = 0
+        start, length_of_all = 0, float(np.linalg.norm(self._weights))
+        part_of = np.repeat(np.arange(len(self._parts)), [p.dim for p in self._parts])
         for number, (part, weight, result) in enumerate(zip(self._parts, self._weights, results, strict=True)):
             length = np.linalg.norm(result.vectors, axis=1)
             for position in np.flatnonzero(~np.isfinite(length)):
@@ -81,16 +92,21 @@ class FusionEncoder:
             for position, reason in result.rejected.items():
                 rejected.setdefault(position, f"{part.name}: {reason}")
             present[number] = np.isfinite(length) & (length > 0.5)  # a part is unit or zero
-            out[:, start : start + part.dim] = weight * np.where(present[number][:, None], result.vectors, 0.0)
+            unit = np.where(present[number][:, None], result.vectors, 0.0)
+            out[:, start : start + part.dim] = weight / length_of_all * unit
             start += part.dim
         for position in np.flatnonzero(~present.any(axis=0)):
             rejected.setdefault(int(position), " and ".join(p.lacking for p in self._parts))
         kept = np.ones(len(items), dtype=bool)
         kept[list(rejected)] = False
         out[~kept] = 0.0
+        poor = np.flatnonzero(kept & ~present.all(axis=0))
+        if len(poor) and donors is not None and len(lent := donors()):
+            nearest = lent[(out[poor] @ lent.T).argmax(axis=1)]
+            out[poor] = np.where(present[part_of][:, poor].T, out[poor], nearest)
         out[kept] /= np.linalg.norm(out[kept], axis=1, keepdims=True)
         missing = {p.name: int((~present[n] & kept).sum()) for n, p in enumerate(self._parts)}
-        return EncodedItems(out, dict(sorted(rejected.items())), missing)
+        return EncodedItems(out, dict(sorted(rejected.items())), missing, kept & present.all(axis=0))
 
 
 class PrecomputedEncoder:

@@ -602,6 +602,24 @@ def test_the_tokenizer_sees_no_content_from_the_run_date_on(house):
     assert house.run("train_tokenizer").details["items"] == 50
 
 
+def test_an_item_without_a_picture_borrows_that_of_the_complete_item_most_like_it(house):
+    def drawn(color: str) -> bytes:
+        out = io.BytesIO()
+        Image.new("RGB", (20, 10), color).save(out, "PNG")
+        return out.getvalue()
+
+    house.changes["encoder.parts"] = [{"name": "precomputed", "options": {"dim": 2}}, {"name": "hog_color"}]
+    house.write_items([
+        item(0, [1.0, 0.0], image=drawn("green")), item(1, [0.0, 1.0], image=drawn("red")),
+        item(2, [0.9, 0.2]), item(3, [0.0, 0.0], image=drawn("darkred")),
+    ])  # fmt: skip
+    report = house.run("encode_items")
+    assert (report.details["without_precomputed"], report.details["without_hog_color"]) == (1, 1)
+    vectors = {r["item_index"]: np.array(r["embedding"]) for r in house.rows("item_embeddings")}
+    np.testing.assert_allclose(vectors[2][2:], vectors[0][2:], atol=1e-6)
+    np.testing.assert_allclose(vectors[3][:2], vectors[1][:2], atol=1e-6)
+
+
 def test_a_broken_picture_is_left_out_with_its_reason(house):
     house.changes["encoder.parts"] = [{"name": "hog_color"}]
     picture = io.BytesIO()

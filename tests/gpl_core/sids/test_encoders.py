@@ -32,6 +32,8 @@ from gpl_core.sids import pictures
 from gpl_core.sids.encoders import EncodedItems, EncoderPart, FusionEncoder, build_encoder
 from gpl_core.sids.item_content import ItemContent, PartVectors
 from gpl_core.sids.pictures import PictureReader
+from gpl_core.sids.rqvae import RqVaeSettings
+from tests.gpl_core.sids.plain_torch import fit
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "steel", "bolt", "blue", "paint", "saw", "blade", "tape", "long"]
 TEXTS = ["steel bolt", "blue paint", "saw blade " * 8, "tape", "steel saw blade long bolt", "blue"]
@@ -413,6 +415,46 @@ def test_fusion_is_the_weighted_concatenation_and_counts_what_is_missing(bert):
     assert found.rejected == {3: "empty text and no picture"}
     assert found.missing == {"hf_text": 1, "hog_color": 1}
     assert found.vectors[0, 16:] @ found.vectors[0, 16:] == pytest.approx(0.2, abs=1e-5)  # .25 / 1.25
+
+
+@pytest.mark.parametrize("lacking", ["picture", "vector"])
+def test_items_that_lack_a_part_are_neighbors_of_those_that_do_not(lacking):
+    """Twelve topics, told by vector and by color; every other item lacks one of the two."""
+    rng = np.random.default_rng(0)
+    topic = np.arange(240) % 12
+    vector = np.eye(12)[topic] + 0.4 * rng.normal(size=(240, 12)) / np.sqrt(12)
+    color = np.stack([topic * 21, 255 - topic * 21, topic % 4 * 80], axis=1) + rng.integers(-9, 10, (240, 3))
+    poor = np.arange(240) // 12 % 2 == 1
+    items = [
+        ItemContent(
+            n, image=None if poor[n] and lacking == "picture" else picture(tuple(color[n].clip(0, 255).tolist())),
+            embedding=None if poor[n] and lacking == "vector" else vector[n],
+        ) for n in range(240)
+    ]  # fmt: skip
+    encoder = build_encoder([EncoderPart("precomputed", options={"dim": 12}), EncoderPart("hog_color")])
+    zero = encoder.encode(items)
+    assert (zero.complete == ~poor).all()
+    lent = encoder.encode(items[:60])
+    found = encoder.encode(items, lambda: lent.vectors[lent.complete])
+    assert found.missing == zero.missing
+    np.testing.assert_array_equal(found.vectors[~poor], zero.vectors[~poor])
+    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1.0, atol=1e-6)
+
+    def strangers(vectors: np.ndarray) -> list[float]:
+        """Share of the other kind among the ten nearest of the complete items, and of the others."""
+        cosine = vectors @ vectors.T
+        np.fill_diagonal(cosine, -1.0)
+        other = poor[np.argsort(-cosine, axis=1)[:, :10]] != poor[:, None]
+        return [float(other[kind].mean()) for kind in (~poor, poor)]
+
+    def codes(vectors: np.ndarray) -> float:
+        """Of the items of one kind, the share whose first code the other kind has too."""
+        of = fit(vectors, RqVaeSettings(levels=2, codes=12, epochs=8, batch_size=64)).encode(vectors).codes[:, 0]
+        return float(np.mean(np.isin(of[poor], of[~poor])))
+
+    assert min(strangers(zero.vectors)) < 0.15
+    assert all(0.35 < share < 0.65 for share in strangers(found.vectors))
+    assert codes(found.vectors) > 0.95
 
 
 def test_a_broken_picture_leaves_the_item_out_until_it_is_mended(bert):
