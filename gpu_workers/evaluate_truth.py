@@ -15,10 +15,12 @@ from gpl_core.errors import MissingInputError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.prerank import metrics
+from gpl_core.prerank.comparison import ALL_SEEDS, compared, difference_text, figure_text
 from gpl_core.prerank.serving import ServedModel
 from gpu_workers.inputs.embeddings import digests
 from gpu_workers.inputs.feed import read_batches, rebatch
 from gpu_workers.outputs import commit_rows
+from gpu_workers.prerank_training import EXPOSED_ONLY
 from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
@@ -45,16 +47,17 @@ def judge(context: StepContext, manifest: Manifest) -> list[dict[str, Any]]:
         models[variant, int(seed)] = ServedModel(folder, name)
     users, probability, is_exposed, scores_of = _score(context, models)
     scores_of |= {(BAYES, seed): probability for seed in sorted({seed for _, seed in models})}
+    pairs = [(model, EXPOSED_ONLY) for model in dict.fromkeys(m for m, _ in models) if model != EXPOSED_ONLY]
     rows = []
     for part, chosen in {"exposed": is_exposed, "unexposed": ~is_exposed}.items():
-        p = probability[chosen]
-        for (model, seed), scores in scores_of.items():
-            s = scores[chosen]
-            for figure in (metrics.auc(s, p), metrics.gauc(s, p, users[chosen])):
-                about = {"model": model, "seed": seed, "slice": part, "preranker_version": manifest.version}
-                rows.append(about | figure.columns())
-                text = figure.note if figure.value is None else f"{figure.value:.4f}"
-                log.info("evaluate_truth: %s seed %d, %s, expected %s: %s", model, seed, part, figure.metric, text)
+        p, of = probability[chosen], users[chosen]
+        found = {key: [metrics.auc(s[chosen], p, of), metrics.gauc(s[chosen], p, of)] for key, s in scores_of.items()}
+        for row in compared(found, pairs):
+            rows.append({"slice": part, "preranker_version": manifest.version, **row})
+            if row["seed"] == ALL_SEEDS:
+                text = difference_text(row) if row["against"] else figure_text(row)
+                versus = f" - {row['against']}" if row["against"] else ""
+                log.info("evaluate_truth: %s%s, %s, expected %s: %s", row["model"], versus, part, row["metric"], text)
     return rows
 
 

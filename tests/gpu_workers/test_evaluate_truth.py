@@ -75,7 +75,16 @@ def _expected_auc(scores: np.ndarray, p: np.ndarray) -> float:
 def test_figures_equal_a_loop_over_pairs(lake: LabelsLake) -> None:
     _write_truth(lake)
     context = lake.run("evaluate_truth", evaluate_truth.run, day=NEXT)
-    found = {(row["model"], row["slice"], row["metric"]): row for row in lake.read("truth_metrics", NEXT)}
+    rows = lake.read("truth_metrics", NEXT)
+    means = [row for row in rows if row["seed"] == -1]
+    assert {(row["model"], row["against"]) for row in means if row["against"]} == {("gpl", "exposed_only")}
+    of = {(row["model"], row["against"], row["slice"], row["metric"]): row for row in means}
+    for (model, against, part, metric), row in of.items():
+        assert row["low"] < row["value"] < row["high"]
+        if against:
+            difference = of[model, "", part, metric]["value"] - of[against, "", part, metric]["value"]
+            assert row["value"] == pytest.approx(difference)
+    found = {(row["model"], row["slice"], row["metric"]): row for row in rows if row["seed"] == 0}
     assert set(found) == {
         (model, part, metric)
         for model in ("exposed_only", "gpl", "bayes")

@@ -24,8 +24,8 @@ NUMERIC = {"int", "long", "float", "double"}
 FREE_NUMBERS = {
     ("candidates", "recall_score"), ("raw_candidates", "recall_score"), ("evaluations", "value"),
     ("evaluations", "low"), ("evaluations", "high"), ("evaluations", "seed"),
-    *(("control_evaluations", name) for name in ("value", "low", "high", "seed")), ("truth_metrics", "value"),
-    ("truth_metrics", "seed"), ("training_feed", "shuffle_key"),
+    *(("control_evaluations", name) for name in ("value", "low", "high", "seed")), ("training_feed", "shuffle_key"),
+    *(("truth_metrics", name) for name in ("value", "low", "high", "seed")),
 }  # fmt: skip
 
 
