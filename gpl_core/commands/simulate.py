@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--candidates", type=int, dest="candidates_per_request", metavar="N", help="per request")
     parser.add_argument("--exposed", type=int, dest="exposed_per_request", metavar="N", help="per request")
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--world", choices=("plain", "popularity_bias", "fast_drift"))
+    parser.add_argument("--world", choices=("plain", "popularity_bias", "fast_drift", "user_bias", "confounded"))
     parser.add_argument("--force", action="store_true", help="replace raw tables made with other settings")
 
 

@@ -1,6 +1,6 @@
 """The catalog of a simulated marketplace: what items show (words, pictures) and what they are (content, quality)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -63,8 +63,9 @@ class Taste:
 def make_taste(seed: int) -> Taste:
     """Draw the directions of true content and the graph of related topics.
 
-    They are random vectors, not functions of the words' meaning: an encoder that reads the words sees which items
-    share a topic, but not how similar two topics truly are.
+    Half of what sets a topic apart in its department is its themes', half of what sets a product apart its noun's, and
+    the rest their own: who knows what words mean sees which topics are alike, but not all of how alike. Related are a
+    topic of the same department and the two of others with which it shares most themes.
     """
     rng = stream(seed, "taste")
     tree = topics()
@@ -72,11 +73,23 @@ def make_taste(seed: int) -> Taste:
     department = rng.normal(0, scale, (len(departments()), LATENT))
     own = rng.normal(0, scale, (len(tree), LATENT))
     product = rng.normal(0, scale, (len(tree) * 5, LATENT))
+    theme = _by_word(rng, [t.themes for t in tree]).sum(axis=1) / np.sqrt(2)  # two of each topic
+    noun = _by_word(rng, [[name.split()[-1] for name in t.products] for t in tree]).reshape(product.shape)
     of = np.array([t.department for t in tree])
+    shared = np.array([[len({*a.themes} & {*b.themes}) for b in tree] for a in tree])
     siblings = [rng.choice(np.flatnonzero((of == of[t]) & (np.arange(len(tree)) != t))) for t in range(len(tree))]
-    strangers = [rng.choice(np.flatnonzero(of != of[t]), size=2, replace=False) for t in range(len(tree))]
-    related = np.column_stack([np.array(siblings), np.array(strangers)])
-    return Taste(topic=0.5 * department[of] + 0.8 * own, product=0.6 * product, related=related)
+    order = np.argsort(rng.random(shared.shape) - np.where(of == of[:, None], -1, shared), axis=1, kind="stable")
+    related = np.column_stack([np.array(siblings), order[:, :2]])
+    return Taste(
+        topic=0.5 * department[of] + 0.8 * (theme + own) / np.sqrt(2), product=0.6 * (noun + product) / np.sqrt(2),
+        related=related,
+    )  # fmt: skip
+
+
+def _by_word(rng: np.random.Generator, words: Sequence[Sequence[str]]) -> np.ndarray:
+    """A direction per word, the same wherever it occurs: float64 [rows x words of a row x D]."""
+    _, number = np.unique(np.array(words), return_inverse=True)
+    return rng.normal(0, 1 / np.sqrt(LATENT), (number.max() + 1, LATENT))[number.reshape(len(words), -1)]
 
 
 def make_items(settings: SimulationSettings, taste: Taste) -> ItemWorld:
@@ -95,8 +108,8 @@ def make_items(settings: SimulationSettings, taste: Taste) -> ItemWorld:
     quality = rng.normal(size=size)
     scale = 1 / np.sqrt(LATENT)
     of = np.array([t.department for t in tree])[topic]
-    adjectives = rng.normal(0, scale, (len(departments()), 5, LATENT))
-    materials = rng.normal(0, scale, (len(departments()), 4, LATENT))
+    adjectives = _by_word(rng, [d.adjectives for d in departments()])
+    materials = _by_word(rng, [d.materials for d in departments()])
     shown = taste.topic[topic] + taste.product[topic * 5 + product]
     shown = shown + 0.35 * adjectives[of, adjective] + 0.35 * materials[of, material]
     content = unit_rows(shown + rules.hidden_content * rng.normal(0, scale, (size, LATENT)))

@@ -15,9 +15,9 @@ import pyarrow as pa
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.item_world import ItemWorld, Taste, item_id, item_texts, make_items, make_taste
 from gpl_core.simulation.raw_tables import Outcome, RowSink, write_raw_tables
-from gpl_core.simulation.recall import LoggingPolicy, Observed, expose, observe, recall
+from gpl_core.simulation.recall import LoggingPolicy, Observed, expose, observe, ranker_noise, recall, standardized
 from gpl_core.simulation.rendering import render
-from gpl_core.simulation.rng import stream
+from gpl_core.simulation.rng import rounded, stream
 from gpl_core.simulation.rows import DAY, Requests, examination, item_table, midnight, timestamps, write_requests
 from gpl_core.simulation.simulation_settings import SimulationSettings
 from gpl_core.simulation.topics import topics
@@ -143,12 +143,12 @@ def _requests(
     start = midnight(dt)
     policy = LoggingPolicy(
         rules.policy_popularity, rules.policy_history, rules.policy_noise, settings.exposed_per_request,
-        settings.random_share, settings.seed,
+        settings.random_share,
     )  # fmt: skip
     count = rng.poisson(np.minimum(settings.requests_per_user_day * shoppers.activity, 30.0))
     owner = np.repeat(np.arange(shoppers.size), count)
     slot = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
-    times = (DAY * rng.beta(3, 2, len(owner))).astype(np.int64)
+    times = (DAY * rounded(rng.beta(3, 2, len(owner)))).astype(np.int64)
     times = start + times[np.lexsort((times, owner))]
     for step in range(int(count.max(initial=0))):
         chosen = np.flatnonzero(slot == step)
@@ -157,8 +157,12 @@ def _requests(
         found = recall(
             history, observed, world.released(day), settings.channel_shares, settings.candidates_per_request, rng
         )
-        probability = sigmoid(click_logits(shoppers, user, found.item, world, rules) + market.intercept)
-        shown = expose(policy, user + shoppers.first, found.item, history, observed, rng)
+        logits = click_logits(shoppers, user, found.item, world, rules)
+        probability = rounded(sigmoid(logits + market.intercept), 24)
+        noise = ranker_noise(settings.seed, user + shoppers.first, np.maximum(found.item, 0))
+        if knows := rules.policy_insight:
+            noise = np.sqrt(1 - knows**2) * noise + knows * standardized(logits, found.item >= 0)
+        shown = expose(policy, found.item, history, observed, noise, rng)
 
         looked_at = examination(shown.position, rules.position_decay)
         clicked = rng.random(len(shown.row)) < probability[shown.row, shown.column] * looked_at

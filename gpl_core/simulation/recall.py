@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from gpl_core.simulation.rng import unit_rows
+from gpl_core.simulation.rng import rounded, unit_rows
 
 CHANNELS = ("content", "collaborative", "popular", "random")
 FEATURES = 32
@@ -51,17 +51,17 @@ def observe(titles: Sequence[str], groups: np.ndarray, user: np.ndarray, item: n
 @lru_cache(maxsize=65536)
 def _word_vector(word: str) -> np.ndarray:
     seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-    return np.random.Generator(np.random.Philox(key=seed)).normal(size=FEATURES).astype(np.float32)
+    return np.random.Generator(np.random.Philox(key=seed)).normal(size=FEATURES)
 
 
 def text_features(titles: Sequence[str]) -> np.ndarray:
     """Unit float32 [N x 32] of the titles [N]: random projection of the words, weighted by log inverse frequency."""
     rows: list[list[str]] = [sorted(set(re.findall(r"[a-z]{3,}", title.lower()))) for title in titles]
     frequency = Counter(itertools.chain.from_iterable(rows))
-    out = np.zeros((len(rows), FEATURES), np.float32)
+    out = np.zeros((len(rows), FEATURES))
     for row, words in zip(out, rows):
         for word in words:
-            row += np.float32(np.log(1 + len(rows) / frequency[word])) * _word_vector(word)
+            row += np.log(1 + len(rows) / frequency[word]) * _word_vector(word)
     return unit_rows(out)
 
 
@@ -78,9 +78,8 @@ def nearest(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
             cosine = features[members] @ features[members].T
             np.fill_diagonal(cosine, -np.inf)
             width = min(NEIGHBORS, len(members) - 1)
-            best = np.argpartition(-cosine, width, axis=1)[:, :width] if width else np.empty((len(members), 0), int)
-            order_of = np.argsort(-np.take_along_axis(cosine, best, axis=1), axis=1, kind="stable")
-            found[members, :width] = members[np.take_along_axis(best, order_of, axis=1)]
+            # Stable: which of equal neighbors come first must not depend on how a CPU sorts.
+            found[members, :width] = members[np.argsort(-cosine, axis=1, kind="stable")[:, :width]]
     return found
 
 
@@ -211,7 +210,7 @@ def _with_hits(
     profile, name = history_profile(history, observed.features), np.array(CHANNELS)[hit_channel]
     cosine = np.einsum("cd,cd->c", profile[row], observed.features[hit_item]).astype(np.float64)
     known = [cosine, np.full(len(row), np.nan)]
-    score = np.select([name == "content", name == "random"], known, np.log1p(observed.positives[hit_item]))
+    score = np.select([name == "content", name == "random"], known, rounded(np.log1p(observed.positives[hit_item])))
     return Recalled(item, row, hit_item, hit_channel, score)
 
 
@@ -264,14 +263,13 @@ def ranker_noise(seed: int, user: np.ndarray, item: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LoggingPolicy:
-    """The ranker that decides exposure: its weights of popularity, observed similarity to history and its own error."""
+    """The ranker that decides exposure: its weights of popularity, observed similarity to history and all else."""
 
     popularity: float
     history: float
     noise: float
     exposed: int
     random_share: float
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -290,26 +288,26 @@ class Exposed:
 
 def expose(
     policy: LoggingPolicy,
-    user: np.ndarray,
     item: np.ndarray,
     history: np.ndarray,
     observed: Observed,
+    noise: np.ndarray,
     rng: np.random.Generator,
 ) -> Exposed:
-    """Choose and order the exposed among the candidates `item` [R x K] of users [R].
+    """Choose and order the exposed among the candidates `item` [R x K].
 
     A `random_share` of requests shows a uniform sample in uniform order; the others the ranker's best. The ranker sees
-    popularity counts and title words, standardized within the request, and errs persistently per pair.
+    popularity counts and title words, standardized within the request, and `noise` [R x K] beside them.
     """
     valid = item >= 0
     safe = np.maximum(item, 0)
     cosine = np.einsum("rkd,rd->rk", observed.features[safe], history_profile(history, observed.features))
     score = (
-        policy.popularity * _standardized(np.log1p(observed.positives[safe]), valid)
-        + policy.history * _standardized(cosine, valid)
-        + policy.noise * ranker_noise(policy.seed, user, safe)
+        policy.popularity * standardized(np.log1p(observed.positives[safe]), valid)
+        + policy.history * standardized(cosine, valid)
+        + policy.noise * noise
     )
-    is_random = rng.random(len(user)) < policy.random_share
+    is_random = rng.random(len(item)) < policy.random_share
     score = np.where(is_random[:, None], rng.random(item.shape), score)
     score = np.where(valid, score, -np.inf)
     best = np.argsort(-score, axis=1, kind="stable")[:, : policy.exposed]
@@ -318,7 +316,8 @@ def expose(
     return Exposed(row, column, item[row, column], position, is_random)
 
 
-def _standardized(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def standardized(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """`values` [R x K] less the mean of their row, over its standard deviation; only `valid` ones count."""
     count = np.maximum(valid.sum(axis=1, keepdims=True), 1)
     mean = np.where(valid, values, 0).sum(axis=1, keepdims=True) / count
     spread = np.sqrt(np.where(valid, (values - mean) ** 2, 0).sum(axis=1, keepdims=True) / count)

@@ -35,7 +35,8 @@ def render(
         draw.rectangle([middle - pixels / 8, low, middle + pixels / 8, high], fill=foreground)
     noisy = np.asarray(image, dtype=np.int16) + rng.integers(-6, 7, (pixels, pixels, 1))
     out = io.BytesIO()
-    Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(out, format="PNG", compress_level=6)
+    # Not compressed: zlib's bytes depend on its build and the CPU.
+    Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(out, format="PNG", compress_level=0)
     return out.getvalue()
 
 

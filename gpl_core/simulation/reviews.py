@@ -37,10 +37,11 @@ from gpl_core.simulation.recall import (
     add_candidates,
     expose,
     observe,
+    ranker_noise,
     recall,
 )
 from gpl_core.simulation.review_files import SPLITS, Reviews, read_reviews
-from gpl_core.simulation.rng import stream
+from gpl_core.simulation.rng import rounded, stream
 from gpl_core.simulation.rows import DAY, Requests, examination, item_table, midnight, timestamps, write_requests
 from gpl_core.simulation.simulation_settings import fingerprint_of
 from gpl_core.simulation.users import HISTORY
@@ -196,7 +197,8 @@ def day_of_requests(
     count = rng.poisson(settings.requests_per_user_day, len(reviews.users))
     idle = np.repeat(np.arange(len(reviews.users)), count)
     user = np.concatenate([events.user[here], idle])
-    time = np.concatenate([events.time[here] - before, start + (DAY * rng.beta(3, 2, len(idle))).astype(np.int64)])
+    at = (DAY * rounded(rng.beta(3, 2, len(idle)))).astype(np.int64)
+    time = np.concatenate([events.time[here] - before, start + at])
     bought = np.concatenate([events.item[here], np.full(len(idle), -1)])
     order = np.lexsort((bought, user, time))
     return user[order], time[order], bought[order]
@@ -223,8 +225,9 @@ def _write_requests(
     # The channel of an added item must not reveal it: it is drawn by the channels' shares.
     channel = rng.choice(len(CHANNELS), len(user), p=np.array(list(shares.values())) / sum(shares.values()))
     found = add_candidates(found, bought, channel, history, observed)
-    policy = LoggingPolicy(0.6, 1.0, 0.8, settings.exposed_per_request, settings.random_share, settings.seed)
-    shown = expose(policy, user, found.item, history, observed, rng)
+    policy = LoggingPolicy(0.6, 1.0, 0.8, settings.exposed_per_request, settings.random_share)
+    noise = ranker_noise(settings.seed, user, np.maximum(found.item, 0))
+    shown = expose(policy, found.item, history, observed, noise, rng)
     rate = _click_rates(settings, found)[shown.row, shown.column]
     rate = np.where(shown.item == bought[shown.row], settings.bought_rate, rate)
     clicked = rng.random(len(rate)) < rate * examination(shown.position, settings.position_decay)

@@ -10,7 +10,7 @@ from gpl_core.errors import UsageError
 from gpl_core.simulation.recall import CHANNELS
 
 # Part of every fingerprint: raise it whenever the same settings give other rows.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Behavior:
     policy_popularity: float = 0.6  # the logging policy's weight of log popularity (standardized)
     policy_history: float = 1.0  # ... of observed similarity to the user's history (standardized)
     policy_noise: float = 0.8  # ... of the ranker's persistent error per (user, item)
+    policy_insight: float = 0.0  # ... correlation of that error with the true click logit, which no feature shows
     drift_per_day: float = 0.015  # probability that one of a user's interests is replaced overnight
     drift_to_related: float = 0.6  # ... and that the new one is a topic related to the old
     interests: int = 3  # interests of a user at a time
@@ -40,6 +41,8 @@ _WORLDS: dict[str, Behavior] = {
     "plain": Behavior(),
     "popularity_bias": Behavior(popularity_exponent=0.9, policy_popularity=1.2, policy_history=0.7),
     "fast_drift": Behavior(drift_per_day=0.08),
+    "user_bias": Behavior(user_bias=1.2),
+    "confounded": Behavior(policy_insight=0.6),
 }
 
 # Share of each recall channel in a request's candidates; in the worlds that are not named, the first.

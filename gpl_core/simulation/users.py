@@ -116,7 +116,7 @@ def click_logits(
     space of *true* content, not a cosine of any encoder, which sees only words and pixels.
     """
     safe = np.maximum(item, 0)
-    cosine = np.einsum("rkd,rmd->rkm", world.content[safe], shoppers.wish[user], optimize=True)
+    cosine = np.einsum("rkd,rmd->rkm", world.content[safe], shoppers.wish[user], optimize=True).astype(np.float64)
     affinity = np.log(np.einsum("rkm,rm->rk", np.exp(_SHARPNESS * cosine), shoppers.share[user])) / _SHARPNESS
     logits = rules.taste_strength * affinity + rules.quality_strength * world.quality[safe]
     return logits + shoppers.bias[user][:, None]

@@ -6,7 +6,7 @@ Judged on the next day's recalled pairs by expected AUC against the true click p
 the oracle is counted from a constant label on, with an interval over users and seeds. A small transformer, not a
 pre-trained LLM. The tokenizer is the product's, the pre-ranker is trained under its shipped settings.
 
-    python -m tests.bench.bench_simulation [--quick] [--world plain|popularity_bias|fast_drift] [--seeds 101,102]
+    python -m tests.bench.bench_simulation [--quick] [--world plain|user_bias|confounded|…] [--seeds 101,102]
         [--work FOLDER]
 
 A full run takes minutes per seed: one process of one thread each, as many at a time as there are cores. With --work
@@ -28,7 +28,7 @@ BEST = "gpl_logistic_prefix"  # ahead of gpl_logistic on worlds 301 and 302; it 
 
 def main() -> None:
     """Run the seeds, print the table, write the figures."""
-    args = arguments(("plain", "popularity_bias", "fast_drift"))
+    args = arguments(("plain", "popularity_bias", "fast_drift", "user_bias", "confounded"))
     size, seeds, names = (QUICK, QUICK_SEEDS, variants.QUICK) if args.quick else (Size(), SEEDS, variants.ALL)
     results = run(make_world, size, names, seeds, args)
     show(results)

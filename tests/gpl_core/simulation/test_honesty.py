@@ -16,11 +16,12 @@ from gpl_core.sids.item_content import ItemContent
 from gpl_core.simulation.item_world import ItemWorld, item_texts, make_items, make_taste
 from gpl_core.simulation.recall import text_features
 from gpl_core.simulation.simulation_settings import SimulationSettings
+from gpl_core.simulation.topics import topics
 from gpl_core.simulation.users import sigmoid
 from tests.gpl_core.simulation.made import auc, world
 
 SETTINGS = SimulationSettings(users=600, pictures=False)
-WORLDS = ["plain", "popularity_bias", "fast_drift"]
+WORLDS = ["plain", "popularity_bias", "fast_drift", "user_bias", "confounded"]
 
 
 def items() -> ItemWorld:
@@ -149,6 +150,16 @@ def test_a_sentence_encoder_sees_topics_and_a_part_of_the_true_content() -> None
     left, right = np.triu_indices(400, 1)
     true = (made.content[left] * made.content[right]).sum(1)
     assert 0.2 < np.corrcoef(true, cosine[left, right])[0, 1] < 0.8
+    # Words mean something: topics of two departments that go together do so for who reads English, and in truth.
+    taste, tree = make_taste(SETTINGS.seed), topics()
+    names = [ItemContent(n, ", ".join(topic.products)) for n, topic in enumerate(tree)]
+    words = encoders.build_encoder([encoders.EncoderPart("minilm", 1.0)]).encode(names).vectors
+    left, right = np.triu_indices(len(tree), 1)
+    apart = np.array([tree[a].department != tree[b].department for a, b in zip(left, right)])
+    left, right = left[apart], right[apart]
+    together = np.array([bool({*tree[a].themes} & {*tree[b].themes}) for a, b in zip(left, right)])
+    assert auc((words[left] * words[right]).sum(1), together) > 0.7
+    assert 0.7 < auc((taste.topic[left] * taste.topic[right]).sum(1), together) < 0.95
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -166,7 +177,7 @@ def test_the_worlds_can_be_learnt_and_not_perfectly(name: str) -> None:
     rows = truth(name)
     rows = rows[~rows.is_exposed]
     drawn = np.random.default_rng(0).random(len(rows)) < rows.true_probability
-    assert 0.78 < auc(rows.true_probability.to_numpy(), drawn.to_numpy()) < 0.87
+    assert 0.78 < auc(rows.true_probability.to_numpy(), drawn.to_numpy()) < 0.9
     assert 0.02 < rows.true_probability.mean() < 0.10
 
 
@@ -188,6 +199,20 @@ def test_worlds_differ_in_what_they_are_named_for() -> None:
         return float(np.mean([pair in known for pair in zip(late.user_id, late.topic)]))
 
     assert stays("fast_drift") < 0.7 * stays("plain")
+
+    def spread_over_users(name: str) -> float:
+        logit = truth(name).true_probability.clip(1e-6).map(lambda p: np.log(p / (1 - p)))
+        return float(logit.groupby(truth(name).user_id).mean().std())
+
+    assert spread_over_users("user_bias") > 1.4 * spread_over_users("plain")
+
+    def insight(name: str) -> float:
+        """AUC by which exposure follows the true probability within a request."""
+        rows = truth(name)
+        rank = rows.groupby("request_id").true_probability.rank(pct=True)
+        return auc(rank.to_numpy(), rows.is_exposed.to_numpy())
+
+    assert insight("confounded") > insight("plain") + 0.05
 
 
 def test_clicks_are_drawn_from_the_true_probability_and_the_stated_position_bias() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from numpy._core import _multiarray_umath as umath
 from PIL import Image
 
 from gpl_core.contracts.arrow_checks import check_batch
@@ -203,16 +204,21 @@ def test_settings_that_cannot_work_are_refused_all_at_once() -> None:
         assert field in str(caught.value)
 
 
-def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
-    """Python's string hashes change from process to process; the tables must not."""
+def test_bytes_depend_neither_on_the_process_nor_on_the_cpu(tmp_path: Path) -> None:
+    """Python's string hashes change with the process; exp, log, sorts and products with a CPU's vector units."""
     program = (
-        "import sys; from datetime import date; from gpl_core.lakehouse.lake import Lake; "
+        "import sys; from gpl_core.lakehouse.lake import Lake; "
         "from gpl_core.simulation.simulation_settings import SimulationSettings as S; "
         "from gpl_core.simulation.marketplace import simulate; "
-        "simulate(S(users=20, items=100, days=1, warmup_days=3, candidates_per_request=30), Lake(sys.argv[1]))"
+        "simulate(S(users=300, items=400, days=2, world='confounded'), Lake(sys.argv[1]))"
     )
-    for name, hash_seed in {"a": "1", "b": "2"}.items():
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    units = [name for name in umath.__cpu_dispatch__ if umath.__cpu_features__[name]]
+    without = {
+        "NPY_DISABLE_CPU_FEATURES": " ".join(units), "OPENBLAS_CORETYPE": "Prescott",
+        "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-AVX512F",
+    }  # fmt: skip
+    for name, settings in {"a": {"PYTHONHASHSEED": "1"}, "b": {"PYTHONHASHSEED": "2", **without}}.items():
+        environment = {**os.environ, **settings}
         subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], env=environment, check=True)
     assert _contents(tmp_path / "a") == _contents(tmp_path / "b")
 
