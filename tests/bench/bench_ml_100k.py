@@ -30,8 +30,11 @@ SEEDS = (1, 2, 3, 4, 5)
 SIZE = Size(codes=256, interest_epochs=8)
 TUNED = ("0.25/1", "0.5/2")
 """Share of the exposed click rate / lambda, tried for every label; the second is the product's default."""
-OURS = ("gpl_quantile", "gpl_prefix")
-NAMES = ("exposed_only", "oracle_hard", *(f"{label}@{t}" for t in TUNED for label in (*CONTROLS, *OURS)))
+OURS = ("gpl_clicks", "gpl_prefix")
+NAMES = (
+    "exposed_only", "oracle_hard", *(f"{label}@{t}" for t in TUNED for label in (*CONTROLS, *OURS)),
+    f"clicks_no_anchors@{TUNED[1]}",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -55,6 +58,10 @@ def main() -> None:
                     figures |= difference(results, ours, other, f"unexposed/{metric}")
             for metric in ("auc", "gauc"):
                 figures |= difference(results, ours, "exposed_only", f"exposed/{metric}", better=False)
+    for metric in ("auc", "gauc"):
+        figures |= difference(
+            results, *(f"{n}@{TUNED[1]}" for n in ("gpl_clicks", "clicks_no_anchors")), f"unexposed/{metric}"
+        )
     count = len(results["exposed_only"]["unexposed/auc"].seeds)
     title = f"MovieLens 100k (real ratings; requests and unexposed candidates simulated), {count} seeds"
     report("ml_100k", {**figures, **figures_of(results)}, args.quick, title)

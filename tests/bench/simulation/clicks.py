@@ -1,4 +1,4 @@
-"""The product's default labels in the study: `quantile` by `exposed_clicks`, made as the pipeline makes them."""
+"""The product's `quantile` labels in the study, by `exposed_clicks` or one score, made as the pipeline makes them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,32 @@ from gpl_core.conf.sections import CalibratorSettings
 from gpl_core.labels import calibration, fitting
 from gpl_core.labels.calibration import Calibrator, FittedOn
 from tests.bench.simulation.logistic import fit_logistic
-from tests.bench.simulation.world import Known, L, Pairs, Scores, World
+from tests.bench.simulation.world import L, Scores, World
 
 
-def click_labels(world: World, rate: float, features: Sequence[str] = calibration.FEATURES) -> np.ndarray:
-    """Labels [len(world.train)] of mean `rate` over the unexposed rows; NaN where the user has no anchors."""
-    counts, train = world.known.counts, world.train
+def quantile_labels(
+    world: World, rate: float, features: Sequence[str] = calibration.FEATURES, across_users: str = "user_rate"
+) -> np.ndarray:
+    """Labels [len(world.train)] of mean `rate` over the unexposed rows; NaN where the user has no anchors.
+
+    One feature ranks by itself; what several say together a regression on exposed clicks decides.
+    """
+    counts, train, shown = world.known.counts, world.train, world.exposed_scores
     start = Calibrator(
         "quantile", FittedOn("exposed", 0, 0, "", "", rate), features=tuple(features), weights=(0.0,) * len(features),
-        spread=CalibratorSettings().spread,
+        spread=CalibratorSettings().spread, across_users=across_users,
         prior_rate=float(counts["user_clicks"].sum() / counts["user_impressions"].sum()),
         user_strength=_strength(counts, "user"), item_strength=_strength(counts, "item"),
     )  # fmt: skip
-    x = calibration.feature_values(start, _columns(world, world.exposed, world.exposed_scores, world.known_earlier))
-    usable = world.exposed_scores.known
-    fit = fit_logistic(x[usable], world.exposed.clicked[usable])
-    columns = _columns(world, train, world.train_scores, world.known)
-    score = calibration.feature_values(start, columns) @ np.array(fit.weights)
+    weights: Sequence[float] = (1.0,)
+    if len(features) > 1:
+        x = calibration.feature_values(start, columns_of(world, shown))
+        weights = fit_logistic(x[shown.known], world.exposed.clicked[shown.known]).weights
+    columns = columns_of(world, world.train_scores)
+    score = calibration.feature_values(start, columns) @ np.array(weights)
     rows = np.flatnonzero(~train.is_exposed & world.train_scores.known)
-    ranks = ranks_within(train.user[rows], score[rows])
+    day = np.unique(train.dt[rows], return_inverse=True)[1]
+    ranks = ranks_within(train.user[rows] * (day.max() + 1) + day, score[rows])
     parts = {"user_rate": calibration.user_rate(start, columns)[rows], "user_rank": ranks}
     logits = calibration.user_logit(start, **parts)
     location = fitting.fit_location(logits, np.ones(len(rows)), rate)
@@ -53,14 +60,12 @@ def ranks_within(user: np.ndarray, score: np.ndarray) -> np.ndarray:
     return out
 
 
-def _columns(world: World, pairs: Pairs, scores: Scores, known: Known) -> Mapping[str, np.ndarray]:
-    counts = {n: v[pairs.item if n.startswith("item") else pairs.user] for n, v in known.counts.items()}
+def columns_of(world: World, scores: Scores) -> Mapping[str, np.ndarray]:
+    """What a calibrator's features are made of."""
     nothing_known = -np.log(len(np.unique(world.sids[~world.is_new], axis=0)))
     prefix = L * np.log(scores.anchor_likelihood)
-    return {
-        **counts, "similarity": scores.similarity, "history_similarity": scores.history_similarity,
-        "prefix_log_prob": np.where(np.isfinite(prefix), prefix, nothing_known),
-    }  # fmt: skip
+    columns = {name: getattr(scores, name) for name in (*calibration.SCORES[:2], *calibration.COUNT_COLUMNS)}
+    return columns | {"prefix_log_prob": np.where(np.isfinite(prefix), prefix, nothing_known)}
 
 
 def _strength(counts: Mapping[str, np.ndarray], owner: str) -> float:

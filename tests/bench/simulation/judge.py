@@ -69,6 +69,7 @@ class Arena:
                 torch.from_numpy(rows.is_exposed[chosen]),
                 torch.from_numpy(rows.weight[chosen].astype(np.float32)),
                 rows.lambda_,
+                torch.from_numpy(rows.sampling_probability[chosen].astype(np.float32)),
             )
             optimizer.zero_grad()
             loss.backward()

@@ -5,7 +5,7 @@ What makes it worth having: unexposed candidates that the same user rates >= 4 l
 click of an exposed pair. The raw tables are made by `../shared/data/ml_100k/prepare.py` (see
 ../shared/data/README.md); research only.
 
-    days:  histories … | 60 days of training | judged to the end
+    days:  histories … | a month to calibrate on | 60 days of training | judged to the end
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pandas as pd
 
 from tests.bench.simulation.world import Log, Size, World, derive, encode
 
-WINDOW, TEST = date(2025, 9, 15), date(2025, 11, 15)
+CALIBRATION, WINDOW, TEST = date(2025, 8, 15), date(2025, 9, 15), date(2025, 11, 15)
 
 
 def make_movielens(folder: Path, size: Size, seed: int, kind: str) -> World:
@@ -60,4 +60,4 @@ def movielens_log(folder: Path) -> Log:
         "user": events["user_id"].map(users), "item": events["item_id"].map(number), "dt": events["event_time"].dt.date,
     }).sort_values("user", kind="stable")  # fmt: skip
     released = items.assign(dt=items["updated_at"].dt.date)
-    return Log(frame, events, released, len(users), WINDOW, WINDOW, TEST, daily=True)
+    return Log(frame, events, released, len(users), CALIBRATION, WINDOW, TEST, daily=True)

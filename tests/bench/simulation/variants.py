@@ -5,7 +5,7 @@
 | exposed_only, exposed_only_id | none; the latter without content, profile and SIDs |
 | ipw | none; exposed rows weighted by 1 / estimated exposure propensity |
 | random_negatives | random released items, label 0 |
-| constant, shuffled, popularity, cosine, user_rate | the pairs of gpl_quantile with the product's control labels |
+| constant, shuffled, popularity, cosine, user_rate | the pairs of gpl_clicks with the product's control labels |
 | distilled | the labels of a teacher trained on exposed pairs |
 | gpl_quantile, gpl_unweighted | anchor similarity; with confidence weights, or all alike |
 | gpl_quantile@f | the same, target rate fixed beforehand to f x the exposed click rate: no uniform rows needed |
@@ -28,12 +28,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gpl_core.conf.sections import CalibratorSettings
 from gpl_core.labels import calibration, controls, fitting
 from gpl_core.labels.calibration import Calibrator, FittedOn
 from gpl_core.labels.confidence import combined_weight
-from tests.bench.simulation.clicks import click_labels
+from tests.bench.simulation.clicks import quantile_labels
 from tests.bench.simulation.logistic import fit_logistic
-from tests.bench.simulation.world import Known, L, Pairs, Scores, World
+from tests.bench.simulation.world import Scores, World
 
 CONTROLS = (
     "exposed_only", "exposed_only_id", "ipw", "random_negatives", *controls.CONTROLS, "distilled",
@@ -62,6 +63,13 @@ QUICK = (
 
 FEATURES = ("similarity", "history_similarity", "item_click_logit", "user_click_logit", "log_popularity")
 """METHOD's features of the logistic calibrator."""
+_COLUMNS = ("similarity", "history_similarity", *calibration.COUNT_COLUMNS)
+_PRODUCT: dict[str, tuple[tuple[str, ...], ...] | tuple[tuple[str, ...], str]] = {
+    "gpl_clicks": (), "gpl_weighted": (), "gpl_prefix": (("prefix_log_prob",),),
+    "gpl_content": (("similarity",), "global"),
+    "clicks_no_anchors": (tuple(f for f in calibration.FEATURES if f not in ("similarity", "prefix_log_prob")),),
+}  # fmt: skip
+"""Variants with labels that the product makes -> features, and what level they have."""
 LAMBDA = 2.0
 LAMBDAS: dict[str, float] = {}
 """Variants whose lambda is not LAMBDA."""
@@ -71,7 +79,7 @@ LAMBDAS: dict[str, float] = {}
 class Rows:
     """Training rows of one variant, arrays of one length.
 
-    with_content: False takes content, profile and SIDs away from the towers.
+    sampling_probability: 1 for exposed rows. with_content: False takes content, profile and SIDs away from the towers.
     """
 
     user: np.ndarray
@@ -81,6 +89,7 @@ class Rows:
     weight: np.ndarray
     lambda_: float
     request: np.ndarray
+    sampling_probability: np.ndarray
     with_content: bool = True
 
 
@@ -97,15 +106,16 @@ def rows_of(
     exposed = train.is_exposed
     rng = np.random.default_rng([seed, 17])
     if name in ("exposed_only", "exposed_only_id"):
-        return _joined(train, ~exposed, np.zeros(len(train)), None, 0.0, name == "exposed_only")
+        return _joined(world, ~exposed, np.zeros(len(train)), None, 0.0, name == "exposed_only")
     if name == "ipw":
         weight = _inverse_propensity(world)
         shown = train.take(exposed)
         nothing = np.zeros(len(shown), dtype=bool)
-        return Rows(shown.user, shown.item, nothing, shown.clicked, weight[exposed], 1.0, shown.request)
+        ones = np.ones(len(shown))
+        return Rows(shown.user, shown.item, nothing, shown.clicked, weight[exposed], 1.0, shown.request, ones)
     labels, weight = _labels(name, world, rng, teacher)
     usable = ~exposed & np.isfinite(labels)
-    made = _joined(train, usable, np.nan_to_num(labels), weight, lambda_, True)
+    made = _joined(world, usable, np.nan_to_num(labels), weight, lambda_, True)
     if name == "random_negatives":
         released = np.flatnonzero(~world.is_new)
         item = np.where(made.is_exposed, made.item, rng.choice(released, len(made.item)))
@@ -114,15 +124,17 @@ def rows_of(
 
 
 def _joined(
-    train: Pairs, unexposed: np.ndarray, labels: np.ndarray, weight: np.ndarray | None, lambda_: float, content: bool
+    world: World, unexposed: np.ndarray, labels: np.ndarray, weight: np.ndarray | None, lambda_: float, content: bool
 ) -> Rows:
     """Exposed rows and the chosen unexposed ones; weights of the latter scaled to a mean of 1."""
+    train = world.train
     chosen = train.is_exposed | unexposed
     scaled = np.ones(len(train)) if weight is None else weight / weight[unexposed].mean()
     target = np.where(train.is_exposed, train.clicked, labels)
     return Rows(
         train.user[chosen], train.item[chosen], train.is_exposed[chosen], target[chosen],
-        np.where(train.is_exposed, 1.0, scaled)[chosen], lambda_, train.request[chosen], content,
+        np.where(train.is_exposed, 1.0, scaled)[chosen], lambda_, train.request[chosen],
+        world.sampling_probability[chosen], content,
     )  # fmt: skip
 
 
@@ -146,26 +158,21 @@ def _labels(
         return labels, None if name in ("logistic_no_anchors", "gpl_logistic_unweighted") else _confidence(scores)
     name, _, fixed = name.partition("@")
     rate = float(fixed.split("/")[0]) * float(train.clicked[train.is_exposed].mean()) if fixed else uniform_rate(world)
-    if "clicks" in name:
-        of_the_model = {"similarity", "prefix_log_prob"} if name == "clicks_no_anchors" else set()
-        return click_labels(world, rate, [f for f in calibration.FEATURES if f not in of_the_model]), None
-    on_grid = calibration.grid_variable("prefix_log_prob", L * np.log(scores.anchor_likelihood))
-    ranked = {"gpl_softmax": scores.soft_similarity, "gpl_own": scores.own_likelihood, "gpl_prefix": on_grid}.get(
-        name, scores.similarity
-    )
+    if name in _PRODUCT or name in controls.CONTROLS:
+        labels = quantile_labels(world, rate, *_PRODUCT.get(name, ()))
+        if name in controls.CONTROLS:
+            known = np.flatnonzero(np.isfinite(labels))
+            counts = world.known.counts
+            made = controls.control_labels(
+                labels[known], train.user[known], positives=scores.item_positives[known],
+                history_similarity=scores.history_similarity[known], user_clicks=scores.user_clicks[known],
+                user_impressions=scores.user_impressions[known], spread=CalibratorSettings().spread, by_user=True,
+                rate=float(counts["user_clicks"].sum() / max(1, counts["user_impressions"].sum())),
+            )  # fmt: skip
+            labels[known] = made[name]
+        return labels, _confidence(scores) if name == "gpl_weighted" else None
+    ranked = {"gpl_softmax": scores.soft_similarity, "gpl_own": scores.own_likelihood}.get(name, scores.similarity)
     labels = _quantile(ranked, ~train.is_exposed & np.isfinite(ranked), rate)
-    if name in controls.CONTROLS:
-        known = np.flatnonzero(np.isfinite(labels) & ~train.is_exposed)
-        counts, user = world.known.counts, train.user[known]
-        made = controls.control_labels(
-            labels[known], user, positives=counts["item_positives"][train.item[known]],
-            history_similarity=scores.history_similarity[known], user_clicks=counts["user_clicks"][user],
-            user_impressions=counts["user_impressions"][user],
-            rate=float(counts["user_clicks"].sum() / max(1, counts["user_impressions"].sum())),
-        )  # fmt: skip
-        out = np.full(len(labels), np.nan)
-        out[known] = made[name]
-        return out, None
     if name == "gpl_learned":
         return labels, _learned_confidence(world, rate)
     return labels, None if name == "gpl_unweighted" else _confidence(scores)
@@ -201,19 +208,15 @@ def _logistic(world: World, features: tuple[str, ...], likelihood: str | None = 
         prior_rate=base,
     )  # fmt: skip
 
-    def matrix(pairs: Pairs, scores: Scores, known: Known) -> np.ndarray:
-        columns = {
-            name: values[pairs.item if name.startswith("item") else pairs.user] for name, values in known.counts.items()
-        }
-        columns |= {"similarity": scores.similarity, "history_similarity": scores.history_similarity}
-        x = calibration.feature_values(shape, columns)
+    def matrix(scores: Scores) -> np.ndarray:
+        x = calibration.feature_values(shape, {name: getattr(scores, name) for name in _COLUMNS})
         return np.column_stack([x, np.log(getattr(scores, likelihood))]) if likelihood else x
 
-    x, clicked = matrix(world.uniform, world.uniform_scores, world.known_earlier), world.uniform.clicked
+    x, clicked = matrix(world.uniform_scores), world.uniform.clicked
     usable = np.isfinite(x).all(axis=1)
     fitting.check_fitting_rows(int(usable.sum()), int(clicked[usable].sum()), 200, "simulate more uniform traffic")
     fit = fit_logistic(x[usable], clicked[usable])
-    x = matrix(world.train, world.train_scores, world.known)
+    x = matrix(world.train_scores)
     return calibration.sigmoid(x @ np.array(fit.weights) + fit.intercept)
 
 
@@ -249,7 +252,7 @@ def _learned_confidence(world: World, rate: float) -> np.ndarray:
 def _inverse_propensity(world: World) -> np.ndarray:
     """1 / P(exposed | recalled), estimated by a logistic regression on log popularity and cosine to history; <= 10."""
     train = world.train
-    popularity = np.log1p(world.known.counts["item_positives"][train.item])
+    popularity = np.log1p(world.train_scores.item_positives)
     x = np.stack([popularity, np.nan_to_num(world.train_scores.history_similarity)], axis=1)
     population = 1.0 / world.sampling_probability  # unexposed rows are a sample
     fit = fit_logistic(x, train.is_exposed.astype(np.float64), weights=population)

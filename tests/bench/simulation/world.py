@@ -111,6 +111,8 @@ class Pairs:
     """float: the click of an exposed pair, 0 else."""
     position: np.ndarray
     """From 0; -1 when unexposed."""
+    dt: np.ndarray
+    """The request's date."""
 
     def __len__(self) -> int:
         return len(self.user)
@@ -122,7 +124,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Scores:
-    """Per pair: what score_candidates gives; NaN where the user has no anchors."""
+    """Per pair: what score_candidates gives, NaN where the user has no anchors, and the counts of its item and user."""
 
     similarity: np.ndarray
     history_similarity: np.ndarray
@@ -139,6 +141,11 @@ class Scores:
     """The same from what the cache holds, the product's: the anchors and the `PREFIXES` likeliest scored prefixes."""
     spread: np.ndarray
     """Standard deviation of the anchors' cosines to the candidate."""
+    item_impressions: np.ndarray
+    item_clicks: np.ndarray
+    item_positives: np.ndarray
+    user_impressions: np.ndarray
+    user_clicks: np.ndarray
 
     @property
     def known(self) -> np.ndarray:
@@ -167,8 +174,6 @@ class World:
     sids: np.ndarray
     known: Known
     """Before the training window."""
-    known_earlier: Known
-    """Before the calibration days."""
     train: Pairs
     """The training window: exposed pairs, and a sample of the unexposed ones."""
     uniform: Pairs
@@ -202,7 +207,8 @@ class Log:
     window: date
     test: date
     daily: bool = False
-    """Training pairs are scored from the history before their own date, as the pipeline does, not before the window."""
+    """Pairs are scored by what is known before their own date, as the pipeline does, not before the window or the
+    calibration days, and those of the window by a model that has seen the calibration days."""
 
 
 def make_world(size: Size, seed: int, kind: str = "plain") -> World:
@@ -246,45 +252,31 @@ def derive(log: Log, vectors: np.ndarray, size: Size, seed: int) -> World:
     def known(until: date) -> Known:
         return _known(log, of(day < until), until)
 
+    def scored(pairs: Pairs, before: Known, search: VisitedSearch) -> Scores:
+        if not log.daily:
+            return _score(pairs, catalog, vectors, before, search)
+        return _by_date(pairs, lambda part, until: _score(part, catalog, vectors, known(until), search))
+
     earlier, latest = known(log.calibration), known(log.window)
     released = (log.items["dt"] < log.calibration).to_numpy()
     tokenizer, sids = _tokenized(vectors, released, size.codes, seed)
     catalog = ItemCatalog(np.flatnonzero(released), sids[released], size.codes)
-    search = _interest_search(size, seed, catalog, tokenizer.codebooks.cpu().numpy(), earlier, vectors)
+    searching = partial(_interest_search, size, seed, catalog, tokenizer.codebooks.cpu().numpy(), vectors)
+    search = searching(earlier)
 
     rng = np.random.default_rng([seed, 1])
-    recalled = of((day >= log.window) & (day < log.test))
+    recalled, past = (of((day >= a) & (day < b)) for a, b in ((log.window, log.test), (log.calibration, log.window)))
     chosen, probability = _sample(recalled, size.unexposed_per_request, rng)
     train = recalled.take(chosen)
-    uniform = of((day >= log.calibration) & (day < log.window))
-    uniform = uniform.take(uniform.is_random & uniform.is_exposed)
-    if len(uniform) > size.uniform_rows:
-        uniform = uniform.take(np.sort(rng.permutation(len(uniform))[: size.uniform_rows]))
-    score = partial(_score, catalog=catalog, vectors=vectors, search=search)
-    train_scores = score(train, history=latest.history)
-    if log.daily:
-        dates = day[(day >= log.window) & (day < log.test)][chosen]
-        train_scores = _by_date(train, dates, lambda part, until: score(part, history=known(until).history))
-    shown = of((day >= log.calibration) & (day < log.window))
-    shown = shown.take(shown.is_exposed & ~shown.is_random)
-    shown = shown.take(np.sort(rng.permutation(len(shown))[: size.exposed_rows]))
-    return World(
-        size,
-        log.users,
-        vectors,
-        sids,
-        latest,
-        earlier,
-        train,
-        uniform,
-        of(day >= log.test),
-        train_scores,
-        _score(uniform, catalog, vectors, earlier.history, search),
-        ~released,
-        probability,
-        shown,
-        _score(shown, catalog, vectors, earlier.history, search),
+    uniform, shown = (
+        past.take(np.sort(rng.permutation(np.flatnonzero(past.is_exposed & of_kind))[:most]))
+        for of_kind, most in ((past.is_random, size.uniform_rows), (~past.is_random, size.exposed_rows))
     )
+    return World(
+        size, log.users, vectors, sids, latest, train, uniform, of(day >= log.test),
+        scored(train, latest, searching(latest) if log.daily else search), scored(uniform, earlier, search), ~released,
+        probability, shown, scored(shown, earlier, search),
+    )  # fmt: skip
 
 
 Numbers = Callable[[pd.Series], pd.Series]
@@ -375,7 +367,7 @@ class UserAnchors:
 
 
 def _interest_search(
-    size: Size, seed: int, catalog: ItemCatalog, codebooks: np.ndarray, known: Known, vectors: np.ndarray
+    size: Size, seed: int, catalog: ItemCatalog, codebooks: np.ndarray, vectors: np.ndarray, known: Known
 ) -> VisitedSearch:
     """A search over a small Qwen2-architecture model, trained on the histories' SIDs."""
     torch.manual_seed(seed)
@@ -435,21 +427,21 @@ def _tokenized(vectors: np.ndarray, released: np.ndarray, codes: int, seed: int)
     return tokenizer, sids
 
 
-def _by_date(pairs: Pairs, dates: np.ndarray, score: Callable[[Pairs, date], Scores]) -> Scores:
+def _by_date(pairs: Pairs, score: Callable[[Pairs, date], Scores]) -> Scores:
     """Scores of pairs date by date; NaN where no user of a date has a history."""
     out = {name: np.full(len(pairs), np.nan) for name in Scores.__dataclass_fields__}
-    for until in sorted(set(dates)):
-        rows = np.flatnonzero(dates == until)
+    for until in sorted(set(pairs.dt)):
+        rows = np.flatnonzero(pairs.dt == until)
         found = score(pairs.take(rows), until)
         for name, values in out.items():
             values[rows] = getattr(found, name)
     return Scores(**out)
 
 
-def _score(
-    pairs: Pairs, catalog: ItemCatalog, vectors: np.ndarray, history: dict[int, np.ndarray], search: VisitedSearch
-) -> Scores:
+def _score(pairs: Pairs, catalog: ItemCatalog, vectors: np.ndarray, known: Known, search: VisitedSearch) -> Scores:
+    history = known.history
     nothing = {name: np.full(len(pairs), np.nan) for name in Scores.__dataclass_fields__}
+    nothing |= {name: n[pairs.item if name.startswith("item") else pairs.user] for name, n in known.counts.items()}
     asked = _with_sids(catalog, {u: history[u] for u in np.unique(pairs.user).tolist() if u in history})
     if not asked:
         return Scores(**nothing)
