@@ -64,7 +64,7 @@ class LakehouseReader:
             MissingInputError: it has not been written.
         """
         if name not in all_contracts() or not all_contracts()[name].enforced:
-            raise UsageError(f"no table of ours is called '{name}'; `versions` lists them")
+            raise UsageError(f"no table '{name}'; `versions` lists those that can be read")
         snapshot = self._lake.open(name, version)
         if start is not None and "dt" not in snapshot.contract.partition_by:
             raise UsageError(f"table {name} has no dates: leave out start and end")
@@ -112,7 +112,7 @@ class FeedReader:
     @property
     def alarms(self) -> list[str]:
         """What the monitors warned of when the slice was published, and why it is not complete; [] on a good day."""
-        found = [f"{n} is {m['status']}" for n, m in self.manifest.get("monitors", {}).items() if m["status"] == "warn"]
+        found = [f"{n} warns" for n, m in self.manifest.get("monitors", {}).items() if m["status"] == "warn"]
         because = self.manifest.get("completeness", {}).get("because")
         return [*found, *([because] if because else [])]
 

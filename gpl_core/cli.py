@@ -29,9 +29,9 @@ _MODULES: Mapping[str, Sequence[str]] = {
 }
 _EXAMPLES = """
 examples:
-  gpl simulate --config quickstart     a marketplace to try it on
+  gpl simulate --config quickstart     a simulated marketplace to try it on
   gpl run --config quickstart          run what is not done yet
-  gpl summary --config quickstart      what came of it
+  gpl summary --config quickstart      rows, coverage, evaluation
   gpl run --help                       arguments and examples of one command
 
 GPL_CONFIG stands in for --config. Tab completion: gpl --print-completion bash, zsh or fish (docs/getting-started.md).

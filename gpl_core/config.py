@@ -21,7 +21,7 @@ from gpl_core.conf.sections import Knob, Section, shapes_results
 from gpl_core.contracts.contract import Column, Contract, load_contract
 from gpl_core.contracts.yaml_problems import problems_of
 from gpl_core.contracts.yaml_text import InvalidYamlError, read_yaml
-from gpl_core.errors import UsageError, did_you_mean
+from gpl_core.errors import UsageError, counted, did_you_mean
 
 _MOST_CHARACTERS = 4096  # of a text that is passed through
 
@@ -136,7 +136,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
         problems += problems_of(error, Config, body, REMOVED)
     if problems:
         listing = "\n".join(f"  - {p}" for p in problems)
-        raise UsageError(f"config '{source}': {len(problems)} problem(s):\n{listing}")
+        raise UsageError(f"config '{source}': {counted(len(problems), 'problem')}:\n{listing}")
     return config
 
 

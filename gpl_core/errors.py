@@ -56,6 +56,11 @@ class MissingInputError(GplError):
     exit_code = 4
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 problem`, `2 problems`, `1,200 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:
     """The end of a message about the unknown `name`: those of `known` that are most like it; "" when none is."""
     close = difflib.get_close_matches(name, list(known), count)

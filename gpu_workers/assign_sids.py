@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from gpl_core.contracts.contract import Contract
-from gpl_core.errors import ContractError, LineageError
+from gpl_core.errors import ContractError, LineageError, counted
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.scratch import scratch_array, scratch_folder
 from gpl_core.lakehouse.snapshot import Snapshot
@@ -110,7 +110,7 @@ def _published(table: Snapshot | None, partition: dict[str, str], levels: int) -
     order = np.argsort(whole["item_index"], kind="stable")
     if len(twice := np.flatnonzero(np.diff(whole["item_index"][order]) == 0)):
         raise ContractError(
-            f"table item_sids, {partition}: {len(twice)} item(s) have two semantic IDs in force, for example "
+            f"table item_sids, {partition}: {counted(len(twice), 'item')} with two semantic IDs in force, for example "
             f"item_index={whole['item_index'][order[twice[0]]]}; overlapping runs of an earlier release left them, run "
             "gpl repair"
         )

@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 
 from gpl_core.config import Config, with_passthrough
 from gpl_core.contracts.contract import Contract, load_contract
-from gpl_core.errors import ContractError, QuarantineError
+from gpl_core.errors import ContractError, QuarantineError, counted
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Commit
 from spark_jobs.common.columns import only_row, passthrough_of
@@ -112,7 +112,7 @@ def summarize_quarantine(slice_: DataFrame) -> Quarantined:
     refused = Quarantined({}, {})
     for table, name, n, first, message in found:
         refused.rows[table] = refused.rows.get(table, 0) + first
-        refused.reasons.setdefault(table, []).append(f"{name}: {n} row(s), e.g. {message}")
+        refused.reasons.setdefault(table, []).append(f"{name}: {counted(n, 'row')}, e.g. {message}")
     return refused
 
 

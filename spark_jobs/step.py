@@ -225,7 +225,7 @@ def conflicts_told(contract: Contract, what: str, again: str = "the step") -> It
 
 def changed_meanwhile(contract: Contract, what: str, again: str = "the step") -> str:
     """What a run that another one has overtaken says."""
-    return f"table {contract.name}: {what} by another run in the meantime; nothing was changed, run {again} again"
+    return f"table {contract.name}: {what} by another run in the meantime; nothing was changed: run {again} again"
 
 
 def added(after: Any, before: Any) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from gpl_core.config import Config, with_passthrough
-from gpl_core.errors import ContractError, GateError
+from gpl_core.errors import ContractError, GateError, counted
 from spark_jobs.common.calibrators import require_one_version
 from spark_jobs.common.columns import only_row, passthrough_of, sids_in_force
 from spark_jobs.common.exclusions import flagged
@@ -218,8 +218,8 @@ def check_facts(facts: FeedSlice, step: SparkStep, sid_version: str, rows_in: in
         require_one_version(found, found[0] or "", what, f"the {kind} of other rows of this date", again)
     if facts.shown:
         raise ContractError(
-            f"unexposed_samples dt={day}: {facts.shown} row(s) name a user and item in exposed_samples of the same "
-            f"date; run samples for {day} again"
+            f"unexposed_samples dt={day}: {counted(facts.shown, 'row')} name a user and item in exposed_samples of the "
+            f"same date; run samples for {day} again"
         )
     total = facts.exposed + facts.labeled + sum(facts.left_out.values())
     if total != rows_in:
@@ -293,8 +293,9 @@ def _held_back(step: SparkStep, facts: FeedSlice, late: bool, missing: list[str]
     refused = watch(step, facts.labeled, facts.left_out, missing)
     if refused and step.config.feed.publish == "complete":
         raise GateError(
-            f"training_feed dt={day}: not published, {len(refused)} monitor(s) refuse: {'; '.join(refused)}. The "
-            "figures are in table monitors; correct the cause, or change the configuration's section monitors"
+            f"training_feed dt={day}: not published, {counted(len(refused), 'monitor')} refused it: "
+            f"{'; '.join(refused)}. The figures are in table monitors; correct the cause, or change the "
+            "configuration's section monitors"
         )
     return "; ".join(refused) or None
 

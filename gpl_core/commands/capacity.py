@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("users", "hours", "gpus", "gpu_hour_cost"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
+            raise UsageError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
     measured = read_measurement(args.measurement) if args.measurement else newest_measurement()
     prompt, beams = measured.point(args.prompt, args.beams)
     rate = measured.rates[prompt, beams]

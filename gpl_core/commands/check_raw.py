@@ -16,7 +16,7 @@ from gpl_core.commands.command import Command, run_dates
 from gpl_core.config import Config, with_passthrough
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.contracts.raw_values import WHOLE_KINDS, drift
-from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError
+from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError, counted
 from gpl_core.graph.arguments import add_dates
 from gpl_core.lakehouse.engine import UnreadableError
 from gpl_core.lakehouse.lake import Lake
@@ -57,7 +57,8 @@ def run(args: argparse.Namespace, config: Config) -> int:
     for finding in found:
         print(f"{finding.level}: {finding.table}: {finding.text}")
     errors = sum(f.level == "error" for f in found)
-    print(f"{errors} error(s), {len(found) - errors} warning(s)" if found else "the raw tables can be ingested")
+    counts = f"{counted(errors, 'error')}, {counted(len(found) - errors, 'warning')}"
+    print(counts if found else "the raw tables can be ingested")
     return ContractError.exit_code if errors else 0
 
 
@@ -119,7 +120,7 @@ def _absent(lake: Lake, contract: Contract) -> Iterator[Finding]:
         placed = f"where lakehouse.tables.{name} places it: write it, or {todo}"
         yield Finding("error", name, f"{absent}, {placed}")
     elif name == "raw_interactions":
-        yield Finding("warning", name, f"none at {uri}: only clicked impressions count as positives")
+        yield Finding("warning", name, f"no table at {uri}: only clicked impressions count as positives")
     elif name not in _OPTIONAL:
         yield Finding("error", name, f"{absent}: write it, or set lakehouse.tables.{name}")
 

@@ -135,6 +135,6 @@ def _both(left: pa.Table, right: pa.Table) -> pa.Table:
 
 
 COMMAND = Command(
-    "compare", "labels and anchors of this lakehouse and of a shadow run, side by side", run, add_arguments,
+    "compare", "compare labels and anchors with those of a shadow run, side by side", run, add_arguments,
     examples=("--config shop.yaml --run-date 2026-03-04 --with lower_rate.yaml",),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gpl_core.commands.command import Command, console, figures_table, source
 from gpl_core.config import Config
-from gpl_core.errors import MissingInputError
+from gpl_core.errors import MissingInputError, counted
 from gpl_core.graph.arguments import add_dates, given_dates
 from gpl_core.graph.launch_runner import run_launches
 from gpl_core.graph.launches import Launch, pending
@@ -55,8 +55,8 @@ def announcement(config: Config, step: Step, run_date: date) -> str:
     variants = 2 + (len(CONTROLS) if step is WITH_CONTROLS else len(settings.lambda_sweep))
     models = variants * len(settings.seeds)
     text = (
-        f"{run_date}: {models} pre-rankers ({variants} variants, {len(settings.seeds)} seed(s)) of {settings.steps:,} "
-        f"steps, unless they are trained already"
+        f"{run_date}: {models} pre-rankers ({variants} variants, {counted(len(settings.seeds), 'seed')}) of "
+        f"{settings.steps:,} steps, unless they are trained already"
     )
     seconds = _seconds_per_step(config)
     lasts = "how long that takes is not known yet" if seconds is None else _lasting(seconds * models * settings.steps)
@@ -136,6 +136,6 @@ def slice_table(rows: Rows, title: str) -> Table:
 
 
 COMMAND = Command(
-    "evaluate", "your own tables: the pre-ranker with and without pseudo-labels on the day after", run, add_arguments,
+    "evaluate", "train the pre-ranker with and without pseudo-labels, judge both on the next day", run, add_arguments,
     examples=("--config shop.yaml --run-date 2026-03-04", "--config shop.yaml --controls"),
 )  # fmt: skip

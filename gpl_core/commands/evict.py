@@ -130,7 +130,7 @@ def _hashes(rows: pa.Table, file: DataFile) -> np.ndarray:
 
 
 COMMAND = Command(
-    "evict", "remove from the anchor cache what nothing has needed for anchors.retention_days", run, add_arguments,
+    "evict", "remove from the anchor cache what no run has needed for anchors.retention_days", run, add_arguments,
     in_shadow=False,
     examples=("--config shop.yaml --run-date 2026-03-04",),
 )  # fmt: skip

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
     """One line per place, then what is left to do; exit code 3 when the next `ingest` or reader may meet the person."""
     person, lake, began = Person(args.user), Lake.of(config.lakehouse), datetime.now(UTC)
     if not any(lake.exists(c.name) for c in all_contracts().values() if c.owner != "platform"):
-        raise MissingInputError(f"{lake.root}: none of our tables is there; correct lakehouse.root")
+        raise MissingInputError(f"{lake.root}: there is none of this project's tables; correct lakehouse.root")
     if not args.dry_run:
         _refuse_running(lake, args.ended)
     total, left, dates = 0, [], set()

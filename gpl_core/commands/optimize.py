@@ -91,6 +91,6 @@ def _rewrite(lake: Lake, snapshot: Snapshot, group: Sequence[DataFile]) -> Part:
 
 
 COMMAND = Command(
-    "optimize", "join small files; nothing turns stale", run, add_dates, in_shadow=False,
+    "optimize", "merge small files; makes nothing stale", run, add_dates, in_shadow=False,
     examples=("--config shop.yaml --start-date 2026-03-01 --end-date 2026-03-07",),
 )  # fmt: skip

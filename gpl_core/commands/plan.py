@@ -33,6 +33,6 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 COMMAND = Command(
-    "plan", "print the launcher commands", run, add_arguments,
+    "plan", "print the launcher commands of a run, for a shell or a scheduler", run, add_arguments,
     examples=("--config shop.yaml", "--config shop.yaml --format airflow",),
 )  # fmt: skip

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 COMMAND = Command(
-    "quarantine", "retry: accept the quarantined rows of a date that pass the checks now", run, add_arguments,
+    "quarantine", "retry a date: accept the quarantined rows that pass the checks now", run, add_arguments,
     in_shadow=False,
     examples=("retry --config shop.yaml --run-date 2026-03-04",),
 )  # fmt: skip

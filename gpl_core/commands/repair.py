@@ -1,4 +1,4 @@
-"""`gpl repair`: remove the second row of a key, as overlapping runs of earlier releases could leave it.
+"""`gpl repair`: remove duplicate keys that overlapping runs of earlier releases have left.
 
 Only a table that workers append to can hold a key twice: a slice that is replaced cannot. Of the rows of a key the one
 in the newest file stays. The step that wrote the table stays done; what reads it slice by slice turns stale.
@@ -102,7 +102,7 @@ def _rows_at(gone: np.ndarray) -> Mask:
 
 
 COMMAND = Command(
-    "repair", "remove the second row of a key, as overlapping runs of earlier releases could leave it", run,
+    "repair", "remove duplicate keys that overlapping runs of earlier releases have left", run,
     add_arguments, in_shadow=False,
     examples=("--config shop.yaml --dry-run",),
 )  # fmt: skip

@@ -86,6 +86,6 @@ def shadow_config(config: Config, name: str, first: str, use: Mapping[str, str])
 
 
 COMMAND = Command(
-    "shadow", "print the configuration of a run in tables of its own, beside what is published", run, add_arguments,
+    "shadow", "print a configuration that runs beside the published one, in tables of its own", run, add_arguments,
     examples=("--config shop.yaml --name lower_rate --from fit_calibrator > lower_rate.yaml",),
 )  # fmt: skip

@@ -32,6 +32,6 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 COMMAND = Command(
-    "status", "which steps are done, absent or stale, per run date, according to the tables", run, add_dates,
+    "status", "which steps are done, stale, absent or blocked, per run date, and why", run, add_dates,
     examples=("--config shop.yaml", "--config shop.yaml --run-date 2026-03-04",),
 )  # fmt: skip

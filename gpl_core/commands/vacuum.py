@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 from gpl_core.commands.command import Command
 from gpl_core.config import Config
 from gpl_core.contracts.contract import all_contracts
-from gpl_core.errors import ContractError
+from gpl_core.errors import ContractError, counted
 from gpl_core.graph.arguments import count
 from gpl_core.graph.steps import find_step
 from gpl_core.lakehouse.lake import Lake
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace, config: Config) -> int:
     for found in vacuum(lake, args.retention_hours, dry_run=args.dry_run, ended=args.ended):
         files += found.files
         if found.files:
-            print(f"{found.table}: {found.files:,} files, {found.bytes:,} bytes {verb}")
-    print(f"in all {files:,} files {verb}")
+            print(f"{found.table}: {counted(found.files, 'file')}, {found.bytes:,} bytes {verb}")
+    print(f"in total {counted(files, 'file')} {verb}")
     return 0
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gpl_core.contracts.contract import Column, Contract
-from gpl_core.errors import ContractError
+from gpl_core.errors import ContractError, counted
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Violation:
     example: str
 
     def __str__(self) -> str:
-        return f"{self.column}: {self.rows} row(s) break '{self.check}', e.g. {self.example}"
+        return f"{self.column}: {counted(self.rows, 'row')} broke '{self.check}', e.g. {self.example}"
 
 
 def check_batch(

@@ -34,7 +34,10 @@ def _problem(error: Any, model: type, body: Any, removed: Mapping[str, str]) -> 
         return f"{where}: unknown key" + (did_you_mean(str(loc[-1]), _keys_at(loc[:-1], model)) or "; remove it")
     if kind == "missing":
         return f"{where}: required, but not given"
-    return f"{where}: {_EXPECTED.get(kind, error['msg'])} (got {error['input']!r:.200})"
+    said = str(_EXPECTED.get(kind, error["msg"])).replace("Input should be", "expected")
+    if kind == "value_error":  # a check of our own, which names what is wrong
+        return f"{where}: {said.removeprefix('Value error, ')}"
+    return f"{where}: {said} (got {error['input']!r:.200})"
 
 
 def _place(loc: Sequence[str | int], body: Any) -> str:

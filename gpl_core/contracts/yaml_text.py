@@ -45,5 +45,9 @@ def read_yaml(text: str) -> Any:
         return _BoundedLoader(text).get_single_data()
     except RecursionError:
         raise InvalidYamlError("lists or mappings nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        at = error.problem_mark or error.context_mark
+        place = f"line {at.line + 1}, column {at.column + 1}: " if at else ""
+        raise InvalidYamlError(f"{place}{error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date such as 2026-13-01
         raise InvalidYamlError(str(error)) from None

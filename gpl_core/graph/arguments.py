@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gpl_core.conf.sections import FIRST_DATE, LAST_DATE
 from gpl_core.config import Config, date_range, load_config
-from gpl_core.errors import UsageError
+from gpl_core.errors import UsageError, did_you_mean
 from gpl_core.graph.steps import find_step
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -19,6 +19,14 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 class Parser(argparse.ArgumentParser):
     """A parser that raises UsageError where argparse would leave the process."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """What argparse leaves over is an error of the command that it was given to."""
+        found, extra = super().parse_known_args(args, namespace)
+        if extra:
+            known = [option for action in self._actions for option in action.option_strings]
+            self.error(f"unknown argument {extra[0]}{did_you_mean(extra[0].partition('=')[0], known)}")
+        return found, extra
 
     def error(self, message: str) -> NoReturn:
         """Raise the message together with the usage line."""

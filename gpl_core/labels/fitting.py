@@ -51,14 +51,14 @@ def prior_strength(groups: float, impressions: float, clicks: float, pairs: floa
 def fitting_fault(rows: int, clicks: int, minimum_rows: int) -> str:
     """Why so many exposed rows with so many clicks cannot fit a calibrator; empty when they can."""
     if rows < minimum_rows:
-        return f"there are {rows} rows; at least {minimum_rows} are needed"
-    return "" if 0 < clicks < rows else f"{clicks} of {rows} rows are clicked; both classes are needed"
+        return f"{rows:,} rows, where at least {minimum_rows:,} are needed"
+    return "" if 0 < clicks < rows else f"{clicks:,} of {rows:,} rows are clicked, where both classes are needed"
 
 
 def check_fitting_rows(rows: int, clicks: int, minimum_rows: int, remedy: str) -> None:
     """Raises GateError unless the uniform slice can fit a calibrator: enough rows, and both classes."""
     if fault := fitting_fault(rows, clicks, minimum_rows):
-        raise GateError(f"calibration: of the uniform slice {fault}: {remedy}")
+        raise GateError(f"calibration on the uniform slice: {fault}; {remedy}")
 
 
 def base_rate_change(previous: float, current: float) -> str | None:

@@ -208,8 +208,8 @@ class Lake:
                     moved = moved or any(entry.changes(partition) for entry in commits)
                 if moved or attempt + 1 == _COMMIT_TRIES:
                     raise ConflictError(
-                        f"table {contract.name}: slice {sorted(mark.slices)} was written by another run in the "
-                        f"meantime ({error}); nothing was changed, run the step again"
+                        f"table {contract.name}: slice {', '.join(sorted(mark.slices))} was written by another run in "
+                        f"the meantime ({error}); nothing was changed: run the step again"
                     ) from error
                 before = newer
         after = self.open(contract.name, contract=contract)

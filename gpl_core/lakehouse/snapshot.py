@@ -35,6 +35,8 @@ def absence(contract: Contract, uri: str) -> str:
     """That `uri` holds no table, and what to do about it."""
     if contract.owner == "platform":
         remedy = f"it is the platform's input: write it, or set lakehouse.tables.{contract.name}"
+    elif contract.owner == "simulation":
+        remedy = "gpl simulate writes it; real data has no such table"
     else:
         remedy = f"run the step {contract.owner} first, or correct lakehouse.root"
     return f"there is no Delta table at {uri}; {remedy}"

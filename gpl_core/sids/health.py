@@ -104,4 +104,4 @@ def check_gates(
             f"{min_reconstruction_cosine:g} (raise tokenizer.codes or tokenizer.epochs; look at the encoder's vectors)"
         )
     if faults:
-        raise GateError("tokenizer: not published, the current one stays in force. " + "; ".join(faults))
+        raise GateError("tokenizer: not published, the current one stays in force:\n  " + "\n  ".join(faults))

@@ -77,12 +77,12 @@ def write_raw_tables(
     states = {name: _state(lake, name, mark) for name in names}
     if foreign := [name for name, state in states.items() if state == "foreign"]:
         raise ContractError(
-            f"table(s) {', '.join(foreign)} under {lake.root} were not made by a generator of this project: "
-            "they are not overwritten; choose another lakehouse.root"
+            f"{lake.root} has tables that no generator of this project made ({', '.join(foreign)}): they are not "
+            "overwritten; choose another lakehouse.root"
         )
     if not force and (other := [name for name, state in states.items() if state == "other"]):
         raise ContractError(
-            f"table(s) {', '.join(other)} under {lake.root} were made with other settings than these "
+            f"{lake.root} has tables that were made with other settings than these ({', '.join(other)}) "
             f"(fingerprint {fingerprint}); pass --force to replace them, or choose another lakehouse.root"
         )
     unchanged = tuple(name for name, state in states.items() if state == "same" and not force)

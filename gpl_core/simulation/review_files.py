@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from gpl_core.errors import ContractError, MissingInputError
+from gpl_core.errors import ContractError, MissingInputError, counted
 
 SPLITS = ("train", "valid", "test")
 _SHOWN_PROBLEMS = 20
@@ -81,9 +81,8 @@ def read_reviews(items_path: str | Path, sequences_path: str | Path) -> Reviews:
     if problems:
         more = f"\n… and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
         raise ContractError(
-            f"the review files have {len(problems)} bad line(s); correct them and import again, nothing was written:\n"
-            + "\n".join(problems[:_SHOWN_PROBLEMS])
-            + more
+            f"the review files have {counted(len(problems), 'bad line')}; correct them and import "
+            "again, nothing was written:\n" + "\n".join(problems[:_SHOWN_PROBLEMS]) + more
         )
     digest = hashlib.sha256(items_path.read_bytes() + b"|" + sequences_path.read_bytes()).hexdigest()[:16]
     return Reviews(items, users, digest)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gpl_core.contracts.arrow_checks import schema_differences
-from gpl_core.errors import ContractError, LineageError
+from gpl_core.errors import ContractError, LineageError, counted
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
@@ -193,6 +193,6 @@ def require_version(batch: Mapping[str, np.ndarray], table: str, column: str, ex
     strange = batch[column] != expected
     if strange.any():
         raise LineageError(
-            f"table {table}: {int(strange.sum())} row(s) carry {column} {batch[column][strange][0]}, in force is "
-            f"{expected}; run {table} for this date again"
+            f"table {table}: {counted(int(strange.sum()), 'row')} with {column} {batch[column][strange][0]}, in "
+            f"force is {expected}; run {table} for this date again"
         )

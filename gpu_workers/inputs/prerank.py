@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from gpl_core.conf.sections import Prerank
 from gpl_core.contracts.contract import Column
-from gpl_core.errors import LineageError, MissingInputError
+from gpl_core.errors import LineageError, MissingInputError, counted
 from gpl_core.graph.step_run import StepContext
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.snapshot import Snapshot
@@ -128,7 +128,7 @@ class FeedRows:
             self.held_out = apart[order[:_MOST_HELD_OUT]]
         if not self.exposed.rows + self.unexposed.rows:
             raise MissingInputError(
-                f"table training_feed@{feed.version}: no rows in the {settings.train_days} day(s) up to "
+                f"table training_feed@{feed.version}: no rows in the {counted(settings.train_days, 'day')} up to "
                 f"{context.run_date}; run training_feed, or check that the dates had requests"
             )
 
@@ -169,7 +169,7 @@ class FeedCounts:
         today = other & (batch["dt_copy"] == run_date.isoformat())
         if today.any():
             raise LineageError(
-                f"training_feed dt={run_date}: {int(today.sum())} row(s) carry sid_version "
+                f"training_feed dt={run_date}: {counted(int(today.sum()), 'row')} with sid_version "
                 f"{batch['sid_version'][today][0]}, in force is {sid_version}; run training_feed again for this date"
             )
         # Older slices may be of an older tokenizer: SIDs are looked up by item, so their rows stay usable.

@@ -126,16 +126,16 @@ def judge(
     few = found.uniform_impressions < LEAST_IMPRESSIONS
     figures: list[tuple[str, float | None, Literal["most", "least"], str]] = [
         ("label_drift", found.label_drift, "most",
-         "population stability index of the labels against the day before: compare calibrator, target_rate and model"),
+         "population stability index of the labels against the day before; compare calibrator, target_rate and model"),
         ("coverage", coverage, "least",
-         f"share of unexposed rows with a label ({causes}): look at view coverage and worker_rejects"),
+         f"share of unexposed rows with a label ({causes}); look at view coverage and worker_rejects"),
         ("quarantine_share", found.quarantine_share, "most",
-         "share of raw rows refused: look at failed_checks in table quarantine"),
+         "share of raw rows refused; look at failed_checks in table quarantine"),
         ("anchors_per_user", found.anchors_per_user, "least",
-         "mean anchors per user: look at the interest model and at retired SIDs"),
+         "mean anchors per user; look at the interest model and at retired SIDs"),
         ("calibration_error", None if few else found.calibration_error, "most",
-         f"expected calibration error on {found.uniform_impressions:,} uniformly exposed impressions: "
-         + (f"too few, at least {LEAST_IMPRESSIONS:,} are needed" if few else "look at view calibration")),
+         f"expected calibration error on {found.uniform_impressions:,} uniformly exposed impressions"
+         + (f": too few, at least {LEAST_IMPRESSIONS:,} are needed" if few else "; look at view calibration")),
     ]  # fmt: skip
     verdicts = []
     for name, value, bound, about in figures:

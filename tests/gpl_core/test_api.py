@@ -65,8 +65,8 @@ def test_a_table_is_read_by_dates_columns_and_version(lake):
 @pytest.mark.parametrize(
     ("ask", "error", "says"),
     [
-        (lambda lake: lake.table("pair_score"), gpl.UsageError, "no table of ours is called 'pair_score'"),
-        (lambda lake: lake.table("raw_items"), gpl.UsageError, "no table of ours is called 'raw_items'"),
+        (lambda lake: lake.table("pair_score"), gpl.UsageError, "no table 'pair_score'"),
+        (lambda lake: lake.table("raw_items"), gpl.UsageError, "no table 'raw_items'"),
         (lambda lake: lake.table("items", "2026-01-03"), gpl.MissingInputError, "table items"),
         (lambda lake: lake.table("pair_scores", "3.1.2026"), gpl.UsageError, "expected YYYY-MM-DD"),
         (lambda lake: lake.sql("DROP TABLE items"), gpl.UsageError, "only reads"),
@@ -84,7 +84,7 @@ def test_what_is_not_there_is_named(lake, ask, error, says):
     ("manifest", "alarms"),
     [
         ({"monitors": {"coverage": {"status": "ok"}, "label_drift": {"status": "unmeasured"}}}, []),
-        ({"monitors": {"coverage": {"status": "warn"}}}, ["coverage is warn"]),
+        ({"monitors": {"coverage": {"status": "warn"}}}, ["coverage warns"]),
         ({"completeness": {"because": "raw_candidates has no row"}}, ["raw_candidates has no row"]),
         ({}, []),
     ],

@@ -146,7 +146,7 @@ def lake(planted, monkeypatch) -> FeedLake:
 
 @pytest.mark.spark
 def test_a_monitor_that_may_refuse_keeps_the_feed_back_and_says_why(lake, capsys):
-    with pytest.raises(GateError, match=r"not published, 1 monitor\(s\) refuse: anchors_per_user 1 is below 2"):
+    with pytest.raises(GateError, match=r"not published, 1 monitor refused it: anchors_per_user 1 is below 2"):
         lake.run("training_feed", training_feed.run, D, "monitors.fail=[anchors_per_user]")
     row = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (row["status"], row["error_class"]) == ("failed", "GateError")

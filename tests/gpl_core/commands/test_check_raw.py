@@ -90,8 +90,8 @@ def test_every_fault_of_every_table_is_named_at_once(config, tmp_path, capsys):
         "error: raw_impressions: event_time_is_within_dt does not hold for 1 of 3 sampled rows",
         "error: raw_impressions: 100.0% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
         "error: raw_candidates: column 'event_time' is long, expected timestamp, to which it cannot be cast",
-        "warning: raw_interactions: none at",
-        "7 error(s), 1 warning(s)",
+        "warning: raw_interactions: no table at",
+        "7 errors, 1 warning",
     ):
         assert words in said, words
 

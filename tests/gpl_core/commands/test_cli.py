@@ -64,7 +64,7 @@ def tree(root: Path) -> dict[str, int]:
         (["plan", "--config", "CONFIG", "--onyl", "samples"], "--onyl"),
         (["plan", "--config", "CONFIG", "--only", "smaples"], "no step 'smaples'; did you mean samples?"),
         (["plan", "--config", "CONFIG", "--from", "evaluate_truth"], "gpl judge"),
-        (["run", "--config", "CONFIG", "--set", "anchors.cuont=1", "--set", "x"], "2 problem(s)"),
+        (["run", "--config", "CONFIG", "--set", "anchors.cuont=1", "--set", "x"], "2 problems"),
         (["status", "--config", "CONFIG", "--set", "run.seed=x"], "run.seed"),
         (["simulate", "--config", "CONFIG", "--users", "many"], "--users"),
         (["simulate", "--config", "CONFIG", "--world", "flat"], "flat"),

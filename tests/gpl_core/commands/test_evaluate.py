@@ -100,7 +100,7 @@ def test_controls_are_compared_with_ours(tmp_path) -> None:
 def test_it_says_what_it_will_train_and_how_long_that_takes(tmp_path) -> None:
     config = small_config(tmp_path, {"prerank": {"steps": 1000, "seeds": [0, 1, 2], "lambda_sweep": [0.5]}})
     plain, controls = find_step("train_preranker"), WITH_CONTROLS
-    assert "9 pre-rankers (3 variants, 3 seed(s)) of 1,000 steps" in announcement(config, plain, DAY)
+    assert "9 pre-rankers (3 variants, 3 seeds) of 1,000 steps" in announcement(config, plain, DAY)
     assert "not known yet" in announcement(config, plain, DAY)
     _trained(config, ("train_preranker", 1, 9.0), ("train_preranker", 2, 0.01), ("encode_items", 3, 9.0))
     assert announcement(config, plain, DAY).endswith("about 90 s")  # 9 models x 1000 steps x .01

@@ -170,7 +170,7 @@ def test_after_all_is_done_there_is_nobody_to_forget(lake, gpl_forget, no_raw):
 
 def test_a_folder_without_a_lakehouse_is_said(tmp_path, capsys):
     assert main(["forget", "--config", str(config_file(tmp_path)), "--user", GONE]) == 4
-    assert f"{tmp_path}/lake: none of our tables is there; correct lakehouse.root" in capsys.readouterr().err
+    assert f"{tmp_path}/lake: there is none of this project's tables; correct lakehouse.root" in capsys.readouterr().err
 
 
 # ---- ids of other types ----------------------------------------------------------------------------------------

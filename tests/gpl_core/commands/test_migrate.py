@@ -107,7 +107,7 @@ def test_killed_between_the_rows_and_the_version_it_continues_there(lake, monkey
          r"do not say what becomes of \['mood'\]"),
         ({"migrations": (Migration(2, rename={"clicks": "positives"}, drop=("mood",)),)}, r"do not add \['source'\]"),
         ({"migrations": (Migration(2, rename={"clicks": "positives"}, add={"source": "fax"}, drop=("mood",)),)},
-         r"source: 1 row\(s\) break 'one of web, app', e.g. 'fax'; nothing was changed"),
+         r"source: 1 row broke 'one of web, app', e.g. 'fax'; nothing was changed"),
         ({"migrations": (Migration(2, rename={"user_id": "positives", "clicks": "user_id"}, add={"source": "web"},
                                    drop=("mood",)),)},
          r"column 'positives' \(string\) cannot become int64"),
@@ -123,7 +123,7 @@ def test_what_is_not_declared_or_does_not_fit_changes_nothing(lake, change, said
 
 def test_a_value_that_the_new_range_refuses_is_named(lake):
     put(lake, "user_stats", [{"user_id": "z", "clicks": 10, "mood": "bad", "dt": DAY}], contract=V1, mode="append")
-    with pytest.raises(ContractError, match=r"positives: 1 row\(s\) break '<= 9', e.g. 10"):
+    with pytest.raises(ContractError, match=r"positives: 1 row broke '<= 9', e.g. 10"):
         migrate(lake, V2, {})
 
 

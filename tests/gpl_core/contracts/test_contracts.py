@@ -281,7 +281,7 @@ def test_row_checks_equal_a_loop_over_the_values(rows, chunked):
 def test_a_violation_names_column_count_value_and_check():
     contract = make(COLUMNS[2])
     (violation,) = check_batch(contract, pa.table({"i": pa.array([1, 9, 7], pa.int32())}))
-    assert str(violation) == "i: 2 row(s) break '<= 5', e.g. 9"
+    assert str(violation) == "i: 2 rows broke '<= 5', e.g. 9"
 
 
 @pytest.mark.parametrize(
