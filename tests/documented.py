@@ -37,6 +37,7 @@ ELSEWHERE: Mapping[str, str] = {
     "python -m pytest tests/gpl_core/labels/test_calibration.py": "tests/gpl_core/labels/test_calibration.py",
     "python -m pytest -k reliability": "tests/gpl_core/labels/test_calibration.py",
     "python -m pytest -m not spark and not deepspeed and not pipeline": ".ci/run",
+    "GPL_ACCEPT_MESSAGES=1 python -m pytest tests/test_messages.py": "tests/test_messages.py",
     "mkdocs build --strict": "tests/test_site.py::test_the_site_holds_every_page_and_asks_no_other_host",
     **dict.fromkeys((
         "gpl --print-completion bash > ~/.local/share/bash-completion/completions/gpl",

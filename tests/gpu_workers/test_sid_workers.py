@@ -359,7 +359,7 @@ def test_items_with_two_sids_are_refused_until_they_are_repaired(house):
     put(house.lake, "item_sids", issued[:3], partition=partition, mode="append")
     house.write_items([*rows, item(60, clustered(1, seed=9)[0], day="2026-01-02")])
     house.run("encode_items", "2026-01-03")
-    with pytest.raises(ContractError, match=r"item_sids.*3 item\(s\) have two semantic IDs.*run gpl repair"):
+    with pytest.raises(ContractError, match=r"item_sids.*3 items with two semantic IDs.*run gpl repair"):
         house.run("assign_sids", "2026-01-03")
     assert main(["repair", "--config", str(house.config_file())]) == 0
     house.run("assign_sids", "2026-01-03")
