@@ -179,6 +179,12 @@ def test_the_json_schema_of_a_configuration_accepts_and_refuses_what_gpl_does(bo
         assert schema.is_valid(json.loads(json.dumps(yaml.safe_load(shipped), default=str))), name
 
 
+def test_the_pages_that_show_the_graph_name_every_step():
+    for page in ("README.md", "docs/index.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert [s.name for s in STEPS if s.name not in text] == [], page
+
+
 def test_every_setting_says_what_it_means():
     silent = [line for line in settings_page().splitlines() if line.startswith("| ") and line.endswith("|  |")]
     assert silent == []
