@@ -218,7 +218,7 @@ def check_facts(facts: FeedSlice, step: SparkStep, sid_version: str, rows_in: in
         require_one_version(found, found[0] or "", what, f"the {kind} of other rows of this date", again)
     if facts.shown:
         raise ContractError(
-            f"unexposed_samples dt={day}: {counted(facts.shown, 'row')} of pairs that stand in exposed_samples of the "
+            f"unexposed_samples dt={day}: {counted(facts.shown, 'row')} of pairs that are in exposed_samples of the "
             f"same date; run samples for {day} again"
         )
     total = facts.exposed + facts.labeled + sum(facts.left_out.values())

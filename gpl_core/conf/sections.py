@@ -220,7 +220,7 @@ class Sequences(Section):
     max_length: Positive = Field(default=20, description="H: last positives kept")
     history_days: Days = Field(default=90, description="Positives older than this are left out")
     stats_days: Days = Field(default=90, description="Window of item_stats and user_stats")
-    snapshot_every: Positive = Field(default=7, description="Every so many days, a slice holds all users")
+    snapshot_every: Positive = Field(default=7, description="Days between slices that hold all users")
 
 
 class Interest(Section):
@@ -257,7 +257,7 @@ class AnchorSettings(Section):
     count: Positive = Field(default=20, description="K: anchors per user")
     prefixes: Positive = Field(default=256, description="P: likeliest SID prefixes cached too, for prefix_log_prob")
     tokens_per_batch: Positive = Knob(default=8192, description="Token budget of a search batch")
-    retention_days: Days = Knob(default=30, description="gpl evict removes what no run date needed for these days")
+    retention_days: Days = Knob(default=30, description="gpl evict removes what no run date has needed for this many days")
 
 
 class CalibratorSettings(Section):

@@ -188,7 +188,7 @@ def test_even_files_in_the_order_of_the_shuffle_key(lake):
 
 def test_exposed_pair_among_the_unexposed_is_refused(lake):
     lake.unexposed(("r9", "u1", 0), ("r1", "u1", 2))
-    with pytest.raises(ContractError, match=r"1 row of pairs that stand in exposed_samples"):
+    with pytest.raises(ContractError, match=r"1 row of pairs that are in exposed_samples"):
         lake.run("training_feed", training_feed.run)
     assert not lake.lake.exists("training_feed")
 
