@@ -258,7 +258,7 @@ class AnchorSettings(Section):
     prefixes: Positive = Field(default=256, description="P: likeliest SID prefixes cached too, for prefix_log_prob")
     tokens_per_batch: Positive = Knob(default=8192, description="Token budget of a search batch")
     retention_days: Days = Knob(
-        default=30, description="gpl evict removes what no run date has needed for so many days"
+        default=30, description="gpl evict removes what no run date has needed that long"
     )
 
 
