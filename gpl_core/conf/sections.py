@@ -257,9 +257,7 @@ class AnchorSettings(Section):
     count: Positive = Field(default=20, description="K: anchors per user")
     prefixes: Positive = Field(default=256, description="P: likeliest SID prefixes cached too, for prefix_log_prob")
     tokens_per_batch: Positive = Knob(default=8192, description="Token budget of a search batch")
-    retention_days: Days = Knob(
-        default=30, description="gpl evict removes what no run date has needed that long"
-    )
+    retention_days: Days = Knob(default=30, description="gpl evict removes what no run date has needed that long")
 
 
 class CalibratorSettings(Section):
