@@ -17,7 +17,7 @@ from gpl_core.lakehouse.lake import Lake
 log = logging.getLogger("gpl")
 
 Kind = Literal["START", "COMPLETE", "FAIL"]
-_ARTIFACT = "artifact:"
+_ARTIFACT, _PATIENCE = "artifact:", 10.0  # seconds
 
 
 def emit(kind: Kind, report: Mapping[str, Any], lake: Lake) -> None:
@@ -26,6 +26,9 @@ def emit(kind: Kind, report: Mapping[str, Any], lake: Lake) -> None:
         return
     try:
         _client().emit(_event(kind, report, lake))
+        wait = getattr(_client().transport, "wait_for_completion", None)  # of those that send in the background
+        if wait is not None and kind != "START":  # this process may be over at once
+            wait(timeout=_PATIENCE)
     except ImportError:
         log.warning("OpenLineage: its client is not installed; pip install 'gpl-prerank[openlineage]'")
     except Exception as failure:
