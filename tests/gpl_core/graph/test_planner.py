@@ -394,16 +394,16 @@ def test_a_setting_that_is_set_back_takes_back_what_it_made(toy, tmp_path):
     made = toy.planner.artifacts.in_force("calibrator", D1).version
     section = {"labels": {"calibrator": {"spread": 2.0}}}
     other = Toy(small_config(tmp_path, {**SETTINGS, **section}))
-    other.run_pending(RUN)
+    other.run_pending([D1])
     assert other.planner.artifacts.in_force("calibrator", D1).version != made
-    ran = toy.run_pending(RUN)
+    ran = toy.run_pending([D1])
     assert toy.planner.artifacts.in_force("calibrator", D1).version == made
-    assert [s for s, day in ran if day == D1] == ["fit_calibrator", "pseudo_labels", "training_feed", "train_preranker",
-                                                  "report"]  # fmt: skip
-    assert toy.not_done(RUN) == {}
-    other.run_pending(RUN)
-    toy.run_pending(RUN)
-    assert toy.not_done(RUN) == {}, "a second time too"
+    assert [s for s, _ in ran] == ["fit_calibrator", "pseudo_labels", "training_feed", "train_preranker", "report"]
+    assert toy.not_done([D1]) == {}
+    other.run("fit_calibrator", D1)
+    assert other.planner.artifacts.in_force("calibrator", D1).version != made
+    toy.run("fit_calibrator", D1)
+    assert toy.planner.artifacts.in_force("calibrator", D1).version == made, "a second time too"
 
 
 def test_an_input_that_comes_and_a_contract_that_moves_on_are_named_too(toy, monkeypatch):
