@@ -41,7 +41,8 @@ _WANTED = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "tables", nargs="+", metavar="PLACE",
-        help="a Delta table, a folder of them, or RAW_TABLE=LOCATION, where LOCATION may be catalog://database.table",
+        help="a Delta table, a folder with some in it (three levels deep), or RAW_TABLE=LOCATION, where LOCATION may be "
+        "catalog://database.table",
     )  # fmt: skip
     parser.add_argument("--out", default="gpl.yaml", metavar="FILE", help="the configuration to write (gpl.yaml)")
     parser.add_argument("--root", default="", help="what gpl writes goes under it (default: lakehouse beside the file)")
@@ -208,7 +209,7 @@ def _lines(
         yield f"    {raw}: {_flow(names)}"
     for raw, columns in mapped.items():
         if missing := lacking(raw, columns):
-            yield f"  # {raw} has no {', '.join(missing)}: add such columns, or name them under columns"
+            yield f"  # {raw} has no column that can be {', '.join(missing)}: add it, or name it under columns"
     history, start, end = dates
     yield "run:"
     if history < start:
@@ -250,12 +251,10 @@ def _told(
             print(f"{raw}: not found")
         missing = lacking(raw, columns) if raw in mapped else []
         if missing:
-            print(f"{raw}: no column found for {', '.join(missing)}")
+            print(f"{raw}: no column can be {', '.join(missing)}")
         complete = complete and not missing and (raw in chosen or raw not in REQUIRED)
-    print(
-        f"{out} is written, {schema.name} beside it" + ("" if complete else ": fill in what was not found") + ". Next:"
-    )
-    config = shlex.quote(str(out))
+    config, todo = shlex.quote(str(out)), "" if complete else ": fill in what was not found"
+    print(f"{out} is written, {schema.name} beside it{todo}. Next:")
     if any(table.location.startswith(CATALOG) for table in chosen.values()):
         print(f"  gpl register --config {config}    # asks Spark's catalog where the tables are")
     print(f"  gpl check-raw --config {config}   # every problem of the tables at once")

@@ -72,17 +72,13 @@ def look(location: str) -> SeenTable:
     kinds = {f.name: json.loads(f.type.to_json()) for f in table.schema().fields}
     partitions = table.metadata().partition_columns
     files = pa.table(table.get_add_actions(flatten=True)) if partitions else None
-    days = [
-        name for name in partitions
-        if files is not None and castable(kinds[name], "date")
-        and all(cast(value, kinds[name], "date") for value in _values(files, name)) and files.num_rows
-    ]  # fmt: skip
+    days = [n for n in partitions if files is not None and castable(kinds[n], "date") and _are_days(files, n, kinds[n])]
     return SeenTable(location, kinds, days, table.metadata().configuration.get(CONTRACT_NAME) or "")
 
 
-def _values(files: pa.Table, partition: str) -> list[Any]:
-    texts = files[f"partition.{partition}"].cast(pa.string()).to_pylist()
-    return [text for text in texts if text is not None]
+def _are_days(files: pa.Table, partition: str, kind: Any) -> bool:
+    values = {text for text in files[f"partition.{partition}"].cast(pa.string()).to_pylist() if text is not None}
+    return bool(values) and all(cast(value, kind, "date") for value in values)
 
 
 def find_tables(folder: str, depth: int = 3) -> list[str]:

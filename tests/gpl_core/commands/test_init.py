@@ -52,7 +52,7 @@ def test_what_can_be_seen_is_proposed_and_what_is_missing_is_said(shop, tmp_path
     out = tmp_path / "conf" / "my shop.yaml"
     assert init(out, shop, "--yes") == 4
     said = capsys.readouterr().out
-    assert "raw_impressions: no column found for is_random" in said
+    assert "raw_impressions: no column can be is_random" in said
     assert f"gpl check-raw --config '{out}'" in said
     text = out.read_text()
     assert text.splitlines()[0] == "# yaml-language-server: $schema=my shop.schema.json"
@@ -153,7 +153,7 @@ def test_a_terminal_is_asked_for_the_rest_alone(tmp_path, monkeypatch, capsys):
     assert lakehouse.root == "s3://bucket/gpl"
     assert lakehouse.columns["raw_items"] == {"item_id": "sku", "updated_at": "stamp"}
     assert lakehouse.columns["raw_impressions"]["is_random"] == "was_random"
-    assert "  # raw_candidates has no channel: add such columns, or name them under columns" in out.read_text()
+    assert "  # raw_candidates has no column that can be channel: add it, or name it under columns" in out.read_text()
 
 
 def test_types_decide_where_names_do_not(tmp_path):
