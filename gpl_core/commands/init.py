@@ -41,8 +41,8 @@ _WANTED = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "tables", nargs="+", metavar="PLACE",
-        help="a Delta table, a folder with some in it (three levels deep), or RAW_TABLE=LOCATION, where LOCATION may be "
-        "catalog://database.table",
+        help="a Delta table, a folder with some in it (three levels deep), or RAW_TABLE=LOCATION, where LOCATION may "
+        "be catalog://database.table",
     )  # fmt: skip
     parser.add_argument("--out", default="gpl.yaml", metavar="FILE", help="the configuration to write (gpl.yaml)")
     parser.add_argument("--root", default="", help="what gpl writes goes under it (default: lakehouse beside the file)")
