@@ -69,8 +69,11 @@ def _at_rest(engine: Any) -> Iterator[None]:
 def _state_of(engine: Any) -> dict[str, Any]:
     """This rank's part of all that the next optimizer step depends on."""
     scaler = getattr(engine.optimizer, _SCALER, None)
+    # DeepSpeed leaves out one name of a frozen weight: tied embeddings have two.
+    frozen = {n for n, p in engine.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    module = engine.module_state_dict(exclude_frozen_parameters=True)
     return {
-        "module": engine.module_state_dict(exclude_frozen_parameters=True),
+        "module": {name: value for name, value in module.items() if name not in frozen},
         "optimizer": {k: v for k, v in engine.optimizer.state_dict().items() if k not in _OBJECTS},
         "scaler": {k: v for k, v in vars(scaler).items() if isinstance(v, bool | int | float)} if scaler else {},
         "schedule": engine.lr_scheduler.state_dict(),

@@ -326,6 +326,8 @@ def publish(training: Training, tokenizer: Manifest, progress: TrainingProgress)
             load_adapter_state(model, training.best)
             with scratch_folder() as scratch:
                 save_bundle(model, scratch, base, sid_version=tokenizer.version, max_events=training.max_events)
+                size = sum(file.stat().st_size for file in scratch.iterdir())
+                log.info("interest model: %.1f MB are published; the weights of %s are not in them", size / 1e6, base)
                 lineage = {**tokenizer.lineage, "sid_version": tokenizer.version}
                 metrics = {**best, "epochs": progress.epoch, "best_epoch": progress.best_epoch, **asdict(found)}
                 context.publish(scratch, lineage, metrics)

@@ -190,7 +190,8 @@ class BeamSearch:
         visible = visible[:, None].expand(users, 1, longest)
 
         root = torch.zeros(users, 1, dtype=torch.int64, device=device)
-        nothing = hidden.new_full((users, self.settings.prefixes), -torch.inf)
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        nothing = hidden.new_full((users, self.settings.prefixes), -torch.inf, dtype=kind)
         kept = _Kept(nothing.long().zero_(), nothing)
         beams, kept = self._extend(0, hidden, _Beams(root.to(hidden.dtype), root, root, root), kept)
         trail = [beams]

@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gpl_core.checkpoint import read_checkpoint
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ConflictError, LineageError, MissingInputError
 from gpl_core.graph.planner import Planner
@@ -189,6 +190,8 @@ def test_a_training_killed_before_it_publishes_ends_the_same_from_a_whole_or_dam
             call(lake, train_interest_model, ranks)
     (checkpoint,) = lake.root.rglob("checkpoints/*/rank-0.safetensors")
     folder = checkpoint.parents[1]
+    held = read_checkpoint(checkpoint)["engine"]["module"]
+    assert not [name for name in held if name.endswith("token_adapter.base_layer.weight")], "the base's embedding"
     if damage:
         DAMAGES[damage](checkpoint)
     for name in ("epoch-9/mp_rank_00_model_states.pt", "epoch-9/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -103,6 +105,15 @@ def test_teacher_forced_log_probs_agree_in_float32(world: World) -> None:
         np.testing.assert_allclose(anchors.log_prob.ravel(), forced, atol=1e-5)
     finally:
         world.model.double()
+
+
+@pytest.mark.parametrize("prefixes", [0, 9])
+def test_a_model_in_bf16_is_searched_too(world: World, prefixes: int) -> None:
+    exact = search(world, 60, prefixes=prefixes)
+    found = search(replace(world, model=deepcopy(world.model).bfloat16()), 60, prefixes=prefixes)
+    assert {found.log_prob.dtype, found.prefix_log_probs.dtype} == {np.dtype(np.float32)}
+    for close, true in zip(np.exp(found.log_prob).sum(1), np.exp(exact.log_prob).sum(1), strict=True):
+        np.testing.assert_allclose(close, true, atol=1e-5)
 
 
 def one_target(history: np.ndarray, sid: object) -> UserHistory:
