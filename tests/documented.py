@@ -55,6 +55,8 @@ ELSEWHERE: Mapping[str, str] = {
     "gpl import-reviews --config amazon --items ../shared/data/amazon_industrial/items.jsonl.gz "
     "--sequences ../shared/data/amazon_industrial/sequences.jsonl.gz":
         "tests/gpl_core/simulation/test_reviews.py::test_dates_follow_the_shipped_configurations",
+    "gpl import-checkpoint SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2":
+        "tests/gpl_core/interest/test_gguf_import.py::test_a_file_becomes_the_checkpoint_it_was_made_from",
     "gpl run --run-date D --from anchor_requests --force":
         PIPELINE + "test_a_backfill_uses_no_model_trained_after_its_date",
     "gpl rollback --config shop.yaml calibrator VERSION --reason labels ten times too high": RUNBOOK,
@@ -153,6 +155,6 @@ def typed(command: str, *, config: str, first: str, last: str, user: str, item: 
         elif before.endswith("-date"):
             word = first if before == "--start-date" else last
         given.append(stands_for.get(word, word))
-    without = "--config" in given or given[0] in ("settings", "tables", "capacity", "init") or "--help" in given
-    without = without or given[0].startswith("-")
+    without = "--config" in given or "--help" in given or given[0].startswith("-")
+    without = without or given[0] in ("settings", "tables", "capacity", "init", "import-checkpoint")
     return given if without else [given[0], "--config", config, *given[1:]]
