@@ -47,19 +47,20 @@ def figures(lake: gpl.LakehouseReader) -> dict[str, Figure]:
         "unexposed pairs labeled": Figure(feed.manifest["labeled"], "rows"),
         "mean label": Figure(feed.manifest["pseudo_label_sum"] / feed.manifest["labeled"], "probability"),
     }
-    rows = lake.sql(f"SELECT * FROM evaluations WHERE dt = DATE '{day}' AND seed = -1").to_pylist()
-    for row in sorted(rows, key=lambda r: (r["slice"], r["metric"], r["against"], r["model"])):
-        if row["metric"] not in SHOWN or row["value"] is None:
-            continue
-        key = f"{title} | {row['model']}{' - ' * bool(row['against'])}{row['against']}: {row['slice']}/{row['metric']}"
-        found[key] = Figure(row["value"], "mean")
-        found[f"{key} from"], found[f"{key} to"] = Figure(row["low"], "low"), Figure(row["high"], "high")
-        found[f"clicks in {row['slice']}"] = Figure(row["clicks"], "clicks")
-    for row in lake.sql(f"SELECT * FROM truth_metrics WHERE dt > DATE '{day}' ORDER BY slice, metric").to_pylist():
-        if row["metric"] in SHOWN:
-            found[f"Judged by the simulated truth | {row['model']}: {row['slice']}/{row['metric']}"] = Figure(
-                row["value"], "mean"
-            )
+    truth = "Judged by the simulated truth"
+    for table, heading, where in (
+        ("evaluations", title, f"dt = DATE '{day}'"), ("truth_metrics", truth, f"dt > DATE '{day}'"),
+    ):  # fmt: skip
+        rows = lake.sql(f"SELECT * FROM {table} WHERE {where} AND seed = -1").to_pylist()
+        for row in sorted(rows, key=lambda r: (r["slice"], r["metric"], r["against"], r["model"])):
+            if row["metric"] not in SHOWN or row["value"] is None:
+                continue
+            compared = f" - {row['against']}" if row["against"] else ""
+            key = f"{heading} | {row['model']}{compared}: {row['slice']}/{row['metric']}"
+            found[key] = Figure(row["value"], "mean")
+            found[f"{key} from"], found[f"{key} to"] = Figure(row["low"], "low"), Figure(row["high"], "high")
+            if "clicks" in row:
+                found[f"clicks in {row['slice']}"] = Figure(row["clicks"], "clicks")
     return found
 
 
@@ -97,7 +98,8 @@ def photograph(page: Path, picture: Path, width: int = 1200, height: int = 900) 
     picture.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as profile:
         subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}",
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000",
+             "--run-all-compositor-stages-before-draw", f"--user-data-dir={profile}",
              f"--window-size={width},{height}", f"--screenshot={picture}", page.resolve().as_uri()],
             check=True, capture_output=True, timeout=120,
         )  # fmt: skip
