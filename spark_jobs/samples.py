@@ -22,8 +22,12 @@ _PAIR = ("user_id", "item_index")
 
 
 def never_exposed(candidates: DataFrame, shown: DataFrame) -> DataFrame:
-    """Candidates whose (user, item) pair does not occur in `shown`."""
-    return candidates.join(shown.select(*_PAIR).distinct(), list(_PAIR), "left_anti")
+    """Candidates whose (user, item) pair does not occur in `shown`, partitioned by user.
+
+    Moved by user and not by pair, so that the draw and the opt-outs find them where they are.
+    """
+    pairs = shown.select(*_PAIR).repartition("user_id").distinct()
+    return candidates.repartition("user_id").join(pairs, list(_PAIR), "left_anti")
 
 
 def sample_unexposed(candidates: DataFrame, per_request: int, seed: int, many: bool = True) -> DataFrame:
@@ -38,12 +42,12 @@ def sample_unexposed(candidates: DataFrame, per_request: int, seed: int, many: b
     Args:
         many: whether some request may have more channels than `per_request`; finding them takes another sort.
     """
-    request = Window.partitionBy("request_id")
-    stratum = Window.partitionBy("request_id", "_stratum")
+    request = Window.partitionBy("user_id", "request_id")  # a request has one user; partitioned by user it stays put
+    stratum = Window.partitionBy("user_id", "request_id", "_stratum")
     by_hash = stratum.orderBy("_hash", "item_id")
     every = by_hash.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)  # ordered: one pass gives both
-    # One exchange and one sort, that of `by_hash`, serve every window below.
-    rows = candidates.repartition("request_id").withColumn("_stratum", F.col("channel"))
+    # One sort, that of `by_hash`, serves every window below.
+    rows = candidates.withColumn("_stratum", F.col("channel"))
     if many:
         channels = F.size(F.collect_set("channel").over(request))
         rows = rows.withColumn("_stratum", F.when(channels > per_request, F.lit("")).otherwise(F.col("channel")))

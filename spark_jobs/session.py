@@ -54,6 +54,8 @@ _DEFAULTS = {
     "spark.sql.adaptive.enabled": "true",
     # Row groups small enough that every rank of a trainer gets some; Delta's writer ignores the per-write option.
     "spark.hadoop.parquet.block.size": str(64 * 2**20),
+    # What is partitioned by user is not moved again to be joined by user and item.
+    "spark.sql.requireAllClusterKeysForCoPartition": "false",
     # No progress bar in a log file.
     "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
     "spark.log.level": "ERROR",

@@ -55,6 +55,19 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     session.stop()
 
 
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator:
+    """This process as the only rank. Never destroyed: DeepSpeed keeps a handle and cannot start a second one."""
+    from gpu_workers.ranks import start_ranks
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+            patch.setenv(name, value)
+        patch.setenv("MASTER_PORT", "0")
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        yield start_ranks()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_stays_cached() -> Iterator[None]:
     """A job leaves what it has cached to the end of its process, which here comes after hundreds of tests."""

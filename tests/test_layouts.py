@@ -1,4 +1,4 @@
-"""The layouts of docs/own-tables.md from their raw tables to labels, through the real launchers."""
+"""The layouts of docs/own-tables.md from their raw tables to labels: every step in this process, on its own engine."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from gpl_core.cli import main
 from gpl_core.config import load_config
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import STEPS
+from tests.in_process import run_graph
 from tests.layouts import LAYOUTS, Layout
-from tests.test_pipeline import FIRST, SMALL
+from tests.test_pipeline import FIRST, SIZE, SMALL
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed, pytest.mark.slow]
 
@@ -33,13 +34,12 @@ def configured(folder: Path, lakehouse: dict[str, object]) -> str:
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A marketplace's raw tables in the layout of this project."""
     folder = tmp_path_factory.mktemp("simulated")
-    size = ["--users", "60", "--items", "90", "--candidates", "24", "--exposed", "6"]
-    assert main(["simulate", "--config", configured(folder, {}), *size]) == 0
+    assert main(["simulate", "--config", configured(folder, {}), *SIZE]) == 0
     return folder / "lake" / "tables"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_layout_gets_labels_from_its_raw_tables(simulated, layout: Layout, tmp_path, spark):
+def test_a_layout_gets_labels_from_its_raw_tables(simulated, layout: Layout, tmp_path, spark, one_rank):
     layout.create(spark, tmp_path)
     for table in (*RAW, "raw_interactions"):
         rows = spark.read.format("delta").load(str(simulated / table))
@@ -52,7 +52,7 @@ def test_a_layout_gets_labels_from_its_raw_tables(simulated, layout: Layout, tmp
     config = configured(tmp_path, layout.placed(tmp_path))
     assert main(["check-raw", "--config", config]) == 0
     steps = STEPS[: 1 + [s.name for s in STEPS].index("pseudo_labels")]
-    assert main(["run", "--config", config, *[a for s in steps for a in ("--only", s.name)]]) == 0
+    run_graph(load_config(config), spark, one_rank, [FIRST], [s.name for s in steps])
     planner = Planner(load_config(config))
     assert {planner.state(step, FIRST).status for step in steps} == {"done"}
     rows = {t: planner.lake.open(t) for t in ("candidates", "quarantine", "unexposed_samples", "pseudo_labels")}

@@ -21,7 +21,7 @@ from gpl_core.graph.steps import STEPS
 from gpl_core.lakehouse.storage import filesystem
 from tests.documented import ROOT
 from tests.object_store import bucket
-from tests.test_pipeline import SMALL
+from tests.test_pipeline import SIZE, SMALL
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed, pytest.mark.slow]
 DAY = date(2026, 1, 3)
@@ -48,7 +48,7 @@ def test_every_step_runs_on_object_storage(store: str, tmp_path: Path, monkeypat
     }
     path.write_text(yaml.safe_dump(body), encoding="utf-8")
     given = ["--config", str(path)]
-    assert main(["simulate", *given, "--users", "60", "--items", "90", "--candidates", "24", "--exposed", "6"]) == 0
+    assert main(["simulate", *given, *SIZE]) == 0
     assert main(["run", *given]) == 0
 
     planner = Planner(load_config(str(path)))

@@ -1,6 +1,6 @@
 """The whole graph through its own commands: spark-submit and deepspeed, started by `gpl run`, on a tiny marketplace.
 
-One lakehouse serves all tests of this module, in the order they stand in: run, run again, late data, backfill, cluster.
+One lakehouse serves all tests of this module, in the order they stand in: run, run again, ask, backfill, forget.
 """
 
 from __future__ import annotations
@@ -8,14 +8,10 @@ from __future__ import annotations
 import io
 import json
 import os
-import pwd
 import re
-import socket
 import subprocess
 import sys
-import threading
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -31,13 +27,11 @@ import yaml
 import gpl_core as gpl
 from gpl_core.cli import main
 from gpl_core.config import Config, load_config
-from gpl_core.contracts.contract import all_contracts, load_contract
+from gpl_core.contracts.contract import all_contracts
 from gpl_core.graph.dry_run import print_dry_run
-from gpl_core.graph.launches import script_path, tool
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import STEPS, engine_of
 from gpl_core.labels.calibration import Calibrator, apply
-from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.person import Person
 from gpl_core.lakehouse.rewrite import remove_rows
 from tests.bench.quickstart import tour
@@ -48,6 +42,7 @@ from tests.support import JVM
 pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed]
 
 FIRST, LAST = date(2026, 1, 3), date(2026, 1, 4)
+SIZE = ("--users", "60", "--items", "90", "--candidates", "24", "--exposed", "6")
 SMALL: dict[str, Any] = {
     "run": {"start_date": "2026-01-03", "end_date": "2026-01-04", "history_start": "2025-12-24"},
     "launch": {
@@ -123,7 +118,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> House:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump({**SMALL, "lakehouse": {"root": str(folder / "lake")}}), encoding="utf-8")
     made = House(path, load_config(str(path)), "")
-    code, _ = made.gpl("simulate", "--users", "60", "--items", "90", "--candidates", "24", "--exposed", "6")
+    code, _ = made.gpl("simulate", *SIZE)
     assert code == 0
     code, output = made.gpl("run")
     assert code == 0, output
@@ -456,32 +451,6 @@ def test_every_gpl_command_of_the_documents_does_what_it_says_here(house: House)
     assert house.contents() == before
 
 
-@pytest.mark.slow
-def test_late_candidates_make_that_date_stale_and_no_other_and_it_is_rebuilt(house: House) -> None:
-    planner = Planner(house.config)
-    raw = planner.lake.open("raw_candidates")
-    contract = load_contract("raw_candidates")
-    rows = raw.read(raw.select(start=FIRST, end=FIRST))
-    first_request = rows["request_id"][0].as_py()
-    fewer = rows.filter(pc.not_equal(rows["request_id"], first_request)).drop(["dt"])
-    partition = {"dt": FIRST.isoformat()}
-    with planner.lake.writer(contract, partition, dims={}) as writer:
-        writer.write(fewer)
-    mark = SliceMark("platform", {FIRST.isoformat(): "late"}, "platform")
-    planner.lake.commit(contract, writer.parts, mark=mark, mode="overwrite", partition=partition)
-
-    assert house.states(FIRST)["ingest"] == "stale"
-    assert set(house.states(LAST).values()) == {"done"}
-    untouched = house.rows("pseudo_labels", LAST, "user_id", "item_id", "source", "pseudo_label")
-
-    code, output = house.gpl("run", "--run-date", FIRST.isoformat())
-    assert code == 0, output
-    assert set(house.states(FIRST).values()) == {"done"}
-    assert set(house.states(LAST).values()) == {"done"}
-    assert first_request not in house.rows("unexposed_samples", FIRST, "request_id")["request_id"].to_pylist()
-    assert house.rows("pseudo_labels", LAST, "user_id", "item_id", "source", "pseudo_label").equals(untouched)
-
-
 def test_a_backfill_uses_no_model_trained_after_its_date(house: House) -> None:
     planner = Planner(house.config)
     old = planner.artifacts.in_force("interest_model", FIRST)
@@ -497,168 +466,6 @@ def test_a_backfill_uses_no_model_trained_after_its_date(house: House) -> None:
     used = json.loads(last["inputs"])["artifact:interest_model"]["version"]
     assert used == old.version != newer.version
     assert planner.artifacts.in_force("interest_model", LAST + timedelta(days=1)).version == newer.version
-
-
-def started(arguments: list[str], ready: str) -> subprocess.Popen:
-    """Start one of Spark's own daemons and return once it has said `ready`."""
-    env = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # by which Spark finds its home
-    process = subprocess.Popen(arguments, env=env, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if ready in line:
-            threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
-            return process
-    raise AssertionError(f"{arguments} ended before it said '{ready}':\n{''.join(said[-20:])}")
-
-
-@pytest.fixture
-def standalone(tmp_path: Path) -> Iterator[str]:
-    """Address of a standalone master on loopback with two workers of one core."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    address = f"spark://127.0.0.1:{port}"
-    local = ["--host", "127.0.0.1", "--webui-port", "0"]
-    spark_class, deploy = tool("spark-class"), "org.apache.spark.deploy"
-    running = [started([spark_class, f"{deploy}.master.Master", *local, "--port", port], "New state: ALIVE")]
-    try:
-        for number in range(2):
-            size = ["--cores", "1", "--memory", "600m", "--work-dir", str(tmp_path / f"work{number}")]
-            running.append(
-                started([spark_class, f"{deploy}.worker.Worker", *local, *size, address], "Successfully registered")
-            )
-        yield address
-    finally:
-        for process in reversed(running):
-            process.terminate()
-            process.wait()
-
-
-@pytest.mark.slow
-def test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster(house: House, standalone: str, tmp_path) -> None:
-    """Executors are processes of their own here, and the driver has the modules from gpl.zip."""
-    tables = {
-        "impressions": (), "candidates": (), "interactions": (), "exposed_samples": (), "unexposed_samples": (),
-        "user_sequences": (), "item_stats": (), "user_stats": (), "score_requests": (),
-        "pseudo_labels": ("calibrator_version",), "training_feed": ("calibrator_version",),
-    }  # fmt: skip
-
-    def contents() -> dict[str, list[str]]:
-        found = {}
-        for table, but in tables.items():
-            columns = [c for c in load_contract(table).column_names if c not in but]
-            found[table] = sorted(map(str, house.rows(table, LAST, *columns).to_pylist()))
-        return found
-
-    from spark_jobs.session import _DEFAULTS
-
-    before = contents()
-    archive = tmp_path / "gpl.zip"
-    subprocess.run(
-        [sys.executable, "-m", "zipfile", "-c", str(archive), "gpl_core/", "spark_jobs/"],
-        cwd=Path(__file__).parents[1], check=True,
-    )  # fmt: skip
-    # As docs/deploy.md says for machines without a network: jars from a folder, an empty cache to resolve them from.
-    jars, cache, events = tmp_path / "jars", tmp_path / "ivy", tmp_path / "events"
-    for folder in (jars, events):
-        folder.mkdir()
-    for jar in (Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ivy2.5.2" / "jars").glob("io.delta_*.jar"):
-        (jars / jar.name).symlink_to(jar)
-    settings = {
-        "spark.driver.host": "127.0.0.1", "spark.executor.extraJavaOptions": JVM, "spark.ui.enabled": "false",
-        # What start_session sets for local masters only: a cluster's defaults are for a cluster's tables.
-        "spark.databricks.delta.snapshotPartitions": "2", "spark.sql.shuffle.partitions": "4",
-        "spark.sql.adaptive.enabled": "true",
-        "spark.jars.ivy": str(cache), "spark.eventLog.enabled": "true", "spark.eventLog.dir": str(events),
-        "spark.eventLog.compress": "false",
-        # Other than start_session's own.
-        "spark.hadoop.parquet.block.size": str(32 * 2**20), "spark.log.level": "WARN",
-    }  # fmt: skip
-    steps = ",".join(s.name for s in STEPS if s.launcher == "spark")
-    done = subprocess.run(
-        [
-            tool("spark-submit"), "--master", standalone, "--jars", f"{jars}/*.jar", "--py-files", str(archive),
-            *SMALL["launch"]["spark_submit"][2:], "--executor-memory", "600m",
-            *(a for key, value in settings.items() for a in ("--conf", f"{key}={value}")),
-            script_path("spark_jobs/run.py"), "--steps", steps, "--config", str(house.config_file),
-            "--run-date", LAST.isoformat(), "--force",
-        ],
-        env={**os.environ, "PYSPARK_PYTHON": sys.executable}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
-    assert [line["step"] for line in lines if line["status"] == "done"] == steps.split(",")
-    after = contents()
-    assert {t for t in tables if after[t] != before[t]} == set()
-    assert all(before[t] for t in tables)
-    assert not list(cache.rglob("*.jar")), "no jar was looked for elsewhere"
-    in_force = spark_properties(events)
-    # Spark puts JVM options of its own before those that are given.
-    overridden = {
-        key: in_force.get(key) for key, value in settings.items() if not in_force.get(key, "").endswith(value)
-    }
-    assert overridden == {}, "what the launcher sets is never overridden"
-    assert {key for key in _DEFAULTS if key not in in_force} == set(), "what it leaves open is set"
-
-
-@pytest.mark.slow
-def test_the_runbook_of_a_bad_label_day_makes_it_a_good_one(house: House, tmp_path: Path) -> None:
-    """A wrong target rate on the last date; then the commands of docs/operations.md in their order."""
-    lakehouse = {"root": house.config.lakehouse.root}
-    good = gpl.open_lakehouse(str(house.config_file)).feed(LAST).manifest
-    others = sorted(good["monitors"].keys() - {"label_drift"})
-    bound = 0.2 + 2 * good["monitors"]["label_drift"]["value"]
-    path = tmp_path / "watched.yaml"
-    monitors = {"ignore": others, "label_drift": bound}  # of a marketplace so small the others may alarm on any day
-    path.write_text(yaml.safe_dump({**SMALL, "lakehouse": lakehouse, "monitors": monitors}), encoding="utf-8")
-    watched = House(path, load_config(str(path)), "")
-    steps = ("fit_calibrator", "pseudo_labels", "training_feed")
-    only = [a for step in steps for a in ("--only", step)]  # the pre-ranker and the report have their own tests
-
-    def in_force() -> str:
-        return Planner(watched.config).artifacts.in_force("calibrator", LAST).version
-
-    before = in_force()
-    wrong = ["--set", "labels.calibrator.target_rate=0.4", "--run-date", LAST.isoformat()]
-    code, output = watched.gpl("run", *wrong, *only, "--fail-on-alarm")
-    assert code == 3, output
-    setting = "setting labels.calibrator.target_rate is 0.4, was 0.04"
-    assert f"fit_calibrator {LAST}: calibrator {before} is out of date: {setting}" in output
-    assert f"training_feed {LAST}: label_drift" in output
-    bad = in_force()
-    assert bad != before
-    with pytest.raises(gpl.ContractError, match="label_drift is warn"):
-        gpl.open_lakehouse(str(path)).feed(LAST).refuse_alarms()
-
-    section = (ROOT / "docs" / "operations.md").read_text("utf-8").split("### A bad label day")[1].split("\n1. ")[0]
-    label = house.table("pseudo_labels", LAST)[0]
-    said: list[str] = []
-    for command in commands(section):
-        arguments = typed(
-            command.replace("VERSION", bad), config=str(path), first=FIRST.isoformat(), last=LAST.isoformat(),
-            user=label["user_id"], item=label["item_id"],
-        )  # fmt: skip
-        code, output = watched.gpl(*arguments[:1], *arguments[3:], *(only if arguments[0] == "run" else ()))
-        assert code == 0, f"{command}: {output}"
-        said.append(output)
-    assert "label_drift" in said[0]
-    assert bad in said[1]
-    assert f"artifact calibrator is {before}, was {bad}" in " ".join(re.sub("[│\n]", " ", said[4]).split())
-    healthy = gpl.open_lakehouse(str(path)).feed(LAST)
-    healthy.refuse_alarms()
-    assert healthy.manifest["pseudo_label_sum"] == pytest.approx(good["pseudo_label_sum"])
-    assert {watched.states(LAST)[step] for step in steps} == {"done"}
-
-
-def spark_properties(events: Path) -> dict[str, str]:
-    """The settings of the application whose event log lies under `events`."""
-    for log in events.rglob("events_*"):
-        for line in log.read_text("utf-8").splitlines():
-            if line.startswith('{"Event":"SparkListenerEnvironmentUpdate"'):
-                return dict(json.loads(line)["Spark Properties"])
-    raise AssertionError(f"no event log under {events} holds the settings")
 
 
 def test_a_person_is_forgotten_in_every_file_that_the_graph_has_written(house: House) -> None:

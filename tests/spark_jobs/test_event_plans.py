@@ -52,7 +52,7 @@ def test_plans(tmp_path, spark, monkeypatch):
     # What is shuffled: by item to find it (both sides), then by key; one more than named here needs a reason.
     most = {
         "quarantine": 11, "impressions": 2, "candidates": 2, "interactions": 3, "exposed_samples": 0,
-        "unexposed_samples": 5, "user_sequences": 3, "item_stats": 2, "user_stats": 1, "anchor_requests": 3,
+        "unexposed_samples": 3, "user_sequences": 3, "item_stats": 2, "user_stats": 1, "anchor_requests": 3,
         "score_requests": 7,
     }  # fmt: skip
     # Withdrawn items, a bounded number, are broadcast: nothing else is, at a threshold that lets Spark choose nothing.

@@ -136,6 +136,7 @@ def candidates(spark):
     """40 requests with 5 to 34 candidates in three channels, of very different sizes."""
     return spark.range(0, 1000).selectExpr(
         "concat('r', pmod(id * id, 40)) AS request_id",
+        "concat('u', pmod(id * id, 40) % 7) AS user_id",
         "concat('i', id) AS item_id",
         "element_at(array('a','a','a','a','b','b','c'), cast(pmod(xxhash64(id), 7) AS int) + 1) AS channel",
     )
@@ -164,8 +165,9 @@ def test_the_probabilities_are_exact(candidates):
 def test_more_channels_than_rows_to_draw_leave_no_channel_out(spark):
     """With one row per request, each of three equal channels is drawn about a third of the time, and says so."""
     frame = spark.range(0, 900).selectExpr(
-        "concat('r', cast(id / 3 AS int)) AS request_id", "concat('i', id) AS item_id", "concat('c', id % 3) AS channel"
-    )
+        "concat('r', cast(id / 3 AS int)) AS request_id", "'u' AS user_id", "concat('i', id) AS item_id",
+        "concat('c', id % 3) AS channel",
+    )  # fmt: skip
     drawn = sample_unexposed(frame, 1, seed=1).collect()
     assert len(drawn) == 300
     assert {row.sampling_probability for row in drawn} == {1 / 3}
