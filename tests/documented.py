@@ -21,8 +21,8 @@ PIPELINE, PACKAGING = "tests/test_pipeline.py::", "tests/test_packaging.py::"
 ON_S3 = "tests/test_object_storage.py::test_every_step_runs_on_object_storage"
 SHADOW = "tests/gpl_core/commands/test_shadow.py::"
 CATALOG = "tests/spark_jobs/test_register.py::test_the_catalog_of_the_documents_outlives_its_sessions"
-RUNBOOK = PIPELINE + "test_the_runbook_of_a_bad_label_day_makes_it_a_good_one"
-STANDALONE = PIPELINE + "test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster"
+RUNBOOK = "tests/test_rerun.py::test_the_runbook_of_a_bad_label_day_makes_it_a_good_one"
+STANDALONE = "tests/test_rerun.py::test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster"
 ELSEWHERE: Mapping[str, str] = {
     "make quickstart": PIPELINE + "house",
     "make test": ".ci/run",

@@ -129,11 +129,17 @@ def test_a_door_is_seen(line):
     assert list(doors(ast.parse(line)))
 
 
+# Weights that a package carries, pinned by their SHA-256 and read as tensors alone.
+PINNED = {"gpl_core/sids/picture_models.py": "torch.load(file, map_location='cpu', weights_only=True)"}
+
+
 def test_no_module_runs_what_it_reads():
     found = [
-        f"{path.relative_to(ROOT)}:{node.lineno}"
+        f"{name}:{node.lineno}"
         for path in modules()
+        for name in [path.relative_to(ROOT).as_posix()]
         for node in doors(ast.parse(path.read_text(encoding="utf-8")))
+        if ast.unparse(node) != PINNED.get(name)
     ]
     assert found == []
 

@@ -129,7 +129,9 @@ def _tokenizer(file: str | Path, facts: Mapping[str, Any], rows: int) -> Any:
     tokens, eos = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.eos_token_id"]
     if len(tokens) > rows:
         raise ContractError(f"{file}: {len(tokens)} tokens, but {rows} rows in token_embd.weight.")
-    read = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    read = AutoTokenizer.from_pretrained(
+        path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
+    )
     core = json.loads(read.backend_tokenizer.to_str())
     # GPT-2's own end of text, where the file has none: the model has no row for it.
     core["added_tokens"] = [token for token in core["added_tokens"] if token["id"] < len(tokens)]
