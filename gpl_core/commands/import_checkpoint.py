@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "import-checkpoint", "a GGUF file as a checkpoint folder for interest.base_model", run, add_arguments,
+    "import-checkpoint", "convert a GGUF file into a checkpoint folder for interest.base_model", run, add_arguments,
     needs_config=False,
     examples=("SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2",),
 )  # fmt: skip

@@ -17,6 +17,12 @@ from tests.bench import overview, readme
 from tests.bench.harness import RESULTS
 
 ROOT = Path(__file__).parents[2]
+FAIR_SINCE = "2026-11-28"  # decision 019
+UNFAIR = (
+    "*Gains over `exposed_only` are too high here: when this was measured, that baseline saw only the few exposed rows "
+    "of mixed batches ([decision 019](decisions/019-a-fair-baseline-and-its-intervals.md)). Differences between two "
+    "labels are not affected.*"
+)
 SHOWN = 12  # figures without a goal that a section shows; what is more stands in the JSON alone
 
 
@@ -55,6 +61,8 @@ def section(path: Path, body: dict[str, Any]) -> str:
     if "about" in body:
         lines += [f"{body['about'][0].upper()}{body['about'][1:]}.", ""]
     lines += [f"`{body['command']}`, commit {body['commit']}, {body['when'][:10]}", ""]
+    if body["name"] in ("preranker", "simulation") and body["when"] < FAIR_SINCE:
+        lines += [UNFAIR, ""]
     if goals or (rest and not more):
         lines += ["| figure | value | unit | goal | |", "|---|---:|---|---|---|"]
         for key, figure in {**goals, **({} if more else rest)}.items():
