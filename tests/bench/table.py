@@ -35,7 +35,9 @@ def _figures() -> str:
 
 PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "README.md": lambda: readme.with_figures((ROOT / "README.md").read_text(encoding="utf-8")),
-    ROOT / "docs" / "benchmarks.md": lambda: overview.words("benchmarks.md", table=overview.table()),
+    ROOT / "docs" / "benchmarks.md": lambda: overview.words(
+        "benchmarks.md", table=overview.table(), **overview.findings()
+    ),
     ROOT / "docs" / "benchmark-figures.md": _figures,
     ROOT / "docs" / "images" / "labels.svg": overview.labels_plot,
     ROOT / "docs" / "images" / "goals.svg": overview.goals_plot,
