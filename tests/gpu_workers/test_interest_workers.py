@@ -27,6 +27,7 @@ from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
 from gpl_core.interest.alignment import Titles
+from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import NeighborGraph
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.model_files import load_bundle
@@ -299,6 +300,24 @@ def test_each_ingredient_can_be_left_out(tmp_path: Path, ranks: Ranks, without: 
     lake.write_stats(users)
     call(lake, train_interest_model, ranks, without, "interest.epochs=1")
     assert ("content.weight" in weights_of(lake)) == (without != "interest.content=false")
+
+
+def test_a_checkpoint_gets_an_adapter_and_stays_as_it_is(tmp_path: Path, ranks: Ranks) -> None:
+    """Published: LoRA, SID rows, scales and heads, not one tensor of the base; the base's files are untouched."""
+    base = tmp_path / "llama"
+    make_tiny_checkpoint(base, TinySettings(hidden=32, heads=4, kv_heads=2, intermediate=40, family="llama"))
+    files = {file.name: file.read_bytes() for file in base.iterdir()}
+    lake = InterestLake(tmp_path / "lake")
+    users = lake.users(40)
+    lake.write_sequences(users)
+    lake.write_stats(users)
+    call(lake, train_interest_model, ranks, f"interest.base_model={base}", "interest.epochs=1")
+    assert {file.name: file.read_bytes() for file in base.iterdir()} == files
+    published = weights_of(lake)
+    assert sum("lora_" in name for name in published) == 2 * 2 * 7  # A and B, two layers, seven matrices each
+    rest = [tensor for name, tensor in published.items() if "lora_" not in name]
+    shapes = {tuple(tensor.shape) for tensor in load_file(base / "model.safetensors").values() if tensor.ndim == 2}
+    assert not shapes & {tuple(tensor.shape) for tensor in rest}
 
 
 def test_titles_are_learnt_where_a_weight_says_so(tmp_path: Path, ranks: Ranks) -> None:

@@ -76,6 +76,11 @@ def content_vectors(max_tokens: int = 96) -> np.ndarray:
     return build_encoder([EncoderPart("minilm", options={"max_tokens": max_tokens})]).encode(contents).vectors
 
 
+def item_ids() -> list[str]:
+    """Every item's id, in the order of the item numbers."""
+    return [json.loads(line)["item_id"] for line in _lines("items")]
+
+
 def titles() -> list[str]:
     """Every item's title, in the order of the item numbers."""
     return [json.loads(line)["title"] for line in _lines("items")]

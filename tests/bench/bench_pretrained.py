@@ -1,0 +1,144 @@
+"""A pre-trained body, the same shape from random weights and the small body, on the real purchases; titles or none.
+
+The real pipeline trains them: `gpl run --only train_interest_model` with the configuration `amazon-smollm2`, one seed,
+each in a copy of one lakehouse under `--work`. Judged: every test event with a history, all 3,686 items as candidates.
+Each model is a matter of an hour on two cores: a killed run goes on from the last checkpoint of the model it was at.
+
+First the lakehouse and the checkpoint (docs/getting-started.md), as far as `sequences`:
+
+    gpl import-reviews --config amazon-smollm2 --items ITEMS --sequences SEQUENCES
+    gpl run --config amazon-smollm2 --run-date 2026-01-03 --only ingest --only encode_items --only train_tokenizer \
+        --only assign_sids --only sequences
+    python -m tests.bench.bench_pretrained --work FOLDER [--only MODEL ...] [--set SECTION.KEY=VALUE ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from gpl_core.cli import main as gpl
+from gpl_core.config import Config, load_config
+from gpl_core.graph.planner import Planner
+from gpl_core.graph.step_run import StepContext
+from gpl_core.graph.steps import find_step
+from gpl_core.interest.model_files import load_bundle
+from gpl_core.interest.search import BeamSearch, SearchSettings
+from gpl_core.interest.trie_scoring import DeviceTrie
+from gpl_core.lakehouse.artifacts import ArtifactStore
+from gpu_workers.inputs.feed import read_batches
+from gpu_workers.inputs.interest import base_checkpoint, content_table, read_catalog
+from gpu_workers.ranks import Ranks, start_ranks
+from tests.bench.harness import Figure, device_name, report
+from tests.bench.quality.data import MOST_EVENTS, RANKED, Task, item_ids, judge, load_task
+
+LLM, SMALL, STEP, BEAMS = "amazon-smollm2", "amazon", "train_interest_model", 20
+TITLES = ("interest.title_to_sid=0.5", "interest.sid_to_title=0.1")
+MODELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "pre-trained": (LLM, "itself", ()),
+    "pre-trained, and titles": (LLM, "itself", TITLES),
+    "its shape from random weights": (LLM, "random", ()),
+    "its shape from random weights, and titles": (LLM, "random", TITLES),
+    "small body": (SMALL, "", ()),
+    "small body, and titles": (SMALL, "", TITLES),
+}
+"""Name -> configuration, body, and settings beside it."""
+
+
+def random_twin(base: Path, folder: Path) -> Path:
+    """A checkpoint of ``base``'s shape and tokenizer with random weights."""
+    if not folder.is_dir():
+        aside = folder.with_suffix(".aside")
+        shutil.copytree(base, aside, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+        torch.manual_seed(0)
+        weights = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)).state_dict()
+        if AutoConfig.from_pretrained(base).tie_word_embeddings:
+            del weights["lm_head.weight"]
+        save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
+        aside.rename(folder)
+    return folder
+
+
+def trained(name: str, configuration: str, work: Path, settings: tuple[str, ...]) -> Config:
+    """The configuration of a lakehouse in which ``name`` has been trained."""
+    root = work / re.sub("[^a-z]+", "-", name)
+    if not root.is_dir():
+        source = Path(load_config(LLM).lakehouse.root)
+        shutil.copytree(source, root.with_suffix(".aside"), ignore=shutil.ignore_patterns("work", "interest_model"))
+        root.with_suffix(".aside").rename(root)
+    given = [f"lakehouse.root={root}", *settings]
+    config = load_config(configuration, given)
+    options = [word for setting in given for word in ("--set", setting)]
+    if gpl(["run", "--config", configuration, *options, "--run-date", str(config.run.start_date), "--only", STEP]):
+        raise SystemExit(f"{name}: training failed; start this benchmark again to go on")
+    return config
+
+
+def rankings(config: Config, task: Task, ranks: Ranks) -> np.ndarray:
+    """int64 [T x RANKED] by the published model; items that share a SID follow each other by training frequency."""
+    planner, day = Planner(config), config.run.start_date
+    context = StepContext(planner, STEP, day, planner.state(find_step(STEP), day), "bench")
+    store = ArtifactStore(config.lakehouse.root)
+    manifest = store.manifests("interest_model")[-1]
+    sid_version, encoder_version = manifest.lineage["sid_version"], manifest.lineage["encoder_version"]
+    model = load_bundle(store.fetch(manifest), base_checkpoint(config), sid_version=sid_version)
+    model.merge()
+    catalog = read_catalog(context, sid_version, model.settings.codes)
+    numbers = numbers_of(context)
+    reads = bool(model.settings.content_width)
+    with content_table(context, encoder_version, ranks, wanted=reads) as content:
+        search = BeamSearch(model, DeviceTrie(catalog.trie), SearchSettings(BEAMS, MOST_EVENTS), content)
+        histories = [numbers[history] for history in task.histories]
+        anchors = search.search([catalog.sids_of(history) for history in histories], histories)
+    leaves = catalog.trie.leaf_of(anchors.sids.reshape(-1, anchors.sids.shape[2])).reshape(anchors.sids.shape[:2])
+    items = np.argsort(numbers)[np.searchsorted(np.sort(numbers), catalog.leaf_items)]
+    items_of = np.split(items, catalog.leaf_offsets[1:-1])
+    out = np.full((len(task.targets), RANKED), -1)
+    for line, row in enumerate(leaves):
+        ranked = [i for leaf in row for i in sorted(items_of[leaf], key=lambda i: -task.counts[i])]
+        out[line, : len(ranked[:RANKED])] = ranked[:RANKED]
+    return out
+
+
+def numbers_of(context: StepContext) -> np.ndarray:
+    """The lakehouse's item_index of the task's items, in their order."""
+    snapshot = context.snapshot("items")
+    index: dict[str, int] = {}
+    for batch in read_batches(snapshot, snapshot.files, ["item_index", "item_id"]):
+        index.update(zip(batch["item_id"], batch["item_index"].tolist(), strict=True))
+    return np.array([index[item] for item in item_ids()])
+
+
+def main() -> None:
+    """Train what is missing, judge, print, write."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", type=Path, required=True, help="a folder for the lakehouses; of one commit")
+    parser.add_argument("--only", action="append", choices=MODELS, help="one model; repeatable")
+    parser.add_argument("--set", action="append", default=[], help="a setting for all models; repeatable")
+    parser.add_argument("--events", type=int, help="judge a random sample of that many test events")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    base = Path(load_config(LLM).interest.base_model).absolute()
+    folders = {"itself": str(base), "random": "", "": ""}
+    task, ranks = load_task("test", arguments.events), start_ranks()
+    figures: dict[str, Figure] = {}
+    for name in arguments.only or MODELS:
+        configuration, body, settings = MODELS[name]
+        if body == "random":
+            folders[body] = str(random_twin(base, arguments.work / "random"))
+        given = (f"interest.base_model={folders[body]}", *settings, *arguments.set)
+        found = judge(rankings(trained(name, configuration, arguments.work, given), task, ranks), task)
+        figures |= {f"{name}: {metric}": Figure(value, "share") for metric, value in found.items()}
+        print(name, {metric: round(value, 4) for metric, value in found.items()}, flush=True)
+    report("pretrained", figures, False, f"next item, {len(task.targets)} test events, one seed, {device_name()}")
+
+
+if __name__ == "__main__":
+    main()
