@@ -9,7 +9,7 @@ First the lakehouse and the checkpoint (docs/getting-started.md), as far as `seq
     gpl import-reviews --config amazon-smollm2 --items ITEMS --sequences SEQUENCES
     gpl run --config amazon-smollm2 --run-date 2026-01-03 --only ingest --only encode_items --only train_tokenizer \
         --only assign_sids --only sequences
-    python -m tests.bench.bench_pretrained --work FOLDER [--only MODEL ...] [--set SECTION.KEY=VALUE ...]
+    python -m tests.bench.pretrained --work FOLDER [--only MODEL ...] [--set SECTION.KEY=VALUE ...]
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def main() -> None:
         found = judge(rankings(trained(name, configuration, arguments.work, given), task, ranks), task)
         figures |= {f"{name}: {metric}": Figure(value, "share") for metric, value in found.items()}
         print(name, {metric: round(value, 4) for metric, value in found.items()}, flush=True)
-    report("pretrained", figures, False, f"next item, {len(task.targets)} test events, one seed, {device_name()}")
+    title = f"next item, {len(task.targets)} test events, one seed, {device_name()}"
+    report("pretrained", figures, False, title, module="pretrained")
 
 
 if __name__ == "__main__":
