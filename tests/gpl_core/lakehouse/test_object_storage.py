@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from gpl_core.cli import main
 from gpl_core.commands.evict import evict
 from gpl_core.commands.forget import forget
 from gpl_core.commands.migrate import migrate
 from gpl_core.commands.optimize import compact
 from gpl_core.commands.vacuum import vacuum
+from gpl_core.config import load_config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ConflictError, ContractError, MissingInputError
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
@@ -40,6 +42,17 @@ pytestmark = pytest.mark.slow
 def store() -> Iterator[str]:
     with bucket() as location:
         yield location
+
+
+def test_init_finds_the_tables_of_a_bucket(store, tmp_path):
+    toy = Toy(small_config(tmp_path, {"lakehouse": {"root": f"{store}/shop"}}))
+    toy.raw([DAY, DAY + ONE])
+    out = tmp_path / "shop.yaml"
+    assert main(["init", f"{store}/shop", "--out", str(out), "--root", f"{store}/gpl", "--yes"]) == 0
+    lakehouse = load_config(str(out)).lakehouse
+    raw = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions")
+    assert lakehouse.tables == {table: f"{store}/shop/tables/{table}" for table in raw}
+    assert lakehouse.root == f"{store}/gpl"
 
 
 def test_the_graph_is_done_on_s3_and_stays_done_through_maintenance(store, tmp_path):
