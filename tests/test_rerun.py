@@ -206,7 +206,7 @@ def test_the_runbook_of_a_bad_label_day_makes_it_a_good_one(house: House, tmp_pa
     assert f"training_feed {LAST}: label_drift" in output
     bad = in_force()
     assert bad != before
-    with pytest.raises(gpl.ContractError, match="label_drift is warn"):
+    with pytest.raises(gpl.ContractError, match="label_drift warns"):
         gpl.open_lakehouse(str(path)).feed(LAST).refuse_alarms()
 
     section = (ROOT / "docs" / "operations.md").read_text("utf-8").split("### A bad label day")[1].split("\n1. ")[0]

@@ -170,8 +170,8 @@ def test_planted_faults_are_measured_written_and_warned_of(lake):
     assert lake.context.counts.details["monitors"]["coverage"]["status"] == "warn"
     feed = LakehouseReader(lake.config()).feed(D)
     assert feed.manifest["monitors"]["coverage"] == {"status": "warn", "value": pytest.approx(1 / 3)}
-    assert sorted(feed.alarms) == sorted(f"{name} is warn" for name in found)
-    with pytest.raises(ContractError, match=r"training_feed of 2026-01-10: .*coverage is warn"):
+    assert sorted(feed.alarms) == sorted(f"{name} warns" for name in found)
+    with pytest.raises(ContractError, match=r"training_feed of 2026-01-10: .*coverage warns"):
         feed.refuse_alarms()
     # The same without this package, as docs/bring-your-own-preranker.md shows it.
     (lines,) = re.findall("```python\n(alarms = .*?)```", (ROOT / "docs/bring-your-own-preranker.md").read_text(), re.S)
