@@ -26,8 +26,9 @@ def feed(manifest: dict) -> DataFrame:
 
 def totals(manifest: dict) -> dict:
     """Rows and sums, to compare with the manifest."""
+    rows = feed(manifest)  # starts Spark, without which there is no column
     sums = [F.sum(F.col(c).cast("double")) for c in ("label", "pseudo_label", "sample_weight")]
-    row = feed(manifest).agg(F.count(F.lit(1)), *sums).first()
+    row = rows.agg(F.count(F.lit(1)), *sums).first()
     return dict(zip(("rows", "label_sum", "pseudo_label_sum", "weight_sum"), row))
 
 
