@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpl_core.commands.command import Command
-from gpl_core.errors import ContractError, MissingInputError, UsageError
+from gpl_core.errors import ContractError, MissingInputError, UsageError, counted
 
 # Where a checkout keeps the results of its benchmarks; an installed wheel has no such folder.
 RESULTS = Path(__file__).parents[2] / "tests" / "bench" / "results"
@@ -44,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
     rate = measured.rates[prompt, beams]
     device_hours = args.users / rate / 3600
     needed = math.ceil(device_hours / args.hours)
-    print(f"{args.users:,.0f} users in {args.hours:g} h: {needed:,} devices ({device_hours:,.1f} device hours)")
+    print(
+        f"{args.users:,.0f} users in {args.hours:g} h: {counted(needed, 'device')} ({device_hours:,.1f} device hours)"
+    )
     if args.gpus:
         takes = device_hours / args.gpus
         fits = "fits" if takes <= args.hours else "does not fit"

@@ -25,7 +25,7 @@ from gpl_core.commands.command import Command
 from gpl_core.commands.vacuum import add_ended, check_retention
 from gpl_core.config import Config
 from gpl_core.contracts.contract import CONTRACT_VERSION, Column, Contract, Migration, all_contracts, load_contract
-from gpl_core.errors import ConflictError, ContractError
+from gpl_core.errors import ConflictError, ContractError, counted
 from gpl_core.lakehouse.commit import Part, transact
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.lake import Lake
@@ -65,8 +65,8 @@ def run(args: argparse.Namespace, config: Config) -> int:
             print(f"{contract.name}: columns {would}added: {', '.join(found.added)}")
         else:
             print(
-                f"{contract.name}: version {found.before} {would}migrated to {found.after}, {found.rows:,} rows in "
-                f"{found.files:,} files"
+                f"{contract.name}: version {found.before} {would}migrated to {found.after}, "
+                f"{counted(found.rows, 'row')} in {counted(found.files, 'file')}"
             )
     if not done:
         print("every table matches the current contract")

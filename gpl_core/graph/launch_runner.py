@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gpl_core.config import Config
-from gpl_core.errors import ContractError, MissingInputError, UsageError
+from gpl_core.errors import ContractError, MissingInputError, UsageError, counted
 from gpl_core.graph.arguments import new_run_id
 from gpl_core.graph.hints import hints
 from gpl_core.graph.launches import Launch, Source, command, environment, pending, shell, with_free_port
@@ -195,7 +195,7 @@ def _step_line(line: str) -> dict[str, Any] | None:
 def _print_result(console: Console, line: dict[str, Any]) -> None:
     parts = [f"  {line['step']} {line['run_date']}: {line['status']}"]
     if line["status"] == "done":
-        parts.append(f"{line['rows_out']:,} rows")
+        parts.append(counted(line["rows_out"], "row"))
         parts += [f"{line['rows_quarantined']:,} quarantined"] if line["rows_quarantined"] else []
         parts.append(f"{line['seconds']:.1f} s")
     if line["status"] == "failed":
