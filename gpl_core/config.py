@@ -169,6 +169,7 @@ REMOVED = {
     ), _FIXED),
     "sids": _FIXED.replace("key", "section"),
     "interest.tiny": "without interest.base_model the model has one small shape: delete the section",
+    "interest.lora_dropout": "it is now interest.dropout: rename the key",
     "interest.lora_alpha": "the scale is twice interest.lora_rank: delete the key",
     "interest.prompt": "a history has no text before it: delete the key",
     "interest.init": "new token rows start from the codebooks: delete the key",

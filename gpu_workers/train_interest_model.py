@@ -18,7 +18,7 @@ from tqdm import tqdm
 from gpl_core.errors import GateError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.alignment import TitlePack, Titles
-from gpl_core.interest.content import NeighborGraph
+from gpl_core.interest.content import NeighborGraph, node_content
 from gpl_core.interest.interest_model import ModelSettings, adapter_state, build_interest_model, load_adapter_state
 from gpl_core.interest.model_files import save_bundle
 from gpl_core.interest.packing import Pack, UserHistory, most_events, training_packs
@@ -120,14 +120,15 @@ def setup(
         snapshot = context.snapshot("user_sequences")
         data = LatestSequences(snapshot, snapshot.select(end=context.run_date), tokenizer.version, settings.valid_share)
         keep = keep_probability(positives_of(context, int(catalog.item_index.max()) + 1), settings.keep_target_share)
+        rank = settings.lora_rank if settings.base_model else 0
         model = build_interest_model(
             base_checkpoint(config),
             ModelSettings(
                 levels,
                 codes,
-                lora_rank=settings.lora_rank,
-                lora_alpha=2 * settings.lora_rank,
-                lora_dropout=settings.lora_dropout,
+                lora_rank=rank,
+                lora_alpha=2 * rank,
+                dropout=settings.dropout,
                 seed=config.run.seed,
                 content_width=content.width if content and settings.content else 0,
             ),
@@ -142,7 +143,7 @@ def setup(
             "%d of another sid_version",
             data.found.train, data.found.held_out, data.found.superseded, data.found.other_sid_version,
         )  # fmt: skip
-    trie = DeviceTrie(catalog.trie, ranks.device)
+    trie = DeviceTrie(catalog.trie, ranks.device, node_content(catalog, content if settings.content else None))
     weights = (settings.title_to_sid, settings.sid_to_title)
     walks = titles = None
     with ranks.together():

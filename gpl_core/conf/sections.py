@@ -229,14 +229,16 @@ class Interest(Section):
     base_model: str = Field(
         default="", description="Folder of a Qwen2, Qwen3 or Llama checkpoint; empty: a small random model"
     )
-    lora_rank: Positive = Field(default=64, description="Rank of the adapter; its scale is twice that")
-    lora_dropout: Share = Field(default=0.0, description="Dropout in the adapter")
+    lora_rank: Positive = Field(
+        default=64, description="Rank of base_model's adapter, its scale is twice that; a small model trains whole"
+    )
+    dropout: Share = Field(default=0.0, description="Dropout in base_model's adapter, or in the small random model")
     epochs: Positive = Field(default=8, description="Passes over the users, at most")
     learning_rate: float = Field(default=2e-3, gt=0, description="Peak learning rate")
     tokens_per_batch: Positive = Field(default=4096, description="Token budget of a packed batch")
     keep_target_share: Share = Field(default=0.85, description="Share of targets that down-sampling keeps")
     valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
-    content: bool = Field(default=True, description="Add the items' content vectors at the model's input")
+    content: bool = Field(default=True, description="Read the items' content vectors, and score by them beside SIDs")
     walks: float = Field(default=1.0, ge=0, description="Synthetic walks between similar items, per real user; 0: none")
     title_to_sid: float = Field(default=0.0, ge=0, description="Weight of the task SID from title; 0: off")
     sid_to_title: float = Field(default=0.0, ge=0, description="Weight of the task title from SID; 0: off")

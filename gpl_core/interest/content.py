@@ -1,6 +1,6 @@
-"""What the model may learn from content besides the SIDs: item vectors at its input, walks between similar items.
+"""What the model learns from content besides the SIDs: item vectors that it reads and scores, walks between items.
 
-Both are options (docs/decisions/018). Legend: N items, d embedding width, M events.
+Options, all of them (docs/decisions/018, 024). Legend: N items, d embedding width, D hidden width, L levels.
 """
 
 from __future__ import annotations
@@ -10,13 +10,60 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpl_core.errors import UsageError
 from gpl_core.sids.content_table import ContentTable
+from gpl_core.sids.item_catalog import ItemCatalog
 
 _STAY = 1 / 6  # chance that a walk repeats its item: people buy again, and walks that never repeat teach otherwise
+_SUM_ROWS = 65_536  # items' vectors summed at a time: bounds memory when they are a memory-mapped file
 _BLOCK = 2_048  # items compared with all others at a time: bounds memory to this times the pool
+
+
+class ContentHeads(nn.Module):
+    """Item vectors at the input, and what is compared with them at the output."""
+
+    def __init__(self, width: int, hidden: int, levels: int, *, spread: float, share: float, seed: int) -> None:
+        """``spread``: about the length of a projected unit vector; ``share``: where the shares start."""
+        super().__init__()
+        self.read = nn.Linear(width, hidden, bias=False)  # d -> D
+        self.query = nn.Linear(hidden, width, bias=False)  # D -> d, W of the scoring rule
+        self.share = nn.Parameter(torch.full((levels,), share))
+        with torch.no_grad():
+            random = torch.Generator().manual_seed(seed)
+            self.read.weight.normal_(std=spread / hidden**0.5, generator=random)
+            # What was read can be found again from the start: the last item's content asks for its neighbors.
+            self.query.weight.copy_(self.read.weight.T)
+
+
+def node_content(catalog: ItemCatalog, table: ContentTable | None) -> list[np.ndarray] | None:
+    """Content of the trie's nodes, per level float32 [n x d]: the mean vector of the items below, less the parent's.
+
+    A softmax over siblings does not change when the same is taken off all of them. A node without a vector below it
+    stands where its parent does, at 0. None without a ``table``.
+    """
+    if table is None:
+        return None
+    trie = catalog.trie
+    rows = table.rows(catalog.leaf_items)
+    leaf = np.repeat(np.arange(trie.size), np.diff(catalog.leaf_offsets))
+    rows, leaf = rows[rows >= 0], leaf[rows >= 0]
+    total = np.zeros((trie.size, table.width), dtype=np.float32)
+    for start in range(0, len(rows), _SUM_ROWS):
+        part = slice(start, start + _SUM_ROWS)
+        np.add.at(total, leaf[part], table.vectors[rows[part]])
+    count = np.bincount(leaf, minlength=trie.size)
+    out = []
+    for offsets in trie.offsets[::-1]:  # from the leaves up
+        mean = total / np.maximum(count, 1)[:, None]
+        total, below = np.add.reduceat(total, offsets[:-1]), count
+        count = np.add.reduceat(count, offsets[:-1])
+        parents = total / np.maximum(count, 1)[:, None]
+        mean -= np.repeat(parents, np.diff(offsets), axis=0)
+        mean[below == 0] = 0
+        out.append(mean.astype(np.float32))
+    return out[::-1]
 
 
 @dataclass(frozen=True, eq=False)

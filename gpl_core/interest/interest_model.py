@@ -1,4 +1,4 @@
-"""The interest model: a frozen language model with LoRA, and trained rows for the SID tokens.
+"""The interest model: a frozen language model with LoRA, or a small one trained whole, and rows for the SID tokens.
 
 Legend for shapes: T packed tokens, L levels, C codes per level, D hidden width.
 """
@@ -11,13 +11,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.interest.attention import ATTENTION, AttentionPlan
 from gpl_core.interest.base_model import load_base
+from gpl_core.interest.content import ContentHeads
 from gpl_core.interest.vocabulary import SidVocabulary, extend_tokenizer
 
 _ADAPTER = "default"
@@ -30,11 +32,11 @@ class ModelSettings:
 
     levels: int  # L of the tokenizer artifact
     codes: int  # C of the tokenizer artifact
-    lora_rank: int = 16
+    lora_rank: int = 16  # 0: the whole body is trained, for one that is not pre-trained
     lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    seed: int = 0  # of LoRA's initial weights and the codebooks' projection
-    content_width: int = 0  # d of the item vectors added at the input; 0: SIDs alone
+    dropout: float = 0.0  # before LoRA's matrices; in a body that is trained whole, at its input and after each block
+    seed: int = 0  # of new weights
+    content_width: int = 0  # d of the item vectors that are read and scored; 0: SIDs alone
 
 
 class InterestModel(nn.Module):
@@ -51,14 +53,28 @@ class InterestModel(nn.Module):
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.settings = settings
-        self.scale = nn.Parameter(torch.full((settings.levels,), self._start_scale(), dtype=self.input_rows.dtype))
-        """Of a level's logits, [L]."""
-        self.content: nn.Linear | None = None
+        self.scale = nn.Parameter(torch.full((settings.levels,), self._start_scale()))
+        """Of the logits of a level's codes, [L]."""
+        self.content: ContentHeads | None = None
         if settings.content_width:
-            # Starts at 0: the vectors say nothing at first and do not disturb the base.
-            self.content = nn.Linear(settings.content_width, self.config.hidden_size, bias=False)
-            nn.init.zeros_(self.content.weight)
-            self.content.to(self.input_rows.dtype)
+            rows = self.input_rows.detach().float()
+            spread = float((rows - rows.mean(0)).norm(dim=1).mean())
+            self.content = ContentHeads(
+                settings.content_width,
+                self.config.hidden_size,
+                settings.levels,
+                spread=spread,
+                share=self._start_scale(),
+                seed=settings.seed,
+            )
+        self.dropout = nn.Dropout(0.0 if settings.lora_rank else settings.dropout)
+        if not settings.lora_rank:
+            self._backbone.layers.requires_grad_(True)
+            self._backbone.norm.requires_grad_(True)
+            for layer in self._backbone.layers:
+                for block in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                    block.register_forward_hook(lambda _, __, out: self.dropout(out))
+        self.to(self.input_rows.dtype)
 
     @property
     def config(self) -> Any:
@@ -112,9 +128,9 @@ class InterestModel(nn.Module):
         inputs = self.embed(token_ids)
         if self.content is not None and content is not None and len(content[0]):
             places, vectors = content
-            inputs = inputs.index_add(0, places, self.content(vectors.to(inputs.dtype)))
+            inputs = inputs.index_add(0, places, self.content.read(vectors.to(inputs.dtype)))
         out = self._backbone(
-            inputs_embeds=inputs[None],
+            inputs_embeds=self.dropout(inputs)[None],
             position_ids=positions[None],
             attention_mask=None,  # the plan decides; for an attention of ours the library makes no mask
             use_cache=False,
@@ -203,10 +219,10 @@ def build_interest_model(
             ).to(dtype)
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
-        r=settings.lora_rank,
+        r=settings.lora_rank or 1,
         lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules="all-linear",
+        lora_dropout=settings.dropout,
+        target_modules="all-linear" if settings.lora_rank else DUMMY_TARGET_MODULES,
         trainable_token_indices=targets,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -249,15 +265,14 @@ def initial_rows(existing: Tensor, vocabulary: SidVocabulary, codebooks: np.ndar
 
 
 def adapter_state(model: InterestModel) -> dict[str, Tensor]:
-    """What training changes, by name: LoRA matrices, SID rows, scales, the content projection; nothing of the base."""
-    state = get_peft_model_state_dict(model.body, adapter_name=_ADAPTER, save_embedding_layers=False)
-    state |= _own(model)
-    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    """What training changes, by name: LoRA's matrices or the body, SID rows, scales, content heads."""
+    return {name: p.detach().cpu().contiguous().clone() for name, p in _trained(model).items()}
 
 
 def load_adapter_state(model: InterestModel, state: dict[str, Tensor]) -> None:
     """Put `adapter_state` back into a model of the same settings; ContractError where the tensors do not fit."""
-    expected = {name: tuple(value.shape) for name, value in adapter_state(model).items()}
+    trained = _trained(model)
+    expected = {name: tuple(value.shape) for name, value in trained.items()}
     got = {name: tuple(value.shape) for name, value in state.items()}
     if expected != got:
         wrong = sorted(n for n in expected.keys() | got.keys() if expected.get(n) != got.get(n))
@@ -266,14 +281,10 @@ def load_adapter_state(model: InterestModel, state: dict[str, Tensor]) -> None:
             f"adapter: {len(wrong)} tensors do not fit this base and settings, first {first}: shape {got.get(first)}, "
             f"expected {expected.get(first)}; load it on the base it was trained on."
         )
-    own = _own(model)
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in trained.items():
             parameter.copy_(state[name])
-    body = {name: value for name, value in state.items() if name not in own}
-    set_peft_model_state_dict(model.body, body, adapter_name=_ADAPTER)
 
 
-def _own(model: InterestModel) -> dict[str, nn.Parameter]:
-    """Trained parameters that PEFT does not know."""
-    return {name: value for name, value in model.named_parameters() if not name.startswith("body.")}
+def _trained(model: InterestModel) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,7 +1,8 @@
-"""A trained interest model on disk: its adapter and SID rows, without the base's weights.
+"""A trained interest model on disk, without the weights of a base that stayed frozen.
 
-``adapter.safetensors`` (LoRA matrices and SID rows) and ``interest_model.json`` (settings, the base's fingerprint, the
-sid_version). The artifact store copies the folder and writes the artifact's manifest last.
+``adapter.safetensors`` (what was trained: LoRA's matrices or a small body, SID rows, heads) and ``interest_model.json``
+(format, settings, the base's fingerprint, the sid_version). The artifact store copies the folder and writes the
+artifact's manifest last.
 """
 
 import json
@@ -24,6 +25,7 @@ from gpl_core.interest.interest_model import (
 
 WEIGHTS = "adapter.safetensors"
 DESCRIPTION = "interest_model.json"
+FORMAT = 2  # of the bundle: 1 had no scales and scored by SIDs alone
 
 
 def save_bundle(
@@ -38,6 +40,7 @@ def save_bundle(
     path.mkdir(parents=True, exist_ok=True)
     save_file(adapter_state(model), path / WEIGHTS)
     body = {
+        "format": FORMAT,
         "settings": asdict(model.settings),
         "base_fingerprint": base_fingerprint(checkpoint),
         "sid_version": sid_version,
@@ -47,14 +50,17 @@ def save_bundle(
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
-    """The bundle's description; MissingInputError where absent, ContractError where broken."""
+    """The bundle's description; MissingInputError where absent, ContractError where broken, LineageError where old."""
     file = Path(folder) / DESCRIPTION
     if not file.is_file():
         raise MissingInputError(f"interest model: {file} is absent, the bundle is incomplete; publish it again.")
     try:
         body = json.loads(file.read_text())
-        if body["settings"].pop("prompt", ""):  # of an earlier release; most were empty
-            raise ValueError("it was trained with a prompt, which no longer exists")
+        if body.get("format", 1) != FORMAT:
+            raise LineageError(
+                f"interest model: {file} is of format {body.get('format', 1)}, this release reads format {FORMAT}; "
+                "train the model again: gpl run --only train_interest_model --force"
+            )
         body["settings"] = ModelSettings(**body["settings"])
         return {key: body[key] for key in ("settings", "base_fingerprint", "sid_version", "max_events")}
     except (ValueError, KeyError, TypeError) as error:

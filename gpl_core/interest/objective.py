@@ -9,7 +9,7 @@ from torch import Tensor
 from gpl_core.interest.attention import CausalPlan
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import Pack
-from gpl_core.interest.trie_scoring import DeviceTrie, code_log_probs
+from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs
 from gpl_core.sids.content_table import ContentTable
 
 
@@ -43,12 +43,13 @@ def target_scores(model: InterestModel, trie: DeviceTrie, hidden: Tensor, pack: 
     sids = torch.from_numpy(pack.target_sids).to(hidden.device)
     nodes, found = trie.path(sids)
     places = torch.from_numpy(pack.target_places).to(hidden.device)[found]
-    sids, nodes = sids[found], nodes[found]
+    nodes = nodes[found]
     scores = []
     for level in range(trie.levels):
-        logits = level_logits(model, hidden[places[:, level]], level)
-        scores.append(code_log_probs(logits, trie.children(level, nodes[:, level]), sids[:, level]))
-    return TargetScores(torch.stack(scores, dim=1), len(pack.target_sids) - len(sids))
+        node, child = nodes[:, level], nodes[:, level + 1]
+        log_prob = child_log_probs(model, trie, level, node, hidden[places[:, level]])[1]
+        scores.append(log_prob.gather(1, (child - trie.offsets[level][node])[:, None])[:, 0])
+    return TargetScores(torch.stack(scores, dim=1), len(sids) - len(nodes))
 
 
 def content_of(
@@ -60,15 +61,6 @@ def content_of(
     rows = table.rows(items)
     known = rows >= 0
     return torch.from_numpy(places[known]).to(device), table.take(rows[known]).to(device)
-
-
-def level_logits(model: InterestModel, hidden: Tensor, level: int) -> Tensor:
-    """Logits over the codes of ``level``: ``hidden`` [R x D] -> [R x C], never below float32.
-
-    In bf16, codes of nearly equal score would tie; the head is small enough for float32.
-    """
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    return hidden.to(dtype) @ model.level_rows(level).to(dtype).T * model.scale[level].to(dtype)
 
 
 def interest_loss(scores: TargetScores) -> Tensor:

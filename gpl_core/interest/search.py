@@ -22,7 +22,7 @@ from torch import Tensor
 from gpl_core.errors import ContractError, GplError, UsageError
 from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan, ranges
 from gpl_core.interest.interest_model import InterestModel
-from gpl_core.interest.objective import content_of, level_logits
+from gpl_core.interest.objective import content_of
 from gpl_core.interest.packing import budget_batches, event_ends, history_tokens, most_events
 from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs
 from gpl_core.sids.content_table import ContentTable
@@ -85,7 +85,7 @@ class BeamSearch:
     ) -> None:
         """UsageError where trie, model and settings do not fit. The model should be in eval mode.
 
-        ``content``: the item vectors, for a model that reads them.
+        ``content``: the item vectors, for a model that reads them; then ``trie`` needs its nodes' content too.
         """
         vocabulary = model.vocabulary
         if (trie.levels, trie.codes) != (vocabulary.levels, vocabulary.codes):
@@ -223,8 +223,7 @@ class BeamSearch:
         ``hidden`` [U * W x D] are the beams' last states.
         """
         users, width = beams.score.shape
-        children = self.trie.children(level, beams.node.flatten())
-        log_prob = child_log_probs(level_logits(self.model, hidden, level), children)
+        children, log_prob = child_log_probs(self.model, self.trie, level, beams.node.flatten(), hidden)
         most = log_prob.shape[1]
         score = beams.score[:, :, None].to(log_prob.dtype) + log_prob.view(users, width, most)
         score, node = score.flatten(1), children.node.view(users, -1)

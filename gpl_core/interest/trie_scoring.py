@@ -1,18 +1,26 @@
 """The scoring rule of training and search (ours): at each level a softmax over the prefix's *valid children* only.
 
 log p(SID) = sum over levels of log p(c_l | c_<l, history); the probabilities of all SIDs of the catalog sum to 1.
+The logit of a child is scale_l <h, row of its code> and, for a model that reads content, + share_l <W h, content of the
+child node>: SIDs and dense retrieval in one probability. h is the last state after the prefix.
 
-Legend for shapes: R rows (prefixes), m most children of any node at that depth, C codes, L levels, S SIDs.
+Legend for shapes: R rows (prefixes), m most children of any node at that depth, C codes, L levels, S SIDs, D hidden
+width, d width of content vectors.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gpl_core.errors import ContractError
+from gpl_core.interest.interest_model import InterestModel
 from gpl_core.sids.trie import Trie
+
+_MOST_NUMBERS = 2**26  # of gathered content vectors: a quarter of a gigabyte
 
 
 class Children(NamedTuple):
@@ -26,8 +34,10 @@ class Children(NamedTuple):
 class DeviceTrie:
     """A catalog's trie as tensors: the children of many nodes at once, padded to one width per level."""
 
-    def __init__(self, trie: Trie, device: torch.device | str = "cpu") -> None:
-        """Raises ContractError on a catalog without SIDs."""
+    def __init__(
+        self, trie: Trie, device: torch.device | str = "cpu", content: Sequence[np.ndarray] | None = None
+    ) -> None:
+        """``content``: of every node (`node_content`). Raises ContractError on a catalog without SIDs."""
         if trie.size == 0:
             raise ContractError("trie: no SID in the catalog, expected at least one; assign SIDs before this step.")
         self.trie = trie
@@ -36,6 +46,10 @@ class DeviceTrie:
         self.tokens = [torch.from_numpy(np.asarray(t, dtype=np.int32)).to(device) for t in trie.tokens]
         self.widths = [int(np.diff(o).max()) for o in trie.offsets]  # m per level: the most children of any node
         self._edges = [torch.from_numpy(keys).to(device) for keys in trie.edge_keys]
+        # Half the memory on an accelerator, where tables of large catalogs must fit; products are in float32.
+        kind = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+        self.content = None if content is None else [torch.from_numpy(c).to(device, kind) for c in content]
+        """Per level [n_(l+1) x d]: content of the nodes of depth l + 1."""
         none = np.full((1, trie.levels), -1, dtype=np.int32)
         self.prefixes = torch.from_numpy(np.concatenate([trie.prefixes(), none])).to(device)
         """int32 [n_1 + ... + n_(L-1) + 1 x L]: `Trie.prefixes`, and a last row without any code."""
@@ -49,6 +63,20 @@ class DeviceTrie:
         valid = child < end[:, None]
         code = self.tokens[level][child.clamp_max(len(self.tokens[level]) - 1)].long()
         return Children(child, torch.where(valid, code, 0), valid)
+
+    def similarity(self, level: int, node: Tensor, query: Tensor) -> Tensor:
+        """Products of ``query`` [R x d] with the content of ``node`` (int64 [R x m], of depth ``level`` + 1), [R x m].
+
+        Vectors are gathered for a bounded number of rows at a time, and again in the backward pass.
+        """
+        if self.content is None:
+            raise ContractError("trie: without content, expected that of its nodes; the model scores by content too.")
+        table = self.content[level]
+        if level == 0:  # every node of depth 1 is a child of the root
+            return query @ table.T.to(query.dtype)
+        rows = max(1, _MOST_NUMBERS // (node.shape[1] * table.shape[1]))
+        parts = zip(node.clamp_max(len(table) - 1).split(rows), query.split(rows), strict=True)
+        return torch.cat([checkpoint(_products, table, n, q, use_reentrant=False) for n, q in parts])
 
     def path(self, sids: Tensor) -> tuple[Tensor, Tensor]:
         """The nodes on the way to each SID (int64 [S x L], codes in [0, C)), and which SIDs are in the catalog.
@@ -67,18 +95,29 @@ class DeviceTrie:
         return torch.stack(nodes, dim=1), found
 
 
-def child_log_probs(logits: Tensor, children: Children) -> Tensor:
-    """log p of every child: ``logits`` [R x C] of a level -> [R x m] in at least float32, -inf where not valid."""
-    picked = logits.gather(1, children.code)
-    if picked.dtype in (torch.float16, torch.bfloat16):
-        picked = picked.float()
-    picked = picked.masked_fill(~children.valid, -torch.inf)
-    return picked.log_softmax(dim=1)
+def level_logits(model: InterestModel, hidden: Tensor, level: int) -> Tensor:
+    """Logits over the codes of ``level``, without content: ``hidden`` [R x D] -> [R x C], never below float32.
+
+    In bf16, codes of nearly equal score would tie; the head is small enough for float32.
+    """
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return hidden.to(dtype) @ model.level_rows(level).to(dtype).T * model.scale[level].to(dtype)
 
 
-def code_log_probs(logits: Tensor, children: Children, code: Tensor) -> Tensor:
-    """log p of one child per row: ``code`` int64 [R], a valid child's code -> [R]; differentiable in ``logits``."""
-    picked = logits.gather(1, children.code)
-    # A finite floor instead of -inf: its exp is exactly 0 too, and no gradient becomes NaN.
-    picked = picked.masked_fill(~children.valid, torch.finfo(picked.dtype).min)
-    return logits.gather(1, code[:, None])[:, 0] - picked.logsumexp(dim=1)
+def child_log_probs(
+    model: InterestModel, trie: DeviceTrie, level: int, node: Tensor, hidden: Tensor
+) -> tuple[Children, Tensor]:
+    """The children of ``node`` (int64 [R], of depth ``level``), and their log p [R x m], -inf where not valid.
+
+    ``hidden`` [R x D]: last states after these prefixes. Differentiable.
+    """
+    children = trie.children(level, node)
+    logits = level_logits(model, hidden, level).gather(1, children.code)
+    if model.content is not None:
+        query = hidden.to(logits.dtype) @ model.content.query.weight.to(logits.dtype).T
+        logits = logits + model.content.share[level].to(logits.dtype) * trie.similarity(level, children.node, query)
+    return children, logits.masked_fill(~children.valid, -torch.inf).log_softmax(dim=1)
+
+
+def _products(table: Tensor, node: Tensor, query: Tensor) -> Tensor:
+    return torch.bmm(table[node].to(query.dtype), query[:, :, None])[:, :, 0]

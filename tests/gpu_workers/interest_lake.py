@@ -1,7 +1,7 @@
-"""A small lakehouse as the steps before the interest model leave it, written through the same writers.
+"""A lakehouse as the steps before the interest model leave it, written through the same writers.
 
-items in 12 topics, each with a SID of its own; a user stays in one topic, and goes through it in a fixed order:
-there is something to learn, and popularity does not give it away.
+By default a small one: items in 12 topics, each with a SID of its own; a user stays in one topic, and goes through it
+in a fixed order: there is something to learn, and popularity does not give it away.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from gpl_core.lakehouse.artifacts import ArtifactStore
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.sids.rqvae import RqVaeSettings
+from gpl_core.sids.tokenizer import Tokenizer
 from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 
 DAY = date(2026, 1, 2)
 LENGTH, LEVELS, CODES = 6, 3, 16
+TOPICS, PER_TOPIC = 12, 8
 SETTINGS = (
     "run.start_date=2026-01-02", "run.end_date=2026-01-02", "run.history_start=null",
     f"sequences.max_length={LENGTH}", f"tokenizer.codes={CODES}", "anchors.count=5",
@@ -41,20 +43,43 @@ class User:
     """Empty: the tokenizer's."""
 
 
+@dataclass(frozen=True)
+class Catalog:
+    """Items 0 .. N - 1 as encoder and tokenizer left them."""
+
+    vectors: np.ndarray  # float32 [N x d]
+    tokenizer: Tokenizer
+    sids: np.ndarray  # int [N x L]
+
+
+def topic_catalog() -> Catalog:
+    """The small catalog of topics."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(TOPICS, 24))
+    items = np.repeat(centers, PER_TOPIC, axis=0) + 0.4 * rng.normal(size=(TOPICS * PER_TOPIC, 24))
+    items = (items / np.linalg.norm(items, axis=1, keepdims=True)).astype(np.float32)
+    tokenizer = fit_rq_kmeans(items, RqVaeSettings(levels=LEVELS, codes=CODES))
+    return Catalog(items, tokenizer, tokenizer.encode(items)[0])
+
+
 class InterestLake:
     """The lakehouse at ``root``: tokenizer, item_sids and item_stats are there; sequences are added by the test."""
 
-    def __init__(self, root: Path, topics: int = 12, per_topic: int = 8) -> None:
-        rng = np.random.default_rng(0)
-        centers = rng.normal(size=(topics, 24))
-        items = np.repeat(centers, per_topic, axis=0) + 0.4 * rng.normal(size=(topics * per_topic, 24))
-        items = (items / np.linalg.norm(items, axis=1, keepdims=True)).astype(np.float32)
-        self.per_topic, self.topics, self.vectors = per_topic, topics, items
-        self.root = root
+    def __init__(
+        self,
+        root: Path,
+        catalog: Catalog | None = None,
+        *,
+        config: str = "quickstart",
+        settings: Sequence[str] = SETTINGS,
+        length: int = LENGTH,
+    ) -> None:
+        """``config``: the shipped configuration below ``settings``; ``length``: H."""
+        catalog = catalog or topic_catalog()
+        self.vectors, self.sids = catalog.vectors, catalog.sids
+        self.root, self._config, self._settings, self._length = root, config, settings, length
         self.lake = Lake(str(root))
-        tokenizer = fit_rq_kmeans(items, RqVaeSettings(levels=LEVELS, codes=CODES))
-        self.sids = tokenizer.encode(items)[0]
-        tokenizer.save(root / "made")
+        catalog.tokenizer.save(root / "made")
         self.tokenizer = ArtifactStore(str(root)).publish(
             "tokenizer", root / "made", trained_through=date(2025, 12, 31), fingerprint="f" * 24, config_hash="c",
             lineage={"encoder_version": "encoder-1"},
@@ -76,7 +101,7 @@ class InterestLake:
             {"encoder_version": "encoder-1"},
             [
                 {"item_index": i, "content_hash": "h", "embedding": e.tolist(), "updated_at": 0}
-                for i, e in enumerate(items)
+                for i, e in enumerate(self.vectors)
             ],
         )
 
@@ -86,13 +111,13 @@ class InterestLake:
         return self.tokenizer.version
 
     def config(self, *overrides: str) -> Config:
-        """The quickstart's configuration, on this lakehouse and smaller."""
-        return load_config("quickstart", self.arguments(*overrides)[3::2])
+        """The configuration, on this lakehouse."""
+        return load_config(self._config, self.arguments(*overrides)[3::2])
 
     def arguments(self, *overrides: str) -> list[str]:
         """The same as command-line arguments of an entry point (without dates)."""
-        out = ["--config", "quickstart"]
-        for text in (f"lakehouse.root={self.root}", *SETTINGS, *overrides):
+        out = ["--config", self._config]
+        for text in (f"lakehouse.root={self.root}", *self._settings, *overrides):
             out += ["--set", text]
         return out
 
@@ -100,7 +125,7 @@ class InterestLake:
         """Replace one partition of ``table`` by ``rows``, marked as its step would."""
         contract = load_contract(table)
         self.lake.create(contract)
-        with self.lake.writer(contract, partition, dims={"H": LENGTH, "L": LEVELS, "K": 5}) as writer:
+        with self.lake.writer(contract, partition, dims={"H": self._length, "L": self.sids.shape[1], "K": 5}) as writer:
             if rows:
                 writer.write(pa.Table.from_pylist(rows, schema=contract.arrow_schema(partitions=False)))
         name = partition.get("dt", "*")
@@ -114,9 +139,9 @@ class InterestLake:
         rng = np.random.default_rng(seed)
         out = []
         for number in range(count):
-            topic, start = rng.integers(self.topics), rng.integers(self.per_topic)
-            steps = (start + np.arange(rng.integers(2, LENGTH + 1))) % self.per_topic
-            out.append(User(f"u{number}", (topic * self.per_topic + steps).tolist()))
+            topic, start = rng.integers(TOPICS), rng.integers(PER_TOPIC)
+            steps = (start + np.arange(rng.integers(2, LENGTH + 1))) % PER_TOPIC
+            out.append(User(f"u{number}", (topic * PER_TOPIC + steps).tolist()))
         return out
 
     def write_sequences(self, users: Sequence[User], day: date = DAY) -> None:
@@ -143,10 +168,10 @@ class InterestLake:
         self.write("anchor_requests", {"dt": day.isoformat()}, rows, **details)
 
     def _sequence(self, user: User, day: date) -> dict:
-        length, pad = len(user.items), LENGTH - len(user.items)
+        length, pad = len(user.items), self._length - len(user.items)
         return {
             "user_id": user.user_id,
-            "sid": self.sids[list(user.items)].ravel().tolist() + [-1] * (pad * LEVELS),
+            "sid": self.sids[list(user.items)].ravel().tolist() + [-1] * (pad * self.sids.shape[1]),
             "item_index": [*user.items, *[-1] * pad],
             "keep_u": [(7 * i % 10) / 10 for i in range(length)] + [-1.0] * pad,
             "length": length,

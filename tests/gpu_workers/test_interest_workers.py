@@ -42,7 +42,7 @@ from gpl_core.sids.trie import Trie
 from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.inputs.interest import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
 from gpu_workers.ranks import Ranks
-from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, LEVELS, InterestLake, User
+from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, LEVELS, PER_TOPIC, InterestLake, User
 from tests.support import DAMAGES, doubled, legal_rows, planted_pickle, put, run_of
 
 ROOT = Path(__file__).parents[2]
@@ -331,7 +331,7 @@ def test_titles_are_learnt_where_a_weight_says_so(tmp_path: Path, ranks: Ranks) 
         call(lake, train_interest_model, ranks, *plain, "interest.sid_to_title=1")
     rows = legal_rows(load_contract("items"), len(lake.sids))
     for number, row in enumerate(rows):
-        row |= {"item_index": number, "title": f"thing {number // lake.per_topic}", "updated_at": 0}
+        row |= {"item_index": number, "title": f"thing {number // PER_TOPIC}", "updated_at": 0}
     rows[0] |= {"updated_at": int(datetime(2026, 1, 3, tzinfo=UTC).timestamp() * 1e6)}
     rows[1] |= {"title": ""}
     put(lake.lake, "items", rows)

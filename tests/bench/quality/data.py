@@ -30,6 +30,8 @@ class Task:
     """int [1 .. MOST_EVENTS] each: what precedes a target, events of the judged split included."""
     targets: np.ndarray
     """int64 [T]"""
+    users: np.ndarray
+    """int64 [T]: whose event it is"""
     counts: np.ndarray
     """int64 [items]: occurrences in the training rows."""
 
@@ -47,7 +49,7 @@ def load_task(judged: str, targets: int | None = None, every: int = 1) -> Task:
     ``every``: train on each so-manieth user only.
     """
     index = {json.loads(line)["item_id"]: n for n, line in enumerate(_lines("items"))}
-    train, histories, wanted = [], [], []
+    train, histories, wanted, users = [], [], [], []
     counts = np.zeros(len(index), dtype=np.int64)
     known = {"train"} if judged == "valid" else {"train", "valid"}
     for user, line in enumerate(_lines("sequences")):
@@ -63,10 +65,12 @@ def load_task(judged: str, targets: int | None = None, every: int = 1) -> Task:
             if split == judged and place:
                 histories.append(items[max(0, place - MOST_EVENTS) : place])
                 wanted.append(items[place])
+                users.append(user)
     chosen = np.arange(len(wanted))
     if targets is not None and targets < len(wanted):
         chosen = np.sort(np.random.default_rng(0).choice(len(wanted), targets, replace=False))
-    return Task(len(index), train, [histories[n] for n in chosen], np.array(wanted)[chosen], counts)
+    targets_of, users_of = np.array(wanted)[chosen], np.array(users)[chosen]
+    return Task(len(index), train, [histories[n] for n in chosen], targets_of, users_of, counts)
 
 
 def content_vectors(max_tokens: int = 96) -> np.ndarray:
@@ -86,17 +90,24 @@ def titles() -> list[str]:
     return [json.loads(line)["title"] for line in _lines("items")]
 
 
-def judge(rankings: np.ndarray, task: Task) -> dict[str, float]:
-    """HR@3, HR@10, NDCG@10, and HR@10 on tail targets; ``rankings`` int [T x >= RANKED], -1 where nothing is."""
+def gains(rankings: np.ndarray, task: Task) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """HR@3, HR@10, NDCG@10, and HR@10 on tail targets: what each event contributes, and whether it counts, [T] each.
+
+    ``rankings`` int [T x >= RANKED], -1 where nothing is.
+    """
     hit = rankings[:, :RANKED] == task.targets[:, None]
-    gain = (hit / np.log2(np.arange(2, RANKED + 2))).sum(axis=1)
-    tail = task.is_tail
+    every = np.ones(len(hit))
     return {
-        "HR@3": float(hit[:, :3].any(axis=1).mean()),
-        "HR@10": float(hit.any(axis=1).mean()),
-        "NDCG@10": float(gain.mean()),
-        "tail HR@10": float(hit[tail].any(axis=1).mean()),
+        "HR@3": (hit[:, :3].any(axis=1), every),
+        "HR@10": (hit.any(axis=1), every),
+        "NDCG@10": ((hit / np.log2(np.arange(2, RANKED + 2))).sum(axis=1), every),
+        "tail HR@10": (hit.any(axis=1) & task.is_tail, task.is_tail.astype(float)),
     }
+
+
+def judge(rankings: np.ndarray, task: Task) -> dict[str, float]:
+    """The means of `gains`."""
+    return {name: float(gain.sum() / mass.sum()) for name, (gain, mass) in gains(rankings, task).items()}
 
 
 def popularity(task: Task) -> np.ndarray:

@@ -1,58 +1,57 @@
-"""SASRec (Kang & McAuley 2018) with cross-entropy over the full catalog, with or without content vectors."""
+"""SASRec (Kang & McAuley 2018) with cross-entropy over the full catalog: on item vectors, content, or both; walks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.bench.quality.data import MOST_EVENTS, RANKED, Task
+from gpl_core.interest.content import NeighborGraph
+from gpl_core.sids.content_table import ContentTable
+from tests.bench.quality.data import MOST_EVENTS, RANKED, Task, judge
 
 
 @dataclass(frozen=True)
 class SasRecSettings:
-    """Its usual shape; dropout and epochs are what is tuned on the validation split."""
+    """Two layers of two heads; width, dropout, learning rate and epochs are what is tuned on the validation split."""
 
+    content: Literal["none", "added", "only"] = "none"  # what an item is: a learned vector, its projected content, both
+    walks: bool = False  # one synthetic walk per real row, as ours has
     width: int = 64
-    layers: int = 2
-    heads: int = 2
     dropout: float = 0.4
+    learning_rate: float = 1e-3
     epochs: int = 40
     batch_size: int = 128
-    learning_rate: float = 1e-3
 
 
 class SasRec(nn.Module):
     """Causal self-attention over item vectors; scores are products with the same vectors."""
 
-    def __init__(self, items: int, settings: SasRecSettings, content: np.ndarray | None) -> None:
+    def __init__(self, items: int, settings: SasRecSettings, content: np.ndarray) -> None:
         super().__init__()
-        self.item = nn.Embedding(items + 1, settings.width, padding_idx=items)
-        nn.init.normal_(self.item.weight, std=0.02)
-        self.position = nn.Embedding(MOST_EVENTS, settings.width)
-        nn.init.normal_(self.position.weight, std=0.02)
-        self.register_buffer("content", None if content is None else torch.from_numpy(content))
-        self.project = None if content is None else nn.Linear(content.shape[1], settings.width, bias=False)
+        width, own = settings.width, settings.content != "only"
+        self.item = nn.Embedding(items, width) if own else None
+        self.project = nn.Linear(content.shape[1], width, bias=False) if settings.content != "none" else None
+        self.position = nn.Embedding(MOST_EVENTS, width)
+        for table in filter(None, (self.item, self.position)):
+            nn.init.normal_(table.weight, std=0.02)
+        self.register_buffer("content", torch.from_numpy(content))
         self.dropout = nn.Dropout(settings.dropout)
         layer = nn.TransformerEncoderLayer(
-            settings.width,
-            settings.heads,
-            2 * settings.width,
-            settings.dropout,
-            "gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        self.body = nn.TransformerEncoder(layer, settings.layers, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(settings.width)
+            width, 2, 2 * width, settings.dropout, "gelu", batch_first=True, norm_first=True
+        )  # fmt: skip
+        self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(width)
 
     def items(self) -> Tensor:
         """Item vectors [items x width]."""
-        own = self.item.weight[:-1]
-        return own if self.project is None else own + self.project(self.content)
+        parts = [self.item.weight] if self.item else []
+        return sum(parts + ([self.project(self.content)] if self.project else []))
 
     def forward(self, rows: Tensor, vectors: Tensor) -> Tensor:
         """``rows`` int64 [B x n], padded at the end by the number of items -> states [B x n x width]."""
@@ -62,26 +61,26 @@ class SasRec(nn.Module):
         return self.norm(self.body(x, mask=mask, is_causal=True))
 
 
-def train_sasrec(task: Task, settings: SasRecSettings, content: np.ndarray | None, seed: int) -> np.ndarray:
-    """Train on the task's rows and rank its targets: int64 [T x RANKED]."""
-    return rankings_after(task, settings, content, seed, [settings.epochs])[settings.epochs]
+def sasrec_epochs(
+    task: Task, settings: SasRecSettings, content: np.ndarray, seed: int
+) -> Iterator[Callable[[], np.ndarray]]:
+    """Train epoch by epoch, without end; after each a function that ranks the task's targets, int64 [T x RANKED].
 
-
-def rankings_after(
-    task: Task, settings: SasRecSettings, content: np.ndarray | None, seed: int, epochs: Sequence[int]
-) -> dict[int, np.ndarray]:
-    """The ranking int64 [T x RANKED] after each number of ``epochs``: the rate is constant, so one run has them all."""
+    The rate is constant, so one run has every number of epochs. ``content`` float32 [items x d], unit rows.
+    """
     torch.manual_seed(seed)
     model = SasRec(task.items, settings, content)
     optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
     random = np.random.default_rng(seed)
-    found = {}
-    for epoch in range(1, max(epochs) + 1):
+    every = np.arange(task.items)
+    graph = NeighborGraph.build(ContentTable(content, every), every, seed=seed) if settings.walks else None
+    for epoch in count():
         model.train()
-        order = random.permutation(len(task.train))
+        rows = [*task.train, *(graph.walks(len(task.train), seed=[seed, epoch]) if graph else ())]
+        order = random.permutation(len(rows))
         for start in range(0, len(order), settings.batch_size):
-            rows = _padded([task.train[n] for n in order[start : start + settings.batch_size]], task.items)
-            inputs, targets = rows[:, :-1], rows[:, 1:]
+            batch = _padded([rows[n] for n in order[start : start + settings.batch_size]], task.items)
+            inputs, targets = batch[:, :-1], batch[:, 1:]
             vectors = model.items()
             real = targets != task.items
             logits = model(inputs, vectors)[real] @ vectors.T
@@ -89,9 +88,30 @@ def rankings_after(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        if epoch in epochs:
-            found[epoch] = _rank(model.eval(), task)
-    return found
+        yield lambda: _rank(model.eval(), task)
+
+
+def train_sasrec(task: Task, settings: SasRecSettings, content: np.ndarray, seed: int) -> np.ndarray:
+    """Train for the settings' epochs and rank the task's targets: int64 [T x RANKED]."""
+    return next(islice(sasrec_epochs(task, settings, content, seed), settings.epochs - 1, None))()
+
+
+def best_epochs(
+    task: Task, settings: SasRecSettings, content: np.ndarray, *, every: int, patience: int, most: int
+) -> tuple[float, int, int]:
+    """Highest HR@10 of seed 0, after how many epochs, and how many were trained.
+
+    Judged after ``every`` so many epochs, until ``patience`` judgments in a row were no better, or ``most`` epochs.
+    """
+    best, at = -1.0, 0
+    for epoch, ranked in enumerate(islice(sasrec_epochs(task, settings, content, 0), most), 1):
+        if epoch % every == 0:
+            found = judge(ranked(), task)["HR@10"]
+            if found > best:
+                best, at = found, epoch
+            elif epoch - at >= patience * every:
+                break
+    return best, at, epoch
 
 
 def _rank(model: SasRec, task: Task) -> np.ndarray:

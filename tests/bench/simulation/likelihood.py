@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpl_core.interest.objective import level_logits
 from gpl_core.interest.search import Anchors, BeamSearch, _Beams, _Kept
 from gpl_core.interest.trie_scoring import child_log_probs
 from gpl_core.sids.trie import Trie
@@ -47,8 +46,7 @@ class VisitedSearch(BeamSearch):
         return anchors, likelihood, first
 
     def _extend(self, level: int, hidden: Tensor, beams: _Beams, kept: _Kept) -> tuple[_Beams, _Kept]:
-        children = self.trie.children(level, beams.node.flatten())
-        own = child_log_probs(level_logits(self.model, hidden, level), children)
+        children, own = child_log_probs(self.model, self.trie, level, beams.node.flatten(), hidden)
         score = beams.score.flatten()[:, None].to(own.dtype) + own
         users, width = beams.score.shape
         nodes = len(self.trie.tokens[level])

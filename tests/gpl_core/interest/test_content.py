@@ -1,4 +1,4 @@
-"""Content vectors at the input, and walks between items of like content."""
+"""Content vectors at the input and in the scores, and walks between items of like content."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpl_core.errors import UsageError
-from gpl_core.interest.content import NeighborGraph
+from gpl_core.errors import ContractError, UsageError
+from gpl_core.interest.content import NeighborGraph, node_content
 from gpl_core.interest.interest_model import (
     InterestModel,
     ModelSettings,
@@ -17,56 +17,162 @@ from gpl_core.interest.interest_model import (
     build_interest_model,
     load_adapter_state,
 )
-from gpl_core.interest.objective import interest_loss, target_log_probs
-from gpl_core.interest.packing import UserHistory, pack_targets
-from gpl_core.interest.search import BeamSearch, SearchSettings
-from gpl_core.interest.trie_scoring import DeviceTrie
+from gpl_core.interest.objective import target_log_probs
+from gpl_core.interest.packing import UserHistory, pack_targets, training_packs
+from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
+from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs
 from gpl_core.sids.content_table import ContentTable
-from gpl_core.sids.trie import Trie
+from gpl_core.sids.item_catalog import ItemCatalog
+from tests.gpl_core.interest.oracle import Content, mean_below, textbook_beams
 
 ITEMS, WIDTH = 30, 5
 
 
 @pytest.fixture(scope="module")
 def table() -> ContentTable:
-    """30 items; item 7 has no vector."""
+    """30 items; item 7 has no vector, nor has item 3, which is alone under its first code."""
     vectors = np.random.default_rng(0).normal(size=(ITEMS, WIDTH)).astype(np.float32)
     row_of = np.arange(ITEMS)
-    row_of[7] = -1
+    row_of[[3, 7]] = -1
     return ContentTable(vectors, row_of)
 
 
 @pytest.fixture
 def reader(checkpoint: Path) -> InterestModel:
-    """A model that reads content, its projection not 0."""
+    """A model that reads content and scores by it, as if trained."""
     settings = ModelSettings(3, 8, lora_rank=4, content_width=WIDTH)
     model = build_interest_model(checkpoint, settings, dtype=torch.float64).eval()
+    random = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        model.content.weight.normal_(generator=torch.Generator().manual_seed(2))
+        for parameter in (model.input_rows, *model.content.parameters(), model.scale):
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=random, dtype=torch.float64))
     return model
 
 
+@pytest.fixture
+def searcher(reader: InterestModel, table: ContentTable) -> BeamSearch:
+    return make_search(reader, table, beams=6)
+
+
+def make_search(reader: InterestModel, table: ContentTable, beams: int, budget: int = 16_384) -> BeamSearch:
+    return BeamSearch(reader, make_trie(table), SearchSettings(beams, 5, token_budget=budget), table)
+
+
+def make_trie(table: ContentTable | None) -> DeviceTrie:
+    catalog = ItemCatalog(np.arange(ITEMS), make_sids(), 8)
+    return DeviceTrie(catalog.trie, content=node_content(catalog, table))
+
+
 def make_sids() -> np.ndarray:
-    return np.random.default_rng(3).integers(0, 8, (ITEMS, 3))
+    """Codes of 0 .. 3, so that there are items that share a SID; item 3 alone begins with 7."""
+    sids = np.random.default_rng(3).integers(0, 4, (ITEMS, 3))
+    sids[3, 0] = 7
+    return sids
 
 
 def history(items: list[int]) -> UserHistory:
     return UserHistory(make_sids()[items], np.ones(len(items), dtype=bool), np.array(items))
 
 
-def test_untrained_content_changes_nothing(checkpoint: Path, table: ContentTable) -> None:
-    settings = ModelSettings(3, 8, lora_rank=4)
-    without = build_interest_model(checkpoint, settings)
-    reading = build_interest_model(checkpoint, ModelSettings(3, 8, lora_rank=4, content_width=WIDTH))
-    trie = DeviceTrie(Trie.build(make_sids(), 8))
-    pack = pack_targets(without.vocabulary, [history([1, 2, 3])], 9)
-    plain = target_log_probs(without, trie, pack).log_prob
-    assert torch.equal(target_log_probs(reading, trie, pack, table).log_prob, plain)
+def of(table: ContentTable, items: list[int]) -> Content:
+    """What the oracle needs of a history."""
+    vectors = np.where(table.row_of[:, None] >= 0, table.vectors.astype(np.float64), np.nan)
+    return Content(vectors, make_sids(), np.array(items))
+
+
+USERS = [[1, 2], [5, 7, 9, 11, 3], [7], [3, 3, 20, 8]]
+
+
+def search(searcher: BeamSearch, users: list[list[int]] = USERS) -> Anchors:
+    return searcher.search([make_sids()[i] for i in users], [np.array(i) for i in users])
+
+
+def test_probabilities_with_content_are_brute_force_and_sum_to_one(reader: InterestModel, table: ContentTable) -> None:
+    """Every SID of the catalog as a beam, and as a target; both are the oracle's, item by item."""
+    every = {tuple(map(int, s)) for s in make_sids()}
+    anchors = search(make_search(reader, table, beams=len(every)))
+    for items, sids, log_probs in zip(USERS, anchors.sids, anchors.log_prob, strict=True):
+        assert {tuple(s) for s in sids.tolist()} == every
+        np.testing.assert_allclose(np.exp(log_probs).sum(), 1.0, atol=1e-6)
+        expected = textbook_beams(reader, make_sids(), make_sids()[items], (len(every),) * 3, of(table, items))
+        np.testing.assert_allclose(log_probs, [p for _, p in expected], atol=1e-6)
+        assert [tuple(s) for s in sids.tolist()] == [s for s, _ in expected]
+        carrier = {tuple(s): n for n, s in enumerate(make_sids().tolist())}
+        rows = [history([*items, carrier[tuple(s)]]) for s in sids.tolist()]
+        last = [UserHistory(h.sids, np.arange(len(h.sids)) == len(items), h.items) for h in rows]
+        with torch.no_grad():
+            forced = target_log_probs(reader, make_trie(table), pack_targets(reader.vocabulary, last, 6), table)
+        np.testing.assert_allclose(forced.log_prob.sum(1), log_probs, atol=1e-6)
+
+
+@pytest.mark.parametrize("beams", [1, 3, 8])
+def test_beams_with_content_are_those_of_the_textbook(reader: InterestModel, table: ContentTable, beams: int) -> None:
+    anchors = search(make_search(reader, table, beams))
+    for user, items in enumerate(USERS):
+        expected = textbook_beams(reader, make_sids(), make_sids()[items], (beams,) * 3, of(table, items))
+        assert [tuple(s) for s in anchors.sids[user].tolist()] == [s for s, _ in expected]
+        np.testing.assert_allclose(anchors.log_prob[user], [p for _, p in expected], atol=1e-6)
+
+
+def test_neither_batch_nor_order_nor_packing_nor_blocks_change_scores_by_content(
+    reader: InterestModel, table: ContentTable, searcher: BeamSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, alone = search(searcher), [search(searcher, [items]) for items in USERS]
+    backwards, tight = search(searcher, USERS[::-1]), search(make_search(reader, table, 6, budget=30))
+    rows = [history(items) for items in USERS]
+    packed = torch.autograd.grad(losses(reader, table, rows, 1_000), reader.content.query.weight)[0]
+    monkeypatch.setattr("gpl_core.interest.trie_scoring._MOST_NUMBERS", 1)  # a row at a time
+    others = [
+        Anchors(*(np.concatenate(parts) for parts in zip(*alone, strict=True))),
+        Anchors(*(values[::-1] for values in backwards)), tight, search(searcher),
+    ]  # fmt: skip
+    for other in others:
+        np.testing.assert_array_equal(other.sids, together.sids)
+        np.testing.assert_allclose(other.log_prob, together.log_prob, atol=1e-6)
+    apart = torch.autograd.grad(losses(reader, table, rows[::-1], 1), reader.content.query.weight)[0]
+    torch.testing.assert_close(apart, packed, rtol=0, atol=1e-9)
+
+
+def losses(reader: InterestModel, table: ContentTable, rows: list[UserHistory], budget: int) -> torch.Tensor:
+    """Summed over packs of ``budget`` tokens."""
+    packs = training_packs(reader.vocabulary, rows, 6, budget)
+    return sum(target_log_probs(reader, make_trie(table), pack, table).log_prob.sum() for pack in packs)
+
+
+def test_what_all_items_share_changes_no_score(reader: InterestModel, table: ContentTable) -> None:
+    moved = ContentTable(table.vectors + np.float32(2.0), table.row_of)
+    one, two = make_trie(table), make_trie(moved)
+    for level in range(3):
+        torch.testing.assert_close(one.content[level], two.content[level], rtol=0, atol=1e-5)
+
+
+def test_at_the_last_level_the_item_nearest_to_the_query_leads(reader: InterestModel, table: ContentTable) -> None:
+    """Siblings with the same code rows: content alone decides, dense retrieval among them."""
+    with torch.no_grad():
+        reader.input_rows.zero_()
+        reader.content.share.fill_(1.0)
+    trie = make_trie(table)
+    hidden = torch.randn(1, reader.config.hidden_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    parent = int(np.diff(trie.trie.offsets[2]).argmax())
+    children, log_prob = child_log_probs(reader, trie, 2, torch.tensor([parent]), hidden)
+    query = reader.content.query(hidden)[0].detach().numpy()
+    sids = trie.trie.sids()[children.node[0][children.valid[0]]]
+    nearest = max(range(len(sids)), key=lambda n: mean_below(of(table, []), tuple(sids[n])) @ query)
+    assert len(sids) > 1
+    assert int(log_prob[0].argmax()) == nearest
+
+
+def test_content_counts_from_the_start(checkpoint: Path, table: ContentTable) -> None:
+    """Untrained, a history's last item asks for what is like it, and the loss is near the uniform one."""
+    model = build_interest_model(checkpoint, ModelSettings(3, 8, lora_rank=4, content_width=WIDTH)).eval()
+    weight = model.content
+    assert weight.read.weight.norm() > 0
+    torch.testing.assert_close(weight.query.weight, weight.read.weight.T)
 
 
 def test_an_event_s_content_reaches_later_targets_only(reader: InterestModel, table: ContentTable) -> None:
     """Two histories with the same SIDs, whose second item differs in content: the first target cannot know."""
-    trie = DeviceTrie(Trie.build(make_sids(), 8))
+    trie = make_trie(table)
     one = history([1, 2, 3, 4])
     two = UserHistory(one.sids, one.is_target, np.array([1, 20, 3, 4]))
     with torch.no_grad():
@@ -77,56 +183,33 @@ def test_an_event_s_content_reaches_later_targets_only(reader: InterestModel, ta
     assert (a[1:] != b[1:]).any(dim=1).all()
 
 
-def test_search_and_training_see_the_same_content(reader: InterestModel, table: ContentTable) -> None:
-    """Teacher-forced log p with content = the beams' log p with content; item 7 has none and is passed over."""
-    trie = DeviceTrie(Trie.build(make_sids(), 8))
-    searcher = BeamSearch(reader, trie, SearchSettings(6, max_events=3), table)
-    items = [[1, 2], [5, 7, 9, 11, 7], [7]]
-    anchors = searcher.search([make_sids()[i] for i in items], [np.array(i) for i in items])
-    rows = [
-        UserHistory(
-            np.concatenate([make_sids()[i][-3:], sid[None]]),
-            np.arange(len(i[-3:]) + 1) == len(i[-3:]),
-            np.array([*i[-3:], 0]),
-        )
-        for i, sids in zip(items, anchors.sids, strict=True)
-        for sid in sids
-    ]
-    with torch.no_grad():
-        forced = target_log_probs(reader, trie, pack_targets(reader.vocabulary, rows, 4), table).log_prob.sum(1)
-    np.testing.assert_allclose(anchors.log_prob.ravel(), forced, atol=1e-9)
-    without = BeamSearch(reader, trie, SearchSettings(6, max_events=3), table)
-    other = without.search([make_sids()[i] for i in items], [np.full(len(i), 7) for i in items])
-    assert not np.allclose(other.log_prob[0], anchors.log_prob[0])
-
-
-def test_the_projection_learns_and_is_saved(checkpoint: Path, table: ContentTable, reader: InterestModel) -> None:
-    trie = DeviceTrie(Trie.build(make_sids(), 8))
-    pack = pack_targets(reader.vocabulary, [history([1, 2, 3, 4])], 9)
-    interest_loss(target_log_probs(reader, trie, pack, table)).backward()
-    assert reader.content.weight.grad.abs().sum() > 0
+def test_the_heads_learn_and_are_saved(checkpoint: Path, table: ContentTable, reader: InterestModel) -> None:
+    losses(reader, table, [history([1, 2, 3, 4])], 1_000).backward()
+    assert all(p.grad.abs().sum() > 0 for p in (*reader.content.parameters(), reader.scale))
     again = build_interest_model(checkpoint, reader.settings, dtype=torch.float64)
     load_adapter_state(again, adapter_state(reader))
-    assert torch.equal(again.content.weight, reader.content.weight)
+    for mine, theirs in zip(again.content.parameters(), reader.content.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_a_search_without_the_content_its_model_needs_is_refused(reader: InterestModel, table: ContentTable) -> None:
-    trie = DeviceTrie(Trie.build(make_sids(), 8))
     with pytest.raises(UsageError, match="content"):
-        BeamSearch(reader, trie, SearchSettings(2, max_events=3))
+        BeamSearch(reader, make_trie(table), SearchSettings(2, max_events=3))
     with pytest.raises(UsageError, match="item_index"):
-        BeamSearch(reader, trie, SearchSettings(2, max_events=3), table).search([make_sids()[:2]])
+        BeamSearch(reader, make_trie(table), SearchSettings(2, max_events=3), table).search([make_sids()[:2]])
+    with pytest.raises(ContractError, match="without content"):
+        search(BeamSearch(reader, make_trie(None), SearchSettings(2, max_events=5), table))
 
 
 def test_walks_go_to_near_items_or_stay_one_step_in_six(table: ContentTable) -> None:
     graph = NeighborGraph.build(table, np.arange(ITEMS), seed=0, neighbors=3)
     walks = graph.walks(400, seed=[1], length=4)
     assert walks.shape == (400, 4)
-    assert set(walks[:, 0]) == set(range(ITEMS)) - {7}
-    assert 7 not in walks
+    assert set(walks[:, 0]) == set(range(ITEMS)) - {3, 7}
+    assert not np.isin([3, 7], walks).any()
     cosine = table.vectors @ table.vectors.T
     np.fill_diagonal(cosine, -np.inf)
-    cosine[:, 7] = -np.inf
+    cosine[:, [3, 7]] = -np.inf
     for here, there in walks[:, [0, 1]].tolist() + walks[:, [2, 3]].tolist():
         assert here == there or (cosine[here] > cosine[here, there]).sum() < 3
     assert 0.13 < (walks[:, 1:] == walks[:, :-1]).mean() < 0.21

@@ -24,9 +24,9 @@ from gpl_core.interest.interest_model import (
     load_adapter_state,
 )
 from gpl_core.interest.model_files import DESCRIPTION, WEIGHTS, load_bundle, read_description, save_bundle
-from gpl_core.interest.objective import interest_loss, level_logits, target_log_probs
+from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import UserHistory, pack_targets
-from gpl_core.interest.trie_scoring import DeviceTrie
+from gpl_core.interest.trie_scoring import DeviceTrie, level_logits
 from gpl_core.sids.trie import Trie
 from tests.gpl_core.interest.conftest import TINY, each_family
 
@@ -183,6 +183,40 @@ def test_the_same_settings_make_the_same_checkpoint_and_model(tmp_path: Path) ->
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+# --- a small body that trains whole
+
+
+WHOLE = ModelSettings(levels=3, codes=8, lora_rank=0, dropout=0.4)
+
+
+def test_a_small_body_trains_whole_but_for_its_words(checkpoint: Path) -> None:
+    model = build_interest_model(checkpoint, WHOLE)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    losses = train_a_little(model, 5)
+    assert losses[-1] < losses[0]
+    frozen = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert frozen == ["body.base_model.model.model.embed_tokens.token_adapter.base_layer.weight"]
+    assert not any("lora_" in name for name in before)
+
+
+def test_a_body_trained_whole_comes_back_from_its_bundle(checkpoint: Path, tmp_path: Path) -> None:
+    model = build_interest_model(checkpoint, WHOLE)
+    train_a_little(model)
+    save_bundle(model, tmp_path, checkpoint, sid_version="sid-1", max_events=20)
+    again = load_bundle(tmp_path, checkpoint, sid_version="sid-1")
+    assert torch.equal(hidden_of(again), hidden_of(model.eval()))
+    again.merge()
+    torch.testing.assert_close(hidden_of(again), hidden_of(model))
+
+
+def test_dropout_is_in_the_body_and_in_training_only(checkpoint: Path) -> None:
+    model = build_interest_model(checkpoint, WHOLE)
+    assert not torch.equal(hidden_of(model.train()), hidden_of(model))
+    assert torch.equal(hidden_of(model.eval()), hidden_of(model))
+    off = build_interest_model(checkpoint, replace(WHOLE, dropout=0.0))
+    assert torch.equal(hidden_of(off.train()), hidden_of(model))
+
+
 # --- bundles
 
 
@@ -219,16 +253,12 @@ def test_another_sid_version_or_base_is_refused_naming_both(bundle, tmp_path: Pa
         load_bundle(folder, tmp_path / "other", sid_version="sid-1")
 
 
-@pytest.mark.parametrize(("prompt", "fits"), [("", True), ("Seen:", False)])
-def test_a_bundle_of_an_earlier_release_is_read_unless_it_had_a_prompt(bundle, prompt: str, fits: bool) -> None:
+def test_a_bundle_of_an_earlier_release_is_refused_with_what_to_do(bundle) -> None:
     body = json.loads((bundle[0] / DESCRIPTION).read_text())
-    body["settings"]["prompt"] = prompt
+    del body["format"]  # format 1 did not say
     (bundle[0] / DESCRIPTION).write_text(json.dumps(body))
-    if fits:
-        assert read_description(bundle[0])["settings"] == SETTINGS
-    else:
-        with pytest.raises(ContractError, match="trained with a prompt"):
-            read_description(bundle[0])
+    with pytest.raises(LineageError, match=r"format 1, .* format 2; train the model again"):
+        read_description(bundle[0])
 
 
 def test_damaged_bundles_are_refused(bundle, tmp_path: Path, checkpoint: Path) -> None:
@@ -240,7 +270,7 @@ def test_damaged_bundles_are_refused(bundle, tmp_path: Path, checkpoint: Path) -
     save_file({"x": torch.zeros(1)}, folder / WEIGHTS)
     with pytest.raises(ContractError, match="do not fit"):
         load_bundle(folder, checkpoint, sid_version="sid-1")
-    (folder / DESCRIPTION).write_text(json.dumps({"settings": {}}))
+    (folder / DESCRIPTION).write_text(json.dumps({"format": 2, "settings": {}}))
     with pytest.raises(ContractError, match="broken"):
         load_bundle(folder, checkpoint, sid_version="sid-1")
     (folder / DESCRIPTION).unlink()

@@ -122,7 +122,7 @@ def test_recomputation_gives_the_same_gradients_and_computes_again_only_what_it_
     trie = DeviceTrie(Trie.build(np.concatenate([h.sids for h in rows]), 8))
     gradients, again, kept = {}, {}, {}
     for what in ("nothing", "elementwise", "layers"):
-        model = build_interest_model(checkpoint, ModelSettings(3, 8, lora_rank=4, lora_dropout=0.5)).train()
+        model = build_interest_model(checkpoint, ModelSettings(3, 8, lora_rank=4, dropout=0.5)).train()
         if what != "nothing":
             model.recompute(what)
         torch.manual_seed(0)
