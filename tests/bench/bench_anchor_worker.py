@@ -22,12 +22,13 @@ import numpy as np
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
+from gpl_core.interest.content import node_content
 from gpl_core.interest.model_files import load_bundle
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import ArtifactStore
 from gpl_core.sids.content_table import ContentTable
-from gpl_core.sids.trie import Trie
+from gpl_core.sids.item_catalog import ItemCatalog
 from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.inputs.interest import base_checkpoint
 from gpu_workers.ranks import Ranks, start_ranks
@@ -51,7 +52,9 @@ def search_alone(lake: InterestLake, users: Sequence[User]) -> float:
     model = load_bundle(folder, base_checkpoint(lake.config()), sid_version=lake.version)
     model.merge()
     content = ContentTable(lake.vectors, np.arange(len(lake.vectors)))
-    search = BeamSearch(model, DeviceTrie(Trie.build(lake.sids, CODES)), SearchSettings(5, LENGTH, 8192), content)
+    catalog = ItemCatalog(np.arange(len(lake.sids)), lake.sids, CODES)
+    trie = DeviceTrie(catalog.trie, content=node_content(catalog, content))
+    search = BeamSearch(model, trie, SearchSettings(5, LENGTH, 8192), content)
     histories, items = [lake.sids[list(u.items)] for u in users], [np.array(u.items) for u in users]
     start = time.process_time()
     for first in range(0, len(users), 4096):

@@ -1,6 +1,7 @@
 """Shared-prefix beam search against the floor of its own prefill and against Hugging Face `generate`.
 
-Same weights, same prompts, one run, L = 3, C = 256, Qwen2.5-0.5B's shape (`--quick`: 4 of its 24 layers, fewer points).
+Ours as it ships: content read and scored (384 wide), 256 prefixes kept; `generate` has the SIDs alone. Same
+weights, same prompts, one run, L = 3, C = 256, Qwen2.5-0.5B's shape (`--quick`: 4 of its 24 layers, fewer points).
 
 Yardsticks: (1) the floor: one packed prefill of P + (L - 1) K positions a user, without any head, which is what beam
 search has to compute; (2) `generate` with `num_beams` and `prefix_allowed_tokens_fn` over a dictionary of prefixes,
@@ -33,10 +34,12 @@ import torch
 
 from gpl_core.interest.attention import ATTENTION, CausalPlan
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
+from gpl_core.interest.content import node_content
 from gpl_core.interest.interest_model import InterestModel, ModelSettings, build_interest_model
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
-from gpl_core.sids.trie import Trie
+from gpl_core.sids.content_table import ContentTable
+from gpl_core.sids.item_catalog import ItemCatalog
 from tests.bench.harness import (
     Figure,
     at_least,
@@ -50,7 +53,7 @@ from tests.bench.harness import (
     written,
 )
 
-LEVELS, CODES, ITEMS = 3, 256, 20_000
+LEVELS, CODES, ITEMS, WIDTH, PREFIXES = 3, 256, 20_000, 384, 256
 POSITIONS = 1_024  # of a batch on a CPU
 GRID = tuple((prompt, beams) for prompt in (30, 150, 300) for beams in (20, 50))
 
@@ -61,18 +64,20 @@ class Bench:
 
     model: InterestModel
     trie: DeviceTrie
+    content: ContentTable
     sids: np.ndarray
     device: torch.device
 
     def histories(self, users: int, prompt: int) -> list[np.ndarray]:
-        """``users`` prompts of exactly ``prompt`` tokens."""
+        """The items of ``users`` prompts of exactly ``prompt`` tokens."""
         rng = np.random.default_rng(0)
-        return [self.sids[rng.integers(0, len(self.sids), prompt // LEVELS)] for _ in range(users)]
+        return [rng.integers(0, len(self.sids), prompt // LEVELS) for _ in range(users)]
 
     def ours(self, users: int, prompt: int, beams: int) -> Callable[[], Anchors]:
-        histories = self.histories(users, prompt)
-        search = BeamSearch(self.model, self.trie, SearchSettings(beams, prompt // LEVELS, token_budget=1 << 30))
-        return lambda: search.search(histories)
+        items = self.histories(users, prompt)
+        limits = SearchSettings(beams, prompt // LEVELS, token_budget=1 << 30, prefixes=PREFIXES)
+        search = BeamSearch(self.model, self.trie, limits, self.content)
+        return lambda: search.search([self.sids[i] for i in items], items)
 
     def floor(self, users: int, prompt: int, beams: int) -> Callable[[], object]:
         length = prompt + (LEVELS - 1) * beams
@@ -109,7 +114,7 @@ class Bench:
 
     def generate(self, users: int, prompt: int, beams: int) -> Callable[[], object]:
         vocabulary, plain = self.model.vocabulary, self.model.body.get_base_model()
-        ids = np.stack([vocabulary.ids(h).ravel() for h in self.histories(users, prompt)])
+        ids = np.stack([vocabulary.ids(self.sids[h]).ravel() for h in self.histories(users, prompt)])
         allowed: dict[tuple[int, ...], list[int]] = {}
         tokens = vocabulary.ids(self.sids)
         for level in range(LEVELS):
@@ -141,11 +146,15 @@ def make_bench(quick: bool) -> Bench:
         make_tiny_checkpoint(folder, shape)
         # Codebooks, so that the codes' logits lie apart as trained ones do.
         codebooks = random.normal(size=(LEVELS, CODES, 32))
-        model = build_interest_model(folder, ModelSettings(LEVELS, CODES), codebooks).eval()
+        settings = ModelSettings(LEVELS, CODES, content_width=WIDTH)
+        model = build_interest_model(folder, settings, codebooks).eval()
     model.merge()
     model.to(device())
     sids = random.integers(0, CODES, (ITEMS, LEVELS))
-    return Bench(model, DeviceTrie(Trie.build(sids, CODES), device()), sids, device())
+    content = ContentTable(random.normal(size=(ITEMS, WIDTH)).astype(np.float32), np.arange(ITEMS))
+    catalog = ItemCatalog(np.arange(ITEMS), sids, CODES)
+    trie = DeviceTrie(catalog.trie, device(), node_content(catalog, content))
+    return Bench(model, trie, content, sids, device())
 
 
 def point(bench: Bench, prompt: int, beams: int, users: int, repeats: int, batches: Sequence[int]) -> dict[str, Figure]:

@@ -28,7 +28,7 @@ from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
 from gpl_core.interest.alignment import Titles
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
-from gpl_core.interest.content import NeighborGraph
+from gpl_core.interest.content import NeighborGraph, node_content
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.model_files import load_bundle
 from gpl_core.interest.packing import UserHistory
@@ -38,7 +38,6 @@ from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
-from gpl_core.sids.trie import Trie
 from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.inputs.interest import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
 from gpu_workers.ranks import Ranks
@@ -439,7 +438,9 @@ def search_directly(lake: InterestLake, users: list[User], model: Manifest) -> d
     folder = ArtifactStore(str(lake.root)).fetch(model)
     loaded = load_bundle(folder, base_checkpoint(lake.config()), sid_version=lake.version)
     content = ContentTable(lake.vectors, np.arange(len(lake.vectors)))
-    search = BeamSearch(loaded, DeviceTrie(Trie.build(lake.sids, CODES)), SearchSettings(5, LENGTH), content)
+    catalog = ItemCatalog(np.arange(len(lake.sids)), lake.sids, CODES)
+    trie = DeviceTrie(catalog.trie, content=node_content(catalog, content))
+    search = BeamSearch(loaded, trie, SearchSettings(5, LENGTH), content)
     found = search.search([lake.sids[list(u.items)] for u in users], [np.array(u.items) for u in users])
     return {u.user_id: s.ravel().tolist() for u, s in zip(users, found.sids, strict=True)}
 
