@@ -264,16 +264,19 @@ def _work(
 
 
 def anchor_rows(user_ids: np.ndarray, sequence_hashes: np.ndarray, anchors: Anchors, sid_version: str) -> pa.Table:
-    """Rows of interest_anchors, without its partition columns."""
+    """Rows of interest_anchors, without its partition columns; log-probabilities rounded to 1/4096 of a nat.
+
+    The digits beyond say nothing, and would be half of the cache: random, they cannot be compressed.
+    """
     users = len(user_ids)
     return pa.table(
         {
             "user_id": pa.array(user_ids, pa.string()),
             "sequence_hash": pa.array(sequence_hashes, pa.string()),
             "anchor_sids": list_array(anchors.sids.reshape(users, -1), pa.int32()),
-            "log_prob": list_array(anchors.log_prob, pa.float32()),
+            "log_prob": list_array(np.round(anchors.log_prob * 4096) / 4096, pa.float32()),
             "prefixes": list_array(anchors.prefixes.reshape(users, -1), pa.int32()),
-            "prefix_log_probs": list_array(anchors.prefix_log_probs, pa.float32()),
+            "prefix_log_probs": list_array(np.round(anchors.prefix_log_probs * 4096) / 4096, pa.float32()),
             "anchor_count": pa.array((anchors.sids[:, :, 0] >= 0).sum(axis=1), pa.int32()),
             "sid_version": pa.array([sid_version] * users, pa.string()),
         }

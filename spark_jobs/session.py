@@ -52,6 +52,8 @@ _NOT_OURS = (
 # What the launcher may have otherwise.
 _DEFAULTS = {
     "spark.sql.adaptive.enabled": "true",
+    # As our workers write: half the size of Spark's own default where rows are arrays of numbers.
+    "spark.sql.parquet.compression.codec": "zstd",
     # Row groups small enough that every rank of a trainer gets some; Delta's writer ignores the per-write option.
     "spark.hadoop.parquet.block.size": str(64 * 2**20),
     # What is partitioned by user is not moved again to be joined by user and item.

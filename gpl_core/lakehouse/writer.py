@@ -17,6 +17,8 @@ from gpl_core.errors import ContractError
 from gpl_core.lakehouse.commit import Part, now_ms
 from gpl_core.lakehouse.storage import filesystem
 
+COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
+"""Of every Parquet file that we write without Spark; Spark's level is 3 too."""
 _PARTITION_VALUE = re.compile("[A-Za-z0-9_=-]+")
 
 
@@ -91,7 +93,7 @@ class PartWriter:
             path = f"{folder}/{name}" if folder else name
             self._fs.makedirs(f"{self._base}/{folder}", exist_ok=True)
             sink = self._fs.open(f"{self._base}/{path}", "wb")
-            self._open = (path, sink, pq.ParquetWriter(sink, self._schema, compression="zstd"))
+            self._open = (path, sink, pq.ParquetWriter(sink, self._schema, **COMPRESSION))
         return self._open[2]
 
     def _finish(self) -> None:

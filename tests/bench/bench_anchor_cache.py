@@ -1,0 +1,131 @@
+"""Bytes per user of the anchor cache as stored, and what its rounding changes in the labels.
+
+100,000 synthetic users (`--quick`: 5,000), written by the worker's own functions: K = 20 anchors and P = 256 prefixes
+each, chosen from random catalogs of 3,700 SIDs (C = 256) and 300,000 (C = 1,024), whose levels' log-probabilities are
+normal with a spread of 2 and 1.5 nats. score_requests repeats these columns once per block of candidates.
+Labels: 100 candidates a user, ranked by prefix_log_prob as a `quantile` label ranks them (spread .75, mean rate .05),
+from the exact log-probabilities and from the stored ones.
+
+    python -m tests.bench.bench_anchor_cache [--quick]
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gpl_core.contracts.contract import load_contract
+from gpl_core.interest.search import Anchors
+from gpl_core.labels.calibration import rank_logits, sigmoid
+from gpl_core.labels.prefix_scoring import PrefixKeys, prefix_log_prob
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.sids.trie import Trie
+from gpu_workers.generate_anchors import anchor_rows
+from tests.bench.harness import Figure, at_most, is_quick, report
+
+K, P, L, BLOCK, CANDIDATES = 20, 256, 3, 2_000, 100
+RATE, SPREAD = 0.05, 0.75
+CATALOGS = {"3,700 SIDs": (256, 3_700), "300,000 SIDs": (1_024, 300_000)}
+
+
+def blocks(trie: Trie, users: int, random: np.random.Generator) -> Iterator[Anchors]:
+    """Users as a search returns them: beams of the likeliest prefixes, and the likeliest prefixes that were scored."""
+    every, first = trie.prefixes(), len(trie.tokens[0])
+    children = [np.diff(offsets) for offsets in trie.offsets]
+    for start in range(0, users, BLOCK):
+        count = min(BLOCK, users - start)
+        top = _normalized(random.normal(0, 2.0, (count, 1, first)))[:, 0]
+        beams = np.argsort(-top, axis=1)[:, :K]
+        numbers, scores = [np.tile(np.arange(first), (count, 1))], [top]
+        for beam in beams.T:  # each user's children of one beam, padded
+            width = int(children[1].max())
+            place = np.arange(width)
+            valid = place < children[1][beam][:, None]
+            drawn = np.where(valid, random.normal(0, 1.5, (count, width)), -np.inf)
+            score = np.take_along_axis(top, beam[:, None], 1) + _normalized(drawn[:, None])[:, 0]
+            numbers.append(np.where(valid, first + trie.offsets[1][beam][:, None] + place, first))
+            scores.append(score)
+        number, score = np.concatenate(numbers, axis=1), np.concatenate(scores, axis=1)
+        best = np.argpartition(-score, P, axis=1)[:, :P]
+        best = np.take_along_axis(best, np.take_along_axis(number, best, 1).argsort(axis=1), 1)
+        kept, kept_score = np.take_along_axis(number, best, 1), np.take_along_axis(score, best, 1)
+        pairs = np.where(number >= first, score, -np.inf).argsort(axis=1)[:, ::-1][:, :K]
+        node, of_pair = np.take_along_axis(number, pairs, 1) - first, np.take_along_axis(score, pairs, 1)
+        leaf = trie.offsets[2][node]  # the first SID below, which takes nearly all that the pair has
+        part = np.where(children[2][node] > 1, np.log(0.9), 0.0)
+        order = (-(of_pair + part)).argsort(axis=1)
+        sids = np.take_along_axis(trie.sids()[leaf], order[:, :, None], 1)
+        found = np.where(np.isfinite(kept_score), kept_score, -100.0)
+        prefixes = np.where(np.isfinite(kept_score)[:, :, None], every[kept], -1)
+        log_prob = np.take_along_axis(of_pair + part, order, 1)
+        yield Anchors(sids, log_prob.astype(np.float32), prefixes.astype(np.int32), found.astype(np.float32))
+
+
+def _normalized(logits: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def labels(anchors: Anchors, candidates: np.ndarray, keys: PrefixKeys) -> tuple[np.ndarray, np.ndarray]:
+    """prefix_log_prob and label of each of the ``candidates``' SIDs int [U x B x L], [U x B] each."""
+    mask = torch.ones(anchors.log_prob.shape, dtype=torch.bool)
+    inputs = (
+        torch.from_numpy(np.ascontiguousarray(a)) for a in (anchors.prefixes, anchors.prefix_log_probs, candidates)
+    )
+    own = prefix_log_prob(
+        torch.from_numpy(anchors.sids), mask, torch.from_numpy(anchors.log_prob), *inputs, keys
+    ).numpy()  # fmt: skip
+    ordered = np.sort(own, axis=1)
+    below = np.stack([np.searchsorted(row, values, "left") for row, values in zip(ordered, own, strict=True)])
+    up_to = np.stack([np.searchsorted(row, values, "right") for row, values in zip(ordered, own, strict=True)])
+    rank = (below + (up_to - below - 1) / 2 + 0.5) / own.shape[1]
+    return own, sigmoid(np.log(RATE / (1 - RATE)) + rank_logits(rank, SPREAD))
+
+
+def main() -> None:
+    """Measure, print, write."""
+    quick = is_quick()
+    users = 5_000 if quick else 100_000
+    figures: dict[str, Figure] = {}
+    contract = load_contract("interest_anchors")
+    for name, (codes, count) in CATALOGS.items():
+        random = np.random.default_rng(0)
+        trie = Trie.build(random.integers(0, codes, (count, L)), codes)
+        keys = PrefixKeys(trie)
+        changes, moved = [], []
+        with tempfile.TemporaryDirectory() as folder:
+            lake = Lake(folder)
+            lake.create(contract)
+            partition = {"model_version": "m", "dt": "2026-01-02"}
+            with lake.writer(contract, partition, dims={"K": K, "P": P, "L": L}) as writer:
+                for number, anchors in enumerate(blocks(trie, users, random)):
+                    hashes = np.array([random.bytes(16).hex() for _ in anchors.sids])
+                    ids = np.array([f"user-{number * BLOCK + n}" for n in range(len(hashes))])
+                    rows = anchor_rows(ids, hashes, anchors, "sid")
+                    writer.write(rows)
+                    if number < 3:
+                        stored = anchors._replace(
+                            log_prob=np.stack(rows["log_prob"].to_numpy()),
+                            prefix_log_probs=np.stack(rows["prefix_log_probs"].to_numpy()),
+                        )
+                        candidates = trie.sids()[random.integers(0, trie.size, (len(hashes), CANDIDATES))]
+                        (exact, label), (kept, other) = (labels(a, candidates, keys) for a in (anchors, stored))
+                        moved.append(np.abs(kept - exact))
+                        changes.append(np.abs(other - label))
+            size = sum(p.stat().st_size for p in Path(folder).rglob("*.parquet"))
+        change, move = np.concatenate(changes), np.concatenate(moved)
+        figures[f"{name}: bytes per user"] = at_most(size / users, 1_200, "bytes")
+        figures[f"{name}: prefix_log_prob changed by, 99.9 % of pairs"] = Figure(
+            float(np.quantile(move, 0.999)), "nats"
+        )
+        figures[f"{name}: labels changed by more than .001"] = at_most(float((change > 1e-3).mean()), 0, "share")
+        figures[f"{name}: mean change of a label"] = at_most(float(change.mean()), 1e-3, "")
+    report("anchor_cache", figures, quick, f"interest_anchors, {users} synthetic users, K {K}, P {P}, L {L}")
+
+
+if __name__ == "__main__":
+    main()
