@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=int, metavar="TOKENS", help="a measured prompt length; default: the slowest")
     parser.add_argument("--beams", type=int, metavar="K", help="a measured number of anchors; default: the slowest")
     parser.add_argument(
-        "--measurement", type=Path, metavar="FILE", help="a result of bench_search; default: this checkout's"
+        "--measurement", type=Path, metavar="FILE", help="a result of bench_search; default: this checkout's newest of an accelerator"
     )
 
 
@@ -125,15 +125,16 @@ def read_measurement(path: Path) -> Measurement:
 
 
 def newest_measurement() -> Measurement:
-    """The newest full search result in RESULTS; one of an accelerator is preferred to any of a CPU.
+    """The newest full search result of an accelerator in RESULTS.
 
     Raises:
-        MissingInputError: there is none; `--quick` results are of another model and do not count.
+        MissingInputError: there is none. `--quick` results are of another model, and a CPU says nothing of GPUs.
     """
-    found = [m for p in sorted(RESULTS.glob("search.*.json")) if not (m := read_measurement(p)).quick]
-    if not found:
-        raise MissingInputError(f"no measurement of the search in {RESULTS}; {_REMEDY}")
-    return max(found, key=lambda m: (not m.on_cpu, m.when))
+    found = [read_measurement(path) for path in sorted(RESULTS.glob("search.*.json"))]
+    usable = [m for m in found if not m.quick and not m.on_cpu]
+    if not usable:
+        raise MissingInputError(f"no measurement of the search on an accelerator in {RESULTS}; {_REMEDY}")
+    return max(usable, key=lambda m: m.when)
 
 
 COMMAND = Command(

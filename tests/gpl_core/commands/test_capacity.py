@@ -77,12 +77,11 @@ def test_without_a_measurement_it_refuses_and_says_what_to_do(tmp_path, capsys, 
     assert "none.json: no such file" in err
 
 
-def test_an_accelerator_goes_before_a_cpu_and_a_newer_result_before_an_older(tmp_path, monkeypatch):
+def test_a_newer_result_goes_before_an_older_and_a_cpu_counts_only_where_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RESULTS", tmp_path)
-    with pytest.raises(MissingInputError):
-        newest_measurement()
     result(tmp_path, "cpu-2core", when="2026-05-01T00:00:00")
-    assert newest_measurement().device == "cpu-2core"
+    with pytest.raises(MissingInputError, match="on an accelerator"):
+        newest_measurement()
     result(tmp_path, "nvidia-a100", when="2026-01-01T00:00:00")
     result(tmp_path, "nvidia-h100", when="2026-02-01T00:00:00")
     assert newest_measurement().device == "nvidia-h100"
