@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=int, metavar="TOKENS", help="a measured prompt length; default: the slowest")
     parser.add_argument("--beams", type=int, metavar="K", help="a measured number of anchors; default: the slowest")
     parser.add_argument(
-        "--measurement", type=Path, metavar="FILE", help="a result of bench_search; default: this checkout's newest of an accelerator"
+        "--measurement",
+        type=Path,
+        metavar="FILE",
+        help="a result of bench_search; default: this checkout's newest of an accelerator",
     )
 
 

@@ -53,20 +53,17 @@ class InterestModel(nn.Module):
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.settings = settings
-        self.scale = nn.Parameter(torch.full((settings.levels,), self._start_scale()))
+        spread = self._row_spread()
+        # Gives the logits a spread of _START_SPREAD, whatever the norms of the base are: a last hidden state is as long
+        # as the weight of the norm it comes from, and rows lie in random directions.
+        length = float(self._backbone.norm.weight.detach().float().norm())
+        start = _START_SPREAD * self.config.hidden_size**0.5 / max(length * spread, 1e-12)
+        self.scale = nn.Parameter(torch.full((settings.levels,), start))
         """Of the logits of a level's codes, [L]."""
         self.content: ContentHeads | None = None
         if settings.content_width:
-            rows = self.input_rows.detach().float()
-            spread = float((rows - rows.mean(0)).norm(dim=1).mean())
-            self.content = ContentHeads(
-                settings.content_width,
-                self.config.hidden_size,
-                settings.levels,
-                spread=spread,
-                share=self._start_scale(),
-                seed=settings.seed,
-            )
+            width, hidden = settings.content_width, self.config.hidden_size
+            self.content = ContentHeads(width, hidden, settings.levels, spread=spread, share=start, seed=settings.seed)
         self.dropout = nn.Dropout(0.0 if settings.lora_rank else settings.dropout)
         if not settings.lora_rank:
             self._backbone.layers.requires_grad_(True)
@@ -154,16 +151,10 @@ class InterestModel(nn.Module):
         """Fold LoRA into the linear layers for inference: same function up to rounding, fewer kernels."""
         self.body.merge_adapter()
 
-    def _start_scale(self) -> float:
-        """Gives the logits of codebook rows a spread of _START_SPREAD, whatever the norms of the base are.
-
-        A last hidden state is as long as the weight of the norm it comes from; a row lies in a random direction from
-        the mean row, at the mean distance of the base's own.
-        """
+    def _row_spread(self) -> float:
+        """How far the base's own rows lie from their mean, in the square mean; codebook rows do too."""
         rows = self.word_rows.float()
-        spread = (rows.norm(dim=1).square().mean() - rows.mean(0).norm().square()).sqrt()
-        norm = self._backbone.norm.weight.detach().float().norm()
-        return float(_START_SPREAD * rows.shape[1] ** 0.5 / (norm * spread).clamp_min(1e-12))
+        return float((rows.norm(dim=1).square().mean() - rows.mean(0).norm().square()).sqrt())
 
     @property
     def _backbone(self) -> Any:
