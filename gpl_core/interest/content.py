@@ -28,7 +28,7 @@ class ContentHeads(nn.Module):
         """``spread``: about the length of a projected unit vector; ``share``: where the shares start."""
         super().__init__()
         self.read = nn.Linear(width, hidden, bias=False)  # d -> D
-        self.query = nn.Linear(hidden, width, bias=False)  # D -> d, W of the scoring rule
+        self.query = nn.Linear(hidden, width, bias=False)  # D -> d, W of the scoring rule (`trie_scoring`)
         self.share = nn.Parameter(torch.full((levels,), share))
         with torch.no_grad():
             random = torch.Generator().manual_seed(seed)

@@ -53,17 +53,20 @@ class InterestModel(nn.Module):
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.settings = settings
-        spread = self._row_spread()
-        # Gives the logits a spread of _START_SPREAD, whatever the norms of the base are: a last hidden state is as long
-        # as the weight of the norm it comes from, and rows lie in random directions.
-        length = float(self._backbone.norm.weight.detach().float().norm())
-        start = _START_SPREAD * self.config.hidden_size**0.5 / max(length * spread, 1e-12)
+        # Whatever the norms of the base are: a last hidden state is as long as the weight of its norm, and
+        # rows lie in random directions.
+        spread, length = self._row_spread(), float(self._backbone.norm.weight.detach().float().norm())
+        most = max(length * spread, 1e-12)  # product of a state with a row
+        start = _START_SPREAD * self.config.hidden_size**0.5 / most
         self.scale = nn.Parameter(torch.full((settings.levels,), start))
         """Of the logits of a level's codes, [L]."""
         self.content: ContentHeads | None = None
         if settings.content_width:
             width, hidden = settings.content_width, self.config.hidden_size
-            self.content = ContentHeads(width, hidden, settings.levels, spread=spread, share=start, seed=settings.seed)
+            # A state that is nothing but an item's content asks for the same content with one nat.
+            self.content = ContentHeads(
+                width, hidden, settings.levels, spread=spread, share=1 / most, seed=settings.seed
+            )
         self.dropout = nn.Dropout(0.0 if settings.lora_rank else settings.dropout)
         if not settings.lora_rank:
             self._backbone.layers.requires_grad_(True)

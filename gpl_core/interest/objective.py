@@ -9,7 +9,7 @@ from torch import Tensor
 from gpl_core.interest.attention import CausalPlan
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import Pack
-from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs
+from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, content_query
 from gpl_core.sids.content_table import ContentTable
 
 
@@ -45,9 +45,10 @@ def target_scores(model: InterestModel, trie: DeviceTrie, hidden: Tensor, pack: 
     places = torch.from_numpy(pack.target_places).to(hidden.device)[found]
     nodes = nodes[found]
     scores = []
+    query = content_query(model, hidden[places[:, 0]])
     for level in range(trie.levels):
         node, child = nodes[:, level], nodes[:, level + 1]
-        log_prob = child_log_probs(model, trie, level, node, hidden[places[:, level]])[1]
+        log_prob = child_log_probs(model, trie, level, node, hidden[places[:, level]], query)[1]
         scores.append(log_prob.gather(1, (child - trie.offsets[level][node])[:, None])[:, 0])
     return TargetScores(torch.stack(scores, dim=1), len(sids) - len(nodes))
 

@@ -24,7 +24,7 @@ from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan, rang
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.objective import content_of
 from gpl_core.interest.packing import budget_batches, event_ends, history_tokens, most_events
-from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs
+from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, content_query
 from gpl_core.sids.content_table import ContentTable
 
 PAD_LOG_PROB = -100.0
@@ -193,7 +193,8 @@ class BeamSearch:
         kind = torch.promote_types(hidden.dtype, torch.float32)
         nothing = hidden.new_full((users, self.settings.prefixes), -torch.inf, dtype=kind)
         kept = _Kept(nothing.long().zero_(), nothing)
-        beams, kept = self._extend(0, hidden, _Beams(root.to(hidden.dtype), root, root, root), kept)
+        query = content_query(model, hidden)
+        beams, kept = self._extend(0, hidden, query, _Beams(root.to(hidden.dtype), root, root, root), kept)
         trail = [beams]
         first_slot = longest
         for level in range(1, trie.levels):
@@ -205,7 +206,7 @@ class BeamSearch:
             at = (length + level - 1)[:, None].expand(users, width)
             hidden = model.hidden(ids.flatten(), at.flatten(), TreePlan(store, visible, first_slot))
             first_slot += width
-            beams, kept = self._extend(level, hidden, beams, kept)
+            beams, kept = self._extend(level, hidden, query, beams, kept)
             trail.append(beams)
         return self._collect(trail, kept)
 
@@ -217,13 +218,16 @@ class BeamSearch:
         places = [s + event_ends(self.model.vocabulary, len(i)) for s, i in zip(starts, items, strict=True)]
         return content_of(self.content, np.concatenate(items), np.concatenate(places), self.model.device)
 
-    def _extend(self, level: int, hidden: Tensor, beams: _Beams, kept: _Kept) -> tuple[_Beams, _Kept]:
+    def _extend(
+        self, level: int, hidden: Tensor, query: Tensor | None, beams: _Beams, kept: _Kept
+    ) -> tuple[_Beams, _Kept]:
         """The best W children of ``beams``, and ``kept`` with what is better among all children.
 
-        ``hidden`` [U * W x D] are the beams' last states.
+        ``hidden`` [U * W x D] are the beams' last states, ``query`` [U x d] the users' `content_query`.
         """
         users, width = beams.score.shape
-        children, log_prob = child_log_probs(self.model, self.trie, level, beams.node.flatten(), hidden)
+        asked = query.repeat_interleave(width, dim=0) if query is not None else None
+        children, log_prob = child_log_probs(self.model, self.trie, level, beams.node.flatten(), hidden, asked)
         most = log_prob.shape[1]
         score = beams.score[:, :, None].to(log_prob.dtype) + log_prob.view(users, width, most)
         score, node = score.flatten(1), children.node.view(users, -1)

@@ -1,8 +1,9 @@
 """The scoring rule of training and search (ours): at each level a softmax over the prefix's *valid children* only.
 
 log p(SID) = sum over levels of log p(c_l | c_<l, history); the probabilities of all SIDs of the catalog sum to 1.
-The logit of a child is scale_l <h, row of its code> and, for a model that reads content, + share_l <W h, content of the
-child node>: SIDs and dense retrieval in one probability. h is the last state after the prefix.
+The logit of a child is scale_l <h, row of its code> and, for a model that reads content, + share_l <W h_0, content of
+the child node>: SIDs and dense retrieval in one probability. h is the last state after the prefix, h_0 that after the
+history: with equal shares and no rows, the sum over the levels would be that of one dense retrieval among all items.
 
 Legend for shapes: R rows (prefixes), m most children of any node at that depth, C codes, L levels, S SIDs, D hidden
 width, d width of content vectors.
@@ -104,17 +105,25 @@ def level_logits(model: InterestModel, hidden: Tensor, level: int) -> Tensor:
     return hidden.to(dtype) @ model.level_rows(level).to(dtype).T * model.scale[level].to(dtype)
 
 
+def content_query(model: InterestModel, hidden: Tensor) -> Tensor | None:
+    """W h_0 [R x d], which is compared with nodes' content; ``hidden`` [R x D]. None for a model that reads none."""
+    if model.content is None:
+        return None
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return hidden.to(dtype) @ model.content.query.weight.to(dtype).T
+
+
 def child_log_probs(
-    model: InterestModel, trie: DeviceTrie, level: int, node: Tensor, hidden: Tensor
+    model: InterestModel, trie: DeviceTrie, level: int, node: Tensor, hidden: Tensor, query: Tensor | None
 ) -> tuple[Children, Tensor]:
     """The children of ``node`` (int64 [R], of depth ``level``), and their log p [R x m], -inf where not valid.
 
-    ``hidden`` [R x D]: last states after these prefixes. Differentiable.
+    ``hidden`` [R x D]: last states after these prefixes; ``query`` [R x d]: `content_query` of the states after the
+    histories. Differentiable.
     """
     children = trie.children(level, node)
     logits = level_logits(model, hidden, level).gather(1, children.code)
-    if model.content is not None:
-        query = hidden.to(logits.dtype) @ model.content.query.weight.to(logits.dtype).T
+    if model.content is not None and query is not None:
         logits = logits + model.content.share[level].to(logits.dtype) * trie.similarity(level, children.node, query)
     return children, logits.masked_fill(~children.valid, -torch.inf).log_softmax(dim=1)
 

@@ -45,8 +45,11 @@ class VisitedSearch(BeamSearch):
         anchors = Anchors(*(np.concatenate(arrays)[place] for arrays in zip(*parts, strict=True)))
         return anchors, likelihood, first
 
-    def _extend(self, level: int, hidden: Tensor, beams: _Beams, kept: _Kept) -> tuple[_Beams, _Kept]:
-        children, own = child_log_probs(self.model, self.trie, level, beams.node.flatten(), hidden)
+    def _extend(
+        self, level: int, hidden: Tensor, query: Tensor | None, beams: _Beams, kept: _Kept
+    ) -> tuple[_Beams, _Kept]:
+        asked = query.repeat_interleave(beams.score.shape[1], dim=0) if query is not None else None
+        children, own = child_log_probs(self.model, self.trie, level, beams.node.flatten(), hidden, asked)
         score = beams.score.flatten()[:, None].to(own.dtype) + own
         users, width = beams.score.shape
         nodes = len(self.trie.tokens[level])
@@ -55,7 +58,7 @@ class VisitedSearch(BeamSearch):
         seen = torch.full((users, nodes), -torch.inf, device=score.device)
         seen[user[real], children.node[real]] = score[real].float()
         self._visited = [*(self._visited if level else []), seen.cpu().numpy()]
-        return super()._extend(level, hidden, beams, kept)
+        return super()._extend(level, hidden, query, beams, kept)
 
 
 def backed_off(trie: Trie, visited: Sequence[np.ndarray]) -> np.ndarray:

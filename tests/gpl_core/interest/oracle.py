@@ -40,7 +40,11 @@ def next_code_log_probs(
         hidden = model.hidden(torch.tensor(ids), torch.arange(len(ids)), CausalPlan(np.array([len(ids)])), read)[-1]
         logits = (model.level_rows(level) @ hidden)[children] * model.scale[level]
         if content:
-            query = model.content.query(hidden)
+            before = len(ids) - level  # the state after the history alone asks
+            alone = model.hidden(
+                torch.tensor(ids[:before]), torch.arange(before), CausalPlan(np.array([before])), read
+            )[-1]
+            query = model.content.query(alone)
             logits = logits + model.content.share[level] * torch.stack([
                 torch.from_numpy(mean_below(content, (*prefix, c))) @ query for c in children
             ])  # fmt: skip

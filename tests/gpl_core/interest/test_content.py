@@ -22,7 +22,7 @@ from gpl_core.interest.interest_model import (
 from gpl_core.interest.objective import hidden_of, target_log_probs
 from gpl_core.interest.packing import UserHistory, pack_targets, training_packs
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
-from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs
+from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, content_query
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 from tests.gpl_core.interest.oracle import Content, mean_below, textbook_beams
@@ -156,7 +156,9 @@ def test_at_the_last_level_the_item_nearest_to_the_query_leads(reader: InterestM
     trie = make_trie(table)
     hidden = torch.randn(1, reader.config.hidden_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     parent = int(np.diff(trie.trie.offsets[2]).argmax())
-    children, log_prob = child_log_probs(reader, trie, 2, torch.tensor([parent]), hidden)
+    children, log_prob = child_log_probs(
+        reader, trie, 2, torch.tensor([parent]), hidden, content_query(reader, hidden)
+    )  # fmt: skip
     query = reader.content.query(hidden)[0].detach().numpy()
     sids = trie.trie.sids()[children.node[0][children.valid[0]]]
     nearest = max(range(len(sids)), key=lambda n: mean_below(of(table, []), tuple(sids[n])) @ query)
@@ -180,7 +182,9 @@ def test_content_counts_from_the_start_and_leaves_it_near_uniform(
     catalog = [UserHistory(np.stack([every[8], sid]), np.array([False, True]), np.array([8, 0])) for sid in every]
     with torch.no_grad():
         scores = target_log_probs(model, trie, pack_targets(model.vocabulary, catalog, 9), unit)
-        _, first = child_log_probs(model, trie, 0, torch.zeros(1, dtype=torch.int64), last_of(model, unit, 8))
+        last = last_of(model, unit, 8)
+        root = torch.zeros(1, dtype=torch.int64)
+        _, first = child_log_probs(model, trie, 0, root, last, content_query(model, last))
     uniform = np.mean([mean_log_children(tuple(sid)) for sid in every])
     assert -scores.log_prob.sum(1).mean() <= 1.05 * uniform
     assert first.std() > 0.02, "not flat"
