@@ -1,6 +1,6 @@
 """What the model learns from content besides the SIDs: item vectors that it reads and scores, walks between items.
 
-Options, all of them (docs/decisions/018, 024). Legend: N items, d embedding width, D hidden width, L levels.
+Options, all of them (docs/decisions/018, 029). Legend: N items, d embedding width, D hidden width, L levels.
 """
 
 from __future__ import annotations
