@@ -3,7 +3,8 @@
 Launch: spark-submit … spark_jobs/fit_calibrator.py --config CONFIG --run-date D
 
 `quantile` ranks each user's unexposed pairs of D by a score: one of pair_scores, or what a regression on clicks of
-ordinary exposed pairs of earlier dates makes of all features, of which only the order counts. It needs one number: the
+ordinary exposed pairs of earlier dates, beside unexposed ones, makes of all features: its order alone counts. It needs
+one number: the
 click rate of unexposed pairs, from the configuration, from uniformly exposed traffic before D or as a share of the
 exposed one. The other kinds are fitted with pyspark.ml on pairs of dates before D that were uniformly exposed and
 scored. Nothing that happened at or after D is read.
@@ -39,6 +40,7 @@ from gpl_core.labels.calibration import (
     user_logit_sql,
 )
 from gpl_core.labels.fitting import (
+    UNEXPOSED_SHARE,
     base_rate_change,
     check_fitting_rows,
     fit_location,
@@ -65,13 +67,24 @@ _LOGIT_CELLS = 256  # per unit of a logit: a label's mean is off by less than a 
 
 
 def labeled_pairs(scores: DataFrame, impressions: DataFrame, sources: Sequence[str]) -> DataFrame:
-    """Scored pairs of `sources`, exposed or uniform, with the clicks of their own date: one row per impression.
+    """Scored pairs of `sources`, exposed or uniform, with the clicks of their own date and weight 1, per impression.
 
     `scores` and `impressions` hold the same dates.
     """
     source = F.when(F.col("is_random"), "uniform").otherwise("exposed").alias("source")
     shown = impressions.select("user_id", "item_index", "dt", source, "clicked")
-    return scores.where(F.col("source").isin(*sources)).join(shown, ["user_id", "item_index", "dt", "source"])
+    found = scores.where(F.col("source").isin(*sources)).join(shown, ["user_id", "item_index", "dt", "source"])
+    return found.withColumn("weight", F.lit(1.0))
+
+
+def unexposed_pairs(scores: DataFrame, rows: int) -> DataFrame:
+    """Unexposed scored pairs as not clicked, about `rows` of them at most; weight: for `rows` exposed ones of 1."""
+    unexposed = scores.where("source = 'unexposed'")
+    count = unexposed.count()
+    kept = min(1000, -(-1000 * rows // max(count, 1)))
+    weight = UNEXPOSED_SHARE * rows / max(count * kept / 1000, 1.0)
+    chosen = unexposed.where(F.pmod(F.xxhash64("user_id", "item_index", "dt"), F.lit(1000)) < kept)
+    return chosen.withColumns({"clicked": F.lit(0), "weight": F.lit(weight)})
 
 
 def fit_isotonic(labeled: DataFrame, score: str) -> np.ndarray:
@@ -90,13 +103,13 @@ def fit_isotonic(labeled: DataFrame, score: str) -> np.ndarray:
 
 
 def fit_logistic(labeled: DataFrame, start: Calibrator) -> Calibrator:
-    """`start` with the weights and intercept of a ridge regression of `clicked` over its features."""
+    """`start` with the weights and intercept of a weighted ridge regression of `clicked` over its features."""
     features = start.features
     # The calibrator's own SQL of each feature: what is fitted is what is applied.
     columns = [F.expr(feature_sql(start, name)).alias(name) for name in features]
-    made = labeled.select(*columns, F.col("clicked").cast("double").alias("label"))
+    made = labeled.select(*columns, F.col("clicked").cast("double").alias("label"), "weight")
     assembled = VectorAssembler(inputCols=list(features), outputCol="features").transform(made)
-    model = LogisticRegression(regParam=_L2, tol=1e-9, maxIter=200, standardization=True).fit(assembled)
+    model = LogisticRegression(regParam=_L2, tol=1e-9, maxIter=200, weightCol="weight").fit(assembled)
     return replace(start, weights=tuple(float(w) for w in model.coefficients), intercept=float(model.intercept))
 
 
@@ -198,7 +211,9 @@ def ranking(
         log.warning("fit_calibrator: %s: %s", step.run_date, warning)
         return replace(start, features=(FALLBACK,), weights=(1.0,)), {"score": FALLBACK, "warning": warning}
     on = FittedOn("exposed", rows, clicks, first.isoformat(), last.isoformat(), clicks / rows)
-    calibrator = fit_logistic(labeled, replace(start, fitted_on=on))
+    others = unexposed_pairs(step.read_dates("pair_scores", first, last), rows)
+    both = labeled.unionByName(counted(step, others, first, last))
+    calibrator = fit_logistic(both, replace(start, fitted_on=on))
     labeled.unpersist()
     return calibrator, {"score": "exposed_clicks", "scored_by": sorted(models)}
 
@@ -248,9 +263,12 @@ def labeled_rows(
         step.read_dates("impressions", first, last) if step.context.has("impressions") else step.empty("impressions")
     )
     labeled = labeled_pairs(step.read_dates("pair_scores", first, last), shown, sources)
-    if set(features) - set(SCORES):
-        labeled = with_counts(labeled, *(step.read_dates(t, first, last) for t in ("user_stats", "item_stats")))
-    return labeled.persist()
+    return (counted(step, labeled, first, last) if set(features) - set(SCORES) else labeled).persist()
+
+
+def counted(step: SparkStep, pairs: DataFrame, first: date, last: date) -> DataFrame:
+    """`pairs` of `first` to `last` with the counts of their own dates."""
+    return with_counts(pairs, *(step.read_dates(t, first, last) for t in ("user_stats", "item_stats")))
 
 
 def check_rate(rate: float, before: Manifest | None, settings: Settings) -> dict[str, Any]:

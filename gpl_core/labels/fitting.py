@@ -10,6 +10,13 @@ import numpy.typing as npt
 from gpl_core.errors import GateError
 from gpl_core.labels.calibration import sigmoid
 
+UNEXPOSED_SHARE = 0.5
+"""Weight of all unexposed pairs, as not clicked, for 1 of all exposed ones, in the regression that ranks (ours).
+
+Who chose what was shown may know more than the features do. Among shown pairs alone, what it was chosen by then counts
+too little (Berkson 1946): what was shown although unpopular was shown for a reason.
+"""
+
 LEAST_STRENGTH, MOST_STRENGTH = 1.0, 1000.0
 _LARGEST_RATE_CHANGE = 3.0
 

@@ -42,14 +42,10 @@ def main() -> None:
         print("one seed: no paired differences, nothing is written")
         return
     figures: dict[str, Figure] = {}
-    for ours, control in (
-        ("gpl_quantile", "cosine"),
-        ("gpl_prefix", "cosine"),
-        ("gpl_logistic_prefix", "logistic_no_anchors"),
-    ):
-        for right in ("exposed_only", "constant", "user_rate", "popularity", control):
+    for ours in ("gpl_clicks@0.5", "gpl_prefix@0.5", "gpl_logistic"):
+        for other in ("exposed_only", "constant", "user_rate", "popularity", "cosine", "clicks_no_anchors@0.5"):
             for figure in ("unexposed/auc", "unexposed/gauc"):
-                figures |= difference(results, ours, right, figure)
+                figures |= difference(results, ours, other, figure)
     title = f"SEMI-SYNTHETIC Amazon Industrial, clicks {args.world}, {count} paired seeds"
     option = "" if args.world == WORLDS[0] else f"--world {args.world}"
     report("preranker", {**figures, **figures_of(results)}, args.quick, title, option)

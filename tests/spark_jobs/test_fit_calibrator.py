@@ -124,19 +124,22 @@ def test_ranks_follow_the_chosen_score_and_one_level_may_serve_all(lake):
 
 
 def test_pairs_are_ranked_by_exposed_clicks_of_earlier_dates(lake):
-    rows = planted(lake, source="exposed")
+    rows = planted(lake, source="exposed", unexposed=50)
     settings = ("labels.calibrator.score=exposed_clicks", "labels.calibrator.target_rate=auto")
     assert lake.run("fit_calibrator", fit_calibrator.run, D, *settings) == "done"
     calibrator, manifest = fitted(lake)
-    wanted = fit_logistic(feature_values(calibrator, rows), rows["clicked"])
+    seen = np.arange(400) % 200 < 150
+    # 100 unexposed pairs together weigh half as much as the 300 exposed ones.
+    wanted = fit_logistic(feature_values(calibrator, rows), rows["clicked"], weights=np.where(seen, 1.0, 1.5))
     assert calibrator.weights == pytest.approx(wanted.weights, abs=2e-2)
+    rows = {name: values[seen] for name, values in rows.items()}
     on = calibrator.fitted_on
-    assert (calibrator.kind, on.source, on.rows, on.clicks) == ("quantile", "exposed", 400, rows["clicked"].sum())
+    assert (calibrator.kind, on.source, on.rows, on.clicks) == ("quantile", "exposed", 300, rows["clicked"].sum())
     assert calibrator.uses_clicks
     assert manifest.metrics["uses_clicks"]
     # The clicks of the uniform impressions of the same pairs are the opposite ones; the rate is measured on them.
     assert on.base_rate == manifest.metrics["target_rate"] == pytest.approx(1 - rows["clicked"].mean())
-    lake.run("fit_calibrator", fit_calibrator.run, D, *settings, "labels.calibrator.min_rows=401")
+    lake.run("fit_calibrator", fit_calibrator.run, D, *settings, "labels.calibrator.min_rows=301")
     calibrator, manifest = fitted(lake)
     assert calibrator.features == ("prefix_log_prob",)  # too few rows, both for the order and for the rate
     assert "ranked by prefix_log_prob: of exposed pairs" in manifest.metrics["warning"]
@@ -199,8 +202,11 @@ def test_rate_that_jumps_is_told_or_refused(lake):
     assert lake.run("fit_calibrator", fit_calibrator.run, D, "labels.calibrator.on_rate_change=refuse") == "noop"
 
 
-def planted(lake: LabelLake, source: str = "uniform") -> dict[str, np.ndarray]:
-    """400 scored pairs of `source` on D-2 and D-1, shown both ways; clicks follow similarity and the item's count."""
+def planted(lake: LabelLake, source: str = "uniform", unexposed: int = 0) -> dict[str, np.ndarray]:
+    """400 scored pairs of `source` on D-2 and D-1, shown both ways; clicks follow similarity and the item's count.
+
+    The last `unexposed` ones of each date were not shown.
+    """
     rng = np.random.default_rng(1)
     n = 400
     similarity, user = rng.uniform(-0.8, 0.9, n), rng.integers(0, 5, n)
@@ -210,11 +216,17 @@ def planted(lake: LabelLake, source: str = "uniform") -> dict[str, np.ndarray]:
     clicked = (rng.random(n) < 1 / (1 + np.exp(-(2.5 * similarity + np.log(rate / (1 - rate)) + 1)))).astype(int)
     for offset, part in ((-2, range(n // 2)), (-1, range(n // 2, n))):
         dt = day(offset)
-        lake.scores(*[score(f"u{user[i]}", i, similarity[i], source=source) for i in part], dt=dt)
+        seen = part[: len(part) - unexposed]
+        lake.scores(
+            *[score(f"u{user[i]}", i, similarity[i], source=source) for i in seen],
+            *[score(f"u{user[i]}", i, similarity[i], source="unexposed") for i in part[len(seen) :]],
+            dt=dt,
+        )
+        clicked[part[len(seen) :]] = 0
         # the same items were also shown the other way, with the opposite click: not to be mixed in
         lake.shown(
-            *[(f"u{user[i]}", i, int(clicked[i]), source == "uniform") for i in part],
-            *[(f"u{user[i]}", i, 1 - int(clicked[i]), source != "uniform") for i in part],
+            *[(f"u{user[i]}", i, int(clicked[i]), source == "uniform") for i in seen],
+            *[(f"u{user[i]}", i, 1 - int(clicked[i]), source != "uniform") for i in seen],
             dt=dt,
         )
         items = [(int(i), int(shown[i]), int(clicks[i]), int(clicks[i])) for i in part]

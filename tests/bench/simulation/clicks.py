@@ -19,9 +19,10 @@ def quantile_labels(
 ) -> np.ndarray:
     """Labels [len(world.train)] of mean `rate` over the unexposed rows; NaN where the user has no anchors.
 
-    One feature ranks by itself; what several say together a regression on exposed clicks decides.
+    One feature ranks by itself; what several say together a regression on exposed clicks decides, unexposed pairs
+    beside them.
     """
-    counts, train, shown = world.known.counts, world.train, world.exposed_scores
+    counts, train, past, shown = world.known.counts, world.train, world.past, world.past_scores
     start = Calibrator(
         "quantile", FittedOn("exposed", 0, 0, "", "", rate), features=tuple(features), weights=(0.0,) * len(features),
         spread=CalibratorSettings().spread, across_users=across_users,
@@ -30,8 +31,9 @@ def quantile_labels(
     )  # fmt: skip
     weights: Sequence[float] = (1.0,)
     if len(features) > 1:
-        x = calibration.feature_values(start, columns_of(world, shown))
-        weights = fit_logistic(x[shown.known], world.exposed.clicked[shown.known]).weights
+        x, seen = calibration.feature_values(start, columns_of(world, shown))[shown.known], past.is_exposed[shown.known]
+        mass = np.where(seen, 1.0, fitting.UNEXPOSED_SHARE * seen.sum() / max(1, (~seen).sum()))
+        weights = fit_logistic(x, past.clicked[shown.known], weights=mass).weights
     columns = columns_of(world, world.train_scores)
     score = calibration.feature_values(start, columns) @ np.array(weights)
     rows = np.flatnonzero(~train.is_exposed & world.train_scores.known)

@@ -185,12 +185,8 @@ def difference(results: Results, left: str, right: str, figure: str, better: boo
 
 
 def figures_of(results: Results) -> dict[str, Figure]:
-    """What the extras give, every variant's figures, and the paired differences to exposed-only."""
+    """Every variant's figures, and the paired differences to exposed-only."""
     out = {"paired seeds": Figure(float(len(results["exposed_only"]["unexposed/auc"].seeds)), "seeds")}
-    for name, beaten in variants.EXTRAS.items():
-        if name in results:
-            for figure in ("unexposed/auc", "unexposed/gauc"):
-                out |= difference(results, name, beaten, figure, better=False)
     for name, figures in results.items():
         for key, values in figures.items():
             out[f"Means over seeds | {name}: {key}"] = Figure(float(np.nanmean(values.seeds)), "mean")

@@ -7,23 +7,19 @@
 | random_negatives | random released items, label 0 |
 | constant, shuffled, popularity, cosine, user_rate | the pairs of gpl_clicks with the product's control labels |
 | distilled | the labels of a teacher trained on exposed pairs |
-| gpl_quantile, gpl_unweighted | anchor similarity; with confidence weights, or all alike |
-| gpl_quantile@f | the same, target rate fixed beforehand to f x the exposed click rate: no uniform rows needed |
-| any@f/l | so for every label, and with lambda l |
-| gpl_clicks, gpl_clicks@f | the product's default: ranks within the user by exposed clicks, the user's rate as level |
+| gpl_clicks | the product's default: rank within the user by exposed clicks, the user's rate as level |
 | clicks_no_anchors | the same without the language model |
-| gpl_logistic, logistic_no_anchors | all features; all but the anchors' |
-| gpl_softmax | gpl_quantile with softmax pooling instead of the maximum |
-| gpl_prefix, gpl_prefix@f | gpl_quantile of the prefix_log_prob (`labels.calibrator.score`) instead of the similarity |
-| gpl_own, gpl_logistic_own | the candidate's own SID likelihood: instead of the similarity; as one more feature |
-| gpl_logistic_level1, gpl_logistic_prefix | the same from level 1 alone; from what the cache holds (the product) |
-| gpl_learned, gpl_logistic_unweighted | the weights are learned from the uniform slice; all weights alike |
+| gpl_weighted | gpl_clicks with the paper's confidence as weight |
+| gpl_prefix | the rank is by prefix_log_prob alone |
+| gpl_content | by similarity to the anchors alone, and one level for all users: no clicks but in the mean |
+| gpl_logistic, logistic_no_anchors | the `logistic` calibrator on uniform rows; without the language model |
+| any@f | target rate fixed beforehand to f x the exposed click rate: no uniform rows needed |
+| any@f/l | so, and with lambda l |
 | oracle_hard, oracle_probability | clicks drawn from the true probabilities; the probabilities themselves |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,44 +28,30 @@ from gpl_core.conf.sections import CalibratorSettings
 from gpl_core.labels import calibration, controls, fitting
 from gpl_core.labels.calibration import Calibrator, FittedOn
 from gpl_core.labels.confidence import combined_weight
-from tests.bench.simulation.clicks import quantile_labels
+from tests.bench.simulation.clicks import columns_of, quantile_labels
 from tests.bench.simulation.logistic import fit_logistic
 from tests.bench.simulation.world import Scores, World
 
-CONTROLS = (
-    "exposed_only", "exposed_only_id", "ipw", "random_negatives", *controls.CONTROLS, "distilled",
-    "logistic_no_anchors",
-)  # fmt: skip
+CONTROLS = ("exposed_only", "exposed_only_id", "ipw", "random_negatives", *controls.CONTROLS, "distilled")
 FIXED = (0.25, 0.5, 1.0)
-NO_UNIFORM_ROWS = tuple(f"gpl_{score}@{f:g}" for score in ("quantile", "prefix", "clicks") for f in FIXED)
-GPL = ("gpl_quantile", "gpl_unweighted", *NO_UNIFORM_ROWS, "gpl_clicks", "clicks_no_anchors", "gpl_logistic")
-EXTRAS = {
-    "gpl_prefix": "gpl_quantile", "gpl_softmax": "gpl_quantile", "gpl_own": "gpl_quantile",
-    "gpl_learned": "gpl_quantile",
-    "gpl_logistic_own": "gpl_logistic", "gpl_logistic_level1": "gpl_logistic", "gpl_logistic_prefix": "gpl_logistic",
-    "gpl_logistic_unweighted": "gpl_logistic",
-}  # fmt: skip
-"""What was tried beyond METHOD -> what it has to beat."""
-_LIKELIHOODS = {
-    "gpl_logistic_own": "own_likelihood", "gpl_logistic_level1": "level1_likelihood",
-    "gpl_logistic_prefix": "anchor_likelihood",
-}  # fmt: skip
+NO_UNIFORM_ROWS = ("gpl_content@0.5", "gpl_prefix@0.5", *(f"gpl_clicks@{f:g}" for f in FIXED))
+UNIFORM_ROWS = ("gpl_clicks", "logistic_no_anchors", "gpl_logistic")
+GPL = (*NO_UNIFORM_ROWS, "clicks_no_anchors@0.5", "gpl_weighted@0.5", *UNIFORM_ROWS)
 ORACLES = ("oracle_hard", "oracle_probability")
-ALL = (*CONTROLS, *GPL, *EXTRAS, *ORACLES)
+ALL = (*CONTROLS, *GPL, *ORACLES)
 QUICK = (
-    "exposed_only", "random_negatives", *controls.CONTROLS, "logistic_no_anchors", "gpl_quantile",
-    "gpl_prefix", "gpl_logistic", "gpl_logistic_prefix", "oracle_hard",
+    "exposed_only", "random_negatives", *controls.CONTROLS, "gpl_clicks@0.5", "clicks_no_anchors@0.5", "gpl_prefix@0.5",
+    "logistic_no_anchors", "gpl_logistic", "oracle_hard",
 )  # fmt: skip
 
-FEATURES = ("similarity", "history_similarity", "item_click_logit", "user_click_logit", "log_popularity")
-"""METHOD's features of the logistic calibrator."""
-_COLUMNS = ("similarity", "history_similarity", *calibration.COUNT_COLUMNS)
-_PRODUCT: dict[str, tuple[tuple[str, ...], ...] | tuple[tuple[str, ...], str]] = {
-    "gpl_clicks": (), "gpl_weighted": (), "gpl_prefix": (("prefix_log_prob",),),
+_NO_ANCHORS = tuple(f for f in calibration.FEATURES if f not in ("similarity", "prefix_log_prob"))
+_QUANTILE: dict[str, tuple[tuple[str, ...], str]] = {
+    "gpl_clicks": (calibration.FEATURES, "user_rate"), "gpl_weighted": (calibration.FEATURES, "user_rate"),
+    "clicks_no_anchors": (_NO_ANCHORS, "user_rate"), "gpl_prefix": (("prefix_log_prob",), "user_rate"),
     "gpl_content": (("similarity",), "global"),
-    "clicks_no_anchors": (tuple(f for f in calibration.FEATURES if f not in ("similarity", "prefix_log_prob")),),
 }  # fmt: skip
-"""Variants with labels that the product makes -> features, and what level they have."""
+"""Variants with quantile labels -> features, level across users."""
+_LOGISTIC = {"gpl_logistic": calibration.FEATURES, "logistic_no_anchors": _NO_ANCHORS}
 LAMBDA = 2.0
 LAMBDAS: dict[str, float] = {}
 """Variants whose lambda is not LAMBDA."""
@@ -152,30 +134,22 @@ def _labels(
     if name == "distilled":
         assert teacher is not None, "distilled needs the teacher's predictions"
         return teacher, None
-    if "logistic" in name:
-        features = FEATURES[1:] if name == "logistic_no_anchors" else FEATURES
-        labels = _logistic(world, features, _LIKELIHOODS.get(name))
-        return labels, None if name in ("logistic_no_anchors", "gpl_logistic_unweighted") else _confidence(scores)
     name, _, fixed = name.partition("@")
+    if name in _LOGISTIC:
+        return _logistic(world, _LOGISTIC[name]), None
     rate = float(fixed.split("/")[0]) * float(train.clicked[train.is_exposed].mean()) if fixed else uniform_rate(world)
-    if name in _PRODUCT or name in controls.CONTROLS:
-        labels = quantile_labels(world, rate, *_PRODUCT.get(name, ()))
-        if name in controls.CONTROLS:
-            known = np.flatnonzero(np.isfinite(labels))
-            counts = world.known.counts
-            made = controls.control_labels(
-                labels[known], train.user[known], positives=scores.item_positives[known],
-                history_similarity=scores.history_similarity[known], user_clicks=scores.user_clicks[known],
-                user_impressions=scores.user_impressions[known], spread=CalibratorSettings().spread, by_user=True,
-                rate=float(counts["user_clicks"].sum() / max(1, counts["user_impressions"].sum())),
-            )  # fmt: skip
-            labels[known] = made[name]
-        return labels, _confidence(scores) if name == "gpl_weighted" else None
-    ranked = {"gpl_softmax": scores.soft_similarity, "gpl_own": scores.own_likelihood}.get(name, scores.similarity)
-    labels = _quantile(ranked, ~train.is_exposed & np.isfinite(ranked), rate)
-    if name == "gpl_learned":
-        return labels, _learned_confidence(world, rate)
-    return labels, None if name == "gpl_unweighted" else _confidence(scores)
+    labels = quantile_labels(world, rate, *_QUANTILE.get(name, _QUANTILE["gpl_clicks"]))
+    if name in controls.CONTROLS:
+        known = np.flatnonzero(np.isfinite(labels))
+        counts = world.known.counts
+        made = controls.control_labels(
+            labels[known], train.user[known], positives=scores.item_positives[known],
+            history_similarity=scores.history_similarity[known], user_clicks=scores.user_clicks[known],
+            user_impressions=scores.user_impressions[known], spread=CalibratorSettings().spread, by_user=True,
+            rate=float(counts["user_clicks"].sum() / max(1, counts["user_impressions"].sum())),
+        )  # fmt: skip
+        labels[known] = made[name]
+    return labels, _confidence(scores) if name == "gpl_weighted" else None
 
 
 def uniform_rate(world: World) -> float:
@@ -183,70 +157,26 @@ def uniform_rate(world: World) -> float:
     return float(world.uniform.clicked.mean()) if len(world.uniform) else float("nan")
 
 
-def _quantile(similarity: np.ndarray, chosen: np.ndarray, rate: float) -> np.ndarray:
-    """Labels of the `quantile` calibrator fitted on the chosen pairs; NaN where the similarity is."""
-    return _rank_labels(similarity[chosen], rate)(similarity)
-
-
-def _rank_labels(fitted_on: np.ndarray, rate: float) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of scores: labels by their rank among `fitted_on`, across users, of mean `rate` there; NaN for NaN."""
-    ordered = np.sort(fitted_on)
-
-    def logits(scores: np.ndarray) -> np.ndarray:
-        low, high = (np.searchsorted(ordered, scores, side=side) for side in ("left", "right"))
-        return calibration.rank_logits((low + (high - low) / 2 + 0.5) / (len(ordered) + 1), 1.0)
-
-    location = fitting.fit_location(logits(fitted_on), np.ones(len(fitted_on)), rate)
-    return lambda scores: np.where(np.isfinite(scores), calibration.sigmoid(location + logits(scores)), np.nan)
-
-
-def _logistic(world: World, features: tuple[str, ...], likelihood: str | None = None) -> np.ndarray:
-    """Labels of the `logistic` calibrator fitted on the uniform pairs; likelihood: its logarithm is a feature too."""
+def _logistic(world: World, features: tuple[str, ...]) -> np.ndarray:
+    """Labels of the `logistic` calibrator fitted on the uniform pairs."""
     base = uniform_rate(world)
     shape = Calibrator(
         "logistic", FittedOn("uniform", 0, 0, "", "", base), features=features, weights=(0.0,) * len(features),
         prior_rate=base,
     )  # fmt: skip
-
-    def matrix(scores: Scores) -> np.ndarray:
-        x = calibration.feature_values(shape, {name: getattr(scores, name) for name in _COLUMNS})
-        return np.column_stack([x, np.log(getattr(scores, likelihood))]) if likelihood else x
-
-    x, clicked = matrix(world.uniform_scores), world.uniform.clicked
-    usable = np.isfinite(x).all(axis=1)
+    usable, clicked = world.uniform_scores.known, world.uniform.clicked
     fitting.check_fitting_rows(int(usable.sum()), int(clicked[usable].sum()), 200, "simulate more uniform traffic")
+    x = calibration.feature_values(shape, columns_of(world, world.uniform_scores))
     fit = fit_logistic(x[usable], clicked[usable])
-    x = matrix(world.train_scores)
-    return calibration.sigmoid(x @ np.array(fit.weights) + fit.intercept)
+    labels = calibration.apply(
+        replace(shape, weights=fit.weights, intercept=fit.intercept), columns_of(world, world.train_scores)
+    )
+    return np.where(world.train_scores.known, labels, np.nan)
 
 
 def _confidence(scores: Scores) -> np.ndarray:
     factors = (np.nan_to_num(f) for f in (scores.coherence, scores.consistency, scores.llm_confidence))
     return combined_weight(*factors)
-
-
-def _learned_confidence(world: World, rate: float) -> np.ndarray:
-    """1 / predicted |error| of the label (ours): least squares on the uniform pairs from the factors and the spread.
-
-    The label itself is among the predictors, else the fit would find that small labels have small errors.
-    """
-    similarity = world.uniform_scores.similarity
-    usable = np.isfinite(similarity)
-    unexposed = ~world.train.is_exposed & world.train_scores.known
-    labels_of = _rank_labels(world.train_scores.similarity[unexposed], rate)
-
-    def matrix(scores: Scores) -> np.ndarray:
-        factors = (scores.coherence, scores.consistency, scores.llm_confidence, scores.spread)
-        return np.column_stack([np.ones(len(scores.spread)), labels_of(scores.similarity), *factors])
-
-    x = matrix(world.uniform_scores)[usable]
-    error = np.abs(world.uniform.clicked[usable] - x[:, 1])
-    coefficients = np.linalg.lstsq(x, error, rcond=None)[0]
-    # What the label's own size adds to its error is no lack of confidence: it is held at its mean.
-    other = matrix(world.train_scores)
-    other[:, 1] = x[:, 1].mean()
-    predicted = np.nan_to_num(other @ coefficients, nan=1.0)
-    return 1.0 / np.clip(predicted, 0.25 * error.mean(), None)
 
 
 def _inverse_propensity(world: World) -> np.ndarray:

@@ -30,7 +30,7 @@ from gpl_core.interest.content import NeighborGraph, node_content
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import UserHistory, training_packs
-from gpl_core.interest.search import Anchors, SearchSettings
+from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.labels.pair_scoring import PairBlock, score_block
@@ -44,12 +44,10 @@ from gpl_core.sids.rqvae import RqVaeSettings, epochs_for, fit
 from gpl_core.sids.tokenizer import Tokenizer
 from gpl_core.simulation.marketplace import generate
 from gpl_core.simulation.simulation_settings import SimulationSettings
-from tests.bench.simulation.likelihood import VisitedSearch
 from tests.gpl_core.sids.plain_torch import LocalEngine
 
 H, L, K = 20, 3, 20
 PREFIXES = 256
-SOFTNESS = 0.1  # temperature of the softmax pooling that is tried beside the maximum
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Size:
     """How large a world is, and how long its models train.
 
     uniform_rows, exposed_rows: at most so many uniformly or ordinarily exposed pairs of the calibration days are used,
-    whatever the traffic.
+    whatever the traffic, and as many unexposed ones as the latter.
     steps: of every pre-ranker; the shipped setting.
     """
 
@@ -131,16 +129,8 @@ class Scores:
     coherence: np.ndarray
     consistency: np.ndarray
     llm_confidence: np.ndarray
-    soft_similarity: np.ndarray
-    """Softmax pooling of the anchors' cosines: t ln(mean_k exp(cos_k / t)), t = `SOFTNESS`."""
-    own_likelihood: np.ndarray
-    """exp(ln p(SID of the candidate) / L), backed off to the deepest prefix that the search visited."""
-    level1_likelihood: np.ndarray
-    """The same backed off to level 1, whose probabilities come with the prefill."""
     anchor_likelihood: np.ndarray
-    """The same from what the cache holds, the product's: the anchors and the `PREFIXES` likeliest scored prefixes."""
-    spread: np.ndarray
-    """Standard deviation of the anchors' cosines to the candidate."""
+    """exp(prefix_log_prob / L), from the anchors and the `PREFIXES` likeliest scored prefixes, as in the product."""
     item_impressions: np.ndarray
     item_clicks: np.ndarray
     item_positives: np.ndarray
@@ -186,9 +176,9 @@ class World:
     """bool [N]: released after tokenizer and interest model were trained: no SID of its own, no history."""
     sampling_probability: np.ndarray
     """[len(train)]: 1 for exposed pairs."""
-    exposed: Pairs
-    """A share of the ordinarily exposed pairs of the calibration days."""
-    exposed_scores: Scores
+    past: Pairs
+    """A share of the ordinarily exposed pairs of the calibration days, and as many unexposed ones."""
+    past_scores: Scores
 
 
 @dataclass(frozen=True)
@@ -252,7 +242,7 @@ def derive(log: Log, vectors: np.ndarray, size: Size, seed: int) -> World:
     def known(until: date) -> Known:
         return _known(log, of(day < until), until)
 
-    def scored(pairs: Pairs, before: Known, search: VisitedSearch) -> Scores:
+    def scored(pairs: Pairs, before: Known, search: BeamSearch) -> Scores:
         if not log.daily:
             return _score(pairs, catalog, vectors, before, search)
         return _by_date(pairs, lambda part, until: _score(part, catalog, vectors, known(until), search))
@@ -268,10 +258,15 @@ def derive(log: Log, vectors: np.ndarray, size: Size, seed: int) -> World:
     recalled, past = (of((day >= a) & (day < b)) for a, b in ((log.window, log.test), (log.calibration, log.window)))
     chosen, probability = _sample(recalled, size.unexposed_per_request, rng)
     train = recalled.take(chosen)
-    uniform, shown = (
-        past.take(np.sort(rng.permutation(np.flatnonzero(past.is_exposed & of_kind))[:most]))
-        for of_kind, most in ((past.is_random, size.uniform_rows), (~past.is_random, size.exposed_rows))
+    uniform, ordinary, unexposed = (
+        np.sort(rng.permutation(np.flatnonzero(kind))[:most])
+        for kind, most in (
+            (past.is_exposed & past.is_random, size.uniform_rows),
+            (past.is_exposed & ~past.is_random, size.exposed_rows),
+            (~past.is_exposed, size.exposed_rows),
+        )
     )
+    uniform, shown = past.take(uniform), past.take(np.concatenate([ordinary, unexposed]))
     return World(
         size, log.users, vectors, sids, latest, train, uniform, of(day >= log.test),
         scored(train, latest, searching(latest) if log.daily else search), scored(uniform, earlier, search), ~released,
@@ -355,20 +350,17 @@ def _sample(pairs: Pairs, most: int, rng: np.random.Generator) -> tuple[np.ndarr
 class UserAnchors:
     """Anchors of the users that have a history.
 
-    row of a user; found: R users' anchors; leaves int [R x K]; visited, level1 float32 [R x S]: ln p of every SID,
-    backed off.
+    row of a user; found: R users' anchors; leaves int [R x K].
     """
 
     row: dict[int, int]
     found: Anchors
     leaf: np.ndarray
-    visited: np.ndarray
-    level1: np.ndarray
 
 
 def _interest_search(
     size: Size, seed: int, catalog: ItemCatalog, codebooks: np.ndarray, vectors: np.ndarray, known: Known
-) -> VisitedSearch:
+) -> BeamSearch:
     """A search over a small Qwen2-architecture model, trained on the histories' SIDs."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 2])
@@ -396,7 +388,7 @@ def _interest_search(
             optimizer.step()
         falling.step()
     model.eval()
-    return VisitedSearch(model, trie, SearchSettings(K, H, prefixes=PREFIXES), content)
+    return BeamSearch(model, trie, SearchSettings(K, H, prefixes=PREFIXES), content)
 
 
 def _with_sids(catalog: ItemCatalog, history: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
@@ -405,12 +397,12 @@ def _with_sids(catalog: ItemCatalog, history: dict[int, np.ndarray]) -> dict[int
     return {user: items for user, items in kept.items() if len(items)}
 
 
-def _anchors(search: VisitedSearch, catalog: ItemCatalog, history: dict[int, np.ndarray]) -> UserAnchors:
+def _anchors(search: BeamSearch, catalog: ItemCatalog, history: dict[int, np.ndarray]) -> UserAnchors:
     sequences = _with_sids(catalog, history)
     items = list(sequences.values())
-    found, visited, level1 = search.search_with_likelihoods([catalog.sids_of(i) for i in items], items)
+    found = search.search([catalog.sids_of(i) for i in items], items)
     leaf = catalog.trie.leaf_of(found.sids.reshape(-1, L)).reshape(len(items), K)
-    return UserAnchors({user: n for n, user in enumerate(sequences)}, found, leaf, visited, level1)
+    return UserAnchors({user: n for n, user in enumerate(sequences)}, found, leaf)
 
 
 def _tokenized(vectors: np.ndarray, released: np.ndarray, codes: int, seed: int) -> tuple[Tokenizer, np.ndarray]:
@@ -438,7 +430,7 @@ def _by_date(pairs: Pairs, score: Callable[[Pairs, date], Scores]) -> Scores:
     return Scores(**out)
 
 
-def _score(pairs: Pairs, catalog: ItemCatalog, vectors: np.ndarray, known: Known, search: VisitedSearch) -> Scores:
+def _score(pairs: Pairs, catalog: ItemCatalog, vectors: np.ndarray, known: Known, search: BeamSearch) -> Scores:
     history = known.history
     nothing = {name: np.full(len(pairs), np.nan) for name in Scores.__dataclass_fields__}
     nothing |= {name: n[pairs.item if name.startswith("item") else pairs.user] for name, n in known.counts.items()}
@@ -470,17 +462,12 @@ def _score(pairs: Pairs, catalog: ItemCatalog, vectors: np.ndarray, known: Known
             out[name][rows] = getattr(found, name)[0].numpy()
         for name in ("coherence", "consistency"):
             out[name][rows] = getattr(found, name)[0].item()
-        cosines = vectors[pairs.item[rows]] @ table[leaf[mask]].T
-        out["soft_similarity"][rows] = SOFTNESS * np.log(np.exp(cosines / SOFTNESS).mean(axis=1))
-        out["spread"][rows] = cosines.std(axis=1)
         own = leaf_of[pairs.item[rows]]
         sids, log_prob, prefixes, prefix_log_probs = (torch.from_numpy(a[row])[None] for a in anchors.found)
         alone = prefix_log_prob(
             sids, torch.from_numpy(mask)[None], log_prob, prefixes, prefix_log_probs,
             torch.from_numpy(catalog.sids_of(pairs.item[rows]))[None], keys,
         )[0].numpy()  # fmt: skip
-        found_of = {"own": anchors.visited[row][own], "level1": anchors.level1[row][own], "anchor": alone}
-        for name, log_p in found_of.items():
-            # An item that came after the SIDs has no likelihood: the pair is left out where it counts.
-            out[f"{name}_likelihood"][rows] = np.where(own >= 0, np.exp(log_p / L), np.nan)
+        # An item that came after the SIDs has no likelihood: the pair is left out where it counts.
+        out["anchor_likelihood"][rows] = np.where(own >= 0, np.exp(alone / L), np.nan)
     return Scores(**out)
