@@ -37,7 +37,7 @@ class Behavior:
     interests: int = 3  # interests of a user at a time
 
 
-_WORLDS: dict[str, Behavior] = {
+WORLDS: dict[str, Behavior] = {
     "plain": Behavior(),
     "popularity_bias": Behavior(popularity_exponent=0.9, policy_popularity=1.2, policy_history=0.7),
     "fast_drift": Behavior(drift_per_day=0.08),
@@ -72,7 +72,7 @@ class SimulationSettings:
     organic_per_user_day: float = 0.5
     warmup_days: int = 25
     seed: int = 7
-    world: str = "plain"  # a key of _WORLDS
+    world: str = "plain"  # a key of WORLDS
     start_date: date = date(2026, 1, 1)
     pictures: bool = True
     picture_pixels: int = 32
@@ -80,6 +80,8 @@ class SimulationSettings:
 
     def __post_init__(self) -> None:
         problems = []
+        if self.world not in WORLDS:
+            problems.append(f"world={self.world!r}: expected one of {', '.join(WORLDS)}")
         if self.candidates_per_request * 2 > self.items:
             problems.append(
                 f"items={self.items}: expected at least twice candidates_per_request={self.candidates_per_request}, "
@@ -101,7 +103,7 @@ class SimulationSettings:
     @property
     def rules(self) -> Behavior:
         """How this world behaves."""
-        return _WORLDS[self.world]
+        return WORLDS[self.world]
 
     @property
     def channel_shares(self) -> dict[str, float]:

@@ -52,7 +52,7 @@ def goals(results: Results, plain: bool) -> dict[str, Figure]:
             if name in results:
                 out |= gap_closed(results, name, metric, 0.4 if plain and name == "gpl_content@0.5" else None)
         for part in ("unexposed", "exposed"):
-            out |= difference(results, DEFAULT, "exposed_only", f"{part}/{metric}")
+            out |= difference(results, DEFAULT, "exposed_only", f"{part}/{metric}", better=part == "unexposed")
     out |= difference(results, DEFAULT, "clicks_no_anchors@0.5", "unexposed/gauc")
     out |= difference(results, "gpl_logistic", "logistic_no_anchors", "unexposed/gauc")
     if "gpl_weighted@0.5" in results:

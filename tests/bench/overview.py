@@ -14,7 +14,7 @@ from tests.bench.harness import RESULTS
 
 DEVICE = "cpu-2core"
 AT = "@0.5/2"  # of ml_100k: half the exposed click rate as mean label, lambda 2
-SHIPPED, CONTENT_ONLY = "gpl_clicks", "gpl_prefix"
+SHIPPED, CONTENT_ONLY, NO_MODEL = "gpl_clicks", "gpl_prefix", "clicks_no_anchors"
 _INK, _GOOD, _BAD, _QUIET = "#20242b", "#1b7a4b", "#b3372f", "#7a828e"
 
 
@@ -100,6 +100,7 @@ def _labels() -> list[tuple[str, str, str, str]]:
         ("Labels or clicks alone: held-out exposed pairs, AUC", over_exposed_only(ours(), "exposed/auc")),
         ("Labels or clicks alone: HR@10 of what was recalled", over_exposed_only(ours(), "recalled/hr@10")),
         ("Labels or clicks alone: tail items among the top ten", over_exposed_only(ours(), "top10/tail_share")),
+        ("Ours or the same without the language model: GAUC", over_control(NO_MODEL, "unexposed/gauc")),
         ("Ours or a constant label: GAUC", over_control("constant", "unexposed/gauc")),
         ("Ours or cosine to the history: GAUC", over_control("cosine", "unexposed/gauc")),
         ("Ours or the user's click rate: GAUC", over_control("user_rate", "unexposed/gauc")),
@@ -199,7 +200,7 @@ def findings() -> dict[str, str]:
 
 _NAMES = {
     "oracle_hard": "the truth itself, drawn", "popularity": "popularity", SHIPPED: "ours, as shipped",
-    CONTENT_ONLY: "ours, content only", "gpl_quantile": "ours, the paper's similarity", "shuffled": "ours, shuffled",
+    CONTENT_ONLY: "ours, by the language model alone", NO_MODEL: "ours without the language model", "shuffled": "ours, shuffled",
     "user_rate": "the user's click rate", "constant": "a constant", "cosine": "cosine to history",
 }  # fmt: skip
 

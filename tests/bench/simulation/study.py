@@ -162,7 +162,11 @@ def gap_closed(results: Results, name: str, metric: str, goal: float | None = No
     key = f"{name} closes the {metric} gap above the constant"
     gap, low, _ = paired(results, "oracle_hard", "constant", figure)
     if low <= 0:
-        return {key: Figure(0.0, f"no {metric} gap", "" if goal is None else f">= {goal:g}", goal is None or False)}
+        return {
+            key: Figure(
+                0.0, f"no {metric} gap", "" if goal is None else f">= {goal:g}", None if goal is None else False
+            )
+        }
     of = {v: over_seeds(results[v][figure].drawn) for v in (name, "constant", "oracle_hard")}
     ends = interval((of[name] - of["constant"]) / (of["oracle_hard"] - of["constant"]))
     share = paired(results, name, "constant", figure)[0] / gap

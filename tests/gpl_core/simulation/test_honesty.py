@@ -15,13 +15,12 @@ import gpl_core.simulation.recall as cascade
 from gpl_core.sids.item_content import ItemContent
 from gpl_core.simulation.item_world import ItemWorld, item_texts, make_items, make_taste
 from gpl_core.simulation.recall import text_features
-from gpl_core.simulation.simulation_settings import SimulationSettings
+from gpl_core.simulation.simulation_settings import WORLDS, SimulationSettings
 from gpl_core.simulation.topics import topics
 from gpl_core.simulation.users import sigmoid
 from tests.gpl_core.simulation.made import auc, world
 
 SETTINGS = SimulationSettings(users=600, pictures=False)
-WORLDS = ["plain", "popularity_bias", "fast_drift", "user_bias", "confounded"]
 
 
 def items() -> ItemWorld:

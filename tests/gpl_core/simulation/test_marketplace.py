@@ -1,5 +1,6 @@
 """The tables of `simulate`: keys, contracts, dates, and the same bytes from the same seed."""
 
+import argparse
 import hashlib
 import io
 import os
@@ -18,12 +19,13 @@ from deltalake import DeltaTable, write_deltalake
 from numpy._core import _multiarray_umath as umath
 from PIL import Image
 
+from gpl_core.commands.simulate import add_arguments
 from gpl_core.contracts.arrow_checks import check_batch
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.marketplace import TABLES, generate, simulate
-from gpl_core.simulation.simulation_settings import SimulationSettings
+from gpl_core.simulation.simulation_settings import WORLDS, SimulationSettings
 from tests.gpl_core.simulation.made import SMALL, Collected, count_distinct, small
 
 TINY = replace(SMALL, users=40, items=100, warmup_days=4, random_share=0.2)
@@ -199,9 +201,13 @@ def test_every_table_says_that_it_is_simulated(tmp_path: Path) -> None:
 
 def test_settings_that_cannot_work_are_refused_all_at_once() -> None:
     with pytest.raises(UsageError) as caught:
-        SimulationSettings(users=0, random_share=1.5, exposed_per_request=100)
-    for field in ("users=0", "random_share=1.5", "exposed_per_request=100"):
+        SimulationSettings(users=0, random_share=1.5, exposed_per_request=100, world="flat")
+    for field in ("users=0", "random_share=1.5", "exposed_per_request=100", "world='flat': expected one of plain, "):
         assert field in str(caught.value)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for world in WORLDS:
+        assert parser.parse_args(["--world", world]).world == world
 
 
 def test_bytes_depend_neither_on_the_process_nor_on_the_cpu(tmp_path: Path) -> None:
