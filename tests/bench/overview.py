@@ -200,8 +200,9 @@ def findings() -> dict[str, str]:
 
 _NAMES = {
     "oracle_hard": "the truth itself, drawn", "popularity": "popularity", SHIPPED: "ours, as shipped",
-    CONTENT_ONLY: "ours, by the language model alone", NO_MODEL: "ours without the language model", "shuffled": "ours, shuffled",
-    "user_rate": "the user's click rate", "constant": "a constant", "cosine": "cosine to history",
+    CONTENT_ONLY: "ours, by the language model alone", NO_MODEL: "ours without the language model",
+    "shuffled": "ours, shuffled", "user_rate": "the user's click rate", "constant": "a constant",
+    "cosine": "cosine to history",
 }  # fmt: skip
 
 
