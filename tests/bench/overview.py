@@ -187,6 +187,7 @@ def findings() -> dict[str, str]:
     """What the table says of labels on real ratings, for a sentence: how one compares with the other."""
     return {
         "kind": what_ours_are(),
+        "seeds": result("ml_100k")["about"].rpartition(", ")[2],
         "unexposed": over_exposed_only(ours(), "unexposed/gauc").compared,
         "exposed": over_exposed_only(ours(), "exposed/auc").compared,
         "truth": over_exposed_only("oracle_hard", "exposed/auc").compared,

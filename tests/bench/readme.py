@@ -67,7 +67,7 @@ def _block() -> str:
     """The figures with their caveats, and one labeled pair as a sentence."""
     pair = result("quickstart")["pair"]
     return words(
-        "readme.md", figures=_figures(), controls=_controls(), seeds=result("ml_100k")["about"].rpartition(", ")[2],
-        **findings(), best=value("quickstart", f"{TRUTH} | bayes: unexposed/auc"),
+        "readme.md", figures=_figures(), controls=_controls(), **findings(),
+        best=value("quickstart", f"{TRUTH} | bayes: unexposed/auc"),
         **{**pair, "history": pair["history"][0], "mean_label": value("quickstart", "mean label")},
     )  # fmt: skip
