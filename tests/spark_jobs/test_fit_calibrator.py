@@ -159,7 +159,7 @@ def test_configured_rate_needs_no_clicks_and_a_window_bounds_what_is_seen(lake):
         (
             "labels.calibrator.min_rows=11",
             GateError,
-            "10 rows, where at least 11 are needed.*labels.calibrator.target_rate",
+            "10 rows, where at least 11 are .*labels.calibrator.target_rate",
         ),
         ("labels.calibrator.kind=platt", MissingInputError, "there are none; run score_candidates for earlier dates"),
     ],
