@@ -18,6 +18,8 @@ GRANT SELECT ON TABLE gpl.job_runs TO `analysts`;
 -- These name single users.
 GRANT SELECT ON VIEW gpl.user_anchors TO `label_debuggers`;
 GRANT SELECT ON VIEW gpl.explained_pairs TO `label_debuggers`;
+GRANT SELECT ON VIEW gpl.pair_outcomes TO `label_debuggers`;
+GRANT SELECT ON TABLE gpl.preranker_scores TO `label_debuggers`;
 GRANT SELECT ON TABLE gpl.pseudo_labels TO `label_debuggers`;
 
 GRANT USE SCHEMA ON SCHEMA gpl TO `trainers`;

@@ -17,11 +17,10 @@ from typing import Any
 import pyarrow as pa
 
 from gpl_core.commands.explain import explain
+from gpl_core.commands.score import served_model
 from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, MissingInputError, UsageError
-from gpl_core.graph.steps import ONE_DAY
-from gpl_core.lakehouse.artifacts import ArtifactStore
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.query import Query
 from gpl_core.lakehouse.storage import read_text
@@ -91,10 +90,7 @@ class LakehouseReader:
 
         variant: as in table evaluations, for the first of its training seeds, or with the seed: `gpl-seed0`.
         """
-        artifacts = ArtifactStore(self.config.lakehouse.root, self._lake, self.config.lakehouse.shadow)
-        folder = artifacts.fetch(artifacts.in_force("preranker", _day(run_date) + ONE_DAY))
-        seeds = [name for name in ServedModel.describe(folder)["variants"] if name.startswith(f"{variant}-seed")]
-        return ServedModel(folder, seeds[0] if seeds else variant)
+        return served_model(self.config, _day(run_date), variant)[0]
 
 
 class FeedReader:

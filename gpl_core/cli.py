@@ -23,7 +23,7 @@ from gpl_core.graph.step_run import exit_with, leave
 _MODULES: Mapping[str, Sequence[str]] = {
     "Start": ("init", "check_raw", "simulate", "import_reviews", "import_checkpoint"),
     "Run": ("run", "status", "plan", "decide", "shadow", "compare"),
-    "Results": ("summary", "evaluate", "judge", "explain", "sql"),
+    "Results": ("summary", "evaluate", "judge", "explain", "sql", "score"),
     "Upkeep": ("register", "quarantine", "optimize", "vacuum", "migrate", "forget", "evict", "repair"),
     "Reference": ("settings", "tables", "capacity"),
 }

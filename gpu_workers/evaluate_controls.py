@@ -11,11 +11,12 @@ from typing import Any
 from gpl_core.graph.step_run import StepContext
 from gpl_core.labels.controls import CONTROLS
 from gpl_core.lakehouse.scratch import scratch_folder
+from gpl_core.prerank.comparison import BASELINE, OURS
 from gpu_workers.inputs.control_rows import EVEN, with_controls
 from gpu_workers.inputs.prerank import FeedRows, tower_inputs
 from gpu_workers.outputs import commit_rows
 from gpu_workers.prerank_evaluation import evaluation_rows, impressions_after
-from gpu_workers.prerank_training import EXPOSED_ONLY, GPL, Variant, train_seeds
+from gpu_workers.prerank_training import Variant, train_seeds
 from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
@@ -30,12 +31,12 @@ def run(context: StepContext, ranks: Ranks) -> None:
                 feed.unexposed = with_controls(context, feed.unexposed, folder / "controls")
             lambda_ = inputs.settings.lambda_
             variants = [
-                Variant(EXPOSED_ONLY, 0.0),
-                Variant(GPL, lambda_),
+                Variant(BASELINE, 0.0),
+                Variant(OURS, lambda_),
                 *(Variant(name, lambda_, labels=name, weights=EVEN) for name in CONTROLS),
             ]
             models = {key: one.model for key, one in train_seeds(context, variants, feed, inputs, ranks).items()}
-            pairs = [(v.name, EXPOSED_ONLY) for v in variants[1:]] + [(GPL, name) for name in CONTROLS]
+            pairs = [(v.name, BASELINE) for v in variants[1:]] + [(OURS, name) for name in CONTROLS]
             with ranks.together():
                 if ranks.is_main:
                     rows = evaluation_rows(context, inputs, models, feed.counts.exposures, pairs)

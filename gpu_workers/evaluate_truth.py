@@ -15,12 +15,11 @@ from gpl_core.errors import MissingInputError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.prerank import metrics
-from gpl_core.prerank.comparison import ALL_SEEDS, compared, difference_text, figure_text
+from gpl_core.prerank.comparison import ALL_SEEDS, BASELINE, compared, difference_text, figure_text
 from gpl_core.prerank.serving import ServedModel
 from gpu_workers.inputs.embeddings import digests
 from gpu_workers.inputs.feed import read_batches, rebatch
 from gpu_workers.outputs import commit_rows
-from gpu_workers.prerank_training import EXPOSED_ONLY
 from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
@@ -47,7 +46,7 @@ def judge(context: StepContext, manifest: Manifest) -> list[dict[str, Any]]:
         models[variant, int(seed)] = ServedModel(folder, name)
     users, probability, is_exposed, scores_of = _score(context, models)
     scores_of |= {(BAYES, seed): probability for seed in sorted({seed for _, seed in models})}
-    pairs = [(model, EXPOSED_ONLY) for model in dict.fromkeys(m for m, _ in models) if model != EXPOSED_ONLY]
+    pairs = [(model, BASELINE) for model in dict.fromkeys(m for m, _ in models) if model != BASELINE]
     rows = []
     for part, chosen in {"exposed": is_exposed, "unexposed": ~is_exposed}.items():
         p, of = probability[chosen], users[chosen]

@@ -23,7 +23,6 @@ from gpu_workers.inputs.prerank import FeedRows, TowerInputs, score_rows
 from gpu_workers.inputs.shuffled_rows import Rows
 from gpu_workers.ranks import Ranks, one_thread
 
-EXPOSED_ONLY, GPL = "exposed_only", "gpl"
 _HIDDEN = 64  # width of each tower's hidden layer
 _WEIGHT_DECAY = 1e-4
 _LOOKS = 8  # evaluations on held-out rows during training

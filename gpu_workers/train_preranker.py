@@ -14,11 +14,12 @@ from gpl_core.conf.sections import Prerank
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.scratch import scratch_folder
+from gpl_core.prerank.comparison import BASELINE, OURS
 from gpl_core.prerank.export import export_bundle, load_variant
 from gpu_workers.inputs.prerank import FeedCounts, FeedRows, TowerInputs, tower_inputs
 from gpu_workers.outputs import commit_rows
 from gpu_workers.prerank_evaluation import evaluation_rows, impressions_after
-from gpu_workers.prerank_training import EXPOSED_ONLY, GPL, Trained, Variant, train_seeds
+from gpu_workers.prerank_training import Trained, Variant, train_seeds
 from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
@@ -42,9 +43,9 @@ def run(context: StepContext, ranks: Ranks) -> None:
 def variants_of(settings: Prerank) -> tuple[Variant, ...]:
     """What is trained."""
     return (
-        Variant(EXPOSED_ONLY, 0.0),
-        Variant(GPL, settings.lambda_),
-        *(Variant(f"{GPL}@{v:g}", v) for v in settings.lambda_sweep),
+        Variant(BASELINE, 0.0),
+        Variant(OURS, settings.lambda_),
+        *(Variant(f"{OURS}@{v:g}", v) for v in settings.lambda_sweep),
     )
 
 
@@ -111,7 +112,7 @@ def _evaluate(context: StepContext, inputs: TowerInputs, manifest: Manifest) -> 
         for seed in settings.seeds
     }
     exposures = np.load(folder / "exposures.npy", allow_pickle=False)
-    pairs = [(v.name, EXPOSED_ONLY) for v in variants_of(settings)[1:]]
+    pairs = [(v.name, BASELINE) for v in variants_of(settings)[1:]]
     return evaluation_rows(context, inputs, models, exposures, pairs)
 
 

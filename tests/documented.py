@@ -57,6 +57,8 @@ ELSEWHERE: Mapping[str, str] = {
         "tests/gpl_core/simulation/test_reviews.py::test_dates_follow_the_shipped_configurations",
     "gpl import-checkpoint SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2":
         "tests/gpl_core/interest/test_gguf_import.py::test_a_file_becomes_the_checkpoint_it_was_made_from",
+    "gpl score --config quickstart --run-date 2026-01-04":
+        PIPELINE + "test_analysts_ask_without_spark_what_the_graph_has_made",
     "gpl run --run-date D --from anchor_requests --force":
         PIPELINE + "test_a_backfill_uses_no_model_trained_after_its_date",
     "gpl rollback --config shop.yaml calibrator VERSION --reason labels ten times too high": RUNBOOK,
@@ -101,6 +103,13 @@ ELSEWHERE: Mapping[str, str] = {
     "deepspeed gpu_workers/score_candidates.py": PIPELINE + "house",
 }  # fmt: skip
 """Command -> what runs it (or, of launchers, the same script): a test, a fixture, or a file."""
+
+
+def questions() -> dict[str, str]:
+    """Question -> its SQL, of docs/questions.md."""
+    text = (ROOT / "docs/questions.md").read_text(encoding="utf-8")
+    parts = re.findall(r"^## (.*?)$(.*?)(?=^## |\Z)", text, re.S | re.M)
+    return {title: re.search(r"```sql\n(.*?)```", part, re.S)[1].strip() for title, part in parts}
 
 
 def commands(text: str) -> list[str]:

@@ -35,7 +35,7 @@ from gpl_core.labels.calibration import Calibrator, apply
 from gpl_core.lakehouse.person import Person
 from gpl_core.lakehouse.rewrite import remove_rows
 from tests.bench.quickstart import tour
-from tests.documented import PAGES, ROOT, commands, runner, typed
+from tests.documented import PAGES, ROOT, commands, questions, runner, typed
 from tests.persons import files_with
 from tests.support import JVM
 
@@ -348,6 +348,14 @@ def test_analysts_ask_without_spark_what_the_graph_has_made(house: House) -> Non
     expected = {"labeled": manifest["labeled"], **{k.replace(" ", "_"): v for k, v in manifest["left_out"].items()}}
     assert {r["outcome"]: r["unexposed_rows"] for r in rows} == expected
     assert len(house.rows("monitors", LAST, "monitor")) == 5
+
+    code, output = house.gpl("score", "--run-date", LAST.isoformat())
+    assert code == 0, output
+    assert len(house.table("preranker_scores", LAST)) == manifest["labeled"]
+    for question, sql in questions().items():
+        code, output = house.gpl("sql", sql, "--json")
+        assert code == 0, f"{question}\n{output}"
+        assert output.count("{") or "no label" in question, question
 
     pairs = house.rows("pseudo_labels", LAST, "user_id", "item_id", "source", "pseudo_label").to_pylist()
     for pair in pairs[:: max(1, len(pairs) // 3)]:

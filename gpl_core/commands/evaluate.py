@@ -18,9 +18,17 @@ from gpl_core.graph.launches import Launch, pending
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import WITH_CONTROLS, Step, find_step
 from gpl_core.labels.controls import CONTROLS
-from gpl_core.prerank.comparison import ALL_SEEDS, difference_text, figure_text, ordered_slices, too_small
+from gpl_core.lakehouse.files import rows_in
+from gpl_core.prerank.comparison import (
+    ALL_SEEDS,
+    BASELINE,
+    OURS,
+    difference_text,
+    figure_text,
+    ordered_slices,
+    too_small,
+)
 
-BASELINE, OURS = "exposed_only", "gpl"
 SPEED = "seconds_per_model_step"  # in the details of a training run
 
 Rows = Sequence[dict[str, Any]]
@@ -42,6 +50,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
         launch = Launch((step,), (run_date,))
         if pending(Planner(config), launch, False):
             out.print(announcement(config, step, run_date))
+        out.print(sources(config, step, run_date))
         # Late impressions of the day after are a reason to judge again; nothing is trained twice.
         if code := run_launches([launch], source(args), config):
             return code
@@ -63,6 +72,23 @@ def announcement(config: Config, step: Step, run_date: date) -> str:
     return f"{text}; {lasts}"
 
 
+def sources(config: Config, step: Step, run_date: date) -> str:
+    """Which rows the figures of a run date come from, and where they are kept."""
+    following, first = run_date + timedelta(days=1), run_date - timedelta(days=config.prerank.train_days - 1)
+    feed, judged = (_rows(config, t, *ends) for t, *ends in (("training_feed", first, run_date),
+                                                             ("impressions", following, following)))  # fmt: skip
+    return (
+        f"{run_date}: trained on {feed}, judged on {judged}; the figures are in table {step.writes[0]}, "
+        "with 95 % intervals over users"
+    )
+
+
+def _rows(config: Config, table: str, start: date, end: date) -> str:
+    snapshot, dates = Planner(config).snapshot(table), f"{start}" if start == end else f"{start} to {end}"
+    rows = "no rows" if snapshot is None else f"{rows_in(snapshot.select(start=start, end=end)):,} rows"
+    return f"{rows} of {table}{'' if snapshot is None else f'@{snapshot.version}'} ({dates})"
+
+
 def _seconds_per_step(config: Config) -> float | None:
     """Of one model, in the newest training on record; None without one."""
     runs = Planner(config).snapshot("job_runs")
@@ -77,7 +103,7 @@ def _lasting(seconds: float) -> str:
 
 
 def print_evaluation(config: Config, run_date: date, console: Console, name: str = "evaluations") -> None:
-    """Print what table `name` holds for `run_date`, a table per slice, those with too few clicks last.
+    """Print what table `name` holds for `run_date`, a table per slice, the one with most clicks first.
 
     Raises:
         MissingInputError: it holds nothing, for example because the impressions of the day after are not there.

@@ -327,7 +327,7 @@ def setup_logging() -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S", force=True
     )
-    for noisy in ("py4j", "fsspec", "matplotlib", "petastorm", "urllib3"):
+    for noisy in ("py4j", "fsspec", "petastorm", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

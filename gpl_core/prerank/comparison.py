@@ -8,12 +8,12 @@ import numpy as np
 from gpl_core.prerank.bootstrap import FloatArray, interval, over_seeds, replicates
 from gpl_core.prerank.metrics import Figure
 
+BASELINE, OURS = "exposed_only", "gpl"
+"""The two models that every evaluation has: trained on exposed rows alone, and with pseudo-labels too."""
 ALL_SEEDS = -1
 """In place of a seed: the mean over all of them, with an interval over users and seeds together."""
 TOO_FEW_CLICKS = 200
 """A slice with fewer is too small to judge by."""
-
-_SLICES = ("uniform", "exposed", "tail")  # the least biased first
 
 Found = Mapping[tuple[str, int], Sequence[Figure]]
 """(model, seed) -> figures of one slice, the same metrics in the same order for all."""
@@ -77,16 +77,19 @@ def too_small(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def ordered_slices(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The slices of the rows, the least biased first, those with too few clicks last."""
-    parts = sorted({row["slice"] for row in rows}, key=lambda p: (_SLICES.index(p) if p in _SLICES else 9, p))
-    return sorted(parts, key=lambda part: bool(too_small([row for row in rows if row["slice"] == part])))
+    """The slices of the rows, the one with most clicks first: those too small to judge by stand last."""
+    clicks: dict[str, float] = {}
+    for row in rows:
+        clicks[row["slice"]] = max(row["clicks"], clicks.get(row["slice"], 0.0))
+    return sorted(clicks, key=lambda part: (-clicks[part], part))
 
 
 def figure_text(row: Mapping[str, Any]) -> str:
     """A figure with its interval, or why there is none."""
     if row["value"] is None:
         return f"absent: {row['note']}"
-    return f"{row['value']:.4f}" + ("" if row["low"] is None else f" [{row['low']:.4f}, {row['high']:.4f}]")
+    between = "(no interval)" if row["low"] is None else f"[{row['low']:.4f}, {row['high']:.4f}]"
+    return f"{row['value']:.4f} {between}"
 
 
 def difference_text(row: Mapping[str, Any] | None) -> str:
@@ -95,6 +98,6 @@ def difference_text(row: Mapping[str, Any] | None) -> str:
         return ""
     low, high = row["low"], row["high"]
     if low is None:
-        return f"{row['value']:+.4f}"
+        return f"{row['value']:+.4f} (no interval)"
     verdict = " better" if low > 0 else " worse" if high < 0 else ""
     return f"{row['value']:+.4f} [{low:+.4f}, {high:+.4f}]{verdict}"

@@ -47,24 +47,39 @@ def label_cell(column: str) -> Column:
     return F.least(F.floor(F.col(column) * LABEL_CELLS), F.lit(LABEL_CELLS - 1))
 
 
+def label_band() -> Column:
+    """The band of `pseudo_label`, two per doubling: labels lie close to a small rate, where equal cells hide much."""
+    return F.floor(2 * F.log2(F.greatest(F.col("pseudo_label"), F.lit(1e-6)))).cast("int")
+
+
 def label_reliability(labeled: DataFrame) -> tuple[tuple[ReliabilityBin, ...], float | None]:
     """(bins of about equal rows, expected calibration error) of `pseudo_label` against `clicked` (0/1).
 
-    Spark counts rows, labels and clicks per `label_cell`; only those reach the driver. The error is None without rows.
+    Spark counts rows, labels and clicks per `label_cell` and `label_band`; only those reach the driver.
     """
-    cells = labeled.groupBy(label_cell("pseudo_label").alias("cell")).agg(
+    cells = labeled.groupBy(label_cell("pseudo_label").alias("cell"), label_band().alias("band")).agg(
         F.count(F.lit(1)).alias("rows"), F.sum("pseudo_label").alias("labels"), F.sum("clicked").alias("clicks")
     )
-    return group_reliability(cells.orderBy("cell").collect())
+    found = cells.orderBy("cell", "band").collect()
+    return reliability_bins(found), band_error(found)
 
 
-def group_reliability(cells: Sequence[Row]) -> tuple[tuple[ReliabilityBin, ...], float | None]:
-    """`label_reliability` from the rows, labels and clicks of cells in label order."""
+def reliability_bins(cells: Sequence[Row]) -> tuple[ReliabilityBin, ...]:
+    """Bins of about equal rows, from the rows, labels and clicks of cells in label order."""
     groups = equal_groups(cells, ("rows", "labels", "clicks"))
-    bins = tuple(ReliabilityBin(int(n), labels / n, clicks / n) for n, labels, clicks in groups)
-    if not bins:
-        return (), None
-    return bins, sum(b.rows * abs(b.mean_label - b.click_rate) for b in bins) / sum(b.rows for b in bins)
+    return tuple(ReliabilityBin(int(n), labels / n, clicks / n) for n, labels, clicks in groups)
+
+
+def band_error(cells: Sequence[Row]) -> float | None:
+    """Expected calibration error over the bands of `cells`, sum of |labels - clicks| / rows; None without rows.
+
+    The one definition: of monitors, report, calibrators and the view calibration_slices.
+    """
+    gaps: dict[int, float] = {}
+    for cell in cells:
+        gaps[cell["band"]] = gaps.get(cell["band"], 0.0) + float(cell["labels"]) - float(cell["clicks"])
+    rows = sum(cell["rows"] for cell in cells)
+    return sum(map(abs, gaps.values())) / rows if rows else None
 
 
 def equal_groups(cells: Sequence[Row], names: Sequence[str]) -> list[tuple[float, ...]]:

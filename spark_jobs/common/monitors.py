@@ -16,7 +16,7 @@ from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from gpl_core.conf.sections import Monitors
-from spark_jobs.common.calibrators import group_reliability, label_cell
+from spark_jobs.common.calibrators import band_error, label_band
 from spark_jobs.step import SparkStep
 
 TABLE = "monitors"
@@ -61,9 +61,7 @@ def measure(step: SparkStep, settings: Monitors) -> Measured:
     one, none = F.count(F.lit(1)), F.lit(0.0)
     if "label_drift" not in settings.ignore:
         labels = step.read_dates("pseudo_labels", day - timedelta(days=1), day).where("source = 'unexposed'")
-        # Two bands per doubling: labels are close to a small rate, where equal cells would hide drift.
-        band = F.floor(2 * F.log2(F.greatest(F.col("pseudo_label"), F.lit(1e-6)))).cast("int")
-        part("drift", labels, F.concat_ws(" ", F.col("dt"), band), one, none, none)
+        part("drift", labels, F.concat_ws(" ", F.col("dt"), label_band()), one, none, none)
     if "quarantine_share" not in settings.ignore and context.has("quarantine"):
         part("quarantine", step.read_slice("quarantine"), F.lit(""), F.sum("occurrences"), none, none)
     if "anchors_per_user" not in settings.ignore and context.has("score_requests"):
@@ -75,10 +73,10 @@ def measure(step: SparkStep, settings: Monitors) -> Measured:
         judged = step.read_slice("pseudo_labels").where("source = 'uniform'").join(shown, ["user_id", "item_index"])
         # Decimals: a sum of doubles depends on the order in which tasks end.
         exact = F.sum(F.col("pseudo_label").cast("decimal(18,12)"))
-        part("calibration", judged, label_cell("pseudo_label"), one, exact, F.sum("clicked"))
+        part("calibration", judged, label_band(), one, exact, F.sum("clicked"))
     if not parts:
         return Measured()
-    found: dict[str, list[Row]] = {}  # at most LABEL_CELLS rows and two dates of label bands
+    found: dict[str, list[Row]] = {}  # a few label bands of two dates
     for row in reduce(DataFrame.unionByName, parts).collect():
         found.setdefault(row["name"], []).append(row)
 
@@ -91,12 +89,12 @@ def measure(step: SparkStep, settings: Monitors) -> Measured:
     refused = sum(r["rows"] or 0.0 for r in found.get("quarantine", ()))
     accepted = sum(step.slice_rows(t) for t in _ACCEPTED)
     asked = [r for r in found.get("anchors", ()) if r["rows"]]
-    cells = sorted(found.get("calibration", ()), key=lambda r: int(r["key"]))
+    cells = [Row(**r.asDict(), band=r["key"]) for r in found.get("calibration", ())]
     return Measured(
         label_drift=stability_index(before, now) if now and before else None,
         quarantine_share=refused / (refused + accepted) if refused + accepted else None,
         anchors_per_user=asked[0]["labels"] / asked[0]["rows"] if asked else None,
-        calibration_error=group_reliability(cells)[1],
+        calibration_error=band_error(cells),
         uniform_impressions=int(sum(r["rows"] for r in cells)),
         first_labels=all(d >= day for d in context.snapshot("pseudo_labels").slices()),
     )

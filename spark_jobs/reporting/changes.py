@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
+from markupsafe import Markup
+
 from spark_jobs.reporting.coverage import FUNNEL
 from spark_jobs.reporting.day import Day
-from spark_jobs.reporting.page import PageSection, Table, figure
+from spark_jobs.reporting.page import PageSection, Table, figure, link
 
 ROWS_RATIO = 2.0  # ratio of two dates' rows beyond which we warn: weekdays differ, but not twofold
 MEAN_RATIO = 1.25  # the same for the mean label and the mean weight
@@ -67,7 +69,8 @@ def changes(now: Mapping[str, Any], before: Mapping[str, Any], day: date, previo
     if previous is None:
         return PageSection(title, ["No earlier run date has a feed, so there is nothing to compare with."])
     found = warnings(now, before)
-    text = [f"Compared with {previous}, the run date before.", *(found or ["Nothing moved beyond its bound."])]
+    lineage = Markup("What was made of what: {}.").format(link("#versions-and-lineage", "versions and lineage"))
+    text = [f"Compared with {previous}, the run date before.", *(found or ["Nothing moved beyond its bound."]), lineage]
     rows = [(name, value, before.get(name), _change(value, before.get(name))) for name, value in now.items()]
     columns = ("figure", day.isoformat(), previous.isoformat(), "change")
     tables = [Table(columns, [r for r in rows if ("version" in r[0]) == versions]) for versions in (False, True)]

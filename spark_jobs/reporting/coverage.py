@@ -3,8 +3,9 @@
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from spark_jobs.common.calibrators import load_calibrator
 from spark_jobs.reporting.day import Day
-from spark_jobs.reporting.page import PageSection, Table
+from spark_jobs.reporting.page import DICTIONARY, PageSection, Table, link
 
 FUNNEL = (
     ("impressions", "exposures accepted"),
@@ -23,7 +24,8 @@ _MOST_ROWS = 50
 
 def funnel(day: Day) -> PageSection:
     """Rows of each table, the share of unexposed rows with a label, and why the others have none."""
-    table = Table(("table", "what", "rows"), [(name, what, day.rows(name, day.date)) for name, what in FUNNEL])
+    rows = [(link(f"{DICTIONARY}#{name}", name), what, day.rows(name, day.date)) for name, what in FUNNEL]
+    table = Table(("table", "what", "rows"), rows)
     left_out: dict[str, int] = day.manifest.get("left_out", {})
     labeled = day.manifest.get("labeled", 0)
     unexposed = labeled + sum(left_out.values())
@@ -55,6 +57,26 @@ def monitors(day: Day) -> PageSection:
         return PageSection("Monitors", ["No monitor looked at this date."])
     warnings = [r["reason"] for r in found if r["status"] in ("warn", "fail")]
     return PageSection("Monitors", tables=[Table(columns, [[r[c] for c in columns] for r in found])], warnings=warnings)
+
+
+def trainers(day: Day) -> PageSection:
+    """What a trainer wants to know before it takes the date's feed, and how it refuses a bad one."""
+    calibrator = load_calibrator(day.context.artifacts, day.context.artifact("calibrator"))
+    alarms = [r["monitor"] for r in day.records("monitors", day.date) if r["status"] in ("warn", "fail")]
+    shown, uniform = day.manifest.get("exposed", 0), day.manifest.get("random", 0)
+    rows = [
+        ("rows", day.manifest.get("completeness", {}).get("rows", "–")),
+        ("alarms of monitors", ", ".join(sorted(alarms)) or "none"),
+        ("calibrator", calibrator.kind),
+        ("its base rate is from", f"{calibrator.fitted_on.source} pairs"),
+        ("uniformly exposed", f"{uniform:,} of {shown:,} exposed rows ({uniform / shown if shown else 0:.2%})"),
+    ]
+    text = (
+        "The feed's manifest says the same to programs. A trainer that would rather keep yesterday's model than learn "
+        f'from a day with alarms needs two lines of Python: feed = gpl.open_lakehouse(CONFIG).feed("{day.date}"), and '
+        "feed.refuse_alarms()."
+    )
+    return PageSection("Before you train on it", [text], [Table(("what", "this date"), rows)])
 
 
 def channels(day: Day) -> PageSection:

@@ -6,7 +6,9 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
+from gpl_core.contracts.contract import load_contract
 from gpl_core.lakehouse.files import rows_in
+from gpl_core.lakehouse.views import all_views
 from spark_jobs.common.histories import slice_marks
 from spark_jobs.step import SparkStep
 
@@ -43,12 +45,26 @@ class Day:
         """The date's slice, empty when the (optional) table does not exist."""
         return self.step.read_slice(table) if self.context.has(table) else self.step.empty(table)
 
-    def records(self, table: str, day: date) -> list[dict[str, Any]]:
-        """All rows of one slice of a small (optional) table."""
+    def view(self, name: str) -> DataFrame | None:
+        """The view of `schemas/views/` over the date's slices; None when a table that it reads does not exist."""
+        for read in all_views()[name].reads:
+            if read in all_views():
+                frame = self.view(read)
+            elif not self.context.has(read):
+                frame = None
+            else:
+                frame = self.slice(read) if "dt" in load_contract(read).partition_by else self.step.read(read)
+            if frame is None:
+                return None
+            frame.createOrReplaceTempView(read)
+        return self.step.spark.sql(all_views()[name].sql)
+
+    def records(self, table: str, start: date, end: date | None = None) -> list[dict[str, Any]]:
+        """All rows of one slice, or of those through `end`, of a small (optional) table."""
         if not self.context.has(table):
             return []
         snapshot = self.context.snapshot(table)
-        found: list[dict[str, Any]] = snapshot.read(snapshot.select(start=day, end=day)).to_pylist()
+        found: list[dict[str, Any]] = snapshot.read(snapshot.select(start=start, end=end or start)).to_pylist()
         return found
 
     def encoder_version(self, sid_version: str) -> str | None:

@@ -93,6 +93,7 @@ def section(day: Day) -> PageSection:
     drawn = _plots(found) if "unexposed" in found.rows else []
     if not drawn:
         text.append("No unexposed pair was labeled.")
+    text.append("Means are over distinct pairs here; the feed's own count a pair as often as it was requested.")
     tables = [Table(("source", "pairs", *AXES), rows)] if rows else []
     return PageSection("Labels and weights", text, tables, drawn, warnings=warnings)
 
@@ -105,14 +106,14 @@ def _ranked_by(calibrator: Calibrator) -> str:
 
 
 def _plots(found: Distributions) -> list[Plot]:
-    panels = [(c, found.histograms[("unexposed", c)], AXES[c]) for c in AXES]
-    heats = [(x, y, found.heats[(x, y)], (*AXES[x], *AXES[y])) for x, y in HEATS]
-    labels = plots.histograms("labels", "Labels and weights of unexposed pairs", panels[:3])
-    factors = plots.histograms("factors", "Similarity and confidence factors of unexposed pairs", panels[3:])
-    maps = plots.heat_maps("heats", "Pairs of factors", heats)
+    panels = [
+        plots.histogram(f"{c} of unexposed pairs", c, found.histograms[("unexposed", c)].tolist(), ends)
+        for c, ends in AXES.items()
+    ]
+    maps = [plots.heat_map(f"{x} and {y}", x, y, found.heats[(x, y)], (AXES[x], AXES[y])) for x, y in HEATS]
     weights = "Pseudo-label, scaled weight (the last cell holds those above 4) and raw weight of the unexposed pairs."
     return [
-        Plot(labels, weights),
-        Plot(factors, "Similarity to the nearest anchor, and the three confidence factors."),
-        Plot(maps, "Unexposed pairs by two factors at once. Brighter cells hold more pairs (logarithmic)."),
+        Plot(panels[:3], weights),
+        Plot(panels[3:], "Similarity to the nearest anchor, and the three confidence factors."),
+        Plot(maps, "Unexposed pairs by two factors at once. Stronger cells hold more pairs (logarithmic)."),
     ]

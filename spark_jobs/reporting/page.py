@@ -1,70 +1,22 @@
-"""The report's page: one HTML file without any request, every value escaped."""
+"""A page of the report: one HTML file without any request, every value escaped."""
 
-from collections.abc import Sequence
+import base64
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+INDEX, DICTIONARY = "index.html", "dictionary.html"
 ALARMS = ("warn", "fail", "failed", "changed")
-# Fingerprint and origin come first: the planner looks for them in the first 2,000 bytes.
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="gpl-fingerprint" content="{{ fingerprint }}">
-<meta name="gpl-origin" content="{{ origin }}">
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
-<title>{{ title }}</title>
-<link rel="icon" href="data:,">
-<style>
-:root { --ink: #1c2024; --soft: #5c6670; --line: #d5dae0; --ground: #fff; --warn: #8a4b00;
-  --warn-ground: #fff3df; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ec; --soft: #9aa5b0; --line: #3a424a; --ground: #15181b; --warn: #ffc97a;
-    --warn-ground: #3a2a10; }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 62rem;
-  margin: 0 auto; padding: 1rem 1rem 4rem; }
-h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
-summary { font-size: 1.15rem; font-weight: bold; margin: 2.2rem 0 .4rem; cursor: pointer; }
-p, figcaption { max-width: 46rem; } .soft, figcaption, th { color: var(--soft); }
-.banner { background: var(--warn-ground); color: var(--warn); padding: .5rem .8rem; border-radius: .3rem;
-  margin: .5rem 0; }
-.scroll { overflow-x: auto; } figure { margin: .5rem 0; } svg { max-width: 100%; height: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
-th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 500; } td.n, th.n { text-align: right; }
-th, td.n, td.word, td:first-child { white-space: nowrap; } td { overflow-wrap: break-word; max-width: 32rem; }
-td.long { min-width: 11rem; overflow-wrap: anywhere; } td.alarm { color: var(--warn); font-weight: 600; }
-figcaption { position: sticky; left: 0; }
-@media (max-width: 40rem) { svg { max-width: none; } }
-</style></head><body>
-<h1>{{ title }}</h1>
-{% for text in banners %}<div class="banner">{{ text }}</div>
-{% endfor -%}
-{% for section in sections %}
-{% if section.folded %}<details><summary>{{ section.title }}</summary>{% else %}<h2>{{ section.title }}</h2>{% endif %}
-
-{% for text in section.text %}<p>{{ text }}</p>
-{% endfor -%}
-{% for table in section.tables %}<div class="scroll"><table>
-{% set numeric = table.numeric %}
-<thead><tr>
-{%- for c in table.columns %}<th{% if loop.index0 in numeric %} class="n"{% endif %}>{{ c }}</th>{% endfor -%}
-</tr></thead>
-<tbody>
-{% for row in table.rows %}<tr>
-{%- for value in row %}<td{{ value|style(loop.index0 in numeric) }}>{{ value|figure }}</td>{% endfor -%}
-</tr>
-{% endfor %}</tbody></table></div>
-{% endfor -%}
-{% for plot in section.plots %}<figure class="scroll">{{ plot.svg }}<figcaption>{{ plot.caption }}</figcaption></figure>
-{% endfor -%}
-{% if section.folded %}</details>{% endif %}
-
-{% endfor %}
-<p class="soft">Made by run {{ run_id }}. Only aggregates were read.</p>
-</body></html>
-"""
+# A spreadsheet takes a cell that begins so for a formula.
+_FORMULA = re.compile(r"[=+\-@\t\r]")
 
 
 @dataclass(frozen=True)
@@ -86,25 +38,31 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """An SVG made by `plots`, and its caption."""
+    """Panels made by `plots`, and their caption."""
 
-    svg: Markup
+    panels: Sequence[Markup]
     caption: str
 
 
 @dataclass(frozen=True)
 class PageSection:
-    """One part of the page: sentences, then tables, then plots. A folded one shows only its title until it is opened.
-
-    `warnings` stand at the top of the page.
-    """
+    """One part of the page: sentences, then tables, then plots. `warnings` stand at the top of the page."""
 
     title: str
     text: Sequence[str] = ()
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
-    folded: bool = False
     warnings: Sequence[str] = ()
+
+    @property
+    def anchor(self) -> str:
+        """What a link names: the title in lower case, words joined by hyphens."""
+        return re.sub(r"[^a-z0-9_]+", "-", self.title.lower()).strip("-")
+
+
+def link(target: str, text: str) -> Markup:
+    """A link to another page of the site, or within this one."""
+    return Markup('<a href="{}">{}</a>').format(target, text)
 
 
 def figure(value: Any) -> str:
@@ -112,7 +70,7 @@ def figure(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
+        return value if isinstance(value, Markup) else str(value)
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
@@ -124,18 +82,47 @@ def style(value: Any, numeric: bool) -> Markup:
         return Markup(' class="n"')
     if value in ALARMS:
         return Markup(' class="alarm"')
-    text = str(value)
+    text = _plain(value)
     if len(text) > (24 if " " in text else 40):
         return Markup(' class="long"')
     return Markup(' class="word"' if "-" in text and " " not in text else "")
 
 
+def csv_link(table: Table) -> str:
+    """The table as CSV in a `data:` link, numbers with all their digits; no cell is a formula to a spreadsheet."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([table.columns, *([_cell(v) for v in row] for row in table.rows)])
+    # Only what a link cannot hold is encoded: `gpl forget` looks for ids in the page's text.
+    return "data:text/csv;charset=utf-8," + re.sub(r"[%#\x00-\x1f]", lambda m: f"%{ord(m[0]):02X}", out.getvalue())
+
+
+def _plain(value: Any) -> str:
+    return value.striptags() if isinstance(value, Markup) else str(value)
+
+
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
+    text = _plain(value)
+    return f"'{text}" if _FORMULA.match(text) and not re.fullmatch(r"[+-][\d.,]+%?", text) else text
+
+
 def render(
-    *, title: str, fingerprint: str, origin: str, run_id: str, banners: Sequence[str], sections: Sequence[PageSection]
+    *, title: str, marks: Mapping[str, str], dates: Markup, banners: Sequence[str], sections: Sequence[PageSection],
+    note: str,
 ) -> str:  # fmt: skip
-    """The whole page."""
+    """The whole page.
+
+    Args:
+        marks: what the planner looks for in the first 2,000 bytes, as meta name -> content.
+        dates: the links to other pages of the site.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"figure": figure, "style": style}
-    return environment.from_string(_PAGE).render(
-        title=title, fingerprint=fingerprint, origin=origin, run_id=run_id, banners=banners, sections=sections
-    )
+    environment.filters |= {"figure": figure, "style": style, "csv": csv_link}
+    folder = resources.files("spark_jobs.reporting")
+    page, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
+    return environment.from_string(page).render(
+        title=title, marks=marks, dates=dates, banners=banners, sections=sections, note=note,
+        # The page's policy lets this script run, and nothing else.
+        script=Markup(script), script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )  # fmt: skip

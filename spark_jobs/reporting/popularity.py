@@ -40,10 +40,10 @@ def section(day: Day) -> PageSection:
         return PageSection(title, ["There is no positive event in the window before this date."])
     labels, _, positives, kept = zip(*bands, strict=True)
     shares = [[n / sum(counts) for n in counts] for counts in (positives, kept)]
-    drawn = plots.popularity("popularity", title, labels, *shares)
     rows = [(name, items, before, 1 - after / before) for name, items, before, after in bands]
+    caption = "Share of positives by how popular the item is, before and after down-sampling."
     return PageSection(
         title, [f"Down-sampling keeps {share:.0%} of the positives as targets; the context keeps all of them."],
         [Table(("positives of the item", "items", "positives", "share removed"), rows)],
-        [Plot(drawn, "Share of positives by how popular the item is, before and after down-sampling.")],
+        [Plot([plots.popularity(title, labels, *shares)], caption)],
     )  # fmt: skip

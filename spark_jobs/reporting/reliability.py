@@ -7,8 +7,7 @@ from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from gpl_core.labels.calibration import ReliabilityBin
-from gpl_core.lakehouse.views import all_views
-from spark_jobs.common.calibrators import equal_groups, group_reliability, label_cell
+from spark_jobs.common.calibrators import band_error, equal_groups, label_band, label_cell, reliability_bins
 from spark_jobs.reporting import plots
 from spark_jobs.reporting.day import Day
 from spark_jobs.reporting.page import PageSection, Plot, Table
@@ -48,19 +47,21 @@ def calibrations(labels: DataFrame, impressions: DataFrame) -> list[LabelCalibra
         "user_id", "item_index", "clicked", F.when(F.col("is_random"), "uniform").otherwise("exposed").alias("source")
     )
     labeled = labels.where("source != 'unexposed'").join(shown, ["user_id", "item_index", "source"])
+    bands = {"pseudo_label": label_band(), "raw_weight": F.lit(0)}
     marks = [
-        F.struct(F.lit(name).alias("name"), label_cell(name).alias("cell")) for name in ("pseudo_label", "raw_weight")
+        F.struct(F.lit(name).alias("name"), label_cell(name).alias("cell"), band.alias("band"))
+        for name, band in bands.items()
     ]
     gap = F.col("pseudo_label") - F.col("clicked")
     found = (
         labeled.withColumn("m", F.explode(F.array(*marks)))
-        .groupBy("source", "m.name", "m.cell")
+        .groupBy("source", "m.name", "m.cell", "m.band")
         .agg(
             F.count(F.lit(1)).alias("rows"), F.sum("raw_weight").alias("weights"),
             F.sum("pseudo_label").alias("labels"), F.sum("clicked").alias("clicks"),
             F.sum(gap * gap).alias("squares"),
         )
-        .orderBy("source", "name", "cell")
+        .orderBy("source", "name", "cell", "band")
         .collect()
     )  # fmt: skip
     out = []
@@ -68,7 +69,7 @@ def calibrations(labels: DataFrame, impressions: DataFrame) -> list[LabelCalibra
         by_label = [r for r in found if (r["source"], r["name"]) == (source, "pseudo_label")]
         by_weight = [r for r in found if (r["source"], r["name"]) == (source, "raw_weight")]
         if by_label:
-            bins, error = group_reliability(by_label)
+            bins, error = reliability_bins(by_label), band_error(by_label)
             rows, clicks = (sum(r[c] for r in by_label) for c in ("rows", "clicks"))
             out.append(LabelCalibration(source, rows, clicks, bins, error, weight_bins(by_weight)))
     return out
@@ -114,25 +115,24 @@ def section(day: Day) -> PageSection:
     )  # fmt: skip
     rows = [(c.source, b.rows, b.mean_label, b.click_rate) for c in found for b in c.bins]
     curves = [(c.source, [b.mean_label for b in c.bins], [b.click_rate for b in c.bins]) for c in found]
-    curve = plots.reliability("reliability", "Reliability of the labels", curves)
     caption = "Groups of about equal size, by label. On the dotted line a label equals the click rate."
-    drawn = [Plot(curve, caption)]
+    drawn = [Plot([plots.reliability("Reliability of the labels", curves)], caption)]
     if len(first.by_weight) > 1:
-        points = [(b.mean_weight, b.squared_error, b.calibration_error) for b in first.by_weight]
-        errors = plots.weight_error("weights", "Error by weight", *map(list, zip(*points, strict=True)))
-        drawn.append(Plot(errors, f"Error of the label by raw weight, {first.source} pairs."))
+        weights = [b.mean_weight for b in first.by_weight]
+        errors = {"mean squared error": [b.squared_error for b in first.by_weight],
+                  "|label - click rate|": [b.calibration_error for b in first.by_weight]}  # fmt: skip
+        panels = [plots.curve("Error by weight", "mean weight of the group", name, weights, values)
+                  for name, values in errors.items()]  # fmt: skip
+        drawn.append(Plot(panels, f"Error of the label by raw weight, {first.source} pairs."))
     tables = [Table(("source", "rows", "mean label", "click rate"), rows), *_by_slice(day)]
     return PageSection(title, text, tables, drawn)
 
 
 def _by_slice(day: Day) -> list[Table]:
     """View calibration_slices on this date; of many categories those with most impressions."""
-    view = all_views()["calibration_slices"]
-    if not all(day.context.has(name) for name in view.reads):
-        return []
-    for name in view.reads:
-        (day.step.read(name) if name == "items" else day.slice(name)).createOrReplaceTempView(name)
     columns = ("source", "slice", "value", "impressions", "mean_label", "click_rate", "calibration_error")
-    found = day.step.spark.sql(view.sql).select(*columns).orderBy(F.desc("impressions"), *columns[:3])
-    rows = found.limit(_MOST_SLICES).collect()
+    view = day.view("calibration_slices")
+    if view is None:
+        return []
+    rows = view.select(*columns).orderBy(F.desc("impressions"), *columns[:3]).limit(_MOST_SLICES).collect()
     return [Table(columns, sorted(tuple(r) for r in rows))] if rows else []

@@ -104,7 +104,7 @@ def sections(day: Day) -> list[PageSection]:
         "theirs."
     )
     usage = Plot(
-        plots.code_usage("usage", "Code usage per level", [[r["n"] for r in groups] for groups in levels]),
+        [plots.code_usage("Code usage per level", n, [r["n"] for r in groups]) for n, groups in enumerate(levels, 1)],
         "Items per code, most used codes first. The dotted line is where all codes are used equally.",
     )
     table_of_levels = Table(("level", "codes in use", "codes", "perplexity"), rows)

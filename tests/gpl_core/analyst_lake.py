@@ -70,6 +70,17 @@ class AnalystLake:
         mark = SliceMark(contract.owner, {values.get("dt", "*"): "by-hand"}, "by-hand", details or {})
         self.lake.commit(contract, writer.parts, mark=mark, mode="append")
 
+    def with_a_day_before_and_scores(self) -> AnalystLake:
+        """A label of a tenth the day before by another calibrator, and a pre-ranker that expects 0.3 of every pair."""
+        label = {**self.labels[0], "pseudo_label": 0.1, "calibrator_version": "older"}
+        self.put("pseudo_labels", [label], day=DAY - ONE)
+        self.put("preranker_scores", [
+            {"request_id": "r", **{c: r[c] for c in ("user_id", "item_id", "item_index", "pseudo_label")}, "score": 0.3,
+             "variant": "gpl-seed0", "preranker_version": "p"}
+            for r in self.labels if r["source"] == "unexposed"
+        ])  # fmt: skip
+        return self
+
     def score(self, user: str, item: int, source: str) -> dict[str, Any]:
         """A row of pseudo_labels but for weights, by the formulas of the method, one pair at a time."""
         sids, probabilities, past = ANCHORS[user]

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from gpl_core.commands.score import score
+from gpl_core.config import load_config
 from gpl_core.contracts.contract import Column, load_contract
 from gpl_core.errors import ContractError, LineageError, MissingInputError
 from gpl_core.prerank.comparison import ALL_SEEDS
@@ -301,6 +303,17 @@ def test_features_of_a_pair_reach_the_model_its_judges_and_who_serves_it(lake: L
     assert high > low + 0.1
     with pytest.raises(ContractError, match="pair features hint"):
         served.score_pairs([_user(0)], np.array([0]))
+
+    config = load_config("quickstart", lake.arguments(*given)[3::2])
+    unexposed = [r for r in lake.read("training_feed") if not r["is_exposed"]]
+    for _ in range(2):  # the second time replaces the slice
+        assert score(config, DAY, "gpl") == (len(unexposed), "gpl-seed0", newest.version)
+    found = {r["request_id"]: r for r in lake.read("preranker_scores")}
+    assert len(found) == len(unexposed)
+    users, items, hints = ([r[c] for r in unexposed] for c in ("user_id", "item_index", "target"))
+    logits = served.score_pairs(users, np.array(items), np.array(hints, np.float32)[:, None])
+    assert [found[r["request_id"]]["score"] for r in unexposed] == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
+    assert {found[r["request_id"]]["pseudo_label"] - r["pseudo_label"] for r in unexposed} == {0.0}
 
 
 def test_one_class_is_absent_with_the_reason(lake: LabelsLake, one_rank: Ranks) -> None:

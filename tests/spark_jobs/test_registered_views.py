@@ -13,6 +13,7 @@ from gpl_core.lakehouse.person import Person
 from gpl_core.lakehouse.query import Query
 from gpl_core.lakehouse.views import all_views
 from spark_jobs.register import publish
+from tests.documented import questions
 from tests.gpl_core.analyst_lake import AnalystLake
 
 pytestmark = pytest.mark.spark
@@ -29,7 +30,7 @@ def rounded(rows: list[dict]) -> list[tuple]:
 
 @pytest.mark.slow
 def test_spark_gives_what_gpl_sql_gives(spark, tmp_path):
-    lake = AnalystLake(tmp_path).lake
+    lake = AnalystLake(tmp_path).with_a_day_before_and_scores().lake
     made = publish(spark, lake, "analysts")
     assert (set(made["views"]), made["left_out"]) == (set(all_views()), [])
     query = Query(lake)
@@ -38,6 +39,10 @@ def test_spark_gives_what_gpl_sql_gives(spark, tmp_path):
         comments = [(f.name, f.metadata["comment"]) for f in table.schema]
         assert comments == list(view.columns)
         assert rounded([r.asDict() for r in table.collect()]) == rounded(query.rows(f"SELECT * FROM {name}")), name
+    spark.catalog.setCurrentDatabase("analysts")
+    for question, sql in questions().items():
+        assert rounded([r.asDict() for r in spark.sql(sql).collect()]) == rounded(query.rows(sql)), question
+    spark.catalog.setCurrentDatabase("default")
     described = spark.sql("DESCRIBE TABLE EXTENDED analysts.coverage").collect()
     assert [r["data_type"] for r in described if r["col_name"] == "Comment"] == [all_views()["coverage"].description]
 

@@ -12,6 +12,7 @@ from gpl_core.graph.steps import find_step
 from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs import pseudo_labels, report, training_feed
 from spark_jobs.common.manifests import manifest_path
+from spark_jobs.reporting import site
 from spark_jobs.reporting.semantic_ids import buckets
 from tests.spark_jobs.label_lake import FeedLake, score
 from tests.spark_jobs.tiny_lake import D, day
@@ -55,20 +56,26 @@ def fill(lake: FeedLake) -> None:
     )  # fmt: skip
 
 
-def text_of(lake: FeedLake) -> str:
-    with open(Planner(lake.config()).report_path(D), encoding="utf-8") as handle:
-        return handle.read()
+def text_of(lake: FeedLake, page: str = D.isoformat()) -> str:
+    return (lake.root / "reports" / f"{page}.html").read_text(encoding="utf-8")
 
 
 def cells(text: str) -> list[list[str]]:
-    """The rows of all tables on the page."""
-    return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", text, re.S)]
+    """The rows of all tables on the page, without links."""
+    text = re.sub(r"</?a\b[^>]*>", "", text)
+    return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.S) for row in re.findall(r"<tr>(.*?)</tr>", text, re.S)]
 
 
 def test_report_tells_what_the_tables_hold(lake):
     fill(lake)
     lake.run("pseudo_labels", pseudo_labels.run)
     lake.run("training_feed", training_feed.run)
+    anchors = {"anchor_sids": [2, 2, 2, 1, 1, 1], "log_prob": [-0.5, -0.9]}
+    prefixes = {"prefixes": [2, -1, -1], "prefix_log_probs": [-0.5]}
+    lake.table("score_requests", [
+        {"user_id": "u1", "source": "unexposed", "block": 0, **anchors, **prefixes, "history": [0, -1, -1, -1],
+         "candidates": [2, 3, -1], "sid_version": lake.tokenizer, "model_version": lake.model}
+    ], dt=D.isoformat())  # fmt: skip
     (lake.root / manifest_path(lake.lake, D)).unlink()
     issued = {"sid_version": lake.tokenizer, "issued": 40, "reissued": 1, "drift": {"residual": 1.7, "perplexity": 0.9}}
     mark = SliceMark("assign_sids", {"*": "x"}, "r", {**issued, "warning": EVIL})
@@ -83,6 +90,9 @@ def test_report_tells_what_the_tables_hold(lake):
     versions = {"sid_version": EVIL, "model_version": lake.model, "calibrator_version": "c"}
     mark = SliceMark("training_feed", {day(-2).isoformat(): "x"}, "r", {**figures, "versions": versions})
     lake.lake.commit(feed, [], mark=mark, mode="append")
+    earlier = lake.root / "reports" / f"{day(-2)}.html"
+    earlier.parent.mkdir()
+    earlier.write_text(f"before {site.links(day(-2), ())} after")
     preranker = lake.bundle("preranker", {"calibrator_version": "older,old"}, "{}", D)
     assert lake.run("report", report.run) == "done"
     assert (lake.root / manifest_path(lake.lake, D)).exists()
@@ -91,7 +101,9 @@ def test_report_tells_what_the_tables_hold(lake):
     escaped = EVIL_TEXT
     assert Planner(lake.config()).state(find_step("report"), D).status == "done"
     assert lake.run("report", report.run) == "noop"
-    assert "<script" not in text
+    assert text.count("<script") == 1, "the page's own"
+    assert f'href="{day(-2)}.html"' in text
+    assert f'href="{D}.html"' in earlier.read_text(), "the page before leads here"
     assert "Every figure here is semi-synthetic" in text
     assert [lake.tokenizer, "40", "1", "1.7", "0.9", escaped] in [r[1:] for r in rows]
     sliced = {tuple(r[:4]) for r in rows if len(r) == 7}
@@ -104,7 +116,7 @@ def test_report_tells_what_the_tables_hold(lake):
     assert len(warnings) == 7
     assert "label_drift 0.3 is above 0.2: look" in warnings
     assert any(EVIL in w for w in warnings)
-    assert text.count("label_drift 0.3 is above 0.2: look") == 2
+    assert text.count("label_drift 0.3 is above 0.2: look") == 3, "at the top, in its table and in that table's CSV"
     assert "Compared with 2026-01-08, the run date before." in text
     assert [r for r in rows if r and r[0] == "coverage" and len(r) == 4] == [["coverage", "0.6667", "0.9", "-25.9%"]]
     assert ["sid_version", lake.tokenizer, EVIL_TEXT, "changed"] in rows
@@ -122,9 +134,15 @@ def test_report_tells_what_the_tables_hold(lake):
     assert ["unexposed_samples", "sampled unexposed pairs", "3"] in rows
     assert ["other", "1"] in rows
     assert ["raw_impressions", "item_id_is_known", "7", "2", escaped] in rows
-    assert [r[1] for r in rows if r and r[0] == escaped] == ["2"]
-    assert "uniform: 1 scored impressions, 1 clicks" in text
-    assert "exposed: 1 scored impressions, 1 clicks" in text
+    assert [r[1] for r in rows if len(r) == 5 and r[0] == escaped] == ["2"]
+    errors = {r[0]: r[6] for r in rows if r[1:3] == ["all", "all"]}
+    for source in ("uniform", "exposed"):
+        said = re.search(f"{source}: 1 scored impressions, 1 clicks, expected calibration error (0[.][0-9]+)", text)[1]
+        assert float(said) == pytest.approx(float(errors[source]), abs=1e-4), "one figure has one value"
+    pairs = [r for r in rows if len(r) == 10 and r[0] != "title"]
+    assert [[r[0], r[1], r[6]] for r in pairs] == [["title of i3", EVIL_TEXT, "0"], [EVIL_TEXT, EVIL_TEXT, "0"]]
+    assert [r[2].split(" (")[0].rsplit(" ", 1)[1] for r in pairs] == ["way", "scatter"], "anchors point the same way"
+    assert not re.search(r"\bu[12]\b", text), "no user id"
     assert "There is too little to tell whether weight predicts error" in text
     assert "3 items have one" in text
     assert "66.7% of the items share theirs" in text
@@ -137,11 +155,20 @@ def test_report_tells_what_the_tables_hold(lake):
     assert [lake.tokenizer, "2026-01-09", "–", "–", "–", "3", "1", "1"] in rows
     assert ["32-63", "1", "40"] in [r[:3] for r in rows]
     assert ["slice", "metric", "exposed_only", "gpl", "candidate-set size", "pairs", "note"] in rows
-    assert ["uniform", "auc", "0.6123", "absent: one class only", "–", "10", ""] in rows
+    assert ["uniform", "auc", "0.6123 (no interval)", "absent: one class only", "–", "10", ""] in rows
     assert ["training_feed", "done"] in [r[:2] for r in rows]
     assert text.count("<svg") >= 5
-    assert len(text) < 3_000_000
-    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", text)
+    assert len(text) < 1_000_000
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:|index\.html|dictionary\.html|2026-01-08\.html)""", text)
+
+    (line,) = [r for r in cells(text_of(lake, "index")) if r[0] == "2026-01-10"]
+    label = next(r[1] for r in rows if r[0] == "mean pseudo_label")
+    assert [line[0], *line[2:]] == ["2026-01-10", "4", label, "0.6667", "0.3", "–", "0.6123", "–", ""]
+    assert "coverage is 0.6667, was 0.9." in line[1]
+    assert EVIL_TEXT in line[1]
+    assert '<h2 id="pseudo_labels">' in text_of(lake, "dictionary")
+    for target in re.findall(r'href="dictionary\.html#(\w+)"', text):
+        assert f'id="{target}"' in text_of(lake, "dictionary")
 
 
 def test_report_of_an_empty_day(lake):
@@ -157,6 +184,7 @@ def test_report_of_an_empty_day(lake):
     text = text_of(lake)
     for said in (
         "There are no unexposed rows on this date", "No row of this date was refused", "No unexposed pair was labeled",
+        "A table that explains pairs is missing",
         "nothing to compare with", "no clicks to compare with", "no positive event in the window", "Nothing was judged",
     ):  # fmt: skip
         assert said in text

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
-import shutil
-import subprocess
 from datetime import date
+from html import unescape
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -15,28 +17,62 @@ from markupsafe import Markup, escape
 from pyspark.sql import Row
 
 from gpl_core.contracts.contract import all_contracts
-from spark_jobs.report import dictionary
+from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.views import all_views
+from spark_jobs.common.calibrators import band_error
 from spark_jobs.reporting import plots as report_plots
+from spark_jobs.reporting import site
 from spark_jobs.reporting.changes import changes, feed_figures, warnings
 from spark_jobs.reporting.evaluations import compare
+from spark_jobs.reporting.examples import reason
 from spark_jobs.reporting.lineage import lineage_rows
-from spark_jobs.reporting.page import PageSection, Plot, Table, figure, render, style
+from spark_jobs.reporting.page import PageSection, Plot, Table, figure, link, render, style
 from spark_jobs.reporting.reliability import LabelCalibration, WeightBin, weight_bins, weight_sentence
+
+EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 
 
 def page(**changes) -> str:
-    values = {"title": "Day", "fingerprint": "f" * 24, "origin": "{}", "run_id": "r", "banners": [], "sections": []}
+    marks = {"gpl-fingerprint": "f" * 24, "gpl-origin": "{}"}
+    values = {"title": "Day", "marks": marks, "dates": site.links(None, ()), "banners": [], "sections": [],
+              "note": "Made by run r."}  # fmt: skip
     return render(**{**values, **changes})
 
 
+def hostile() -> list[Markup]:
+    """One of each plot, with markup wherever a value of the tables may stand."""
+    ends = (0.0, 1.0)
+    return [
+        report_plots.histogram(EVIL, EVIL, [1, 0, 2], ends, EVIL),
+        report_plots.heat_map(EVIL, EVIL, EVIL, np.eye(4), (ends, ends)),
+        report_plots.reliability(EVIL, [(EVIL, [0.1, 0.2], [0.1, 0.3])]),
+        report_plots.curve(EVIL, EVIL, EVIL, [0.1, 0.2], [0.5, 0.4]),
+        report_plots.code_usage(EVIL, 1, [3.0, 1.0]),
+        report_plots.popularity(EVIL, [EVIL, "2-3"], [0.4, 0.6], [0.5, 0.5]),
+        report_plots.trend(EVIL, [(EVIL, 0.1), ("2", None), ("3", 0.2)], figure),
+    ]
+
+
 def test_every_value_is_escaped():
-    evil = '<script>alert("x")</script>'
-    text = page(
-        title=evil, banners=[evil],
-        sections=[PageSection(evil, [evil], [Table((evil,), [[evil]])], [Plot(Markup("<svg></svg>"), evil)])],
-    )  # fmt: skip
-    assert "<script" not in text
-    assert text.count("&lt;script&gt;") == 8
+    table = Table((EVIL,), [[EVIL], [link(EVIL, EVIL)]])
+    sections = [PageSection(EVIL, [EVIL], [table], [Plot(hostile(), EVIL)])]
+    text = page(title=EVIL, banners=[EVIL], note=EVIL, sections=sections)
+    assert text.count("<script") == 1, "the page's own"
+    assert "<img" not in text
+    assert text.count("&lt;script&gt;") > 20
+
+
+def test_a_table_as_csv_has_all_digits_and_no_formula():
+    rows = [("a, b", 0.123456789, None), ('=HYPERLINK("x")', 1234567, "-6.9%"), ("-1+2", 1, link("d.html", "50 % #1")),
+            ("@x", 2, None), ("zeile\nzwei", 3, "ü")]  # fmt: skip
+    text = page(sections=[PageSection("The t&ble", tables=[Table(("x", "y", "z"), rows)])])
+    name, target = re.search(r'<a download="([^"]*)" href="data:text/csv;charset=utf-8,([^"]*)">', text).groups()
+    assert name == "the-t-ble.csv"
+    assert not re.search(r"[\t\r\n#]", unescape(target))
+    assert list(csv.reader(io.StringIO(unquote(unescape(target))))) == [
+        ["x", "y", "z"], ["a, b", "0.123456789", ""], ["'=HYPERLINK(\"x\")", "1234567", "-6.9%"],
+        ["'-1+2", "1", "50 % #1"], ["'@x", "2", ""], ["zeile\nzwei", "3", "ü"],
+    ]  # fmt: skip
 
 
 def test_fingerprint_is_where_the_planner_looks():
@@ -45,61 +81,107 @@ def test_fingerprint_is_where_the_planner_looks():
 
 def test_page_is_well_formed_and_asks_for_nothing():
     class Checker(HTMLParser):
-        void = ("meta", "link", "path", "use", "rect", "image", "stop")
+        void = ("meta", "link")
 
         def __init__(self):
             super().__init__()
             self.open: list[str] = []
+            self.anchors: list[str] = []
+            self.targets: list[str] = []
 
         def handle_starttag(self, tag, attrs):
             for name, value in attrs:
-                if name in ("src", "href", "xlink:href"):
-                    assert value.startswith(("#", "data:")), (tag, value)
+                assert name not in ("src", "xlink:href", "action"), (tag, value)
+                assert not name.startswith("on"), (tag, name)
+                if name == "href":
+                    assert value.startswith(("#", "data:", "index.html", "dictionary.html", "2026-")), (tag, value)
+                    self.targets += [value[1:]] * value.startswith("#")
+                self.anchors += [value] * (name == "id")
             if tag not in self.void:
                 self.open.append(tag)
 
-        def handle_endtag(self, tag):
-            if tag not in self.void:
-                assert self.open.pop() == tag
+        def handle_startendtag(self, tag, attrs):
+            assert tag in ("polyline", "rect"), tag
 
-    plot = report_plots.heat_maps("h", "t", [("x", "y", np.eye(4), (0, 1, 0, 1))])
+        def handle_endtag(self, tag):
+            assert self.open.pop() == tag
+
     checker = Checker()
     table = Table(("a", "b"), [(1, None), (2, "x")])
-    checker.feed(page(sections=[PageSection("s", ["t"], [table], [Plot(Markup(plot), "c")])]))
+    sections = [PageSection(f"Section {n}", ["t"], [table], [Plot(hostile(), "c")]) for n in range(2)]
+    checker.feed(page(sections=sections, dates=site.links(date(2026, 1, 4), [date(2026, 1, 3), date(2026, 1, 6)])))
     assert checker.open == []
+    assert checker.anchors == checker.targets == ["section-0", "section-1"], "contents lead to every section"
 
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+def test_a_page_names_its_neighbors_and_is_named_by_them(tmp_path):
+    lake, days = Lake(str(tmp_path)), [date(2026, 1, d) for d in (2, 4, 7)]
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    assert site.pages(lake) == set()
+    for name in ("index.html", "2026-01-04.html.1a.part", "old"):
+        (folder / name).write_text("")
+
+    def targets(day):
+        found = re.search(r'<nav class="dates".*?</nav>', (folder / f"{day}.html").read_text(), re.S)
+        return re.findall(r'href="([^"]*)"', found[0])
+
+    for day in (days[0], days[2], days[1]):
+        site.link_neighbors(lake, day)
+        written = page(dates=site.links(day, site.pages(lake) | {day}), banners=[Markup('<nav class="dates">2</nav>')])
+        (folder / f"{day}.html").write_text(written)
+    assert site.pages(lake) == set(days)
+    ends = ("index.html", "dictionary.html")
+    assert targets(days[0]) == [ends[0], "2026-01-04.html", ends[1]]
+    assert targets(days[1]) == [ends[0], "2026-01-02.html", "2026-01-07.html", ends[1]]
+    assert targets(days[2]) == [ends[0], "2026-01-04.html", ends[1]]
+    texts = {day: (folder / f"{day}.html").read_text() for day in days}
+    assert all('<nav class="dates">2</nav>' in text for text in texts.values()), "only the page's own links change"
+    site.link_neighbors(lake, days[1])
+    assert texts == {day: (folder / f"{day}.html").read_text() for day in days}
+    (folder / "2026-01-02.html").write_text("of an earlier release")
+    site.link_neighbors(lake, days[1])
+    assert (folder / "2026-01-02.html").read_text() == "of an earlier release"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here: make browser")
-@pytest.mark.parametrize("width", [420, 1280])
-def test_a_browser_shows_titles_as_text_says_nothing_and_asks_for_nothing(tmp_path, width):
-    evil = "<script>document.title = 'taken'; fetch('http://127.0.0.1:9/x')</script><img src=http://127.0.0.1:9/y>"
-    plots = [
-        report_plots.histograms("one", evil, [(evil, np.arange(50.0), (0.0, 1.0))] * 3),
-        report_plots.heat_maps("two", "t", [("x", "y", np.eye(4), (0, 1, 0, 1))]),
+def test_the_index_has_a_line_and_a_trend_per_date():
+    names = list(site.FIGURES)
+    lines = [
+        site.Line(date(2026, 1, d), 10 * d, dict(zip(names, (0.06, 0.9, drift, None, 0.61, 0.64))), "+0.03", alarms)
+        for d, drift, alarms in ((2, None, ""), (3, 0.3, EVIL))
     ]
-    table = Table(("a", "b"), [(evil, 1), ("w" * 400, 12_345)])
-    text = page(
-        title="Day",
-        banners=[evil],
-        sections=[PageSection(evil, [evil], [table], [Plot(Markup(p), evil) for p in plots])],
-    )
-    (tmp_path / "page.html").write_text(text, encoding="utf-8")
-    log = tmp_path / "net.json"
-    done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-         "--disable-component-update", "--enable-logging=stderr", f"--log-net-log={log}", "--dump-dom",
-         f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", (tmp_path / "page.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "<title>Day</title>" in done.stdout
-    assert "&lt;script&gt;document.title" in done.stdout
-    assert "<script" not in done.stdout
-    assert "CONSOLE" not in done.stderr
-    assert "127.0.0.1:9" not in log.read_text(encoding="utf-8", errors="replace")
+    trends, dates = site.overview(lines, "exposed", {date(2026, 1, 3)})
+    said = [re.findall("<title>(.*?)</title>", panel) for panel in trends.plots[0].panels]
+    assert said[0] == ["2026-01-02: 0.06", "2026-01-03: 0.06"]
+    assert said[2] == ["2026-01-03: 0.3"], "no figure, no point"
+    assert said[3] == []
+    assert [row[:3] for row in dates.tables[0].rows] == [
+        (link("2026-01-03.html", "2026-01-03"), EVIL, 30), ("2026-01-02", "none", 20),
+    ]  # fmt: skip
+    assert dates.tables[0].rows[0][3:] == (0.06, 0.9, 0.3, None, 0.61, 0.64, "+0.03")
+    assert "slice exposed, the largest" in trends.plots[0].caption
+
+
+@pytest.mark.parametrize(
+    ("doubtful", "said"),
+    [(False, "the model is sure of the anchor (llm_confidence 0.40, mean 0.20)"),
+     (True, "the user's anchors scatter (coherence 0.30, mean 0.60)")],
+)  # fmt: skip
+def test_the_factor_farthest_from_the_mean_is_the_reason(doubtful, said):
+    means = {"coherence": 0.6, "consistency": 0.8, "llm_confidence": 0.2}
+    assert reason({"coherence": 0.3, "consistency": 0.8, "llm_confidence": 0.4}, means, doubtful=doubtful) == said
+    assert reason(dict.fromkeys(means, 0.0), dict.fromkeys(means, 0.0), doubtful=doubtful)
+
+
+@pytest.mark.parametrize(
+    ("ends", "texts"),
+    [((0, 1), ["0", "0.2", "0.4", "0.6", "0.8", "1"]), ((-1, 1), ["-1", "-0.5", "0", "0.5", "1"]),
+     ((0, 23456), ["0", "5000", "10k", "15k", "20k"]), ((0.25, 0.31), ["0.26", "0.28", "0.3"]), ((3, 3), ["3"])],
+)  # fmt: skip
+def test_ticks_are_round_and_within_the_axis(ends, texts):
+    found = report_plots.ticks(*ends)
+    assert [text for _, text in found] == texts
+    assert all(ends[0] <= value <= ends[1] + 1e-12 for value, _ in found)
 
 
 def test_figures():
@@ -109,18 +191,21 @@ def test_figures():
     assert Table(("a", "b", "c"), [(1, "x", None), (None, 2, None)]).numeric == {0}
 
 
-def test_plots_follow_the_page_and_repeat_byte_for_byte():
-    def draw() -> str:
-        return report_plots.histograms("one", "title", [("x", np.arange(50.0), (0.0, 1.0))])
+def test_plots_follow_the_page_tell_their_values_and_repeat_byte_for_byte():
+    text = report_plots.histogram("title", "x", [0, 1234, 5], (0.0, 1.5))
+    assert text == report_plots.histogram("title", "x", [0, 1234, 5], (0.0, 1.5))
+    assert re.findall("<title>(.*?)</title>", text) == ["0.5 to 1: 1,234 pairs", "1 to 1.5: 5 pairs"]
+    assert not re.search(r"#[0-9a-f]{3}| id=|style=", text), "colors and fonts are the page's"
+    low, high = (float(re.search(rf'height="([^"]*)"><title>{t}', text)[1]) for t in ("1 to", "0.5"))
+    assert low / high == pytest.approx(5 / 1234, abs=0.001)
 
-    text = draw()
-    assert text == draw()
-    assert "currentColor" in text
-    assert "#010203" not in text
-    assert not re.search(r"\d{4}-\d\d-\d\dT", text)
-    other = report_plots.histograms("two", "title", [("x", np.arange(50.0), (0.0, 1.0))])
-    ids = [set(re.findall(r' id="(m?p?[0-9a-f]{9,})"', t)) for t in (text, other)]
-    assert not ids[0] & ids[1]
+
+def test_gaps_of_labels_in_one_band_cancel_and_those_of_two_do_not():
+    """Two bands per doubling: 0.30 and 0.31 lie in one, 0.9 in another."""
+    cells = [Row(rows=1, labels=0.30, clicks=1, band=-4), Row(rows=1, labels=0.31, clicks=0, band=-4),
+             Row(rows=2, labels=1.8, clicks=1, band=-1)]  # fmt: skip
+    assert band_error(cells) == pytest.approx((abs(0.61 - 1) + 0.8) / 4)
+    assert band_error([]) is None
 
 
 def test_weight_bins_keep_every_row():
@@ -162,7 +247,16 @@ def test_models_and_their_differences_side_by_side():
     assert table.rows == [
         ("tail", "auc", "absent: n", "0.6200 [0.5000, 0.7000]", "+0.6000 [+0.5500, +0.7000] better", 8.0, 9, "n"),
         ("tail", "gauc", "absent: n", "absent: not measured", "-", 8.0, 9, ""),
-        ("uniform (too small: 20 clicks, fewer than 200)", "auc", "absent: not measured", "0.5000", "-", 8.0, 9, "n"),
+        (
+            "uniform (too small: 20 clicks, fewer than 200)",
+            "auc",
+            "absent: not measured",
+            "0.5000 (no interval)",
+            "-",
+            8.0,
+            9,
+            "n",
+        ),
     ]
 
 
@@ -190,15 +284,15 @@ def test_a_figure_beyond_its_bound_is_warned_of_by_name(name, before, quiet, ala
     assert said.startswith(f"{name} is {figure(alarming)}, was {figure(before)}")
 
 
-def test_the_folded_data_dictionary_explains_every_column():
-    text = page(sections=[dictionary(), PageSection("open")])
-    assert text.count("<details>") == text.count("</details>") == 1
-    assert text.index("<summary>Data dictionary</summary>") < text.index("</details>") < text.index("<h2>open</h2>")
+def test_the_data_dictionary_explains_every_column():
+    text = page(sections=site.dictionary())
     for name, contract in all_contracts().items():
+        part = text[text.index(f'<h2 id="{name}">') :]
+        part = part[: part.index("</section>")]
         for column in contract.columns:
-            assert re.search(
-                rf"<tr><td>{name}</td><td>{column.name}</td>.*{re.escape(escape(column.comment))}</td></tr>", text
-            )
+            assert re.search(rf"<tr><td>{column.name}</td>.*{re.escape(escape(column.comment))}</td></tr>", part)
+    assert all(f'<h2 id="{name}">' in text for name in all_views())
+    assert len(text) < 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -236,7 +330,7 @@ def test_figures_of_both_dates_stand_side_by_side():
     assert versions.rows == [("sid_version", "b", "a", "changed")]
     assert section.warnings == warnings(now, before)
     assert len(section.warnings) == 2
-    assert section.text == ["Compared with 2026-01-02, the run date before.", *section.warnings]
+    assert section.text[:-1] == ["Compared with 2026-01-02, the run date before.", *section.warnings]
     assert "nothing to compare with" in changes(now, {}, date(2026, 1, 4), None).text[0]
 
 

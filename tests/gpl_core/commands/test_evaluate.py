@@ -1,4 +1,4 @@
-"""`gpl evaluate`: says what it will train, shows the least biased slice first, missing figures stay missing."""
+"""`gpl evaluate`: says what it will train on what, shows the largest slice first, missing figures stay missing."""
 
 import io
 import json
@@ -10,13 +10,13 @@ from rich.console import Console
 
 from gpl_core.cli import main
 from gpl_core.commands import evaluate as module
-from gpl_core.commands.evaluate import announcement, print_evaluation
+from gpl_core.commands.evaluate import announcement, print_evaluation, sources
 from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import MissingInputError
 from gpl_core.graph.steps import WITH_CONTROLS, find_step
 from gpl_core.lakehouse.lake import Lake
-from tests.support import DAY, config_file, legal_rows, put, small_config
+from tests.support import DAY, ONE, config_file, legal_rows, put, small_config
 
 
 def _row(
@@ -40,7 +40,7 @@ def _printed(root: Path, rows: list[dict], table: str = "evaluations") -> str:
 
 def test_slices_in_order_with_intervals_and_a_verdict(tmp_path) -> None:
     rows = []
-    for part, lift, clicks in (("exposed", 0.02, 500.0), ("tail", -0.02, 150.0), ("uniform", 0.001, 500.0)):
+    for part, lift, clicks in (("exposed", 0.02, 500.0), ("tail", -0.02, 150.0), ("uniform", 0.001, 900.0)):
         for metric in ("auc", "hr@3"):
             for model in ("exposed_only", "gpl"):
                 rows.append(_row(model, part, metric, 0.6, half=0.01, clicks=clicks))
@@ -106,6 +106,10 @@ def test_it_says_what_it_will_train_and_how_long_that_takes(tmp_path) -> None:
     assert announcement(config, plain, DAY).endswith("about 90 s")  # 9 models x 1000 steps x .01
     assert "21 pre-rankers (7 variants" in announcement(config, controls, DAY)
     assert announcement(config, controls, DAY).endswith("about 4 minutes")
+    assert sources(config, plain, DAY).startswith(f"{DAY}: trained on no rows of training_feed (")
+    put(Lake.of(config.lakehouse), "impressions", 3, day=DAY + ONE)
+    said = sources(config, controls, DAY)
+    assert f"judged on 3 rows of impressions@1 ({DAY + ONE}); the figures are in table control_evaluations" in said
 
 
 def _trained(config: Config, *runs: tuple[str, int, float]) -> None:

@@ -268,7 +268,7 @@ def test_a_wrong_name_is_said_with_what_to_do(gpl, sql, code, named):
 def test_a_view_whose_table_is_missing_names_both(tmp_path):
     query = Query(Lake(str(tmp_path)))
     with pytest.raises(
-        MissingInputError, match=r"view coverage reads table pseudo_labels: .*run the step pseudo_labels"
+        MissingInputError, match=r"view pair_outcomes reads table pseudo_labels: .*run the step pseudo_labels"
     ):
         query.run("SELECT * FROM coverage")
     with pytest.raises(UsageError, match=r"--version nosuch: no such table"):

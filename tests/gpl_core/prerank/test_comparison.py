@@ -46,9 +46,9 @@ def test_means_and_paired_differences_over_seeds(lift: float, verdict: str) -> N
             assert difference_text(row) == ""
 
 
-def test_slices_with_few_clicks_stand_last_and_say_so() -> None:
+def test_the_largest_slice_stands_first_and_one_with_few_clicks_says_so() -> None:
     rows = [{"slice": s, "clicks": c} for s, c in (("tail", 900.0), ("uniform", 199.0), ("exposed", 200.0), ("b", 1.0))]
-    assert ordered_slices(rows) == ["exposed", "tail", "uniform", "b"]
+    assert ordered_slices(rows) == ["tail", "exposed", "uniform", "b"]
     assert too_small(rows[1:2]) == "too small: 199 clicks, fewer than 200"
     assert too_small(rows[2:3]) == ""
     assert too_small([{"slice": "unexposed"}]) == "", "the simulated truth counts no clicks"
