@@ -29,6 +29,7 @@ from gpl_core.config import Config, load_config
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
+from gpl_core.interest.content import node_content
 from gpl_core.interest.model_files import load_bundle
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
@@ -94,7 +95,8 @@ def rankings(config: Config, task: Task, ranks: Ranks) -> np.ndarray:
     numbers = numbers_of(context)
     reads = bool(model.settings.content_width)
     with content_table(context, encoder_version, ranks, wanted=reads) as content:
-        search = BeamSearch(model, DeviceTrie(catalog.trie), SearchSettings(BEAMS, MOST_EVENTS), content)
+        trie = DeviceTrie(catalog.trie, content=node_content(catalog, content))
+        search = BeamSearch(model, trie, SearchSettings(BEAMS, MOST_EVENTS), content)
         histories = [numbers[history] for history in task.histories]
         anchors = search.search([catalog.sids_of(history) for history in histories], histories)
     leaves = catalog.trie.leaf_of(anchors.sids.reshape(-1, anchors.sids.shape[2])).reshape(anchors.sids.shape[:2])

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from gpl_core.errors import ContractError, LineageError, MissingInputError, UsageError
 from gpl_core.interest.attention import CausalPlan
 from gpl_core.interest.base_model import TinySettings, load_base, make_tiny_checkpoint
+from gpl_core.interest.content import node_content
 from gpl_core.interest.interest_model import (
     InterestModel,
     ModelSettings,
@@ -27,6 +28,8 @@ from gpl_core.interest.model_files import DESCRIPTION, WEIGHTS, load_bundle, rea
 from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import UserHistory, pack_targets
 from gpl_core.interest.trie_scoring import DeviceTrie, level_logits
+from gpl_core.sids.content_table import ContentTable
+from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.trie import Trie
 from tests.gpl_core.interest.conftest import TINY, each_family
 
@@ -157,21 +160,31 @@ def test_codebook_rows_keep_the_codebooks_geometry_and_the_base_s_scale(checkpoi
 @each_family
 @pytest.mark.parametrize(("rows", "norm"), [(1, 1), (100, 30), (0.01, 0.05)], ids=["plain", "large", "small"])
 def test_the_first_loss_is_near_the_uniform_one_on_any_base(tmp_path, checkpoint, rows: float, norm: float) -> None:
-    """Whatever the norms of the base's rows and of what its body puts out; every SID of 512 is in the catalog."""
+    """Whatever the norms of the base's rows and of what its body puts out, with content and without it.
+
+    Every SID of 512 is in the catalog, one item each.
+    """
     shutil.copytree(checkpoint, tmp_path / "base")
     weights = load_file(checkpoint / "model.safetensors")
     weights["model.embed_tokens.weight"] *= rows
     weights["model.norm.weight"] *= norm
     save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
     random = np.random.default_rng(0)
-    model = build_interest_model(tmp_path / "base", SETTINGS, random.normal(size=(3, 8, 5)))
-    trie = DeviceTrie(Trie.build(np.stack(np.unravel_index(np.arange(512), (8, 8, 8)), axis=1), 8))
-    pack = pack_targets(model.vocabulary, histories(random, users=30), 20)
-    loss = interest_loss(target_log_probs(model, trie, pack)).item()
-    assert loss <= 1.05 * np.log(512)
+    catalog = ItemCatalog(np.arange(512), np.stack(np.unravel_index(np.arange(512), (8, 8, 8)), axis=1), 8)
+    vectors = random.normal(size=(512, 6)).astype(np.float32)
+    table = ContentTable(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.arange(512))
+    bought = [random.integers(0, 512, n) for n in random.integers(2, 8, 30)]
+    rows_of = [UserHistory(catalog.sids_of(items), np.ones(len(items), dtype=bool), items) for items in bought]
+    for content in (None, table):
+        settings = replace(SETTINGS, content_width=6 if content else 0)
+        model = build_interest_model(tmp_path / "base", settings, random.normal(size=(3, 8, 5)))
+        trie = DeviceTrie(catalog.trie, content=node_content(catalog, content))
+        pack = pack_targets(model.vocabulary, rows_of, 20)
+        loss = interest_loss(target_log_probs(model, trie, pack, content)).item()
+        assert loss <= 1.05 * np.log(512)
     with torch.no_grad():
         spread = level_logits(model, hidden_of(model), 0).std(dim=1).mean()
-    assert 0.1 < spread < 0.5, "neither far from uniform nor flat"
+    assert 0.05 < spread < 1, "neither far from uniform nor flat"
 
 
 def test_the_same_settings_make_the_same_checkpoint_and_model(tmp_path: Path) -> None:
