@@ -37,6 +37,8 @@ def absence(contract: Contract, uri: str) -> str:
         remedy = f"it is the platform's input: write it, or set lakehouse.tables.{contract.name}"
     elif contract.owner == "simulation":
         remedy = "gpl simulate writes it; real data has no such table"
+    elif contract.owner.startswith("gpl "):
+        remedy = f"{contract.owner} writes it"
     else:
         remedy = f"run the step {contract.owner} first, or correct lakehouse.root"
     return f"there is no Delta table at {uri}; {remedy}"

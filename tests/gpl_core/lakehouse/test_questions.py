@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gpl_core.errors import MissingInputError
+from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.query import Query
 from tests.documented import questions
 from tests.gpl_core.analyst_lake import AnalystLake
@@ -66,6 +68,11 @@ def test_what_changed(lake):
     assert unexposed["label_change"] == pytest.approx(sum(labels) / 3 / 0.1 - 1)
     assert (unexposed["same_calibrator"], unexposed["same_model"]) == (False, True)
     assert found["exposed"]["before_dt"] is None
+
+
+def test_scores_that_nobody_asked_for_are_named_with_their_command(tmp_path):
+    with pytest.raises(MissingInputError, match="table preranker_scores: .*; gpl score writes it"):
+        Query(Lake(str(tmp_path))).run("SELECT * FROM preranker_scores")
 
 
 def test_where_pre_ranker_and_label_disagree(lake):
