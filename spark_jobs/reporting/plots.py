@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 264, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 40
 _EMPTY = Markup("")
 Ends = tuple[float, float]
 Tick = tuple[float, str]
@@ -178,7 +178,7 @@ def code_usage(title: str, level: int, groups: Sequence[float]) -> Markup:
 def popularity(title: str, bands: Sequence[str], before: Sequence[float], after: Sequence[float]) -> Markup:
     """Share of positives per popularity band before and after down-sampling."""
     names = ("all positives", "kept as targets")
-    area = Area((-0.5, len(bands) - 0.5), (0, max([*before, *after]) * 1.25), "positives of the item", "share")
+    area = Area((-0.5, len(bands) - 0.5), (0, max([*before, *after]) * 1.45), "positives of the item", "share")
     bars = [
         area.bar((at + shift, at + shift + 0.4), (0, value), kind, f"{band} positives, {name}: {value:.1%}")
         for shift, kind, name, values in zip((-0.4, 0.0), ("a", "b"), names, (before, after))

@@ -71,7 +71,7 @@ def test_what_changed(lake):
 
 
 def test_scores_that_nobody_asked_for_are_named_with_their_command(tmp_path):
-    with pytest.raises(MissingInputError, match="table preranker_scores: .*; gpl score writes it"):
+    with pytest.raises(MissingInputError, match=r"table preranker_scores: .*; gpl score writes it"):
         Query(Lake(str(tmp_path))).run("SELECT * FROM preranker_scores")
 
 
