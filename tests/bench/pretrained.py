@@ -128,14 +128,15 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     base = Path(load_config(LLM).interest.base_model).absolute()
-    folders = {"itself": str(base), "random": "", "": ""}
+    folders = {"itself": str(base)}
     task, ranks = load_task("test", arguments.events), start_ranks()
     figures: dict[str, Figure] = {}
     for name in arguments.only or MODELS:
         configuration, body, settings = MODELS[name]
         if body == "random":
             folders[body] = str(random_twin(base, arguments.work / "random"))
-        given = (f"interest.base_model={folders[body]}", *settings, *arguments.set)
+        base_model = (f"interest.base_model={folders[body]}",) if body else ()
+        given = (*base_model, *settings, *arguments.set)
         found = judge(rankings(trained(name, configuration, arguments.work, given), task, ranks), task)
         figures |= {f"{name}: {metric}": Figure(value, "share") for metric, value in found.items()}
         print(name, {metric: round(value, 4) for metric, value in found.items()}, flush=True)
