@@ -63,9 +63,10 @@ class InterestModel(nn.Module):
         self.content: ContentHeads | None = None
         if settings.content_width:
             width, hidden = settings.content_width, self.config.hidden_size
-            # A state that is nothing but an item's content asks for the same content with one nat.
+            # A state that is nothing but an item's content asks for that content with 2.5 nats: about what training
+            # comes to (from one it got there too slowly), and little where vectors are nearly orthogonal.
             self.content = ContentHeads(
-                width, hidden, settings.levels, spread=spread, share=1 / most, seed=settings.seed
+                width, hidden, settings.levels, spread=spread, share=2.5 / most, seed=settings.seed
             )
         self.dropout = nn.Dropout(0.0 if settings.lora_rank else settings.dropout)
         if not settings.lora_rank:

@@ -170,14 +170,15 @@ def test_at_the_last_level_the_item_nearest_to_the_query_leads(reader: InterestM
 def test_content_counts_from_the_start_and_leaves_it_near_uniform(
     tmp_path: Path, checkpoint: Path, table: ContentTable, rows: float, norm: float
 ) -> None:
-    """Untrained, the last item's content asks for what is like it, as softly as the codes' logits begin."""
+    """Untrained, the last item's content asks for what is like it, softly; vectors nearly orthogonal, as real ones."""
     shutil.copytree(checkpoint, tmp_path / "base")
     weights = load_file(checkpoint / "model.safetensors")
     weights["model.embed_tokens.weight"] *= rows
     weights["model.norm.weight"] *= norm
     save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
-    unit = ContentTable(table.vectors / np.linalg.norm(table.vectors, axis=1, keepdims=True), table.row_of)
-    model = build_interest_model(tmp_path / "base", ModelSettings(3, 8, lora_rank=4, content_width=WIDTH)).eval()
+    vectors = np.random.default_rng(4).normal(size=(ITEMS, 64)).astype(np.float32)
+    unit = ContentTable(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), table.row_of)
+    model = build_interest_model(tmp_path / "base", ModelSettings(3, 8, lora_rank=4, content_width=64)).eval()
     trie, every = make_trie(unit), make_sids()
     catalog = [UserHistory(np.stack([every[8], sid]), np.array([False, True]), np.array([8, 0])) for sid in every]
     with torch.no_grad():
@@ -186,7 +187,7 @@ def test_content_counts_from_the_start_and_leaves_it_near_uniform(
         root = torch.zeros(1, dtype=torch.int64)
         _, first = child_log_probs(model, trie, 0, root, last, content_query(model, last))
     uniform = np.mean([mean_log_children(tuple(sid)) for sid in every])
-    assert -scores.log_prob.sum(1).mean() <= 1.05 * uniform
+    assert -scores.log_prob.sum(1).mean() <= uniform + 0.4, "5 % of the 8 nats of a catalog of some thousands"
     assert first.std() > 0.02, "not flat"
 
 
