@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.interest.content import NeighborGraph, node_content
@@ -19,7 +17,7 @@ from gpl_core.interest.interest_model import (
     build_interest_model,
     load_adapter_state,
 )
-from gpl_core.interest.objective import hidden_of, target_log_probs
+from gpl_core.interest.objective import target_log_probs
 from gpl_core.interest.packing import UserHistory, pack_targets, training_packs
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, content_query
@@ -164,42 +162,6 @@ def test_at_the_last_level_the_item_nearest_to_the_query_leads(reader: InterestM
     nearest = max(range(len(sids)), key=lambda n: mean_below(of(table, []), tuple(sids[n])) @ query)
     assert len(sids) > 1
     assert int(log_prob[0].argmax()) == nearest
-
-
-@pytest.mark.parametrize(("rows", "norm"), [(1, 1), (100, 30), (0.01, 0.05)], ids=["plain", "large", "small"])
-def test_content_counts_from_the_start_and_leaves_it_near_uniform(
-    tmp_path: Path, checkpoint: Path, table: ContentTable, rows: float, norm: float
-) -> None:
-    """Untrained, the last item's content asks for what is like it, softly; vectors nearly orthogonal, as real ones."""
-    shutil.copytree(checkpoint, tmp_path / "base")
-    weights = load_file(checkpoint / "model.safetensors")
-    weights["model.embed_tokens.weight"] *= rows
-    weights["model.norm.weight"] *= norm
-    save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
-    vectors = np.random.default_rng(4).normal(size=(ITEMS, 64)).astype(np.float32)
-    unit = ContentTable(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), table.row_of)
-    model = build_interest_model(tmp_path / "base", ModelSettings(3, 8, lora_rank=4, content_width=64)).eval()
-    trie, every = make_trie(unit), make_sids()
-    catalog = [UserHistory(np.stack([every[8], sid]), np.array([False, True]), np.array([8, 0])) for sid in every]
-    with torch.no_grad():
-        scores = target_log_probs(model, trie, pack_targets(model.vocabulary, catalog, 9), unit)
-        last = last_of(model, unit, 8)
-        root = torch.zeros(1, dtype=torch.int64)
-        _, first = child_log_probs(model, trie, 0, root, last, content_query(model, last))
-    uniform = np.mean([mean_log_children(tuple(sid)) for sid in every])
-    assert -scores.log_prob.sum(1).mean() <= uniform + 0.4, "5 % of the 8 nats of a catalog of some thousands"
-    assert first.std() > 0.02, "not flat"
-
-
-def last_of(model: InterestModel, table: ContentTable, item: int) -> torch.Tensor:
-    """The last state after one event."""
-    return hidden_of(model, pack_targets(model.vocabulary, [history([item, item])], 9), table)[2:3]
-
-
-def mean_log_children(sid: tuple[int, ...]) -> float:
-    """-log p of a SID where all children of a prefix are equally likely."""
-    sids = {tuple(map(int, s)) for s in make_sids()}
-    return float(sum(np.log(len({s[level] for s in sids if s[:level] == sid[:level]})) for level in range(3)))
 
 
 def test_an_event_s_content_reaches_later_targets_only(reader: InterestModel, table: ContentTable) -> None:
