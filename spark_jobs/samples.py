@@ -22,12 +22,10 @@ _PAIR = ("user_id", "item_index")
 
 
 def never_exposed(candidates: DataFrame, shown: DataFrame) -> DataFrame:
-    """Candidates whose (user, item) pair does not occur in `shown`, partitioned by user.
-
-    Moved by user and not by pair, so that the draw and the opt-outs find them where they are.
-    """
+    """Candidates whose (user, item) pair does not occur in `shown`."""
+    # By user: where the pairs are too many to broadcast, Spark moves the candidates the same way, and they stay there.
     pairs = shown.select(*_PAIR).repartition("user_id").distinct()
-    return candidates.repartition("user_id").join(pairs, list(_PAIR), "left_anti")
+    return candidates.join(pairs, list(_PAIR), "left_anti")
 
 
 def sample_unexposed(candidates: DataFrame, per_request: int, seed: int, many: bool = True) -> DataFrame:
