@@ -247,6 +247,8 @@ def run(step: SparkStep) -> None:
         kind = "incomplete" if missing else "complete"
     else:
         facts, kind = facts.exposed_only(late), "exposed_only"
+        told = context.counts.details.get("warnings", [])
+        context.counts.details["warnings"] = [*told, f"only exposed rows are published: {because}"]
     completeness = {"rows": kind, "because": "; ".join([*missing, *([because] if because else [])])}
     sids = sids_in_force(step.read("item_sids"), sid_version)
     count = facts.exposed + facts.labeled

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from gpl_core.commands.command import Command, run_dates
 from gpl_core.config import Config, with_passthrough
 from gpl_core.contracts.contract import load_contract
+from gpl_core.errors import MissingInputError
 from gpl_core.graph.arguments import add_dates, new_run_id
 from gpl_core.graph.steps import ONE_DAY
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
@@ -56,6 +57,8 @@ def score(config: Config, run_date: date, variant: str) -> tuple[int, str, str]:
     lake, contract, day = Lake.of(config.lakehouse), load_contract(_TABLE), run_date.isoformat()
     model, name, manifest = served_model(config, run_date, variant)
     feed = lake.open("training_feed", contract=with_passthrough("training_feed", config))
+    if feed.mark(day) is None:
+        raise MissingInputError(f"training_feed has no slice for {day}; run training_feed for it first")
     files = feed.select(start=run_date, end=run_date)
     lake.create(contract)
     with lake.writer(contract, {"dt": day}, dims={}) as writer:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gpl_core.errors import UsageError
+from gpl_core.errors import GplError, UsageError
 from gpl_core.lakehouse.storage import write_whole
 
 log = logging.getLogger("gpl")
@@ -38,17 +38,25 @@ def export(report: Mapping[str, Any], root: str) -> None:
         if place := os.environ.get(name):
             try:
                 tell(place, report, root)
-            except Exception as failure:
+            except (GplError, OSError) as failure:
                 log.warning("%s: %s %s: %s", name, report["step"], report["run_date"], failure)
+            except Exception as failure:  # http.client quotes the URL, which may hold a token
+                log.warning("%s: %s %s: %s", name, report["step"], report["run_date"], type(failure).__name__)
 
 
 def write_textfile(path: str, report: Mapping[str, Any], root: str) -> None:
-    """Put the figures of `report` in place of those of the step's last run; the rest of the file stays."""
+    """Put the figures of `report` in place of those of the step's last run; the other figures of ours stay.
+
+    UsageError for a place that is none on this machine: an object cannot be updated by several steps at once.
+    """
+    if "://" in path:
+        raise UsageError(f"{path}: expected a file on this machine, which the node exporter reads")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(f"{path}.lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         old = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
-        samples = dict(line.rsplit(" ", 1) for line in old if not line.startswith("#"))
+        ours = tuple(f"{name}{{" for name in _HELP)
+        samples = dict(line.rsplit(" ", 1) for line in old if line.startswith(ours) and " " in line)
         of = f'{{lakehouse="{_escaped(root)}",'
         if "monitors" in report["details"]:  # of an ignored one nothing must stay
             samples = {
@@ -109,5 +117,10 @@ def post(url: str, report: Mapping[str, Any], root: str) -> None:
     }
     data = json.dumps(body, default=str).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT):
+
+    class Unmoved(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *given: Any) -> None:
+            """Refuse: the redirected request would be a GET without the alarm."""
+
+    with urllib.request.build_opener(Unmoved).open(request, timeout=TIMEOUT):
         pass

@@ -62,17 +62,21 @@ class JobRun:
     def end(self, status: str, counts: Counts, error: BaseException | None = None) -> None:
         """Write the final row, in place of the one of `begin`, and print it as one JSON line to stdout."""
         row = self._row(status, counts, error)
+        unwritten: Exception | None = None
         try:
             self._append(row)
-        except Exception as failure:  # the log must not hide the error of the step itself
+        except Exception as failure:
             log.error("job_runs: the row of %s %s could not be written: %s", self._step, self.run_date, failure)
-            if error is None:
-                raise
+            if error is None:  # the log must not hide the error of the step itself
+                unwritten, status = failure, "failed"
+                row |= self._row(status, counts, failure)
         line = self._line(row, counts)
         if status != "noop" or self._running is not None:  # else it has begun nothing
             lineage_events.emit("FAIL" if status == "failed" else "COMPLETE", line, self._lake)
         alarms.export(line, self._lake.root)
         print(json.dumps(line, default=str, sort_keys=True), flush=True)
+        if unwritten is not None:
+            raise unwritten
 
     def _line(self, row: Mapping[str, Any], counts: Counts) -> dict[str, Any]:
         return {**row, "inputs": self.state.inputs, "outputs": counts.outputs, "details": counts.details}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 
 from gpl_core.contracts.contract import CONTRACT_NAME, load_contract
@@ -15,6 +17,8 @@ from gpl_core.contracts.raw_values import cast, castable
 from gpl_core.lakehouse.log import open_table
 from gpl_core.lakehouse.storage import filesystem
 from gpl_core.lakehouse.table_layout import SORTED
+
+log = logging.getLogger("gpl")
 
 REQUIRED = ("raw_items", "raw_impressions", "raw_candidates")
 EVENTS = ("raw_impressions", "raw_candidates", "raw_interactions")
@@ -84,15 +88,24 @@ def _are_days(files: pa.Table, partition: str, kind: Any) -> bool:
 def find_tables(folder: str, depth: int = 3) -> list[str]:
     """Locations of the Delta tables at and below `folder`, sorted."""
     fs, path = filesystem(folder)
-    if not fs.isdir(path):
-        return []
-    inside = sorted(entry for entry in fs.ls(path, detail=False))
-    if any(entry.rstrip("/").endswith("/_delta_log") for entry in inside):
+    return _tables_below(fs, path, folder.rstrip("/"), depth) if fs.isdir(path) else []
+
+
+def _tables_below(fs: fsspec.AbstractFileSystem, path: str, folder: str, depth: int) -> list[str]:
+    inside = sorted(
+        e["name"].rstrip("/") for e in fs.ls(path, detail=True)
+        if e["type"] == "directory" or (e["type"] != "file" and fs.isdir(e["name"]))  # a link
+    )  # fmt: skip
+    if any(entry.endswith("/_delta_log") for entry in inside):
         return [folder]
-    if not depth:
-        return []
-    names = [entry.rstrip("/").rpartition("/")[2] for entry in inside]
-    return [found for name in names for found in find_tables(f"{folder.rstrip('/')}/{name}", depth - 1)]
+    found: list[str] = []
+    for entry in inside if depth else ():
+        below = f"{folder}/{entry.rpartition('/')[2]}"
+        try:
+            found += _tables_below(fs, entry, below, depth - 1)
+        except PermissionError:  # another's folder, such as lost+found
+            log.warning("%s cannot be read and is passed over", below)
+    return found
 
 
 def columns_of(raw: str, table: SeenTable) -> dict[str, str]:

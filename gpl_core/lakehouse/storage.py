@@ -34,6 +34,12 @@ class ObjectStore(ArrowFSWrapper):
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Do nothing: pyarrow would leave an empty object in each folder's place."""
 
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        """Write one object; a page under its type, or a browser would download it."""
+        page = {"Content-Type": "text/html; charset=utf-8"} if path.endswith(".html") else None
+        with self.fs.open_output_stream(path, compression=None, metadata=page) as out:
+            out.write(value)
+
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """The object, or its bytes `start` to `end`."""
         # For `start` 0 fsspec opens a stream and asks for its position, which a stream does not know.

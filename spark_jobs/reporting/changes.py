@@ -27,7 +27,7 @@ artifacts are made daily."""
 
 def feed_figures(details: Mapping[str, Any]) -> dict[str, float | None]:
     """Coverage and means that the feed's commit recorded; None where there are no such rows."""
-    exposed, labeled = details.get("exposed", 0), details.get("labeled", 0)
+    exposed, labeled = details.get("exposed", 0), details.get("labeled", details.get("labelled", 0))  # as once spelled
     unexposed = labeled + sum(details.get("left_out", {}).values())
     return {
         "coverage": labeled / unexposed if unexposed else None,

@@ -308,6 +308,8 @@ def test_features_of_a_pair_reach_the_model_its_judges_and_who_serves_it(lake: L
     unexposed = [r for r in lake.read("training_feed") if not r["is_exposed"]]
     for _ in range(2):  # the second time replaces the slice
         assert score(config, DAY, "gpl") == (len(unexposed), "gpl-seed0", newest.version)
+    with pytest.raises(MissingInputError, match="training_feed has no slice for 2031-01-01"):
+        score(config, date(2031, 1, 1), "gpl")
     found = {r["request_id"]: r for r in lake.read("preranker_scores")}
     assert len(found) == len(unexposed)
     users, items, hints = ([r[c] for r in unexposed] for c in ("user_id", "item_index", "target"))

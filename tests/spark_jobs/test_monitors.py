@@ -192,4 +192,5 @@ def test_what_a_monitor_refuses_may_be_published_without_unexposed_rows(lake, tm
     assert details["completeness"]["because"].startswith("anchors_per_user 1 is below 2")
     assert details["left_out"].pop("a monitor refused") == 1
     assert sum(details["left_out"].values()) == 2
+    assert made.context.counts.details["warnings"][-1].startswith("only exposed rows are published: anchors_per_user 1")
     assert ("anchors_per_user", "fail") in made.rows("monitors", "monitor", "status", dt=D)

@@ -265,6 +265,8 @@ def test_coverage_and_means_come_from_what_the_commit_recorded():
     sums = {"pseudo_label_sum": 0.4, "weight_sum": 4.0, "exposed": 2, "labeled": 4}
     found = feed_figures({**sums, "left_out": {"no history": 1}})
     assert found == pytest.approx({"coverage": 0.8, "mean pseudo_label": 0.1, "mean weight": 0.5})
+    earlier = {name.replace("labeled", "labelled"): value for name, value in sums.items()}
+    assert feed_figures({**earlier, "left_out": {"no history": 1}}) == found
     assert set(feed_figures({}).values()) == {None}
 
 

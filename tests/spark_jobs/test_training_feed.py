@@ -160,6 +160,8 @@ def test_late_labels_hold_the_slice_back_or_let_its_exposed_rows_through_until_t
     assert manifest["completeness"] == {"rows": "exposed_only", "because": f"pseudo_labels has no slice dt={D}"}
     assert (manifest["rows"], manifest["labeled"], manifest["left_out"]) == (4, 0, {"labels late": 7})
     assert manifest["weight_sum"] == 4.0
+    told = "only exposed rows are published: pseudo_labels has no slice"
+    assert told in lake.context.counts.details["warnings"][0], "what an alarm tells"
     assert lake.run("training_feed", training_feed.run, D, setting) == "noop"
 
     (lake.root / "late").rename(labels)

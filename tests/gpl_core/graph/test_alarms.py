@@ -88,19 +88,51 @@ def test_a_textfile_holds_the_newest_run_of_every_step_and_the_monitors(lake, tm
     assert [p.name for p in path.parent.iterdir() if not p.name.endswith(".lock")] == ["gpl.prom"]
 
 
+def test_a_textfile_that_somebody_else_wrote_into_is_put_right_and_an_object_store_is_refused(
+    lake, tmp_path, monkeypatch, caplog
+):
+    path = tmp_path / "gpl.prom"
+    path.write_text("\n# a note\nother_metric 1\ngpl_step_failed{")
+    monkeypatch.setenv("GPL_METRICS_FILE", str(path))
+    ended(lake, "samples")
+    assert samples(path)["gpl_step_failed samples"] == 0
+    assert "gpl_step_failed{\n" not in path.read_text()
+    monkeypatch.setenv("GPL_METRICS_FILE", "s3://bucket/gpl.prom")
+    ended(lake, "samples")
+    assert "s3://bucket/gpl.prom: expected a file on this machine" in caplog.text
+
+
+def test_a_run_whose_row_cannot_be_written_is_told_as_failed(lake, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "gpl.prom"
+    monkeypatch.setenv("GPL_METRICS_FILE", str(path))
+    ended(lake, "samples")
+    run = JobRun(lake, "samples", DAY, "run-2")
+    log = tmp_path / 'a "lake"' / "tables" / "job_runs" / "_delta_log"
+    log.rename(log.with_name("away"))
+    log.write_text("no folder")
+    with pytest.raises(Exception, match=r"."):
+        run.end("done", Counts())
+    assert samples(path)["gpl_step_failed samples"] == 1
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (line["status"], bool(line["error_class"])) == ("failed", True)
+
+
 # ---- the webhook -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def receiver() -> Iterator[HTTPServer]:
-    """A web server that keeps what is posted to it; paths that begin with /no get an error."""
+    """A web server that keeps what is posted to it; paths that begin with /no get an error, /away one elsewhere."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             server.received.append((self.path, self.headers["Content-Type"], json.loads(body)))
-            self.send_response(500 if self.path.startswith("/no") else 204)
+            self.send_response({"/no": 500, "/aw": 302}.get(self.path[:3], 204))
+            self.send_header("Location", "/hook")
             self.end_headers()
+
+        do_GET = do_POST
 
         def log_message(self, *given: object) -> None:
             pass
@@ -140,6 +172,9 @@ def test_a_webhook_that_fails_is_a_warning_and_the_step_is_done(lake, receiver, 
             (f"http://127.0.0.1:{receiver.server_port}/no?SECRET", "HTTP Error 500"),
             (f"http://127.0.0.1:{silent.getsockname()[1]}/SECRET", "timed out"),
             ("http://127.0.0.1:9/SECRET", "refused"),
+            (f"http://127.0.0.1:{receiver.server_port}/away?SECRET", "HTTP Error 302"),
+            ("https://bot:SECRET@hooks.example/x", "InvalidURL"),
+            ("https://hooks.example/a SECRET", "InvalidURL"),
             ("file:///etc/hostname?SECRET", "expected a URL that begins with http"),
         ):
             monkeypatch.setenv("GPL_WEBHOOK_URL", url)
@@ -152,7 +187,7 @@ def test_a_webhook_that_fails_is_a_warning_and_the_step_is_done(lake, receiver, 
     ended(lake, "training_feed")
     assert "GPL_METRICS_FILE: training_feed" in caplog.text
     rows = lake.open("job_runs").read(columns=["status"]).to_pylist()
-    assert [row["status"] for row in rows] == ["done"] * 5
+    assert [row["status"] for row in rows] == ["done"] * 8
 
 
 # ---- OpenLineage -----------------------------------------------------------------------------------------------
