@@ -6,6 +6,7 @@ Items whose newest content is already encoded under this encoder_version are ski
 """
 
 from collections.abc import Iterator, Mapping
+from datetime import date
 from functools import cache, partial
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow as pa
 from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.step_run import StepContext, log
+from gpl_core.graph.steps import start_of
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.sids.encoders import EncoderPart, FusionEncoder, build_encoder
@@ -55,7 +57,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
             contract, {"encoder_version": encoder.version}, dims={"d": encoder.dim}, rank=ranks.rank
         )
         items = context.snapshot("items")
-        donors = cache(partial(_donors, encoder, items))
+        donors = cache(partial(_donors, encoder, items, context.run_date))
         read = encoded = 0
         rejects: list[dict[str, str]] = []
         missing: dict[str, int] = {}
@@ -86,10 +88,16 @@ def run(context: StepContext, ranks: Ranks) -> None:
     commit_parts(context, ranks, "item_embeddings", writer.parts, mode="append", details=details)
 
 
-def _donors(encoder: FusionEncoder, items: Snapshot) -> np.ndarray:
-    """Vectors [<= _DONORS x d] of the complete ones of the first items, the same on every rank."""
-    first = next(rebatch(read_batches(items, items.files, _COLUMNS), _DONORS))
-    found = encoder.encode(_contents(first))
+def _donors(encoder: FusionEncoder, items: Snapshot, run_date: date) -> np.ndarray:
+    """Vectors [<= _DONORS x d] of the complete ones of the first items from before `run_date`, equal on every rank."""
+    before = int(start_of(run_date).timestamp() * 1_000_000)
+    batches = read_batches(items, items.files, _COLUMNS)
+    early = ({c: v[b["updated_at"].astype(np.int64) < before] for c, v in b.items()} for b in batches)
+    first = next(rebatch(early, _DONORS), None)
+    found = encoder.encode(_contents(first)) if first is not None else None
+    if found is None or not found.complete.any():
+        log.warning("encode_items: no complete item among the first from before %s: missing parts stay 0", run_date)
+        return np.zeros((0, encoder.dim), dtype=np.float32)
     return found.vectors[found.complete]
 
 

@@ -264,9 +264,10 @@ def _work(
 
 
 def anchor_rows(user_ids: np.ndarray, sequence_hashes: np.ndarray, anchors: Anchors, sid_version: str) -> pa.Table:
-    """Rows of interest_anchors, without its partition columns; log-probabilities rounded to 1/4096 of a nat.
+    """Rows of interest_anchors, without its partition columns; log-probabilities rounded to 2^-16 of a nat.
 
-    The digits beyond say nothing, and would be half of the cache: random, they cannot be compressed.
+    The digits beyond are random and cannot be compressed. Coarser steps are too coarse: what a node's cached children
+    leave of it is a difference of probabilities.
     """
     users = len(user_ids)
     return pa.table(
@@ -274,13 +275,17 @@ def anchor_rows(user_ids: np.ndarray, sequence_hashes: np.ndarray, anchors: Anch
             "user_id": pa.array(user_ids, pa.string()),
             "sequence_hash": pa.array(sequence_hashes, pa.string()),
             "anchor_sids": list_array(anchors.sids.reshape(users, -1), pa.int32()),
-            "log_prob": list_array(np.round(anchors.log_prob * 4096) / 4096, pa.float32()),
+            "log_prob": list_array(_rounded(anchors.log_prob), pa.float32()),
             "prefixes": list_array(anchors.prefixes.reshape(users, -1), pa.int32()),
-            "prefix_log_probs": list_array(np.round(anchors.prefix_log_probs * 4096) / 4096, pa.float32()),
+            "prefix_log_probs": list_array(_rounded(anchors.prefix_log_probs), pa.float32()),
             "anchor_count": pa.array((anchors.sids[:, :, 0] >= 0).sum(axis=1), pa.int32()),
             "sid_version": pa.array([sid_version] * users, pa.string()),
         }
     )
+
+
+def _rounded(log_probs: np.ndarray) -> np.ndarray:
+    return np.round(log_probs * 2**16) / 2**16
 
 
 if __name__ == "__main__":

@@ -143,10 +143,10 @@ def setup(
             "%d of another sid_version",
             data.found.train, data.found.held_out, data.found.superseded, data.found.other_sid_version,
         )  # fmt: skip
-    trie = DeviceTrie(catalog.trie, ranks.device, node_content(catalog, content if settings.content else None))
     weights = (settings.title_to_sid, settings.sid_to_title)
     walks = titles = None
     with ranks.together():
+        trie = DeviceTrie(catalog.trie, ranks.device, node_content(catalog, content if settings.content else None))
         if content and settings.walks:
             graph = NeighborGraph.build(content, catalog.item_index, seed=config.run.seed, device=ranks.device)
             walks = Walks(graph, catalog, settings.walks)

@@ -63,6 +63,7 @@ from spark_jobs.step import SparkStep
 REMEDY = "set labels.calibrator.kind=quantile and labels.calibrator.target_rate to the click rate of unexposed pairs"
 FALLBACK = "prefix_log_prob"  # ranks where too few exposed pairs were scored on earlier dates
 _L2 = 1e-3
+_CELLS = 1_000_000  # of the hash that chooses unexposed pairs
 _LOGIT_CELLS = 256  # per unit of a logit: a label's mean is off by less than a millionth of it
 
 
@@ -77,13 +78,18 @@ def labeled_pairs(scores: DataFrame, impressions: DataFrame, sources: Sequence[s
     return found.withColumn("weight", F.lit(1.0))
 
 
-def unexposed_pairs(scores: DataFrame, rows: int) -> DataFrame:
-    """Unexposed scored pairs as not clicked, about `rows` of them at most; weight: for `rows` exposed ones of 1."""
-    unexposed = scores.where("source = 'unexposed'")
+def unexposed_pairs(scores: DataFrame, impressions: DataFrame, rows: int) -> DataFrame:
+    """Unexposed scored pairs as not clicked, about `rows` of them; together they weigh a share of `rows` exposed ones.
+
+    Left out are pairs of `impressions`: what a user was shown on another date has its own outcome, a click maybe. None
+    weighs more than an exposed one, however few they are.
+    """
+    shown = impressions.select("user_id", "item_index").distinct()
+    unexposed = scores.where("source = 'unexposed'").join(shown, ["user_id", "item_index"], "left_anti")
     count = unexposed.count()
-    kept = min(1000, -(-1000 * rows // max(count, 1)))
-    weight = UNEXPOSED_SHARE * rows / max(count * kept / 1000, 1.0)
-    chosen = unexposed.where(F.pmod(F.xxhash64("user_id", "item_index", "dt"), F.lit(1000)) < kept)
+    kept = min(_CELLS, -(-_CELLS * rows // max(count, 1)))
+    weight = min(1.0, UNEXPOSED_SHARE * rows / max(count * kept / _CELLS, 1.0))
+    chosen = unexposed.where(F.pmod(F.xxhash64("user_id", "item_index", "dt"), F.lit(_CELLS)) < kept)
     return chosen.withColumns({"clicked": F.lit(0), "weight": F.lit(weight)})
 
 
@@ -211,7 +217,9 @@ def ranking(
         log.warning("fit_calibrator: %s: %s", step.run_date, warning)
         return replace(start, features=(FALLBACK,), weights=(1.0,)), {"score": FALLBACK, "warning": warning}
     on = FittedOn("exposed", rows, clicks, first.isoformat(), last.isoformat(), clicks / rows)
-    others = unexposed_pairs(step.read_dates("pair_scores", first, last), rows)
+    others = unexposed_pairs(
+        step.read_dates("pair_scores", first, last), step.read_dates("impressions", first, last), rows
+    )
     both = labeled.unionByName(counted(step, others, first, last))
     calibrator = fit_logistic(both, replace(start, fitted_on=on))
     labeled.unpersist()

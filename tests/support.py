@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import subprocess
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +37,20 @@ JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:+UseSerialGC -
 # A folder whose name engines, globs and shells could read differently.
 ODD = "a b {y}(z) *,&+=;:@~!$'é ключ"
 WORDS = ("", "a", "None", "ключ", "naïve ☕", 'it\'s "quoted"\n, ok', "0")
+
+
+def started(arguments: list[str], ready: str) -> subprocess.Popen:
+    """Start one of Spark's own daemons and return once it has said `ready`."""
+    env = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # by which Spark finds its home
+    process = subprocess.Popen(arguments, env=env, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if ready in line:
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
+            return process
+    raise AssertionError(f"{arguments} ended before it said '{ready}':\n{''.join(said[-20:])}")
 
 
 def legal_value(column: Column, rng: random.Random, dims: Mapping[str, int] = DIMS) -> Any:

@@ -330,7 +330,7 @@ def test_controls_are_trained_beside_ours_and_change_nothing_else(house: House) 
     before = house.contents()
     code, output = house.gpl("evaluate", "--controls", "--run-date", LAST.isoformat())
     assert code == 0, output
-    for word in ("7 pre-rankers (7 variants, 1 seed(s)) of 20 steps", "about ", "popularity", "user_rate", "gpl - it"):
+    for word in ("7 pre-rankers (7 variants, 1 seed) of 20 steps", "about ", "popularity", "user_rate", "gpl - it"):
         assert word in output, word
     assert set(house.states(LAST).values()) == {"done"}
     new = house.contents() - before

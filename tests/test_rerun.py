@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from gpl_core.graph.steps import STEPS
 from gpl_core.lakehouse.marks import SliceMark
 from tests.documented import ROOT, commands, typed
 from tests.in_process import run_graph
-from tests.support import JVM
+from tests.support import JVM, started
 from tests.test_pipeline import FIRST, LAST, SIZE, SMALL, House
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed, pytest.mark.slow]
@@ -67,20 +66,6 @@ def test_late_candidates_make_that_date_stale_and_no_other_and_it_is_rebuilt(hou
     assert set(house.states(LAST).values()) == {"done"}
     assert first_request not in house.rows("unexposed_samples", FIRST, "request_id")["request_id"].to_pylist()
     assert house.rows("pseudo_labels", LAST, "user_id", "item_id", "source", "pseudo_label").equals(untouched)
-
-
-def started(arguments: list[str], ready: str) -> subprocess.Popen:
-    """Start one of Spark's own daemons and return once it has said `ready`."""
-    env = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # by which Spark finds its home
-    process = subprocess.Popen(arguments, env=env, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if ready in line:
-            threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
-            return process
-    raise AssertionError(f"{arguments} ended before it said '{ready}':\n{''.join(said[-20:])}")
 
 
 @pytest.fixture

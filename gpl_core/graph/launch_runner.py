@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -151,36 +152,43 @@ def _launch(
     process: subprocess.Popen[str] | None = None
 
     def end(number: int, frame: object) -> None:
-        """When a scheduler ends us the launcher must end too: SIGTERM becomes an exception once it runs."""
-        ended.append(128 + number)
+        """The launcher, and what it has started, must end too; it raises nothing, which Python might swallow."""
+        ended.append(number)
         if process is not None:
-            sys.exit(ended[0])
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM if len(ended) == 1 else signal.SIGKILL)
 
-    signal.signal(signal.SIGTERM, end)
-    with log.open("w", encoding="utf-8") as sink:
-        try:
+    handlers = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with log.open("w", encoding="utf-8") as sink:
             process = supervised(arguments, env=env, stdout=subprocess.PIPE, stderr=None if verbose else sink)
-            if ended:
-                sys.exit(ended[0])
-            assert process.stdout is not None
-            for line in process.stdout:
-                sink.write(line)
-                sink.flush()
-                if verbose:
-                    print(line, end="")
-                if (report := _step_line(line)) is not None:
-                    on_line(report)
-            return process.wait()
-        except BaseException as error:
-            if process is not None:
-                os.killpg(process.pid, signal.SIGTERM)  # launchers start children of their own
+            try:
+                if ended:  # before there was a process to end
+                    os.killpg(process.pid, signal.SIGTERM)
+                assert process.stdout is not None
+                for line in process.stdout:
+                    sink.write(line)
+                    sink.flush()
+                    if verbose:
+                        print(line, end="")
+                    if (report := _step_line(line)) is not None:
+                        on_line(report)
+                code = process.wait()
+            except BaseException:
+                os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
-            if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(
-                    "interrupted: what was committed stays, nothing half-written is ever read; the same command goes "
-                    f"on from there; log: {log}"
-                ) from None
-            raise
+                raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    if signal.SIGINT in ended:
+        raise KeyboardInterrupt(
+            "interrupted: what was committed stays, nothing half-written is ever read; the same command goes "
+            f"on from there; log: {log}"
+        )
+    if ended:
+        sys.exit(128 + ended[0])
+    return code
 
 
 def _step_line(line: str) -> dict[str, Any] | None:

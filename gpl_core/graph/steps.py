@@ -94,6 +94,8 @@ class Step:
 
 
 def _is_fitted(config: Config) -> bool:
+    # A `quantile` calibrator takes the order from earlier dates' pairs as well, but no more than that: late candidates
+    # of one date are no reason to label the next two weeks again. `gpl run --force` does.
     return config.labels.calibrator.kind != "quantile"
 
 

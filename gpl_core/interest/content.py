@@ -56,13 +56,15 @@ def node_content(catalog: ItemCatalog, table: ContentTable | None) -> list[np.nd
     count = np.bincount(leaf, minlength=trie.size)
     out = []
     for offsets in trie.offsets[::-1]:  # from the leaves up
-        mean = total / np.maximum(count, 1)[:, None]
+        mean = total / np.maximum(count, 1).astype(np.float32)[:, None]
         total, below = np.add.reduceat(total, offsets[:-1]), count
         count = np.add.reduceat(count, offsets[:-1])
-        parents = total / np.maximum(count, 1)[:, None]
-        mean -= np.repeat(parents, np.diff(offsets), axis=0)
+        parents = total / np.maximum(count, 1).astype(np.float32)[:, None]
+        parent = np.repeat(np.arange(len(parents)), np.diff(offsets))
+        for start in range(0, len(mean), _SUM_ROWS):
+            mean[start : start + _SUM_ROWS] -= parents[parent[start : start + _SUM_ROWS]]
         mean[below == 0] = 0
-        out.append(mean.astype(np.float32))
+        out.append(mean)
     return out[::-1]
 
 

@@ -55,7 +55,7 @@ class InterestModel(nn.Module):
         self.settings = settings
         # Whatever the norms of the base are: a last hidden state is as long as the weight of its norm, and
         # rows lie in random directions.
-        spread, length = self._row_spread(), float(self._backbone.norm.weight.detach().float().norm())
+        spread, length = _spread(self.word_rows), float(self._backbone.norm.weight.detach().float().norm())
         most = max(length * spread, 1e-12)  # product of a state with a row
         start = _START_SPREAD * self.config.hidden_size**0.5 / most
         self.scale = nn.Parameter(torch.full((settings.levels,), start))
@@ -65,9 +65,10 @@ class InterestModel(nn.Module):
             width, hidden = settings.content_width, self.config.hidden_size
             # A state that is nothing but an item's content asks for that content with 2.5 nats: about what training
             # comes to (from one it got there too slowly), and little where vectors are nearly orthogonal.
-            self.content = ContentHeads(
-                width, hidden, settings.levels, spread=spread, share=2.5 / most, seed=settings.seed
-            )
+            words = self._backbone.embed_tokens.token_adapter.get_base_layer().weight.detach()
+            read = _spread(words[: vocabulary.first_id])  # added to inputs, whose rows may differ from the head's
+            share = 2.5 / max(length * read, 1e-12)
+            self.content = ContentHeads(width, hidden, settings.levels, spread=read, share=share, seed=settings.seed)
         self.dropout = nn.Dropout(0.0 if settings.lora_rank else settings.dropout)
         if not settings.lora_rank:
             self._backbone.layers.requires_grad_(True)
@@ -155,11 +156,6 @@ class InterestModel(nn.Module):
         """Fold LoRA into the linear layers for inference: same function up to rounding, fewer kernels."""
         self.body.merge_adapter()
 
-    def _row_spread(self) -> float:
-        """How far the base's own rows lie from their mean, in the square mean; codebook rows do too."""
-        rows = self.word_rows.float()
-        return float((rows.norm(dim=1).square().mean() - rows.mean(0).norm().square()).sqrt())
-
     @property
     def _backbone(self) -> Any:
         return self._base.model
@@ -167,6 +163,12 @@ class InterestModel(nn.Module):
     @property
     def _base(self) -> Any:
         return self.body.get_base_model()
+
+
+def _spread(rows: Tensor) -> float:
+    """How far a base's rows [V x D] lie from their mean, in the square mean; codebook rows do too."""
+    rows = rows.float()
+    return float((rows.norm(dim=1).square().mean() - rows.mean(0).norm().square()).sqrt())
 
 
 def _keep_costly(rank: int, _: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -3,7 +3,7 @@
 log p(SID) = sum over levels of log p(c_l | c_<l, history); the probabilities of all SIDs of the catalog sum to 1.
 The logit of a child is scale_l <h, row of its code> and, for a model that reads content, + share_l <W h_0, content of
 the child node>: SIDs and dense retrieval in one probability. h is the last state after the prefix, h_0 that after the
-history: with equal shares and no rows, the sum over the levels would be that of one dense retrieval among all items.
+history: with equal shares a SID's products add up to that of one dense retrieval; each level has its own softmax.
 
 Legend for shapes: R rows (prefixes), m most children of any node at that depth, C codes, L levels, S SIDs, D hidden
 width, d width of content vectors.

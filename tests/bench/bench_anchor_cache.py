@@ -56,7 +56,8 @@ def blocks(trie: Trie, users: int, random: np.random.Generator) -> Iterator[Anch
         pairs = np.where(number >= first, score, -np.inf).argsort(axis=1)[:, ::-1][:, :K]
         node, of_pair = np.take_along_axis(number, pairs, 1) - first, np.take_along_axis(score, pairs, 1)
         leaf = trie.offsets[2][node]  # the first SID below, which takes nearly all that the pair has
-        part = np.where(children[2][node] > 1, np.log(0.9), 0.0)
+        rest = np.exp(random.uniform(-12, -1, node.shape))  # what it leaves to its siblings, however little
+        part = np.where(children[2][node] > 1, np.log1p(-rest), 0.0)
         order = (-(of_pair + part)).argsort(axis=1)
         sids = np.take_along_axis(trie.sids()[leaf], order[:, :, None], 1)
         found = np.where(np.isfinite(kept_score), kept_score, -100.0)

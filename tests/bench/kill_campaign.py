@@ -47,7 +47,8 @@ from gpl_core.graph.steps import STEPS, find_step
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Lake
 from tests.bench.harness import Figure, at_least, at_most, report
-from tests.test_pipeline import FIRST, LAST, SMALL, started
+from tests.support import started
+from tests.test_pipeline import FIRST, LAST, SMALL
 
 JOBS = tuple(s.name for s in STEPS if s.launcher == "spark")
 # Of other runs and places: two runs of one job never agree on these.

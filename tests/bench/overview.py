@@ -126,19 +126,24 @@ _COSTS = {  # file -> figure -> what it is, how it is written
         "bytes that pseudo-labels add to a bundle": ("Bytes that labels add to that bundle", "{:.0f}"),
     },
     "search": {
-        "P 150, K 20: speed over generate": ("Beam search (150 tokens, 20 beams), speed over `generate`", "{:.1f}x"),
+        "P 150, K 20: speed over generate": (
+            "Beam search (150 tokens, 20 beams; before decision 029), speed over `generate`",
+            "{:.1f}x",
+        ),
     },
     "anchor_worker": {
         "nothing changed, worker's own check, share of the work": (
-            "Anchors when nothing changed, share of the work",
+            "Anchors when nothing changed, share of the work (before decision 029)",
             "{:.1%}",
         ),
         "1 % changed, share of the work beyond the fixed cost": (
-            "Anchors when 1 % changed, beyond the fixed cost",
+            "Anchors when 1 % changed, beyond the fixed cost (before decision 029)",
             "{:.1%}",
         ),
     },
-    "interest_quality": {"ours: HR@10": ("Next item, HR@10 (goal: SASRec with content)", "{:.4f}")},
+    "interest_quality": {
+        "ours: HR@10": ("Next item, HR@10 (before decision 029; goal: SASRec with content)", "{:.4f}"),
+    },
     "score_candidates": {"share of the floor's speed": ("Scoring pairs, share of bare arithmetic's speed", "{:.3f}")},
     "spark_scale": {
         "ingest: CPU of the floor's, 16x": (

@@ -141,7 +141,7 @@ def test_the_parts_of_all_ranks_arrive_in_one_commit_before_anyone_goes_on(outco
     assert [r["version"] for r in outcome.said["done"]] == [1, 1]
     assert snapshot.read().num_rows == 3
     ((version, mark),) = snapshot.marks()
-    assert (version, mark.step, mark.details) == (1, "encode_items", {"by": "both"})
+    assert (version, mark.step, mark.details["by"]) == (1, "encode_items", "both")
     assert mark.run_id == outcome.said["done"][0]["run_id"]
 
 

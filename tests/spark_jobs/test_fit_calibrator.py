@@ -129,8 +129,8 @@ def test_pairs_are_ranked_by_exposed_clicks_of_earlier_dates(lake):
     assert lake.run("fit_calibrator", fit_calibrator.run, D, *settings) == "done"
     calibrator, manifest = fitted(lake)
     seen = np.arange(400) % 200 < 150
-    # 100 unexposed pairs together weigh half as much as the 300 exposed ones.
-    wanted = fit_logistic(feature_values(calibrator, rows), rows["clicked"], weights=np.where(seen, 1.0, 1.5))
+    # 100 unexposed pairs would each weigh 1.5 to weigh half of the 300 exposed ones: none weighs more than those.
+    wanted = fit_logistic(feature_values(calibrator, rows), rows["clicked"], weights=np.ones(400))
     assert calibrator.weights == pytest.approx(wanted.weights, abs=2e-2)
     rows = {name: values[seen] for name, values in rows.items()}
     on = calibrator.fitted_on
@@ -144,6 +144,19 @@ def test_pairs_are_ranked_by_exposed_clicks_of_earlier_dates(lake):
     assert calibrator.features == ("prefix_log_prob",)  # too few rows, both for the order and for the rate
     assert "ranked by prefix_log_prob: of exposed pairs" in manifest.metrics["warning"]
     assert manifest.metrics["target_rate"] == pytest.approx(0.5 * rows["clicked"].mean())
+
+
+@pytest.mark.parametrize(("rows", "kept", "weight"), [(200, (150, 250), 0.5), (4_000, (990, 990), 1.0)])
+def test_unexposed_pairs_weigh_half_of_the_exposed_ones_and_what_was_shown_is_none_of_them(spark, rows, kept, weight):
+    scores = spark.range(1_000).selectExpr(
+        "concat('u', id % 7) AS user_id", "CAST(id AS INT) AS item_index", "DATE'2026-01-01' AS dt",
+        "'unexposed' AS source",
+    )  # fmt: skip
+    shown = scores.where("item_index < 10").select("user_id", "item_index")  # on another date
+    found = fit_calibrator.unexposed_pairs(scores, shown, rows).collect()
+    assert kept[0] <= len(found) <= kept[1]
+    assert all(row["item_index"] >= 10 and row["clicked"] == 0 for row in found)
+    assert [row["weight"] for row in found] == pytest.approx([weight] * len(found), rel=1e-3)
 
 
 def test_configured_rate_needs_no_clicks_and_a_window_bounds_what_is_seen(lake):

@@ -83,7 +83,9 @@ def test_every_table_has_one_data_writer_and_that_is_its_owner():
     for table, steps in by_table.items():
         assert steps == {load_contract(table).owner}, table
     elsewhere = {
-        n for n, c in all_contracts().items() if c.owner in ("platform", "simulation", "every step", "gpl promote")
+        n
+        for n, c in all_contracts().items()
+        if c.owner in ("platform", "simulation", "every step", "gpl promote", "gpl score")
     }
     assert set(by_table) | elsewhere | {"worker_rejects"} == set(all_contracts())
 
