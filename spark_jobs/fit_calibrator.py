@@ -78,14 +78,12 @@ def labeled_pairs(scores: DataFrame, impressions: DataFrame, sources: Sequence[s
     return found.withColumn("weight", F.lit(1.0))
 
 
-def unexposed_pairs(scores: DataFrame, impressions: DataFrame, rows: int) -> DataFrame:
+def unexposed_pairs(scores: DataFrame, rows: int) -> DataFrame:
     """Unexposed scored pairs as not clicked, about `rows` of them; together they weigh a share of `rows` exposed ones.
 
-    Left out are pairs of `impressions`: what a user was shown on another date has its own outcome, a click maybe. None
-    weighs more than an exposed one, however few they are.
+    None weighs more than an exposed one, however few they are.
     """
-    shown = impressions.select("user_id", "item_index").distinct()
-    unexposed = scores.where("source = 'unexposed'").join(shown, ["user_id", "item_index"], "left_anti")
+    unexposed = scores.where("source = 'unexposed'")
     count = unexposed.count()
     kept = min(_CELLS, -(-_CELLS * rows // max(count, 1)))
     weight = min(1.0, UNEXPOSED_SHARE * rows / max(count * kept / _CELLS, 1.0))
@@ -217,9 +215,7 @@ def ranking(
         log.warning("fit_calibrator: %s: %s", step.run_date, warning)
         return replace(start, features=(FALLBACK,), weights=(1.0,)), {"score": FALLBACK, "warning": warning}
     on = FittedOn("exposed", rows, clicks, first.isoformat(), last.isoformat(), clicks / rows)
-    others = unexposed_pairs(
-        step.read_dates("pair_scores", first, last), step.read_dates("impressions", first, last), rows
-    )
+    others = unexposed_pairs(step.read_dates("pair_scores", first, last), rows)
     both = labeled.unionByName(counted(step, others, first, last))
     calibrator = fit_logistic(both, replace(start, fitted_on=on))
     labeled.unpersist()
