@@ -47,6 +47,7 @@ class Day:
 
     def view(self, name: str) -> DataFrame | None:
         """The view of `schemas/views/` over the date's slices; None when a table that it reads does not exist."""
+        frames = {}
         for read in all_views()[name].reads:
             if read in all_views():
                 frame = self.view(read)
@@ -56,8 +57,14 @@ class Day:
                 frame = self.slice(read) if "dt" in load_contract(read).partition_by else self.step.read(read)
             if frame is None:
                 return None
+            frames[read] = frame
+        spark = self.step.spark
+        for read, frame in frames.items():
             frame.createOrReplaceTempView(read)
-        return self.step.spark.sql(all_views()[name].sql)
+        found = spark.sql(all_views()[name].sql)
+        for read in frames:  # they would stand before tables of the catalog
+            spark.catalog.dropTempView(read)
+        return found
 
     def records(self, table: str, start: date, end: date | None = None) -> list[dict[str, Any]]:
         """All rows of one slice, or of those through `end`, of a small (optional) table."""

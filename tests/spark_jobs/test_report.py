@@ -95,6 +95,7 @@ def test_report_tells_what_the_tables_hold(lake):
     earlier.write_text(f"before {site.links(day(-2), ())} after")
     preranker = lake.bundle("preranker", {"calibrator_version": "older,old"}, "{}", D)
     assert lake.run("report", report.run) == "done"
+    assert not [t for t in lake.spark.catalog.listTables() if t.isTemporary], "they would hide tables of the catalog"
     assert (lake.root / manifest_path(lake.lake, D)).exists()
 
     text, rows = text_of(lake), cells(text_of(lake))
