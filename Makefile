@@ -79,4 +79,4 @@ bench: setup
 	@set -e; for b in tests/bench/bench_*.py; do $(BIN)/python -m tests.bench.$$(basename $$b .py) --quick; done
 
 clean:
-	rm -rf .venv .venv-moto .venv-airflow .venv-notebooks build dist lakehouse *.egg-info
+	rm -rf .venv .venv-moto .venv-airflow .venv-notebooks build dist lakehouse/quickstart *.egg-info

@@ -165,7 +165,8 @@ def target_rate(step: SparkStep, settings: Settings, first: date, last: date) ->
     if not 0 < clicks < rows:
         raise GateError(
             f"calibration: {clicks} of the {rows} exposed rows of {first} to {last} are clicked: no click rate to "
-            f"take a share of; {REMEDY}"
+            "take a share of; start on a later date, or set labels.calibrator.target_rate to the click rate that you "
+            "expect of unexposed pairs"
         )
     details = {"target_rate_from": f"{settings.exposed_share} of the exposed click rate", "exposed_rows": rows}
     return settings.exposed_share * clicks / rows, details
@@ -211,7 +212,10 @@ def ranking(
     labeled = labeled_rows(step, ("exposed", "uniform"), FEATURES, first, last)
     rows, clicks, models = count_clicks(labeled, F.collect_set("model_version"))
     if fault := fitting_fault(rows, clicks, settings.min_rows):
-        warning = f"pairs are ranked by {FALLBACK}: of exposed pairs scored from {first} to {last} {fault}"
+        warning = (
+            f"pairs are ranked by {FALLBACK}, as is usual on a first date: the exposed pairs scored from {first} to "
+            f"{last} are {fault}"
+        )
         log.warning("fit_calibrator: %s: %s", step.run_date, warning)
         return replace(start, features=(FALLBACK,), weights=(1.0,)), {"score": FALLBACK, "warning": warning}
     on = FittedOn("exposed", rows, clicks, first.isoformat(), last.isoformat(), clicks / rows)

@@ -207,6 +207,14 @@ def _rate(query: Query, table: Snapshot, config: Config, day: date) -> Iterator[
     rows = query.rows(f"SELECT count(*) AS n FROM raw_impressions WHERE {condition}")[0]["n"]
     if rows < wanted.min_rows:
         is_error = wanted.target_rate == "uniform" or wanted.kind != "quantile"
+        if not is_error and not query.rows(f"SELECT 1 FROM raw_impressions WHERE {in_days(table, start, end)} LIMIT 1"):
+            yield Finding(
+                "error", "raw_impressions",
+                f"no row in the {wanted.window_days} days before {day}, so that there is no click rate to label by: "
+                "start on a later date, or set labels.calibrator.target_rate to the click rate you expect of unexposed "
+                "pairs",
+            )  # fmt: skip
+            return
         share = f"labels will average {wanted.exposed_share:g} of the exposed click rate; better "
         yield Finding(
             "error" if is_error else "warning", "raw_impressions",

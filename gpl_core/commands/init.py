@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "be catalog://database.table",
     )  # fmt: skip
     parser.add_argument("--out", default="gpl.yaml", metavar="FILE", help="the configuration to write (gpl.yaml)")
-    parser.add_argument("--root", default="", help="what gpl writes goes under it (default: lakehouse beside the file)")
+    parser.add_argument("--root", default="", help="what gpl writes goes under it (default: lakehouse/NAME beside it)")
     parser.add_argument("--yes", action="store_true", help="ask nothing: take what was proposed")
     add_dates(parser)
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         seen = ", ".join(table.location for table in tables)
         raise MissingInputError(f"{seen}: none looks like a raw table; say which it is, as in raw_items=LOCATION")
     dates = _dates(args, chosen, mapped, asks)
-    root = args.root or str(out.parent / "lakehouse")
+    root = args.root or str(out.parent / "lakehouse" / out.stem)
     if asks and not args.root:
         root = _ask(f"Where should gpl write its tables, models and reports? [{root}] ") or root
     root = root if "://" in root else str(Path(root).absolute())
@@ -175,7 +175,7 @@ def _dates(
         start, end = given[0], given[-1]
     elif all(needed) and (first := max(d[0] for d in needed)) <= (last := min(d[-1] for d in needed)):
         end = max(first, last - ONE_DAY)
-        start = max(first, end - _WEEK)
+        start = min(end, max(first + ONE_DAY, end - _WEEK))  # the day before tells how often is clicked
     elif asks:
         start, end = _asked_date("First run date"), _asked_date("Last run date")
     else:

@@ -59,7 +59,7 @@ def fitting_fault(rows: int, clicks: int, minimum_rows: int) -> str:
     """Why so many exposed rows with so many clicks cannot fit a calibrator; empty when they can."""
     if rows < minimum_rows:
         return f"{rows:,} rows, where at least {minimum_rows:,} are needed"
-    return "" if 0 < clicks < rows else f"{clicks:,} of {rows:,} rows are clicked, where both classes are needed"
+    return "" if 0 < clicks < rows else f"{rows:,} rows, {clicks:,} of them clicked, where both classes are needed"
 
 
 def check_fitting_rows(rows: int, clicks: int, minimum_rows: int, remedy: str) -> None:

@@ -61,14 +61,16 @@ def monitors(day: Day) -> PageSection:
 
 def trainers(day: Day) -> PageSection:
     """What a trainer wants to know before it takes the date's feed, and how it refuses a bad one."""
-    calibrator = load_calibrator(day.context.artifacts, day.context.artifact("calibrator"))
+    manifest = day.context.artifact("calibrator")
+    calibrator = load_calibrator(day.context.artifacts, manifest)
     alarms = [r["monitor"] for r in day.records("monitors", day.date) if r["status"] in ("warn", "fail")]
     shown, uniform = day.manifest.get("exposed", 0), day.manifest.get("random", 0)
     rows = [
         ("rows", day.manifest.get("completeness", {}).get("rows", "–")),
         ("alarms of monitors", ", ".join(sorted(alarms)) or "none"),
         ("calibrator", calibrator.kind),
-        ("its base rate is from", f"{calibrator.fitted_on.source} pairs"),
+        ("its mean label is from", manifest.metrics.get("target_rate_from", "the pairs it was fitted on")),
+        ("it was fitted on", f"{calibrator.fitted_on.source} pairs"),
         ("uniformly exposed", f"{uniform:,} of {shown:,} exposed rows ({uniform / shown if shown else 0:.2%})"),
     ]
     text = (

@@ -75,8 +75,9 @@ def section(day: Day) -> PageSection:
     calibrator = load_calibrator(day.context.artifacts, manifest)
     fitted = calibrator.fitted_on
     text = [
-        f"The calibrator is of kind {calibrator.kind} and aims at a mean label of {fitted.base_rate:.4g} "
-        f"({fitted.source}: {fitted.rows:,} rows, {fitted.first_date} to {fitted.last_date})."
+        f"The calibrator is of kind {calibrator.kind} and aims at a mean label of {fitted.base_rate:.4g} (from "
+        f"{manifest.metrics.get('target_rate_from', 'the pairs it was fitted on')}). It was fitted on {fitted.rows:,} "
+        f"{fitted.source} pairs of {fitted.first_date} to {fitted.last_date}."
     ]
     if calibrator.has_user_parts:
         level = "the user's own click rate" if calibrator.across_users == "user_rate" else "one rate for all users"

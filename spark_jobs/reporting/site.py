@@ -119,7 +119,7 @@ def overview(found: Sequence[Line], part: str, known: set[date]) -> list[PageSec
     words = [f"{name[0].upper()}{name[1:]}: {what}." for name, what in FIGURES.items()]
     compared = f"AUC is on the slice {part}, the largest." if part else "No pre-ranker has been judged yet."
     caption = f"Above each line its newest value. {' '.join(words)} {compared}"
-    columns = ("date", "alarms", "feed rows", *FIGURES, f"{OURS} - {BASELINE}")
+    columns = ("date", "warnings", "feed rows", *FIGURES, f"{OURS} - {BASELINE}")
     rows: list[tuple[Any, ...]] = [
         (link(f"{n.day}.html", n.day.isoformat()) if n.day in known else n.day.isoformat(), n.alarms or "none", n.rows,
          *n.figures.values(), n.difference)

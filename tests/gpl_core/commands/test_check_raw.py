@@ -180,7 +180,9 @@ def test_missing_slices_history_and_random_exposure_are_named(tmp_path):
     last = (DAY + 2 * ONE).isoformat()
     assert f"raw_candidates: no slice for {last}; it has {DAY} to {DAY + ONE}" in found
     assert any("history from run.history_start" in f and (DAY - ONE).isoformat() in f for f in found)
-    assert any("0 uniformly exposed rows" in f and "average 0.5 of the exposed click rate" in f for f in found)
+    assert any(f.startswith(f"raw_impressions: no row in the 14 days before {DAY}, so that there is no") for f in found)
+    later = [f"{f.table}: {f.text}" for f in check_raw(config, (DAY + ONE, DAY + ONE), 1000)]
+    assert any("0 uniformly exposed rows" in f and "average 0.5 of the exposed click rate" in f for f in later)
 
 
 def test_a_table_that_is_no_delta_table_and_a_bad_sample_size(config, tmp_path, capsys):

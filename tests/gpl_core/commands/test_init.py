@@ -73,7 +73,7 @@ def test_what_can_be_seen_is_proposed_and_what_is_missing_is_said(shop, tmp_path
     }  # fmt: skip
     last = DAY + 9 * ONE  # recalled is there a day longer, shown two
     assert (config.run.start_date, config.run.end_date, config.run.history_start) == (last - 6 * ONE, last, DAY)
-    assert config.lakehouse.root == str(tmp_path / "conf" / "lakehouse")
+    assert config.lakehouse.root == str(tmp_path / "conf" / "lakehouse" / "my shop")
 
 
 def test_nothing_is_overwritten_and_nothing_written_that_would_not_load(shop, tmp_path, capsys):
@@ -148,7 +148,7 @@ def test_a_terminal_is_asked_for_the_rest_alone(tmp_path, monkeypatch, capsys):
     tables = ["Which of these is raw_items, the items", "Which of these is raw_candidates, what was recalled"]
     assert [q.split("?")[0] for q in asked[:2]] == tables
     assert sorted(q.split(" is ")[1].split(" (")[0] for q in asked[2:5]) == ["channel", "is_random", "updated_at"]
-    assert asked[5:] == [f"Where should gpl write its tables, models and reports? [{tmp_path}/lakehouse] "]
+    assert asked[5:] == [f"Where should gpl write its tables, models and reports? [{tmp_path}/lakehouse/shop] "]
     lakehouse = load_config(str(out)).lakehouse
     assert lakehouse.root == "s3://bucket/gpl"
     assert lakehouse.columns["raw_items"] == {"item_id": "sku", "updated_at": "stamp"}
