@@ -125,7 +125,7 @@ def overview(found: Sequence[Line], part: str, known: set[date]) -> list[PageSec
          *n.figures.values(), n.difference)
         for n in reversed(found)
     ]  # fmt: skip
-    text = "Alarms are the warnings at the top of a date's page. Brackets hold 95 % intervals."
+    text = "Warnings stand at the top of a date's page. Brackets hold 95 % intervals."
     return [PageSection("Over the dates", plots=[Plot(trends, caption)]),
             PageSection("Dates", [text], [Table(columns, rows)])]  # fmt: skip
 

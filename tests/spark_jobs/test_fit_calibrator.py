@@ -185,7 +185,7 @@ def test_too_little_is_refused_with_the_remedy(lake, override, error, says):
 def test_no_clicks_among_the_uniform_rows(lake):
     lake.shown(*[("u1", i, 0, True) for i in range(6)], dt=day(-2))
     lake.shown(*[("u1", i, 0, True) for i in range(6)], dt=day(-1))
-    with pytest.raises(GateError, match=r"0 of 12 rows are clicked.*labels\.calibrator\.target_rate"):
+    with pytest.raises(GateError, match=r"12 rows, 0 of them clicked.*labels\.calibrator\.target_rate"):
         lake.run("fit_calibrator", fit_calibrator.run)
 
 

@@ -46,7 +46,7 @@ def _strength(n: np.ndarray, k: np.ndarray) -> float:
     ("call", "message"),
     [
         (lambda: fitting.check_fitting_rows(312, 20, 1000, "widen"), "312 rows, where at least 1,000"),
-        (lambda: fitting.check_fitting_rows(5000, 0, 1000, "widen"), "0 of 5,000 rows are clicked"),
+        (lambda: fitting.check_fitting_rows(5000, 0, 1000, "widen"), "5,000 rows, 0 of them clicked"),
     ],
 )
 def test_a_fit_that_cannot_be_honest_is_refused(call, message: str) -> None:
