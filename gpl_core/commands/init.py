@@ -164,7 +164,7 @@ def _asked_date(question: str) -> date:
 def _dates(
     args: argparse.Namespace, chosen: Mapping[str, SeenTable], mapped: Mapping[str, Mapping[str, str]], asks: bool
 ) -> tuple[date, date, date]:
-    """First date of history, first and last run date: the last week with a day after it, to judge by."""
+    """First date of history, first and last run date: the last week with a day before it and, where it can be, after."""
     days = {
         raw: Snapshot(chosen[raw].location, load_contract(raw), None, columns).slices()
         for raw, columns in mapped.items()
@@ -174,8 +174,9 @@ def _dates(
     if given := given_dates(args):
         start, end = given[0], given[-1]
     elif all(needed) and (first := max(d[0] for d in needed)) <= (last := min(d[-1] for d in needed)):
-        end = max(first, last - ONE_DAY)
-        start = min(end, max(first + ONE_DAY, end - _WEEK))  # the day before tells how often is clicked
+        earliest = min(first + ONE_DAY, last)  # the day before tells how often is clicked
+        end = max(earliest, last - ONE_DAY)
+        start = max(earliest, end - _WEEK)
     elif asks:
         start, end = _asked_date("First run date"), _asked_date("Last run date")
     else:

@@ -65,7 +65,7 @@ def proposed(root: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, object
     assert f"gpl check-raw --config {out}" in capsys.readouterr().out
     assert main(["check-raw", "--config", str(out)]) == 0, capsys.readouterr().out
     config = load_config(str(out))
-    assert (config.run.start_date, config.run.end_date) == (D, D), "the day after is there"
+    assert (config.run.start_date, config.run.end_date) == (day(1), day(1)), "the day before has clicks"
     return {"tables": config.lakehouse.tables, "columns": config.lakehouse.columns}
 
 
