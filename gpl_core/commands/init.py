@@ -164,7 +164,7 @@ def _asked_date(question: str) -> date:
 def _dates(
     args: argparse.Namespace, chosen: Mapping[str, SeenTable], mapped: Mapping[str, Mapping[str, str]], asks: bool
 ) -> tuple[date, date, date]:
-    """First date of history, first and last run date: the last week with a day before it and, where it can be, after."""
+    """First date of history, first and last run date: the last week with a day before it and, if possible, after."""
     days = {
         raw: Snapshot(chosen[raw].location, load_contract(raw), None, columns).slices()
         for raw, columns in mapped.items()
