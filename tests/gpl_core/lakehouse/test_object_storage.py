@@ -195,3 +195,12 @@ def test_what_is_not_there_is_said_as_on_a_disk(store):
     with pytest.raises(MissingInputError, match=r"no Delta table at s3://.*score_candidates"):
         lake.open("pair_scores")
     assert ArtifactStore(lake.root).in_force_or_none("tokenizer", DAY + timedelta(days=9)) is None
+
+
+def test_a_page_has_its_type_so_that_a_browser_shows_it(store):
+    page = f"{store}/reports/index.html"
+    write_whole(page, b"<p>")
+    fs, path = filesystem(page)
+    with fs.fs.open_input_stream(path) as stream:
+        assert stream.metadata()["Content-Type"] == b"text/html; charset=utf-8"
+        assert stream.read() == b"<p>"
