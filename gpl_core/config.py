@@ -109,8 +109,7 @@ def shipped_configs() -> tuple[str, ...]:
 def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     """Load a shipped configuration by name or a YAML file by path, apply `section.key=value` overrides, check it all.
 
-    Raises:
-        UsageError: names the file and lists every wrong key and value at once.
+    UsageError names the file and lists every wrong key and value at once.
     """
     if source in shipped_configs():
         text = (resources.files("gpl_core.conf") / f"{source}.yaml").read_text(encoding="utf-8")

@@ -72,19 +72,15 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Users per second of one device, and the conditions of the measurement.
-
-    device: `cpu-<cores>core`, or the accelerator's name. quick: measured with `--quick`, with a smaller model than the
-    one to be run. rates: (prompt tokens P, beams K) -> users per second.
-    """
+    """Users per second of one device, and the conditions of the measurement."""
 
     source: Path
-    device: str
+    device: str  # `cpu-<cores>core`, or the accelerator's name
     about: str
     commit: str
     when: str
-    quick: bool
-    rates: dict[tuple[int, int], float]
+    quick: bool  # with `--quick`, so with a smaller model than the one to be run
+    rates: dict[tuple[int, int], float]  # (prompt tokens P, beams K) -> users per second
 
     @property
     def on_cpu(self) -> bool:
@@ -92,11 +88,7 @@ class Measurement:
         return self.device.startswith("cpu-")
 
     def point(self, prompt: int | None, beams: int | None) -> tuple[int, int]:
-        """The measured (P, K) that was asked for; if several match, the slowest.
-
-        Raises:
-            UsageError: no such point was measured; lists those that were.
-        """
+        """The measured (P, K) that was asked for; if several match, the slowest. UsageError lists what was measured."""
         fitting = [(p, k) for p, k in self.rates if prompt in (None, p) and beams in (None, k)]
         if not fitting:
             known = ", ".join(f"P {p} K {k}" for p, k in sorted(self.rates))
@@ -105,12 +97,7 @@ class Measurement:
 
 
 def read_measurement(path: Path) -> Measurement:
-    """The result of a search benchmark.
-
-    Raises:
-        MissingInputError: there is no such file.
-        ContractError: it is not JSON, or has no figure of users per second.
-    """
+    """The result of a search benchmark; ContractError for a file that has no figure of users per second."""
     if not path.is_file():
         raise MissingInputError(f"measurement {path}: no such file; {_REMEDY}")
     try:
@@ -128,11 +115,7 @@ def read_measurement(path: Path) -> Measurement:
 
 
 def newest_measurement() -> Measurement:
-    """The newest full search result of an accelerator in RESULTS.
-
-    Raises:
-        MissingInputError: there is none. `--quick` results are of another model, and a CPU says nothing of GPUs.
-    """
+    """The newest search result of an accelerator in RESULTS; `--quick` is of another model, a CPU says nothing."""
     found = [read_measurement(path) for path in sorted(RESULTS.glob("search.*.json"))]
     usable = [m for m in found if not m.quick and not m.on_cpu]
     if not usable:

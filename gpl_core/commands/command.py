@@ -21,24 +21,15 @@ _WIDTH = 200  # of output that goes to a file or a pipe
 
 @dataclass(frozen=True)
 class Command:
-    """One command of `gpl`.
-
-    Attributes:
-        help: one line.
-        run: takes the parsed arguments and the configuration; returns the exit code.
-        add_arguments: adds the command's own arguments to its parser; --config and --set are there already.
-        needs_config: False for a command without --config, whose `run` takes the arguments alone.
-        in_shadow: False for a command that changes tables which a shadow run only reads.
-        examples: what `--help` shows: arguments, each as one line.
-    """
+    """One command of `gpl`."""
 
     name: str
-    help: str
-    run: Callable[..., int]
-    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-    needs_config: bool = True
-    in_shadow: bool = True
-    examples: tuple[str, ...] = ()
+    help: str  # one line
+    run: Callable[..., int]  # takes the parsed arguments and the configuration; returns the exit code
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None  # besides --config and --set
+    needs_config: bool = True  # False: it has no --config, and `run` takes the arguments alone
+    in_shadow: bool = True  # False: it changes tables which a shadow run only reads
+    examples: tuple[str, ...] = ()  # what `--help` shows: arguments, each as one line
 
 
 def run_dates(args: argparse.Namespace, config: Config) -> tuple[date, ...]:
@@ -53,11 +44,7 @@ def source(args: argparse.Namespace) -> Source:
 
 
 def assignments(option: str, given: Sequence[str], example: str) -> dict[str, str]:
-    """NAME=VALUE arguments of a repeatable option.
-
-    Raises:
-        UsageError: one of them is not of that form.
-    """
+    """NAME=VALUE arguments of a repeatable option; UsageError for one of another form."""
     if wrong := [text for text in given if "=" not in text]:
         raise UsageError(f"{option} {wrong[0]}: expected {example}")
     return dict(text.split("=", 1) for text in given)

@@ -39,9 +39,6 @@ def compare(mine: Config, other: Config, run_date: date, most_rows: int = 2_000_
     """(figure, of `mine`, of `other`) over the unexposed pairs of `run_date`; of both together in the last column.
 
     Larger slices are sampled by user, the same users in both: about `most_rows` rows.
-
-    Raises:
-        MissingInputError: one of them has no labels of that date.
     """
     lakes = [Lake.of(c.lakehouse) for c in (mine, other)]
     labels = [_slice(lake, "pseudo_labels", run_date) for lake in lakes]

@@ -49,10 +49,6 @@ def evict(planner: Planner, run_date: date, *, dry_run: bool = False) -> Sequenc
     """Evict as of `run_date`; returns what was (dry_run: would be) removed, and records a `job_runs` row.
 
     Memory does not grow with the number of users. No file is deleted here; that is left to `gpl vacuum`.
-
-    Raises:
-        MissingInputError: there is no cache, or a date has requested anchors but has not read them yet: what it
-            needs must stay.
     """
     run = JobRun(planner.lake, STEP, run_date, new_run_id())
     counts, error = Counts(), None

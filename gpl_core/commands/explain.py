@@ -56,9 +56,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
 def explain(config: Config, user: str, item: str, day: date) -> Row:
     """Everything behind the label of one pair, as a JSON-able dict; `recomputed` holds stored and recomputed values.
 
-    Raises:
-        MissingInputError: the pair has no label on `day`; says why.
-        ContractError: a recomputed value differs from the stored one.
+    MissingInputError says why the pair has no label on `day`; ContractError when a recomputed value differs.
     """
     planner = Planner(config)
     # The versions that scoring read, if its run is on record: later SIDs and embeddings are not what it saw.

@@ -34,11 +34,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 def import_settings(config: Config, seed: int | None = None) -> ImportSettings:
-    """Feed days are the run dates; requests begin two days earlier, around the last events of the valid split.
-
-    Raises:
-        UsageError: run.history_start leaves no day for the training split.
-    """
+    """Feed days are the run dates; requests begin two days earlier, around the last events of the valid split."""
     from gpl_core.simulation.reviews import ImportSettings
 
     run = config.run

@@ -4,8 +4,9 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
+from importlib import resources
 from pathlib import Path
 
 import yaml
@@ -76,14 +77,15 @@ def run(args: argparse.Namespace) -> int:
         root = _ask(f"Where should gpl write its tables, models and reports? [{root}] ") or root
     root = root if "://" in root else str(Path(root).absolute())
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n".join(_lines(schema.name, root, chosen, mapped, dates)) + "\n", encoding="utf-8")
+    missing = {raw: names for raw, columns in mapped.items() if (names := lacking(raw, columns))}
+    out.write_text(_configuration(schema.name, root, chosen, mapped, missing, dates), encoding="utf-8")
     try:
         load_config(str(out))
     except UsageError:
         out.unlink()
         raise
     schema.write_text(json_schema() + "\n", encoding="utf-8")
-    return _told(out, schema, chosen, mapped)
+    return _told(out, schema, chosen, mapped, missing)
 
 
 def _seen(places: Sequence[str]) -> tuple[dict[str, SeenTable], list[SeenTable]]:
@@ -188,45 +190,24 @@ def _dates(
 # ---- what is written ---------------------------------------------------------------------------------------------
 
 
-def _lines(
+def _configuration(
     schema: str, root: str, chosen: Mapping[str, SeenTable], mapped: Mapping[str, Mapping[str, str]],
-    dates: tuple[date, date, date],
-) -> Iterator[str]:  # fmt: skip
-    """The lines of the configuration."""
-    yield f"# yaml-language-server: $schema={schema}"
-    yield "# Written by gpl init from what the tables' logs show. Every setting: docs/configuration.md."
-    yield "lakehouse:"
-    yield f"  root: {_flow(root)}  # everything that gpl writes"
-    yield "  tables:  # yours: read, never changed"
-    for raw in RAW:
-        if raw in chosen:
-            yield f"    {raw}: {_flow(chosen[raw].location)}  # {_WANTED[raw]}"
-        else:
-            yield f"    # {raw}: LOCATION  # {_WANTED[raw]}: {'not found' if raw in REQUIRED else 'optional'}"
-    renamed = {raw: names for raw, columns in mapped.items() if (names := _renamed(columns))}
-    if renamed:
-        yield "  columns:  # ours: yours, where the names differ; what was guessed from a name is worth a look"
-    for raw, names in renamed.items():
-        yield f"    {raw}: {_flow(names)}"
-    for raw, columns in mapped.items():
-        if missing := lacking(raw, columns):
-            yield f"  # {raw} has no column that can be {', '.join(missing)}: add it, or name it under columns"
-    history, start, end = dates
-    yield "run:"
-    if history < start:
-        yield f"  history_start: {history}  # what users did since is their history"
-    yield f"  start_date: {start}  # first run date"
-    yield f"  end_date: {end}  # last run date; the day after it judges the pre-ranker"
+    missing: Mapping[str, Sequence[str]], dates: tuple[date, date, date],
+) -> str:  # fmt: skip
+    """The configuration's text."""
+    from jinja2 import Environment, StrictUndefined  # no other command needs it
+
     gpus, cores = len([*Path("/dev").glob("nvidia[0-9]*")]), len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30
-    yield "launch:  # of this machine; of a cluster: docs/deploy.md"
     driver = ["--master", f"local[{cores}]", "--driver-memory", f"{min(8, max(1, memory // 2))}g"]
-    yield f"  spark_submit: {_flow(driver)}  # {cores} cores, {memory} GiB"
-    yield f"  deepspeed: {_flow(['--num_accelerators', str(gpus or 1)])}"
-    if not gpus:
-        yield "  env: {DS_ACCELERATOR: cpu}  # no GPU was found"
-    yield "labels:"
-    yield "  calibrator: {target_rate: auto}  # or the click rate that you expect of unexposed pairs"
+    history, start, end = dates
+    jinja = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    jinja.filters["flow"] = _flow
+    return jinja.from_string((resources.files("gpl_core.commands") / "init.yaml.j2").read_text("utf-8")).render(
+        schema=schema, root=root, wanted=_WANTED, required=REQUIRED, chosen=chosen, missing=missing,
+        renamed={raw: names for raw, columns in mapped.items() if (names := _renamed(columns))},
+        history=history, start=start, end=end, driver=driver, cores=cores, memory=memory, gpus=gpus,
+    )  # fmt: skip
 
 
 def _flow(value: object) -> str:
@@ -239,21 +220,19 @@ def _renamed(columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def _told(
-    out: Path, schema: Path, chosen: Mapping[str, SeenTable], mapped: Mapping[str, Mapping[str, str]]
+    out: Path, schema: Path, chosen: Mapping[str, SeenTable], mapped: Mapping[str, Mapping[str, str]],
+    missing: Mapping[str, Sequence[str]],
 ) -> int:  # fmt: skip
     """Print what was found and what comes next; returns the exit code."""
-    complete = True
     for raw in RAW:
-        columns = mapped.get(raw, {})
         if raw in chosen:
-            names = ", ".join(f"{our} is {their}" for our, their in _renamed(columns).items())
+            names = ", ".join(f"{our} is {their}" for our, their in _renamed(mapped.get(raw, {})).items())
             print(f"{raw}: {chosen[raw].location}" + (f" ({names})" if names else ""))
         elif raw in REQUIRED:
             print(f"{raw}: not found")
-        missing = lacking(raw, columns) if raw in mapped else []
-        if missing:
-            print(f"{raw}: no column can be {', '.join(missing)}")
-        complete = complete and not missing and (raw in chosen or raw not in REQUIRED)
+        if raw in missing:
+            print(f"{raw}: no column can be {', '.join(missing[raw])}")
+    complete = not missing and chosen.keys() >= {*REQUIRED}
     config, todo = shlex.quote(str(out)), "" if complete else ": fill in what was not found"
     print(f"{out} is written, {schema.name} beside it{todo}. Next:")
     if any(table.location.startswith(CATALOG) for table in chosen.values()):

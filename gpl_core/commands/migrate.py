@@ -79,10 +79,6 @@ def migrate(
     """Migrate the table of `contract`; None if it has this version and every column.
 
     passthrough: extra columns of the feed and their types (`feed.passthrough`), which stay.
-
-    Raises:
-        ContractError: no declared migration from its version, values that cannot be cast, or a run in progress.
-        ConflictError: another run wrote the table at the same time.
     """
     try:
         return _migrate(lake, contract, passthrough, dry_run, ended)
@@ -159,11 +155,7 @@ def _after(rows: pa.Table, steps: Sequence[Migration], wanted: pa.Schema) -> pa.
 
 
 def _transformed(rows: pa.Table, steps: Sequence[Migration], wanted: pa.Schema) -> pa.Table:
-    """`rows` after `steps`, in the types and order of `wanted`.
-
-    Raises:
-        ContractError: a value cannot be cast; names the column.
-    """
+    """`rows` after `steps`, in the types and order of `wanted`; ContractError names a column that cannot be cast."""
     rows = _after(rows, steps, wanted)
     arrays = []
     for field in wanted:

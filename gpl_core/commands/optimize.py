@@ -48,9 +48,6 @@ def compact(lake: Lake, contract: Contract, dates: Sequence[date], file_bytes: i
 
     Returns how many files of the dates there were before, and after. Rows and their order within the files do not
     change. Nothing is committed if no two files fit together.
-
-    Raises:
-        ConflictError: the table was written at the same time, repeatedly.
     """
     for _ in range(_TRIES):
         snapshot = lake.open(contract.name)

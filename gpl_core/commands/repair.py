@@ -39,11 +39,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 def repair(lake: Lake, table: str, *, dry_run: bool = False) -> Sequence[Removal]:
-    """Remove the repeated rows of `table` in one commit, none when there are none; returns what was removed.
-
-    Raises:
-        ConflictError: the table was written at the same time, repeatedly.
-    """
+    """Remove the repeated rows of `table` in one commit, none when there are none; returns what was removed."""
     return remove_rows(lake, load_contract(table), repeated, "repair", dry_run=dry_run)
 
 

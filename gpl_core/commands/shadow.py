@@ -46,12 +46,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
 def shadow_config(config: Config, name: str, first: str, use: Mapping[str, str]) -> Config:
     """The configuration of a shadow run of the steps from `first` on.
 
-    Args:
-        use: artifact -> the version that is in force in the shadow run, even one that was rolled back.
-
-    Raises:
-        UsageError: a shadow of a shadow, an invalid name, or an artifact that steps before `first` make or use.
-        MissingInputError: no such version; lists those that exist.
+    use: artifact -> the version that is in force in the shadow run, even one that was rolled back.
     """
     house = config.lakehouse
     if house.shadow.of:

@@ -47,9 +47,6 @@ def simulation_settings(config: Config, given: Mapping[str, Any]) -> SimulationS
     """Request days from two days before run.start_date to the day after run.end_date, warm-up from run.history_start.
 
     given: fields of `SimulationSettings`; they override what the configuration implies.
-
-    Raises:
-        UsageError: run.history_start is after the first request day.
     """
     from gpl_core.simulation.simulation_settings import SimulationSettings
 

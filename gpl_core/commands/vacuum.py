@@ -53,9 +53,6 @@ def check_retention(lake: Lake, retention: timedelta, ended: Sequence[str] = ())
 
     A run reads the versions that were newest when it began, so files must be kept for at least its age. Runs outside
     this project (trainers) are assumed to take as long as the longest one of its own.
-
-    Raises:
-        ContractError: names the run and the hours that it needs.
     """
     running, now = alive(lake, ended), datetime.now(UTC)
     if running and now - (oldest := min(running, key=lambda r: r["started_at"]))["started_at"] > retention:
@@ -119,9 +116,6 @@ def vacuum(lake: Lake, hours: int, *, dry_run: bool = False, ended: Sequence[str
 
     Files that were never committed (by killed writers) are deleted too, unless a step that writes the table is running:
     it may be reusing what an earlier, killed run has written.
-
-    Raises:
-        ContractError: a run may still need such files.
     """
     running = check_retention(lake, timedelta(hours=hours), ended)
     for contract in all_contracts().values():

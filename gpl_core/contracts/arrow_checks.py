@@ -31,10 +31,8 @@ def check_batch(
 ) -> list[Violation]:
     """Every check that `batch` breaks: nulls, NaN, ranges, allowed values, array lengths under `dims`.
 
-    Columns of `batch` must be the data columns, in any order.
-
-    Raises:
-        ContractError: a column is missing, unknown or of another type.
+    Columns of `batch` must be the data columns, in any order; ContractError when one is missing, unknown or of another
+    type.
     """
     problems = schema_differences(contract.arrow_schema(partitions=False), batch.schema)
     if problems:

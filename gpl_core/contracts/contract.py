@@ -72,6 +72,11 @@ class Column:
     length: str = ""
     max_length: StrictInt | None = None
 
+    @property
+    def delta_type(self) -> Any:
+        """The type as Delta's JSON, and Spark's, has it."""
+        return spark_type(arrow_type(self.type))
+
     def expected_length(self, dims: Mapping[str, int]) -> int | None:
         """Array length under `dims`, or None when the contract or `dims` leave it open."""
         names = [part.strip() for part in self.length.split("*")] if self.length else []
@@ -158,7 +163,7 @@ class Contract:
         """The Spark schema as JSON text (also Delta's own schema text), comments included."""
         fields = [
             {
-                "name": c.name, "type": spark_type(arrow_type(c.type)), "nullable": self.is_nullable(c),
+                "name": c.name, "type": c.delta_type, "nullable": self.is_nullable(c),
                 "metadata": {"comment": f"{c.comment} [{c.unit}]" if c.unit else c.comment},
             }
             for c in self.columns
@@ -196,11 +201,7 @@ def all_contracts() -> dict[str, Contract]:
 
 
 def load_contract(name: str) -> Contract:
-    """The contract of table `name`.
-
-    Raises:
-        UsageError: there is no such contract.
-    """
+    """The contract of table `name`; UsageError when there is none."""
     try:
         return all_contracts()[name]
     except KeyError:
@@ -208,11 +209,7 @@ def load_contract(name: str) -> Contract:
 
 
 def parse_contract(text: str, source: str) -> Contract:
-    """Parse one contract's YAML.
-
-    Raises:
-        ContractError: lists everything that is wrong with it, naming `source`.
-    """
+    """Parse one contract's YAML; ContractError names `source` and lists everything that is wrong with it."""
     try:
         body = read_yaml(text)
         return TypeAdapter(Contract).validate_python(body)

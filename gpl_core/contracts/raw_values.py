@@ -25,7 +25,6 @@ from decimal import Decimal
 from typing import Any
 
 from gpl_core.contracts.contract import Column, Contract, all_contracts
-from gpl_core.contracts.types import arrow_type, spark_type
 
 IDS = ("request_id", "item_id", "user_id", "channel", "kind")
 WHOLE_KINDS = ("byte", "short", "integer", "long")
@@ -227,7 +226,7 @@ def rules_of(contract: Contract, have: Mapping[str, Any]) -> Iterator[RowRule]:
     """
     written = all_contracts().get(contract.name.removeprefix("raw_"), contract)
     for column in (c for c in contract.columns if c.name in have):
-        if have[column.name] != spark_type(arrow_type(column.type)) or column.type == "date":
+        if have[column.name] != column.delta_type or column.type == "date":
             yield RowRule(column, "has_valid_type")
         if not column.nullable:
             yield RowRule(column, "is_not_null")

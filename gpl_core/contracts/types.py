@@ -22,11 +22,7 @@ _SPARK = {arrow: spark for spark, arrow in _SCALARS.values()}
 
 
 def arrow_type(text: str) -> pa.DataType:
-    """A contract type as a pyarrow type.
-
-    Raises:
-        ValueError: unknown type.
-    """
+    """A contract type as a pyarrow type; ValueError for an unknown one."""
     text = text.strip()
     if text in _SCALARS:
         return _SCALARS[text][1]

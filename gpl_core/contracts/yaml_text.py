@@ -36,11 +36,7 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def read_yaml(text: str) -> Any:
-    """The content of `text`.
-
-    Raises:
-        InvalidYamlError: says what is wrong and where.
-    """
+    """The content of `text`; InvalidYamlError says what is wrong and where."""
     try:
         return _BoundedLoader(text).get_single_data()
     except RecursionError:

@@ -96,9 +96,8 @@ def _escaped(value: str) -> str:
 def post(url: str, report: Mapping[str, Any], root: str) -> None:
     """POST a failure, or what a step warned of, as JSON. The message of an error stays here: it may quote rows.
 
-    Raises:
-        UsageError: the URL is none of a web server. It is not quoted, for it may hold a token.
-        OSError: nobody listens, or the answer is no success or takes too long.
+    UsageError for another URL than a web server's, which is not quoted, for it may hold a token; OSError when nobody
+    listens, or the answer is no success or takes too long.
     """
     import urllib.request
 

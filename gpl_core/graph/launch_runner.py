@@ -39,10 +39,8 @@ def run_launches(
 
     A failure ends the run, except that up to `max_failures` dates may fail on their own; later launches leave them out.
     The launches' logs are under the lakehouse (object storage: in the working directory); `verbose` prints them too.
-    What the steps warned of is listed at the end; with `fail_on_alarm` the code is then 3.
-
-    Raises:
-        MissingInputError: nothing of the next launch can run; it is not started.
+    What the steps warned of is listed at the end; with `fail_on_alarm` the code is then 3. A launch of which nothing
+    can run is not started: MissingInputError.
     """
     console = Console(highlight=False)
     run_id = new_run_id()

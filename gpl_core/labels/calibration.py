@@ -30,12 +30,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
+from gpl_core.contracts.yaml_problems import problems_of
 from gpl_core.errors import ContractError
 
 GRID_CELLS = 1024  # cells of the similarity grid over [-1, 1]; a grid map has GRID_CELLS + 1 knots, one per cell edge
@@ -60,9 +62,10 @@ USER_PARTS = ("user_rate", "user_rank")  # the two parts of a quantile label, co
 _UNIT_SPREAD = math.sqrt(3.0) / math.pi  # times the logit of a uniform rank: standard deviation 1
 
 FloatArray = npt.NDArray[np.float64]
+_STRICT = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class ReliabilityBin:
     """One row of a reliability diagram: pairs grouped by their label."""
 
@@ -71,33 +74,23 @@ class ReliabilityBin:
     click_rate: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class FittedOn:
-    """What a calibrator was fitted on.
+    """What a calibrator was fitted on."""
 
-    source: "uniform" (uniformly exposed slice), "exposed" (ordinary exposed pairs) or "unlabeled" (scores alone). rows:
-        pairs seen; clicks: clicked ones (0 when unlabeled). base_rate: the target mean of the labels. ece: expected
-        calibration error, sum_b n_b |mean label - click rate| / n; None where it was not measured.
-    """
-
-    source: str
-    rows: int
-    clicks: int
+    source: str  # "uniform" (uniformly exposed slice), "exposed" (ordinary exposed pairs) or "unlabeled" (scores alone)
+    rows: int  # pairs seen
+    clicks: int  # of them; 0 when unlabeled
     first_date: str
     last_date: str
-    base_rate: float
+    base_rate: float  # the target mean of the labels
     reliability: tuple[ReliabilityBin, ...] = ()
-    ece: float | None = None
+    ece: float | None = None  # sum_b n_b |mean label - click rate| / n; None where it was not measured
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Calibrator:
-    """A fitted calibrator; the module's table says which parameters each kind has.
-
-    across_users: where the level of a quantile label comes from: "user_rate" or "global" (the prior rate for all).
-    prior_rate, user_strength, item_strength: click rates of users and items are shrunken toward prior_rate as if it had
-        been observed in so many impressions of theirs.
-    """
+    """A fitted calibrator; the module's table says which parameters each kind has."""
 
     kind: str
     fitted_on: FittedOn
@@ -107,7 +100,8 @@ class Calibrator:
     intercept: float = 0.0
     location: float = 0.0
     spread: float = 1.0
-    across_users: str = "user_rate"
+    across_users: str = "user_rate"  # level of a quantile label; or "global": the prior rate for all
+    # Click rates are shrunken toward prior_rate, as if it had been observed in so many impressions of a user or item.
     prior_rate: float = 0.05
     user_strength: float = 20.0
     item_strength: float = 20.0
@@ -173,20 +167,13 @@ class Calibrator:
         """Reads `to_json()` text; raises ContractError naming the field that is missing, unknown or wrong."""
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ContractError(f"calibrator JSON cannot be read: {error}") from error
-        if isinstance(data, dict) and "prior_strength" in data:  # published before users and items had one each
-            data |= dict.fromkeys(("user_strength", "item_strength"), data.pop("prior_strength"))
-        data = _checked_fields(cls, data, "calibrator")
-        fitted = _checked_fields(FittedOn, data["fitted_on"], "calibrator.fitted_on")
-        bins = (
-            _checked_fields(ReliabilityBin, row, "calibrator.fitted_on.reliability") for row in fitted["reliability"]
-        )
-        fitted["reliability"] = tuple(ReliabilityBin(**row) for row in bins)
-        data["fitted_on"] = FittedOn(**fitted)
-        for name in ("knots", "features", "weights"):
-            data[name] = tuple(data[name])
-        return cls(**data)
+            if isinstance(data, dict) and "prior_strength" in data:  # published before users and items had one each
+                data |= dict.fromkeys(("user_strength", "item_strength"), data.pop("prior_strength"))
+            return TypeAdapter(cls).validate_python(data)
+        except ValidationError as error:
+            raise ContractError(f"calibrator JSON: {'; '.join(problems_of(error, cls, data))}") from None
+        except ValueError as error:
+            raise ContractError(f"calibrator JSON cannot be read: {error}") from None
 
 
 def grid_variable(name: str, values: npt.ArrayLike) -> FloatArray:
@@ -371,12 +358,3 @@ def _check_knots(knots: tuple[float, ...]) -> None:
         raise ContractError(f"calibrator.knots has {values.size} values; expected {GRID_CELLS + 1}")
     if not np.isfinite(values).all() or values.min() < 0.0 or values.max() > 1.0:
         raise ContractError("calibrator.knots holds a value that is not finite or outside [0, 1]; fit it again")
-
-
-def _checked_fields(kind: type, data: Any, where: str) -> dict[str, Any]:
-    """`data` if it has the fields of `kind`; those that came later may be missing."""
-    names, later = {item.name for item in fields(kind)}, {"location", "spread", "across_users"}
-    if not isinstance(data, dict) or set(data) | later != names | later:
-        found = sorted(data) if isinstance(data, dict) else type(data).__name__
-        raise ContractError(f"{where} has fields {found}; expected exactly {sorted(names)}")
-    return dict(data)

@@ -16,7 +16,9 @@ All have weight 1.
 import numpy as np
 import numpy.typing as npt
 
+from gpl_core.labels import calibration
 from gpl_core.labels.calibration import FloatArray, sigmoid
+from gpl_core.labels.fitting import fit_location
 
 CONTROLS = ("constant", "shuffled", "popularity", "cosine", "user_rate")
 PRIOR_STRENGTH = 20.0
@@ -67,13 +69,9 @@ def rank_logits(values: npt.ArrayLike, groups: npt.NDArray[np.integer]) -> Float
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     before = np.cumsum(sizes) - sizes
     rank = ((np.cumsum(counts) - counts / 2)[place.reshape(-1)] - before[group]) / sizes[group]
-    return np.asarray(np.sqrt(3.0) / np.pi * np.log(rank / (1.0 - rank)))
+    return calibration.rank_logits(rank, 1.0)
 
 
 def located(logits: FloatArray, mean: float) -> FloatArray:
     """sigmoid(location + logits) [n] with the location at which their mean is `mean`, in (0, 1)."""
-    low, high = -60.0 - float(logits.max()), 60.0 - float(logits.min())
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(sigmoid(middle + logits).mean()) < mean else (low, middle)
-    return sigmoid((low + high) / 2 + logits)
+    return sigmoid(fit_location(logits, np.ones(len(logits)), mean) + logits)

@@ -43,28 +43,19 @@ _TRIES = 3
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle is and where it comes from.
-
-    Attributes:
-        version: `<trained_through>-<hash of the inputs>`: the same inputs give the same version.
-        trained_through: last date whose events the artifact has seen.
-        lineage: versions of the artifacts it was built on, e.g. `{"encoder_version": …}`.
-        files: file name -> sha256.
-        config_hash: hash of the configuration that shaped it.
-        saw: what its training saw of the tables is known by (`Step.sees`); "" when that is not comparable.
-        origin: what it was made of, to say what has changed since (`graph/origins.py`).
-    """
+    """What a bundle is and where it comes from."""
 
     kind: str
-    version: str
-    trained_through: date
-    lineage: Mapping[str, str]
+    version: str  # `<trained_through>-<hash of the inputs>`: the same inputs give the same version
+    trained_through: date  # last date whose events the artifact has seen
+    lineage: Mapping[str, str]  # versions of the artifacts it was built on, e.g. `{"encoder_version": …}`
     fingerprint: str
-    config_hash: str
-    files: Mapping[str, str]
+    config_hash: str  # of the configuration that shaped it
+    files: Mapping[str, str]  # file name -> sha256
     created_at: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    saw: str = ""
+    saw: str = ""  # what its training saw of the tables is known by (`Step.sees`); "" when that is not comparable
+    # What it was made of, to say what has changed since (`graph/origins.py`).
     origin: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -157,11 +148,7 @@ class ArtifactStore:
         _say(problem)
 
     def in_force(self, kind: str, run_date: date) -> Manifest:
-        """The newest version in force that was trained on nothing at or after `run_date`.
-
-        Raises:
-            MissingInputError: there is none; names the versions that exist.
-        """
+        """The newest version in force that was trained on nothing at or after `run_date`, else MissingInputError."""
         manifest = self.in_force_or_none(kind, run_date)
         if manifest is None:
             raise MissingInputError(
@@ -223,9 +210,7 @@ class ArtifactStore:
     ) -> bool:
         """Take `version` out of force (for run dates from `from_date` on) or put it back; False if it is so already.
 
-        Raises:
-            MissingInputError: no such version; names those that exist.
-            ConflictError: another decision about this kind was made at the same time.
+        MissingInputError without such a version; ConflictError when another decision was made at the same time.
         """
         manifest = self.find(kind, version)
         if manifest is None:
@@ -263,10 +248,7 @@ class ArtifactStore:
         `version` is made of `trained_through` and `fingerprint` unless given: a forced run makes the same again
         under another name. Publishing the same version again replaces an unfinished or damaged bundle and leaves a
         whole one alone, that of another run which publishes at the same time too; it is promoted when other settings
-        have made another one for its date in between.
-
-        Raises:
-            ConflictError: other runs kept replacing the bundle.
+        have made another one for its date in between. ConflictError when other runs kept replacing the bundle.
         """
         self._refuse_pinned(kind)
         version = version or artifact_version(trained_through, fingerprint)
@@ -319,11 +301,7 @@ class ArtifactStore:
                 shutil.rmtree(f"{self._base}/{place}", ignore_errors=True)
 
     def fetch(self, manifest: Manifest) -> Path:
-        """A local folder with the bundle's files, their hashes checked.
-
-        Raises:
-            ContractError: a file is missing or differs from the manifest.
-        """
+        """A local folder with the bundle's files; ContractError when one is missing or differs from the manifest."""
         if manifest.kind in self._pinned:
             return self._theirs.fetch(manifest)
         source = f"{self._base}/{manifest.kind}/{manifest.version}"

@@ -7,10 +7,13 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from typing import Any
 
 import fsspec
 import pyarrow as pa
+import yaml
 
 from gpl_core.contracts.contract import CONTRACT_NAME, load_contract
 from gpl_core.contracts.raw_values import cast, castable
@@ -24,35 +27,13 @@ REQUIRED = ("raw_items", "raw_impressions", "raw_candidates")
 EVENTS = ("raw_impressions", "raw_candidates", "raw_interactions")
 RAW = (*REQUIRED, "raw_interactions", "raw_opt_outs")
 _LEAST = 0.6  # of the columns that a raw table must have
-# Raw table -> words in the names of such tables; columns one of which it has, unless its name says enough.
-_WORDS = {
-    "raw_items": "item product catalog article video song sku",
-    "raw_impressions": "impression exposure exposed shown",
-    "raw_candidates": "candidate recall retriev",
-    "raw_interactions": "interaction purchase order conversion rating",
-    "raw_opt_outs": "opt_out optout",
-}
-_TELLING = {
-    "raw_items": ("title", "description", "category", "image", "image_uri", "image_embedding"),
-    "raw_impressions": ("clicked",), "raw_candidates": ("channel", "recall_score"), "raw_interactions": ("kind",),
-    "raw_opt_outs": ("opted_out_at",),
-}  # fmt: skip
-_DAY = "dt date day ds event_date partition_date p_date"
-# Our column -> what platforms call it, the likeliest first; see `_key`.
-_ALSO = {
-    "item_id": "item sku product article asin content video song listing offer",
-    "user_id": "user member customer account visitor uid buyer viewer",
-    "request_id": "request req query impression_group",
-    "event_time": "event_ts ts timestamp event_timestamp time shown_at served_at created_at occurred_at",
-    "position": "pos rank slot", "clicked": "click clicks label", "is_random": "random exploration explore uniform",
-    "channel": "source recall_channel recall_source retriever", "recall_score": "score",
-    "kind": "event_type interaction_type action event type",
-    "updated_at": f"updated modified_at last_updated update_time modified valid_from snapshot_date {_DAY}",
-    "title": "name product_name item_name", "description": "desc text body",
-    "category": "category_name genre department", "brand": "vendor manufacturer", "image": "picture photo",
-    "image_uri": "image_url image_path picture_url",
-    "withdrawn_at": "deleted_at removed_at delisted_at", "opted_out_at": "opt_out_at opt_out_time created_at",
-}  # fmt: skip
+
+
+@cache
+def _names() -> dict[str, Any]:
+    """raw_names.yaml."""
+    found: dict[str, Any] = yaml.safe_load((resources.files("gpl_core.lakehouse") / "raw_names.yaml").read_bytes())
+    return found
 
 
 @dataclass(frozen=True)
@@ -118,7 +99,7 @@ def columns_of(raw: str, table: SeenTable) -> dict[str, str]:
         if column.name in found or column.name == "dt":
             continue
         free = {_key(their): their for their in table.kinds if their not in found.values()}
-        likely = (free.get(_key(word)) for word in _ALSO.get(column.name, "").split())
+        likely = (free.get(_key(word)) for word in _names()["columns"].get(column.name, ()))
         if their := next((t for t in likely if (column.name, t) in fits), None):
             found[column.name] = their
     if raw in EVENTS and "dt" not in found and (day := _day(table, found.get("event_time"))):
@@ -133,7 +114,7 @@ def _day(table: SeenTable, time: str | None) -> str | None:
     if time and table.kinds[time] in SORTED:
         return time
     named = {_key(their): their for their in table.kinds}
-    return next((named[_key(word)] for word in _DAY.split() if _key(word) in named), time)
+    return next((named[key] for key in map(_key, _names()["columns"]["dt"]) if key in named), time)
 
 
 def lacking(raw: str, columns: Mapping[str, str]) -> list[str]:
@@ -158,8 +139,9 @@ def _fit(raw: str, table: SeenTable) -> float:
     columns = columns_of(raw, table)
     needed = [c.name for c in load_contract(raw).columns if not c.nullable]
     share = sum(name in columns for name in needed) / len(needed)
-    named = any(word in table.name for word in _WORDS[raw].split())
-    if share < (_LEAST if raw in REQUIRED else 1) or not (named or columns.keys() & set(_TELLING[raw])):
+    known = _names()["tables"][raw]
+    named = any(word in table.name for word in known["words"])
+    if share < (_LEAST if raw in REQUIRED else 1) or not (named or columns.keys() & set(known["telling"])):
         return 0.0
     return share + named / 2 + (raw in table.name) + len(columns) / 100
 

@@ -58,10 +58,8 @@ def _locked(folder: Path, how: int) -> Iterator[None]:
 def scratch_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
     """A new array in the file `path`, in memory as far as it is used.
 
-    All of its blocks are taken at once: a disk that filled up later would end the process by a signal, without a word.
-
-    Raises:
-        OSError: there is no space for it.
+    All of its blocks are taken at once, OSError without the space: a disk that filled up later would end the process by
+    a signal, without a word.
     """
     try:
         made = np.lib.format.open_memmap(path, "w+", kind, shape)

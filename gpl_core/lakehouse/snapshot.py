@@ -4,18 +4,17 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from arro3.core import DataType
-from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import TableNotFoundError
-from deltalake.schema import PrimitiveType
 
 from gpl_core.contracts.contract import CONTRACT_NAME, CONTRACT_VERSION, Contract
+from gpl_core.contracts.raw_values import type_text
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.lakehouse.deletion_vectors import DeletionVector, deletion_vectors
 from gpl_core.lakehouse.engine import Engine
@@ -105,15 +104,14 @@ class Snapshot:
 
         Types of a platform's table are for ingest to judge, which casts row by row.
         """
-        types = {f.name: f.type for f in self._table.schema().fields}
-        have = {our: types[self.columns.get(our, our)] for our in self.types}
         problems = []
-        for name, wanted, nullable in _delta_fields(self.contract):
-            if name not in have:
-                missing = f"missing column '{name}' ({_type_name(wanted)}); it has {', '.join(types)}"
-                problems += [] if nullable else [missing]
-            elif self.contract.enforced and have[name] != wanted:
-                problems.append(f"column '{name}' is {_type_name(have[name])}, expected {_type_name(wanted)}")
+        for column in self.contract.columns:
+            wanted, found = column.delta_type, self.types.get(column.name)
+            if found is None and not column.nullable:
+                there = ", ".join(self.column_names)
+                problems.append(f"missing column '{column.name}' ({type_text(wanted)}); it has {there}")
+            elif found not in (None, wanted) and self.contract.enforced:
+                problems.append(f"column '{column.name}' is {type_text(found)}, expected {type_text(wanted)}")
         return problems
 
     @property
@@ -345,23 +343,12 @@ def in_span(slices: Mapping[str, int], start: date | None, end: date | None) -> 
     return {name: version for name, version in slices.items() if name == WHOLE or first <= name <= last}
 
 
-@cache
-def _delta_fields(contract: Contract) -> tuple[tuple[str, Any, bool], ...]:
-    """Name, Delta type, and whether it may be missing, of each column of `contract`."""
-    fields = DeltaSchema.from_json(contract.spark_json()).fields
-    return tuple((f.name, f.type, c.nullable) for f, c in zip(fields, contract.columns, strict=True))
-
-
 def _without_views(column: Any) -> pa.Array:
     """A column of the engine's for pyarrow 14, which knows no views of texts and bytes."""
     for view, plain in ((DataType.string_view(), DataType.string()), (DataType.binary_view(), DataType.binary())):
         if column.type == view:
             column = column.cast(plain)
     return pa.array(column)
-
-
-def _type_name(kind: Any) -> str:
-    return kind.type if isinstance(kind, PrimitiveType) else str(kind)
 
 
 def _column_of(part: pa.Table, file: DataFile, wanted: pa.Field) -> pa.Array | pa.ChunkedArray:

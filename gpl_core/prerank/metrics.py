@@ -17,19 +17,15 @@ from gpl_core.prerank.bootstrap import FloatArray, UserSums, sums_by_user
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure.
-
-    value: None when undefined; `note` then says why. rows: its pairs; clicks: those clicked (the sum of soft labels).
-    candidate_set_size: mean length of the ranked lists, None for figures without lists. sums: what to draw users from.
-    """
+    """One measured figure."""
 
     metric: str
-    value: float | None
-    rows: int
-    clicks: float = 0.0
+    value: float | None  # None when undefined; `note` then says why
+    rows: int  # its pairs
+    clicks: float = 0.0  # those clicked; of soft labels their sum
     note: str = ""
-    candidate_set_size: float | None = None
-    sums: UserSums | None = field(default=None, repr=False, compare=False)
+    candidate_set_size: float | None = None  # mean length of the ranked lists; None for figures without lists
+    sums: UserSums | None = field(default=None, repr=False, compare=False)  # what to draw users from
 
     def columns(self) -> dict[str, Any]:
         """The figure as columns of a table, without the sums."""

@@ -19,23 +19,17 @@ _START_GAIN = 2.0
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """Sizes of the model.
+    """Sizes of the model."""
 
-    user_buckets, item_buckets: rows of the hashed id embeddings. dimension: m, width of embeddings and tower outputs.
-    hidden: width of each tower's one hidden layer. content_width: d. levels, codes: L and C of the semantic IDs
-    (codes 0 leaves them out). pair_features: names of the passthrough features, a linear term added to the dot product.
-    prior_rate: click rate that the untrained model predicts.
-    """
-
-    user_buckets: int
+    user_buckets: int  # rows of the hashed id embeddings, as item_buckets
     item_buckets: int
-    dimension: int
-    hidden: int
-    content_width: int
-    levels: int
-    codes: int
-    pair_features: tuple[str, ...] = ()
-    prior_rate: float = 0.05
+    dimension: int  # m, width of embeddings and tower outputs
+    hidden: int  # width of each tower's one hidden layer
+    content_width: int  # d
+    levels: int  # L of the semantic IDs
+    codes: int  # C of the semantic IDs; 0 leaves them out
+    pair_features: tuple[str, ...] = ()  # names of the passthrough features, a linear term added to the dot product
+    prior_rate: float = 0.05  # click rate that the untrained model predicts
 
 
 class UserTower(nn.Module):

@@ -15,23 +15,18 @@ LATENT = 48  # D, the width of true content vectors
 
 @dataclass(frozen=True)
 class ItemWorld:
-    """All items, in order of release: on day `d` the first `released(d)` exist.
+    """All items, in order of release: on day `d` the first `released(d)` exist."""
 
-    Shown by text and picture: topic, product, adjective, material, use, brand, model (all int32 [N]).
-    Hidden from both: quality [N] standard normal, and part of `content` [N x D], the unit true content vector.
-    appeal [N]: probability that a shopper comes across the item at all (long-tailed, sums to 1).
-    """
-
-    topic: np.ndarray
+    topic: np.ndarray  # int32 [N], shown by text and picture like what follows, down to the model
     product: np.ndarray
     adjective: np.ndarray
     material: np.ndarray
     use: np.ndarray
     brand: np.ndarray
     model: np.ndarray
-    quality: np.ndarray
-    content: np.ndarray
-    appeal: np.ndarray
+    quality: np.ndarray  # [N] standard normal, hidden from both
+    content: np.ndarray  # [N x D] the unit true content vector, in part hidden from both
+    appeal: np.ndarray  # [N] probability that a shopper comes across the item at all (long-tailed, sums to 1)
     initial: int
     per_day: int
 

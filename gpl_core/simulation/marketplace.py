@@ -53,10 +53,7 @@ class Market:
 def simulate(settings: SimulationSettings, lake: Lake, *, force: bool = False) -> Outcome:
     """Write raw_items, raw_impressions, raw_candidates, raw_interactions and truth; same settings, same bytes.
 
-    Tables already made with these settings stay as they are (`Outcome.unchanged`).
-
-    Raises:
-        ContractError: a table exists and was made with other settings (without `force`), or is not ours.
+    Tables already made with these settings stay as they are (`Outcome.unchanged`). Errors as of `write_raw_tables`.
     """
     details = {**asdict(settings), "behavior": asdict(settings.rules), "start_date": settings.start_date.isoformat()}
     return write_raw_tables(

@@ -68,10 +68,8 @@ def write_raw_tables(
     """Write what `generate` makes of the raw tables `names`, each in one commit after all rows are made.
 
     A table that the same step already made with the same fingerprint is skipped (unless `force`), so that running again
-    completes a run that was killed between two commits.
-
-    Raises:
-        ContractError: a table exists and was made with other settings (without `force`), or is not ours.
+    completes a run that was killed between two commits. ContractError for a table that was made with other settings
+    (without `force`), or is not ours.
     """
     mark = SliceMark(step, {WHOLE: fingerprint}, run_id=f"{step}-{fingerprint}", details=details)
     states = {name: _state(lake, name, mark) for name in names}

@@ -24,17 +24,12 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class Observed:
-    """What the platform knows of its N items.
+    """What the platform knows of its N items."""
 
-    features float32 [N x 32]: unit vectors from the titles' words. neighbors int64 [N x 40]: nearest by features,
-    best first. together int64 [N x 20]: most often in the same users' histories, best first, -1 padded.
-    positives int64 [N]: earlier positives per item.
-    """
-
-    features: np.ndarray
-    neighbors: np.ndarray
-    together: np.ndarray
-    positives: np.ndarray
+    features: np.ndarray  # float32 [N x 32]: unit vectors from the titles' words
+    neighbors: np.ndarray  # int64 [N x 40]: nearest by features, best first
+    together: np.ndarray  # int64 [N x 20]: most often in the same users' histories, best first, -1 padded
+    positives: np.ndarray  # int64 [N]: earlier positives per item
 
 
 def observe(titles: Sequence[str], groups: np.ndarray, user: np.ndarray, item: np.ndarray) -> Observed:
@@ -107,13 +102,10 @@ def bought_together(user: np.ndarray, item: np.ndarray, items: int, width: int =
 
 @dataclass(frozen=True)
 class Recalled:
-    """Candidates of R requests: item int64 [R x K], -1 padded at the end; channel hits as flat rows.
+    """Candidates of R requests, and which channels found them."""
 
-    row, hit_item, hit_channel, hit_score [C]: one entry per (request, item, channel), sorted.
-    """
-
-    item: np.ndarray
-    row: np.ndarray
+    item: np.ndarray  # int64 [R x K], -1 padded at the end
+    row: np.ndarray  # [C] request, like what follows one entry per (request, item, channel), sorted
     hit_item: np.ndarray
     hit_channel: np.ndarray
     hit_score: np.ndarray
@@ -274,16 +266,13 @@ class LoggingPolicy:
 
 @dataclass(frozen=True)
 class Exposed:
-    """The exposed pairs [E], by request and position: request row, candidate column, item number, position (from 0).
-
-    is_random bool [R]: whether a request shows a uniform sample.
-    """
+    """The exposed pairs [E], by request and position: request row, candidate column, item number, position (from 0)."""
 
     row: np.ndarray
     column: np.ndarray
     item: np.ndarray
     position: np.ndarray
-    is_random: np.ndarray
+    is_random: np.ndarray  # bool [R]: whether a request shows a uniform sample
 
 
 def expose(

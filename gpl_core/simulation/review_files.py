@@ -66,10 +66,7 @@ def read_reviews(items_path: str | Path, sequences_path: str | Path) -> Reviews:
 
     Items need item_id (unique) and title; description, brand and category may be empty. Sequences need user_id
     (unique) and events of known items, each with its split, train before valid before test. Unknown fields are ignored.
-
-    Raises:
-        MissingInputError: a file is absent.
-        ContractError: lists up to twenty problems, each with file, line and field; nothing of the input is used.
+    ContractError lists up to twenty problems, each with file, line and field; MissingInputError without a file.
     """
     items_path, sequences_path = Path(items_path), Path(sequences_path)
     problems: list[str] = []

@@ -58,25 +58,21 @@ _ByChannel = tuple[tuple[str, float], ...]
 class ImportSettings:
     """All that decides the bytes of an import, apart from the files.
 
-    start_date: first feed day. train_days, valid_days: lengths of the history windows before it; the last lead_days
-    have requests. feed_days and evaluation_days: the days that the test events are spread over. On days with requests,
-    every real event has one shortly before it; requests without a purchase come on top, `requests_per_user_day` per
-    user on average (Poisson).
-    bought_rate: probability that a user who looks at the item really taken next clicks it; other_rates: the same for
-    any other candidate, by recall channel (the highest where several found it).
+    On days with requests, every real event has one shortly before it.
     """
 
-    start_date: date = date(2026, 1, 1)
-    train_days: int = 21
+    start_date: date = date(2026, 1, 1)  # first feed day
+    train_days: int = 21  # lengths of the history windows before it
     valid_days: int = 10
-    lead_days: int = 2
-    feed_days: int = 3
+    lead_days: int = 2  # the last ones before it, which have requests
+    feed_days: int = 3  # and evaluation_days: what the test events are spread over
     evaluation_days: int = 1
     candidates_per_request: int = 60
     exposed_per_request: int = 10
-    requests_per_user_day: float = 0.3
+    requests_per_user_day: float = 0.3  # without a purchase, on top: mean of a Poisson number
     random_share: float = 0.02
-    bought_rate: float = 0.8
+    bought_rate: float = 0.8  # probability that a user who looks at the item really taken next clicks it
+    # The same for any other candidate, by recall channel: the highest where several found it.
     other_rates: _ByChannel = (("content", 0.05), ("collaborative", 0.05), ("popular", 0.03), ("random", 0.01))
     channel_shares: _ByChannel = (("content", 0.40), ("collaborative", 0.25), ("popular", 0.15), ("random", 0.20))
     position_decay: float = 0.15
@@ -105,12 +101,8 @@ def import_reviews(
     """Write raw_items, raw_interactions, raw_impressions and raw_candidates from a review data set.
 
     The same files and settings give the same bytes; tables already made from them stay as they are. With `force` over a
-    simulated marketplace, its truth table is emptied, because it describes other requests.
-
-    Raises:
-        MissingInputError: a file is absent.
-        ContractError: a line of the input is bad (file, line, field); or a table exists and was made from other input
-            (without `force`), or is not ours. Nothing is written.
+    simulated marketplace, its truth table is emptied, because it describes other requests. Errors as of `read_reviews`
+    and `write_raw_tables`.
     """
     reviews = read_reviews(items_path, sequences_path)
     if settings.candidates_per_request * 2 > len(reviews.items):

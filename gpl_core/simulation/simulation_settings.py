@@ -51,32 +51,25 @@ _CHANNEL_SHARES = {"plain": (0.40, 0.25, 0.15, 0.20), "popularity_bias": (0.30, 
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """All that decides the bytes of a simulated marketplace.
-
-    users, items: sizes; `items` counts those released before `start_date`, `new_items_per_day` come on top.
-    days: request days from `start_date` on; warmup_days of organic behavior precede them.
-    requests_per_user_day: mean of a Poisson number. exposed_per_request of the candidates are shown.
-    random_share: share of requests that show a uniform sample of their candidates in random order.
-    batch_users: users simulated at once; bounds memory, and is part of the seed's meaning.
-    """
+    """All that decides the bytes of a simulated marketplace."""
 
     users: int = 1500
-    items: int = 1200
-    days: int = 4
+    items: int = 1200  # released before `start_date`; `new_items_per_day` come on top
+    days: int = 4  # request days from `start_date` on
     new_items_per_day: int = 10
     updated_items_per_day: int = 2
     candidates_per_request: int = 60
     exposed_per_request: int = 10
-    requests_per_user_day: float = 1.0
-    random_share: float = 0.02
+    requests_per_user_day: float = 1.0  # mean of a Poisson number
+    random_share: float = 0.02  # of requests that show a uniform sample of their candidates in random order
     organic_per_user_day: float = 0.5
-    warmup_days: int = 25
+    warmup_days: int = 25  # of organic behavior before the request days
     seed: int = 7
     world: str = "plain"  # a key of WORLDS
     start_date: date = date(2026, 1, 1)
     pictures: bool = True
     picture_pixels: int = 32
-    batch_users: int = 1024
+    batch_users: int = 1024  # simulated at once; bounds memory, and is part of the seed's meaning
 
     def __post_init__(self) -> None:
         problems = []

@@ -14,21 +14,16 @@ _SHARPNESS = 6.0  # of the soft maximum over interests
 
 @dataclass
 class Shoppers:
-    """The state of one batch of B users, advanced day by day.
-
-    topic int [B x M], wish float32 [B x M x D] (unit true content that each interest wants), share [B x M] (rows sum
-    to 1), bias [B], activity [B] (mean 1), current int [B] (interest of the last organic event), history int64
-    [B x 50] (item numbers, -1 padded on the left, newest last).
-    """
+    """The state of one batch of B users, advanced day by day."""
 
     first: int
-    topic: np.ndarray
-    wish: np.ndarray
-    share: np.ndarray
-    bias: np.ndarray
-    activity: np.ndarray
-    current: np.ndarray
-    history: np.ndarray
+    topic: np.ndarray  # int [B x M]
+    wish: np.ndarray  # float32 [B x M x D]: unit true content that each interest wants
+    share: np.ndarray  # [B x M], rows sum to 1
+    bias: np.ndarray  # [B]
+    activity: np.ndarray  # [B], mean 1
+    current: np.ndarray  # int [B]: interest of the last organic event
+    history: np.ndarray  # int64 [B x 50]: item numbers, -1 padded on the left, newest last
 
     @property
     def size(self) -> int:

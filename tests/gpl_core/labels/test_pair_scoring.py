@@ -176,16 +176,8 @@ def test_first_occurrence_of_each_candidate() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("position", "value", "message"),
-    [
-        (4, np.array([[99]]), "item_index 99"),
-        (1, np.ones((1, 3), bool), r"anchor_mask has shape \(1, 3\)"),
-        (5, np.ones((7, 4)), r"item_vectors has shape \(7, 4\)"),
-    ],
-)
-def test_disagreeing_inputs_are_named(position: int, value: np.ndarray, message: str) -> None:
+def test_an_item_without_a_row_is_named() -> None:
     case = list(_case(1, 1, 2, 2, 1))
-    case[position] = value
-    with pytest.raises(ContractError, match=message):
+    case[4] = np.array([[99]])
+    with pytest.raises(ContractError, match="item_index 99"):
         _score(*case)
