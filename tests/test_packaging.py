@@ -65,7 +65,7 @@ def test_the_wheel_holds_every_module_contract_and_configuration(wheel, tree):
     assert {f"gpl_core/schemas/views/{name}.sql" for name in all_views()} <= held
     assert {f"gpl_core/conf/{name}.yaml" for name in shipped_configs()} <= held
     assert {step.script for step in (*STEPS, JUDGE, WITH_CONTROLS)} <= held
-    data = ("commands/init.yaml.j2", "graph/airflow_dag.py.j2", "lakehouse/raw_names.yaml", "simulation/topics.yaml")
+    data = ("commands/init.jinja", "graph/airflow_dag.jinja", "lakehouse/raw_names.yaml", "simulation/topics.yaml")
     assert {f"gpl_core/{name}" for name in (*data, "py.typed")} <= held
     names = {n.partition("/")[0] for n in held if ".dist-info/" not in n}
     assert names == set(PACKAGES), "nothing that other distributions may call the same, such as `schemas`"

@@ -13,7 +13,7 @@ from typing import Literal
 from deltalake.exceptions import DeltaError
 
 from gpl_core.commands.command import Command, run_dates
-from gpl_core.config import Config, with_passthrough
+from gpl_core.config import Config, date_range, with_passthrough
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.contracts.raw_values import WHOLE_KINDS, drift
 from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError, counted
@@ -147,7 +147,7 @@ def _layout(table: Snapshot, config: Config, dates: Sequence[date]) -> Iterator[
         yield Finding("error", name, f"no slice for {_some(missing)}; {known}")
     start = config.run.history_start
     if name == "raw_impressions" and start is not None:
-        days = [start + timedelta(days=i) for i in range((dates[0] - start).days)]
+        days = date_range(start, dates[0] - timedelta(days=1))
         if missing := [d.isoformat() for d in days if not table.may_have(d)]:
             yield Finding("warning", name, f"history from run.history_start {start} on lacks {_some(missing)}")
     unknown = [f for f in table.files if f.days == (EARLIEST, LATEST)]

@@ -18,11 +18,11 @@ from rich.table import Table
 
 from gpl_core.commands.command import Command, console
 from gpl_core.config import Config
+from gpl_core.contracts.raw_values import midnight
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.graph.arguments import iso_date
 from gpl_core.graph.job_runs import newest_done
 from gpl_core.graph.planner import Planner
-from gpl_core.graph.steps import start_of
 from gpl_core.labels.calibration import CALIBRATOR_FILE, COUNT_COLUMNS, SCORES, USER_PARTS, Calibrator, apply, user_rate
 from gpl_core.labels.confidence import combined_weight
 from gpl_core.lakehouse.artifacts import Manifest
@@ -187,10 +187,10 @@ def _anchors(query: Query, request: Row, sid_version: str) -> list[Row]:
 
 def _vectors(query: Query, items: Iterable[int], encoder_version: str, day: date) -> dict[int, npt.NDArray[np.float64]]:
     """item_index -> its newest usable embedding before the end of `day`, of `encoder_version`."""
-    end = int(start_of(day + timedelta(days=1)).timestamp() * 1_000_000)
     rows = query.rows(
         f"SELECT item_index, embedding FROM item_embeddings WHERE encoder_version = {quoted(encoder_version)} "
-        f"AND updated_at < {end} AND item_index IN ({', '.join(map(str, sorted(items)))}) ORDER BY updated_at"
+        f"AND updated_at < {midnight(day + timedelta(days=1))} "
+        f"AND item_index IN ({', '.join(map(str, sorted(items)))}) ORDER BY updated_at"
     )
     found = {r["item_index"]: np.asarray(r["embedding"], dtype=np.float64) for r in rows}
     return {i: v for i, v in found.items() if np.isfinite(v).all() and v.any()}

@@ -39,11 +39,9 @@ def import_settings(config: Config, seed: int | None = None) -> ImportSettings:
 
     run = config.run
     settings = ImportSettings(
-        start_date=run.start_date,
-        lead_days=LEAD_DAYS,
-        feed_days=(run.end_date - run.start_date).days + 1,
+        start_date=run.start_date, lead_days=LEAD_DAYS, feed_days=(run.end_date - run.start_date).days + 1,
         seed=run.seed if seed is None else seed,
-    )
+    )  # fmt: skip
     if run.history_start is None:
         return settings
     history = (run.start_date - run.history_start).days

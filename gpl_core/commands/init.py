@@ -203,7 +203,7 @@ def _configuration(
     history, start, end = dates
     jinja = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     jinja.filters["flow"] = _flow
-    return jinja.from_string((resources.files("gpl_core.commands") / "init.yaml.j2").read_text("utf-8")).render(
+    return jinja.from_string((resources.files("gpl_core.commands") / "init.jinja").read_text("utf-8")).render(
         schema=schema, root=root, wanted=_WANTED, required=REQUIRED, chosen=chosen, missing=missing,
         renamed={raw: names for raw, columns in mapped.items() if (names := _renamed(columns))},
         history=history, start=start, end=end, driver=driver, cores=cores, memory=memory, gpus=gpus,

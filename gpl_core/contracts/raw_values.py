@@ -55,6 +55,11 @@ _TIME_PARTS = re.compile(r"([0-9-]{10})(?:[ T]([0-9:]{5,8})(?:\.([0-9]+))? ?(.*)
 _EPOCH, _MICROSECOND, _MINUTE = datetime(1970, 1, 1), timedelta(microseconds=1), 60_000_000
 
 
+def midnight(day: date) -> int:
+    """Start of `day` in UTC, in microseconds since 1970."""
+    return (datetime(day.year, day.month, day.day) - _EPOCH) // _MICROSECOND
+
+
 def castable(have: Any, wanted: str) -> bool:
     """Whether values of the type `have` (as in Delta's JSON) can mean `wanted` without guessing.
 

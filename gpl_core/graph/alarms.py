@@ -57,13 +57,11 @@ def write_textfile(path: str, report: Mapping[str, Any], root: str) -> None:
         old = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
         ours = tuple(f"{name}{{" for name in _HELP)
         samples = dict(line.rsplit(" ", 1) for line in old if line.startswith(ours) and " " in line)
-        of = f'{{lakehouse="{_escaped(root)}",'
+        place = root.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        of = f'{{lakehouse="{place}",'
         if "monitors" in report["details"]:  # of an ignored one nothing must stay
-            samples = {
-                k: v
-                for k, v in samples.items()
-                if not k.startswith(("gpl_monitor_value" + of, "gpl_monitor_alarm" + of))
-            }
+            judged = ("gpl_monitor_value" + of, "gpl_monitor_alarm" + of)
+            samples = {key: figure for key, figure in samples.items() if not key.startswith(judged)}
         samples |= {f'{name}{of}{label}="{value}"}}': f"{n:.17g}" for name, label, value, n in _samples(report)}
         lines = []
         for name, help_ in _HELP.items():
@@ -87,10 +85,6 @@ def _samples(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, float]]
         if judged["value"] is not None:
             yield "gpl_monitor_value", "monitor", monitor, judged["value"]
         yield "gpl_monitor_alarm", "monitor", monitor, float(judged["status"] in ("warn", "fail"))
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def post(url: str, report: Mapping[str, Any], root: str) -> None:

@@ -105,7 +105,9 @@ class JobRun:
         contract = load_contract("job_runs")
         numbered = f"job_runs:{self._step}:{self.run_date}"
         mark = SliceMark("job_runs", {}, self._run_id)
-        for remaining in reversed(range(_TRIES)):
+        tried = 0
+        while True:
+            tried += 1
             if self._running is None:
                 last = self._lake.create(contract).transaction_version(numbered)
                 app_id, row["attempt"], replaces = numbered, last + 2, []
@@ -120,9 +122,8 @@ class JobRun:
                 )
                 return row["attempt"], writer.parts[0]
             except ConflictError:  # another run of this step and date took the number: take the next one
-                if not remaining:
+                if tried == _TRIES:
                     raise
-        raise AssertionError("unreachable: the last try returns or raises")
 
 
 def newest_done(lake: Lake, step: str, run_date: date) -> dict[str, Any] | None:

@@ -170,7 +170,7 @@ class Planner:
         """What the rows in the scope of `read` are known by; "" when there are none.
 
         Our tables: by the newest commits that changed them. The platform's, whose logs may be of any length: by their
-        live files, see `_only_compacted`.
+        live files, see `_before_compaction`.
         """
         if owner_step(read.table):
             return snapshot.identity(*read.span(self.config, run_date))

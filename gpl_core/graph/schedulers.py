@@ -63,7 +63,7 @@ def _airflow(launches: Sequence[Launch], source: Source, config: Config, force: 
     name = source.config.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml")
     jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     jinja.filters |= {"repr": repr, "dict": _dict_literal}
-    template = (resources.files("gpl_core.graph") / "airflow_dag.py.j2").read_text(encoding="utf-8")
+    template = (resources.files("gpl_core.graph") / "airflow_dag.jinja").read_text(encoding="utf-8")
     return jinja.from_string(template).render(
         first=(first.year, first.month, first.day), environment=environment(config), history=history, tasks=tasks,
         date=_LOGICAL_DATE, name="gpl_" + re.sub(r"\W", "_", name),

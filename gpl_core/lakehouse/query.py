@@ -119,7 +119,7 @@ class Query:
             name = missing[1]
             if name in all_contracts():
                 return MissingInputError(f"table {name}: {self._absence(name)}")
-            return UsageError(f"no table or view '{name}'{_alike(name, [*all_contracts(), *all_views()])}")
+            return _unknown(name)
         return UsageError("SQL: " + " ".join(message.split())[:2000])
 
     def _tables(self) -> Result:
@@ -135,12 +135,16 @@ class Query:
         if name in all_views():
             return Result(("column", "meaning"), iter(all_views()[name].columns))
         if name not in all_contracts():
-            raise UsageError(f"no table or view '{name}'{_alike(name, [*all_contracts(), *all_views()])}")
+            raise _unknown(name)
         columns = all_contracts()[name].columns
         return Result(
             ("column", "type", "null", "meaning", "unit"),
             ((c.name, c.type, "yes" if c.nullable else "no", c.comment, c.unit) for c in columns),
         )
+
+
+def _unknown(name: str) -> UsageError:
+    return UsageError(f"no table or view '{name}'{_alike(name, [*all_contracts(), *all_views()])}")
 
 
 def _alike(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:

@@ -6,15 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 from gpl_core.config import Config
-from gpl_core.contracts.raw_values import YES, bare_type, cast, day_of, rules_of
+from gpl_core.contracts.raw_values import YES, bare_type, cast, day_of, midnight, rules_of
 from gpl_core.lakehouse.query import Query
 from gpl_core.lakehouse.snapshot import Snapshot
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY = 86_400_000_000
 _TEXTS = ("title", "description", "category")
 _TIME_TYPES = {
@@ -90,7 +89,7 @@ class RawSample:
             row["dt"] = day_of(row["dt"], row["event_time"], self._first)
             return bool(row["dt"] == self._day.isoformat())
         valid_from = row.get("updated_at", row.get("opted_out_at"))
-        return valid_from is None or bool(valid_from < _micros(self._day) + _DAY)
+        return valid_from is None or bool(valid_from < midnight(self._day) + _DAY)
 
     def _raw_rows(self, snapshot: Snapshot, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         columns = ", ".join(_value(snapshot, name) for name in names)
@@ -110,12 +109,8 @@ class RawSample:
         return ids
 
 
-def _micros(day: date) -> int:
-    return (datetime.combine(day, time(), UTC) - _EPOCH) // timedelta(microseconds=1)
-
-
 def _is_on(day: str, micros: int | None) -> bool:
-    start = _micros(date.fromisoformat(day))
+    start = midnight(date.fromisoformat(day))
     return micros is None or start <= micros < start + _DAY
 
 
@@ -162,7 +157,7 @@ def in_days(snapshot: Snapshot, start: date, end: date, *, missing: bool = False
     if kind in _TIME_TYPES:
 
         def literal(day: date) -> str:
-            return f"DATE '{day}'" if kind == "date" else f"arrow_cast({_micros(day)}, '{_TIME_TYPES[kind]}')"
+            return f"DATE '{day}'" if kind == "date" else f"arrow_cast({midnight(day)}, '{_TIME_TYPES[kind]}')"
 
         known = f"{name} >= {literal(start)} AND {name} < {literal(end + timedelta(days=1))}"
         unusable = f"{name} IS NULL OR {name} < {literal(date.min)} OR {name} >= {literal(date.max)}"

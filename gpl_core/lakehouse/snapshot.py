@@ -14,7 +14,7 @@ from arro3.core import DataType
 from deltalake.exceptions import TableNotFoundError
 
 from gpl_core.contracts.contract import CONTRACT_NAME, CONTRACT_VERSION, Contract
-from gpl_core.contracts.raw_values import type_text
+from gpl_core.contracts.raw_values import midnight, type_text
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.lakehouse.deletion_vectors import DeletionVector, deletion_vectors
 from gpl_core.lakehouse.engine import Engine
@@ -118,20 +118,16 @@ class Snapshot:
     def _features(self) -> set[str]:
         return {f.removesuffix("-preview") for f in self._table.protocol().reader_features or ()}
 
-    @property
-    def hidden_features(self) -> list[str]:
-        """Delta features of this table that a reader of plain Parquet files would not see: wrong rows or columns."""
-        found = self._features & _NOT_IN_THE_FILES
-        if self.properties.get("delta.columnMapping.mode", "none") != "none":
-            found.add("columnMapping")
-        return sorted(found)
-
     def check_plain(self) -> None:
-        """ContractError for a table whose Parquet files alone do not reveal its rows."""
-        if hidden := self.hidden_features:
+        """ContractError for a table whose Parquet files alone do not reveal its rows and columns."""
+        hidden = self._features & _NOT_IN_THE_FILES
+        if self.properties.get("delta.columnMapping.mode", "none") != "none":
+            hidden.add("columnMapping")
+        if hidden:
             raise ContractError(
-                f"table {self.contract.name}: version {self.version} uses {', '.join(hidden)}, which its Parquet files "
-                "alone do not reveal; drop the feature (ALTER TABLE … DROP FEATURE) before workers read it"
+                f"table {self.contract.name}: version {self.version} uses {', '.join(sorted(hidden))}, which its "
+                "Parquet files alone do not reveal; drop the feature (ALTER TABLE … DROP FEATURE) before workers read "
+                "it"
             )
 
     @cached_property
@@ -362,5 +358,5 @@ def _column_of(part: pa.Table, file: DataFile, wanted: pa.Field) -> pa.Array | p
 def _earlier(value: Any, time: datetime) -> bool:
     """Whether `value`, microseconds or an ISO date, comes before the start of a day, `time`."""
     if isinstance(value, int):
-        return value < int(time.timestamp() * 1_000_000)
+        return value < midnight(time.date())
     return not isinstance(value, str) or value < time.date().isoformat()

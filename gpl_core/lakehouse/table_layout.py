@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from functools import cached_property, lru_cache
 from typing import Any
 
+from gpl_core.config import date_range
 from gpl_core.contracts.contract import Contract
 from gpl_core.contracts.raw_values import cast, castable
 
@@ -122,4 +123,4 @@ def _each_day(first: str, last: str) -> set[str]:
     start, end = date.fromisoformat(first), date.fromisoformat(last)
     if (end - start).days > _MOST_DAYS:
         return {LATEST}
-    return {(start + timedelta(n)).isoformat() for n in range((end - start).days + 1)}
+    return {day.isoformat() for day in date_range(start, end)}

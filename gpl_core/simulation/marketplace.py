@@ -12,13 +12,14 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from gpl_core.contracts.raw_values import midnight
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.item_world import ItemWorld, Taste, item_id, item_texts, make_items, make_taste
 from gpl_core.simulation.raw_tables import Outcome, RowSink, write_raw_tables
 from gpl_core.simulation.recall import LoggingPolicy, Observed, expose, observe, ranker_noise, recall, standardized
 from gpl_core.simulation.rendering import render
 from gpl_core.simulation.rng import rounded, stream
-from gpl_core.simulation.rows import DAY, Requests, examination, item_table, midnight, timestamps, write_requests
+from gpl_core.simulation.rows import DAY, Requests, examination, item_table, timestamps, write_requests
 from gpl_core.simulation.simulation_settings import SimulationSettings
 from gpl_core.simulation.topics import topics
 from gpl_core.simulation.users import (

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from gpl_core.contracts.raw_values import midnight
 from gpl_core.errors import UsageError
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.raw_tables import Outcome, RowSink, write_raw_tables
@@ -42,7 +43,7 @@ from gpl_core.simulation.recall import (
 )
 from gpl_core.simulation.review_files import SPLITS, Reviews, read_reviews
 from gpl_core.simulation.rng import rounded, stream
-from gpl_core.simulation.rows import DAY, Requests, examination, item_table, midnight, timestamps, write_requests
+from gpl_core.simulation.rows import DAY, Requests, examination, item_table, timestamps, write_requests
 from gpl_core.simulation.simulation_settings import fingerprint_of
 from gpl_core.simulation.users import HISTORY
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -74,8 +74,3 @@ def item_table(item_id: pa.Array, updated: np.ndarray, texts: Sequence[Any], ima
 def timestamps(microseconds: np.ndarray) -> pa.Array:
     """Microseconds since 1970 -> UTC timestamps."""
     return pa.array(microseconds.astype(np.int64)).cast(pa.timestamp("us", tz="UTC"))
-
-
-def midnight(day: date) -> int:
-    """Start of `day` in UTC, in microseconds since 1970."""
-    return round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1_000_000

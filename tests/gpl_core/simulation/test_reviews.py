@@ -21,6 +21,7 @@ from gpl_core.commands.simulate import simulation_settings
 from gpl_core.config import load_config
 from gpl_core.contracts.arrow_checks import check_batch
 from gpl_core.contracts.contract import load_contract
+from gpl_core.contracts.raw_values import midnight
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.marketplace import simulate
@@ -34,7 +35,7 @@ from gpl_core.simulation.reviews import (
     import_reviews,
     place_events,
 )
-from gpl_core.simulation.rows import DAY, midnight
+from gpl_core.simulation.rows import DAY
 from gpl_core.simulation.simulation_settings import SimulationSettings
 from tests.gpl_core.simulation.made import Collected
 
