@@ -1,13 +1,4 @@
-"""One root exception and a few typed subclasses, each with the process exit code it stands for.
-
-| code | meaning |
-|---|---|
-| 0 | done, or a recorded no-op |
-| 1 | unexpected failure |
-| 2 | usage or configuration |
-| 3 | contract, gate or quarantine breach |
-| 4 | an input table or artifact is missing |
-"""
+"""One root exception and a few typed subclasses, each with the process exit code it stands for: docs/operations.md."""
 
 import difflib
 import errno

@@ -21,13 +21,12 @@ from gpl_core.graph.arguments import add_dates
 from gpl_core.lakehouse.engine import UnreadableError
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.query import Query
+from gpl_core.lakehouse.raw_mapping import RAW, REQUIRED
 from gpl_core.lakehouse.raw_sample import RawSample, in_days, is_true
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
 from gpl_core.lakehouse.table_layout import EARLIEST, LATEST
 
-TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions", "raw_opt_outs")
-_OPTIONAL = ("raw_interactions", "raw_opt_outs")
 _SNAPSHOTS = (
     "; if each day adds the whole catalog: lakehouse.columns.raw_items: {updated_at: C}, where C is the snapshot's date"
 )
@@ -70,7 +69,7 @@ def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[F
     lake = Lake.of(config.lakehouse)
     found: list[Finding] = []
     readable: dict[str, Snapshot] = {}
-    for name in TABLES:
+    for name in RAW:
         try:
             lake.uri(name)
         except MissingInputError as problem:  # named by a catalog that gpl register has not asked yet
@@ -116,12 +115,12 @@ def _absent(lake: Lake, contract: Contract) -> Iterator[Finding]:
         convert = f"CONVERT TO DELTA parquet.`{uri}`{dated}"
         yield Finding("error", name, f"{absent}: it has Parquet files without a log; in Spark: {convert}")
     elif name in lake.overrides:
-        todo = "remove the setting" if name in _OPTIONAL else "correct the setting"
+        todo = "correct the setting" if name in REQUIRED else "remove the setting"
         placed = f"where lakehouse.tables.{name} places it: write it, or {todo}"
         yield Finding("error", name, f"{absent}, {placed}")
     elif name == "raw_interactions":
         yield Finding("warning", name, f"no table at {uri}: only clicked impressions count as positives")
-    elif name not in _OPTIONAL:
+    elif name in REQUIRED:
         yield Finding("error", name, f"{absent}: write it, or set lakehouse.tables.{name}")
 
 
@@ -142,7 +141,7 @@ def _layout(table: Snapshot, config: Config, dates: Sequence[date]) -> Iterator[
         return
     name, have = table.contract.name, table.slices()
     missing = [d.isoformat() for d in dates if not table.may_have(d)]
-    if missing and name not in _OPTIONAL:
+    if missing and name in REQUIRED:
         known = f"it has {have[0]} to {have[-1]}" if have else "it has no rows"
         yield Finding("error", name, f"no slice for {_some(missing)}; {known}")
     start = config.run.history_start

@@ -1,13 +1,9 @@
 """`gpl migrate`: bring tables from the contract version they were written with to the current one.
 
-The contract declares how:
-
-    migrations:
-      - {to: 2, rename: {old_name: new_name}, add: {column: value}, drop: [column]}
-
-Types follow from the contract; a value that cannot be cast stops the whole migration. All files are rewritten and
-replaced together with the schema in one commit; another commit then sets the version. Until then, and whenever it is
-killed, the table has the old version, every step refuses it, and the same command continues where it stopped.
+The contract declares how (`migrations`). Types follow from it; a value that cannot be cast stops the whole migration.
+All files are rewritten and replaced together with the schema in one commit; another commit then sets the version. Until
+then, and whenever it is killed, the table has the old version, every step refuses it, and the same command continues
+where it stopped.
 """
 
 import argparse

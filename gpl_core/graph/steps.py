@@ -119,6 +119,12 @@ EXCLUDED = (
     Read("raw_opt_outs", "as_of", column="opted_out_at", optional=True), Read("items", "lookup", optional=True)
 )  # fmt: skip
 
+# What the pre-ranker learns from, and is judged on.
+FOR_PRERANKER = (
+    Read("training_feed", "window", days=lambda c: c.prerank.train_days), Read("impressions", "next", optional=True),
+    Read("item_embeddings", "lookup"), Read("item_sids", "lookup"), Read("user_sequences", "lookup", optional=True),
+)  # fmt: skip
+
 STEPS: tuple[Step, ...] = (
     Step(
         "ingest", "spark",
@@ -224,9 +230,7 @@ STEPS: tuple[Step, ...] = (
     ),
     Step(
         "train_preranker", "deepspeed",
-        reads=(Read("training_feed", "window", days=lambda c: c.prerank.train_days),
-               Read("impressions", "next", optional=True), Read("item_embeddings", "lookup"),
-               Read("item_sids", "lookup"), Read("user_sequences", "lookup", optional=True)),
+        reads=FOR_PRERANKER,
         uses=("tokenizer",), writes=("evaluations",), publishes="preranker", settings=lambda c: (c.prerank,),
         trains_on_run_date=True,
     ),
@@ -248,10 +252,7 @@ JUDGE = Step(
 # Trains the pre-ranker on labels that need no language model beside ours, to compare.
 WITH_CONTROLS = Step(
     "evaluate_controls", "deepspeed",
-    reads=(Read("training_feed", "window", days=lambda c: c.prerank.train_days),
-           Read("impressions", "next", optional=True), Read("item_embeddings", "lookup"),
-           Read("item_sids", "lookup"), Read("user_sequences", "lookup", optional=True),
-           Read("pseudo_labels", "window", days=lambda c: c.prerank.train_days),
+    reads=(*FOR_PRERANKER, Read("pseudo_labels", "window", days=lambda c: c.prerank.train_days),
            Read("item_stats", "lookup"), Read("user_stats", "lookup")),
     uses=("tokenizer",), writes=("control_evaluations",), settings=lambda c: (c.prerank, c.labels.calibrator.spread),
     command="gpl evaluate --controls",

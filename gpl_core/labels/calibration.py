@@ -16,11 +16,7 @@ sqrt(3) / pi: the logit of a uniform rank has standard deviation pi / sqrt(3).
 
 `isotonic` (and `quantile` as published before it had two parts) *is* a piecewise linear map on one uniform grid, so
 that numpy and Spark evaluate the same few float64 operations. The variable is the similarity, or the prefix_log_prob
-brought to the same range (-NATS becomes 0, -2 NATS and below becomes -1):
-
-    x = similarity, or 1 + prefix_log_prob / NATS
-    t = (clip(x, -1, 1) + 1) * GRID_CELLS / 2,  j = min(floor(t), GRID_CELLS - 1),  f = t - j
-    label = (1 - f) * y[j] + f * y[j + 1]
+brought to the same range (-NATS becomes 0, -2 NATS and below becomes -1).
 
 This module imports neither torch nor Spark: Spark's driver imports it for the text of the expressions.
 """

@@ -117,8 +117,6 @@ class ArtifactStore:
 
     def find(self, kind: str, version: str) -> Manifest | None:
         """The manifest of one version, None when it does not exist or its bundle is damaged."""
-        if kind in self._pinned:
-            return self._theirs.find(kind, version)
         manifest = self._read(kind, version)
         return manifest if manifest and self._is_whole(manifest) else None
 
@@ -230,20 +228,9 @@ class ArtifactStore:
         return not stands
 
     def publish(
-        self,
-        kind: str,
-        folder: Path,
-        *,
-        trained_through: date,
-        fingerprint: str,
-        config_hash: str,
-        lineage: Mapping[str, str],
-        metrics: Mapping[str, Any] | None = None,
-        version: str = "",
-        saw: str = "",
-        origin: Mapping[str, Mapping[str, str]] | None = None,
+        self, kind: str, folder: Path, *, trained_through: date, fingerprint: str, version: str = "", **facts: Any
     ) -> Manifest:
-        """Copy the files of `folder` into the store and write the manifest last.
+        """Copy the files of `folder` into the store and write the manifest last, with the `facts` among its fields.
 
         `version` is made of `trained_through` and `fingerprint` unless given: a forced run makes the same again
         under another name. Publishing the same version again replaces an unfinished or damaged bundle and leaves a
@@ -254,18 +241,10 @@ class ArtifactStore:
         version = version or artifact_version(trained_through, fingerprint)
         paths = (p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / MANIFEST)
         manifest = Manifest(
-            kind=kind,
-            version=version,
-            trained_through=trained_through,
-            lineage=dict(lineage),
-            fingerprint=fingerprint,
-            config_hash=config_hash,
+            kind=kind, version=version, trained_through=trained_through, fingerprint=fingerprint,
             files={p.relative_to(folder).as_posix(): _digest(p) for p in paths},
-            created_at=datetime.now(UTC).isoformat(),
-            metrics=dict(metrics or {}),
-            saw=saw,
-            origin=dict(origin or {}),
-        )
+            created_at=datetime.now(UTC).isoformat(), **facts,
+        )  # fmt: skip
         for attempt in range(_TRIES):
             if (whole := self.find(kind, version)) is not None:
                 self.damaged.pop(f"{kind}/{version}", None)

@@ -44,8 +44,6 @@ def transact(
 
     Args:
         mode: "overwrite" replaces the partition with the values `partition`, or without one the whole table.
-        schema: new schema, when it changes.
-        transaction: application transaction to record.
         data_change: False says that the rows are the same, only grouped differently.
         retries: how often delta-rs may try again on top of commits that came in between.
     """

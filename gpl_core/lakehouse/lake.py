@@ -156,8 +156,6 @@ class Lake:
         """Commit part files written by `PartWriter` (of all ranks) in one transaction.
 
         Args:
-            parts: `PartWriter.parts` of every rank.
-            mark: step, slices and fingerprints: kept in the commit's userMetadata and as application transaction.
             mode: `"overwrite"` replaces exactly the partition `partition`, or without one the whole table, which the
                 mark must then name (`*`); `"append"` adds.
             partition: partition values that every part must have.
@@ -168,9 +166,7 @@ class Lake:
             last: version of that transaction on which the caller has built; that of `since` when not given.
             replaces: parts of an earlier commit that this one removes.
 
-        Raises:
-            ContractError: a part is not of `partition` (delta-rs would accept it).
-            ConflictError: another run wrote the same slice (for an append: the same `app_id`) in the meantime.
+        ConflictError when another run wrote the same slice (for an append: the same `app_id`) in the meantime.
         """
         partition = dict(partition or {})
         for part in parts:

@@ -40,12 +40,9 @@ class LogEntry(NamedTuple):
 
 
 def open_table(uri: str, version: int | None = None) -> DeltaTable:
-    """The Delta table at `uri`, its newest version unless given.
+    """The Delta table at `uri`, its newest version unless given; TableNotFoundError when there is none.
 
-    Raises:
-        TableNotFoundError: there is none.
-        ContractError: a commit in its log is damaged, named (delta-rs would pass over one of no bytes), or the log
-            cannot be read for another reason, such as an unknown version.
+    ContractError names a damaged commit (delta-rs would pass over one of no bytes), or says why the log cannot be read.
     """
     try:
         table = DeltaTable(uri, version=version)
@@ -76,7 +73,11 @@ def _refuse_damage(uri: str) -> None:
     """Refuse a log in which a commit is not JSON."""
     fs, log = filesystem(f"{uri}/_delta_log")
     for path in sorted(p for p in fs.ls(log, detail=False, refresh=True) if _COMMIT_FILE.search(p)):
-        if not _is_json(fs.cat_file(path)):
+        try:
+            lines = [json.loads(line) for line in fs.cat_file(path).splitlines()]
+        except ValueError:
+            lines = []
+        if not lines:
             raise _damaged(path)
 
 
@@ -90,13 +91,6 @@ def _damaged(path: str) -> ContractError:
 def commit_path(log: str, version: int) -> str:
     """Path of the commit that made `version`, in the folder `log`."""
     return f"{log}/{version:020d}.json"
-
-
-def _is_json(commit: bytes) -> bool:
-    try:
-        return bool([json.loads(line) for line in commit.splitlines()])
-    except ValueError:
-        return False
 
 
 def read_log(uri: str, last: int, since: int = -1) -> Iterator[LogEntry]:

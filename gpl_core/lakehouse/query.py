@@ -14,7 +14,7 @@ from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.log import open_table
 from gpl_core.lakehouse.snapshot import absence
 from gpl_core.lakehouse.statements import check_reads
-from gpl_core.lakehouse.views import View, all_views
+from gpl_core.lakehouse.views import all_views
 
 
 @dataclass(frozen=True)
@@ -70,24 +70,16 @@ class Query:
         except Exception as error:  # the engine raises plain ones while it runs
             raise self._explained(error) from None
 
-    def _prepare(self, names: Iterable[str]) -> None:
+    def _prepare(self, names: Iterable[str], view: str = "") -> None:
+        """Make tables and views known to the engine, a view after what it reads; all that a `view` reads must exist."""
         for name in sorted(names):
             if name in all_views():
-                self._create(all_views()[name])
-            elif name in all_contracts() and name not in self.versions:
-                self.open(name)
-
-    def _create(self, view: View) -> None:
-        """Make `view` known to the engine, after what it reads."""
-        if view.name in self._views:
-            return
-        for name in view.reads:
-            if name in all_views():
-                self._create(all_views()[name])
-            elif name not in self.versions and not self.open(name):
-                raise MissingInputError(f"view {view.name} reads table {name}: {self._absence(name)}")
-        self._engine.execute(f"CREATE VIEW {view.name} AS {view.sql}")
-        self._views.add(view.name)
+                if name not in self._views:
+                    self._prepare(all_views()[name].reads, name)
+                    self._engine.execute(f"CREATE VIEW {name} AS {all_views()[name].sql}")
+                    self._views.add(name)
+            elif name in all_contracts() and name not in self.versions and not self.open(name) and view:
+                raise MissingInputError(f"view {view} reads table {name}: {self._absence(name)}")
 
     def open(self, table: str) -> bool:
         """Pin `table` for the queries; False when it does not exist, UnreadableError when Spark alone reads it."""

@@ -14,7 +14,7 @@ from arro3.core import DataType
 from deltalake.exceptions import TableNotFoundError
 
 from gpl_core.contracts.contract import CONTRACT_NAME, CONTRACT_VERSION, Contract
-from gpl_core.contracts.raw_values import midnight, type_text
+from gpl_core.contracts.raw_values import type_text
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.lakehouse.deletion_vectors import DeletionVector, deletion_vectors
 from gpl_core.lakehouse.engine import Engine
@@ -358,5 +358,5 @@ def _column_of(part: pa.Table, file: DataFile, wanted: pa.Field) -> pa.Array | p
 def _earlier(value: Any, time: datetime) -> bool:
     """Whether `value`, microseconds or an ISO date, comes before the start of a day, `time`."""
     if isinstance(value, int):
-        return value < midnight(time.date())
+        return value < int(time.timestamp() * 1_000_000)
     return not isinstance(value, str) or value < time.date().isoformat()

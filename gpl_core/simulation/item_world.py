@@ -1,6 +1,6 @@
 """The catalog of a simulated marketplace: what items show (words, pictures) and what they are (content, quality)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -135,20 +135,18 @@ def item_id(index: int) -> str:
     return f"i{index:06d}"
 
 
-def item_texts(world: ItemWorld, start: int, stop: int, revised: bool = False) -> Iterator[ItemText]:
-    """Texts of the items `start` to `stop`; `revised` gives the wording after an update."""
-    tree, branches = topics(), departments()
-    for index in range(start, stop):
-        topic = tree[world.topic[index]]
-        branch = branches[topic.department]
-        product = topic.products[world.product[index]]
-        adjective, material = branch.adjectives[world.adjective[index]], branch.materials[world.material[index]]
-        use, brand = branch.uses[world.use[index]], branch.brands[world.brand[index]]
-        title = f"{brand} {adjective} {product}, {material}, model {world.model[index]}"
-        description = (
-            f"A {adjective} {product} from {brand}, made with {material}. "
-            f"Well suited to {use}. Part of our {topic.name} range in {branch.name.lower()}."
-        )
-        if revised:
-            title, description = f"{title} (new edition)", f"{description} Now in a new edition with a longer warranty."
-        yield ItemText(title, description, f"{branch.name} > {topic.name}", brand)
+def item_text(world: ItemWorld, index: int, revised: bool = False) -> ItemText:
+    """Text of the item `index`; `revised` gives the wording after an update."""
+    topic = topics()[world.topic[index]]
+    branch = departments()[topic.department]
+    product = topic.products[world.product[index]]
+    adjective, material = branch.adjectives[world.adjective[index]], branch.materials[world.material[index]]
+    use, brand = branch.uses[world.use[index]], branch.brands[world.brand[index]]
+    title = f"{brand} {adjective} {product}, {material}, model {world.model[index]}"
+    description = (
+        f"A {adjective} {product} from {brand}, made with {material}. "
+        f"Well suited to {use}. Part of our {topic.name} range in {branch.name.lower()}."
+    )
+    if revised:
+        title, description = f"{title} (new edition)", f"{description} Now in a new edition with a longer warranty."
+    return ItemText(title, description, f"{branch.name} > {topic.name}", brand)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from gpl_core.contracts.raw_values import midnight
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.simulation.item_world import ItemWorld, Taste, item_id, item_texts, make_items, make_taste
+from gpl_core.simulation.item_world import ItemWorld, Taste, item_id, item_text, make_items, make_taste
 from gpl_core.simulation.raw_tables import Outcome, RowSink, write_raw_tables
 from gpl_core.simulation.recall import LoggingPolicy, Observed, expose, observe, ranker_noise, recall, standardized
 from gpl_core.simulation.rendering import render
@@ -101,7 +101,8 @@ def observe_panel(settings: SimulationSettings, world: ItemWorld, taste: Taste) 
             shoppers.remember(user, item)
             users.append(user + shoppers.first)
             items.append(item)
-    titles = [f"{text.title} {text.category}" for text in item_texts(world, 0, world.size)]
+    texts = (item_text(world, n) for n in range(world.size))
+    titles = [f"{text.title} {text.category}" for text in texts]
     departments = np.array([t.department for t in topics()])[world.topic]
     return observe(titles, departments, np.concatenate(users), np.concatenate(items))
 
@@ -222,5 +223,5 @@ def _item_table(
         return render(*looks, rng, settings.picture_pixels) if settings.pictures else None
 
     own = numbers.tolist()
-    texts = [next(item_texts(world, n, n + 1, revised)) for n in own]
+    texts = [item_text(world, n, revised) for n in own]
     return item_table(pa.array(map(item_id, own), pa.string()), updated, texts, [picture(n) for n in own])

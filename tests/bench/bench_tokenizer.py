@@ -35,7 +35,7 @@ from gpl_core.sids.health import collision_share, level_usage, mean_cosine
 from gpl_core.sids.item_content import ItemContent
 from gpl_core.sids.rqvae import RqVaeSettings
 from gpl_core.sids.tokenizer import Tokenizer
-from gpl_core.simulation.item_world import item_texts, make_items, make_taste
+from gpl_core.simulation.item_world import item_text, make_items, make_taste
 from gpl_core.simulation.marketplace import item_rows
 from gpl_core.simulation.simulation_settings import SimulationSettings
 from tests.bench.harness import Figure, at_least, at_most, clock, device, is_quick, report
@@ -68,7 +68,8 @@ def simulated(quick: bool) -> np.ndarray:
     table = next(iter(item_rows(settings, world))).to_pylist()
     items = [
         ItemContent(n, f"{t.title}. {t.brand}. {t.category}. {t.description}", row["image"])
-        for n, (t, row) in enumerate(zip(item_texts(world, 0, len(table)), table, strict=True))
+        for n, row in enumerate(table)
+        for t in [item_text(world, n)]
     ]
     return encoded(items, [EncoderPart("minilm"), EncoderPart("hog_color", 0.5)])
 

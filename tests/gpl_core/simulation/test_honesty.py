@@ -13,7 +13,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 import gpl_core.simulation.recall as cascade
 from gpl_core.sids.item_content import ItemContent
-from gpl_core.simulation.item_world import ItemWorld, item_texts, make_items, make_taste
+from gpl_core.simulation.item_world import ItemWorld, item_text, make_items, make_taste
 from gpl_core.simulation.recall import text_features
 from gpl_core.simulation.simulation_settings import WORLDS, SimulationSettings
 from gpl_core.simulation.topics import topics
@@ -138,7 +138,7 @@ def test_seen_content_is_like_true_content_but_is_not_it() -> None:
 def test_a_sentence_encoder_sees_topics_and_a_part_of_the_true_content() -> None:
     encoders = pytest.importorskip("gpl_core.sids.encoders")
     made = items()
-    texts = [f"{t.title}. {t.description}" for t in item_texts(made, 0, 400)]
+    texts = [f"{t.title}. {t.description}" for t in (item_text(made, n) for n in range(400))]
     content = [ItemContent(n, text) for n, text in enumerate(texts)]
     seen = encoders.build_encoder([encoders.EncoderPart("minilm", 1.0)]).encode(content).vectors
     cosine = seen @ seen.T
