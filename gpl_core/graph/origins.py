@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any
 
 from gpl_core.config import Config, shaping
 from gpl_core.graph.steps import Step
@@ -35,8 +35,8 @@ def identities(inputs: Inputs) -> dict[str, str | int]:
 
 def settings_of(step: Step, config: Config) -> dict[str, str]:
     """Every setting that shapes the result of `step`, under the name that a configuration gives it."""
-    asked: object = step.settings(cast(Config, _Named()))
-    return {name: _short(value) for path in _paths(asked) for name, value in _leaves(path, attrgetter(path)(config))}
+    found = (leaf for path in step.settings for leaf in _leaves(path, attrgetter(path)(config)))
+    return {name: _short(value) for name, value in found}
 
 
 def origin_of(step: Step, config: Config, inputs: Inputs, output: str) -> dict[str, dict[str, str]]:
@@ -76,24 +76,6 @@ def _setting(name: str, then: str | None, now: str | None) -> str:
     if "#" in ((then or "")[:1], (now or "")[:1]):
         return f"setting {name} has changed"
     return f"setting {name} is {now or 'not set'}, was {then or 'not set'}"
-
-
-class _Named:
-    """Stands for the configuration: an attribute of it is its own path."""
-
-    def __init__(self, path: str = ""):
-        self.__dict__["<path>"] = path
-
-    def __getattr__(self, name: str) -> _Named:
-        return _Named(f"{self.__dict__['<path>']}.{name}".removeprefix("."))
-
-
-def _paths(asked: object) -> Iterator[str]:
-    if isinstance(asked, _Named):
-        yield asked.__dict__["<path>"]
-    else:
-        for inner in asked.values() if isinstance(asked, dict) else cast(tuple[object, ...], asked):
-            yield from _paths(inner)
 
 
 def _leaves(name: str, value: object) -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
+from operator import attrgetter
 from typing import Literal
 
 from gpl_core.config import Config, hash_of
@@ -12,10 +13,10 @@ from gpl_core.errors import UsageError, did_you_mean
 Scope = Literal["slice", "next", "before", "through", "window", "as_of", "whole", "lookup"]
 ONE_DAY = timedelta(days=1)
 
-# References into the configuration are functions of it: mypy finds a key that was renamed.
+# References into the configuration are functions of it, for which mypy finds a key that was renamed, or names, which
+# every evaluation of a step looks up.
 Days = Callable[[Config], int]
 Condition = Callable[[Config], bool]
-Settings = Callable[[Config], tuple[object, ...]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Step:
     writes_page: bool = False  # it leaves an HTML page that carries its fingerprint
     uses: tuple[str, ...] = ()  # artifacts in force for the run date that it needs
     publishes: str = ""  # artifact that it trains
-    settings: Settings = lambda config: ()  # the part of the configuration that shapes its result
+    settings: tuple[str, ...] = ()  # names of the settings and sections that shape its result
     follows: Mapping[str, str] = field(default_factory=dict)  # artifact -> lineage key that must match to stay in force
     refresh: Days = lambda config: 1  # after how many days the artifact is trained again
     # Tables that training sees whole, and a dated one whose commits say what their slice was made of. An artifact that
@@ -86,7 +87,7 @@ class Step:
 
     def config_hash(self, config: Config) -> str:
         """Hash of the settings that shape its result."""
-        return hash_of(self.settings(config))
+        return hash_of([attrgetter(name)(config) for name in self.settings])
 
     def trained_through(self, run_date: date) -> date:
         """Last date whose events the artifact that it trains for `run_date` has seen."""
@@ -132,7 +133,7 @@ STEPS: tuple[Step, ...] = (
                Read("raw_interactions", "slice", optional=True), Read("raw_items", "as_of", column="updated_at"),
                Read("raw_opt_outs", "lookup", optional=True)),
         writes=("quarantine", "impressions", "candidates", "interactions"), also_writes=("items",),
-        settings=lambda c: (c.ingest, c.feed.passthrough, c.lakehouse.columns),
+        settings=("ingest", "feed.passthrough", "lakehouse.columns"),
         shaped_by={"impressions": ("raw_impressions", "raw_items"), "candidates": ("raw_candidates", "raw_items"),
                    "interactions": ("raw_interactions", "raw_impressions", "raw_items")},
         takes_history=True, takes_day_after=True,
@@ -140,13 +141,13 @@ STEPS: tuple[Step, ...] = (
     Step(
         "encode_items", "deepspeed",
         reads=(Read("items", "whole"),),
-        writes=("item_embeddings",), also_writes=("worker_rejects",), settings=lambda c: (c.encoder,),
+        writes=("item_embeddings",), also_writes=("worker_rejects",), settings=("encoder",),
         stamp="encoder_version",
     ),
     Step(
         "train_tokenizer", "deepspeed",
         reads=(Read("item_embeddings", "lookup"),),
-        publishes="tokenizer", settings=lambda c: (c.tokenizer, c.run.seed, {"parts": c.encoder.parts}),
+        publishes="tokenizer", settings=("tokenizer", "run.seed", "encoder.parts"),
         refresh=lambda c: c.tokenizer.refresh_days, retrains_on_new_data=False,
         sees=("item_embeddings",),
     ),
@@ -160,21 +161,20 @@ STEPS: tuple[Step, ...] = (
         reads=(Read("impressions", "window", days=lambda c: c.samples.exposure_window_days),
                Read("candidates", "slice"), *EXCLUDED),
         writes=("unexposed_samples", "exposed_samples"),
-        settings=lambda c: (c.samples.unexposed_per_request, c.samples.exposure_window_days, c.run.seed,
-                            c.feed.passthrough),
+        settings=("samples.unexposed_per_request", "samples.exposure_window_days", "run.seed", "feed.passthrough"),
     ),
     Step(
         "sequences", "spark",
         reads=(Read("interactions", "before", days=lambda c: c.sequences.history_days),
                Read("impressions", "before", days=lambda c: c.sequences.stats_days), Read("item_sids", "lookup")),
         uses=("tokenizer",), writes=("user_sequences", "item_stats", "user_stats"),
-        settings=lambda c: (c.sequences, c.run.seed),
+        settings=("sequences", "run.seed"),
     ),
     Step(
         "train_interest_model", "deepspeed",
         reads=(Read("user_sequences", "through"), Read("item_stats", "slice"), Read("item_sids", "lookup"),
                Read("item_embeddings", "lookup"), Read("items", "lookup", optional=True)),
-        uses=("tokenizer",), publishes="interest_model", settings=lambda c: (c.interest, c.run.seed),
+        uses=("tokenizer",), publishes="interest_model", settings=("interest", "run.seed"),
         follows={"tokenizer": "sid_version"}, refresh=lambda c: c.interest.refresh_days,
         sees=("item_sids", "item_embeddings", "items"), sees_made_from="user_sequences",
     ),
@@ -183,28 +183,27 @@ STEPS: tuple[Step, ...] = (
         reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"),
                Read("user_sequences", "through"), Read("interest_anchors", "lookup", optional=True), *EXCLUDED),
         uses=("tokenizer", "interest_model"), writes=("anchor_requests",),
-        settings=lambda c: (c.samples.scored_exposed_share, c.anchors.count, c.anchors.prefixes, c.run.seed),
+        settings=("samples.scored_exposed_share", "anchors.count", "anchors.prefixes", "run.seed"),
     ),
     Step(
         "generate_anchors", "deepspeed",
         reads=(Read("anchor_requests", "slice"), Read("item_sids", "lookup"), Read("item_embeddings", "lookup"),
                Read("interest_anchors", "lookup", optional=True)),
         uses=("tokenizer", "interest_model"), writes=("interest_anchors",), also_writes=("worker_rejects",),
-        settings=lambda c: (c.anchors,), idle_without="anchor_requests",
+        settings=("anchors",), idle_without="anchor_requests",
     ),
     Step(
         "score_requests", "spark",
         reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"), Read("anchor_requests", "slice"),
                Read("user_sequences", "through"), Read("interest_anchors", "lookup"), *EXCLUDED),
         uses=("tokenizer", "interest_model"), writes=("score_requests",),
-        settings=lambda c: (c.samples.scored_exposed_share, c.labels.block_size, c.anchors.count, c.anchors.prefixes,
-                            c.run.seed),
+        settings=("samples.scored_exposed_share", "labels.block_size", "anchors.count", "anchors.prefixes", "run.seed"),
     ),
     Step(
         "score_candidates", "deepspeed",
         reads=(Read("score_requests", "slice"), Read("item_embeddings", "lookup"), Read("item_sids", "lookup")),
         uses=("tokenizer", "interest_model"), writes=("pair_scores",), also_writes=("worker_rejects",),
-        settings=lambda c: (c.labels.item_vectors,),
+        settings=("labels.item_vectors",),
     ),
     Step(
         "fit_calibrator", "spark",
@@ -212,26 +211,26 @@ STEPS: tuple[Step, ...] = (
                Read("user_stats", "slice"), Read("item_stats", "slice", when=_uses_all_features),
                Read("pair_scores", "before", days=lambda c: c.labels.calibrator.window_days, when=_is_fitted),
                Read("impressions", "before", days=lambda c: c.labels.calibrator.window_days, optional=True)),
-        uses=("interest_model",), publishes="calibrator", settings=lambda c: (c.labels.calibrator,),
+        uses=("interest_model",), publishes="calibrator", settings=("labels.calibrator",),
         follows={"interest_model": "model_version"},
     ),
     Step(
         "pseudo_labels", "spark",
         reads=(Read("pair_scores", "slice"), Read("item_stats", "slice"), Read("user_stats", "slice"),
                Read("items", "lookup")),
-        uses=("interest_model", "calibrator"), writes=("pseudo_labels",), settings=lambda c: (c.labels.weight,),
+        uses=("interest_model", "calibrator"), writes=("pseudo_labels",), settings=("labels.weight",),
     ),
     Step(
         "training_feed", "spark",
         reads=(Read("exposed_samples", "slice"), Read("unexposed_samples", "slice"),
                Read("pseudo_labels", "slice", may_lack=lambda c: c.feed.publish == "exposed_only_on_failure"),
                Read("item_sids", "lookup"), *(Read(t, "lookup", optional=True) for t in (*FOR_REASONS, *FOR_MONITORS))),
-        uses=("tokenizer",), writes=("training_feed",), also_writes=("monitors",), settings=lambda c: (c.feed,),
+        uses=("tokenizer",), writes=("training_feed",), also_writes=("monitors",), settings=("feed",),
     ),
     Step(
         "train_preranker", "deepspeed",
         reads=FOR_PRERANKER,
-        uses=("tokenizer",), writes=("evaluations",), publishes="preranker", settings=lambda c: (c.prerank,),
+        uses=("tokenizer",), writes=("evaluations",), publishes="preranker", settings=("prerank",),
         trains_on_run_date=True,
     ),
     Step(
@@ -254,7 +253,7 @@ WITH_CONTROLS = Step(
     "evaluate_controls", "deepspeed",
     reads=(*FOR_PRERANKER, Read("pseudo_labels", "window", days=lambda c: c.prerank.train_days),
            Read("item_stats", "lookup"), Read("user_stats", "lookup")),
-    uses=("tokenizer",), writes=("control_evaluations",), settings=lambda c: (c.prerank, c.labels.calibrator.spread),
+    uses=("tokenizer",), writes=("control_evaluations",), settings=("prerank", "labels.calibrator.spread"),
     command="gpl evaluate --controls",
 )  # fmt: skip
 # Compacts what Spark writes; runs ingest for repaired rows. No table says that they are done: they run when asked to.
