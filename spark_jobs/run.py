@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 import numpy as np
 from pyspark.sql import SparkSession
@@ -21,6 +22,7 @@ from spark_jobs.session import exit_after, start_session
 from spark_jobs.step import SparkStep
 
 Job = Callable[[SparkStep], None]
+_EXECUTOR = "org.apache.spark.status.ExecutorSummaryWrapper"
 
 
 def job_main(name: str, job: Job) -> None:
@@ -60,12 +62,16 @@ def work_done(spark: SparkSession) -> np.ndarray:
 
     Spark's own count, after every event up to now was counted, or ten seconds have passed.
     """
+    jvm: Any = spark._jvm
     context = spark.sparkContext._jsc.sc()
     with suppress(Exception):  # a driver that is behind with its events must not fail the step
         context.listenerBus().waitUntilEmpty()
-    executors = context.statusStore().executorList(False)
-    each = [executors.apply(i) for i in range(executors.size())]
-    counts = [(e.totalDuration(), e.totalInputBytes(), e.totalShuffleWrite(), e.totalTasks()) for e in each]
+    # As they are stored: `executorList` puts the age of the application in place of the driver's task time.
+    kept = context.statusStore().store().view(jvm.java.lang.Class.forName(_EXECUTOR)).iterator()
+    counts = []
+    while kept.hasNext():
+        e = kept.next().info()
+        counts.append((e.totalDuration(), e.totalInputBytes(), e.totalShuffleWrite(), e.totalTasks()))
     return np.array(counts, dtype=np.int64).reshape(-1, 4).sum(axis=0)
 
 

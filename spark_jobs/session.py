@@ -58,6 +58,8 @@ _DEFAULTS = {
     "spark.hadoop.parquet.block.size": str(64 * 2**20),
     # What is partitioned by user is not moved again to be joined by user and item.
     "spark.sql.requireAllClusterKeysForCoPartition": "false",
+    # A date's plans compile to some 800 classes; with Spark's default of 100 the next date compiles all of them again.
+    "spark.sql.codegen.cache.maxEntries": "2000",
     # No progress bar in a log file.
     "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
     "spark.log.level": "ERROR",

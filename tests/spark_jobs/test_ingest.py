@@ -22,6 +22,7 @@ from gpl_core.lakehouse.person import Person
 from gpl_core.lakehouse.rewrite import remove_rows
 from spark_jobs import ingest, retry_quarantine
 from spark_jobs.common import columns, raw_checks
+from spark_jobs.run import work_done
 from spark_jobs.step import SparkStep
 from tests.persons import files_with
 from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
@@ -103,6 +104,15 @@ def test_what_it_cost_stands_in_job_runs(done):
     assert (status, gpu) == ("done", 0.0)
     assert (busy > 0, read > 0) == (True, True)
     assert json.loads(details)["spark"]["shuffled_bytes"] > 0
+
+
+def test_only_tasks_count_as_work(spark):
+    """Not the driver's own time, which Spark shows as its executor's."""
+    idle = work_done(spark).tolist()
+    assert work_done(spark).tolist() == idle
+    spark.range(1000).repartition(3).count()
+    busy = work_done(spark).tolist()
+    assert busy[0] >= idle[0] and busy[3] >= idle[3] + 4
 
 
 def test_each_log_is_written_by_one_engine(done):
