@@ -59,8 +59,9 @@ def plan(
 ) -> list[Launch]:
     """The launches that cover `dates`, in order; consecutive steps of one launcher share one unless `isolated`.
 
-    History is ingested in one commit before the first date, and the day after the last date too when its raw slice
-    exists: evaluation of D needs D + 1. UsageError for an unknown step in `first` or `only`.
+    History is ingested in one commit before run.start_date, or before any first date of a new lakehouse; the day after
+    the last date too when its raw slice exists: evaluation of D needs D + 1. UsageError for an unknown step in `first`
+    or `only`.
     """
     names = [s.name for s in STEPS]
     for name in [*only, *([first] if first else [])]:
@@ -72,9 +73,10 @@ def plan(
     launches: list[Launch] = []
     for step in chosen:
         run, covered, bulk_through = planner.config.run, tuple(dates), None
-        if step.takes_history and run.history_start is not None and run.history_start < dates[0] == run.start_date:
+        history = run.history_start if step.takes_history else None
+        if history is not None and history < dates[0] and _is_first(planner, step, dates[0]):
             bulk_through = dates[0] - ONE_DAY
-            covered = (*date_range(run.history_start, bulk_through), *covered)
+            covered = (*date_range(history, bulk_through), *covered)
         if step.takes_day_after:
             covered = (*covered, *_day_after(planner, dates[-1]))
         last = launches[-1] if launches else None
@@ -83,6 +85,11 @@ def plan(
         else:
             launches.append(Launch((step,), covered, bulk_through))
     return launches
+
+
+def _is_first(planner: Planner, step: Step, day: date) -> bool:
+    """Whether nothing of `step` comes before `day`: it is the first run date, or a new lakehouse's."""
+    return day == planner.config.run.start_date or all(planner.snapshot(t) is None for t in step.writes)
 
 
 def _day_after(planner: Planner, last: date) -> tuple[date, ...]:

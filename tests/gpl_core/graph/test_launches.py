@@ -90,6 +90,9 @@ def test_history_is_ingested_in_one_go_before_the_first_date(tmp_path):
     assert not any(launch.bulk_through for launch in rest)
     assert "--bulk-through" not in command(first, DATES, Source("quickstart"), planner.config), "history is done"
     later = plan(planner, DATES[1:])
+    assert (later[0].dates[0], later[0].bulk_through) == (DAY - 3 * ONE, DAY), "nothing was ingested before"
+    put(planner.lake, "interactions", 1)
+    later = plan(Planner(planner.config), DATES[1:])
     assert (later[0].dates, later[0].bulk_through) == (DATES[1:], None), "a later date has its history already"
 
 
