@@ -50,11 +50,10 @@ def evict(planner: Planner, run_date: date, *, dry_run: bool = False) -> Sequenc
 
     Memory does not grow with the number of users. No file is deleted here; that is left to `gpl vacuum`.
     """
-    run = JobRun(planner.lake, STEP, run_date, new_run_id())
-    counts, error = Counts(), None
+    lake, counts = planner.lake, Counts()
+    run = JobRun(lake, STEP, run_date, new_run_id())
     run.state = StepState("absent", "runs whenever it is called")
     try:
-        lake = planner.lake
         oldest = run_date - timedelta(days=planner.config.anchors.retention_days - 1)
         requests = _complete_requests(planner, run_date, oldest)
         run.state = StepState("absent", run.state.reason, inputs={"score_requests": {"version": requests.version}})
@@ -64,14 +63,13 @@ def evict(planner: Planner, run_date: date, *, dry_run: bool = False) -> Sequenc
         )  # fmt: skip
         counts.rows_dropped = sum(r.rows for r in found)
         counts.details = {"oldest_needed": oldest.isoformat(), "files": len(found), "evicted": counts.rows_dropped}
-        return found
-    except BaseException as caught:
-        error = caught
-        raise
-    finally:
+    except BaseException as error:
         if not dry_run:
-            status = "failed" if error else "done" if counts.rows_dropped else "noop"
-            run.end(status, counts, error)
+            run.end("failed", counts, error)
+        raise
+    if not dry_run:
+        run.end("done" if counts.rows_dropped else "noop", counts)
+    return found
 
 
 def _complete_requests(planner: Planner, run_date: date, oldest: date) -> Snapshot:

@@ -3,15 +3,7 @@
 `ingest` does the same in Spark (`spark_jobs/common/raw_checks.py`), by the types, patterns and rules of this module; a
 test feeds both the same tables. Here a time is microseconds since 1970, a date is ISO text, a decimal is text and a
 picture is its size, as the log and a query give them. Columns of types that `castable` does not know are refused.
-
-| to | from | refused, value by value |
-|---|---|---|
-| string | string, whole numbers, boolean | fractions; DOUBLE from 2^53 on and FLOAT from 2^24 on, where numbers merge |
-| int, long | numbers, text such as `7` or `7.0`, boolean | fractions, what does not fit |
-| float, double | numbers, text such as `12.50` or `1e-3`, boolean | text in another form (`12,50`), NaN, infinity |
-| boolean | boolean, 0 and 1, text: true, t, yes, y, 1 and their opposites | all else |
-| timestamp | timestamp (no zone: UTC), date, text: ISO (zone after seconds only, else UTC), `yyyyMMdd` | other text |
-| date | what a timestamp takes: its day (UTC); `yyyyMMdd` as a number | other text, years outside 0001 to 9999 |
+docs/own-tables.md has what is cast to what, and which values are refused.
 """
 
 from __future__ import annotations

@@ -50,18 +50,13 @@ def changes(then: Origin, now: Origin, *parts: str) -> str:
     """What is different, in words, by input and setting (`parts`: "inputs", "settings"); "" when that is unknown."""
     if not then:
         return ""
-    said = [
-        _input(*change) if part == "inputs" else _setting(*change)
-        for part in parts
-        for change in _differences(then[part], now[part])
-    ]
+    said = []
+    for part in parts:
+        for name in sorted(then[part].keys() | now[part].keys()):
+            was, is_now = then[part].get(name), now[part].get(name)
+            if was != is_now:
+                said.append((_input if part == "inputs" else _setting)(name, was, is_now))
     return "; ".join(said)
-
-
-def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, str | None, str | None]]:
-    for name in sorted(then.keys() | now.keys()):
-        if then.get(name) != now.get(name):
-            yield name, then.get(name), now.get(name)
 
 
 def _input(name: str, then: str | None, now: str | None) -> str:

@@ -5,6 +5,7 @@ and other views are named without a database.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from graphlib import TopologicalSorter
@@ -32,20 +33,15 @@ class View:
 @cache
 def all_views() -> dict[str, View]:
     """Every shipped view by name, in an order in which a view comes after those it reads."""
-    folder = resources.files("gpl_core") / "schemas" / "views"
-    found = {n: parse_view((folder / f"{n}.sql").read_text(encoding="utf-8"), n) for n in sorted(_view_names())}
+    files = [f for f in (resources.files("gpl_core") / "schemas" / "views").iterdir() if f.name.endswith(".sql")]
+    texts = {f.name.removesuffix(".sql"): f.read_text(encoding="utf-8") for f in files}
+    found = {name: parse_view(texts[name], name, texts.keys()) for name in sorted(texts)}
     order = TopologicalSorter({v.name: [n for n in v.reads if n in found] for v in found.values()})
     return {name: found[name] for name in order.static_order()}
 
 
-@cache
-def _view_names() -> frozenset[str]:
-    folder = resources.files("gpl_core") / "schemas" / "views"
-    return frozenset(p.name.removesuffix(".sql") for p in folder.iterdir() if p.name.endswith(".sql"))
-
-
-def parse_view(text: str, name: str) -> View:
-    """Parse one view's file; ContractError without a description, columns or one SELECT."""
+def parse_view(text: str, name: str, views: Iterable[str] = ()) -> View:
+    """Parse one view's file; ContractError without a description, columns or one SELECT. `views`: what it may read."""
     head = list(takewhile(lambda line: line.startswith("--"), text.splitlines()))
     columns = tuple((m[1], m[2]) for line in head if (m := _COLUMN.fullmatch(line)))
     description = " ".join(line.removeprefix("--").strip() for line in head if not _COLUMN.fullmatch(line))
@@ -59,5 +55,5 @@ def parse_view(text: str, name: str) -> View:
             f"view {name}: expected a description, '--   column: meaning' lines and one SELECT in "
             f"schemas/views/{name}.sql"
         )
-    known = names & {*all_contracts(), *_view_names()}
+    known = names & {*all_contracts(), *views}
     return View(name, description, columns, sql, tuple(sorted(known)))

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from gpl_core.simulation.rng import stream, unit_rows
+from gpl_core.simulation.rows import CatalogItem
 from gpl_core.simulation.simulation_settings import SimulationSettings
 from gpl_core.simulation.topics import departments, topics
 
@@ -120,23 +121,13 @@ def make_items(settings: SimulationSettings, taste: Taste) -> ItemWorld:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ItemText:
-    """What one item shows in words."""
-
-    title: str
-    description: str
-    category: str
-    brand: str
-
-
 def item_id(index: int) -> str:
     """The platform's id of the item released as number `index`."""
     return f"i{index:06d}"
 
 
-def item_text(world: ItemWorld, index: int, revised: bool = False) -> ItemText:
-    """Text of the item `index`; `revised` gives the wording after an update."""
+def item_text(world: ItemWorld, index: int, revised: bool = False) -> CatalogItem:
+    """The words of the item `index`; `revised` gives the wording after an update."""
     topic = topics()[world.topic[index]]
     branch = departments()[topic.department]
     product = topic.products[world.product[index]]
@@ -149,4 +140,4 @@ def item_text(world: ItemWorld, index: int, revised: bool = False) -> ItemText:
     )
     if revised:
         title, description = f"{title} (new edition)", f"{description} Now in a new edition with a longer warranty."
-    return ItemText(title, description, f"{branch.name} > {topic.name}", brand)
+    return CatalogItem(item_id(index), title, description, brand, f"{branch.name} > {topic.name}")

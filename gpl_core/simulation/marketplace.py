@@ -223,5 +223,4 @@ def _item_table(
         return render(*looks, rng, settings.picture_pixels) if settings.pictures else None
 
     own = numbers.tolist()
-    texts = [item_text(world, n, revised) for n in own]
-    return item_table(pa.array(map(item_id, own), pa.string()), updated, texts, [picture(n) for n in own])
+    return item_table([item_text(world, n, revised) for n in own], updated, [picture(n) for n in own])

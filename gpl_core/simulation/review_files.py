@@ -10,23 +10,12 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from gpl_core.errors import ContractError, MissingInputError, counted
+from gpl_core.simulation.rows import CatalogItem, NotEmpty
 
 SPLITS = ("train", "valid", "test")
 _SHOWN_PROBLEMS = 20
 
 Record = TypeVar("Record")
-NotEmpty = Annotated[str, Field(min_length=1)]
-
-
-@dataclass(frozen=True)
-class ReviewItem:
-    """One item as the file has it; empty texts stay empty."""
-
-    item_id: NotEmpty
-    title: NotEmpty
-    description: str
-    brand: str
-    category: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +31,7 @@ class ReviewUser:
 class Reviews:
     """Both files, checked. `digest` is a hash of their contents."""
 
-    items: tuple[ReviewItem, ...]
+    items: tuple[CatalogItem, ...]
     users: tuple[ReviewUser, ...]
     digest: str
 
@@ -70,7 +59,7 @@ def read_reviews(items_path: str | Path, sequences_path: str | Path) -> Reviews:
     """
     items_path, sequences_path = Path(items_path), Path(sequences_path)
     problems: list[str] = []
-    items = tuple(item for _, item in _records(items_path, ReviewItem, "item_id", problems))
+    items = tuple(item for _, item in _records(items_path, CatalogItem, "item_id", problems))
     numbers = {item.item_id: number for number, item in enumerate(items)}
     users = tuple(_users(sequences_path, numbers, problems))
     if not problems and not (items and users):

@@ -136,7 +136,7 @@ def generate(reviews: Reviews, settings: ImportSettings, sink: RowSink) -> None:
     # All items are known from the day before the first event.
     since = midnight(settings.start_date - timedelta(days=settings.train_days + settings.valid_days + 1))
     count = len(item_ids)
-    sink.write("raw_items", None, item_table(item_ids, np.full(count, since), reviews.items, [None] * count))
+    sink.write("raw_items", None, item_table(reviews.items, np.full(count, since), [None] * count))
     purchases = Purchases(reviews, settings, events, observe_purchases(reviews, settings, events), item_ids)
     _write_interactions(purchases, sink)
     for day in range(-settings.lead_days, settings.test_days):

@@ -3,16 +3,29 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from gpl_core.contracts.contract import load_contract
 from gpl_core.simulation.raw_tables import RowSink
 from gpl_core.simulation.recall import CHANNELS, Exposed, Recalled
 
 DAY = 86_400_000_000  # microseconds
+NotEmpty = Annotated[str, Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class CatalogItem:
+    """What one item shows in words; texts may be empty."""
+
+    item_id: NotEmpty
+    title: NotEmpty
+    description: str
+    brand: str
+    category: str
 
 
 @dataclass(frozen=True)
@@ -59,16 +72,13 @@ def write_requests(
     sink.write("raw_candidates", requests.dt, pa.table(candidates))
 
 
-def item_table(item_id: pa.Array, updated: np.ndarray, texts: Sequence[Any], image: Sequence[bytes | None]) -> pa.Table:
-    """Rows of raw_items, without image_uri, embedding or withdrawal; an empty text is null.
-
-    updated: microseconds UTC; texts: objects with title, description, category and brand.
-    """
-    rows = {"item_id": item_id, "updated_at": timestamps(updated), "image": pa.array(image, pa.binary())}
-    for name in ("title", "description", "category", "brand"):
-        rows[name] = pa.array([getattr(text, name) or None for text in texts], pa.string())
+def item_table(items: Sequence[CatalogItem], updated: np.ndarray, image: Sequence[bytes | None]) -> pa.Table:
+    """Rows of raw_items, without image_uri, embedding or withdrawal; an empty text is null. updated: microseconds."""
+    rows = {"updated_at": timestamps(updated), "image": pa.array(image, pa.binary())}
+    for name in ("item_id", "title", "description", "category", "brand"):
+        rows[name] = pa.array([getattr(item, name) or None for item in items], pa.string())
     schema = load_contract("raw_items").arrow_schema()
-    return pa.table([rows.get(f.name, pa.nulls(len(item_id), f.type)) for f in schema], schema=schema)
+    return pa.table([rows.get(f.name, pa.nulls(len(items), f.type)) for f in schema], schema=schema)
 
 
 def timestamps(microseconds: np.ndarray) -> pa.Array:

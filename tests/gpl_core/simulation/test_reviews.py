@@ -25,7 +25,7 @@ from gpl_core.contracts.raw_values import midnight
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.marketplace import simulate
-from gpl_core.simulation.review_files import ReviewItem, Reviews, ReviewUser, read_reviews
+from gpl_core.simulation.review_files import Reviews, ReviewUser, read_reviews
 from gpl_core.simulation.reviews import (
     TABLES,
     ImportSettings,
@@ -35,7 +35,7 @@ from gpl_core.simulation.reviews import (
     import_reviews,
     place_events,
 )
-from gpl_core.simulation.rows import DAY
+from gpl_core.simulation.rows import DAY, CatalogItem
 from gpl_core.simulation.simulation_settings import SimulationSettings
 from tests.gpl_core.simulation.made import Collected
 
@@ -48,7 +48,7 @@ def made_reviews(users: int = 60, items: int = 80, seed: int = 0) -> Reviews:
     """A small data set: users follow one word each, most have test events, some items recur."""
     rng = np.random.default_rng(seed)
     catalog = tuple(
-        ReviewItem(f"p{n}", f"{WORDS[n % 10]} number {WORDS[n // 10 % 10]}", "" if n % 7 == 0 else "useful", "", "")
+        CatalogItem(f"p{n}", f"{WORDS[n % 10]} number {WORDS[n // 10 % 10]}", "" if n % 7 == 0 else "useful", "", "")
         for n in range(items)
     )
     people = []
@@ -99,7 +99,7 @@ def test_every_event_keeps_its_place_in_the_order_and_its_splits_window(
         for n, (a, b, c) in enumerate(counts)
     )
     settings = replace(SETTINGS, seed=seed)
-    events = place_events(Reviews((ReviewItem("p0", "x", "", "", ""),), users, ""), settings)
+    events = place_events(Reviews((CatalogItem("p0", "x", "", "", ""),), users, ""), settings)
     start = midnight(settings.start_date)
     low = np.array([start - 31 * DAY, start - 10 * DAY, start])
     high = np.array([start - 10 * DAY, start, start + 4 * DAY])
