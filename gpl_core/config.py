@@ -4,15 +4,13 @@ A configuration is a YAML file, or the name of a shipped one (`gpl_core/conf/*.y
 overrides that pass the same checks. No secrets belong in it: engines take credentials from their environment.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
 from datetime import date, timedelta
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError, model_validator
 
@@ -45,7 +43,7 @@ class Config(Section):
     prerank: sections.Prerank = sections.Prerank()
 
     @model_validator(mode="after")
-    def _passed_through(self) -> Config:
+    def _passed_through(self) -> Self:
         numbers = {n for n, kind in self.feed.passthrough.items() if kind not in ("string", "boolean")}
         for name in self.prerank.pair_features:
             if name not in numbers:

@@ -1,11 +1,9 @@
 """The sections of a configuration: frozen pydantic models, one field with a description per setting."""
 
-from __future__ import annotations
-
 import re
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -101,7 +99,7 @@ class Lakehouse(Section):
         return columns
 
     @model_validator(mode="after")
-    def _absolute(self) -> Lakehouse:
+    def _absolute(self) -> Self:
         # Launchers may change the working directory: fix relative paths where the configuration is read.
         object.__setattr__(self, "root", _absolute(self.root))
         object.__setattr__(self, "tables", {k: _absolute(v) for k, v in self.tables.items()})
@@ -129,7 +127,7 @@ class Run(Section):
         return self.history_start or self.start_date
 
     @model_validator(mode="after")
-    def _ordered(self) -> Run:
+    def _ordered(self) -> Self:
         if self.end_date < self.start_date:
             raise ValueError(f"end_date {self.end_date} is before start_date {self.start_date}")
         if self.history_start is not None and self.history_start > self.start_date:
@@ -289,7 +287,7 @@ class CalibratorSettings(Section):
     )
 
     @model_validator(mode="after")
-    def _rate(self) -> CalibratorSettings:
+    def _rate(self) -> Self:
         if isinstance(self.target_rate, float) and not 0 < self.target_rate < 1:
             raise ValueError(f"target_rate {self.target_rate} must lie in (0, 1), or be 'auto' or 'uniform'")
         return self
@@ -350,7 +348,7 @@ class Monitors(Section):
     ignore: tuple[MonitorName, ...] = Field(default=(), description="These are not measured; all others warn")
 
     @model_validator(mode="after")
-    def _apart(self) -> Monitors:
+    def _apart(self) -> Self:
         if both := sorted(set(self.fail) & set(self.ignore)):
             raise ValueError(f"{', '.join(both)} are listed under both fail and ignore")
         return self

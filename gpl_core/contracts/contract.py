@@ -5,15 +5,13 @@ A column is declared once, in its table's YAML. From there come the Spark schema
 constraints, the pyarrow schema, the row checks (`arrow_checks.py`) and the data dictionary.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import field, replace
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
 from pydantic import (
@@ -146,7 +144,7 @@ class Contract:
                 return column
         raise ContractError(f"table {self.name}: no column '{name}'; it has {', '.join(self.column_names)}")
 
-    def with_columns(self, extra: tuple[Column, ...]) -> Contract:
+    def with_columns(self, extra: tuple[Column, ...]) -> Self:
         """This contract with `extra` columns before the partition columns (passthrough features)."""
         clash = [c.name for c in extra if c.name in self.column_names]
         if clash:

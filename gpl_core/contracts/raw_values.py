@@ -6,8 +6,6 @@ picture is its size, as the log and a query give them. Columns of types that `ca
 docs/own-tables.md has what is cast to what, and which values are refused.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping

@@ -3,8 +3,6 @@
 An origin has the identity of every input and the value of every setting, both short: it stands in each commit's mark.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from operator import attrgetter

@@ -5,8 +5,6 @@ of the artifacts in force, the settings that shape it and the contracts it write
 newest commit carries the current fingerprint is done.
 """
 
-from __future__ import annotations
-
 import hashlib
 import html
 import json
@@ -15,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
-from typing import Literal
+from typing import Literal, Self
 
 from deltalake.exceptions import DeltaError
 
@@ -59,10 +57,10 @@ class StepState:
         """As JSON text: what rank 0 sends to the other ranks."""
         return json.dumps(self.__dict__, sort_keys=True)
 
-    @staticmethod
-    def from_json(text: str) -> StepState:
+    @classmethod
+    def from_json(cls, text: str) -> Self:
         """The reverse of `to_json`."""
-        return StepState(**json.loads(text))
+        return cls(**json.loads(text))
 
     def version(self, name: str) -> int:
         """Pinned version of the input table `name`."""

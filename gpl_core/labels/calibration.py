@@ -21,12 +21,11 @@ brought to the same range (-NATS becomes 0, -2 NATS and below becomes -1).
 This module imports neither torch nor Spark: Spark's driver imports it for the text of the expressions.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -159,7 +158,7 @@ class Calibrator:
         return json.dumps(asdict(self), sort_keys=True, allow_nan=False, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Calibrator:
+    def from_json(cls, text: str) -> Self:
         """Reads `to_json()` text; raises ContractError naming the field that is missing, unknown or wrong."""
         try:
             data = json.loads(text)

@@ -5,8 +5,6 @@ serves. Date D uses the newest version whose `trained_through` is before D, so t
 Operators' decisions (`decisions.py`) take a version out of force or put it back; whole bundles are never changed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -21,7 +19,7 @@ from datetime import UTC, date, datetime
 from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -63,14 +61,14 @@ class Manifest:
         body = {**asdict(self), "trained_through": self.trained_through.isoformat()}
         return json.dumps({**body, "checksum": _checksum(body)}, indent=2, sort_keys=True)
 
-    @staticmethod
-    def from_json(text: str | bytes, source: str) -> Manifest:
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> Self:
         """Parse a manifest (an earlier release gave it no checksum); ContractError names `source` if it is broken."""
         try:
             body = dict(json.loads(text))
             checksum = body.pop("checksum", None)
             problems = "" if checksum in (None, _checksum(body)) else "it differs from its checksum"
-            manifest = TypeAdapter(Manifest).validate_python(body)
+            manifest = TypeAdapter(cls).validate_python(body)
         except ValidationError as error:
             problems = "; ".join(problems_of(error, Manifest))
         except (ValueError, TypeError) as error:

@@ -6,13 +6,11 @@ Layout under `lakehouse.root`: `tables/<name>` (Delta), `artifacts/<kind>/<versi
 Every commit of a step carries a `SliceMark`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake import Schema as DeltaSchema
@@ -58,7 +56,7 @@ class Lake:
         self.columns = {table: dict(names) for table, names in (columns or {}).items()}
 
     @classmethod
-    def of(cls, settings: Lakehouse) -> Lake:
+    def of(cls, settings: Lakehouse) -> Self:
         """The lake that the configuration's section `lakehouse` describes."""
         shadow = settings.shadow
         borrowed = {t: f"{shadow.of}/tables/{t}" for t in shadow.tables}

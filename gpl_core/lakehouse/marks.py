@@ -3,12 +3,10 @@
 It is JSON in the commit's `userMetadata`. The planner reads from it what is done or stale.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 WHOLE = "*"  # slice name of tables without a dt partition
 
@@ -27,11 +25,11 @@ class SliceMark:
         body = {"step": self.step, "slices": dict(self.slices), "run_id": self.run_id, "details": dict(self.details)}
         return json.dumps({"gpl": body}, sort_keys=True)
 
-    @staticmethod
-    def from_json(text: str | None) -> SliceMark | None:
+    @classmethod
+    def from_json(cls, text: str | None) -> Self | None:
         """Parse `userMetadata`; None when the commit is not one of ours."""
         try:
             body = json.loads(text or "")["gpl"]
-            return SliceMark(body["step"], body["slices"], body["run_id"], body.get("details", {}))
+            return cls(body["step"], body["slices"], body["run_id"], body.get("details", {}))
         except (ValueError, KeyError, TypeError):
             return None

@@ -1,7 +1,5 @@
 """Which of a platform's tables is which raw table, and which column is which: proposed from names and types."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """Rows of a raw table without Spark, each checked as ingest checks it, by the rules of `contracts/raw_values.py`."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

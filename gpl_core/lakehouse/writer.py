@@ -1,12 +1,10 @@
 """Part files of one partition: rows are checked before a file is finished, and nothing is visible before a commit."""
 
-from __future__ import annotations
-
 import re
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -109,7 +107,7 @@ class PartWriter:
         )
         self._rows = 0
 
-    def __enter__(self) -> PartWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
