@@ -22,7 +22,6 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 
-from gpl_core.errors import ContractError
 from gpl_core.prerank.features import item_buckets
 from gpl_core.prerank.serving import FORMAT, ServedModel
 from gpl_core.prerank.two_tower import TowerConfig, TwoTower
@@ -83,9 +82,7 @@ def export_bundle(
 
 def load_variant(folder: Path, name: str) -> TwoTower:
     """The model of one variant of a bundle, with exactly the exported weights."""
-    about = ServedModel.describe(folder)
-    if name not in about["variants"]:
-        raise ContractError(f"{folder}: no variant {name!r}; the bundle holds {', '.join(about['variants'])}")
+    about = ServedModel.describe(folder, name)
     sizes = {**about["model"], "pair_features": tuple(about["model"]["pair_features"])}
     model = TwoTower(TowerConfig(**sizes))
     tower = load_file(_path(folder, name, "user"))

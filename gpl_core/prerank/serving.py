@@ -21,9 +21,7 @@ class ServedModel:
     """One variant of a bundle written by `gpl_core.prerank.export`."""
 
     def __init__(self, folder: Path, variant: str) -> None:
-        about = self.describe(folder)
-        if variant not in about["variants"]:
-            raise ContractError(f"{folder}: no variant {variant!r}; the bundle holds {', '.join(about['variants'])}")
+        about = self.describe(folder, variant)
         self.buckets = int(about["model"]["user_buckets"])
         self.dimension = int(about["model"]["dimension"])
         self.pair_features = tuple(about["model"]["pair_features"])
@@ -33,11 +31,13 @@ class ServedModel:
         """float32 [N x (m + 1)], row = item_index; the last column is the item's bias."""
 
     @staticmethod
-    def describe(folder: Path) -> dict[str, Any]:
-        """`serving.json` of a bundle: variants, sizes, lineage. Raises ContractError for another format."""
+    def describe(folder: Path, variant: str = "") -> dict[str, Any]:
+        """`serving.json` of a bundle: variants, sizes, lineage. ContractError for another format or no such variant."""
         about: dict[str, Any] = json.loads((folder / "serving.json").read_text(encoding="utf-8"))
         if about.get("format") != FORMAT:
             raise ContractError(f"{folder}: serving.json has format {about.get('format')!r}; expected {FORMAT!r}")
+        if variant and variant not in about["variants"]:
+            raise ContractError(f"{folder}: no variant {variant!r}; the bundle holds {', '.join(about['variants'])}")
         return about
 
     def users(self, user_ids: list[str]) -> Float32:
