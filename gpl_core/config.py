@@ -170,6 +170,7 @@ REMOVED = {
     "interest.lora_alpha": "the scale is twice interest.lora_rank: delete the key",
     "interest.prompt": "a history has no text before it: delete the key",
     "interest.init": "new token rows start from the codebooks: delete the key",
+    **dict.fromkeys(("interest.title_to_sid", "interest.sid_to_title"), "no title is learned: delete the key"),
     "anchors.widths": "anchors.count beams are kept at each level: delete the key",
     "cache": "move its retention_days to the section anchors",
     "labels.weights": "all three factors count alike, and weights have mean 1: delete the section",

@@ -6,7 +6,6 @@ deepspeed --num_gpus 8 gpu_workers/train_interest_model.py --config shop.yaml --
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from tqdm import tqdm
 
 from gpl_core.errors import GateError
 from gpl_core.graph.step_run import StepContext, log
-from gpl_core.interest.alignment import TitlePack, Titles
 from gpl_core.interest.content import NeighborGraph, node_content
 from gpl_core.interest.interest_model import ModelSettings, adapter_state, build_interest_model, load_adapter_state
 from gpl_core.interest.model_files import save_bundle
@@ -41,7 +39,6 @@ from gpu_workers.inputs.interest import (
     content_table,
     positives_of,
     read_catalog,
-    titles_of,
 )
 from gpu_workers.outputs import alone_in
 from gpu_workers.ranks import Ranks, seed_everything
@@ -51,7 +48,6 @@ STEP = "train_interest_model"
 _HIT_USERS = 1_000  # held-out users whose next SID is searched each epoch
 _HIT_AT = 10
 _PATIENCE = 3  # epochs without a better held-out loss or hit rate before training stops
-_TITLE_SHARE = 0.25  # tokens of alignment per token of sequences
 
 
 def run(context: StepContext, ranks: Ranks) -> None:
@@ -91,7 +87,6 @@ class Training:
     keep: np.ndarray  # p_keep by item_index, float64 [N]
     held_out: Sequence[UserHistory]
     walks: Walks | None
-    titles: Titles | None
     best: dict[str, torch.Tensor] = field(default_factory=dict)  # the best epoch's `adapter_state`, on rank 0
 
     @property
@@ -143,18 +138,15 @@ def setup(
             "%d of another sid_version",
             data.found.train, data.found.held_out, data.found.superseded, data.found.other_sid_version,
         )  # fmt: skip
-    weights = (settings.title_to_sid, settings.sid_to_title)
-    walks = titles = None
+    walks = None
     with ranks.together():
         trie = DeviceTrie(catalog.trie, ranks.device, node_content(catalog, content if settings.content else None))
         if content and settings.walks:
             graph = NeighborGraph.build(content, catalog.item_index, seed=config.run.seed, device=ranks.device)
             walks = Walks(graph, catalog, settings.walks)
-        if any(weights):
-            titles = Titles.of(model, *titles_of(context, catalog))
         share = data.shares(ranks.size, seed=config.run.seed, epoch=0)[ranks.rank]
         held_out = list(data.histories(share, HELD_OUT, keep, levels, seed=config.run.seed, epoch=0))
-    objective = TrainingObjective(model, trie, content if settings.content else None, weights)
+    objective = TrainingObjective(model, trie, content if settings.content else None)
     per_user = settings.walks if walks else 0
     events = data.found.events + 3 * per_user * data.found.train
     steps = max(1, math.ceil(1.1 * events * levels / settings.tokens_per_batch)) * settings.epochs
@@ -165,7 +157,7 @@ def setup(
         config=deepspeed_config(settings, ranks, steps, folder / "logs"),
     )
     budget = max(1, settings.tokens_per_batch // ranks.size)
-    return Training(context, ranks, objective, engine, folder, budget, data, keep, held_out, walks, titles)
+    return Training(context, ranks, objective, engine, folder, budget, data, keep, held_out, walks)
 
 
 # ---- train -----------------------------------------------------------------------------------------------------
@@ -181,9 +173,6 @@ def train(training: Training, progress: TrainingProgress) -> dict[str, float]:
     epoch, every, seed = progress.epoch, config.interest.checkpoint_steps, config.run.seed
     engine.train()
     turn = epoch * ranks.size + ranks.rank
-    titles: Iterator[TitlePack | None] = repeat(None)
-    if training.titles:
-        titles = training.titles.packs(int(_TITLE_SHARE * training.budget), seed=[seed, turn])
     users = 0
     # A checkpoint has the sums over all ranks: one rank takes them over.
     total_loss, total_targets, outside = progress.sums if ranks.is_main else (0.0, 0.0, 0.0)
@@ -198,7 +187,6 @@ def train(training: Training, progress: TrainingProgress) -> dict[str, float]:
     hidden = None if ranks.is_main else True  # None: hidden unless there is a terminal
     with tqdm(desc=f"epoch {epoch}", unit="target", disable=hidden, mininterval=1.0) as bar:
         for step, (pack, targets) in enumerate(_in_step(training, packs)):
-            title_pack = next(titles)
             users -= len(pack.lengths) if len(pack.target_sids) else 0
             bar.update(int(targets))
             if step < progress.step:
@@ -208,9 +196,9 @@ def train(training: Training, progress: TrainingProgress) -> dict[str, float]:
                     sums = (ranks.sum(total_loss), ranks.sum(total_targets), ranks.sum(outside))
                     save_checkpoint(training, replace(progress, step=step, sums=sums))
                 seed_everything(hash((seed, epoch, step)) % 2**31)  # the same dropout after a resume as without one
-            log_prob, mine, left_out, aligned = engine(pack, title_pack)
+            log_prob, mine, left_out = engine(pack)
             # DeepSpeed averages gradients over ranks; the loss is the mean over the targets of all ranks.
-            engine.backward(-log_prob * (ranks.size / targets) + aligned)
+            engine.backward(-log_prob * (ranks.size / targets))
             engine.step()
             total_loss -= float(log_prob.detach())
             total_targets += mine
@@ -258,7 +246,7 @@ def validate(training: Training) -> dict[str, float]:
     training.engine.eval()
     log_prob = targets = 0.0
     for pack in training_packs(objective.model.vocabulary, training.held_out, training.max_events, training.budget):
-        found, number, *_ = objective(pack)
+        found, number, _ = objective(pack)
         log_prob, targets = log_prob + float(found), targets + number
     users = [h for h in training.held_out if len(h.sids) > 1][: -(-_HIT_USERS // ranks.size)]
     limits = SearchSettings(_HIT_AT, training.max_events, token_budget=max(training.budget, 4096))

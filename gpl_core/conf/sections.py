@@ -238,8 +238,6 @@ class Interest(Section):
     valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
     content: bool = Field(default=True, description="Read the items' content vectors, and score by them beside SIDs")
     walks: float = Field(default=1.0, ge=0, description="Synthetic walks between similar items, per real user; 0: none")
-    title_to_sid: float = Field(default=0.0, ge=0, description="Weight of the task SID from title; 0: off")
-    sid_to_title: float = Field(default=0.0, ge=0, description="Weight of the task title from SID; 0: off")
     refresh_days: Positive = Knob(
         default=7, description="A model older than this is trained again, unless it would see the same"
     )

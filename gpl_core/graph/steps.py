@@ -173,10 +173,10 @@ STEPS: tuple[Step, ...] = (
     Step(
         "train_interest_model", "deepspeed",
         reads=(Read("user_sequences", "through"), Read("item_stats", "slice"), Read("item_sids", "lookup"),
-               Read("item_embeddings", "lookup"), Read("items", "lookup", optional=True)),
+               Read("item_embeddings", "lookup")),
         uses=("tokenizer",), publishes="interest_model", settings=("interest", "run.seed"),
         follows={"tokenizer": "sid_version"}, refresh=lambda c: c.interest.refresh_days,
-        sees=("item_sids", "item_embeddings", "items"), sees_made_from="user_sequences",
+        sees=("item_sids", "item_embeddings"), sees_made_from="user_sequences",
     ),
     Step(
         "anchor_requests", "spark",

@@ -55,7 +55,9 @@ class InterestModel(nn.Module):
         self.settings = settings
         # Whatever the norms of the base are: a last hidden state is as long as the weight of its norm, and
         # rows lie in random directions.
-        spread, length = _spread(self.word_rows), float(self._backbone.norm.weight.detach().float().norm())
+        head = self._backbone.embed_tokens if self.config.tie_word_embeddings else self._base.lm_head
+        spread = _spread(head.token_adapter.get_base_layer().weight.detach()[: vocabulary.first_id])
+        length = float(self._backbone.norm.weight.detach().float().norm())
         most = max(length * spread, 1e-12)  # product of a state with a row
         start = _START_SPREAD * self.config.hidden_size**0.5 / most
         self.scale = nn.Parameter(torch.full((settings.levels,), start))
@@ -99,12 +101,6 @@ class InterestModel(nn.Module):
         if self.config.tie_word_embeddings:
             return self.input_rows
         return self._base.lm_head.token_adapter.trainable_tokens_delta[_ADAPTER]
-
-    @property
-    def word_rows(self) -> Tensor:
-        """The base's own output rows, frozen: of the V tokens before the SIDs', [V x D]."""
-        head = self._backbone.embed_tokens if self.config.tie_word_embeddings else self._base.lm_head
-        return head.token_adapter.get_base_layer().weight.detach()[: self.vocabulary.first_id]
 
     def level_rows(self, level: int) -> Tensor:
         """Output rows of the 0-based ``level``, [C x D]."""

@@ -24,25 +24,16 @@ def target_log_probs(
     model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None = None
 ) -> TargetScores:
     """log p of every target code of ``pack``; differentiable. ``content``: for a model that reads item vectors."""
-    return target_scores(model, trie, hidden_of(model, pack, content), pack)
-
-
-def hidden_of(model: InterestModel, pack: Pack, content: ContentTable | None = None) -> Tensor:
-    """Last hidden states of ``pack``, [T x D]."""
     device = model.device
-    return model.hidden(
+    hidden = model.hidden(
         torch.from_numpy(pack.token_ids).to(device),
         torch.from_numpy(pack.positions).to(device),
         CausalPlan(pack.lengths, device),
         content_of(content, pack.items, pack.item_places, device),
     )
-
-
-def target_scores(model: InterestModel, trie: DeviceTrie, hidden: Tensor, pack: Pack) -> TargetScores:
-    """log p of every target code of ``pack``, whose hidden states are ``hidden`` [T x D]."""
-    sids = torch.from_numpy(pack.target_sids).to(hidden.device)
+    sids = torch.from_numpy(pack.target_sids).to(device)
     nodes, found = trie.path(sids)
-    places = torch.from_numpy(pack.target_places).to(hidden.device)[found]
+    places = torch.from_numpy(pack.target_places).to(device)[found]
     nodes = nodes[found]
     scores = []
     query = content_query(model, hidden[places[:, 0]])

@@ -103,21 +103,8 @@ def pack_targets(vocabulary: SidVocabulary, histories: Sequence[UserHistory], ma
             item_places.append(start + event_ends(vocabulary, len(kept) - 1))
         rows.append(ids)
         start += len(ids)
-    return pack_rows(
-        rows, np.concatenate(sids), np.concatenate(places), np.concatenate(items), np.concatenate(item_places)
-    )
-
-
-def pack_rows(
-    rows: Sequence[np.ndarray],
-    target_sids: np.ndarray,
-    target_places: np.ndarray,
-    items: np.ndarray = _NOTHING,
-    item_places: np.ndarray = _NOTHING,
-) -> Pack:
-    """A pack of token ``rows``, one after another; the rest as in Pack."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    rest = (a.astype(np.int64) for a in (target_sids, target_places, items, item_places))
+    rest = (np.concatenate(parts).astype(np.int64) for parts in (sids, places, items, item_places))
     return Pack(np.concatenate(rows), ranges(lengths), lengths, *rest)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gpl_core.interest.alignment import TitlePack, alignment_losses
 from gpl_core.interest.content import NeighborGraph
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.objective import target_log_probs
@@ -24,25 +23,14 @@ _WALKS_AT_A_TIME = 4_096
 class TrainingObjective(torch.nn.Module):
     """The module that DeepSpeed wraps: from a pack of sequences to the summed log p of its targets, in nats."""
 
-    def __init__(
-        self, model: InterestModel, trie: DeviceTrie, content: ContentTable | None, weights: tuple[float, float]
-    ) -> None:
-        """``weights``: of the tasks title -> SID and SID -> title."""
+    def __init__(self, model: InterestModel, trie: DeviceTrie, content: ContentTable | None) -> None:
         super().__init__()
-        self.model = model
-        self.trie = trie
-        self.content = content
-        self.weights = weights
+        self.model, self.trie, self.content = model, trie, content
 
-    def forward(self, pack: Pack, titles: TitlePack | None = None) -> tuple[torch.Tensor, int, int, torch.Tensor]:
-        """(summed log p, targets in the catalog, targets outside it (retired items, left out), alignment loss)."""
+    def forward(self, pack: Pack) -> tuple[torch.Tensor, int, int]:
+        """(summed log p, targets in the catalog, targets outside it: retired items, left out)."""
         scores = target_log_probs(self.model, self.trie, pack, self.content)
-        total = scores.log_prob.sum()
-        aligned = total.new_zeros(())
-        if titles:
-            losses = alignment_losses(self.model, self.trie, titles)
-            aligned = sum((w * x for w, x in zip(self.weights, losses, strict=True) if w), aligned)
-        return total, len(scores.log_prob), scores.outside, aligned
+        return scores.log_prob.sum(), len(scores.log_prob), scores.outside
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ STALE, TRAIN, HELD_OUT = 0, 1, 2
 
 _KEYS_AT_A_TIME = 8_000_000  # user hashes in memory while the latest rows are searched: 64 MB
 _SHUFFLE_ROWS = 65_536  # users in memory to be shuffled before they are packed
-_MOST_TITLES = 50_000  # items whose titles are learned: bounds a rank's memory
 _MOST_HELD_OUT = 20_000  # more would only make every epoch's evaluation longer
 
 
@@ -176,23 +175,6 @@ class LatestSequences:
     def _read(self, file: DataFile, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         # One file at a time and unshuffled: rows are identified by their position in the file.
         return read_batches(self._snapshot, [file], columns)
-
-
-def titles_of(context: StepContext, catalog: ItemCatalog) -> tuple[list[str], np.ndarray]:
-    """Titles from up to the run date, and SIDs, of at most _MOST_TITLES items, the same on every rank.
-
-    Raises MissingInputError when there is no table items.
-    """
-    items = np.sort(catalog.item_index)
-    if len(items) > _MOST_TITLES:
-        items = np.sort(np.random.default_rng(context.config.run.seed).choice(items, _MOST_TITLES, replace=False))
-    snapshot = context.snapshot("items")
-    found: dict[int, str] = {}
-    for batch in read_batches(snapshot, snapshot.files, ["item_index", "title", "updated_at"]):
-        chosen = np.isin(batch["item_index"], items) & (batch["updated_at"] < end_of(context.run_date))
-        found.update(zip(batch["item_index"][chosen].tolist(), batch["title"][chosen], strict=True))
-    known = np.array(sorted(found), dtype=np.int64)
-    return [str(found[i]) for i in known], catalog.sids_of(known)
 
 
 def positives_of(context: StepContext, items: int) -> np.ndarray:

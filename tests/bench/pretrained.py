@@ -1,4 +1,4 @@
-"""A pre-trained body, the same shape from random weights and the small body, on the real purchases; titles or none.
+"""A pre-trained body, the same shape from random weights and the small body, on the real purchases.
 
 The real pipeline trains them: `gpl run --only train_interest_model` with the configuration `amazon-smollm2`, one seed,
 each in a copy of one lakehouse under `--work`. Judged: every test event with a history, all 3,686 items as candidates.
@@ -41,16 +41,12 @@ from tests.bench.harness import Figure, device_name, report
 from tests.bench.quality.data import MOST_EVENTS, RANKED, Task, item_ids, judge, load_task
 
 LLM, SMALL, STEP, BEAMS = "amazon-smollm2", "amazon", "train_interest_model", 20
-TITLES = ("interest.title_to_sid=0.5", "interest.sid_to_title=0.1")
-MODELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "pre-trained": (LLM, "itself", ()),
-    "pre-trained, and titles": (LLM, "itself", TITLES),
-    "its shape from random weights": (LLM, "random", ()),
-    "its shape from random weights, and titles": (LLM, "random", TITLES),
-    "small body": (SMALL, "", ()),
-    "small body, and titles": (SMALL, "", TITLES),
+MODELS = {
+    "pre-trained": (LLM, "itself"),
+    "its shape from random weights": (LLM, "random"),
+    "small body": (SMALL, ""),
 }
-"""Name -> configuration, body, and settings beside it."""
+"""Name -> configuration and body."""
 
 
 def random_twin(base: Path, folder: Path) -> Path:
@@ -132,11 +128,11 @@ def main() -> None:
     task, ranks = load_task("test", arguments.events), start_ranks()
     figures: dict[str, Figure] = {}
     for name in arguments.only or MODELS:
-        configuration, body, settings = MODELS[name]
+        configuration, body = MODELS[name]
         if body == "random":
             folders[body] = str(random_twin(base, arguments.work / "random"))
         base_model = (f"interest.base_model={folders[body]}",) if body else ()
-        given = (*base_model, *settings, *arguments.set)
+        given = (*base_model, *arguments.set)
         found = judge(rankings(trained(name, configuration, arguments.work, given), task, ranks), task)
         figures |= {f"{name}: {metric}": Figure(value, "share") for metric, value in found.items()}
         print(name, {metric: round(value, 4) for metric, value in found.items()}, flush=True)

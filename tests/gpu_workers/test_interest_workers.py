@@ -11,8 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
-from itertools import combinations
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +25,8 @@ from gpl_core.errors import ConflictError, LineageError, MissingInputError
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
-from gpl_core.interest.alignment import Titles
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import NeighborGraph, node_content
-from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.model_files import load_bundle
 from gpl_core.interest.packing import UserHistory
 from gpl_core.interest.search import BeamSearch, SearchSettings
@@ -41,8 +38,8 @@ from gpl_core.sids.item_catalog import ItemCatalog
 from gpu_workers import generate_anchors, train_interest_model
 from gpu_workers.inputs.interest import HELD_OUT, TRAIN, LatestSequences, base_checkpoint
 from gpu_workers.ranks import Ranks
-from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, LEVELS, PER_TOPIC, InterestLake, User
-from tests.support import DAMAGES, doubled, legal_rows, planted_pickle, put, run_of
+from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, LEVELS, InterestLake, User
+from tests.support import DAMAGES, doubled, planted_pickle, run_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -317,41 +314,6 @@ def test_a_checkpoint_gets_an_adapter_and_stays_as_it_is(tmp_path: Path, ranks: 
     rest = [tensor for name, tensor in published.items() if "lora_" not in name]
     shapes = {tuple(tensor.shape) for tensor in load_file(base / "model.safetensors").values() if tensor.ndim == 2}
     assert not shapes & {tuple(tensor.shape) for tensor in rest}
-
-
-def test_titles_are_learnt_where_a_weight_says_so(tmp_path: Path, ranks: Ranks) -> None:
-    """Item 0 was renamed after the run date, item 1 has no title: neither is read."""
-    lake = InterestLake(tmp_path)
-    users = lake.users(30)
-    lake.write_sequences(users)
-    lake.write_stats(users)
-    plain = ("interest.epochs=1", "interest.walks=0", "interest.content=false", "interest.tokens_per_batch=64")
-    with pytest.raises(MissingInputError, match="items"):
-        call(lake, train_interest_model, ranks, *plain, "interest.sid_to_title=1")
-    rows = legal_rows(load_contract("items"), len(lake.sids))
-    for number, row in enumerate(rows):
-        row |= {"item_index": number, "title": f"thing {number // PER_TOPIC}", "updated_at": 0}
-    rows[0] |= {"updated_at": int(datetime(2026, 1, 3, tzinfo=UTC).timestamp() * 1e6)}
-    rows[1] |= {"title": ""}
-    put(lake.lake, "items", rows)
-    seen: list[int] = []
-    of = Titles.of
-
-    def counted(model: InterestModel, titles: list[str], sids: np.ndarray) -> Titles:
-        made = of(model, titles, sids)
-        seen.append(len(made.tokens))
-        return made
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Titles, "of", counted)
-        for weights in (("0", "0"), ("1", "0"), ("0", "1")):
-            given = (f"interest.title_to_sid={weights[0]}", f"interest.sid_to_title={weights[1]}")
-            call(lake, train_interest_model, ranks, *plain, *given)
-    assert seen == [len(lake.sids) - 2] * 2
-    store = ArtifactStore(str(tmp_path))
-    made = [load_file(store.fetch(m) / "adapter.safetensors") for m in store.manifests("interest_model")]
-    rows_of_sids = [next(v for n, v in state.items() if "trainable_tokens" in n) for state in made]
-    assert not any(torch.equal(a, b) for a, b in combinations(rows_of_sids, 2))
 
 
 def test_walks_are_mixed_among_the_users_at_their_rate(tmp_path: Path) -> None:
