@@ -13,14 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ContractError, LineageError, counted
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.scratch import scratch_array, scratch_folder
@@ -30,7 +27,7 @@ from gpl_core.sids.issuing import RowView, drift, issue
 from gpl_core.sids.tokenizer import TokenizedItems, Tokenizer, load_tokenizer
 from gpu_workers.inputs.embeddings import ItemVectors, digests, encoder_version_of, item_vectors
 from gpu_workers.inputs.feed import read_batches
-from gpu_workers.outputs import commit_parts, commit_rows, list_array, reject
+from gpu_workers.outputs import commit_parts, commit_rows, reject, table_of
 from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
@@ -227,7 +224,8 @@ def _issue_and_write(
             now = int(datetime.now(UTC).timestamp() * 1_000_000)
             for batch in _rows_of(table, partition, _COLUMNS):
                 gone = np.isin(batch["item_index"], retired) & (batch["retired_at"] == 0)
-                writer.write(_table(writer.contract, {**batch, "retired_at": np.where(gone, now, batch["retired_at"])}))
+                kept = {**batch, "retired_at": np.where(gone, now, batch["retired_at"])}
+                writer.write(table_of(writer.contract, kept))
         for start in range(0, len(rows), _ROWS):
             part = slice(start, start + _ROWS)
             columns = {
@@ -239,7 +237,7 @@ def _issue_and_write(
                 "content_hash": items.content_hash[rows[part]],
                 "retired_at": np.zeros(len(index[part]), dtype=np.int64),
             }
-            writer.write(_table(writer.contract, columns))
+            writer.write(table_of(writer.contract, columns))
     shift = drift(issued.sids, encoded.residual_norm, published.sids, published.norms, tokenizer.codes)
     message = shift.message(_DRIFT_WARN, _DRIFT_RENEW) if shift else ""
     context.counts.rows_in = len(items.item_index)
@@ -251,19 +249,6 @@ def _issue_and_write(
     log.info("assign_sids: %s", context.counts.details)
     if message:
         log.warning("assign_sids: %s", message)
-
-
-def _table(contract: Contract, columns: dict[str, Any]) -> pa.Table:
-    arrays = {}
-    for field in contract.arrow_schema(partitions=False):
-        values = columns[field.name]
-        if pa.types.is_list(field.type):
-            arrays[field.name] = list_array(values.astype(np.int32), pa.int32())
-        elif field.type == pa.string():
-            arrays[field.name] = pa.array([str(v) for v in values], pa.string())
-        else:
-            arrays[field.name] = pa.array(np.asarray(values)).cast(field.type)
-    return pa.table(arrays)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from datetime import date
 from functools import cache, partial
 
 import numpy as np
-import pyarrow as pa
 
 from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
@@ -22,7 +21,7 @@ from gpl_core.sids.encoders import EncoderPart, FusionEncoder, build_encoder
 from gpl_core.sids.item_content import ItemContent
 from gpu_workers.inputs.embeddings import NewestContent, digests, newest_content
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
-from gpu_workers.outputs import commit_parts, commit_rows, list_array, reject
+from gpu_workers.outputs import commit_parts, commit_rows, reject, table_of
 from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
@@ -68,7 +67,8 @@ def run(context: StepContext, ranks: Ranks) -> None:
                     continue
                 result = encoder.encode(_contents(batch), donors)
                 kept = np.array([n not in result.rejected for n in range(len(batch["item_index"]))])
-                writer.write(_rows(batch, result.vectors, kept))
+                rows = {name: batch[name][kept] for name in ("item_index", "content_hash", "updated_at")}
+                writer.write(table_of(contract, {**rows, "embedding": result.vectors[kept]}))
                 encoded += int(kept.sum())
                 for position, reason in result.rejected.items():
                     item = int(batch["item_index"][position])
@@ -133,28 +133,11 @@ def _share(files: tuple[DataFile, ...], ranks: Ranks) -> tuple[tuple[DataFile, .
 
 
 def _contents(batch: Mapping[str, np.ndarray]) -> list[ItemContent]:
+    columns = (batch[name] for name in ("item_index", "text", "image", "image_uri", "image_embedding"))
     return [
         ItemContent(int(index), text[:_MOST_TEXT], image or None, uri or None, vector)
-        for index, text, image, uri, vector in zip(
-            batch["item_index"],
-            batch["text"],
-            batch["image"],
-            batch["image_uri"],
-            batch["image_embedding"],
-            strict=True,
-        )
+        for index, text, image, uri, vector in zip(*columns, strict=True)
     ]
-
-
-def _rows(batch: Mapping[str, np.ndarray], vectors: np.ndarray, kept: np.ndarray) -> pa.Table:
-    return pa.table(
-        {
-            "item_index": pa.array(batch["item_index"][kept].astype(np.int32)),
-            "content_hash": pa.array(batch["content_hash"][kept], pa.string()),
-            "embedding": list_array(vectors[kept], pa.float32()),
-            "updated_at": pa.array(batch["updated_at"][kept].astype(np.int64)),
-        }
-    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from gpl_core.checkpoint import read_checkpoint, write_checkpoint
+from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.grouping import grouped
@@ -34,8 +36,9 @@ from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem, local_folder
 from gpl_core.sids.content_table import ContentTable
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_version
-from gpu_workers.inputs.interest import base_checkpoint, content_table, read_catalog
-from gpu_workers.outputs import alone_in, commit_parts, commit_rows, list_array, reject
+from gpu_workers.inputs.interest import base_checkpoint, read_catalog
+from gpu_workers.inputs.item_tables import content_table
+from gpu_workers.outputs import alone_in, commit_parts, commit_rows, reject, table_of
 from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
@@ -58,10 +61,7 @@ def _generate(context: StepContext, ranks: Ranks, journal: Journal) -> None:
     with ranks.together():
         bundle = context.artifacts.fetch(model)
         wanted = read_description(bundle)["settings"].content_width > 0
-    with (
-        content_table(context, tokenizer.lineage["encoder_version"], ranks, wanted=wanted) as content,
-        ranks.together(),
-    ):
+    with content_table(context, ranks) if wanted else nullcontext() as content, ranks.together():
         search = _search(context, ranks, bundle, tokenizer.version, content)
         snapshot = context.snapshot("anchor_requests")
         files = snapshot.select(start=context.run_date, end=context.run_date)
@@ -270,22 +270,16 @@ def anchor_rows(user_ids: np.ndarray, sequence_hashes: np.ndarray, anchors: Anch
     leave of it is a difference of probabilities.
     """
     users = len(user_ids)
-    return pa.table(
+    log_prob, prefix_log_probs = (np.round(p * 2**16) / 2**16 for p in (anchors.log_prob, anchors.prefix_log_probs))
+    return table_of(
+        load_contract("interest_anchors"),
         {
-            "user_id": pa.array(user_ids, pa.string()),
-            "sequence_hash": pa.array(sequence_hashes, pa.string()),
-            "anchor_sids": list_array(anchors.sids.reshape(users, -1), pa.int32()),
-            "log_prob": list_array(_rounded(anchors.log_prob), pa.float32()),
-            "prefixes": list_array(anchors.prefixes.reshape(users, -1), pa.int32()),
-            "prefix_log_probs": list_array(_rounded(anchors.prefix_log_probs), pa.float32()),
-            "anchor_count": pa.array((anchors.sids[:, :, 0] >= 0).sum(axis=1), pa.int32()),
-            "sid_version": pa.array([sid_version] * users, pa.string()),
-        }
-    )
-
-
-def _rounded(log_probs: np.ndarray) -> np.ndarray:
-    return np.round(log_probs * 2**16) / 2**16
+            "user_id": user_ids, "sequence_hash": sequence_hashes,
+            "anchor_sids": anchors.sids.reshape(users, -1), "log_prob": log_prob,
+            "prefixes": anchors.prefixes.reshape(users, -1), "prefix_log_probs": prefix_log_probs,
+            "anchor_count": (anchors.sids[:, :, 0] >= 0).sum(axis=1), "sid_version": np.full(users, sid_version),
+        },
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

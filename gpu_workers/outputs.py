@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from gpl_core.contracts.contract import Contract
 from gpl_core.errors import ConflictError
 from gpl_core.graph.step_run import StepContext
 from gpu_workers.ranks import Ranks
@@ -74,7 +75,15 @@ def alone_in(folder: Path, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def list_array(values: np.ndarray, kind: pa.DataType) -> pa.ListArray:
-    """An Arrow list column of `values` [n x k]."""
-    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(values).reshape(-1), kind))
+def table_of(contract: Contract, columns: Mapping[str, np.ndarray]) -> pa.Table:
+    """Rows of `contract`, without its partition columns, from arrays [n], or [n x k] for a column of arrays."""
+    arrays = {}
+    for field in contract.arrow_schema(partitions=False):
+        values = columns[field.name]
+        if pa.types.is_list(field.type):
+            offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * values.shape[1])
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1), field.type.value_type)
+            arrays[field.name] = pa.ListArray.from_arrays(offsets, flat)
+        else:
+            arrays[field.name] = pa.array(values, field.type)
+    return pa.table(arrays)

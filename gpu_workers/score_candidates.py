@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.labels.pair_scoring import PairBlock, first_occurrence, score_block
 from gpl_core.labels.prefix_scoring import PrefixKeys, prefix_log_prob
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
-from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_version
-from gpu_workers.inputs.item_tables import end_of, sids_in_force
-from gpu_workers.outputs import commit_parts, commit_rows, reject
+from gpu_workers.inputs.item_tables import content_table, sids_in_force
+from gpu_workers.outputs import commit_parts, commit_rows, reject, table_of
 from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
@@ -47,7 +47,6 @@ def run(context: StepContext, ranks: Ranks) -> None:
     """Score one run date's requests and commit its slices of worker_rejects and pair_scores."""
     with ranks.together():
         sid_version, model_version = context.sid_and_model_versions()
-        encoder_version = context.artifact("tokenizer").lineage["encoder_version"]
         requests = context.snapshot("score_requests")
         files = requests.select(start=context.run_date, end=context.run_date)
         share = assign_files(files, ranks.size)[ranks.rank]
@@ -57,11 +56,10 @@ def run(context: StepContext, ranks: Ranks) -> None:
         )
         rejects: Rejects = {}
         pairs_in = 0
-    embeddings = context.snapshot("item_embeddings")
-    with item_vectors(embeddings, encoder_version, ranks, before=end_of(context.run_date)) as items, ranks.together():
+    with content_table(context, ranks) as items, ranks.together():
         index, sids = sids_in_force(context.snapshot("item_sids"), sid_version)
         kind = getattr(torch, context.config.labels.item_vectors)
-        lookup = make_lookup(ContentTable.of(items.item_index, items.vectors), index, sids, ranks.device, kind)
+        lookup = make_lookup(items, index, sids, ranks.device, kind)
         with writer:
             stream = read_batches(requests, share.files, COLUMNS)
             for batch in rebatch(stream, context.config.labels.users_per_batch):
@@ -103,25 +101,14 @@ def score(batch: dict[str, np.ndarray], lookup: Lookup, device: torch.device, re
     kept = (found.valid.cpu() & first_occurrence(torch.from_numpy(candidates))).numpy()
     row, _ = np.nonzero(kept)
 
-    def pair(values: torch.Tensor) -> np.ndarray:
-        return values.cpu().numpy()[kept].astype(np.float64)
-
-    return pa.table(
-        {
-            "user_id": pa.array(batch["user_id"][row], pa.string()),
-            "item_index": pa.array(candidates[kept].astype(np.int32)),
-            "source": pa.array(batch["source"][row], pa.string()),
-            "similarity": pair(found.similarity),
-            "history_similarity": pair(found.history_similarity),
-            "prefix_log_prob": pair(own),
-            "anchor_rank": pa.array(found.anchor_rank.cpu().numpy()[kept].astype(np.int32)),
-            "coherence": found.coherence.cpu().numpy()[row].astype(np.float64),
-            "consistency": found.consistency.cpu().numpy()[row].astype(np.float64),
-            "llm_confidence": pair(found.llm_confidence),
-            "model_version": pa.array(batch["model_version"][row], pa.string()),
-            "sid_version": pa.array(batch["sid_version"][row], pa.string()),
-        }
-    )
+    of_user = {name: batch[name][row] for name in ("user_id", "source", "model_version", "sid_version")}
+    of_user |= {name: getattr(found, name).cpu().numpy()[row] for name in ("coherence", "consistency")}
+    of_pair = {
+        "similarity": found.similarity, "history_similarity": found.history_similarity, "prefix_log_prob": own,
+        "anchor_rank": found.anchor_rank, "llm_confidence": found.llm_confidence,
+    }  # fmt: skip
+    pairs = {"item_index": candidates[kept], **{name: v.cpu().numpy()[kept] for name, v in of_pair.items()}}
+    return table_of(load_contract("pair_scores"), of_user | pairs)
 
 
 def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:

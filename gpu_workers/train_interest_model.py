@@ -5,6 +5,7 @@ deepspeed --num_gpus 8 gpu_workers/train_interest_model.py --config shop.yaml --
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ from gpu_workers.inputs.interest import (
     TRAIN,
     LatestSequences,
     base_checkpoint,
-    content_table,
     positives_of,
     read_catalog,
 )
+from gpu_workers.inputs.item_tables import content_table
 from gpu_workers.outputs import alone_in
 from gpu_workers.ranks import Ranks, seed_everything
 from gpu_workers.worker import worker_main
@@ -57,8 +58,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
     wanted = settings.content or settings.walks > 0
     # A forced run starts from scratch; ZeRO's optimizer shards fit one number of ranks only.
     folder = local_folder(context.lake.root, STEP, context.artifact_digest[:16], f"ranks-{ranks.size}")
-    encoder_version = tokenizer.lineage["encoder_version"]
-    with alone_in(folder, ranks), content_table(context, encoder_version, ranks, wanted=wanted) as content:
+    with alone_in(folder, ranks), content_table(context, ranks) if wanted else nullcontext() as content:
         training = setup(context, ranks, tokenizer, content, folder)
         progress = load_checkpoint(training)
         while progress.epoch < settings.epochs and not progress.is_over(_PATIENCE):

@@ -1,7 +1,7 @@
 """Inputs of the interest model's two workers: catalog, base checkpoint, content, users' latest sequences."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,12 +18,9 @@ from gpl_core.lakehouse.key_hashes import hash_keys
 from gpl_core.lakehouse.scratch import scratch_folder
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import local_folder
-from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
-from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.feed import FileShare, assign_files, read_batches
-from gpu_workers.inputs.item_tables import end_of, sids_in_force
-from gpu_workers.ranks import Ranks
+from gpu_workers.inputs.item_tables import sids_in_force
 
 STALE, TRAIN, HELD_OUT = 0, 1, 2
 
@@ -36,19 +33,6 @@ def read_catalog(context: StepContext, sid_version: str, codes: int) -> ItemCata
     """Items and SIDs in force of ``sid_version``; MissingInputError when there are none."""
     items, sids = sids_in_force(context.snapshot("item_sids"), sid_version)
     return ItemCatalog(items, sids, codes)
-
-
-@contextmanager
-def content_table(
-    context: StepContext, encoder_version: str, ranks: Ranks, *, wanted: bool
-) -> Iterator[ContentTable | None]:
-    """Item vectors of ``encoder_version`` as of the run date, memory-mapped; None unless ``wanted``. Collective."""
-    if not wanted:
-        yield None
-        return
-    snapshot = context.snapshot("item_embeddings")
-    with item_vectors(snapshot, encoder_version, ranks, before=end_of(context.run_date)) as found:
-        yield ContentTable.of(found.item_index, found.vectors)
 
 
 def base_checkpoint(config: Config) -> Path:

@@ -1,19 +1,36 @@
-"""Lookups by item for scoring and pre-ranking: sampled vectors, and semantic IDs in force."""
+"""Lookups by item: content vectors as of the run date, and semantic IDs in force."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, timedelta
 
 import numpy as np
 
 from gpl_core.errors import MissingInputError
+from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import start_of
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.sids.content_table import ContentTable
+from gpu_workers.inputs.embeddings import item_vectors
 from gpu_workers.inputs.feed import read_batches
+from gpu_workers.ranks import Ranks
 
 
 def end_of(run_date: date) -> int:
     """The end of `run_date` in microseconds: later content must not be used, however late the step runs."""
     return int(start_of(run_date + timedelta(days=1)).timestamp() * 1_000_000)
+
+
+@contextmanager
+def content_table(context: StepContext, ranks: Ranks) -> Iterator[ContentTable]:
+    """Item vectors of the encoder that the tokenizer in force was trained on, as of the run date, memory-mapped."""
+    with ranks.together():
+        encoder_version = context.artifact("tokenizer").lineage["encoder_version"]
+        snapshot = context.snapshot("item_embeddings")
+    with item_vectors(snapshot, encoder_version, ranks, before=end_of(context.run_date)) as found:
+        with ranks.together():
+            table = ContentTable.of(found.item_index, found.vectors)
+        yield table
 
 
 def sample_vectors(items: ContentTable) -> np.ndarray:

@@ -20,9 +20,9 @@ from gpl_core.prerank.early_stopping import held_out
 from gpl_core.prerank.features import TowerBatch, UserProfiles, item_buckets, user_buckets
 from gpl_core.prerank.two_tower import TwoTower
 from gpl_core.sids.content_table import ContentTable
-from gpu_workers.inputs.embeddings import digests, item_vectors
+from gpu_workers.inputs.embeddings import digests
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
-from gpu_workers.inputs.item_tables import end_of, sid_table, sids_in_force
+from gpu_workers.inputs.item_tables import content_table, sid_table, sids_in_force
 from gpu_workers.inputs.shuffled_rows import Rows, ShuffledRows, places
 from gpu_workers.ranks import Ranks
 
@@ -66,14 +66,9 @@ class TowerInputs:
 @contextmanager
 def tower_inputs(context: StepContext, ranks: Ranks) -> Iterator[TowerInputs]:
     """The towers' inputs for the run date; item vectors lie on the local disk while the context lasts."""
-    with ranks.together():
-        tokenizer = context.artifact("tokenizer")
-        embeddings = context.snapshot("item_embeddings")
-    encoder_version = tokenizer.lineage["encoder_version"]
-    with item_vectors(embeddings, encoder_version, ranks, before=end_of(context.run_date)) as vectors:
+    with content_table(context, ranks) as items:
         with ranks.together():
-            items = ContentTable.of(vectors.item_index, vectors.vectors)
-            index, sids = sids_in_force(context.snapshot("item_sids"), tokenizer.version)
+            index, sids = sids_in_force(context.snapshot("item_sids"), context.artifact("tokenizer").version)
         profiles = load_profiles(context, ranks, items)
         table = sid_table(index, sids, len(items.row_of))
         yield TowerInputs(items, table, profiles, context.config.prerank, ranks.device)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import ArtifactStore
 from gpu_workers.inputs.feed import read_batches
-from gpu_workers.inputs.interest import base_checkpoint, content_table, read_catalog
+from gpu_workers.inputs.interest import base_checkpoint, read_catalog
+from gpu_workers.inputs.item_tables import content_table
 from gpu_workers.ranks import Ranks, start_ranks
 from tests.bench.harness import Figure, device_name, report
 from tests.bench.quality.data import MOST_EVENTS, RANKED, Task, item_ids, judge, load_task
@@ -84,13 +86,12 @@ def rankings(config: Config, task: Task, ranks: Ranks) -> np.ndarray:
     context = StepContext(planner, STEP, day, planner.state(find_step(STEP), day), "bench")
     store = ArtifactStore(config.lakehouse.root)
     manifest = store.manifests("interest_model")[-1]
-    sid_version, encoder_version = manifest.lineage["sid_version"], manifest.lineage["encoder_version"]
+    sid_version = manifest.lineage["sid_version"]
     model = load_bundle(store.fetch(manifest), base_checkpoint(config), sid_version=sid_version)
     model.merge()
     catalog = read_catalog(context, sid_version, model.settings.codes)
     numbers = numbers_of(context)
-    reads = bool(model.settings.content_width)
-    with content_table(context, encoder_version, ranks, wanted=reads) as content:
+    with content_table(context, ranks) if model.settings.content_width else nullcontext() as content:
         trie = DeviceTrie(catalog.trie, content=node_content(catalog, content))
         search = BeamSearch(model, trie, SearchSettings(BEAMS, MOST_EVENTS), content)
         histories = [numbers[history] for history in task.histories]
