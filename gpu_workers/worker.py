@@ -1,6 +1,7 @@
 """The life cycle of worker steps under the DeepSpeed launcher."""
 
 import gc
+import importlib
 import os
 import sys
 import time
@@ -11,10 +12,11 @@ from datetime import date
 import torch
 import torch.distributed as dist
 
-from gpl_core.errors import GplError
-from gpl_core.graph.arguments import StepArguments, parse_arguments
+from gpl_core.errors import GplError, UsageError
+from gpl_core.graph.arguments import parse_arguments
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext, exit_with, run_step, run_steps, setup_logging
+from gpl_core.graph.steps import find_step
 from gpu_workers.ranks import PeerError, Ranks, is_agreed, seed_everything, start_ranks
 
 WorkerBody = Callable[[StepContext, Ranks], None]
@@ -22,21 +24,20 @@ WorkerBody = Callable[[StepContext, Ranks], None]
 
 def worker_main(name: str, body: WorkerBody, argv: Sequence[str] | None = None) -> None:
     """Entry point of one worker; exits the process with the exit code."""
-    run_workers(lambda args: {name: body}, lambda: parse_arguments(name, argv))
+    run_workers(name, {name: body}, argv)
 
 
-def run_workers(
-    choose: Callable[[StepArguments], Mapping[str, WorkerBody]], parse: Callable[[], StepArguments]
-) -> None:
-    """Join the ranks, run the chosen steps in order over the dates, exit the process with the agreed exit code.
+def run_workers(program: str, given: Mapping[str, WorkerBody] | None = None, argv: Sequence[str] | None = None) -> None:
+    """Join the ranks, run steps in order over the dates, exit the process with the agreed exit code.
 
-    The launcher kills the peers of the first rank that exits, so work that may fail on one rank belongs inside
-    `Ranks.together()`: then all ranks exit with one code, after rank 0 has recorded the failure.
+    given: step -> body; None: those that --steps names. The launcher kills the peers of the first rank that exits, so
+    work that may fail on one rank belongs inside `Ranks.together()`: then all ranks exit with one code, after rank 0
+    has recorded the failure.
     """
     setup_logging()
     try:
-        args = parse()
-        bodies = choose(args)
+        args = parse_arguments(program, argv, several=given is None)
+        bodies = {name: worker_of(name) for name in args.steps} if given is None else given
     except GplError as error:
         sys.exit(exit_with(error))
     ranks = start_ranks()
@@ -65,6 +66,14 @@ def run_workers(
         dist.barrier()
         dist.destroy_process_group()
     os._exit(code)  # reader threads of a failed feed must not keep the process alive
+
+
+def worker_of(name: str) -> WorkerBody:
+    """The `run` function of the worker `name`; UsageError when the step is not a GPU worker."""
+    if find_step(name).launcher != "deepspeed":
+        raise UsageError(f"step {name} is a Spark job: start it with spark-submit spark_jobs/{name}.py")
+    body: WorkerBody = importlib.import_module(f"gpu_workers.{name}").run
+    return body
 
 
 def _run_body(body: WorkerBody, context: StepContext, ranks: Ranks) -> None:

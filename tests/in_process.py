@@ -14,7 +14,7 @@ from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext, run_step, run_steps
 from gpl_core.graph.steps import find_step
 from gpu_workers.ranks import Ranks, seed_everything
-from gpu_workers.run import worker_of
+from gpu_workers.worker import worker_of
 from spark_jobs.run import job_of, run_body
 
 

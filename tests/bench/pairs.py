@@ -97,9 +97,9 @@ def _fork(program: str, arguments: list[str], log: str) -> None:
     sys.argv = [program, *arguments]
     if program == "gpl":
         sys.exit(gpl(arguments))
-    from gpu_workers.run import main as work
+    from gpu_workers.worker import run_workers
 
-    work()
+    run_workers("run.py")
 
 
 class Fork:

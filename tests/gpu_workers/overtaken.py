@@ -10,8 +10,7 @@ from pathlib import Path
 from gpl_core.graph.step_run import StepContext
 from gpu_workers import assign_sids, encode_items, generate_anchors
 from gpu_workers.ranks import Ranks
-from gpu_workers.run import main
-from gpu_workers.worker import WorkerBody
+from gpu_workers.worker import WorkerBody, run_workers
 from tests.support import run_of
 
 
@@ -38,4 +37,4 @@ def overtaken(body: WorkerBody) -> WorkerBody:
 
 for module in (encode_items, assign_sids, generate_anchors):
     module.run = overtaken(module.run)
-main()
+run_workers("run.py")

@@ -30,7 +30,7 @@ from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpu_workers import assign_sids, encode_items, train_tokenizer
 from gpu_workers.ranks import start_ranks
-from gpu_workers.run import worker_of
+from gpu_workers.worker import worker_of
 from tests.support import ODD, doubled, put, run_of
 
 ROOT = Path(__file__).parents[2]
@@ -462,8 +462,8 @@ def test_a_failing_step_ends_its_launch_with_its_code_and_leaves_the_ones_before
 KILLED = """
 import os, signal
 from gpl_core.lakehouse.lake import Lake
-from gpu_workers.run import main
 from gpu_workers.train_tokenizer import DeepSpeedEngine
+from gpu_workers.worker import run_workers
 
 commit, scalars = Lake.commit, DeepSpeedEngine.scalars
 
@@ -484,7 +484,7 @@ def dying_scalars(engine, figures, step):
 
 
 Lake.commit, DeepSpeedEngine.scalars = dying_commit, dying_scalars
-main()
+run_workers("run.py")
 """
 
 
