@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ from gpl_core.interest.model_files import load_bundle, read_description
 from gpl_core.interest.packing import unflatten
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
+from gpl_core.interest.vocabulary import SidVocabulary
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.key_hashes import hash_keys, members
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem, local_folder
+from gpl_core.lakehouse.writer import PartWriter
 from gpl_core.sids.content_table import ContentTable
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_version
 from gpu_workers.inputs.interest import base_checkpoint, read_catalog
@@ -75,7 +77,14 @@ def _generate(context: StepContext, ranks: Ranks, journal: Journal) -> None:
             for unit, rows, todo in units(context, snapshot, share.files, model.version):
                 done = journal.find(unit)
                 if done is None:
-                    done = _work(context, search, rows, todo, tokenizer.version, model.version, partition, bar, ranks)
+                    writer = context.lake.writer(
+                        context.contract("interest_anchors"), partition,
+                        dims={**context.config.dims(), "L": search.trie.levels}, rank=ranks.rank,
+                    )  # fmt: skip
+                    require_version(rows, "anchor_requests", "sid_version", tokenizer.version)
+                    require_version(rows, "anchor_requests", "model_version", model.version)
+                    bar.update(len(rows["user_id"]) - len(todo))
+                    done = _work(search, rows, todo, writer, bar)
                     journal.add(unit, done)
                 else:  # computed by an earlier, killed run
                     counts["resumed"] += done["generated"]
@@ -199,87 +208,58 @@ class Journal:
         """sha256 of a part file; "" when it is gone."""
         try:
             with self._fs.open(f"{self._base}/{part['path']}", "rb") as handle:
-                found = sha256()
-                while block := handle.read(1 << 20):
-                    found.update(block)
-                return found.hexdigest()
+                return file_digest(handle, "sha256").hexdigest()
         except FileNotFoundError:
             return ""
 
 
 def _work(
-    context: StepContext,
-    search: BeamSearch,
-    rows: dict[str, np.ndarray],
-    todo: np.ndarray,
-    sid_version: str,
-    model_version: str,
-    partition: Mapping[str, str],
-    bar: tqdm,
-    ranks: Ranks,
+    search: BeamSearch, rows: dict[str, np.ndarray], todo: np.ndarray, writer: PartWriter, bar: tqdm
 ) -> dict[str, Any]:
-    """Search one unit's users and write their rows; returns the journal's record."""
-    require_version(rows, "anchor_requests", "sid_version", sid_version)
-    require_version(rows, "anchor_requests", "model_version", model_version)
-    vocabulary = search.model.vocabulary
-    bar.update(len(rows["user_id"]) - len(todo))
-    histories: list[np.ndarray] = []
-    items: list[np.ndarray] = []
-    users: list[int] = []
+    """Search the users ``todo`` of one unit and write their rows; returns the journal's record."""
+    usable: dict[int, np.ndarray] = {}  # row -> history
     rejects = []
-    for row in todo:
+    for row in todo.tolist():
         try:
-            history = unflatten(rows["sid"][row], int(rows["length"][row]), vocabulary.levels)
-            if not len(history):
-                raise ContractError("sid: no event")
-            vocabulary.ids(history)
+            usable[row] = _history(search.model.vocabulary, rows["sid"][row], int(rows["length"][row]))
         except ContractError as error:
             rejects.append(reject(f"user_id={rows['user_id'][row]}", "unusable sequence", str(error)[:500]))
-            continue
-        histories.append(history)
-        items.append(rows["item_index"][row][: len(history)])
-        users.append(int(row))
-    writer = context.lake.writer(
-        context.contract("interest_anchors"),
-        partition,
-        dims={**context.config.dims(), "L": vocabulary.levels},
-        rank=ranks.rank,
-    )
+    users, histories = list(usable), list(usable.values())
+    items = [rows["item_index"][row][: len(history)] for row, history in usable.items()]
     with writer:
         for start in range(0, len(users), _SEARCH_ROWS):
-            part = users[start : start + _SEARCH_ROWS]
-            chosen = slice(start, start + _SEARCH_ROWS)
-            anchors = search.search(histories[chosen], items[chosen])
-            writer.write(anchor_rows(rows["user_id"][part], rows["sequence_hash"][part], anchors, sid_version))
-            bar.update(len(part))
+            part = slice(start, start + _SEARCH_ROWS)
+            some = {name: rows[name][users[part]] for name in ("user_id", "sequence_hash", "sid_version")}
+            writer.write(anchor_rows(some, search.search(histories[part], items[part])))
+            bar.update(len(users[part]))
     bar.update(len(rejects))
-    return {
-        "parts": writer.parts,
-        "rejects": rejects,
-        "requests": len(rows["user_id"]),
-        "cached": len(rows["user_id"]) - len(todo),
-        "rejected": len(rejects),
-        "generated": len(users),
-    }
+    cached = len(rows["user_id"]) - len(todo)
+    counts = {"requests": len(rows["user_id"]), "cached": cached, "rejected": len(rejects), "generated": len(users)}
+    return {"parts": writer.parts, "rejects": rejects, **counts}
 
 
-def anchor_rows(user_ids: np.ndarray, sequence_hashes: np.ndarray, anchors: Anchors, sid_version: str) -> pa.Table:
+def _history(vocabulary: SidVocabulary, sid: np.ndarray, length: int) -> np.ndarray:
+    """The SIDs of a request, int [n x L]; ContractError when it has none, or they are not of ``vocabulary``."""
+    history = unflatten(sid, length, vocabulary.levels)
+    if not len(history):
+        raise ContractError("sid: no event")
+    vocabulary.ids(history)
+    return history
+
+
+def anchor_rows(users: Mapping[str, np.ndarray], anchors: Anchors) -> pa.Table:
     """Rows of interest_anchors, without its partition columns; log-probabilities rounded to 2^-16 of a nat.
 
     The digits beyond are random and cannot be compressed. Coarser steps are too coarse: what a node's cached children
     leave of it is a difference of probabilities.
     """
-    users = len(user_ids)
     log_prob, prefix_log_probs = (np.round(p * 2**16) / 2**16 for p in (anchors.log_prob, anchors.prefix_log_probs))
-    return table_of(
-        load_contract("interest_anchors"),
-        {
-            "user_id": user_ids, "sequence_hash": sequence_hashes,
-            "anchor_sids": anchors.sids.reshape(users, -1), "log_prob": log_prob,
-            "prefixes": anchors.prefixes.reshape(users, -1), "prefix_log_probs": prefix_log_probs,
-            "anchor_count": (anchors.sids[:, :, 0] >= 0).sum(axis=1), "sid_version": np.full(users, sid_version),
-        },
-    )  # fmt: skip
+    columns = {
+        **users, "anchor_sids": anchors.sids.reshape(len(anchors.sids), -1), "log_prob": log_prob,
+        "prefixes": anchors.prefixes.reshape(len(anchors.sids), -1), "prefix_log_probs": prefix_log_probs,
+        "anchor_count": (anchors.sids[:, :, 0] >= 0).sum(axis=1),
+    }  # fmt: skip
+    return table_of(load_contract("interest_anchors"), columns)
 
 
 if __name__ == "__main__":
