@@ -23,6 +23,7 @@ from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.scratch import scratch_array, scratch_folder
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.writer import PartWriter
+from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.issuing import RowView, drift, issue
 from gpl_core.sids.tokenizer import TokenizedItems, Tokenizer, load_tokenizer
 from gpu_workers.inputs.embeddings import ItemVectors, digests, encoder_version_of, item_vectors
@@ -67,16 +68,17 @@ def run(context: StepContext, ranks: Ranks) -> None:
     with item_vectors(snapshot, encoder_version, ranks) as items, scratch_folder() as scratch:
         with ranks.together():
             published = _published(table, partition, tokenizer.levels)
-            bad = _bad_rows(items.vectors)
-            fresh, moved = _to_issue(items, published, snapshot, encoder_version, _REISSUE_DISTANCE)
-            rows = np.setdiff1d(np.union1d(fresh, moved), bad)
+            usable = ContentTable.of(items.item_index, items.vectors).rows(items.item_index) >= 0
+            fresh, moved = _to_issue(items, published, snapshot, encoder_version)
+            rows = np.union1d(fresh, moved)
+            rows = rows[usable[rows]]
         encoded = encode_rows(tokenizer, items.vectors, rows, ranks, scratch)
         writer = context.lake.writer(contract, partition, dims={"L": tokenizer.levels})
         retired = np.intersect1d(items.item_index[moved], items.item_index[rows])
         with ranks.together():
             if ranks.is_main:
                 _issue_and_write(context, tokenizer, items, published, rows, encoded, writer, table, partition, retired)
-        rejected = items.item_index[bad] if ranks.is_main else ()
+        rejected = items.item_index[~usable] if ranks.is_main else ()
         rejects = [reject(f"item_index={int(i)}", "the embedding is zero or not finite") for i in rejected]
     commit_rows(context, ranks, "worker_rejects", rejects)
     # Retiring rewrites the rows of this version; otherwise rows are only appended.
@@ -87,37 +89,26 @@ def run(context: StepContext, ranks: Ranks) -> None:
 
 
 def _published(table: Snapshot | None, partition: dict[str, str], levels: int) -> _Published:
-    held: list[dict[str, np.ndarray]] = []
+    parts = [(np.empty(0, np.int64), np.empty((0, levels), np.int32), np.empty(0, np.float32), np.empty(0, np.uint64))]
     last_issue: dict[int, int] = {}
-    for batch in _rows_of(
-        table, partition, ["item_index", "issue", "sid", "residual_norm", "content_hash", "retired_at"]
-    ):
+    for batch in _rows_of(table, partition, [c for c in _COLUMNS if c != "bucket_size"]):
         again = batch["issue"] > 0  # few items were reissued: all others have issue 0
         for item, number in zip(batch["item_index"][again], batch["issue"][again], strict=True):
             last_issue[int(item)] = max(last_issue.get(int(item), 0), int(number))
         force = batch["retired_at"] == 0
-        held.append({name: batch[name][force] for name in ("item_index", "sid", "residual_norm")})
-        held[-1]["content"] = digests(batch["content_hash"][force])
-    if not held:
-        empty = np.empty(0)
-        return _Published(
-            empty.astype(np.int64), np.empty((0, levels), np.int32), empty, empty.astype(np.uint64), last_issue
+        index, sids, norms, content = (
+            batch[name][force] for name in ("item_index", "sid", "residual_norm", "content_hash")
         )
-    whole = {name: np.concatenate([part[name] for part in held]) for name in held[0]}
-    order = np.argsort(whole["item_index"], kind="stable")
-    if len(twice := np.flatnonzero(np.diff(whole["item_index"][order]) == 0)):
+        parts.append((index.astype(np.int64), sids.astype(np.int32), norms, digests(content)))
+    whole = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.argsort(whole[0], kind="stable")
+    index, sids, norms, content = (column[order] for column in whole)
+    if len(twice := np.flatnonzero(np.diff(index) == 0)):
         raise ContractError(
             f"table item_sids, {partition}: {counted(len(twice), 'item')} with two semantic IDs in force, for example "
-            f"item_index={whole['item_index'][order[twice[0]]]}; overlapping runs of an earlier release left them, run "
-            "gpl repair"
+            f"item_index={index[twice[0]]}; overlapping runs of an earlier release left them, run gpl repair"
         )
-    return _Published(
-        whole["item_index"][order].astype(np.int64),
-        whole["sid"][order].astype(np.int32),
-        whole["residual_norm"][order],
-        whole["content"][order],
-        last_issue,
-    )
+    return _Published(index, sids, norms, content, last_issue)
 
 
 def _rows_of(
@@ -126,37 +117,26 @@ def _rows_of(
     return read_batches(table, table.select(where=partition), columns) if table else iter(())
 
 
-def _bad_rows(vectors: np.ndarray) -> np.ndarray:
-    """Rows [N x d] that have no direction: zero, NaN or infinite."""
-    bad = []
-    for start in range(0, len(vectors), _ROWS):
-        length = np.linalg.norm(vectors[start : start + _ROWS], axis=1)
-        bad.append(start + np.flatnonzero(~(np.isfinite(length) & (length > 1e-6))))
-    return np.concatenate(bad) if bad else np.empty(0, dtype=np.int64)
-
-
 def _to_issue(
-    items: ItemVectors, published: _Published, snapshot: Snapshot, encoder_version: str, reissue_distance: float
+    items: ItemVectors, published: _Published, snapshot: Snapshot, encoder_version: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ``items`` without a SID, and rows whose content changed and moved beyond ``reissue_distance``."""
-    place = np.searchsorted(published.item_index, items.item_index)
-    place = np.minimum(place, max(0, len(published.item_index) - 1))
-    has = np.zeros(len(items.item_index), dtype=bool)
-    if len(published.item_index):
-        has = published.item_index[place] == items.item_index
-    changed = np.flatnonzero(has)
-    changed = changed[published.content[place[changed]] != items.content[changed]]
-    moved = []
+    """Rows of ``items`` without a SID, and rows whose content changed and moved beyond _REISSUE_DISTANCE."""
+    has = np.isin(items.item_index, published.item_index)
+    held = np.flatnonzero(has)
+    old = published.content[np.searchsorted(published.item_index, items.item_index[held])]
+    differs = old != items.content[held]
+    changed, old = held[differs], old[differs]
+    moved = [held[:0]]
     if len(changed):
-        wanted, old = items.item_index[changed], published.content[place[changed]]
+        wanted = items.item_index[changed]
         files = snapshot.select(where={"encoder_version": encoder_version})
         for batch in read_batches(snapshot, files, ["item_index", "content_hash", "embedding"]):
             at = np.minimum(np.searchsorted(wanted, batch["item_index"]), len(wanted) - 1)
             hit = np.flatnonzero((wanted[at] == batch["item_index"]) & (old[at] == digests(batch["content_hash"])))
             before, after = batch["embedding"][hit], items.vectors[changed[at[hit]]]
             cosine = (before * after).sum(1) / (np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1))
-            moved.append(changed[at[hit[1.0 - cosine > reissue_distance]]])
-    return np.flatnonzero(~has), np.unique(np.concatenate(moved)) if moved else np.empty(0, dtype=np.int64)
+            moved.append(changed[at[hit[1.0 - cosine > _REISSUE_DISTANCE]]])
+    return np.flatnonzero(~has), np.unique(np.concatenate(moved))
 
 
 def encode_rows(

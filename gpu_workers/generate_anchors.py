@@ -37,7 +37,7 @@ from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem, local_folder
 from gpl_core.lakehouse.writer import PartWriter
 from gpl_core.sids.content_table import ContentTable
-from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_version
+from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_versions
 from gpu_workers.inputs.interest import base_checkpoint, read_catalog
 from gpu_workers.inputs.item_tables import content_table
 from gpu_workers.outputs import alone_in, commit_parts, commit_rows, reject, table_of
@@ -69,6 +69,7 @@ def _generate(context: StepContext, ranks: Ranks, journal: Journal) -> None:
         files = snapshot.select(start=context.run_date, end=context.run_date)
         share = assign_files(files, ranks.size)[ranks.rank]
         partition = {"model_version": model.version, "dt": context.run_date.isoformat()}
+        versions = {"sid_version": tokenizer.version, "model_version": model.version}
         counts = dict.fromkeys(("requests", "cached", "rejected", "generated", "resumed"), 0)
         parts: list[Mapping[str, Any]] = []
         rejects: list[dict[str, str]] = []
@@ -81,8 +82,7 @@ def _generate(context: StepContext, ranks: Ranks, journal: Journal) -> None:
                         context.contract("interest_anchors"), partition,
                         dims={**context.config.dims(), "L": search.trie.levels}, rank=ranks.rank,
                     )  # fmt: skip
-                    require_version(rows, "anchor_requests", "sid_version", tokenizer.version)
-                    require_version(rows, "anchor_requests", "model_version", model.version)
+                    require_versions(rows, "anchor_requests", **versions)
                     bar.update(len(rows["user_id"]) - len(todo))
                     done = _work(search, rows, todo, writer, bar)
                     journal.add(unit, done)

@@ -17,7 +17,7 @@ from gpl_core.labels.pair_scoring import PairBlock, first_occurrence, score_bloc
 from gpl_core.labels.prefix_scoring import PrefixKeys, prefix_log_prob
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
-from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_version
+from gpu_workers.inputs.feed import assign_files, read_batches, rebatch, require_versions
 from gpu_workers.inputs.item_tables import content_table, sids_in_force
 from gpu_workers.outputs import commit_parts, commit_rows, reject, table_of
 from gpu_workers.ranks import Ranks
@@ -63,8 +63,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
         with writer:
             stream = read_batches(requests, share.files, COLUMNS)
             for batch in rebatch(stream, context.config.labels.users_per_batch):
-                require_version(batch, "score_requests", "sid_version", sid_version)
-                require_version(batch, "score_requests", "model_version", model_version)
+                require_versions(batch, "score_requests", sid_version=sid_version, model_version=model_version)
                 pairs_in += int((batch["candidates"] >= 0).sum())
                 writer.write(score(batch, lookup, ranks.device, rejects))
     _commit_rejects(context, ranks, rejects)

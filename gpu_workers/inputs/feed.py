@@ -188,11 +188,12 @@ def rebatch(batches: Iterator[dict[str, np.ndarray]], rows: int) -> Iterator[dic
         yield held
 
 
-def require_version(batch: Mapping[str, np.ndarray], table: str, column: str, expected: str) -> None:
+def require_versions(batch: Mapping[str, np.ndarray], table: str, **versions: str) -> None:
     """Refuse rows of another version than the artifact in force: LineageError with table, column and both versions."""
-    strange = batch[column] != expected
-    if strange.any():
-        raise LineageError(
-            f"table {table}: {counted(int(strange.sum()), 'row')} with {column} {batch[column][strange][0]}, in "
-            f"force is {expected}; run {table} for this date again"
-        )
+    for column, expected in versions.items():
+        strange = batch[column] != expected
+        if strange.any():
+            raise LineageError(
+                f"table {table}: {counted(int(strange.sum()), 'row')} with {column} {batch[column][strange][0]}, in "
+                f"force is {expected}; run {table} for this date again"
+            )
