@@ -157,22 +157,23 @@ def _build_part(part: EncoderPart, batch_size: int, device: str, prefixes: Seque
         if "dim" not in options:
             raise UsageError("encoder.parts.precomputed.options.dim: missing, expected the column's length, e.g. 768.")
         return PrecomputedEncoder(**options)
-    if part.name == "hog_color":
-        from gpl_core.sids.pictures import HogColorEncoder
+    from gpl_core.sids.pictures import HogColorEncoder, PictureReader
 
-        return HogColorEncoder(prefixes=prefixes, **options)
+    reader = PictureReader(prefixes, **{n: options.pop(n) for n in ("max_bytes", "max_pixels") if n in options})
+    if part.name == "hog_color":
+        return HogColorEncoder(reader, **options)
+    options |= {"batch_size": batch_size, "device": device}
     if part.name == "efficientnet_lite0":
         from gpl_core.sids.picture_models import EfficientNetEncoder
 
-        return EfficientNetEncoder(batch_size=batch_size, device=device, prefixes=prefixes, **options)
+        return EfficientNetEncoder(reader, **options)
     from gpl_core.sids.text_models import ClipEncoder, TextEncoder, minilm_folder
 
     if part.name == "hf_clip":
-        return ClipEncoder(_folder(part), batch_size=batch_size, device=device, prefixes=prefixes, **options)
+        return ClipEncoder(_folder(part), reader, **options)
     if part.name == "hf_text":
-        return TextEncoder("hf_text", _folder(part), batch_size=batch_size, device=device, **options)
-    options.setdefault("max_tokens", 256)
-    return TextEncoder("minilm", minilm_folder(), batch_size=batch_size, device=device, **options)
+        return TextEncoder("hf_text", _folder(part), **options)
+    return TextEncoder("minilm", minilm_folder(), **{"max_tokens": 256, **options})
 
 
 def _options(part: EncoderPart) -> dict[str, Any]:

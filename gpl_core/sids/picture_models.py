@@ -25,24 +25,14 @@ class EfficientNetEncoder:
     lacking = "no picture"
     dim = 1_280
 
-    def __init__(
-        self,
-        *,
-        batch_size: int = 64,
-        device: str = "cpu",
-        max_bytes: int = 8_000_000,
-        max_pixels: int = 32_000_000,
-        prefixes: Sequence[str] = (),
-    ) -> None:
-        self._batch_size, self._device = batch_size, torch.device(device)
-        self._reader = PictureReader(max_bytes, max_pixels, prefixes)
+    def __init__(self, reader: PictureReader, *, batch_size: int = 64, device: str = "cpu") -> None:
+        self._reader, self._batch_size, self._device = reader, batch_size, torch.device(device)
         self._model = _load().to(self._device)
 
     @property
     def identity(self) -> Mapping[str, object]:
         """See PartEncoder."""
-        limits = {"max_bytes": self._reader.max_bytes, "max_pixels": self._reader.max_pixels}
-        return {"weights": _WEIGHTS, "size": _SIZE, **limits}
+        return {"weights": _WEIGHTS, "size": _SIZE, **self._reader.limits}
 
     def encode(self, items: Sequence[ItemContent]) -> PartVectors:
         """See PartEncoder."""

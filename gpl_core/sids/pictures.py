@@ -42,10 +42,13 @@ class PictureReader:
     ``prefixes``: folders and URIs; what does not lie under one of them is not opened.
     """
 
-    def __init__(
-        self, max_bytes: int = 8_000_000, max_pixels: int = 32_000_000, prefixes: Sequence[str] = ()
-    ) -> None:  # fmt: skip
+    def __init__(self, prefixes: Sequence[str] = (), max_bytes: int = 8_000_000, max_pixels: int = 32_000_000) -> None:
         self.max_bytes, self.max_pixels, self._prefixes = max_bytes, max_pixels, tuple(prefixes)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What decides, beside the bytes, whether a picture is used."""
+        return {"max_bytes": self.max_bytes, "max_pixels": self.max_pixels}
 
     def read(self, item: ItemContent) -> Image.Image | None:
         """The item's picture in RGB over white, None where it has none. Raises PictureError."""
@@ -158,20 +161,17 @@ class HogColorEncoder:
     name = "hog_color"
     lacking = "no picture"
 
-    def __init__(
-        self, size: int = 64, max_bytes: int = 8_000_000, max_pixels: int = 32_000_000, prefixes: Sequence[str] = ()
-    ) -> None:  # fmt: skip
+    def __init__(self, reader: PictureReader, size: int = 64) -> None:
         """``size``: pictures are scaled to size x size pixels. Raises UsageError below 8."""
         if size < 2 * _CELLS:
             raise UsageError(f"encoder.parts.hog_color.options.size: {size}, expected at least {2 * _CELLS} pixels.")
-        self._size, self._reader = size, PictureReader(max_bytes, max_pixels, prefixes)
+        self._size, self._reader = size, reader
         self.dim = len(self._describe(Image.new("RGB", (size, size), "red")))
 
     @property
     def identity(self) -> Mapping[str, object]:
         """See PartEncoder."""
-        reader = self._reader
-        return {"hog_color": 1, "size": self._size, "max_bytes": reader.max_bytes, "max_pixels": reader.max_pixels}
+        return {"hog_color": 1, "size": self._size, **self._reader.limits}
 
     def encode(self, items: Sequence[ItemContent]) -> PartVectors:
         """See PartEncoder."""

@@ -94,19 +94,11 @@ class TextEncoder:
                 order = np.argsort([-len(row) for row in ids], kind="stable")
                 for start in range(0, len(order), self._batch_size):
                     chosen = order[start : start + self._batch_size]
-                    yield chosen + number * _TEXTS, self._pad([ids[n] for n in chosen])
+                    padded = self._tokenizer.pad({"input_ids": [ids[n] for n in chosen]}, return_tensors="pt")
+                    yield chosen + number * _TEXTS, padded.to(self._device)
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
-
-    def _pad(self, rows: list[list[int]]) -> Mapping[str, Tensor]:
-        width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), int(self._tokenizer.pad_token_id or 0))
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for n, row in enumerate(rows):
-            ids[n, : len(row)] = torch.tensor(row)
-            mask[n, : len(row)] = 1
-        return {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
 
     @torch.inference_mode()
     def _embed(self, tokens: Mapping[str, Tensor]) -> Tensor:
@@ -133,16 +125,14 @@ class ClipEncoder:
     def __init__(
         self,
         folder: Path,
+        reader: PictureReader,
         *,
         text_weight: float = 1.0,
         image_weight: float = 1.0,
         batch_size: int = 64,
         device: str = "cpu",
-        max_bytes: int = 8_000_000,
-        max_pixels: int = 32_000_000,
-        prefixes: Sequence[str] = (),
     ) -> None:
-        self._batch_size, self._device = batch_size, torch.device(device)
+        self._reader, self._batch_size, self._device = reader, batch_size, torch.device(device)
         self._weights = {"text": text_weight, "image": image_weight}
         self._model = _load(folder, self.name).to(self._device)
         for needed in ("get_text_features", "get_image_features"):
@@ -157,14 +147,13 @@ class ClipEncoder:
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
         self._max_tokens = int(self._model.config.text_config.max_position_embeddings)
-        self._reader = PictureReader(max_bytes, max_pixels, prefixes)
         self._files = _hash_files(folder)
         self.dim = self._text_features(["a"]).shape[1]
 
     @property
     def identity(self) -> Mapping[str, object]:
-        limits = {"max_bytes": self._reader.max_bytes, "max_pixels": self._reader.max_pixels}
-        return {"files": self._files, "weights": self._weights, "max_tokens": self._max_tokens, **limits}
+        facts = {"files": self._files, "weights": self._weights, "max_tokens": self._max_tokens}
+        return {**facts, **self._reader.limits}
 
     def encode(self, items: Sequence[ItemContent]) -> PartVectors:
         out = np.zeros((len(items), self.dim), dtype=np.float32)

@@ -16,6 +16,7 @@ from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.sids.encoders import EncoderPart, build_encoder
 from gpl_core.sids.item_content import ItemContent
 from gpl_core.sids.picture_models import EfficientNetEncoder, pixels_of
+from gpl_core.sids.pictures import PictureReader
 
 PART = EncoderPart("efficientnet_lite0")
 EGYPTIAN_CAT, ESPRESSO = 285, 967  # classes of ImageNet
@@ -23,7 +24,7 @@ EGYPTIAN_CAT, ESPRESSO = 285, 967  # classes of ImageNet
 
 @pytest.fixture(scope="module")
 def encoder() -> EfficientNetEncoder:
-    return EfficientNetEncoder(batch_size=2)
+    return EfficientNetEncoder(PictureReader(), batch_size=2)
 
 
 def photo(name: str, *crop: int) -> Image.Image:
