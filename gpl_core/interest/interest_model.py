@@ -240,16 +240,8 @@ def initial_rows(existing: Tensor, vocabulary: SidVocabulary, codebooks: np.ndar
     if codebooks is None:
         noise = torch.randn(vocabulary.size, rows.shape[1], generator=random)
         return mean + noise * (0.1 * spread / rows.shape[1] ** 0.5)
-    vectors = torch.from_numpy(np.array(codebooks, dtype=np.float32))
-    if vectors.ndim != 3 or vectors.shape[:2] != (vocabulary.levels, vocabulary.codes):
-        raise UsageError(
-            f"codebooks: shape {tuple(vectors.shape)}, expected [{vocabulary.levels} x {vocabulary.codes} x k]; "
-            "pass the codebooks of the tokenizer artifact that made these SIDs."
-        )
-    if not torch.isfinite(vectors).all():
-        raise ContractError("codebooks: not finite; the tokenizer artifact is damaged, publish it again.")
     parts = []
-    for level in vectors:
+    for level in torch.from_numpy(np.array(codebooks, dtype=np.float32)):
         centered = level - level.mean(0)
         # One projection per level: codes of different levels must not look alike.
         projected = centered @ torch.randn(level.shape[1], rows.shape[1], generator=random)

@@ -11,7 +11,7 @@ hidden width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -83,22 +83,12 @@ class BeamSearch:
     def __init__(
         self, model: InterestModel, trie: DeviceTrie, settings: SearchSettings, content: ContentTable | None = None
     ) -> None:
-        """UsageError where trie, model and settings do not fit. The model should be in eval mode.
+        """UsageError where the settings exceed the model's positions. The model should be in eval mode.
 
-        ``content``: the item vectors, for a model that reads them; then ``trie`` needs its nodes' content too.
+        ``trie`` is of the model's sid_version. ``content``: the item vectors, for a model that reads them; then the
+        trie needs its nodes' content too.
         """
-        vocabulary = model.vocabulary
-        if (trie.levels, trie.codes) != (vocabulary.levels, vocabulary.codes):
-            raise UsageError(
-                f"trie: L = {trie.levels}, C = {trie.codes}, the model's vocabulary has L = {vocabulary.levels}, "
-                f"C = {vocabulary.codes}; load the model that was trained for this sid_version."
-            )
-        most_events(vocabulary, settings.max_events, model.config.max_position_embeddings)
-        if (model.settings.content_width or 0) != (content.width if content else 0):
-            raise UsageError(
-                f"content: vectors of width {content.width if content else 0}, the model was trained on "
-                f"{model.settings.content_width}; pass the item embeddings of its encoder_version."
-            )
+        most_events(model.vocabulary, settings.max_events, model.config.max_position_embeddings)
         self.model, self.trie, self.settings, self.content = model, trie, settings, content
         self.token_budget = settings.token_budget
 
@@ -108,6 +98,11 @@ class BeamSearch:
         ``items``: the histories' item_index (int [n] each), for a model that reads content vectors.
         A user's result does not depend on the others beyond float rounding. ContractError on an empty history.
         """
+        for user, history in enumerate(histories):
+            if len(history) == 0:
+                raise ContractError(f"history {user}: empty, expected at least one event; leave such users out.")
+        if self.content is not None and items is None:
+            raise UsageError("search: this model reads content vectors; pass the histories' item_index too.")
         dtype = np.float64 if self.model.input_rows.dtype == torch.float64 else np.float32
         users, levels, beams, prefixes = len(histories), self.trie.levels, self.settings.beams, self.settings.prefixes
         out = Anchors(
@@ -116,41 +111,29 @@ class BeamSearch:
             np.full((users, prefixes, levels), -1, dtype=np.int32),
             np.full((users, prefixes), PAD_LOG_PROB, dtype=dtype),
         )
-        for rows, found in self.batches(histories, items):
-            for whole, part in zip(out, found, strict=True):
-                whole[rows] = part
-        return out
-
-    def batches(
-        self, histories: Sequence[np.ndarray], items: Sequence[np.ndarray] | None = None
-    ) -> Iterator[tuple[np.ndarray, Anchors]]:
-        """The same batch by batch: (indices of users, their Anchors), longest histories first."""
-        for user, history in enumerate(histories):
-            if len(history) == 0:
-                raise ContractError(f"history {user}: empty, expected at least one event; leave such users out.")
-        if self.content is not None and items is None:
-            raise UsageError("search: this model reads content vectors; pass the histories' item_index too.")
         most = self.settings.max_events
         prompts = [history_tokens(self.model.vocabulary, h, most) for h in histories]
-        sizes = np.array([len(p) for p in prompts], dtype=np.int64) + (self.trie.levels - 1) * self.settings.beams
+        sizes = np.array([len(p) for p in prompts], dtype=np.int64) + (levels - 1) * beams
         waiting = budget_batches(sizes, self.token_budget)[::-1]
         while waiting:
-            users = waiting.pop()
-            if len(users) > 1 and sizes[users].sum() > self.token_budget:
+            rows = waiting.pop()
+            if len(rows) > 1 and sizes[rows].sum() > self.token_budget:
                 # Cut before the budget was halved.
-                waiting.extend(users[part] for part in budget_batches(sizes[users], self.token_budget)[::-1])
+                waiting.extend(rows[part] for part in budget_batches(sizes[rows], self.token_budget)[::-1])
                 continue
             try:
                 found = self._search_batch(
-                    [prompts[u] for u in users], [items[u][-most:] for u in users] if items is not None else None
+                    [prompts[u] for u in rows], [items[u][-most:] for u in rows] if items is not None else None
                 )
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                self._halve(int(sizes[users].sum()), len(users), error)
-                waiting.append(users)
+                self._halve(int(sizes[rows].sum()), len(rows), error)
+                waiting.append(rows)
                 continue
-            yield users, found
+            for whole, part in zip(out, found, strict=True):
+                whole[rows] = part
+        return out
 
     def _halve(self, tokens: int, users: int, error: BaseException) -> None:
         if users == 1:
