@@ -42,36 +42,24 @@ class Ranks:
         """Rank 0: the only one that commits, publishes and records."""
         return self.rank == 0
 
-    def broadcast_text(self, text: str) -> str:
-        """Rank 0's `text` on every rank (bytes over the wire, no pickle)."""
+    def broadcast_text(self, text: str, source: int = 0) -> str:
+        """The `text` of rank `source` on every rank (bytes over the wire, no pickle)."""
         if self.size == 1:
             return text
-        payload = text.encode() if self.is_main else b""
+        payload = text.encode() if self.rank == source else b""
         size = torch.tensor([len(payload)], dtype=torch.int64, device=self.device)
-        dist.broadcast(size, 0)
+        dist.broadcast(size, source)
         if not int(size):  # torch refuses an empty buffer
             return ""
         buffer = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
-        if self.is_main:
+        if payload:
             buffer.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-        dist.broadcast(buffer, 0)
+        dist.broadcast(buffer, source)
         return bytes(buffer.cpu().numpy()).decode()
 
     def gather_text(self, text: str) -> list[str]:
         """Every rank's `text`, in rank order, on every rank."""
-        if self.size == 1:
-            return [text]
-        data = text.encode()
-        # torch refuses an empty buffer: at least one byte is sent, and the length says whether it counts
-        payload = torch.frombuffer(bytearray(data or b" "), dtype=torch.uint8).to(self.device)
-        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([len(data)], dtype=torch.int64, device=self.device))
-        longest = max(1, *(int(s) for s in sizes))
-        padded = torch.zeros(longest, dtype=torch.uint8, device=self.device)
-        padded[: len(payload)] = payload
-        buffers = [torch.zeros(longest, dtype=torch.uint8, device=self.device) for _ in range(self.size)]
-        dist.all_gather(buffers, padded)
-        return [bytes(b[: int(n)].cpu().numpy()).decode() for b, n in zip(buffers, sizes, strict=True)]
+        return [self.broadcast_text(text, source) for source in range(self.size)]
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -97,18 +85,22 @@ class Ranks:
 
     def max(self, value: float) -> float:
         """Largest `value` over the ranks."""
-        return self._reduce(value, dist.ReduceOp.MAX)
+        return float(self._reduced(np.array(value, np.float64), dist.ReduceOp.MAX))
 
     def sum(self, value: float) -> float:
         """Sum of `value` over the ranks."""
-        return self._reduce(value, dist.ReduceOp.SUM)
+        return float(self.summed(np.array(value, np.float64)))
 
-    def _reduce(self, value: float, op: Any) -> float:
+    def summed(self, values: np.ndarray) -> np.ndarray:
+        """Sum of `values`, alike in shape, over the ranks."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def _reduced(self, values: np.ndarray, op: Any) -> np.ndarray:
         if self.size == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+            return values
+        tensor = torch.from_numpy(values.copy()).to(self.device)
         dist.all_reduce(tensor, op)
-        return float(tensor)
+        return tensor.cpu().numpy()
 
 
 def start_ranks() -> Ranks:

@@ -27,16 +27,14 @@ from gpu_workers.worker import worker_main
 def run(context: StepContext, ranks: Ranks) -> None:
     """Train and publish unless this very artifact exists, then evaluate on the day after."""
     with tower_inputs(context, ranks) as inputs:
-        version = context.artifact_version
-        manifest = context.artifacts.find("preranker", version)
-        if manifest is None:
-            manifest = _train_and_publish(context, ranks, inputs)
+        if context.artifacts.find("preranker", context.artifact_version) is None:
+            _train_and_publish(context, ranks, inputs)
         elif ranks.is_main:
-            log.info("train_preranker: %s exists, evaluating only", manifest.version)
+            log.info("train_preranker: %s exists, evaluating only", context.artifact_version)
         rows: list[dict[str, Any]] = []
         with ranks.together():
             if ranks.is_main:  # the model is light: one rank scores a day's impressions in one pass
-                rows = _evaluate(context, inputs, manifest)
+                rows = _evaluate(context, inputs)
     commit_rows(context, ranks, "evaluations", rows)
 
 
@@ -54,30 +52,21 @@ def bundle_name(variant: str, seed: int) -> str:
     return f"{variant}-seed{seed}"
 
 
-def _train_and_publish(context: StepContext, ranks: Ranks, inputs: TowerInputs) -> Manifest:
+def _train_and_publish(context: StepContext, ranks: Ranks, inputs: TowerInputs) -> None:
     tokenizer, settings = context.artifact("tokenizer"), context.config.prerank
     with scratch_folder() as folder:
         with ranks.together():
             rows = FeedRows(context, inputs, tokenizer.version, folder)
         found = train_seeds(context, variants_of(settings), rows, inputs, ranks)
     trained = {bundle_name(name, seed): one for (name, seed), one in found.items()}
-    text = ""
     with ranks.together():
         if ranks.is_main:
-            text = _publish(context, inputs, tokenizer, trained, rows.counts).version
-    version = ranks.broadcast_text(text)
-    manifest = context.artifacts.find("preranker", version)
-    assert manifest is not None  # rank 0 has just published it
-    return manifest
+            _publish(context, inputs, tokenizer, trained, rows.counts)
 
 
 def _publish(
-    context: StepContext,
-    inputs: TowerInputs,
-    tokenizer: Manifest,
-    trained: dict[str, Trained],
-    facts: FeedCounts,
-) -> Manifest:
+    context: StepContext, inputs: TowerInputs, tokenizer: Manifest, trained: dict[str, Trained], facts: FeedCounts
+) -> None:
     lineage = {
         "sid_version": tokenizer.version, "encoder_version": tokenizer.lineage["encoder_version"],
         "model_version": ",".join(sorted(facts.model_versions)),
@@ -97,13 +86,12 @@ def _publish(
         np.save(folder / "exposures.npy", facts.exposures)
         manifest = context.publish(folder, lineage, measured)
     log.info("train_preranker: published preranker %s", manifest.version)
-    return manifest
 
 
-def _evaluate(context: StepContext, inputs: TowerInputs, manifest: Manifest) -> list[dict[str, Any]]:
+def _evaluate(context: StepContext, inputs: TowerInputs) -> list[dict[str, Any]]:
     """Rows of `evaluations`; none without impressions of the day after."""
-    settings = context.config.prerank
-    if not impressions_after(context):
+    settings, manifest = context.config.prerank, context.artifacts.find("preranker", context.artifact_version)
+    if manifest is None or not impressions_after(context):
         return []
     folder = context.artifacts.fetch(manifest)
     models = {

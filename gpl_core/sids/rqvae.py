@@ -211,10 +211,8 @@ class _Training:
     @property
     def identity(self) -> dict[str, object]:
         """What a checkpoint must match to be continued."""
-        facts: dict[str, object] = dataclasses.asdict(self.settings) | {"shape": list(self.embeddings.shape)}
-        facts["hidden"] = list(self.settings.hidden)
-        facts["sample_mean"] = [round(float(v), 6) for v in self.mean[:8]]
-        return facts
+        mean = [round(float(v), 6) for v in self.mean[:8]]
+        return dataclasses.asdict(self.settings) | {"shape": self.embeddings.shape, "sample_mean": mean}
 
     def save(self, folder: str | Path, done: int) -> None:
         """Writes the state after `done` epochs."""
@@ -277,11 +275,8 @@ class _Training:
 
     @torch.no_grad()
     def _sample_latents(self) -> Tensor:
-        parts = [
-            self.model.encoder(torch.as_tensor(self.sample[start : start + 16_384]).to(self.engine.device))
-            for start in range(0, len(self.sample), 16_384)
-        ]
-        return torch.cat(parts)
+        parts = torch.from_numpy(self.sample).split(16_384)
+        return torch.cat([self.model.encoder(part.to(self.engine.device)) for part in parts])
 
     def _start_codebooks(self) -> None:
         settings, quantizer = self.settings, self.model.quantizer

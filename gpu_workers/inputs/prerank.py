@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from gpl_core.conf.sections import Prerank
 from gpl_core.contracts.contract import Column
@@ -195,7 +194,7 @@ def load_profiles(context: StepContext, ranks: Ranks, items: ContentTable) -> Us
             share = assign_files(snapshot.select(start=day, end=day), ranks.size)[ranks.rank]
             for batch in read_batches(snapshot, share.files, ["user_id", "item_index"]):
                 profiles.add(batch["user_id"], items.rows(batch["item_index"]), items.vectors)
-        profiles.close_slice(lambda part: _added(part, ranks))
+        profiles.close_slice(ranks.summed)
     return profiles
 
 
@@ -247,11 +246,3 @@ def score_impressions(
                 scores[key].append(model(tower).float().cpu().numpy())
     joined = {name: np.concatenate(held) for name, held in parts.items()}
     return Impressions(**joined, scores={key: np.concatenate(held) for key, held in scores.items()})
-
-
-def _added(values: np.ndarray, ranks: Ranks) -> np.ndarray:
-    if ranks.size == 1:
-        return values
-    tensor = torch.from_numpy(values.copy()).to(ranks.device)
-    dist.all_reduce(tensor)
-    return tensor.cpu().numpy()
