@@ -8,7 +8,7 @@ d_h width of a head.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -90,19 +90,15 @@ class CausalPlan:
         return torch.cat(parts)[self._order]
 
 
-class PrefixStore:
+class PrefixStore(NamedTuple):
     """Keys and values of U prompts with room for beam positions behind them; written in place, never copied.
 
-    The slot layout of a user is [prompt, padded to P | step 0: W_0 slots | step 1: W_1 slots | ...].
+    Both [layers x U x h_kv x slots x d_h], 0 at first, so that no slot is NaN. The slots of a user are [prompt, padded
+    to P | step 0: W_0 slots | step 1: W_1 slots | ...].
     """
 
-    def __init__(
-        self, layers: int, users: int, prompt: int, beams: int, kv_heads: int, width: int, **kwargs: Any
-    ) -> None:
-        """``prompt`` (P) plus ``beams`` slots per user; ``kwargs``: dtype and device. All 0, so no slot is NaN."""
-        shape = (layers, users, kv_heads, prompt + beams, width)
-        self.keys = torch.zeros(shape, **kwargs)
-        self.values = torch.zeros(shape, **kwargs)
+    keys: Tensor
+    values: Tensor
 
 
 class PrefillPlan:

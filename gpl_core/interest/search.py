@@ -153,16 +153,10 @@ class BeamSearch:
         lengths = np.array([len(p) for p in prompts], dtype=np.int64)
         longest = int(lengths.max())
         length = torch.from_numpy(lengths).to(device)
-        store = PrefixStore(
-            model.config.num_hidden_layers,
-            users,
-            longest,
-            (trie.levels - 1) * width,
-            model.config.num_key_value_heads,
-            getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads,
-            dtype=model.input_rows.dtype,
-            device=device,
-        )
+        config, slots = model.config, longest + (trie.levels - 1) * width
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, users, config.num_key_value_heads, slots, head)
+        store = PrefixStore(*(torch.zeros(shape, dtype=model.input_rows.dtype, device=device) for _ in range(2)))
         hidden = model.hidden(
             torch.from_numpy(np.concatenate(prompts)).to(device),
             torch.from_numpy(ranges(lengths)).to(device),
