@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gpl_core.config import Config
+from gpl_core.errors import UsageError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.graph.steps import start_of
 from gpl_core.lakehouse.scratch import scratch_folder
@@ -26,6 +27,7 @@ from gpl_core.lakehouse.storage import local_folder
 from gpl_core.sids.health import check_gates, measure
 from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit
 from gpl_core.sids.tokenizer import Tokenizer
+from gpl_core.sids.trie import MOST_SIDS
 from gpu_workers.inputs.embeddings import encoder_version_of, item_vectors
 from gpu_workers.outputs import alone_in
 from gpu_workers.ranks import Ranks, one_thread
@@ -80,10 +82,12 @@ _RELATIONAL = 0.3  # weight of the relational loss: decision 009
 def settings_of(config: Config, items: int) -> RqVaeSettings:
     """The configured settings for a catalog of ``items``: C and the number of epochs follow its size."""
     own = config.tokenizer
-    epochs = min(own.epochs, epochs_for(items, own.batch_size))
+    codes, epochs = own.codes or codes_for(items), min(own.epochs, epochs_for(items, own.batch_size))
+    if codes**own.levels >= MOST_SIDS:
+        raise UsageError(f"tokenizer.levels: {own.levels} levels of {codes} codes are too many SIDs; set fewer levels")
     return RqVaeSettings(
         levels=own.levels,
-        codes=own.codes or codes_for(items),
+        codes=codes,
         batch_size=own.batch_size,
         epochs=epochs,
         warmup_epochs=min(_WARMUP_EPOCHS, epochs // 5),
@@ -100,7 +104,8 @@ def run(context: StepContext, ranks: Ranks) -> None:
         folder = local_folder(context.lake.root, context.step.name, context.artifact_digest[:16])
     limit = int(start_of(context.run_date).timestamp() * 1_000_000)
     with alone_in(folder, ranks), item_vectors(snapshot, encoder_version, ranks, before=limit) as items:
-        settings = settings_of(context.config, len(items.vectors))
+        with ranks.together():
+            settings = settings_of(context.config, len(items.vectors))
         log.info("train_tokenizer: %d items, C = %d, %d epochs", len(items.vectors), settings.codes, settings.epochs)
         started = time.monotonic()
         tokenizer = _train(ranks, settings, items.vectors, folder)

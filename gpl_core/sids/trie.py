@@ -12,6 +12,9 @@ import numpy as np
 
 from gpl_core.errors import ContractError
 
+MOST_SIDS = 2**62
+"""So many SIDs are too many to be numbered, here and where labels are made."""
+
 
 @dataclass(frozen=True, eq=False)
 class Trie:
@@ -42,45 +45,30 @@ class Trie:
     def build(cls, sids: np.ndarray, codes: int) -> Trie:
         """The trie of ``sids`` (int [S x L], any order, duplicates allowed); S = 0 gives a root without children.
 
-        Raises ContractError on a wrong shape or type, or on a code outside [0, codes).
+        Raises ContractError on a wrong shape or type, on a code outside [0, codes), or from 2^62 possible SIDs on.
         """
         rows = checked_sids(sids, codes)
         levels = rows.shape[1]
+        if codes**levels >= MOST_SIDS:
+            raise ContractError(f"sids: {levels} levels of {codes} codes, expected fewer than 2^62 possible SIDs.")
         offsets: list[np.ndarray] = []
         tokens: list[np.ndarray] = []
-        if codes**levels < 2**62:
-            key = np.zeros(len(rows), dtype=np.int64)
-            for level in range(levels):
-                key *= codes
-                key += rows[:, level]
-            key.sort()
-            key = key[run_starts(key)]
-            # From the leaves up: a node starts where its prefix differs from its left neighbor's.
-            for _ in range(levels):
-                parent = key // codes
-                tokens.append((key - parent * codes).astype(np.int32))
-                starts = run_starts(parent)
-                offsets.append(np.append(np.flatnonzero(starts), len(key)).astype(np.int64))
-                key = parent[starts]
-            tokens.reverse()
-            offsets.reverse()
-        else:  # the packed key would overflow int64
-            rows = rows[np.lexsort(rows.T[::-1])]
-            new = np.zeros(len(rows), dtype=bool)
-            new[:1] = True
-            parents = np.zeros(len(rows), dtype=np.int64)
-            node_count = 1
-            for level in range(levels):
-                column = rows[:, level]
-                new[1:] |= column[1:] != column[:-1]
-                tokens.append(column[new].astype(np.int32))
-                counts = np.bincount(parents[new], minlength=node_count)
-                offsets.append(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-                parents = np.cumsum(new) - 1
-                node_count = len(tokens[-1])
+        key = np.zeros(len(rows), dtype=np.int64)
+        for level in range(levels):
+            key *= codes
+            key += rows[:, level]
+        key.sort()
+        key = key[run_starts(key)]
+        # From the leaves up: a node starts where its prefix differs from its left neighbor's.
+        for _ in range(levels):
+            parent = key // codes
+            tokens.append((key - parent * codes).astype(np.int32))
+            starts = run_starts(parent)
+            offsets.append(np.append(np.flatnonzero(starts), len(key)).astype(np.int64))
+            key = parent[starts]
         if not len(rows):  # a catalog without items is a root with no children
-            offsets = [np.zeros(2 if level == 0 else 1, dtype=np.int64) for level in range(levels)]
-        return cls(codes, tuple(offsets), tuple(tokens))
+            offsets[-1] = np.zeros(2, dtype=np.int64)
+        return cls(codes, tuple(offsets[::-1]), tuple(tokens[::-1]))
 
     def sids(self) -> np.ndarray:
         """All distinct SIDs in leaf order, int32 [size x L]."""

@@ -519,6 +519,11 @@ def test_a_launch_killed_in_each_of_its_steps_ends_with_the_same_tables(tmp_path
     ]  # fmt: skip
 
 
+def test_more_sids_than_can_be_numbered_are_refused_before_training():
+    with pytest.raises(UsageError, match="8 levels of 256 codes"):
+        train_tokenizer.settings_of(load_config("quickstart", ["tokenizer.levels=8", "tokenizer.codes=256"]), 1000)
+
+
 def test_a_spark_step_is_refused_by_name(tmp_path):
     with pytest.raises(UsageError, match="samples is a Spark job: start it with spark-submit"):
         worker_of("samples")
