@@ -15,7 +15,7 @@ from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.graph.steps import start_of
-from gpl_core.lakehouse.files import DataFile
+from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.sids.encoders import EncoderPart, FusionEncoder, build_encoder
 from gpl_core.sids.item_content import ItemContent
@@ -127,8 +127,8 @@ def _share(files: tuple[DataFile, ...], ranks: Ranks) -> tuple[tuple[DataFile, .
     if ranks.size == 1:
         return files, None
     shares = assign_files(files, ranks.size)
-    if max(s.rows for s in shares) <= 1.25 * sum(s.rows for s in shares) / ranks.size:
-        return shares[ranks.rank].files, None
+    if max(map(rows_in, shares)) <= 1.25 * rows_in(files) / ranks.size:
+        return shares[ranks.rank], None
     return files, ranks.rank
 
 

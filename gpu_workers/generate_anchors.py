@@ -31,7 +31,7 @@ from gpl_core.interest.packing import unflatten
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.interest.vocabulary import SidVocabulary
-from gpl_core.lakehouse.files import DataFile
+from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.key_hashes import hash_keys, members
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem, local_folder
@@ -73,9 +73,9 @@ def _generate(context: StepContext, ranks: Ranks, journal: Journal) -> None:
         counts = dict.fromkeys(("requests", "cached", "rejected", "generated", "resumed"), 0)
         parts: list[Mapping[str, Any]] = []
         rejects: list[dict[str, str]] = []
-        title = f"anchors, rank {ranks.rank}"
-        with tqdm(total=share.rows, unit="user", desc=title, position=ranks.rank, mininterval=1.0, disable=None) as bar:
-            for unit, rows, todo in units(context, snapshot, share.files, model.version):
+        shown = {"desc": f"anchors, rank {ranks.rank}", "position": ranks.rank, "mininterval": 1.0, "disable": None}
+        with tqdm(total=rows_in(share), unit="user", **shown) as bar:
+            for unit, rows, todo in units(context, snapshot, share, model.version):
                 done = journal.find(unit)
                 if done is None:
                     writer = context.lake.writer(

@@ -61,7 +61,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
         kind = getattr(torch, context.config.labels.item_vectors)
         lookup = make_lookup(items, index, sids, ranks.device, kind)
         with writer:
-            stream = read_batches(requests, share.files, COLUMNS)
+            stream = read_batches(requests, share, COLUMNS)
             for batch in rebatch(stream, context.config.labels.users_per_batch):
                 require_versions(batch, "score_requests", sid_version=sid_version, model_version=model_version)
                 pairs_in += int((batch["candidates"] >= 0).sum())

@@ -173,13 +173,16 @@ def train(training: Training, progress: TrainingProgress) -> dict[str, float]:
     epoch, every, seed = progress.epoch, config.interest.checkpoint_steps, config.run.seed
     engine.train()
     turn = epoch * ranks.size + ranks.rank
+    data, levels = training.data, training.objective.trie.levels
+    share = data.shares(ranks.size, seed=seed, epoch=epoch)[ranks.rank]
+    histories = data.histories(share, TRAIN, training.keep, levels, seed=seed, epoch=turn)
     users = 0
-    # A checkpoint has the sums over all ranks: one rank takes them over.
-    total_loss, total_targets, outside = progress.sums if ranks.is_main else (0.0, 0.0, 0.0)
+    # Loss, targets, targets outside. A checkpoint has the sums over all ranks: one rank takes them over.
+    sums = np.array(progress.sums) if ranks.is_main else np.zeros(3)
 
     def counted() -> Iterator[UserHistory]:
         nonlocal users
-        for history in _histories(training, epoch, turn):
+        for history in training.walks.mixed(histories, [seed, turn]) if training.walks else histories:
             users += 1
             yield history
 
@@ -193,29 +196,16 @@ def train(training: Training, progress: TrainingProgress) -> dict[str, float]:
                 continue
             if step == 0 or (every and step % every == 0):
                 if step > progress.step:
-                    sums = (ranks.sum(total_loss), ranks.sum(total_targets), ranks.sum(outside))
-                    save_checkpoint(training, replace(progress, step=step, sums=sums))
+                    save_checkpoint(training, replace(progress, step=step, sums=tuple(ranks.summed(sums).tolist())))
                 seed_everything(hash((seed, epoch, step)) % 2**31)  # the same dropout after a resume as without one
             log_prob, mine, left_out = engine(pack)
             # DeepSpeed averages gradients over ranks; the loss is the mean over the targets of all ranks.
             engine.backward(-log_prob * (ranks.size / targets))
             engine.step()
-            total_loss -= float(log_prob.detach())
-            total_targets += mine
-            outside += left_out
-    return {
-        "train_loss": ranks.sum(total_loss) / max(1.0, ranks.sum(total_targets)),
-        "targets_outside": ranks.sum(outside),
-        "users_without_target": ranks.sum(users),
-    }
-
-
-def _histories(training: Training, epoch: int, turn: int) -> Iterator[UserHistory]:
-    """This rank's training users of an epoch, with synthetic walks among them."""
-    data, seed = training.data, training.context.config.run.seed
-    share = data.shares(training.ranks.size, seed=seed, epoch=epoch)[training.ranks.rank]
-    histories = data.histories(share, TRAIN, training.keep, training.objective.trie.levels, seed=seed, epoch=turn)
-    return training.walks.mixed(histories, [seed, turn]) if training.walks else histories
+            sums += np.array([-float(log_prob.detach()), mine, left_out])
+    loss, targets, outside = ranks.summed(sums).tolist()
+    without = ranks.sum(users)
+    return {"train_loss": loss / max(1.0, targets), "targets_outside": outside, "users_without_target": without}
 
 
 def _in_step(training: Training, packs: Iterator[Pack]) -> Iterator[tuple[Pack, float]]:

@@ -7,7 +7,6 @@ ourselves, balanced by rows and reshuffled by (seed, epoch), because Petastorm's
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import fsspec
@@ -23,15 +22,7 @@ from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
 
 
-@dataclass(frozen=True)
-class FileShare:
-    """The files of one rank and how many rows they hold."""
-
-    files: tuple[DataFile, ...]
-    rows: int
-
-
-def assign_files(files: Sequence[DataFile], ranks: int, *, seed: int = 0, epoch: int = 0) -> list[FileShare]:
+def assign_files(files: Sequence[DataFile], ranks: int, *, seed: int = 0, epoch: int = 0) -> list[tuple[DataFile, ...]]:
     """Row-balanced files per rank: shuffled by (seed, epoch), each assigned to the rank with the fewest rows so far.
 
     Every file goes to exactly one rank; within a rank the order is shuffled.
@@ -47,20 +38,15 @@ def assign_files(files: Sequence[DataFile], ranks: int, *, seed: int = 0, epoch:
         rows[target] += max(f.rows, 0)
     for share in shares:
         random.Random(f"{seed}:{epoch}:order").shuffle(share)
-    return [FileShare(tuple(s), r) for s, r in zip(shares, rows, strict=True)]
+    return [tuple(share) for share in shares]
 
 
 def read_batches(
-    snapshot: Snapshot,
-    files: Sequence[DataFile],
-    columns: Sequence[str],
-    *,
-    seed: int | None = None,
-    queue_size: int = 4,
+    snapshot: Snapshot, files: Sequence[DataFile], columns: Sequence[str], *, queue_size: int = 4
 ) -> Iterator[dict[str, np.ndarray]]:
     """Stream `columns` of `files`, one row group at a time, as numpy arrays: text as objects, arrays [rows x length].
 
-    Rows come in file order, or with row groups and rows shuffled by `seed`. Memory: `queue_size` row groups.
+    Rows come in file order. Memory: `queue_size` row groups.
 
     Raises:
         ContractError: the table uses deletion vectors, column mapping or type widening, a file's schema does not match
@@ -93,20 +79,14 @@ def read_batches(
             workers_count=1,
             results_queue_size=queue_size,
             num_epochs=1,
+            shuffle_row_groups=False,
             **store,
-            shuffle_row_groups=seed is not None,
-            shuffle_rows=False,
-            seed=seed,
         ) as reader:
             reader._results_queue_reader = _ArrowResults()
             try:
                 for row_group in reader:
                     batch = {c: _as_numpy(row_group.column(c), f"{snapshot.contract.name}.{c}") for c in columns}
-                    rows = len(batch[columns[0]])
-                    seen += rows
-                    if seed is not None:
-                        order = np.random.default_rng([seed, seen]).permutation(rows)
-                        batch = {c: v[order] for c, v in batch.items()}
+                    seen += len(batch[columns[0]])
                     yield batch
             except FileNotFoundError as error:
                 raise ContractError(

@@ -19,7 +19,7 @@ from gpl_core.lakehouse.scratch import scratch_folder
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import local_folder
 from gpl_core.sids.item_catalog import ItemCatalog
-from gpu_workers.inputs.feed import FileShare, assign_files, read_batches
+from gpu_workers.inputs.feed import assign_files, read_batches
 from gpu_workers.inputs.item_tables import sids_in_force
 
 STALE, TRAIN, HELD_OUT = 0, 1, 2
@@ -98,21 +98,21 @@ class LatestSequences:
                 )
             raise MissingInputError(f"table user_sequences@{snapshot.version}: no sequence up to this date")
 
-    def shares(self, ranks: int, *, seed: int, epoch: int) -> list[FileShare]:
+    def shares(self, ranks: int, *, seed: int, epoch: int) -> list[tuple[DataFile, ...]]:
         """Row-balanced files per rank, shuffled by (seed, epoch)."""
         return assign_files(self._files, ranks, seed=seed, epoch=epoch)
 
     def histories(
-        self, share: FileShare, use: int, keep: np.ndarray, levels: int, *, seed: int, epoch: int
+        self, files: Sequence[DataFile], use: int, keep: np.ndarray, levels: int, *, seed: int, epoch: int
     ) -> Iterator[UserHistory]:
-        """The users of ``share`` marked ``use`` (TRAIN or HELD_OUT), shuffled within a bounded buffer.
+        """The users of ``files`` marked ``use`` (TRAIN or HELD_OUT), shuffled within a bounded buffer.
 
         ``keep`` float [N]: p_keep by item_index; an event is a target when its keep_u is below. Held-out events are all
         targets: down-sampling shapes what is learned, not how it is judged.
         """
         held: list[UserHistory] = []
         turn = 0
-        for file in share.files:
+        for file in files:
             first = 0
             for batch in self._read(file, ["sid", "item_index", "keep_u", "length"]):
                 rows = len(batch["length"])

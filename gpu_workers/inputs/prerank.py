@@ -192,7 +192,7 @@ def load_profiles(context: StepContext, ranks: Ranks, items: ContentTable) -> Us
     for day in [d for d in snapshot.slices() if first <= d <= last]:
         with ranks.together():
             share = assign_files(snapshot.select(start=day, end=day), ranks.size)[ranks.rank]
-            for batch in read_batches(snapshot, share.files, ["user_id", "item_index"]):
+            for batch in read_batches(snapshot, share, ["user_id", "item_index"]):
                 profiles.add(batch["user_id"], items.rows(batch["item_index"]), items.vectors)
         profiles.close_slice(ranks.summed)
     return profiles

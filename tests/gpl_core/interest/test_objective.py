@@ -221,6 +221,12 @@ def test_the_wanted_share_of_targets_is_kept_and_popular_items_lose_most(counts:
         np.testing.assert_allclose(keep[f > 0], np.minimum(1, np.sqrt(tau / f[f > 0])), rtol=1e-6)
 
 
+def test_a_count_may_stand_for_several_items() -> None:
+    counts, items = np.array([1, 5, 200]), np.array([40, 7, 3])
+    one_by_one = keep_probability(np.repeat(counts, items), 0.6)
+    np.testing.assert_allclose(np.repeat(keep_probability(counts, 0.6, items), items), one_by_one, rtol=1e-12)
+
+
 def test_a_share_of_no_targets_is_refused() -> None:
     with pytest.raises(UsageError, match="target_share = 0"):
         keep_probability(np.array([1]), 0)
