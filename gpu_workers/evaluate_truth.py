@@ -64,7 +64,8 @@ def _score(
     context: StepContext, models: dict[tuple[str, int], ServedModel]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[tuple[str, int], np.ndarray]]:
     """(users as 64-bit digests, true probability, is_exposed, scores by model) of the pairs that all models know."""
-    item_keys, item_numbers = _item_numbers(context)
+    names = context.snapshot("items").read(columns=["item_id", "item_index"]).to_pandas()
+    numbers = names.set_index("item_id")["item_index"]
     truth = context.snapshot("truth")
     files = truth.select(start=context.run_date, end=context.run_date)
     items = min(len(model.items) for model in models.values())
@@ -72,9 +73,7 @@ def _score(
     scores: dict[tuple[str, int], list[np.ndarray]] = {key: [] for key in models}
     context.counts.rows_in = 0
     for batch in rebatch(read_batches(truth, files, _TRUTH_COLUMNS), 65_536):
-        wanted = digests(batch["item_id"])
-        at = np.minimum(np.searchsorted(item_keys, wanted), len(item_keys) - 1)
-        index = np.where(item_keys[at] == wanted, item_numbers[at], -1)
+        index = numbers.reindex(batch["item_id"], fill_value=-1).to_numpy()
         known = (index >= 0) & (index < items)  # an item that came after the training day has no vector yet
         context.counts.rows_in += len(known)
         context.counts.rows_dropped += int((~known).sum())
@@ -87,20 +86,6 @@ def _score(
         raise MissingInputError(f"table truth@{truth.version}: no rows of {context.run_date}; run gpl simulate for it")
     joined = {key: np.concatenate(held) for key, held in scores.items()}
     return np.concatenate(users), np.concatenate(probabilities), np.concatenate(exposed), joined
-
-
-def _item_numbers(context: StepContext) -> tuple[np.ndarray, np.ndarray]:
-    """(digest of the item_id [n], ascending; its item_index [n]); 16 bytes per item."""
-    keys, numbers = [], []
-    items = context.snapshot("items")
-    for batch in read_batches(items, items.files, ["item_id", "item_index"]):
-        keys.append(digests(batch["item_id"]))
-        numbers.append(batch["item_index"].astype(np.int64))
-    if not keys:
-        raise MissingInputError(f"table items@{items.version}: no rows; run ingest first")
-    key, number = np.concatenate(keys), np.concatenate(numbers)
-    order = np.argsort(key)
-    return key[order], number[order]
 
 
 if __name__ == "__main__":

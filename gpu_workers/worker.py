@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -49,9 +50,7 @@ def run_workers(program: str, given: Mapping[str, WorkerBody] | None = None, arg
         def run_one(name: str, dates: Sequence[date]) -> None:
             # The same start for a step whatever has run before it in this process.
             seed_everything(args.config.run.seed)
-            run_step(
-                Planner(args.config), name, dates, args, lambda context: _run_body(bodies[name], context, ranks), ranks
-            )
+            run_step(Planner(args.config), name, dates, args, partial(_run_body, bodies[name], ranks), ranks)
             gc.collect()
             if ranks.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -76,7 +75,7 @@ def worker_of(name: str) -> WorkerBody:
     return body
 
 
-def _run_body(body: WorkerBody, context: StepContext, ranks: Ranks) -> None:
+def _run_body(body: WorkerBody, ranks: Ranks, context: StepContext) -> None:
     """Run `body` and count what it cost."""
     counts, clock, cpu = context.counts, time.monotonic(), time.process_time()
     if ranks.is_main:

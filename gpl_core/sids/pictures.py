@@ -176,12 +176,9 @@ class HogColorEncoder:
     def encode(self, items: Sequence[ItemContent]) -> PartVectors:
         """See PartEncoder."""
         out = np.zeros((len(items), self.dim), dtype=np.float32)
-        rejected = {}
-        for position, picture in enumerate(self._reader.read_all(items, self._shrink)):
-            if isinstance(picture, PictureError):
-                rejected[position] = str(picture)
-            elif picture is not None:
-                out[position] = self._describe(picture)
+        rejected: dict[int, str] = {}
+        for where, pictures in self._reader.read_batches(items, self._shrink, 64, rejected):
+            out[where] = [self._describe(picture) for picture in pictures]
         return PartVectors(out, rejected)
 
     def _shrink(self, picture: Image.Image) -> Image.Image:
