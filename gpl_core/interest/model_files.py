@@ -10,10 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gpl_core.errors import ContractError, LineageError, MissingInputError
+from gpl_core.errors import LineageError
 from gpl_core.interest.base_model import base_fingerprint
 from gpl_core.interest.interest_model import (
     InterestModel,
@@ -50,28 +49,22 @@ def save_bundle(
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
-    """The bundle's description; MissingInputError where absent, ContractError where broken, LineageError where old."""
+    """The bundle's description, its `settings` as ModelSettings; LineageError where an earlier release wrote it."""
     file = Path(folder) / DESCRIPTION
-    if not file.is_file():
-        raise MissingInputError(f"interest model: {file} is absent, the bundle is incomplete; publish it again.")
-    try:
-        body = json.loads(file.read_text())
-        if body.get("format", 1) != FORMAT:
-            raise LineageError(
-                f"interest model: {file} is of format {body.get('format', 1)}, this release reads format {FORMAT}; "
-                "train the model again: gpl run --only train_interest_model --force"
-            )
-        body["settings"] = ModelSettings(**body["settings"])
-        return {key: body[key] for key in ("settings", "base_fingerprint", "sid_version", "max_events")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ContractError(f"interest model: {file} is broken ({error}); publish it again.") from None
+    body: dict[str, Any] = json.loads(file.read_text())
+    if body.get("format", 1) != FORMAT:
+        raise LineageError(
+            f"interest model: {file} is of format {body.get('format', 1)}, this release reads format {FORMAT}; "
+            "train the model again: gpl run --only train_interest_model --force"
+        )
+    return body | {"settings": ModelSettings(**body["settings"])}
 
 
 def load_bundle(folder: str | Path, checkpoint: str | Path, *, sid_version: str) -> InterestModel:
     """The trained model, in eval mode, with the logits it had when it was saved.
 
-    Raises LineageError when it was trained for another ``sid_version`` or on another base than ``checkpoint``,
-    ContractError on a damaged file.
+    The artifact store checks the files. Raises LineageError when the model was trained for another ``sid_version`` or
+    on another base than ``checkpoint``.
     """
     body = read_description(folder)
     if body["sid_version"] != sid_version:
@@ -85,10 +78,6 @@ def load_bundle(folder: str | Path, checkpoint: str | Path, *, sid_version: str)
             f"interest model: trained on the base {body['base_fingerprint'][:16]}, the checkpoint at {checkpoint} is "
             f"{found[:16]}; point interest.base_model at the base it was trained on."
         )
-    try:
-        state = load_file(Path(folder) / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ContractError(f"interest model: {WEIGHTS} cannot be read ({error}); publish the bundle again.") from None
     model = build_interest_model(checkpoint, body["settings"])
-    load_adapter_state(model, state)
+    load_adapter_state(model, load_file(Path(folder) / WEIGHTS))
     return model.eval()

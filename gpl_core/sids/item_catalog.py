@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gpl_core.errors import ContractError
-from gpl_core.sids.trie import Trie, checked_sids
+from gpl_core.sids.trie import Trie
 
 _SUM_ROWS = 65_536  # embeddings gathered at a time: bounds memory when they are a memory-mapped file
 
@@ -17,17 +17,9 @@ class ItemCatalog:
     """Items and SIDs of one sid_version as arrays: the trie, the items of each leaf (CSR), the leaf of each item."""
 
     def __init__(self, item_index: np.ndarray, sids: np.ndarray, codes: int) -> None:
-        """``item_index`` int [N], each once; ``sids`` int [N x L]; ``codes`` = C. Raises ContractError on bad input."""
-        index = np.asarray(item_index)
-        rows = checked_sids(sids, codes)
-        if index.shape != (len(rows),) or not np.issubdtype(index.dtype, np.integer):
-            raise ContractError(
-                f"item_index: {index.dtype} of shape {index.shape}, expected integers [{len(rows)}], one per SID row."
-            )
-        if len(index) and index.min() < 0:
-            raise ContractError(f"item_index: {index.min()}, expected >= 0; drop padding (-1) first.")
-        order = np.argsort(index, kind="stable")
-        self.item_index: np.ndarray = index[order].astype(np.int64)
+        """``item_index`` int [N], ``sids`` int [N x L], ``codes`` = C. ContractError for an item with two SIDs."""
+        order = np.argsort(item_index, kind="stable")
+        self.item_index: np.ndarray = item_index[order].astype(np.int64)
         """int64 [N], ascending; the other per-item arrays follow this order."""
         repeated = self.item_index[1:][self.item_index[1:] == self.item_index[:-1]]
         if len(repeated):
@@ -36,15 +28,15 @@ class ItemCatalog:
                 "read one sid_version and only rows in force (retired_at = 0)."
             )
         self.codes = codes
-        self.trie = Trie.build(rows, codes)
-        self.leaf: np.ndarray = self.trie.leaf_of(rows[order])  # int64 [N]: the leaf of each item
+        self.trie = Trie.build(sids, codes)
+        self.leaf: np.ndarray = self.trie.leaf_of(sids[order])  # int64 [N]: the leaf of each item
         by_leaf = np.argsort(self.leaf, kind="stable")
         self.leaf_items: np.ndarray = self.item_index[by_leaf]
         """int64 [N]: items grouped by leaf, ascending item_index within a leaf."""
         counts = np.bincount(self.leaf, minlength=self.trie.size)
         self.leaf_offsets: np.ndarray = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         """int64 [S + 1]: items of leaf a are leaf_items[leaf_offsets[a]:leaf_offsets[a + 1]]."""
-        self._leaf_of = np.full(int(self.item_index[-1]) + 1 if len(index) else 1, -1, dtype=np.int64)
+        self._leaf_of = np.full(int(self.item_index.max(initial=0)) + 1, -1, dtype=np.int64)
         self._leaf_of[self.item_index] = self.leaf
         self._leaf_sids = self.trie.sids()
 
@@ -76,14 +68,7 @@ class ItemCatalog:
         ``leaves`` int [M] limits the work to some leaves and gives [M x d] in their order.
         Where the items of a SID cancel out, the item with the lowest index stands for them.
         """
-        if len(self) and len(embeddings) <= self.item_index[-1]:
-            raise ContractError(
-                f"embeddings: {len(embeddings)} rows, expected more than item_index {self.item_index[-1]}; "
-                "read the item_embeddings of the encoder_version this sid_version was made from."
-            )
-        chosen = np.arange(self.trie.size) if leaves is None else np.asarray(leaves, dtype=np.int64)
-        if len(chosen) and (chosen.min() < 0 or chosen.max() >= self.trie.size):
-            raise ContractError(f"leaves: outside [0, {self.trie.size}); drop SIDs that are not in the catalog first.")
+        chosen = np.arange(self.trie.size) if leaves is None else leaves
         out = np.zeros((len(chosen), embeddings.shape[1]), dtype=np.float32)
         for start, stop in self._chunks(chosen):
             part = chosen[start:stop]

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpl_core.errors import ContractError, MissingInputError
+from gpl_core.errors import ContractError
 from gpl_core.sids.quantizer import assign
 
 _ROWS = 16_384  # rows on the device at a time
@@ -39,8 +39,11 @@ def mlp(widths: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class Tokenizer:
+class Tokenizer(nn.Module):
     """Embeddings [N x d] to SIDs [N x L] and back. Immutable in use; made by ``fit`` or ``load_tokenizer``."""
+
+    codebooks: Tensor
+    mean: Tensor
 
     def __init__(
         self,
@@ -52,10 +55,12 @@ class Tokenizer:
         description: Mapping[str, object],
     ) -> None:
         """``codebooks`` [L x C x k]; input and output are (e - ``mean`` [d]) * ``scale``; ``description``: facts."""
-        self.encoder, self.decoder = encoder.eval().requires_grad_(False), decoder.eval().requires_grad_(False)
-        self.codebooks = codebooks.detach()
-        self.mean, self.scale = mean.detach(), float(scale)
-        self.description = dict(description)
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.register_buffer("codebooks", codebooks.detach())
+        self.register_buffer("mean", mean.detach())
+        self.scale, self.description = float(scale), dict(description)
+        self.eval().requires_grad_(False)
 
     @property
     def levels(self) -> int:
@@ -71,13 +76,6 @@ class Tokenizer:
     def dim(self) -> int:
         """d"""
         return self.mean.shape[0]
-
-    def to(self, device: torch.device | str) -> Tokenizer:
-        """The same tokenizer with its tensors on ``device``."""
-        self.encoder.to(device)
-        self.decoder.to(device)
-        self.codebooks, self.mean = self.codebooks.to(device), self.mean.to(device)
-        return self
 
     @torch.no_grad()
     def encode(self, x: np.ndarray) -> TokenizedItems:
@@ -99,19 +97,9 @@ class Tokenizer:
     @torch.no_grad()
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """The embedding each SID stands for, float32 [N x d], of ``codes`` int [N x L]. Not of unit length."""
-        rows = np.asarray(codes)
-        if (
-            rows.ndim != 2
-            or rows.shape[1] != self.levels
-            or (len(rows) and not 0 <= rows.min() <= rows.max() < self.codes)
-        ):
-            raise ContractError(
-                f"codes: {rows.dtype} of shape {rows.shape}, expected [N x {self.levels}] in [0, {self.codes}); "
-                "use the tokenizer that made these SIDs (sid_version)."
-            )
-        out = np.empty((len(rows), self.dim), dtype=np.float32)
-        for start in range(0, len(rows), _ROWS):
-            part = torch.as_tensor(rows[start : start + _ROWS].astype(np.int64), device=self.mean.device)
+        out = np.empty((len(codes), self.dim), dtype=np.float32)
+        for start in range(0, len(codes), _ROWS):
+            part = torch.as_tensor(codes[start : start + _ROWS].astype(np.int64), device=self.mean.device)
             latent = torch.stack([book[code] for book, code in zip(self.codebooks, part.T, strict=True)]).sum(dim=0)
             out[start : start + len(part)] = (self.decoder(latent) / self.scale + self.mean).cpu().numpy()
         return out
@@ -120,10 +108,7 @@ class Tokenizer:
         """Writes weights (safetensors) and description (JSON) into ``folder``; same tokenizer, same bytes."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        tensors = {"codebooks": self.codebooks, "mean": self.mean}
-        tensors |= {f"encoder.{name}": t for name, t in self.encoder.state_dict().items()}
-        tensors |= {f"decoder.{name}": t for name, t in self.decoder.state_dict().items()}
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, target / _WEIGHTS)
+        save_file({name: t.cpu().contiguous() for name, t in self.state_dict().items()}, target / _WEIGHTS)
         facts = {
             "encoder": _widths(self.encoder, self.dim),
             "decoder": _widths(self.decoder, self.codebooks.shape[2]),
@@ -134,28 +119,13 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer that ``Tokenizer.save`` wrote; it gives identical SIDs. Raises MissingInputError, ContractError."""
-    source = Path(folder)
-    for name in (_WEIGHTS, _DESCRIPTION):
-        if not (source / name).is_file():
-            raise MissingInputError(
-                f"tokenizer: {source / name} does not exist; run train_tokenizer or check the path."
-            )
-    facts = json.loads((source / _DESCRIPTION).read_text())
-    tensors = load_file(source / _WEIGHTS)
-    parts = {}
-    for part in ("encoder", "decoder"):
-        parts[part] = mlp(tuple(facts[part]))
-        held = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
-        try:
-            parts[part].load_state_dict(held)
-        except RuntimeError as error:
-            raise ContractError(
-                f"tokenizer: {source} describes another {part} than the one it holds: {error}"
-            ) from error
-    return Tokenizer(
-        parts["encoder"], parts["decoder"], tensors["codebooks"], tensors["mean"], facts["scale"], facts["description"]
-    )
+    """The tokenizer that ``Tokenizer.save`` wrote; it gives identical SIDs. The artifact store checks the files."""
+    facts = json.loads(Path(folder, _DESCRIPTION).read_text())
+    tensors = load_file(Path(folder, _WEIGHTS))
+    encoder, decoder = (mlp(tuple(facts[part])) for part in ("encoder", "decoder"))
+    made = Tokenizer(encoder, decoder, tensors["codebooks"], tensors["mean"], facts["scale"], facts["description"])
+    made.load_state_dict(tensors)
+    return made
 
 
 def checked_embeddings(x: np.ndarray, dim: int | None = None, rows: int = 65_536) -> None:

@@ -93,10 +93,6 @@ class Trie:
     def leaf_of(self, sids: np.ndarray) -> np.ndarray:
         """The leaf of each SID, int64 [S]; -1 where the catalog has no such SID (codes outside [0, C) too)."""
         rows = np.asarray(sids)
-        if rows.ndim != 2 or rows.shape[1] != self.levels:
-            raise ContractError(
-                f"sids: shape {rows.shape}, expected [S x {self.levels}]; pass whole SIDs of this trie."
-            )
         node = np.zeros(len(rows), dtype=np.int64)
         found = ((rows >= 0) & (rows < self.codes)).all(axis=1)
         for level, keys in enumerate(self.edge_keys):
