@@ -81,23 +81,15 @@ class Training:
     objective: TrainingObjective
     engine: Any
     folder: Path  # local, for checkpoints and curves
+    checkpoints: EngineCheckpoints
     # `interest.tokens_per_batch` is the budget of all ranks' step, so that their number does not change the training.
     budget: int  # tokens of this rank's pack
     data: LatestSequences
     keep: np.ndarray  # p_keep by item_index, float64 [N]
     held_out: Sequence[UserHistory]
     walks: Walks | None
+    max_events: int  # `sequences.max_length`
     best: dict[str, torch.Tensor] = field(default_factory=dict)  # the best epoch's `adapter_state`, on rank 0
-
-    @property
-    def checkpoints(self) -> EngineCheckpoints:
-        """Of this training."""
-        return EngineCheckpoints(self.folder / "checkpoints", self.ranks)
-
-    @property
-    def max_events(self) -> int:
-        """`sequences.max_length`."""
-        return self.context.config.sequences.max_length
 
 
 # ---- setup -----------------------------------------------------------------------------------------------------
@@ -131,7 +123,7 @@ def setup(
         ).to(ranks.device)
         if settings.recompute != "nothing":
             model.recompute(settings.recompute)
-        most_events(model.vocabulary, config.sequences.max_length, model.config.max_position_embeddings)
+        max_events = most_events(model.vocabulary, config.sequences.max_length, model.config.max_position_embeddings)
     if ranks.is_main:
         log.info(
             "user_sequences: %d users to train on, %d held out; left out: %d superseded rows, "
@@ -157,7 +149,10 @@ def setup(
         config=deepspeed_config(settings, ranks, steps, folder / "logs"),
     )
     budget = max(1, settings.tokens_per_batch // ranks.size)
-    return Training(context, ranks, objective, engine, folder, budget, data, keep, held_out, walks)
+    checkpoints = EngineCheckpoints(folder / "checkpoints", ranks)
+    return Training(
+        context, ranks, objective, engine, folder, checkpoints, budget, data, keep, held_out, walks, max_events
+    )
 
 
 # ---- train -----------------------------------------------------------------------------------------------------

@@ -37,6 +37,17 @@ class ContentHeads(nn.Module):
             self.query.weight.copy_(self.read.weight.T)
 
 
+def content_of(
+    table: ContentTable | None, items: np.ndarray, places: np.ndarray, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """The ``content`` of `InterestModel.hidden`: places int64 [m] and vectors [m x d] of the items that have one."""
+    if table is None:
+        return None
+    rows = table.rows(items)
+    known = rows >= 0
+    return torch.from_numpy(places[known]).to(device), table.take(rows[known]).to(device)
+
+
 def node_content(catalog: ItemCatalog, table: ContentTable | None) -> list[np.ndarray] | None:
     """Content of the trie's nodes, per level float32 [n x d]: the mean vector of the items below, less the parent's.
 

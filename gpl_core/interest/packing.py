@@ -69,11 +69,6 @@ def most_events(vocabulary: SidVocabulary, wanted: int, context: int) -> int:
     return wanted
 
 
-def history_tokens(vocabulary: SidVocabulary, sids: np.ndarray, max_events: int) -> np.ndarray:
-    """Token ids of the newest ``max_events`` of ``sids`` (int [n x L]), int64 [min(n, max) * L]."""
-    return vocabulary.ids(sids[-max_events:]).ravel()
-
-
 def event_ends(vocabulary: SidVocabulary, events: int) -> np.ndarray:
     """Positions of the last code of each of ``events`` events in a user's tokens, int64 [events]."""
     return (np.arange(events) + 1) * vocabulary.levels - 1
@@ -92,7 +87,7 @@ def pack_targets(vocabulary: SidVocabulary, histories: Sequence[UserHistory], ma
     start = 0
     for history in histories:
         kept = history.sids[-max_events:]
-        ids = history_tokens(vocabulary, kept, max_events)[:-1]
+        ids = vocabulary.ids(kept).ravel()[:-1]
         target = np.flatnonzero(history.is_target[-max_events:])
         target = target[target > 0]
         sids.append(kept[target])

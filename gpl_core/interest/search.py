@@ -21,9 +21,9 @@ from torch import Tensor
 
 from gpl_core.errors import ContractError, GplError, UsageError
 from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan, ranges
+from gpl_core.interest.content import content_of
 from gpl_core.interest.interest_model import InterestModel
-from gpl_core.interest.objective import content_of
-from gpl_core.interest.packing import budget_batches, event_ends, history_tokens, most_events
+from gpl_core.interest.packing import budget_batches, event_ends, most_events
 from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, content_query
 from gpl_core.sids.content_table import ContentTable
 
@@ -112,7 +112,7 @@ class BeamSearch:
             np.full((users, prefixes), PAD_LOG_PROB, dtype=dtype),
         )
         most = self.settings.max_events
-        prompts = [history_tokens(self.model.vocabulary, h, most) for h in histories]
+        prompts = [self.model.vocabulary.ids(h[-most:]).ravel() for h in histories]
         sizes = np.array([len(p) for p in prompts], dtype=np.int64) + (levels - 1) * beams
         waiting = budget_batches(sizes, self.token_budget)[::-1]
         while waiting:

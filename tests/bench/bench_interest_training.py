@@ -34,8 +34,8 @@ import torch
 
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.interest_model import InterestModel, ModelSettings, build_interest_model
-from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import UserHistory, training_packs
+from gpl_core.interest.training import interest_loss, target_log_probs
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 from tests.bench.harness import Figure, at_least, at_most, device, device_name, is_quick, report

@@ -17,9 +17,9 @@ from gpl_core.interest.interest_model import (
     build_interest_model,
     load_adapter_state,
 )
-from gpl_core.interest.objective import target_log_probs
 from gpl_core.interest.packing import UserHistory, pack_targets, training_packs
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
+from gpl_core.interest.training import target_log_probs
 from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, content_query
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog

@@ -25,8 +25,8 @@ from gpl_core.interest.interest_model import (
     load_adapter_state,
 )
 from gpl_core.interest.model_files import DESCRIPTION, WEIGHTS, load_bundle, read_description, save_bundle
-from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import UserHistory, pack_targets
+from gpl_core.interest.training import interest_loss, target_log_probs
 from gpl_core.interest.trie_scoring import DeviceTrie, level_logits
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog

@@ -17,9 +17,9 @@ from transformers import LogitsProcessorList
 from gpl_core.errors import ContractError, GplError, UsageError
 from gpl_core.interest.attention import ATTENTION
 from gpl_core.interest.interest_model import InterestModel
-from gpl_core.interest.objective import target_log_probs
 from gpl_core.interest.packing import UserHistory, pack_targets
 from gpl_core.interest.search import PAD_LOG_PROB, Anchors, BeamSearch, SearchSettings
+from gpl_core.interest.training import target_log_probs
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 from tests.gpl_core.interest.conftest import World, each_family, make_world

@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
-from gpl_core.interest.objective import interest_loss, target_log_probs
 from gpl_core.interest.packing import (
     UserHistory,
     budget_batches,
@@ -25,6 +24,7 @@ from gpl_core.interest.packing import (
     unflatten,
 )
 from gpl_core.interest.targets import keep_probability
+from gpl_core.interest.training import interest_loss, target_log_probs
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 from tests.gpl_core.interest.conftest import World, each_family
