@@ -83,11 +83,17 @@ class BeamSearch:
     def __init__(
         self, model: InterestModel, trie: DeviceTrie, settings: SearchSettings, content: ContentTable | None = None
     ) -> None:
-        """UsageError where the settings exceed the model's positions. The model should be in eval mode.
+        """UsageError where model, settings and content do not fit. The model should be in eval mode.
 
         ``trie`` is of the model's sid_version. ``content``: the item vectors, for a model that reads them; then the
         trie needs its nodes' content too.
         """
+        width = content.width if content else 0
+        if model.settings.content_width != width:
+            raise UsageError(
+                f"content: vectors of width {width}, the model was trained on {model.settings.content_width}; pass the "
+                "item embeddings of its encoder_version."
+            )
         most_events(model.vocabulary, settings.max_events, model.config.max_position_embeddings)
         self.model, self.trie, self.settings, self.content = model, trie, settings, content
         self.token_budget = settings.token_budget
