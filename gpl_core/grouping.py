@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+import numpy as np
+
 Item = TypeVar("Item")
 
 
@@ -18,3 +20,20 @@ def grouped(items: Iterable[Item], size: Callable[[Item], int], most: int) -> It
         total += size(item)
     if group:
         yield group
+
+
+def runs(sizes: np.ndarray, most: int) -> Iterator[slice]:
+    """`grouped` of an array: slices whose `sizes` [n] add up to at most `most`; a larger one is a slice of its own."""
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
+        yield slice(start, stop)
+        start = stop
+
+
+def ranges(lengths: np.ndarray) -> np.ndarray:
+    """0 .. length - 1 for each length, concatenated: int64 [sum]."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from gpl_core.grouping import ranges
+
 ATTENTION = "gpl_packed"
 
 
@@ -161,9 +163,3 @@ def _spread(packed: Tensor, grid: Rectangle) -> Tensor:
     rows, width = grid.shape
     out = packed.new_zeros(rows * width, *packed.shape[1:]).index_copy(0, grid.place, packed[grid.source])
     return out.view(rows, width, *packed.shape[1:]).transpose(1, 2)
-
-
-def ranges(lengths: np.ndarray) -> np.ndarray:
-    """0 .. length - 1 for each length, concatenated: int64 [sum]."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpl_core.errors import ContractError, UsageError
-from gpl_core.grouping import grouped
-from gpl_core.interest.attention import ranges
+from gpl_core.grouping import grouped, ranges, runs
 from gpl_core.interest.vocabulary import SidVocabulary
 
 _NOTHING = np.empty(0, dtype=np.int64)
@@ -122,5 +121,4 @@ def budget_batches(sizes: np.ndarray, token_budget: int) -> list[np.ndarray]:
     gets a group alone.
     """
     order = np.argsort(-np.asarray(sizes, dtype=np.int64), kind="stable")
-    groups = grouped(order.tolist(), lambda user: int(sizes[user]), token_budget)
-    return [np.array(group, dtype=np.int64) for group in groups]
+    return [order[run] for run in runs(sizes[order], token_budget)]

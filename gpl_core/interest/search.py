@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from gpl_core.errors import ContractError, GplError, UsageError
-from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan, ranges
+from gpl_core.grouping import ranges
+from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan
 from gpl_core.interest.content import content_of
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import budget_batches, event_ends, most_events

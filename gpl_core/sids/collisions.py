@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
+from gpl_core.grouping import ranges, runs
 from gpl_core.sids.trie import run_starts
 
 SAME_EMBEDDING = 1e-4
@@ -84,8 +86,7 @@ def published_twins(
     start = np.searchsorted(old[order], new - 1.1 * SAME_EMBEDDING)
     count = np.searchsorted(old[order], new + 1.1 * SAME_EMBEDDING, side="right") - start
     asked = np.repeat(np.arange(len(codes)), count)
-    within = np.arange(len(asked)) - np.repeat(np.cumsum(count) - count, count)
-    found = order[start[asked] + within]
+    found = order[start[asked] + ranges(count)]
     distance = _distances(embeddings, asked, published_embeddings, found)
     best = np.lexsort((found, distance, asked))
     best = best[run_starts(asked[best])]
@@ -146,16 +147,11 @@ def _prefixes(prefix: np.ndarray, contested: np.ndarray) -> Iterator[tuple[np.nd
     """Prefixes with contested rows, about _BLOCK such rows at a time: their contested rows, and their others."""
     concerned = np.flatnonzero(np.bincount(prefix, weights=contested)[prefix] > 0)
     concerned = concerned[np.argsort(prefix[concerned], kind="stable")]
-    done = np.cumsum(contested[concerned])
     starts = np.flatnonzero(run_starts(prefix[concerned]))
-    ends = np.append(starts[1:], len(concerned))
-    begin = 0
-    while begin < len(starts):
-        before = done[starts[begin] - 1] if starts[begin] else 0
-        end = max(begin + 1, int(np.searchsorted(done[ends - 1], before + _BLOCK, side="right")))
-        rows = concerned[starts[begin] : ends[end - 1]]
+    bounds = np.append(starts, len(concerned))
+    for run in runs(np.add.reduceat(contested[concerned].astype(np.int64), starts), _BLOCK):
+        rows = concerned[bounds[run.start] : bounds[run.stop]]
         yield rows[contested[rows]], rows[~contested[rows]]
-        begin = end
 
 
 def _place(
@@ -229,19 +225,9 @@ def _distance(x: np.ndarray, book: np.ndarray) -> np.ndarray:
 
 
 def row_numbers(codes: np.ndarray) -> np.ndarray:
-    """Numbers the distinct rows of ``codes`` int [N x m] from 0, int64 [N]; all zero for m = 0."""
-    rows = np.asarray(codes)
-    key, span = np.zeros(len(rows), dtype=np.int64), 1
-    for column in rows.T:
-        width = int(column.max(initial=0)) + 1
-        if span * width >= 2**62:  # renumbered, keys stay below N
-            key, span = _renumber(key), len(rows)
-        key, span = key * width + column, span * width
-    return _renumber(key)
-
-
-def _renumber(key: np.ndarray) -> np.ndarray:
-    return np.unique(key, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    """Numbers the distinct rows of ``codes`` int [N x m] from 0, in their order, int64 [N]; all zero for m = 0."""
+    levels = codes.shape[1]
+    return pd.DataFrame(codes).groupby([*range(levels)]).ngroup().to_numpy() if levels else np.zeros(len(codes), int)
 
 
 def _projection(embeddings: Rows, rows: np.ndarray) -> np.ndarray:

@@ -3,11 +3,10 @@
 Legend for shapes: N items, L levels, S distinct SIDs (the trie's leaves), d embedding width.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from gpl_core.errors import ContractError
+from gpl_core.grouping import ranges, runs
 from gpl_core.sids.trie import Trie
 
 _SUM_ROWS = 65_536  # embeddings gathered at a time: bounds memory when they are a memory-mapped file
@@ -70,28 +69,16 @@ class ItemCatalog:
         """
         chosen = np.arange(self.trie.size) if leaves is None else leaves
         out = np.zeros((len(chosen), embeddings.shape[1]), dtype=np.float32)
-        for start, stop in self._chunks(chosen):
-            part = chosen[start:stop]
-            counts = self.leaf_offsets[part + 1] - self.leaf_offsets[part]
-            firsts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-            within = np.arange(counts.sum()) - np.repeat(firsts, counts)
-            vectors = np.asarray(
-                embeddings[self.leaf_items[np.repeat(self.leaf_offsets[part], counts) + within]], dtype=np.float64
-            )
+        sizes = self.leaf_offsets[chosen + 1] - self.leaf_offsets[chosen]
+        for run in runs(sizes, _SUM_ROWS):
+            counts = sizes[run]
+            firsts = np.cumsum(counts) - counts
+            items = self.leaf_items[np.repeat(self.leaf_offsets[chosen[run]], counts) + ranges(counts)]
+            vectors = np.asarray(embeddings[items], dtype=np.float64)
             mean = np.add.reduceat(vectors, firsts, axis=0) / counts[:, None]
             norm = np.linalg.norm(mean, axis=1)
             flat = norm < 1e-6
             mean[flat] = vectors[firsts[flat]]
             norm[flat] = np.linalg.norm(mean[flat], axis=1)
-            out[start:stop] = mean / norm[:, None]
+            out[run] = mean / norm[:, None]
         return out
-
-    def _chunks(self, leaves: np.ndarray) -> Iterator[tuple[int, int]]:
-        """Ranges of ``leaves`` that hold about _SUM_ROWS items each, at least one leaf."""
-        ends = np.cumsum(self.leaf_offsets[leaves + 1] - self.leaf_offsets[leaves])
-        start = 0
-        while start < len(leaves):
-            done = ends[start - 1] if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, done + _SUM_ROWS, side="right")))
-            yield start, stop
-            start = stop
