@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.distributed as dist
 
 from gpl_core.errors import ContractError, LineageError, counted
 from gpl_core.graph.step_run import StepContext, log
@@ -142,35 +140,21 @@ def _to_issue(
 def encode_rows(
     tokenizer: Tokenizer, vectors: np.ndarray, rows: np.ndarray, ranks: Ranks, scratch: Path
 ) -> TokenizedItems:
-    """Each rank encodes every size-th chunk and sends it to rank 0, which holds all results [N]; the others none."""
-    width = tokenizer.codebooks.shape[2]
-    held = len(rows) if ranks.is_main else 0
-    out = TokenizedItems(
-        np.zeros((held, tokenizer.levels), np.int32),
-        np.zeros(held, np.float32),
-        scratch_array(scratch / "residual.npy", np.float32, (held, width)),
-    )
+    """All ranks encode, a chunk each at a time; rank 0 holds the results [N], the others none."""
+    held, widths = len(rows) if ranks.is_main else 0, (tokenizer.levels, tokenizer.codebooks.shape[2])
+    residual = scratch_array(scratch / "residual.npy", np.float32, (held, widths[1]))
+    out = TokenizedItems(np.zeros((held, widths[0]), np.int32), np.zeros(held, np.float32), residual)
     step = _ROWS // 4
-    for base in range(0, len(rows), step * ranks.size):
-        parts = [slice(start, min(len(rows), start + step)) for start in range(base, base + step * ranks.size, step)]
-        own, encoded = parts[ranks.rank], None
+    for start in range(0, len(rows), step * ranks.size):
+        some = rows[start : start + step * ranks.size]
+        mine = slice(ranks.rank * step, (ranks.rank + 1) * step)
+        parts = [np.zeros((len(some), *whole.shape[1:]), whole.dtype) for whole in out]
         with ranks.together():
-            if own.start < len(rows):
-                encoded = tokenizer.encode(np.asarray(vectors[rows[own]]))
-        for source, part in enumerate(parts):
-            if part.start >= len(rows):
-                continue
-            if source == 0 and encoded is not None and ranks.is_main:
-                for whole, piece in zip(out, encoded, strict=True):
-                    whole[part] = piece
-            elif ranks.is_main:
-                for whole in out:
-                    received = torch.as_tensor(np.empty_like(whole[part])).to(ranks.device)
-                    dist.recv(received, source)
-                    whole[part] = received.cpu().numpy()
-            elif source == ranks.rank and encoded is not None:
-                for piece in encoded:
-                    dist.send(torch.as_tensor(piece).to(ranks.device), 0)
+            if len(some[mine]):
+                for part, encoded in zip(parts, tokenizer.encode(np.asarray(vectors[some[mine]])), strict=True):
+                    part[mine] = encoded
+        for whole, part in zip(out, map(ranks.summed, parts), strict=True):
+            whole[start : start + len(some)] = part[: len(whole)]  # nothing on the other ranks
     return out
 
 

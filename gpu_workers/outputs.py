@@ -56,10 +56,9 @@ def reject(key: str, reason: str, detail: str = "") -> dict[str, str]:
 
 @contextmanager
 def alone_in(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Keep ``folder`` for this run: the checkpoints of two would be mixed up. It is free when the process has ended.
+    """Keep ``folder`` for this run, as the checkpoints of two would be mixed up; it is free when the process has ended.
 
-    Raises:
-        ConflictError: another run on this machine holds it.
+    ConflictError when another run on this machine holds it.
     """
     with ExitStack() as stack:
         with ranks.together():

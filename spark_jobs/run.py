@@ -33,9 +33,7 @@ def job_main(name: str, job: Job) -> None:
 def run_jobs(program: str, given: Mapping[str, Job] | None = None, *, force: bool = False) -> None:
     """Run jobs in order over the dates, in one session; exits the process with the exit code.
 
-    Args:
-        given: step -> job; None: those that --steps names.
-        force: run them as if --force were among the arguments.
+    given: step -> job; None: those that --steps names. force: as if --force were among the arguments.
     """
 
     def run_all() -> int:

@@ -46,12 +46,8 @@ def read_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Stream `columns` of `files`, one row group at a time, as numpy arrays: text as objects, arrays [rows x length].
 
-    Rows come in file order. Memory: `queue_size` row groups.
-
-    Raises:
-        ContractError: the table uses deletion vectors, column mapping or type widening, a file's schema does not match
-            the contract, a file was deleted (vacuumed), arrays differ in length, or there are not as many rows as the
-            log says.
+    Rows come in file order. Memory: `queue_size` row groups. ContractError when the table has deletion vectors, column
+    mapping or type widening, a file is gone or has another schema, arrays differ in length, or rows are missing.
     """
     files = [f for f in files if f.rows != 0]
     if not files:

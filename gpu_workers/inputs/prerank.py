@@ -92,10 +92,8 @@ class FeedRows:
     """The feed's rows of a window, read once for all variants and seeds.
 
     Every rank reads all of it and takes its part of each batch: the batches, and so the model, do not depend on the
-    number of ranks. folder: an empty one on the local disk, for some 30 bytes per row.
-
-    Raises:
-        MissingInputError: there are none. LineageError: see `FeedCounts.add`.
+    number of ranks. folder: an empty one on the local disk, for some 30 bytes per row. MissingInputError when there are
+    no rows; LineageError: see `FeedCounts.add`.
     """
 
     def __init__(self, context: StepContext, inputs: TowerInputs, sid_version: str, folder: Path) -> None:

@@ -114,8 +114,7 @@ def judge(
 ) -> list[Verdict]:
     """The verdicts of all monitors that are not ignored; one under `monitors.fail` fails when it cannot be measured.
 
-    Args:
-        missing: what the date lacks; the coverage of the rest is none.
+    missing: what the date lacks; the coverage of the rest is none.
     """
     unexposed = labeled + sum(left_out.values())
     coverage = labeled / unexposed if unexposed and not missing else None

@@ -74,8 +74,7 @@ def typed_rows(raw: DataFrame, contract: Contract, first: date | None = None) ->
     fails `<column>_has_valid_type`. Columns that the contract allows to be null may be missing. A table with dates gets
     in `dt` the slice of the row: without a usable date that of its time, or `first`.
 
-    Raises:
-        ContractError: a column is missing, or its type cannot be cast; shows both types, column by column.
+    ContractError when a column is missing or cannot be cast; it shows both types, column by column.
     """
     have = types_of(raw)
     if problems := drift(contract, have):
