@@ -133,8 +133,7 @@ def item_vectors(
 
 def _write(folder: Path, snapshot: Snapshot, files: tuple[DataFile, ...], newest: NewestContent) -> None:
     items = newest.items
-    vectors: np.memmap | None = None
-    hashes: np.memmap | None = None
+    arrays: tuple[np.memmap, ...] = ()
     for batch in read_batches(snapshot, files, ["item_index", "content_hash", "updated_at", "embedding"]):
         index = batch["item_index"].astype(np.int64)
         keep = newest.holds(index, digests(batch["content_hash"]))
@@ -142,14 +141,15 @@ def _write(folder: Path, snapshot: Snapshot, files: tuple[DataFile, ...], newest
         if not keep.any():
             continue
         embedding = np.asarray(batch["embedding"][keep], dtype=np.float32)
-        if vectors is None or hashes is None:
+        if not arrays:
             width = snapshot.contract.column("content_hash").max_length
-            shape = (len(items), embedding.shape[1])
-            vectors = scratch_array(folder / "vectors.npy", np.float32, shape)
-            hashes = scratch_array(folder / "content_hash.npy", f"<U{width}", shape[:1])
+            arrays = (
+                scratch_array(folder / "vectors.npy", np.float32, (len(items), embedding.shape[1])),
+                scratch_array(folder / "content_hash.npy", f"<U{width}", (len(items),)),
+            )
+        vectors, hashes = arrays
         rows = np.searchsorted(items, index[keep])
         vectors[rows] = embedding
         hashes[rows] = batch["content_hash"][keep].astype(str)
-    assert vectors is not None and hashes is not None  # there is an item, and its newest row is in these files
-    vectors.flush()
-    hashes.flush()
+    for array in arrays:
+        array.flush()
