@@ -46,7 +46,6 @@ def make_tiny_checkpoint(folder: str | Path, settings: TinySettings) -> None:
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     core.decoder = decoders.ByteLevel()
-    # Padding and end of text are one token, as in real base checkpoints, so that the code separating them runs too.
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, additional_special_tokens=[END_OF_TURN]
     )

@@ -199,7 +199,7 @@ def build_interest_model(
     last = vocabulary.first_id + vocabulary.size
     if last > len(old_rows):
         # mean_resizing would fit a covariance of the whole matrix for rows that are overwritten below.
-        base.resize_token_embeddings(max(last, len(tokenizer)), mean_resizing=False)
+        base.resize_token_embeddings(last, mean_resizing=False)
     targets = {"embed_tokens": vocabulary.token_indices}
     heads = [base.get_input_embeddings()]
     if not base.config.tie_word_embeddings:

@@ -56,11 +56,6 @@ def target_log_probs(
     return TargetScores(torch.stack(scores, dim=1), len(sids) - len(nodes))
 
 
-def interest_loss(scores: TargetScores) -> Tensor:
-    """Mean negative log-likelihood per target SID, in nats; 0 (still differentiable) for a pack without targets."""
-    return -scores.log_prob.sum() / max(len(scores.log_prob), 1)
-
-
 class TrainingObjective(torch.nn.Module):
     """The module that DeepSpeed wraps: from a pack of sequences to the summed log p of its targets, in nats."""
 

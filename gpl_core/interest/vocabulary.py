@@ -12,8 +12,6 @@ from tokenizers import AddedToken
 
 from gpl_core.errors import ContractError, UsageError
 
-PAD_TOKEN = "<|sid_pad|>"
-
 
 @dataclass(frozen=True)
 class SidVocabulary:
@@ -22,8 +20,6 @@ class SidVocabulary:
     levels: int  # L, the number of codes in a SID
     codes: int  # C, the number of codes per level
     first_id: int  # token id of level 1, code 0; ids run to first_id + L * C
-    pad_id: int  # never equal to eos_id: a loss mask made from pads must not hide real ends
-    eos_id: int
 
     @property
     def size(self) -> int:
@@ -57,9 +53,8 @@ def sid_tokens(levels: int, codes: int) -> list[str]:
 def extend_tokenizer(tokenizer: Any, levels: int, codes: int) -> SidVocabulary:
     """Add the L * C SID tokens to ``tokenizer`` (in place) and return their place.
 
-    A tokenizer that already holds exactly these tokens stays as it is. Where one token serves for padding and end of
-    text, as in base checkpoints, a padding token is added. Raises UsageError when SID tokens of another shape are in
-    the way, or when a code is not one token in context.
+    A tokenizer that already holds exactly these tokens stays as it is. Raises UsageError when SID tokens of another
+    shape are in the way, or when a code is not one token in context.
     """
     texts = sid_tokens(levels, codes)
     # Not `special`: skip_special_tokens would drop them when a sequence is decoded for a report.
@@ -70,17 +65,7 @@ def extend_tokenizer(tokenizer: Any, levels: int, codes: int) -> SidVocabulary:
             f"tokenizer: SID tokens for L = {levels}, C = {codes} are not one block of ids (another tokenizer's SIDs "
             "were added before); start from the base checkpoint."
         )
-    if tokenizer.eos_token_id is None:
-        raise UsageError("tokenizer: no eos_token, expected a causal language model's tokenizer; check the checkpoint.")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    vocabulary = SidVocabulary(
-        levels=levels,
-        codes=codes,
-        first_id=int(ids[0]),
-        pad_id=int(tokenizer.pad_token_id),
-        eos_id=int(tokenizer.eos_token_id),
-    )
+    vocabulary = SidVocabulary(levels, codes, first_id=int(ids[0]))
     check_single_tokens(tokenizer, vocabulary)
     return vocabulary
 

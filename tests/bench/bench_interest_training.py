@@ -35,10 +35,11 @@ import torch
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.interest_model import InterestModel, ModelSettings, build_interest_model
 from gpl_core.interest.packing import UserHistory, training_packs
-from gpl_core.interest.training import interest_loss, target_log_probs
+from gpl_core.interest.training import target_log_probs
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 from tests.bench.harness import Figure, at_least, at_most, device, device_name, is_quick, report
+from tests.gpl_core.interest.oracle import interest_loss
 
 LEVELS, CODES, ITEMS, MOST_EVENTS = 3, 256, 4_000, 20
 SHARED = Path(os.environ.get("GPL_SHARED_DATA", "../shared/data")) / "amazon_industrial" / "sequences.jsonl.gz"
@@ -91,10 +92,10 @@ def train_trainer(
 
     def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["input_ids"]) for row in batch)
-        ids = torch.full((len(batch), longest), vocabulary.pad_id)
+        ids = torch.zeros((len(batch), longest), dtype=torch.long)  # no SID has id 0
         for line, row in enumerate(batch):
             ids[line, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-        real = ids != vocabulary.pad_id
+        real = ids != 0
         return {"input_ids": ids, "attention_mask": real.long(), "labels": ids.masked_fill(~real, -100)}
 
     folder = tempfile.mkdtemp()

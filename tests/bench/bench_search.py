@@ -129,7 +129,7 @@ class Bench:
                 return plain.generate(
                     inputs, attention_mask=torch.ones_like(inputs), num_beams=beams, num_return_sequences=beams,
                     max_new_tokens=LEVELS, do_sample=False, length_penalty=0.0, renormalize_logits=True,
-                    eos_token_id=None, pad_token_id=vocabulary.pad_id,
+                    eos_token_id=None, pad_token_id=0,
                     prefix_allowed_tokens_fn=lambda _, row: allowed[tuple(row[prompt:].tolist())],
                 ).cpu()  # fmt: skip
             finally:

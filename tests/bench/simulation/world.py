@@ -31,7 +31,7 @@ from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.packing import UserHistory, training_packs
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.interest.targets import keep_probability
-from gpl_core.interest.training import interest_loss, target_log_probs
+from gpl_core.interest.training import target_log_probs
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.labels.pair_scoring import PairBlock, score_block
 from gpl_core.labels.prefix_scoring import PrefixKeys, prefix_log_prob
@@ -44,6 +44,7 @@ from gpl_core.sids.rqvae import RqVaeSettings, epochs_for, fit
 from gpl_core.sids.tokenizer import Tokenizer
 from gpl_core.simulation.marketplace import generate
 from gpl_core.simulation.simulation_settings import SimulationSettings
+from tests.gpl_core.interest.oracle import interest_loss
 from tests.gpl_core.sids.plain_torch import LocalEngine
 
 H, L, K = 20, 3, 20

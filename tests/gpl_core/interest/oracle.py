@@ -9,6 +9,7 @@ import torch
 
 from gpl_core.interest.attention import CausalPlan
 from gpl_core.interest.interest_model import InterestModel
+from gpl_core.interest.training import TargetScores
 
 
 class Content(NamedTuple):
@@ -74,3 +75,8 @@ def textbook_beams(
         ]
         beams = sorted(longer, key=lambda beam: (-beam[1], beam[0]))[:width]
     return beams
+
+
+def interest_loss(scores: TargetScores) -> torch.Tensor:
+    """Mean negative log-likelihood per target SID, in nats; 0 (still differentiable) for a pack without targets."""
+    return -scores.log_prob.sum() / max(len(scores.log_prob), 1)

@@ -26,12 +26,13 @@ from gpl_core.interest.interest_model import (
 )
 from gpl_core.interest.model_files import DESCRIPTION, WEIGHTS, load_bundle, read_description, save_bundle
 from gpl_core.interest.packing import UserHistory, pack_targets
-from gpl_core.interest.training import interest_loss, target_log_probs
+from gpl_core.interest.training import target_log_probs
 from gpl_core.interest.trie_scoring import DeviceTrie, level_logits
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpl_core.sids.trie import Trie
 from tests.gpl_core.interest.conftest import TINY, each_family
+from tests.gpl_core.interest.oracle import interest_loss
 
 SETTINGS = ModelSettings(levels=3, codes=8, lora_rank=4)
 

@@ -148,7 +148,7 @@ def test_equals_hugging_face_generate_with_the_trie_constraint(world: World) -> 
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
                 num_beams=6, num_return_sequences=6, max_new_tokens=3, length_penalty=0.0, do_sample=False,
                 renormalize_logits=True, logits_processor=LogitsProcessorList([scaled]),
-                prefix_allowed_tokens_fn=allowed, pad_token_id=vocabulary.pad_id,
+                prefix_allowed_tokens_fn=allowed, pad_token_id=0,
                 eos_token_id=None, return_dict_in_generate=True, output_scores=True,
             )  # fmt: skip
             tokens = out.sequences[:, len(prompt) :].numpy() - vocabulary.first_id - np.arange(3) * vocabulary.codes

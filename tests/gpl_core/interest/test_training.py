@@ -24,11 +24,11 @@ from gpl_core.interest.packing import (
     unflatten,
 )
 from gpl_core.interest.targets import keep_probability
-from gpl_core.interest.training import interest_loss, target_log_probs
+from gpl_core.interest.training import target_log_probs
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie
 from tests.gpl_core.interest.conftest import World, each_family
-from tests.gpl_core.interest.oracle import next_code_log_probs
+from tests.gpl_core.interest.oracle import interest_loss, next_code_log_probs
 
 
 def all_targets(history: np.ndarray) -> UserHistory:

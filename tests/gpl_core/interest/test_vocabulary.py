@@ -33,13 +33,6 @@ def test_ids_are_level_after_level(tokenizer) -> None:
     assert tokenizer.convert_ids_to_tokens(vocabulary.token_indices) == sid_tokens(vocabulary.levels, vocabulary.codes)
 
 
-def test_padding_is_told_apart_from_the_end(tokenizer) -> None:
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id  # as in the base checkpoints
-    vocabulary = extend_tokenizer(tokenizer, 3, 4)
-    assert vocabulary.pad_id != vocabulary.eos_id
-    assert vocabulary.pad_id not in vocabulary.token_indices
-
-
 def test_extending_twice_changes_nothing_and_another_shape_is_refused(tokenizer) -> None:
     first = extend_tokenizer(tokenizer, 2, 5)
     assert extend_tokenizer(tokenizer, 2, 5) == first
