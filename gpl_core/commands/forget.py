@@ -104,7 +104,7 @@ def _notes(hours: int | None, dates: list[str]) -> Iterator[str]:
 
 def forget(
     lake: Lake, person: Person, *, dry_run: bool = False, vacuum_hours: int | None = None
-) -> Iterator[Forgotten]:  # fmt: skip
+) -> Iterator[Forgotten]:
     """Remove `person` place by place: tables, the feed's manifests, quarantine, files; then count the raw rows.
 
     The platform's own tables are never changed. A place that cannot be worked on is reported as left, and does not

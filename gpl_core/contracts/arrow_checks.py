@@ -4,7 +4,6 @@ Delta's CHECK constraints are not applied to files that a transaction adds, so w
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,23 +12,10 @@ from gpl_core.contracts.contract import Column, Contract
 from gpl_core.errors import ContractError, counted
 
 
-@dataclass(frozen=True)
-class Violation:
-    """One row check that failed: which column, how many rows, one bad value and what was expected."""
-
-    column: str
-    check: str
-    rows: int
-    example: str
-
-    def __str__(self) -> str:
-        return f"{self.column}: {counted(self.rows, 'row')} broke '{self.check}', e.g. {self.example}"
-
-
 def check_batch(
     contract: Contract, batch: pa.RecordBatch | pa.Table, dims: Mapping[str, int] | None = None
-) -> list[Violation]:
-    """Every check that `batch` breaks: nulls, NaN, ranges, allowed values, array lengths under `dims`.
+) -> list[str]:
+    """Every check that `batch` breaks, in words: nulls, NaN, ranges, allowed values, array lengths under `dims`.
 
     Columns of `batch` must be the data columns, in any order; ContractError when one is missing, unknown or of another
     type.
@@ -46,15 +32,18 @@ def check_batch(
 
 def _check_column(
     column: Column, values: pa.Array | pa.ChunkedArray, nullable: bool, dims: Mapping[str, int]
-) -> list[Violation]:
+) -> list[str]:
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
-    found: list[Violation] = []
+    found: list[str] = []
+
+    def say(check: str, rows: int, example: str) -> None:
+        if rows:
+            found.append(f"{column.name}: {counted(rows, 'row')} broke '{check}', e.g. {example}")
 
     def note(check: str, bad: pa.Array) -> None:
         bad = values.filter(pc.fill_null(bad, False))
-        if len(bad):
-            found.append(Violation(column.name, check, len(bad), repr(bad[0].as_py())[:120]))
+        say(check, len(bad), repr(bad[0].as_py())[:120] if len(bad) else "")
 
     if not nullable:
         note("not null", pc.is_null(values))
@@ -68,10 +57,10 @@ def _check_column(
             first = known[0]
             note(f"one array length ({column.length}), here {first.as_py()}", pc.not_equal(lengths, first))
         flat = values.flatten()
-        if flat.null_count and not nullable:
-            found.append(Violation(column.name, "no null element", flat.null_count, "null"))
-        if pa.types.is_floating(flat.type) and (bad := pc.sum(pc.invert(pc.is_finite(flat))).as_py()):
-            found.append(Violation(column.name, "finite elements", bad, "NaN or infinite"))
+        if not nullable:
+            say("no null element", flat.null_count, "null")
+        if pa.types.is_floating(flat.type):
+            say("finite elements", pc.sum(pc.invert(pc.is_finite(flat))).as_py() or 0, "NaN or infinite")
         return found
     if pa.types.is_floating(kind):
         note("finite", pc.invert(pc.is_finite(values)))

@@ -61,9 +61,7 @@ def _reads(planner: Planner, step: Step, run_date: date, state: StepState) -> di
     return inputs
 
 
-def _write(
-    planner: Planner, step: Step, table: str, run_date: date, state: StepState, force: bool
-) -> dict[str, Any]:  # fmt: skip
+def _write(planner: Planner, step: Step, table: str, run_date: date, state: StepState, force: bool) -> dict[str, Any]:
     values = {"dt": run_date.isoformat(), "step": step.name}
     where = {column: values[column] for column in load_contract(table).partition_by if column in values}
     snapshot = planner.snapshot(table)

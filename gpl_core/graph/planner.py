@@ -188,7 +188,7 @@ class Planner:
             "config": step.config_hash(self.config),
             "contracts": {t: load_contract(t).version for t in step.writes + step.also_writes},
             "run_date": run_date.isoformat() if run_date else "",
-        }  # fmt: skip
+        }
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
 
     def _sight(self, step: Step, run_date: date) -> str:

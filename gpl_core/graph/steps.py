@@ -116,9 +116,7 @@ FOR_REPORT = (
 
 # Whose pairs are not labeled, and which items are no longer candidates: see spark_jobs/common/exclusions.py.
 # A withdrawal reaches a date through its candidates, which `ingest` writes again.
-EXCLUDED = (
-    Read("raw_opt_outs", "as_of", column="opted_out_at", optional=True), Read("items", "lookup", optional=True)
-)  # fmt: skip
+EXCLUDED = (Read("raw_opt_outs", "as_of", column="opted_out_at", optional=True), Read("items", "lookup", optional=True))
 
 # What the pre-ranker learns from, and is judged on.
 FOR_PRERANKER = (

@@ -24,9 +24,9 @@ _LARGEST_RATE_CHANGE = 3.0
 def fit_location(logits: npt.ArrayLike, rows: npt.ArrayLike, target_rate: float) -> float:
     """The location at which the mean of sigmoid(location + logit) over all rows is `target_rate`, to 1e-9 of it.
 
-    logits [n]: of the labels without their location; rows [n]: how many rows have each. target_rate: in (0, 1).
+    logits: of the labels without their location; rows: how many rows have each; alike in shape. target_rate: in (0, 1).
     """
-    logits, rows = np.asarray(logits, dtype=np.float64), np.asarray(rows, dtype=np.float64)
+    logits, rows = (np.asarray(given, dtype=np.float64).reshape(-1) for given in (logits, rows))
     low, high = -60.0 - float(logits.max()), 60.0 - float(logits.min())
     while high - low > 1e-12 * max(1.0, abs(low)):
         location = (low + high) / 2

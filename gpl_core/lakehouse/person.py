@@ -20,9 +20,7 @@ from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
 
 FORGOTTEN = "[forgotten]"
-_MESSAGES: Mapping[str, tuple[str, ...]] = {
-    "job_runs": ("error_message", "details"), "artifact_decisions": ("reason",),
-}  # fmt: skip
+_MESSAGES: Mapping[str, tuple[str, ...]] = {"job_runs": ("error_message", "details"), "artifact_decisions": ("reason",)}
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,7 @@ def remove_rows(
         found = find(snapshot)
         if dry_run or not found:
             return found
-        parts = [
-            made for r in found
-            if r.keep and (made := _rewritten(snapshot, r.file, r.keep)) is not None
-        ]  # fmt: skip
+        parts = [made for r in found if r.keep and (made := _rewritten(snapshot, r.file, r.keep)) is not None]
         if swap(snapshot, [r.file for r in found], parts, SliceMark(step, {}, step)):
             return found
     raise ConflictError(
@@ -68,9 +65,8 @@ def remove_rows(
 
 
 def swap(
-    snapshot: Snapshot, old: Iterable[DataFile], new: Sequence[Part], mark: SliceMark,
-    *, data_change: bool = True,
-) -> bool:  # fmt: skip
+    snapshot: Snapshot, old: Iterable[DataFile], new: Sequence[Part], mark: SliceMark, *, data_change: bool = True
+) -> bool:
     """Commit the files `new` in place of `old`; False, with `new` deleted again, when another commit came in between.
 
     data_change=False says that the rows are the same, only grouped differently.

@@ -48,7 +48,7 @@ class Snapshot:
 
     def __init__(
         self, uri: str, contract: Contract, version: int | None = None, columns: Mapping[str, str] | None = None
-    ):  # fmt: skip
+    ):
         try:
             self._table = open_table(uri, version)
         except TableNotFoundError:

@@ -70,7 +70,7 @@ class PartWriter:
             rows = pa.Table.from_batches([rows])
         violations = check_batch(self.contract, rows, self._dims)
         if violations:
-            raise ContractError(f"table {self.contract.name}: " + "; ".join(map(str, violations)))
+            raise ContractError(f"table {self.contract.name}: " + "; ".join(violations))
         rows = rows.select(self._schema.names).cast(self._schema)
         while len(rows):
             head = rows.slice(0, self._file_rows - self._rows)

@@ -25,13 +25,6 @@ class UserSums(NamedTuple):
     mass: FloatArray
 
 
-class Interval(NamedTuple):
-    """Ends of a 95 % interval; None where too few users stand behind it."""
-
-    low: float | None
-    high: float | None
-
-
 def sums_by_user(users: npt.NDArray[np.int64], parts: FloatArray, mass: FloatArray) -> UserSums:
     """Sums of rows by user; users: int [n], numbered from 0."""
     groups = min(int(users.max()) + 1, MOST_GROUPS)
@@ -59,10 +52,10 @@ def over_seeds(drawn: FloatArray) -> FloatArray:
     return np.take_along_axis(drawn, chosen, axis=1).mean(axis=1)
 
 
-def interval(drawn: FloatArray) -> Interval:
-    """The middle 95 % of replicates [count]."""
+def interval(drawn: FloatArray) -> tuple[float, float] | tuple[None, None]:
+    """The ends of the middle 95 % of replicates [count]; None where too few users stand behind it."""
     known = drawn[np.isfinite(drawn)]
     if len(known) < len(drawn) / 2 or np.ptp(known) == 0.0:
-        return Interval(None, None)
+        return None, None
     low, high = np.quantile(known, (0.025, 0.975))
-    return Interval(float(low), float(high))
+    return float(low), float(high)

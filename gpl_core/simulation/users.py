@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpl_core.labels.fitting import fit_location
 from gpl_core.simulation.item_world import LATENT, ItemWorld, Taste
 from gpl_core.simulation.rng import stream, unit_rows
 from gpl_core.simulation.simulation_settings import Behavior, SimulationSettings
@@ -123,14 +124,7 @@ def find_intercept(shoppers: Shoppers, world: ItemWorld, settings: SimulationSet
     user = np.arange(shoppers.size)
     item = rng.integers(0, world.initial, (shoppers.size, 64))
     logits = click_logits(shoppers, user, item, world, settings.rules)
-    low, high = -20.0, 20.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if sigmoid(logits + middle).mean() < settings.rules.random_pair_rate:
-            low = middle
-        else:
-            high = middle
-    return round(low, 3)
+    return round(fit_location(logits, np.ones(logits.shape), settings.rules.random_pair_rate), 3)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -274,14 +275,16 @@ def test_row_checks_equal_a_loop_over_the_values(rows, chunked):
     table = pa.Table.from_pylist(rows, schema=contract.arrow_schema())
     if chunked and len(rows) > 1:
         table = pa.concat_tables([table.slice(0, 1), table.slice(1)])
-    found = {f"{v.column}/{kind_of(v.check)}": v.rows for v in check_batch(contract, table, {"d": 3})}
+    form = re.compile(r"(\w+): (\d+) rows? broke '(.*)', e\.g\. .*")
+    said = [form.fullmatch(words) for words in check_batch(contract, table, {"d": 3})]
+    found = {f"{match[1]}/{kind_of(match[3])}": int(match[2]) for match in said}
     assert found == slow_checks(rows)
 
 
 def test_a_violation_names_column_count_value_and_check():
     contract = make(COLUMNS[2])
     (violation,) = check_batch(contract, pa.table({"i": pa.array([1, 9, 7], pa.int32())}))
-    assert str(violation) == "i: 2 rows broke '<= 5', e.g. 9"
+    assert violation == "i: 2 rows broke '<= 5', e.g. 9"
 
 
 @pytest.mark.parametrize(
