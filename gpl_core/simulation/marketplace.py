@@ -15,7 +15,7 @@ import pyarrow as pa
 from gpl_core.contracts.raw_values import midnight
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.item_world import ItemWorld, Taste, item_id, item_text, make_items, make_taste
-from gpl_core.simulation.raw_tables import Outcome, RowSink, write_raw_tables
+from gpl_core.simulation.raw_tables import Outcome, Write, generator_mark, write_raw_tables
 from gpl_core.simulation.recall import LoggingPolicy, Observed, expose, observe, ranker_noise, recall, standardized
 from gpl_core.simulation.rendering import render
 from gpl_core.simulation.rng import rounded, stream
@@ -41,8 +41,9 @@ _KINDS = np.array(["click", "cart", "purchase"])
 
 @dataclass(frozen=True)
 class Market:
-    """What all batches share: the settings, the simulated world and what the platform knows of it."""
+    """What all batches share: where rows go, the settings, the simulated world and what the platform knows of it."""
 
+    write: Write
     settings: SimulationSettings
     world: ItemWorld
     taste: Taste
@@ -57,18 +58,18 @@ def simulate(settings: SimulationSettings, lake: Lake, *, force: bool = False) -
     Tables already made with these settings stay as they are (`Outcome.unchanged`). Errors as of `write_raw_tables`.
     """
     details = {**asdict(settings), "behavior": asdict(settings.rules), "start_date": settings.start_date.isoformat()}
-    return write_raw_tables(
-        lake, TABLES, partial(generate, settings), "simulate", settings.fingerprint(), "simulated", details, force=force
-    )
+    mark = generator_mark("simulate", settings.fingerprint(), details)
+    return write_raw_tables(lake, TABLES, partial(generate, settings), mark, "simulated", force=force)
 
 
-def generate(settings: SimulationSettings, sink: RowSink) -> None:
-    """Make all rows of the simulated tables and hand them to `sink`, batch by batch."""
+def generate(settings: SimulationSettings, write: Write) -> None:
+    """Make all rows of the simulated tables and `write` them, batch by batch."""
     taste = make_taste(settings.seed)
     world = make_items(settings, taste)
     for rows in item_rows(settings, world):
-        sink.write("raw_items", None, rows)
+        write("raw_items", None, rows)
     market = Market(
+        write=write,
         settings=settings,
         world=world,
         taste=taste,
@@ -79,7 +80,7 @@ def generate(settings: SimulationSettings, sink: RowSink) -> None:
     for batch in range(batches(settings)):
         shoppers = make_shoppers(settings, taste, batch)
         for day in range(-settings.warmup_days, settings.days):
-            _one_day(market, sink, shoppers, day, batch)
+            _one_day(market, shoppers, day, batch)
 
 
 def batches(settings: SimulationSettings) -> int:
@@ -107,12 +108,12 @@ def observe_panel(settings: SimulationSettings, world: ItemWorld, taste: Taste) 
     return observe(titles, departments, np.concatenate(users), np.concatenate(items))
 
 
-def _one_day(market: Market, sink: RowSink, shoppers: Shoppers, day: int, batch: int) -> None:
+def _one_day(market: Market, shoppers: Shoppers, day: int, batch: int) -> None:
     """One night's drift, then the day's requests, then what users did elsewhere that day."""
     settings, world, taste = market.settings, market.world, market.taste
     dt = settings.start_date + timedelta(days=day)
     drift(shoppers, settings.rules, taste, stream(settings.seed, "drift", day, batch))
-    bought = list(_requests(market, sink, shoppers, day, batch)) if day >= 0 else []
+    bought = list(_requests(market, shoppers, day, batch)) if day >= 0 else []
     user, item = organic(shoppers, world, taste, settings, day, stream(settings.seed, "organic", day, batch))
     rng = stream(settings.seed, "times", day, batch)
     times = rng.integers(0, DAY, len(user))
@@ -126,11 +127,11 @@ def _one_day(market: Market, sink: RowSink, shoppers: Shoppers, day: int, batch:
         "event_time": timestamps(times),
         "kind": pa.array(kind.tolist(), pa.string()),
     }
-    sink.write("raw_interactions", dt, pa.table(rows))
+    market.write("raw_interactions", dt, pa.table(rows))
 
 
 def _requests(
-    market: Market, sink: RowSink, shoppers: Shoppers, day: int, batch: int
+    market: Market, shoppers: Shoppers, day: int, batch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Write the day's requests; yields the purchases (user, item, time, kind) that clicks ended in.
 
@@ -171,7 +172,7 @@ def _requests(
             pa.array([user_id(shoppers.first + u) for u in user.tolist()], pa.string()),
             when,
         )
-        write_requests(sink, requests, market.item_ids, found, shown, clicked)
+        write_requests(market.write, requests, market.item_ids, found, shown, clicked)
         exposed = np.zeros(found.item.shape, bool)
         exposed[shown.row, shown.column] = True
         r, c = np.nonzero(found.item >= 0)
@@ -180,7 +181,7 @@ def _requests(
             "true_probability": pa.array(probability[r, c]),
             "is_exposed": pa.array(exposed[r, c]),
         }
-        sink.write("truth", dt, pa.table(truth))
+        market.write("truth", dt, pa.table(truth))
 
         hit = np.flatnonzero(clicked)  # by request, then position: the order in which a user reads the list
         shoppers.remember(user[shown.row[hit]], shown.item[hit])

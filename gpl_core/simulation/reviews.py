@@ -29,7 +29,7 @@ import pyarrow as pa
 from gpl_core.contracts.raw_values import midnight
 from gpl_core.errors import UsageError
 from gpl_core.lakehouse.lake import Lake
-from gpl_core.simulation.raw_tables import Outcome, RowSink, write_raw_tables
+from gpl_core.simulation.raw_tables import Outcome, Write, generator_mark, write_raw_tables
 from gpl_core.simulation.recall import (
     CHANNELS,
     LoggingPolicy,
@@ -115,13 +115,15 @@ def import_reviews(
     names = (*TABLES, "truth") if lake.exists("truth") else TABLES
     details = {**asdict(settings), "start_date": settings.start_date.isoformat(), "input": reviews.digest}
     make = partial(generate, reviews, settings)
-    return write_raw_tables(lake, names, make, "import_reviews", fingerprint, PROVENANCE, details, force=force)
+    mark = generator_mark("import_reviews", fingerprint, details)
+    return write_raw_tables(lake, names, make, mark, PROVENANCE, force=force)
 
 
 @dataclass(frozen=True)
 class Purchases:
-    """What all requests share: the input, its events in time, and what the platform knows of them."""
+    """What all requests share: where rows go, the input, its events in time, and what the platform knows of them."""
 
+    write: Write
     reviews: Reviews
     settings: ImportSettings
     events: Events
@@ -129,21 +131,21 @@ class Purchases:
     item_ids: pa.Array
 
 
-def generate(reviews: Reviews, settings: ImportSettings, sink: RowSink) -> None:
-    """Make all rows and hand them to `sink`; the input is held in memory, requests are made in batches."""
+def generate(reviews: Reviews, settings: ImportSettings, write: Write) -> None:
+    """Make all rows and `write` them; the input is held in memory, requests are made in batches."""
     events = place_events(reviews, settings)
     item_ids = pa.array([item.item_id for item in reviews.items], pa.string())
     # All items are known from the day before the first event.
     since = midnight(settings.start_date - timedelta(days=settings.train_days + settings.valid_days + 1))
     count = len(item_ids)
-    sink.write("raw_items", None, item_table(reviews.items, np.full(count, since), [None] * count))
-    purchases = Purchases(reviews, settings, events, observe_purchases(reviews, settings, events), item_ids)
-    _write_interactions(purchases, sink)
+    write("raw_items", None, item_table(reviews.items, np.full(count, since), [None] * count))
+    purchases = Purchases(write, reviews, settings, events, observe_purchases(reviews, settings, events), item_ids)
+    _write_interactions(purchases)
     for day in range(-settings.lead_days, settings.test_days):
         user, time, bought = day_of_requests(reviews, settings, events, day)
         for low in range(0, len(user), settings.batch_requests):
             part = slice(low, low + settings.batch_requests)
-            _write_requests(purchases, sink, day, low, user[part], time[part], bought[part])
+            _write_requests(purchases, day, low, user[part], time[part], bought[part])
 
 
 def place_events(reviews: Reviews, settings: ImportSettings) -> Events:
@@ -207,7 +209,7 @@ def histories(events: Events, user: np.ndarray, time: np.ndarray) -> np.ndarray:
 
 
 def _write_requests(
-    purchases: Purchases, sink: RowSink, day: int, first: int, user: np.ndarray, time: np.ndarray, bought: np.ndarray
+    purchases: Purchases, day: int, first: int, user: np.ndarray, time: np.ndarray, bought: np.ndarray
 ) -> None:
     reviews, settings, observed = purchases.reviews, purchases.settings, purchases.observed
     rng = stream(settings.seed, "exposure", day, first)
@@ -230,7 +232,7 @@ def _write_requests(
         pa.array([reviews.users[u].user_id for u in user.tolist()], pa.string()),
         time,
     )
-    write_requests(sink, requests, purchases.item_ids, found, shown, clicked)
+    write_requests(purchases.write, requests, purchases.item_ids, found, shown, clicked)
 
 
 def _click_rates(settings: ImportSettings, found: Recalled) -> np.ndarray:
@@ -242,7 +244,7 @@ def _click_rates(settings: ImportSettings, found: Recalled) -> np.ndarray:
     return best
 
 
-def _write_interactions(purchases: Purchases, sink: RowSink) -> None:
+def _write_interactions(purchases: Purchases) -> None:
     settings, events = purchases.settings, purchases.events
     user_ids = pa.array([u.user_id for u in purchases.reviews.users], pa.string())
     start = midnight(settings.start_date)
@@ -256,7 +258,7 @@ def _write_interactions(purchases: Purchases, sink: RowSink) -> None:
             "event_time": timestamps(events.time[at]),
             "kind": pa.array(["purchase"] * len(at), pa.string()),
         }
-        sink.write("raw_interactions", settings.start_date + timedelta(days=wanted), pa.table(rows))
+        purchases.write("raw_interactions", settings.start_date + timedelta(days=wanted), pa.table(rows))
 
 
 def _distinct(rng: np.random.Generator, low: int, high: int, count: int) -> np.ndarray:

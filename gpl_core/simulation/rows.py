@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from gpl_core.contracts.contract import load_contract
-from gpl_core.simulation.raw_tables import RowSink
+from gpl_core.simulation.raw_tables import Write
 from gpl_core.simulation.recall import CHANNELS, Exposed, Recalled
 
 DAY = 86_400_000_000  # microseconds
@@ -54,22 +54,22 @@ def examination(position: np.ndarray, decay: float) -> np.ndarray:
 
 
 def write_requests(
-    sink: RowSink, requests: Requests, item_ids: pa.Array, found: Recalled, shown: Exposed, clicked: np.ndarray
+    write: Write, requests: Requests, item_ids: pa.Array, found: Recalled, shown: Exposed, clicked: np.ndarray
 ) -> None:
-    """Hand the impressions (`clicked` [E] beside `shown`) and candidates of `requests` to `sink`."""
+    """Hand the impressions (`clicked` [E] beside `shown`) and candidates of `requests` to `write`."""
     impressions = {
         **requests.keys(shown.row, shown.item, item_ids),
         "position": pa.array(shown.position, pa.int32()),
         "clicked": pa.array(clicked.astype(np.int32)),
         "is_random": pa.array(shown.is_random[shown.row]),
     }
-    sink.write("raw_impressions", requests.dt, pa.table(impressions))
+    write("raw_impressions", requests.dt, pa.table(impressions))
     candidates = {
         **requests.keys(found.row, found.hit_item, item_ids),
         "channel": pa.array(CHANNELS, pa.string()).take(pa.array(found.hit_channel, pa.int64())),
         "recall_score": pa.array(found.hit_score, pa.float64(), from_pandas=True),
     }
-    sink.write("raw_candidates", requests.dt, pa.table(candidates))
+    write("raw_candidates", requests.dt, pa.table(candidates))
 
 
 def item_table(items: Sequence[CatalogItem], updated: np.ndarray, image: Sequence[bytes | None]) -> pa.Table:

@@ -39,7 +39,7 @@ def semi_synthetic_log(size: Size, seed: int, wishes: float = 0.0) -> Log:
         requests_per_user_day=0.6,
     )  # fmt: skip
     memory = Memory()
-    generate(reviews, settings, memory)
+    generate(reviews, settings, memory.write)
     _follow_wishes(memory, wishes, np.random.default_rng([seed, 31]))
     items = memory.frame("raw_items")
     number = {item: n for n, item in enumerate(items["item_id"])}

@@ -80,7 +80,7 @@ QUICK = Size(users=800, items=400, candidates=40, exposed=8, codes=32, interest_
 
 
 class Memory:
-    """A RowSink that keeps the rows."""
+    """Keeps the rows that are written."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[pa.Table]] = {}
@@ -217,7 +217,7 @@ def simulated_log(size: Size, seed: int, kind: str) -> Log:
         pictures=False,
     )  # fmt: skip
     memory = Memory()
-    generate(settings, memory)
+    generate(settings, memory.write)
     items = memory.frame("raw_items").drop_duplicates("item_id", keep="first").sort_values("item_id")
     number = {item: n for n, item in enumerate(items["item_id"])}
     truth = memory.frame("truth").rename(columns={"true_probability": "probability"})

@@ -43,7 +43,7 @@ SMALL = SimulationSettings(
 def world(name: str = "plain", users: int = 600) -> Collected:
     """The quickstart's marketplace with fewer users, without pictures."""
     made = Collected()
-    generate(SimulationSettings(users=users, world=name, pictures=False), made)
+    generate(SimulationSettings(users=users, world=name, pictures=False), made.write)
     return made
 
 
@@ -51,7 +51,7 @@ def world(name: str = "plain", users: int = 600) -> Collected:
 def small() -> Collected:
     """`SMALL`, with pictures."""
     made = Collected()
-    generate(SMALL, made)
+    generate(SMALL, made.write)
     return made
 
 

@@ -116,9 +116,9 @@ def test_same_settings_same_bytes_another_seed_other_bytes(tmp_path: Path) -> No
 def test_a_batch_of_users_does_not_depend_on_how_many_follow() -> None:
     settings = replace(TINY, users=32, batch_users=16, pictures=False)
     few, many = Collected(), Collected()
-    generate(settings, few)
+    generate(settings, few.write)
     # Counts of the platform come from the first eight batches: beyond them, more users change nothing for the others.
-    generate(replace(settings, users=16 * 8), many)
+    generate(replace(settings, users=16 * 8), many.write)
     known = set(few.table("raw_interactions")["user_id"].to_pylist())
     wanted = few.table("raw_interactions").filter(
         pa.compute.less(few.table("raw_interactions")["dt"], SMALL.start_date)
@@ -143,7 +143,7 @@ def test_memory_does_not_grow_with_the_number_of_users() -> None:
     def peak(users: int) -> tuple[int, int]:
         sink = Counted()
         tracemalloc.start()
-        generate(replace(TINY, users=users, batch_users=32, pictures=False), sink)
+        generate(replace(TINY, users=users, batch_users=32, pictures=False), sink.write)
         top = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return sink.rows, top

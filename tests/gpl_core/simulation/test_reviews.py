@@ -63,7 +63,7 @@ def made_reviews(users: int = 60, items: int = 80, seed: int = 0) -> Reviews:
 @pytest.fixture(scope="module")
 def imported() -> tuple[Reviews, Collected]:
     reviews, sink = made_reviews(), Collected()
-    generate(reviews, SETTINGS, sink)
+    generate(reviews, SETTINGS, sink.write)
     return reviews, sink
 
 
@@ -157,7 +157,7 @@ def test_requests_stay_in_their_size_and_exposed_items_are_candidates(imported: 
 def test_the_channel_of_a_bought_item_does_not_give_it_away() -> None:
     """Items that were put in carry channels in the proportions of recall, none of them a channel of its own."""
     reviews, sink = made_reviews(users=600), Collected()
-    generate(reviews, replace(SETTINGS, requests_per_user_day=0.0), sink)
+    generate(reviews, replace(SETTINGS, requests_per_user_day=0.0), sink.write)
     candidates = sink.table("raw_candidates").to_pandas()
     bought = sink.table("raw_interactions").to_pandas()
     bought = set(zip(bought.user_id, bought.item_id, bought.dt))
@@ -347,7 +347,7 @@ def test_the_real_purchases_keep_order_and_split() -> None:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set GPL_SHARED_DATA")
     reviews, sink = read_reviews(folder / "items.jsonl.gz", folder / "sequences.jsonl.gz"), Collected()
-    generate(reviews, ImportSettings(), sink)
+    generate(reviews, ImportSettings(), sink.write)
     assert (len(reviews.items), len(reviews.users)) == (3686, 3285)
     rows = sink.table("raw_interactions").to_pandas().sort_values("event_time", kind="stable")
     assert len(rows) == 22743
