@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.support import JVM
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # by which spark-submit finds its home
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in a launch: idle threads take the cores otherwise
 
 
 @pytest.fixture(scope="session")
@@ -76,29 +78,45 @@ def _nothing_stays_cached() -> Iterator[None]:
         session.catalog.clearCache()
 
 
-LONG = ("pipeline", "spark", "deepspeed")
-
-
+@pytest.hookimpl(trylast=True)  # of the selected ones
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: xdist hands out groups in this order."""
-    items.sort(key=lambda item: next((n for n, mark in enumerate(LONG) if mark in item.keywords), len(LONG)))
+    """By file: first what shares the Spark session, the longest before; last what is launched, the longest after."""
+    sizes = Counter(_file(item.nodeid) for item in items)
+    launched, graph = ({_file(i.nodeid) for i in items if mark in i.keywords} for mark in ("deepspeed", "pipeline"))
+
+    def place(item: pytest.Item) -> tuple[int, bool, int]:
+        file = _file(item.nodeid)
+        if _shares_the_session(file):
+            return 0, file not in graph, -sizes[file]
+        return 1, file in graph, sizes[file] + 1000 * (file in launched)
+
+    items.sort(key=place)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """One worker runs a whole group: all files that share the Spark session (a JVM costs 15 CPU seconds), or one file.
+    """Whole files, for the first worker from the front, for the other from the back.
 
-    xdist's own groups (mark `xdist_group`) have no effect with pytest 9.2: it no longer reads the id that they change.
+    So one Spark session is enough (a JVM costs 15 CPU seconds) unless the other worker has run all that needs none.
+    Then it starts a second one and takes what is left.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByGroup(LoadScopeScheduling):
+    class FromBothEnds(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _group(nodeid.partition("::")[0])
+            return _file(nodeid)
 
-    return ByGroup(config, log)
+        def _assign_work_unit(self, node: object) -> None:
+            if node is not self.nodes[0]:
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+            super()._assign_work_unit(node)
+
+    return FromBothEnds(config, log)
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
 
 
 @cache
-def _group(file: str) -> str:
-    uses_the_session = re.search(r"^def \w+\([^)]*\bspark\b", (ROOT / file).read_text(encoding="utf-8"), re.M)
-    return "spark" if uses_the_session else file
+def _shares_the_session(file: str) -> bool:
+    return bool(re.search(r"^def \w+\([^)]*\bspark\b", (ROOT / file).read_text(encoding="utf-8"), re.M))
