@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -75,30 +78,42 @@ def train(folder: Path, last: int, *, ranks: int = 2, stage: int = 2) -> tuple[l
     return [json.loads((folder / f"result-{n}.json").read_text()) for n in range(ranks)], "".join(said)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], tuple[Path, list[dict]]]:
+    """(ZeRO stage, ranks) -> folder and results of nine steps without a break."""
+
+    @cache
+    def trained(stage: int, ranks: int) -> tuple[Path, list[dict]]:
+        folder = tmp_path_factory.mktemp("once")
+        return folder, train(folder, 9, ranks=ranks, stage=stage)[0]
+
+    return trained
+
+
 @pytest.mark.deepspeed
 @pytest.mark.parametrize(
     ("stage", "ranks"),
     [(2, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(0, 1), (1, 2), (3, 1)])],
 )
-def test_a_training_that_is_started_again_ends_with_the_same_bits(tmp_path, stage, ranks):
-    undisturbed, _ = train(tmp_path / "once", 9, stage=stage, ranks=ranks)
+def test_a_training_that_is_started_again_ends_with_the_same_bits(tmp_path, undisturbed, stage, ranks):
+    _, expected = undisturbed(stage, ranks)
     train(tmp_path / "twice", 6, stage=stage, ranks=ranks)  # its newest checkpoint has 4 steps
     resumed, _ = train(tmp_path / "twice", 9, stage=stage, ranks=ranks)
     assert [(r["begun"], r["rank"]) for r in resumed] == [(4, n) for n in range(ranks)]
-    for left, right in zip(undisturbed, resumed, strict=True):
+    for left, right in zip(expected, resumed, strict=True):
         assert {**left, "begun": 4, "rank": right["rank"]} == right
 
 
 @pytest.mark.deepspeed
-def test_a_damaged_share_of_one_rank_makes_all_begin_again(tmp_path):
-    undisturbed, _ = train(tmp_path / "once", 5)
-    train(tmp_path / "twice", 5)
-    (share,) = (tmp_path / "twice").glob("checkpoints/*/rank-1.safetensors")
+def test_a_damaged_share_of_one_rank_makes_all_begin_again(tmp_path, undisturbed):
+    once, expected = undisturbed(2, 2)
+    twice = shutil.copytree(once, tmp_path / "twice")
+    (share,) = twice.glob("checkpoints/*/rank-1.safetensors")
     DAMAGES["bit flipped"](share)
-    planted_pickle(tmp_path / "twice/checkpoints/0005/mp_rank_00_model_states.pt", tmp_path / "ran")
-    planted_pickle(tmp_path / "twice/checkpoints/0006/rank-0.safetensors", tmp_path / "ran")
-    again, said = train(tmp_path / "twice", 5)
+    planted_pickle(twice / "checkpoints/0009/mp_rank_00_model_states.pt", tmp_path / "ran")
+    planted_pickle(twice / "checkpoints/0010/rank-0.safetensors", tmp_path / "ran")
+    again, said = train(twice, 9)
     assert f"{share} is damaged" in said
-    assert again == undisturbed
+    assert again == expected
     assert not (tmp_path / "ran").exists()
-    assert [p.name for p in (tmp_path / "twice/checkpoints").iterdir()] == ["0004"]
+    assert [p.name for p in (twice / "checkpoints").iterdir()] == ["0008"]

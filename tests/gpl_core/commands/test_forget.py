@@ -320,8 +320,11 @@ def assert_gone(lake: Lake) -> None:
     assert files_with(Path(lake.root), f"{GONE}'") == files_with(Path(lake.root), f'{GONE}"') == []
 
 
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_at_any_commit_it_is_completed_by_the_next_run(lake, gpl_forget, no_raw, tmp_path, monkeypatch, when):
+def test_killed_at_any_commit_it_is_completed_by_the_next_run(
+    lake, gpl_forget, no_raw, tmp_path, monkeypatch, when, every
+):
     real, done = rewrite.transact, []
 
     def killed_at(number: int) -> Callable[..., None]:
@@ -338,7 +341,7 @@ def test_killed_at_any_commit_it_is_completed_by_the_next_run(lake, gpl_forget, 
 
     remains(lake)
     shutil.copytree(lake.root, tmp_path / "whole")
-    for number in range(1, len(OURS) + 1):
+    for number in range(1, len(OURS) + 1, every):
         shutil.rmtree(lake.root)
         shutil.copytree(tmp_path / "whole", lake.root)
         done.clear()
