@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TextIO
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -50,9 +49,9 @@ def assignments(option: str, given: Sequence[str], example: str) -> dict[str, st
     return dict(text.split("=", 1) for text in given)
 
 
-def console(out: TextIO | None = None) -> Console:
-    """A console on `out`, by default standard output, as wide as the terminal if it is one."""
-    return Console(file=out, highlight=False, width=None if (out or sys.stdout).isatty() else _WIDTH)
+def console() -> Console:
+    """A console on standard output, as wide as the terminal if it is one."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def figures_table(labels: Sequence[str], figures: Sequence[str], title: str | None = None) -> Table:

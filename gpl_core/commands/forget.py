@@ -22,6 +22,7 @@ from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.graph.arguments import count
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.log import drop_statistics
+from gpl_core.lakehouse.log_index import newest_changes
 from gpl_core.lakehouse.person import Person, Traces
 from gpl_core.lakehouse.rewrite import remove_rows
 from gpl_core.lakehouse.storage import filesystem, local_folder, log_folder, read_text, write_whole
@@ -156,14 +157,9 @@ def _void_manifests(lake: Lake, dry_run: bool, place: str) -> Forgotten:
     """Delete the manifests of feed slices from which rows were removed since: they list the files and sums before."""
     if not lake.exists(_FEED):
         return Forgotten(place)
-    newest = lake.open(_FEED)
-    changed: dict[str, int] = {}
-    for entry in newest.history.commits:
-        if entry.step == _STEP:
-            for partition in entry.changed:
-                changed.setdefault(str(partition.get("dt")), entry.version)
     void = []
-    for day, version in changed.items():
+    removed = (entry for entry in lake.open(_FEED).history.commits if entry.step == _STEP)
+    for day, version in newest_changes(removed).items():
         path = lake.path(place, _FEED, f"{day}.json")
         text = read_text(path)
         if text is not None and _table_version(text) < version:

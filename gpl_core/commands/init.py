@@ -195,7 +195,7 @@ def _configuration(
     missing: Mapping[str, Sequence[str]], dates: tuple[date, date, date],
 ) -> str:  # fmt: skip
     """The configuration's text."""
-    from jinja2 import Environment, StrictUndefined  # no other command needs it
+    from jinja2 import Environment, StrictUndefined  # few commands need it
 
     gpus, cores = len([*Path("/dev").glob("nvidia[0-9]*")]), len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30

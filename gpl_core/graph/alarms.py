@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpl_core.errors import GplError, UsageError
+from gpl_core.graph.steps import start_of
 from gpl_core.lakehouse.storage import write_whole
 
 log = logging.getLogger("gpl")
@@ -73,11 +74,10 @@ def write_textfile(path: str, report: Mapping[str, Any], root: str) -> None:
 def _samples(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, float]]:
     """Metric, label, its value, figure."""
     step, details = report["step"], report["details"]
-    run_date = datetime.combine(report["run_date"], datetime.min.time(), UTC)
     figures = {"failed": report["status"] == "failed", "ended_timestamp_seconds": datetime.now(UTC).timestamp()}
     if report["status"] == "done":
         figures |= {
-            "run_date_timestamp_seconds": run_date.timestamp(), "seconds": report["seconds"],
+            "run_date_timestamp_seconds": start_of(report["run_date"]).timestamp(), "seconds": report["seconds"],
             "rows_out": report["rows_out"], "warnings": len(details.get("warnings", ())),
         }  # fmt: skip
     yield from ((f"gpl_step_{name}", "step", step, float(figure)) for name, figure in figures.items())

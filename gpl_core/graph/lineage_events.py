@@ -7,11 +7,12 @@ import logging
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Literal
 
 from gpl_core import __version__
+from gpl_core.graph.steps import ONE_DAY, start_of
 from gpl_core.lakehouse.lake import Lake
 
 log = logging.getLogger("gpl")
@@ -45,8 +46,8 @@ def _client() -> Any:
 def _event(kind: Kind, report: Mapping[str, Any], lake: Lake) -> Any:
     from openlineage.client import event_v2, facet_v2
 
-    day = datetime.combine(report["run_date"], time(), UTC)
-    nominal = facet_v2.nominal_time_run.NominalTimeRunFacet(day.isoformat(), (day + timedelta(days=1)).isoformat())
+    day = start_of(report["run_date"])
+    nominal = facet_v2.nominal_time_run.NominalTimeRunFacet(day.isoformat(), (day + ONE_DAY).isoformat())
     facets: dict[str, Any] = {"nominalTime": nominal}
     if kind == "FAIL":  # the message may quote rows: it stays in job_runs
         facets["errorMessage"] = facet_v2.error_message_run.ErrorMessageRunFacet(report["error_class"], "PYTHON")

@@ -39,7 +39,7 @@ def render(form: str, launches: Sequence[Launch], source: Source, config: Config
 
 def _airflow(launches: Sequence[Launch], source: Source, config: Config, force: bool) -> str:
     """A DAG with one task per launch; Airflow decides the dates, from the first date of the plan on."""
-    from jinja2 import Environment, StrictUndefined  # no other command needs it
+    from jinja2 import Environment, StrictUndefined  # few commands need it
 
     if not launches:
         raise UsageError("gpl plan --format airflow: no step is left to schedule")
