@@ -121,15 +121,15 @@ def run(step: SparkStep) -> None:
     context, config, dates = step.context, step.config, step.context.dates
     for table in (*_EVENTS, "raw_items", "raw_opt_outs"):
         if context.has(table):  # refuse drift before anything is written
-            typed_rows(step.read_unchecked(table), _raw_contract(table, config))
+            typed_rows(step.read(table), _raw_contract(table, config))
     in_slice = F.col("dt").between(F.lit(dates[0]), F.lit(dates[-1]))
     first = min(config.run.first_date, dates[0])
     raw = {
-        t: rows_of(step.read_unchecked(t), _raw_contract(t, config), dates, first)
+        t: rows_of(step.read(t), _raw_contract(t, config), dates, first)
         for t in _EVENTS if context.has(t)
     }  # fmt: skip
     rows_in = {t: step.slice_rows(t, raw.get(t)) for t in _EVENTS}
-    raw_items = checked_items(step.read_unchecked("raw_items"), dates[-1], first, config)
+    raw_items = checked_items(step.read("raw_items"), dates[-1], first, config)
     latest, bad_items = latest_items(raw_items, config)
     rows_in["raw_items"] = raw_items.rows.where(in_slice).count()
     bad = {"raw_items": bad_items.where(in_slice)}

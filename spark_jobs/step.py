@@ -41,18 +41,10 @@ class SparkStep:
         self.run_date = context.run_date
 
     def read(self, table: str, contract: Contract | None = None) -> DataFrame:
-        """The whole input table at its pinned version, its schema compared with the contract."""
-        frame, contract = self.read_unchecked(table), contract or load_contract(table)
-        if problems := schema_drift(contract, frame.schema):
-            raise ContractError(
-                f"table {contract.name}: its schema drifted from contract version {contract.version}:\n  "
-                + "\n  ".join(problems)
-            )
-        return frame
-
-    def read_unchecked(self, table: str) -> DataFrame:
-        """The whole input table at its pinned version, its columns under our names; ingest checks the rows itself."""
+        """The whole input table at its pinned version, its columns under our names; opening it checks the contract."""
         snapshot = self.context.snapshot(table)
+        if contract is not None:
+            self.context.lake.open(table, snapshot.version, contract=contract)
         check_registered(self.spark, self.context.lake, table)
         frame = self.read_version(table, snapshot.version)
         ours = {our: snapshot.columns.get(our, our) for our in snapshot.types}
@@ -91,7 +83,7 @@ class SparkStep:
         files = self.context.snapshot(table).select(start=start, end=end, undated=True)
         if any(f.rows < 0 or not f.is_within(start, end) for f in files):
             in_slice = F.col("dt").between(F.lit(start), F.lit(end))
-            return (self.read_unchecked(table).where(in_slice) if rows is None else rows).count()
+            return (self.read(table).where(in_slice) if rows is None else rows).count()
         return rows_in(files)
 
     def spread(self, frame: DataFrame, *columns: str) -> DataFrame:
@@ -233,15 +225,3 @@ def added(after: Any, before: Any) -> tuple[int, int]:
     known = {f.path for f in before.files}
     fresh = [f for f in after.files if f.path not in known]
     return sum(f.rows for f in fresh), sum(f.size for f in fresh)
-
-
-def schema_drift(contract: Contract, found: StructType) -> list[str]:
-    """Column-by-column differences between a contract and a table; additional ones do not count."""
-    problems = []
-    for name, wanted in ((f.name, f.dataType) for f in spark_schema(contract)):
-        have = found[name].dataType if name in found.names else None
-        if have is None and not contract.column(name).nullable:
-            problems.append(f"column '{name}' ({wanted.simpleString()}) is missing")
-        elif have and have.simpleString() != wanted.simpleString():
-            problems.append(f"column '{name}' is {have.simpleString()}, expected {wanted.simpleString()}")
-    return problems

@@ -19,7 +19,7 @@ def opted_out(step: SparkStep) -> DataFrame | None:
     """
     if not step.context.has("raw_opt_outs"):
         return None
-    rows, _ = typed_rows(step.read_unchecked("raw_opt_outs"), load_contract("raw_opt_outs"))
+    rows, _ = typed_rows(step.read("raw_opt_outs"), load_contract("raw_opt_outs"))
     rows = rows.where(F.col("opted_out_at").isNull() | (F.col("opted_out_at") < F.lit(_end(step))))
     return rows.select("user_id").where("user_id IS NOT NULL").distinct()
 
@@ -28,7 +28,7 @@ def checked_opt_outs(step: SparkStep, until: date, first: date) -> Checked | Non
     """raw_opt_outs before the end of `until`, checked; dt is the day of the opt-out, at least `first`."""
     if not step.context.has("raw_opt_outs"):
         return None
-    frame, checks = typed_rows(step.read_unchecked("raw_opt_outs"), load_contract("raw_opt_outs"))
+    frame, checks = typed_rows(step.read("raw_opt_outs"), load_contract("raw_opt_outs"))
     day = F.to_date("opted_out_at")
     frame = frame.where(day.isNull() | (day <= F.lit(until))).withColumn("dt", F.greatest(day, F.lit(first)))
     return Checked.of(frame, checks)

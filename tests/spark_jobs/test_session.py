@@ -14,7 +14,7 @@ from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.step_run import StepContext
 from gpl_core.lakehouse.rewrite import Removal, all_but, remove_rows
 from spark_jobs import session
-from spark_jobs.step import SparkStep, schema_drift, spark_schema
+from spark_jobs.step import SparkStep, spark_schema
 from tests.spark_jobs.tiny_lake import D, TinyLake, day
 
 pytestmark = pytest.mark.spark
@@ -108,17 +108,6 @@ def test_rows_that_left_the_slice_meanwhile_are_a_conflict_and_other_slices_are_
         again(D)
     assert again(day(1)).rows == 2
     assert lake.rows("user_stats", "user_id", dt=D) == [("b",)]
-
-
-def test_drift_names_every_column(spark):
-    found = spark.range(1).selectExpr(
-        "cast(id as string) AS user_id", "'1' AS impressions", "id AS clicks", "id AS extra"
-    )
-    assert schema_drift(load_contract("user_stats"), found.schema) == [
-        "column 'impressions' is string, expected bigint",
-        "column 'positives' (bigint) is missing",
-        "column 'dt' (date) is missing",
-    ]
 
 
 def test_a_merge_that_counts_on_from_an_old_version_is_refused(lake):
