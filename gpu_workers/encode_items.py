@@ -13,8 +13,8 @@ import numpy as np
 
 from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
+from gpl_core.contracts.raw_values import midnight
 from gpl_core.graph.step_run import StepContext, log
-from gpl_core.graph.steps import start_of
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.sids.encoders import EncoderPart, FusionEncoder, build_encoder
@@ -90,9 +90,8 @@ def run(context: StepContext, ranks: Ranks) -> None:
 
 def _donors(encoder: FusionEncoder, items: Snapshot, run_date: date) -> np.ndarray:
     """Vectors [<= _DONORS x d] of the complete ones of the first items from before `run_date`, equal on every rank."""
-    before = int(start_of(run_date).timestamp() * 1_000_000)
     batches = read_batches(items, items.files, _COLUMNS)
-    early = ({c: v[b["updated_at"].astype(np.int64) < before] for c, v in b.items()} for b in batches)
+    early = ({c: v[b["updated_at"] < midnight(run_date)] for c, v in b.items()} for b in batches)
     first = next(rebatch(early, _DONORS), None)
     found = encoder.encode(_contents(first)) if first is not None else None
     if found is None or not found.complete.any():

@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gpl_core.config import Config
+from gpl_core.contracts.raw_values import midnight
 from gpl_core.errors import UsageError
 from gpl_core.graph.step_run import StepContext, log
-from gpl_core.graph.steps import start_of
 from gpl_core.lakehouse.scratch import scratch_folder
 from gpl_core.lakehouse.storage import local_folder
 from gpl_core.sids.health import check_gates, measure
@@ -102,8 +102,8 @@ def run(context: StepContext, ranks: Ranks) -> None:
         snapshot = context.snapshot("item_embeddings")
         encoder_version = encoder_version_of(snapshot)
         folder = local_folder(context.lake.root, context.step.name, context.artifact_digest[:16])
-    limit = int(start_of(context.run_date).timestamp() * 1_000_000)
-    with alone_in(folder, ranks), item_vectors(snapshot, encoder_version, ranks, before=limit) as items:
+    before = midnight(context.run_date)
+    with alone_in(folder, ranks), item_vectors(snapshot, encoder_version, ranks, before=before) as items:
         with ranks.together():
             settings = settings_of(context.config, len(items.vectors))
         log.info("train_tokenizer: %d items, C = %d, %d epochs", len(items.vectors), settings.codes, settings.epochs)

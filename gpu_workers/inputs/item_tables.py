@@ -6,9 +6,9 @@ from datetime import date, timedelta
 
 import numpy as np
 
+from gpl_core.contracts.raw_values import midnight
 from gpl_core.errors import MissingInputError
 from gpl_core.graph.step_run import StepContext
-from gpl_core.graph.steps import start_of
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.sids.content_table import ContentTable
 from gpu_workers.inputs.embeddings import item_vectors
@@ -18,7 +18,7 @@ from gpu_workers.ranks import Ranks
 
 def end_of(run_date: date) -> int:
     """The end of `run_date` in microseconds: later content must not be used, however late the step runs."""
-    return int(start_of(run_date + timedelta(days=1)).timestamp() * 1_000_000)
+    return midnight(run_date + timedelta(days=1))
 
 
 @contextmanager

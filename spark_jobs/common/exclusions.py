@@ -1,11 +1,12 @@
 """Who and what is left out of labeling, as of the run date: users who opted out, and withdrawn items."""
 
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from gpl_core.contracts.contract import load_contract
+from gpl_core.contracts.raw_values import midnight
 from gpl_core.graph.steps import start_of
 from spark_jobs.common.columns import broadcast_if_few
 from spark_jobs.common.raw_checks import Checked, typed_rows
@@ -20,7 +21,8 @@ def opted_out(step: SparkStep) -> DataFrame | None:
     if not step.context.has("raw_opt_outs"):
         return None
     rows, _ = typed_rows(step.read("raw_opt_outs"), load_contract("raw_opt_outs"))
-    rows = rows.where(F.col("opted_out_at").isNull() | (F.col("opted_out_at") < F.lit(_end(step))))
+    end = start_of(step.run_date + timedelta(days=1))
+    rows = rows.where(F.col("opted_out_at").isNull() | (F.col("opted_out_at") < F.lit(end)))
     return rows.select("user_id").where("user_id IS NOT NULL").distinct()
 
 
@@ -38,7 +40,7 @@ def withdrawn_items(step: SparkStep) -> DataFrame | None:
     """item_index of items withdrawn before the end of the run date, by their newest rows; None where there are none."""
     if not step.context.has("items"):
         return None
-    end = int(_end(step).timestamp() * 1_000_000)
+    end = midnight(step.run_date + timedelta(days=1))
     gone = step.read("items").where(F.col("withdrawn_at").between(0, end - 1)).select("item_index")
     count = gone.count()
     return broadcast_if_few(gone, count) if count else None
@@ -50,7 +52,3 @@ def flagged(frame: DataFrame, keys: DataFrame | None, key: str, flag: str, unkno
         return frame.withColumn(flag, F.lit(unknown))
     marked = frame.join(keys.select(key, F.lit(True).alias(flag)), key, "left")
     return marked.withColumn(flag, F.coalesce(flag, F.lit(False)))
-
-
-def _end(step: SparkStep) -> datetime:
-    return start_of(step.run_date + timedelta(days=1))

@@ -6,7 +6,7 @@ from functools import reduce
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.graph.steps import start_of
+from gpl_core.contracts.raw_values import midnight
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
 from spark_jobs.common.columns import unit_hash
@@ -34,7 +34,7 @@ def latest_sequences(slices: DataFrame, sid_version: str, run_date: date, histor
     so readers leave it out.
     """
     rows = F.struct("sid", "item_index", "length", "last_event_time", "sequence_hash", "sid_version")
-    oldest = int(start_of(run_date - timedelta(days=history_days)).timestamp() * 1_000_000)
+    oldest = midnight(run_date - timedelta(days=history_days))
     return (
         slices.where((F.col("dt") <= F.lit(run_date)) & (F.col("sid_version") == sid_version))
         .groupBy("user_id")
