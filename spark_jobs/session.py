@@ -1,11 +1,13 @@
-"""The Spark session: the settings that the jobs rely on, and its start."""
+"""The Spark session: its start, and the settings that the jobs rely on (settings.yaml)."""
 
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from importlib import resources
 from typing import Any, NoReturn
 
+import yaml
 from pyspark import SparkConf, SparkContext
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
@@ -21,60 +23,12 @@ _DELTA = {
     _EXTENSIONS: "io.delta.sql.DeltaSparkSessionExtension",
     _CATALOG: "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
-# What results depend on: set in every session, whatever the launcher says.
-_SETTLED = {
-    "spark.sql.session.timeZone": "UTC",
-    "spark.sql.timestampType": "TIMESTAMP_LTZ",
-    "spark.sql.ansi.enabled": "true",
-    "spark.sql.ansi.doubleQuotedIdentifiers": "false",
-    "spark.sql.ansi.enforceReservedKeywords": "false",
-    "spark.sql.caseSensitive": "false",
-    "spark.sql.storeAssignmentPolicy": "ANSI",
-    "spark.sql.files.ignoreCorruptFiles": "false",
-    "spark.sql.files.ignoreMissingFiles": "false",
-    "spark.sql.parquet.datetimeRebaseModeInRead": "CORRECTED",
-    "spark.sql.parquet.datetimeRebaseModeInWrite": "CORRECTED",
-    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
-    "spark.sql.parquet.writeLegacyFormat": "false",
-    "spark.sql.sources.partitionOverwriteMode": "STATIC",
-    "spark.databricks.delta.commitInfo.enabled": "true",
-    "spark.databricks.delta.replaceWhere.constraintCheck.enabled": "true",
-    "spark.databricks.delta.schema.autoMerge.enabled": "false",
-    "spark.databricks.delta.stalenessLimit": "0",
-    "spark.databricks.delta.stats.collect": "true",
-}
-# What changes Spark's or Delta's behavior as a whole, or what tables are made like: taken back.
-_NOT_OURS = (
-    "spark.sql.legacy.",
-    "spark.databricks.delta.properties.defaults.",
-    "spark.databricks.delta.commitInfo.user",
-)
-# What the launcher may have otherwise.
-_DEFAULTS = {
-    "spark.sql.adaptive.enabled": "true",
-    # As our workers write: half the size of Spark's own default where rows are arrays of numbers.
-    "spark.sql.parquet.compression.codec": "zstd",
-    # Row groups small enough that every rank of a trainer gets some; Delta's writer ignores the per-write option.
-    "spark.hadoop.parquet.block.size": str(64 * 2**20),
-    # What is partitioned by user is not moved again to be joined by user and item.
-    "spark.sql.requireAllClusterKeysForCoPartition": "false",
-    # A date's plans compile to some 800 classes; with Spark's default of 100 the next date compiles all of them again.
-    "spark.sql.codegen.cache.maxEntries": "2000",
-    # No progress bar in a log file.
-    "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
-    "spark.log.level": "ERROR",
-    # Otherwise PySpark walks the stack and calls the JVM twice more per column expression: a fifth of a short job.
-    "spark.python.sql.dataFrameDebugging.enabled": "false",
-}
-# On one machine nobody else has to reach the driver, and Delta's default of 50 log partitions, and 200 shuffle
-# partitions, are most of the run time.
-_LOCAL_DEFAULTS = {
-    "spark.driver.host": "127.0.0.1",
-    "spark.driver.bindAddress": "127.0.0.1",
-    "spark.databricks.delta.snapshotPartitions": "2",
-    "spark.sql.shuffle.partitions": "4",
-    "spark.ui.enabled": "false",
-}
+_SETTINGS = yaml.safe_load((resources.files("spark_jobs") / "settings.yaml").read_bytes())
+_SETTLED: dict[str, str] = _SETTINGS["settled"]
+_NOT_OURS = tuple(_SETTINGS["taken_back"])
+# No progress bar in a log file.
+_DEFAULTS = {**_SETTINGS["defaults"], "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower()}
+_LOCAL_DEFAULTS: dict[str, str] = _SETTINGS["local_defaults"]
 
 
 def start_session(name: str) -> SparkSession:

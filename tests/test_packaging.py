@@ -66,7 +66,7 @@ def test_the_wheel_holds_every_module_contract_and_configuration(wheel, tree):
     assert {f"gpl_core/conf/{name}.yaml" for name in shipped_configs()} <= held
     assert {step.script for step in (*STEPS, JUDGE, WITH_CONTROLS)} <= held
     data = ("commands/init.jinja", "graph/airflow_dag.jinja", "lakehouse/raw_names.yaml", "simulation/topics.yaml")
-    assert {f"gpl_core/{name}" for name in (*data, "py.typed")} <= held
+    assert {f"gpl_core/{name}" for name in (*data, "py.typed")} | {"spark_jobs/settings.yaml"} <= held
     names = {n.partition("/")[0] for n in held if ".dist-info/" not in n}
     assert names == set(PACKAGES), "nothing that other distributions may call the same, such as `schemas`"
 
@@ -109,11 +109,12 @@ def test_the_zip_for_py_files_is_imported_as_a_zip(tree, tmp_path):
     assert {n.partition("/")[0] for n in held} == {"gpl_core", "spark_jobs"}
     code = (
         "import gpl_core.contracts.contract as c, gpl_core.config as f; print(c.__file__, len(c.all_contracts())); "
-        "print(f.load_config('quickstart').run.start_date, len(f.shipped_configs()))"
+        "print(f.load_config('quickstart').run.start_date, len(f.shipped_configs())); "
+        "import spark_jobs.session as s; print(s._SETTLED['spark.sql.session.timeZone'])"
     )
     said = python(code, target, tmp_path)
     assert f"{target}/gpl_core/contracts/contract.py {len(all_contracts())}" in said
-    assert f"2026-01-03 {len(shipped_configs())}" in said
+    assert f"2026-01-03 {len(shipped_configs())}\nUTC" in said
 
 
 def settings() -> configparser.ConfigParser:
