@@ -6,9 +6,8 @@ Exposed pairs carry their click and weight 1, unexposed pairs their pseudo-label
 without a label is left out and counted by reason; an exposed pair never gets a pseudo-label.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
+from typing import Self
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -45,7 +44,7 @@ class FeedSlice:
     weight_sum: float
     versions: dict[str, tuple[str | None, ...]]  # smallest and largest of the labels, by kind; None without
 
-    def exposed_only(self, late: bool) -> FeedSlice:
+    def exposed_only(self, late: bool) -> Self:
         """The slice without its unexposed rows: labels are late, or a monitor refused."""
         left_out = {LATE: sum(self.left_out.values())} if late else {**self.left_out, REFUSED: self.labeled}
         return replace(

@@ -3,10 +3,9 @@
 Options, all of them (docs/decisions/018, 029). Legend: N items, d embedding width, D hidden width, L levels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -96,7 +95,7 @@ class NeighborGraph:
         neighbors: int = 10,
         pool: int = 50_000,
         device: torch.device | str = "cpu",
-    ) -> NeighborGraph:
+    ) -> Self:
         """The graph over a random ``pool`` of the items (all, where there are fewer), so that its cost is bounded.
 
         UsageError where fewer than two items have a vector.

@@ -3,8 +3,6 @@
 The world is closed: a key, tensor or tokenizer that is not known here is refused, as it would change what the model is.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -8,12 +8,10 @@ Legend for shapes: U users, K beams, W beams to extend (1 at the root, then K), 
 hidden width.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -71,11 +69,11 @@ class _Kept(NamedTuple):
     number: Tensor  # int64 [U x P]: rows of `DeviceTrie.prefixes`
     score: Tensor  # [U x P], log p; -inf for a slot without a prefix
 
-    def with_more(self, number: Tensor, score: Tensor, most: int) -> _Kept:
+    def with_more(self, number: Tensor, score: Tensor, most: int) -> Self:
         """The best ``most`` of these and of the longer prefixes given, [U x n] each."""
         every = torch.cat([self.score.to(score.dtype), score], dim=1)
         chosen, scores = _best_in_order(every, most)
-        return _Kept(torch.cat([self.number, number], dim=1).gather(1, chosen), scores)
+        return self._replace(number=torch.cat([self.number, number], dim=1).gather(1, chosen), score=scores)
 
 
 class BeamSearch:

@@ -1,8 +1,7 @@
 """Items' vectors by item_index, as steps look them up."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ class ContentTable:
     row_of: np.ndarray  # int64 [largest item_index + 1]: row of an item, -1 where it has no usable vector
 
     @classmethod
-    def of(cls, item_index: np.ndarray, vectors: np.ndarray) -> ContentTable:
+    def of(cls, item_index: np.ndarray, vectors: np.ndarray) -> Self:
         """The table of items int64 [n], ascending, and ``vectors``; one that is 0, NaN or infinite is not usable."""
         row_of = np.full(int(item_index[-1]) + 1, -1, dtype=np.int64)
         for start in range(0, len(vectors), _ROWS):

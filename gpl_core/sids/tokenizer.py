@@ -3,8 +3,6 @@
 Legend for shapes: N items, d embedding width, k latent width, L levels, C codes per level.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Mapping

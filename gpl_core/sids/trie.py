@@ -3,10 +3,9 @@
 Legend for shapes: S SIDs given, L levels, C codes per level, n_l nodes at depth l (n_0 = 1, the root).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
@@ -42,7 +41,7 @@ class Trie:
         return len(self.tokens[-1])
 
     @classmethod
-    def build(cls, sids: np.ndarray, codes: int) -> Trie:
+    def build(cls, sids: np.ndarray, codes: int) -> Self:
         """The trie of ``sids`` (int [S x L], any order, duplicates allowed); S = 0 gives a root without children.
 
         Raises ContractError on a wrong shape or type, on a code outside [0, codes), or from 2^62 possible SIDs on.

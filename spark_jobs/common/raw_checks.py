@@ -5,14 +5,12 @@ bad row also has `_failed`: an array of struct<name, message, columns>, one per 
 after what must hold: `user_id_is_not_null`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import reduce
-from typing import Any
+from typing import Any, Self
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -60,11 +58,11 @@ class Checked:
     checks: tuple[Check, ...]
     bare: DataFrame
 
-    @staticmethod
-    def of(typed: DataFrame, checks: Sequence[Check], bare: DataFrame | None = None) -> Checked:
+    @classmethod
+    def of(cls, typed: DataFrame, checks: Sequence[Check], bare: DataFrame | None = None) -> Self:
         """Evaluate `checks` on `typed`."""
         bad = reduce(lambda a, b: a | b, [F.coalesce(c.bad, F.lit(False)) for c in checks])
-        return Checked(typed.withColumn(BAD, bad), tuple(checks), typed if bare is None else bare)
+        return cls(typed.withColumn(BAD, bad), tuple(checks), typed if bare is None else bare)
 
 
 def typed_rows(raw: DataFrame, contract: Contract, first: date | None = None) -> tuple[DataFrame, list[Check]]:
