@@ -6,9 +6,7 @@ Tables without dates are compacted as a whole. Delta marks such a commit as chan
 """
 
 from delta.tables import DeltaTable
-from pyspark.sql import functions as F
 
-from gpl_core.contracts.contract import Contract
 from gpl_core.graph.compaction import compactable
 from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs.catalog import spark_path
@@ -27,18 +25,13 @@ def run(step: SparkStep) -> None:
     }
     with settings_for(step.spark, settings):
         for contract in compactable(step.context.lake, "spark"):
-            step.context.counts.details[contract.name] = _optimize(step, contract)
-
-
-def _optimize(step: SparkStep, contract: Contract) -> dict[str, int]:
-    lake = step.context.lake
-    builder = DeltaTable.forPath(step.spark, spark_path(lake.uri(contract.name))).optimize()
-    if "dt" in contract.partition_by:
-        builder = builder.where(f"dt = DATE '{step.run_date.isoformat()}'")
-    with conflicts_told(contract, "was written", "gpl optimize"):
-        metrics = builder.executeCompaction().select(F.col("metrics.numFilesRemoved"), F.col("metrics.numFilesAdded"))
-    removed, added = only_row(metrics)
-    return {"files_before": removed, "files_after": added}
+            builder = DeltaTable.forPath(step.spark, spark_path(step.context.lake.uri(contract.name))).optimize()
+            if "dt" in contract.partition_by:
+                builder = builder.where(f"dt = DATE '{step.run_date.isoformat()}'")
+            with conflicts_told(contract, "was written", "gpl optimize"):
+                found = builder.executeCompaction().select("metrics.numFilesRemoved", "metrics.numFilesAdded")
+            removed, added = only_row(found)
+            step.context.counts.details[contract.name] = {"files_before": removed, "files_after": added}
 
 
 if __name__ == "__main__":

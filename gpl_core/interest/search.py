@@ -11,7 +11,7 @@ hidden width.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -69,12 +69,6 @@ class _Kept(NamedTuple):
     number: Tensor  # int64 [U x P]: rows of `DeviceTrie.prefixes`
     score: Tensor  # [U x P], log p; -inf for a slot without a prefix
 
-    def with_more(self, number: Tensor, score: Tensor, most: int) -> Self:
-        """The best ``most`` of these and of the longer prefixes given, [U x n] each."""
-        every = torch.cat([self.score.to(score.dtype), score], dim=1)
-        chosen, scores = _best_in_order(every, most)
-        return self._replace(number=torch.cat([self.number, number], dim=1).gather(1, chosen), score=scores)
-
 
 class BeamSearch:
     """Searches anchors for any number of users; a token budget halved for lack of memory stays halved."""
@@ -130,8 +124,9 @@ class BeamSearch:
                 found = self._search_batch(
                     [prompts[u] for u in rows], [items[u][-most:] for u in rows] if items is not None else None
                 )
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+            except (RuntimeError, MemoryError) as error:  # the CPU allocator raises a plain RuntimeError
+                known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+                if not known and "can't allocate memory" not in str(error):
                     raise
                 self._halve(int(sizes[rows].sum()), len(rows), error)
                 waiting.append(rows)
@@ -221,7 +216,10 @@ class BeamSearch:
             chosen // most,
         )
         if self.settings.prefixes and level < self.trie.levels - 1:
-            kept = kept.with_more(node + self.trie.first_prefix[level], score, self.settings.prefixes)
+            number = torch.cat([kept.number, node + self.trie.first_prefix[level]], dim=1)
+            every = torch.cat([kept.score.to(score.dtype), score], dim=1)
+            chosen, scores = _best_in_order(every, self.settings.prefixes)
+            kept = _Kept(number.gather(1, chosen), scores)
         return extended, kept
 
     def _collect(self, trail: list[_Beams], kept: _Kept) -> Anchors:
@@ -262,8 +260,3 @@ def _best_in_order(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
     missing = chosen == size
     chosen = chosen.masked_fill(missing, 0)
     return chosen, score.gather(1, chosen).masked_fill(missing, -torch.inf)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -76,8 +76,12 @@ class DeviceTrie:
         if level == 0:  # every node of depth 1 is a child of the root
             return query @ table.T.to(query.dtype)
         rows = max(1, _MOST_NUMBERS // (node.shape[1] * table.shape[1]))
+
+        def products(node: Tensor, query: Tensor) -> Tensor:
+            return torch.bmm(table[node].to(query.dtype), query[:, :, None])[:, :, 0]
+
         parts = zip(node.clamp_max(len(table) - 1).split(rows), query.split(rows), strict=True)
-        return torch.cat([checkpoint(_products, table, n, q, use_reentrant=False) for n, q in parts])
+        return torch.cat([checkpoint(products, n, q, use_reentrant=False) for n, q in parts])
 
     def path(self, sids: Tensor) -> tuple[Tensor, Tensor]:
         """The nodes on the way to each SID (int64 [S x L], codes in [0, C)), and which SIDs are in the catalog.
@@ -126,7 +130,3 @@ def child_log_probs(
     if model.content is not None and query is not None:
         logits = logits + model.content.share[level].to(logits.dtype) * trie.similarity(level, children.node, query)
     return children, logits.masked_fill(~children.valid, -torch.inf).log_softmax(dim=1)
-
-
-def _products(table: Tensor, node: Tensor, query: Tensor) -> Tensor:
-    return torch.bmm(table[node].to(query.dtype), query[:, :, None])[:, :, 0]

@@ -51,7 +51,8 @@ def issue(
     of a published one shares its SID; all others get an unused SID within their prefix, while codes are left.
     """
     codes = encoded.codes
-    near = _same_prefix(codes, published)
+    prefix = row_numbers(np.concatenate([codes[:, :-1], published[:, :-1]]))
+    near = np.flatnonzero(np.isin(prefix[len(codes) :], prefix[: len(codes)]))  # published ones that share a prefix
     twin = published_twins(codes, embeddings, published[near], RowView(published_embeddings, near))
     first = duplicates(codes, embeddings)
     twin = twin[first]  # a repeat of a twin is a twin
@@ -69,8 +70,7 @@ def issue(
     )
     sids[open_rows] = result.codes
     repeats = int((twin >= 0).sum() + (first[open_rows] != open_rows).sum())
-    everything = np.concatenate([sids, published[near]]) if len(near) else sids
-    sid = row_numbers(everything)
+    sid = row_numbers(np.concatenate([sids, published[near]]))
     return Issued(sids, np.bincount(sid)[sid[: len(sids)]], result.moved, result.shared, repeats)
 
 
@@ -113,12 +113,3 @@ def drift(
         float(new_norms.mean() / max(norms.mean(), 1e-9)),
         min(a / b for a, b in zip(fresh, known, strict=True)),
     )
-
-
-def _same_prefix(codes: np.ndarray, published: np.ndarray) -> np.ndarray:
-    """Rows of ``published`` whose prefix occurs in ``codes``, ascending."""
-    if not len(codes) or not len(published):
-        return np.empty(0, dtype=np.int64)
-    both = np.concatenate([codes[:, :-1], published[:, :-1]])
-    prefix = row_numbers(both)
-    return np.flatnonzero(np.isin(prefix[len(codes) :], prefix[: len(codes)]))

@@ -250,7 +250,7 @@ class _Training:
             for shard in range(self.engine.rank, self.shards, self.engine.world):
                 rows = np.sort(batch[shard :: self.shards])
                 if not len(rows):  # a catalog of fewer rows than shards, on one rank
-                    self.engine.step(self._nothing())
+                    self.engine.step(sum((p.sum() for p in self.model.parameters()), figures.new_zeros(())) * 0.0)
                     continue
                 x = (torch.as_tensor(np.array(self.embeddings[rows])).to(self.engine.device) - self.mean) * self.scale
                 loss, reconstruction, found = self.engine.forward(x, quantize)
@@ -269,9 +269,6 @@ class _Training:
             perplexity = torch.exp(-(share * share.clamp(min=1e-12).log()).sum(dim=1))
             out |= {f"perplexity_{level}": float(value) for level, value in enumerate(perplexity, start=1)}
         return out
-
-    def _nothing(self) -> Tensor:
-        return sum((p.sum() for p in self.model.parameters()), torch.zeros((), device=self.engine.device)) * 0.0
 
     @torch.no_grad()
     def _sample_latents(self) -> Tensor:

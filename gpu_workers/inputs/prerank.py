@@ -111,7 +111,11 @@ class FeedRows:
         self.unexposed = ShuffledRows(folder / "unexposed", kind, rows_in(files) - exposed)
         for batch in read_batches(feed, files, (*FEED_COLUMNS, *settings.pair_features)):
             self.counts.add(batch, sid_version, context.run_date)
-            rows = self._compact(batch, kind)
+            rows = np.empty(len(batch["target"]), kind)
+            for name in ("shuffle_key", "item_index", "target", "sample_weight", "sampling_probability"):
+                rows[name] = batch[name]
+            rows["user"] = user_buckets(batch["user_id"], settings.buckets)
+            rows["pair"] = pair_of(batch, settings)
             held, shown = held_out(batch["request_id"].tolist()), batch["is_exposed"]
             self.exposed.add(rows[~held & shown])
             self.unexposed.add(rows[~held & ~shown])
@@ -134,14 +138,6 @@ class FeedRows:
         """Without end: a batch of exposed rows, which nothing unexposed decides, and as many unexposed rows."""
         size = self._settings.batch_size
         return zip(self.exposed.batches(size, seed), self.unexposed.batches(size, seed))
-
-    def _compact(self, batch: dict[str, np.ndarray], kind: np.dtype) -> Rows:
-        rows = np.empty(len(batch["target"]), kind)
-        for name in ("shuffle_key", "item_index", "target", "sample_weight", "sampling_probability"):
-            rows[name] = batch[name]
-        rows["user"] = user_buckets(batch["user_id"], self._settings.buckets)
-        rows["pair"] = pair_of(batch, self._settings)
-        return rows
 
 
 @dataclass
