@@ -18,7 +18,6 @@ from gpl_core.graph.step_run import StepContext, log
 from gpl_core.prerank.early_stopping import BestWeights
 from gpl_core.prerank.loss import RowMass, dual_label_loss
 from gpl_core.prerank.two_tower import TowerConfig, TwoTower, build_model, content_basis, parameter_groups
-from gpu_workers.inputs.item_tables import sample_vectors
 from gpu_workers.inputs.prerank import FeedRows, TowerInputs, score_rows
 from gpu_workers.inputs.shuffled_rows import Rows
 from gpu_workers.ranks import Ranks, one_thread
@@ -111,7 +110,10 @@ def _engines(
         "zero_optimization": {"stage": 0},  # the model is small compared with its batches
         "steps_per_print": 1_000_000,
     }
-    basis = content_basis(torch.from_numpy(sample_vectors(inputs.items)), settings.dimension)
+    # At most 20,000 vectors, evenly spaced over the rows: the same on every rank and machine.
+    usable = inputs.items.row_of[inputs.items.row_of >= 0]
+    chosen = np.unique(np.linspace(0, len(usable) - 1, min(20_000, len(usable))).astype(np.int64))
+    basis = content_basis(inputs.items.take(usable[chosen]), settings.dimension)
     engines = {}
     for variant in variants:
         model = build_model(sizes, seed, basis).to(ranks.device)

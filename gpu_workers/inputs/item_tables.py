@@ -33,13 +33,6 @@ def content_table(context: StepContext, ranks: Ranks) -> Iterator[ContentTable]:
         yield table
 
 
-def sample_vectors(items: ContentTable) -> np.ndarray:
-    """Usable vectors [<= 20,000 x d], evenly spaced over the rows: the same on every rank and machine."""
-    usable = items.row_of[items.row_of >= 0]
-    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, min(20_000, len(usable))).astype(np.int64))]
-    return np.asarray(items.vectors[chosen], dtype=np.float32)
-
-
 def sids_in_force(snapshot: Snapshot, sid_version: str) -> tuple[np.ndarray, np.ndarray]:
     """(item_index int64 [n], SIDs int32 [n x L]) in force under `sid_version`; MissingInputError without any."""
     files = snapshot.select(where={"sid_version": sid_version})
@@ -53,11 +46,3 @@ def sids_in_force(snapshot: Snapshot, sid_version: str) -> tuple[np.ndarray, np.
             f"table item_sids@{snapshot.version}: no SID in force of sid_version {sid_version}; run assign_sids first"
         )
     return np.concatenate(index), np.concatenate(sids)
-
-
-def sid_table(item_index: np.ndarray, sids: np.ndarray, items: int) -> np.ndarray:
-    """SIDs int32 [items x L] by item_index, -1 where an item has none."""
-    out = np.full((items, sids.shape[1]), -1, dtype=np.int32)
-    known = item_index < items
-    out[item_index[known]] = sids[known]
-    return out

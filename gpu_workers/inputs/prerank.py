@@ -21,7 +21,7 @@ from gpl_core.prerank.two_tower import TwoTower
 from gpl_core.sids.content_table import ContentTable
 from gpu_workers.inputs.embeddings import digests
 from gpu_workers.inputs.feed import assign_files, read_batches, rebatch
-from gpu_workers.inputs.item_tables import content_table, sid_table, sids_in_force
+from gpu_workers.inputs.item_tables import content_table, sids_in_force
 from gpu_workers.inputs.shuffled_rows import Rows, ShuffledRows, places
 from gpu_workers.ranks import Ranks
 
@@ -69,7 +69,9 @@ def tower_inputs(context: StepContext, ranks: Ranks) -> Iterator[TowerInputs]:
         with ranks.together():
             index, sids = sids_in_force(context.snapshot("item_sids"), context.artifact("tokenizer").version)
         profiles = load_profiles(context, ranks, items)
-        table = sid_table(index, sids, len(items.row_of))
+        table = np.full((len(items.row_of), sids.shape[1]), -1, dtype=np.int32)
+        known = index < len(table)
+        table[index[known]] = sids[known]
         yield TowerInputs(items, table, profiles, context.config.prerank, ranks.device)
 
 
