@@ -35,7 +35,7 @@ setup: .venv/ready
 	@$(PYTHON) gpl_core/graph/prerequisites.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet -c constraints.txt uv
-	@echo "installing into .venv (about 5 GB, mostly torch) …"
+	@echo "installing into .venv (downloads about 4 GB, mostly torch; 7 GB on disk) …"
 	@# Compiled once here: where bytecode may not be written later, every start of torch and transformers compiles them again.
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[spark,gpu,dev]'
 	@echo "resolving Delta's jars …"

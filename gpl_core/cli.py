@@ -15,7 +15,7 @@ import shtab
 from gpl_core import __version__
 from gpl_core.commands.command import Command
 from gpl_core.config import load_config
-from gpl_core.errors import UsageError, did_you_mean
+from gpl_core.errors import GplError, UsageError, did_you_mean
 from gpl_core.graph.arguments import Parser, add_configuration
 from gpl_core.graph.step_run import exit_with, leave
 
@@ -135,7 +135,12 @@ def _run(args: argparse.Namespace) -> int:
             f"gpl {command.name} cannot be used on a shadow run, because it would change {shadow_of}: pass the "
             f"configuration of that lakehouse. To remove the shadow run, delete the folder {config.lakehouse.root}"
         )
-    return command.run(args, config)
+    try:
+        return command.run(args, config)
+    except GplError:
+        if lost := config.lakehouse.lost():
+            print(lost, file=sys.stderr)
+        raise
 
 
 def entry() -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,35 @@ def started(arguments: list[str], ready: str) -> subprocess.Popen:
             threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
             return process
     raise AssertionError(f"{arguments} ended before it said '{ready}':\n{''.join(said[-20:])}")
+
+
+@contextmanager
+def web_server() -> Iterator[HTTPServer]:
+    """It keeps what is posted to it; paths that begin with /no get an error, /away one elsewhere."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            server.received.append((self.path, self.headers["Content-Type"], json.loads(body)))
+            self.send_response({"/no": 500, "/aw": 302}.get(self.path[:3], 204))
+            self.send_header("Location", "/hook")
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *given: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.received = []
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def legal_value(column: Column, rng: random.Random, dims: Mapping[str, int] = DIMS) -> Any:

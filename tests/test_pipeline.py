@@ -322,7 +322,7 @@ def test_evaluate_starts_nothing_anew_and_says_what_it_judged_on(house: House) -
     code, output = house.gpl("evaluate", "--run-date", LAST.isoformat())
     assert code == 0, output
     assert "done already   train_preranker" in output
-    for word in (f"judged on {LAST + timedelta(days=1)}", "slice ", "- exposed_only", "gauc", "No off-policy"):
+    for word in (f"judged on {LAST + timedelta(days=1)}", "slice ", "minus exposed_only", "gauc", "No off-policy"):
         assert word in output, word
 
 
@@ -330,7 +330,7 @@ def test_controls_are_trained_beside_ours_and_change_nothing_else(house: House) 
     before = house.contents()
     code, output = house.gpl("evaluate", "--controls", "--run-date", LAST.isoformat())
     assert code == 0, output
-    for word in ("7 pre-rankers (7 variants, 1 seed) of 20 steps", "about ", "popularity", "user_rate", "gpl - it"):
+    for word in ("7 pre-rankers (7 variants, 1 seed) of 20 steps", "about ", "popularity", "user_rate", "gpl minus it"):
         assert word in output, word
     assert set(house.states(LAST).values()) == {"done"}
     new = house.contents() - before

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.server import HTTPServer
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -24,8 +25,9 @@ from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import STEPS
 from gpl_core.lakehouse.marks import SliceMark
 from tests.documented import ROOT, commands, typed
+from tests.gpl_core.graph.test_alarms import samples
 from tests.in_process import run_graph
-from tests.support import JVM, started
+from tests.support import JVM, started, web_server
 from tests.test_pipeline import FIRST, LAST, SIZE, SMALL, House
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed, pytest.mark.slow]
@@ -166,8 +168,20 @@ def spark_properties(events: Path) -> dict[str, str]:
     raise AssertionError(f"no event log under {events} holds the settings")
 
 
-def test_the_runbook_of_a_bad_label_day_makes_it_a_good_one(house: House, tmp_path: Path) -> None:
-    """A wrong target rate on the last date; then the commands of docs/operations.md in their order."""
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HTTPServer]:
+    """A webhook; the steps that a launcher starts also write metrics.prom and, for OpenLineage, events.json."""
+    pytest.importorskip("openlineage.client")
+    transport = {"type": "file", "log_file_path": str(tmp_path / "events.json"), "append": True}
+    with web_server() as server:
+        monkeypatch.setenv("GPL_WEBHOOK_URL", f"http://127.0.0.1:{server.server_port}/hook")
+        monkeypatch.setenv("GPL_METRICS_FILE", str(tmp_path / "metrics.prom"))
+        monkeypatch.setenv("OPENLINEAGE__TRANSPORT", json.dumps(transport))
+        yield server
+
+
+def test_the_runbook_of_a_bad_label_day_makes_it_a_good_one(house: House, tmp_path: Path, told: HTTPServer) -> None:
+    """A wrong target rate on the last date: it is told everywhere. Then the commands of docs/operations.md in order."""
     lakehouse = {"root": house.config.lakehouse.root}
     good = gpl.open_lakehouse(str(house.config_file)).feed(LAST).manifest
     others = sorted(good["monitors"].keys() - {"label_drift"})
@@ -191,6 +205,19 @@ def test_the_runbook_of_a_bad_label_day_makes_it_a_good_one(house: House, tmp_pa
     assert f"training_feed {LAST}: label_drift" in output
     bad = in_force()
     assert bad != before
+    metrics = samples(tmp_path / "metrics.prom")
+    assert {metrics[f"gpl_step_failed {step}"] for step in steps} == {0}
+    assert metrics["gpl_monitor_alarm label_drift"] == 1
+    (alarm,) = [body for _, _, body in told.received if body["step"] == "training_feed"]
+    assert (alarm["run_date"], alarm["status"]) == (LAST.isoformat(), "done")
+    assert alarm["monitors"]["label_drift"]["value"] == pytest.approx(metrics["gpl_monitor_value label_drift"])
+    events = [json.loads(line) for line in (tmp_path / "events.json").read_text().splitlines()]
+    assert [(e["job"]["name"], e["eventType"]) for e in events] == [
+        (step, kind) for step in steps for kind in ("START", "COMPLETE")
+    ]
+    written = {d["name"]: d["facets"]["version"]["datasetVersion"] for d in events[-1]["outputs"]}
+    lake = Planner(watched.config).lake
+    assert written[lake.uri("training_feed")] == str(lake.open("training_feed").version)
     with pytest.raises(gpl.ContractError, match="label_drift warns"):
         gpl.open_lakehouse(str(path)).feed(LAST).refuse_alarms()
 
@@ -212,3 +239,4 @@ def test_the_runbook_of_a_bad_label_day_makes_it_a_good_one(house: House, tmp_pa
     healthy.refuse_alarms()
     assert healthy.manifest["pseudo_label_sum"] == pytest.approx(good["pseudo_label_sum"])
     assert {watched.states(LAST)[step] for step in steps} == {"done"}
+    assert samples(tmp_path / "metrics.prom")["gpl_monitor_alarm label_drift"] == 0

@@ -1,57 +1,58 @@
 """A trainer to copy: learns from one pinned date of the feed, with and without labels, judged on the day after.
-python docs/examples/trainer.py quickstart 2026-01-03
-"""
+python docs/examples/trainer.py quickstart 2026-01-03"""
 
 import sys
 from datetime import date, timedelta
-from zlib import crc32
 
 import torch
+from pyarrow.compute import field
 from sklearn.metrics import roc_auc_score
+from torch.nn.functional import embedding_bag, pad
 
 import gpl_core as gpl
 
-USERS, WIDTH, EPOCHS = 4096, 16, 5  # hash buckets of users, size of a vector, passes
+WIDTH, EPOCHS = 16, 5  # size of a vector, passes
 COLUMNS = ["user_id", "item_index", "is_exposed", "target", "sample_weight"]
 
 
 class Towers(torch.nn.Module):
-    """Logit of a pair: the product of a user's and an item's vector, and the item's bias."""
+    """Logit of a pair: the user's history times the item; both are made of vectors of the codes in semantic IDs."""
 
-    def __init__(self, items: int):
+    def __init__(self, lake: gpl.LakehouseReader, feed: gpl.FeedReader):
         super().__init__()
-        self.user, self.item = torch.nn.Embedding(USERS, WIDTH), torch.nn.Embedding(items, WIDTH)
-        self.bias = torch.nn.Embedding.from_pretrained(torch.full((items, 1), -3.0), freeze=False)
+        of_the_feed = field("sid_version") == feed.manifest["versions"]["sid_version"]
+        found = lake.table("item_sids").filter(of_the_feed & (field("retired_at") == 0))
+        items, sids = found["item_index"].to_pylist(), torch.tensor(found["sid"].to_pylist())
+        self.codes = torch.zeros(max(items) + 2, sids.shape[1], dtype=torch.long)  # by item, the last row of none
+        self.codes[items] = 1 + sids + (1 + sids.max()) * torch.arange(sids.shape[1])  # 0: no code
+        users = lake.table("user_sequences", feed.run_date, columns=["user_id", "item_index"])
+        self.place = {user: row for row, user in enumerate(users["user_id"].to_pylist())}
+        self.history = pad(torch.tensor(users["item_index"].to_pylist()), (0, 0, 0, 1), value=-1)  # the last: of nobody
+        self.vectors = torch.nn.Parameter(0.1 * torch.randn(1 + int(self.codes.max()), 2 * WIDTH + 1))
 
     def forward(self, users: list[str], items: torch.Tensor) -> torch.Tensor:
-        rows = torch.tensor([crc32(user.encode()) % USERS for user in users])
-        return (self.user(rows) * self.item(items)).mean(1) + self.bias(items)[:, 0]
-
-
-def train(feed: gpl.FeedReader, items: int, lambda_: float) -> Towers:
-    """lambda_: what the labels of unexposed pairs count; 0 learns from clicks alone."""
-    model = Towers(items)
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(EPOCHS):
-        for batch in feed.batches(1024, COLUMNS):
-            logits = model(batch["user_id"], batch["item_index"])
-            loss = gpl.dual_label_loss(logits, batch["target"], batch["is_exposed"], batch["sample_weight"], lambda_)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return model
+        history = self.codes[self.history[[self.place.get(user, -1) for user in users]]].flatten(1)
+        user = embedding_bag(history, self.vectors, mode="mean", padding_idx=0)[:, :WIDTH]
+        item = embedding_bag(self.codes[items], self.vectors, mode="sum", padding_idx=0)
+        return (user * item[:, WIDTH:-1]).sum(1) + item[:, -1] - 3  # few pairs are clicked
 
 
 def main(config: str, day: date) -> None:
     lake = gpl.open_lakehouse(config)
     feed = lake.feed(day)
     feed.refuse_alarms()
-    items = 1 + max(lake.table("items", columns=["item_index"])["item_index"].to_pylist())
     after = lake.table("impressions", day + timedelta(days=1)).to_pandas()
-    pairs = after.user_id.tolist(), torch.tensor(after.item_index.to_numpy())
-    for lambda_ in (0.0, lake.config.prerank.lambda_):
+    for lambda_ in (0.0, lake.config.prerank.lambda_):  # what the labels of unexposed pairs count: 0 is clicks alone
         torch.manual_seed(0)
-        scores = train(feed, items, lambda_)(*pairs).detach()
+        model = Towers(lake, feed)
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        for batch in (batch for _ in range(EPOCHS) for batch in feed.batches(1024, COLUMNS)):
+            logits = model(batch["user_id"], batch["item_index"])
+            loss = gpl.dual_label_loss(logits, batch["target"], batch["is_exposed"], batch["sample_weight"], lambda_)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        scores = model(after.user_id.tolist(), torch.tensor(after.item_index.to_numpy())).detach()
         print(f"lambda {lambda_:g}: AUC {roc_auc_score(after.clicked, scores):.4f}")
 
 

@@ -5,7 +5,7 @@ The rules are those of ingest (spark_jobs/common/raw_checks.py): an error here i
 
 import argparse
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal
@@ -36,7 +36,7 @@ _SNAPSHOTS = (
 class Finding:
     """One problem of a raw table."""
 
-    level: Literal["error", "warning"]
+    level: Literal["error", "warning", "note"]
     table: str
     text: str
 
@@ -55,16 +55,17 @@ def run(args: argparse.Namespace, config: Config) -> int:
     found = check_raw(config, run_dates(args, config), args.sample_rows)
     for finding in found:
         print(f"{finding.level}: {finding.table}: {finding.text}")
-    errors = sum(f.level == "error" for f in found)
-    counts = f"{counted(errors, 'error')}, {counted(len(found) - errors, 'warning')}"
-    print(counts if found else "the raw tables can be ingested")
+    errors, warnings = (sum(f.level == level for f in found) for level in ("error", "warning"))
+    counts = f"{counted(errors, 'error')}, {counted(warnings, 'warning')}"
+    print(counts if errors + warnings else "the raw tables can be ingested")
     return ContractError.exit_code if errors else 0
 
 
 def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[Finding]:
     """Findings for all raw tables; at most `sample_rows` rows of each are read, of the first of `dates` that it has.
 
-    An error is what `ingest` refuses; a warning is what it quarantines, or what costs more than it needs to.
+    An error is what `ingest` refuses; a warning is what it quarantines, or what costs more than it needs to; a note
+    says what an optional table would add.
     """
     lake = Lake.of(config.lakehouse)
     found: list[Finding] = []
@@ -89,6 +90,7 @@ def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[F
             continue
         if not wrong:
             readable[name] = table
+    found += _history(readable, config, dates[0])
     query = Query(lake)
     for name in tuple(readable):
         try:
@@ -119,7 +121,7 @@ def _absent(lake: Lake, contract: Contract) -> Iterator[Finding]:
         placed = f"where lakehouse.tables.{name} places it: write it, or {todo}"
         yield Finding("error", name, f"{absent}, {placed}")
     elif name == "raw_interactions":
-        yield Finding("warning", name, f"no table at {uri}: only clicked impressions count as positives")
+        yield Finding("note", name, f"no table at {uri}: without it, which is allowed, clicks alone are positives")
     elif name in REQUIRED:
         yield Finding("error", name, f"{absent}: write it, or set lakehouse.tables.{name}")
 
@@ -144,11 +146,6 @@ def _layout(table: Snapshot, config: Config, dates: Sequence[date]) -> Iterator[
     if missing and name in REQUIRED:
         known = f"it has {have[0]} to {have[-1]}" if have else "it has no rows"
         yield Finding("error", name, f"no slice for {_some(missing)}; {known}")
-    start = config.run.history_start
-    if name == "raw_impressions" and start is not None:
-        days = date_range(start, dates[0] - timedelta(days=1))
-        if missing := [d.isoformat() for d in days if not table.may_have(d)]:
-            yield Finding("warning", name, f"history from run.history_start {start} on lacks {_some(missing)}")
     unknown = [f for f in table.files if f.days == (EARLIEST, LATEST)]
     if not unknown:
         return
@@ -161,6 +158,18 @@ def _layout(table: Snapshot, config: Config, dates: Sequence[date]) -> Iterator[
         f"{len(unknown):,} of {len(table.files):,} files count to every date, which is stale when one of them changes: "
         f"{why}; partition by it, or set lakehouse.columns.{name}: {{dt: event_time}}",
     )  # fmt: skip
+
+
+def _history(tables: Mapping[str, Snapshot], config: Config, first: date) -> Iterator[Finding]:
+    """Days before the first run date of which no table of users' events has a row."""
+    start = config.run.history_start
+    events = {name: tables[name] for name in ("raw_impressions", "raw_interactions") if name in tables}
+    if start is None or not events:
+        return
+    days = date_range(start, first - timedelta(days=1))
+    if missing := [d.isoformat() for d in days if not any(table.may_have(d) for table in events.values())]:
+        text = f"history from run.history_start {start} on lacks {_some(missing)}"
+        yield Finding("warning", " and ".join(events), text)
 
 
 def _some(words: Sequence[str], most: int = 5) -> str:

@@ -1,21 +1,17 @@
 """What a `gpl` command is, and what several commands share."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from gpl_core.config import Config, date_range
 from gpl_core.errors import UsageError
 from gpl_core.graph.arguments import given_dates
 from gpl_core.graph.launches import Source
-
-_WIDTH = 200  # of output that goes to a file or a pipe
 
 
 @dataclass(frozen=True)
@@ -47,11 +43,6 @@ def assignments(option: str, given: Sequence[str], example: str) -> dict[str, st
     if wrong := [text for text in given if "=" not in text]:
         raise UsageError(f"{option} {wrong[0]}: expected {example}")
     return dict(text.split("=", 1) for text in given)
-
-
-def console() -> Console:
-    """A console on standard output, as wide as the terminal if it is one."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def figures_table(labels: Sequence[str], figures: Sequence[str], title: str | None = None) -> Table:

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpl_core.commands.command import Command, console, figures_table, run_dates
+from gpl_core.commands.command import Command, figures_table, run_dates
 from gpl_core.config import Config, load_config
 from gpl_core.errors import MissingInputError
 from gpl_core.graph.arguments import add_dates
+from gpl_core.graph.terminal import console
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.key_hashes import hash_keys
 from gpl_core.lakehouse.lake import Lake

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gpl_core.commands.command import Command, console, figures_table, source
+from gpl_core.commands.command import Command, source
 from gpl_core.config import Config
 from gpl_core.errors import MissingInputError, counted
 from gpl_core.graph.arguments import add_dates, given_dates
@@ -17,19 +17,22 @@ from gpl_core.graph.launch_runner import run_launches
 from gpl_core.graph.launches import Launch, pending
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import WITH_CONTROLS, Step, find_step
+from gpl_core.graph.terminal import console
 from gpl_core.labels.controls import CONTROLS
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.prerank.comparison import (
     ALL_SEEDS,
     BASELINE,
     OURS,
+    absences,
     difference_text,
     figure_text,
     ordered_slices,
     too_small,
 )
 
-SPEED = "seconds_per_model_step"  # in the details of a training run
+BATCHES = "trained_batches"  # in the details of a training run: of exposed and of unexposed rows, over all its models
+_START = 8  # seconds until a launcher's worker begins
 
 Rows = Sequence[dict[str, Any]]
 
@@ -67,8 +70,9 @@ def announcement(config: Config, step: Step, run_date: date) -> str:
         f"{run_date}: {models} pre-rankers ({variants} variants, {counted(len(settings.seeds), 'seed')}) of "
         f"{settings.steps:,} steps, unless they are trained already"
     )
-    seconds = _seconds_per_step(config)
-    lasts = "how long that takes is not known yet" if seconds is None else _lasting(seconds * models * settings.steps)
+    batches = (2 * variants - 1) * len(settings.seeds) * settings.steps  # the baseline takes no unexposed rows
+    seconds = _seconds_per_batch(config)
+    lasts = "how long that takes is not known yet" if seconds is None else _lasting(_START + seconds * batches)
     return f"{text}; {lasts}"
 
 
@@ -89,17 +93,18 @@ def _rows(config: Config, table: str, start: date, end: date) -> str:
     return f"{rows} of {table}{'' if snapshot is None else f'@{snapshot.version}'} ({dates})"
 
 
-def _seconds_per_step(config: Config) -> float | None:
-    """Of one model, in the newest training on record; None without one."""
+def _seconds_per_batch(config: Config) -> float | None:
+    """Of the newest training on record, its reading and judging included; None without one."""
     runs = Planner(config).snapshot("job_runs")
-    rows = runs.read(columns=["step", "started_at", "details"]).to_pylist() if runs else []
-    trained = {"train_preranker", WITH_CONTROLS.name}
-    known = [(r["started_at"], json.loads(r["details"] or "{}").get(SPEED)) for r in rows if r["step"] in trained]
-    return max(((start, seconds) for start, seconds in known if seconds), default=(None, None))[1]
+    rows = runs.read(columns=["step", "started_at", "seconds", "details"]).to_pylist() if runs else []
+    trained = [r for r in rows if r["step"] in ("train_preranker", WITH_CONTROLS.name) and r["seconds"]]
+    known = [(r["started_at"], r["seconds"], json.loads(r["details"] or "{}").get(BATCHES)) for r in trained]
+    return max(((start, seconds / n) for start, seconds, n in known if n), default=(None, None))[1]
 
 
 def _lasting(seconds: float) -> str:
-    return f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.0f} minutes"
+    text = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+    return f"about {text} if this machine is as busy as it was when it last trained one"
 
 
 def print_evaluation(config: Config, run_date: date, console: Console, name: str = "evaluations") -> None:
@@ -126,7 +131,13 @@ def print_evaluation(config: Config, run_date: date, console: Console, name: str
         console.print(caveat)
     for part in ordered_slices(rows):
         mine = [row for row in rows if row["slice"] == part]
-        console.print(slice_table(mine, f"slice {part}" + (f" ({small})" if (small := too_small(mine)) else "")))
+        if all(row["value"] is None for row in mine):
+            continue
+        console.print(f"\n[bold]slice {part}[/]" + (f" ({small})" if (small := too_small(mine)) else ""))
+        console.print(slice_table(mine))
+    console.print("\n* better or worse: the interval of the difference leaves out 0")
+    for line in absences(rows):
+        console.print(line)
     if not any(row["metric"] == "snips_auc" for row in rows):
         console.print("No off-policy estimate: prerank.propensity names no logged propensities.")
 
@@ -143,21 +154,23 @@ def bias_caveat(rows: Rows) -> str:
     )
 
 
-def slice_table(rows: Rows, title: str) -> Table:
-    """Per metric each model's figure, and below it paired differences; absent figures say why."""
+def slice_table(rows: Rows) -> Table:
+    """Per metric a line for each model, with its paired differences; no line for a metric that no model has."""
     models = sorted({row["model"] for row in rows}, key=lambda m: (m != BASELINE, m != OURS, m))
-    table = figures_table(["metric"], [*models, "candidates", "rows"], title)
+    compared = len(models) > 2 and any(row["against"] not in ("", BASELINE) for row in rows)
+    table = Table("", "", f"minus {BASELINE}", *[f"{OURS} minus it"] * compared, box=None, pad_edge=False)
     of = {(row["metric"], row["model"], row["against"]): row for row in rows}
-    for metric in dict.fromkeys(row["metric"] for row in rows):
+    for metric in dict.fromkeys(row["metric"] for row in rows if row["value"] is not None):
         one = of[metric, models[0], ""]
         size = one["candidate_set_size"]
-        cells = [figure_text(of[metric, model, ""]) for model in models]
-        table.add_row(metric, *cells, "-" if size is None else f"{size:.1f}", f"{one['rows']:,}")
-        minus_baseline = [difference_text(of.get((metric, model, BASELINE))) for model in models]
-        ours_minus = [difference_text(of.get((metric, OURS, model))) if model != BASELINE else "" for model in models]
-        for label, texts in ((f"  - {BASELINE}", minus_baseline), (f"  {OURS} - it", ours_minus)):
-            if any(texts):
-                table.add_row(label, *texts, "", "", style="dim")
+        table.add_row(metric, f"{one['rows']:,} rows", "" if size is None else f"lists of {size:.1f} candidates")
+        for model in models:
+            row = of[metric, model, ""]
+            cells = ["absent" if row["value"] is None else figure_text(row)]
+            cells.append(difference_text(of.get((metric, model, BASELINE)), "*", "*"))
+            if compared and model != BASELINE:
+                cells.append(difference_text(of.get((metric, OURS, model)), "*", "*"))
+            table.add_row(f"  {model}", *cells)
     return table
 
 

@@ -16,13 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gpl_core.commands.command import Command, console
+from gpl_core.commands.command import Command
 from gpl_core.config import Config
 from gpl_core.contracts.raw_values import midnight
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.graph.arguments import iso_date
 from gpl_core.graph.job_runs import newest_done
 from gpl_core.graph.planner import Planner
+from gpl_core.graph.terminal import console
 from gpl_core.labels.calibration import CALIBRATOR_FILE, COUNT_COLUMNS, SCORES, USER_PARTS, Calibrator, apply, user_rate
 from gpl_core.labels.confidence import combined_weight
 from gpl_core.lakehouse.artifacts import Manifest
@@ -277,7 +278,7 @@ def _print(found: Row, console: Console) -> None:
     by, says = ", ".join(calibrator["features"]), f"; similarity {found['similarity']:.4f}"
     if calibrator["has_user_parts"]:
         rate, rank = found["user_rate"], found["user_rank"]
-        says = f": the user clicks on {rate:.2%} of what is shown; rank among the user's pairs {rank:.3f}"
+        says = f": the user clicks on {rate:.2%} of what is shown, and {rank:.1%} of the user's other pairs rank lower"
     console.print(
         f"user {escape(found['user_id'])}, item {_item(found['item'])}, {found['run_date']}, {found['source']}\n"
         f"pseudo-label {found['pseudo_label']:.5f} ({calibrator['kind']} of {by}{says}; "
@@ -285,7 +286,8 @@ def _print(found: Row, console: Console) -> None:
     )
     factors = ", ".join(f"{k} {v:.4f}" for k, v in found["factors"].items())
     console.print(f"weight {found['weight']:.4f} (raw {found['raw_weight']:.4f}: {factors})")
-    table = Table("rank", "anchor", "probability", "similarity", "carried by", title="anchors of the user, * matched")
+    title = "anchors of the user, rank 0 the likeliest; * matched"
+    table = Table("rank", "anchor", "probability", "similarity", "carried by", title=title)
     for anchor in found["anchors"]:
         rank = f"{anchor['rank']}" + " *" * anchor["matched"]
         names = "; ".join(_item(i) for i in anchor["items"]) or "no item now"

@@ -183,7 +183,8 @@ def _dates(
         start, end = _asked_date("First run date"), _asked_date("Last run date")
     else:
         raise UsageError("the logs do not say which dates the tables have in common: give --start-date and --end-date")
-    history = min([d[0] for d in days.values() if d], default=start)
+    # What was recalled is no history.
+    history = min((d[0] for raw, d in days.items() if d and raw != "raw_candidates"), default=start)
     return min(start, max(history, start - _HISTORY)), start, end
 
 

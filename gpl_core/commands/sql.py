@@ -12,9 +12,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from gpl_core.commands.command import Command, assignments, console
+from gpl_core.commands.command import Command, assignments
 from gpl_core.config import Config
 from gpl_core.errors import UsageError
+from gpl_core.graph.terminal import console
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.query import Query, Result
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from gpl_core.commands.command import Command, console, run_dates
+from gpl_core.commands.command import Command, run_dates
 from gpl_core.config import Config
 from gpl_core.graph.arguments import add_dates
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import STEPS
+from gpl_core.graph.terminal import console
 
 _STYLES = {"done": "green", "stale": "yellow", "absent": "cyan", "blocked": "dim"}
 
@@ -19,8 +20,9 @@ _STYLES = {"done": "green", "stale": "yellow", "absent": "cyan", "blocked": "dim
 def run(args: argparse.Namespace, config: Config) -> int:
     """Print one row per run date and step; nothing is written."""
     planner = Planner(config)
-    if "://" not in config.lakehouse.root and not Path(config.lakehouse.root).is_dir():
-        print(f"note: lakehouse.root {config.lakehouse.root} does not exist yet", file=sys.stderr)
+    root = config.lakehouse.root
+    if "://" not in root and not Path(root).is_dir():
+        print(config.lakehouse.lost() or f"note: lakehouse.root {root} does not exist yet", file=sys.stderr)
     table = Table("run date", "step", "state", "reason / versions")
     for run_date in run_dates(args, config):
         for step in STEPS:

@@ -3,22 +3,24 @@
 import argparse
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import date, timedelta
+from datetime import date
 from statistics import fmean
 from typing import Any
 
 from rich.table import Table
 
-from gpl_core.commands.command import Command, console, figures_table, run_dates
+from gpl_core.commands.command import Command, figures_table, run_dates
 from gpl_core.config import Config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import MissingInputError
 from gpl_core.graph.arguments import add_dates
 from gpl_core.graph.job_runs import newest_done
 from gpl_core.graph.planner import Planner
+from gpl_core.graph.steps import ONE_DAY
+from gpl_core.graph.terminal import console
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.snapshot import Snapshot
-from gpl_core.prerank.comparison import too_small
+from gpl_core.prerank.comparison import absences, too_small
 from gpl_core.simulation.raw_tables import provenance
 
 SHOWN = ("auc", "gauc")  # the rest is in table evaluations and in the report
@@ -34,7 +36,10 @@ def run(args: argparse.Namespace, config: Config) -> int:
     out.print(_rows_table(planner, dates))
     for line in coverage(planner, dates):
         out.print(line)
-    out.print(_evaluation_table(planner, dates[-1]))
+    judged = _evaluations(planner, dates[-1])
+    out.print(_evaluation_table(judged, dates[-1]))
+    for line in absences(judged):
+        out.print(line)
     out.print(f"lakehouse: {config.lakehouse.root}", soft_wrap=True)
     out.print(f"report:    {planner.lake.path('reports', 'index.html')}", soft_wrap=True)
     return 0
@@ -80,18 +85,24 @@ def coverage(planner: Planner, dates: Sequence[date]) -> list[str]:
     return lines
 
 
-def _evaluation_table(planner: Planner, last: date) -> Table:
-    """Variants side by side: the evaluation of the reference pre-ranker, then the simulated truth if it was judged."""
-    found: defaultdict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
-    following = last + timedelta(days=1)
-    for name, day, suffix in (("evaluations", last, ""), ("truth_metrics", following, " (simulated truth)")):
+def _evaluations(planner: Planner, last: date) -> list[dict[str, Any]]:
+    """Figures of the reference pre-ranker, and by the simulated truth if it was judged by that."""
+    found: list[dict[str, Any]] = []
+    for name, day, suffix in (("evaluations", last, ""), ("truth_metrics", last + ONE_DAY, " (simulated truth)")):
         snapshot = planner.snapshot(name)
         rows = snapshot.read(snapshot.select(start=day, end=day)).to_pylist() if snapshot else []
-        for row in rows:
-            if row["metric"] in SHOWN and not row.get("against"):
-                found[row["slice"] + suffix, row["metric"], row["model"]].append(row)
+        shown = [row for row in rows if row["metric"] in SHOWN and not row.get("against")]
+        found += [{**row, "slice": row["slice"] + suffix} for row in shown]
+    return found
+
+
+def _evaluation_table(rows: Sequence[dict[str, Any]], last: date) -> Table:
+    """Variants side by side."""
+    found: defaultdict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[row["slice"], row["metric"], row["model"]].append(row)
     models = sorted({model for *_, model in found})
-    table = figures_table(["slice", "metric"], models, f"pre-ranker trained through {last}, judged on {following}")
+    table = figures_table(["slice", "metric"], models, f"pre-ranker trained through {last}, judged on {last + ONE_DAY}")
     small = {part: too_small([r for (p, *_), rows in found.items() if p == part for r in rows]) for part, *_ in found}
     for part, metric in sorted({key[:2] for key in found}, key=lambda key: (bool(small[key[0]]), key)):
         name = f"{part} ({small[part]})" if small[part] else part
@@ -102,7 +113,7 @@ def _evaluation_table(planner: Planner, last: date) -> Table:
 def _cell(rows: Sequence[dict[str, Any]]) -> str:
     """The mean over seeds."""
     values = [row["value"] for row in rows if row["value"] is not None]
-    return f"{fmean(values):.4f}" if values else f"absent: {rows[-1]['note']}" if rows else "-"
+    return f"{fmean(values):.4f}" if values else "absent" if rows else "-"
 
 
 COMMAND = Command(

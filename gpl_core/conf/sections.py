@@ -5,7 +5,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from gpl_core.contracts.contract import all_contracts
@@ -57,6 +57,7 @@ class Lakehouse(Section):
         default={}, description="Locations of tables that live elsewhere, e.g. raw_items; of a raw table also "
         "catalog://database.table, its name in Spark's catalog (gpl register looks it up)",
     )  # fmt: skip
+    _given_root: str = PrivateAttr("")
     database: str = Knob(
         default="", description="In Spark's catalog, name or catalog.name: gpl register puts our tables and views there"
     )
@@ -101,9 +102,19 @@ class Lakehouse(Section):
     @model_validator(mode="after")
     def _absolute(self) -> Self:
         # Launchers may change the working directory: fix relative paths where the configuration is read.
+        self._given_root = self.root
         object.__setattr__(self, "root", _absolute(self.root))
         object.__setattr__(self, "tables", {k: _absolute(v) for k, v in self.tables.items()})
         return self
+
+    def lost(self) -> str:
+        """What to say where the root is a relative path to no folder: where it was looked for; "" in any other case."""
+        if self.root == self._given_root or Path(self.root).is_dir():
+            return ""
+        return (
+            f"note: lakehouse.root is the relative path {self._given_root}, and {Path.cwd()} has no such folder: start "
+            "gpl where it is, or give the whole path (--set lakehouse.root=PATH)"
+        )
 
 
 def _absolute(location: str) -> str:

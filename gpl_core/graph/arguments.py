@@ -3,10 +3,12 @@
 import argparse
 import logging
 import os
+import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from itertools import takewhile
 from typing import Any, NoReturn
 
 from gpl_core.conf.sections import FIRST_DATE, LAST_DATE
@@ -21,16 +23,26 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises UsageError where argparse would leave the process."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """What argparse leaves over is an error of the command that it was given to."""
-        found, extra = super().parse_known_args(args, namespace)
+        """What argparse leaves over is an error of the command that it was given to.
+
+        A misspelled option is told before a missing one: most often it is the same.
+        """
+        known = [option for action in self._actions for option in action.option_strings]
+        given = list(sys.argv[1:] if args is None else args)
+        mine = takewhile(lambda a: a.startswith("-") if self._subparsers else a != "--", given)
+        options = [a.partition("=")[0] for a in mine if a.startswith("--") and " " not in a]
+        found, extra = None, [option for option in options if option not in known]
+        if not extra:
+            found, extra = super().parse_known_args(given, namespace)
         if extra:
-            known = [option for action in self._actions for option in action.option_strings]
-            self.error(f"unknown argument {extra[0]}{did_you_mean(extra[0].partition('=')[0], known)}")
+            place = f"; options come after the command: {self.prog} COMMAND {extra[0]}" if self._subparsers else ""
+            self.error(f"unknown argument {extra[0]}{did_you_mean(extra[0], known) or place}")
         return found, extra
 
     def error(self, message: str) -> NoReturn:
         """Raise the message together with the usage line."""
-        raise UsageError(f"{self.prog}: {message}\n{self.format_usage()}")
+        hint = "; the environment variable GPL_CONFIG stands in for --config" if "required: --config" in message else ""
+        raise UsageError(f"{self.prog}: {message}{hint}\n{self.format_usage()}")
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,7 @@ from gpl_core.graph.launches import Launch, Source, command, environment, pendin
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.prerequisites import problems
 from gpl_core.graph.supervisor import supervised
+from gpl_core.graph.terminal import console
 from gpl_core.lakehouse.storage import log_folder
 
 _MOST_REASONS = 3  # lines per launch
@@ -42,7 +43,7 @@ def run_launches(
     What the steps warned of is listed at the end; with `fail_on_alarm` the code is then 3. A launch of which nothing
     can run is not started: MissingInputError.
     """
-    console = Console(highlight=False)
+    out = console()
     run_id = new_run_id()
     started = first_code = 0
     failed: set[date] = set()
@@ -51,27 +52,27 @@ def run_launches(
         planner = Planner(config)
         todo = tuple(d for d in pending(planner, launch, force) if d not in failed)
         if not todo:
-            console.print(f"[dim]done already   {launch.label}: {_span(launch.dates)}[/dim]")
+            out.print(f"[dim]done already   {launch.label}: {_span(launch.dates)}[/dim]")
             continue
         _refuse_blocked(planner, launch, todo, force)
         arguments = command(
             launch, todo, source, config, run_id=run_id, force=force, log_level=log_level,
             max_failures=max_failures - len(failed), without=failed,
         )  # fmt: skip
-        console.print(f"[dim]$ {escape(shell(arguments, environment(config)))}[/dim]", soft_wrap=True)
+        out.print(f"[dim]$ {escape(shell(arguments, environment(config)))}[/dim]", soft_wrap=True)
         for reason in () if force else islice(_stale(planner, launch, todo), _MOST_REASONS):
-            console.print(f"[dim]  {escape(reason)}[/dim]", soft_wrap=True)
+            out.print(f"[dim]  {escape(reason)}[/dim]", soft_wrap=True)
         started += 1
         log = log_folder(config.lakehouse.root) / run_id / f"{started:02d}-{launch.steps[0].name}.log"
         clock = time.monotonic()
-        code, lines = _run_with_progress(console, launch, len(todo), with_free_port(arguments), config, log, verbose)
+        code, lines = _run_with_progress(out, launch, len(todo), with_free_port(arguments), config, log, verbose)
         seconds = time.monotonic() - clock
         warnings += [f"{line['step']} {line['run_date']}: {text}" for line in lines for text in _warnings(line)]
         if not code:
-            console.print(f"[green]finished[/green] {launch.label}: {_span(todo)} in {seconds:.0f} s")
+            out.print(f"[green]finished[/green] {launch.label}: {_span(todo)} in {seconds:.0f} s")
             continue
         where = f"{launch.label}; log: {escape(str(log))}"
-        console.print(f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {where}")
+        out.print(f"[red]failed[/red] with exit code {code} after {seconds:.0f} s: {where}")
         if not verbose:
             print(_tail(log), file=sys.stderr)
         for hint in (*hints(log), *(f"missing: {p}" for p in problems())) if code not in (2, 3, 4) else ():
@@ -84,13 +85,13 @@ def run_launches(
         if len(failed) > max_failures or not bad or not bad <= single <= reached:
             return code
         first_code = first_code or code
-        console.print(f"continuing without {', '.join(map(str, sorted(failed)))}: up to {max_failures} may fail")
+        out.print(f"continuing without {', '.join(map(str, sorted(failed)))}: up to {max_failures} may fail")
     if not started:
-        console.print("nothing to do: everything is up to date")
+        out.print("nothing to do: everything is up to date")
     if warnings:
-        console.print(f"[yellow]{len(warnings)} warning{'s' * (len(warnings) > 1)}:[/yellow]")
+        out.print(f"[yellow]{len(warnings)} warning{'s' * (len(warnings) > 1)}:[/yellow]")
         for warning in warnings:
-            console.print(f"  {escape(warning)}")
+            out.print(f"  {escape(warning)}")
     return first_code or (ContractError.exit_code if warnings and fail_on_alarm else 0)
 
 

@@ -92,12 +92,26 @@ def figure_text(row: Mapping[str, Any]) -> str:
     return f"{row['value']:.4f} {between}"
 
 
-def difference_text(row: Mapping[str, Any] | None) -> str:
+def absences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why figures are absent: a line for each reason, with the slices and metrics that have it."""
+    found: dict[tuple[str, str], list[str]] = {}  # (reason, metric) -> slices
+    for note, metric, part in dict.fromkeys((r["note"], r["metric"], r["slice"]) for r in rows if r["value"] is None):
+        found.setdefault((note, metric), []).append(part)
+    places: dict[str, dict[str, list[str]]] = {}  # reason -> slices -> metrics
+    for (note, metric), parts in found.items():
+        places.setdefault(note, {}).setdefault(", ".join(parts), []).append(metric)
+    return [
+        f"absent: {'; '.join(', '.join(metrics) + f' ({parts})' for parts, metrics in of.items())}: {note}"
+        for note, of in places.items()
+    ]
+
+
+def difference_text(row: Mapping[str, Any] | None, better: str = " better", worse: str = " worse") -> str:
     """A paired difference; "better" and "worse" only where its interval does not hold 0. Empty without one."""
     if row is None or row["value"] is None:
         return ""
     low, high = row["low"], row["high"]
     if low is None:
         return f"{row['value']:+.4f} (no interval)"
-    verdict = " better" if low > 0 else " worse" if high < 0 else ""
+    verdict = better if low > 0 else worse if high < 0 else ""
     return f"{row['value']:+.4f} [{low:+.4f}, {high:+.4f}]{verdict}"

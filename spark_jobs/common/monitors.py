@@ -119,23 +119,29 @@ def judge(
     unexposed = labeled + sum(left_out.values())
     coverage = labeled / unexposed if unexposed and not missing else None
     left = [f"{v:,} {k}" for k, v in sorted(left_out.items(), key=lambda r: -r[1])]
-    causes = ", ".join([*missing, *left]) or "none left out"
+    causes = ", ".join([*missing, *left])
     few = found.uniform_impressions < LEAST_IMPRESSIONS
-    figures: list[tuple[str, float | None, Literal["most", "least"], str]] = [
+    # name, figure, bound, what it is, what to look at on an alarm, why there is none
+    figures: list[tuple[str, float | None, Literal["most", "least"], str, str, str]] = [
         ("label_drift", found.label_drift, "most",
-         "population stability index of the labels against the day before; compare calibrator, target_rate and model"),
+         "population stability index of the labels against the day before",
+         "compare calibrator, target_rate and model",
+         "no earlier date has labels" if found.first_labels else "this date or the day before has no labels"),
         ("coverage", coverage, "least",
-         f"share of unexposed rows with a label ({causes}); look at view coverage and worker_rejects"),
+         f"share of unexposed rows with a label ({causes or 'none left out'})",
+         "look at view coverage and worker_rejects", causes or "there are no unexposed rows"),
         ("quarantine_share", found.quarantine_share, "most",
-         "share of raw rows refused; look at failed_checks in table quarantine"),
+         "share of raw rows refused", "look at failed_checks in table quarantine", "there are no raw rows"),
         ("anchors_per_user", found.anchors_per_user, "least",
-         "mean anchors per user; look at the interest model and at retired SIDs"),
+         "mean anchors per user", "look at the interest model and at retired SIDs", "no user has unexposed pairs"),
         ("calibration_error", None if few else found.calibration_error, "most",
-         f"expected calibration error on {found.uniform_impressions:,} uniformly exposed impressions"
-         + (f": too few, at least {LEAST_IMPRESSIONS:,} are needed" if few else "; look at view calibration")),
+         f"expected calibration error on {found.uniform_impressions:,} uniformly exposed impressions",
+         "look at view calibration",
+         f"{found.uniform_impressions:,} uniformly exposed impressions have a label, at least {LEAST_IMPRESSIONS:,} "
+         "are needed"),
     ]  # fmt: skip
     verdicts = []
-    for name, value, bound, about in figures:
+    for name, value, bound, about, advice, lacking in figures:
         if name in settings.ignore:
             continue
         threshold = getattr(settings, name)
@@ -143,12 +149,13 @@ def judge(
         if value is None:
             if status == "warn" or (name == "label_drift" and found.first_labels):
                 status = "unmeasured"
-            reason = f"{name} could not be measured: {about}"
+            reason = f"{name} could not be measured: {lacking}"
         else:
             sign = {"most": "above", "least": "below"}[bound]
             if value <= threshold if bound == "most" else value >= threshold:
                 status, sign = "ok", f"at {bound}"
             reason = f"{name} {value:.4g} is {sign} {threshold:g}: {about}"
+        reason += f"; {advice}" if status in ("warn", "fail") else ""
         verdicts.append(Verdict(name, value, threshold, bound, status, reason))
     return verdicts
 

@@ -22,7 +22,7 @@ LASTING = {
 """Versions that stay for days, and what a new one means."""
 FREE = ("anchor_requests", "calibrator_version", "preranker_version")
 """Never a reason to warn: the users missing from the cache fall from thousands to none on a good day, and these
-artifacts are made daily."""
+artifacts are made daily: new ones are no news."""
 
 
 def feed_figures(details: Mapping[str, Any]) -> dict[str, float | None]:
@@ -71,7 +71,7 @@ def changes(now: Mapping[str, Any], before: Mapping[str, Any], day: date, previo
     found = warnings(now, before)
     lineage = Markup("What was made of what: {}.").format(link("#versions-and-lineage", "versions and lineage"))
     text = [f"Compared with {previous}, the run date before.", *(found or ["Nothing moved beyond its bound."]), lineage]
-    rows = [(name, value, before.get(name), _change(value, before.get(name))) for name, value in now.items()]
+    rows = [(name, value, before.get(name), _change(name, value, before.get(name))) for name, value in now.items()]
     columns = ("figure", day.isoformat(), previous.isoformat(), "change")
     tables = [Table(columns, [r for r in rows if ("version" in r[0]) == versions]) for versions in (False, True)]
     return PageSection(title, text, tables, warnings=found)
@@ -97,9 +97,9 @@ def _warning(name: str, now: Any, before: Any) -> str:
     return f"{name} is {figure(now)}, was {figure(before)}." if moved else ""
 
 
-def _change(now: Any, before: Any) -> str | None:
+def _change(name: str, now: Any, before: Any) -> str | None:
     if now is None or before is None:
         return None
     if isinstance(now, str) or now == before:
-        return "same" if now == before else "changed"
+        return "same" if now == before else "new, as most days" if name in FREE else "changed"
     return f"{now / before - 1:+.1%}" if before else "from none"

@@ -22,7 +22,7 @@ def section(day: Day) -> PageSection:
 
 
 def compare(evaluations: Sequence[dict[str, Any]]) -> Table:
-    """One row per slice and metric, models and their differences side by side; an undefined figure shows its reason."""
+    """One row per slice and metric, models and their differences side by side; the note says why a figure is absent."""
     found = [row for row in evaluations if row["seed"] == ALL_SEEDS]
     models = sorted({r["model"] for r in found})
     pairs = sorted({(r["model"], r["against"]) for r in found if r["against"]})
@@ -35,11 +35,11 @@ def compare(evaluations: Sequence[dict[str, Any]]) -> Table:
             first = next(r for r in mine if r["metric"] == metric)
             figures = [_cell(of.get((part, metric, m, ""))) for m in models]
             differences = [difference_text(of.get((part, metric, *pair))) or "-" for pair in pairs]
-            note = first["note"] if first["value"] is not None else ""  # an absent figure shows its own reason
+            note = next((r["note"] for r in mine if r["metric"] == metric and r["note"]), "")
             rows.append((name, metric, *figures, *differences, first["candidate_set_size"], first["rows"], note))
     compared = (f"{model} - {against}" for model, against in pairs)
     return Table(("slice", "metric", *models, *compared, "candidate-set size", "pairs", "note"), rows)
 
 
 def _cell(row: dict[str, Any] | None) -> str:
-    return "absent: not measured" if row is None else figure_text(row)
+    return "absent" if row is None or row["value"] is None else figure_text(row)

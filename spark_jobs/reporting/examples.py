@@ -1,8 +1,9 @@
-"""Report: the unexposed pairs that were labeled most and least confidently, as a person would read them."""
+"""Report: high labels that rest on much and on little, as a person would read them."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from spark_jobs.common.columns import only_row
@@ -10,20 +11,37 @@ from spark_jobs.reporting.day import Day
 from spark_jobs.reporting.page import PageSection, Table
 
 _PAIRS = 10  # of each kind
-_FACTORS: Mapping[str, tuple[str, str]] = {
+_TOP = 0.9  # labels from this quantile on are looked at: of a low one nobody asks what it rests on
+_EVIDENCE: Mapping[str, tuple[str, str]] = {
+    "similarity": ("it is near the anchor", "it is far from every anchor"),
+    "history_similarity": ("it is like an item of the history", "it is unlike every item of the history"),
     "coherence": ("the user's anchors point the same way", "the user's anchors scatter"),
     "consistency": ("the anchors agree with the history", "the anchors are far from the history"),
     "llm_confidence": ("the model is sure of the anchor", "the model is unsure of the anchor"),
 }
-"""Factor -> what a high one says, what a low one says."""
-_COLUMNS = ("title", "anchor_title", "reason", "pseudo_label", "raw_weight", "similarity", "anchor_rank", *_FACTORS)
+"""Stored score or factor -> what a high one says, what a low one says."""
+_COLUMNS = ("title", "anchor_title", "reason", "pseudo_label", "user_spread", "user_rank", "user_rate", "similarity")
 
 
-def reason(pair: Mapping[str, Any], means: Mapping[str, float], *, doubtful: bool) -> str:
-    """The factor that speaks most for the pair's confidence, or against it, by its ratio to the date's mean."""
-    ratios = {name: pair[name] / means[name] if means[name] else 1.0 for name in _FACTORS}
-    factor = min(ratios, key=ratios.__getitem__) if doubtful else max(ratios, key=ratios.__getitem__)
-    return f"{_FACTORS[factor][doubtful]} ({factor} {pair[factor]:.2f}, mean {means[factor]:.2f})"
+def reason(pair: Mapping[str, Any], usual: Mapping[str, float], *, doubtful: bool) -> str:
+    """What speaks most for the pair, or against it, in standard deviations from the mean of the date's pairs.
+
+    usual: mean and standard deviation of each score, as `NAME` and `NAME_deviation`.
+    """
+    far = {name: (pair[name] - usual[name]) / (usual[f"{name}_deviation"] or 1.0) for name in _EVIDENCE}
+    name = min(far, key=far.__getitem__) if doubtful else max(far, key=far.__getitem__)
+    return f"{_EVIDENCE[name][doubtful]} ({name} {pair[name]:.2f}, mean {usual[name]:.2f})"
+
+
+def best_pairs(labels: DataFrame, most: int = _PAIRS) -> DataFrame:
+    """The highest label of each of the `most` users of largest user_spread, then of least, which are `doubtful`."""
+    best = F.max_by(F.struct("item_id", "user_spread"), F.struct("pseudo_label", "item_id")).alias("best")
+    of_user = labels.groupBy("user_id").agg(best)
+    sure, unsure = (
+        of_user.select("user_id", "best.*", F.lit(doubtful).alias("doubtful")).orderBy(by, "user_id").limit(most)
+        for doubtful, by in ((False, F.desc("best.user_spread")), (True, F.asc("best.user_spread")))
+    )
+    return sure.union(unsure)
 
 
 def sections(day: Day) -> list[PageSection]:
@@ -33,34 +51,33 @@ def sections(day: Day) -> list[PageSection]:
     if explained is None:
         return [PageSection(title, ["A table that explains pairs is missing."])]
     labels = day.slice("pseudo_labels").where("source = 'unexposed'")
-    pair, order = F.struct("user_id", "item_id", "raw_weight"), F.struct("raw_weight", "item_id")
-    of_user = labels.groupBy("user_id").agg(F.max_by(pair, order).alias("high"), F.min_by(pair, order).alias("low"))
-    parts = [
-        of_user.select(F.lit(kind == "low").alias("doubtful"), f"{kind}.*").orderBy(by, "user_id").limit(_PAIRS)
-        for kind, by in (("high", F.desc("raw_weight")), ("low", F.asc("raw_weight")))
-    ]
-    chosen = parts[0].union(parts[1]).collect()
-    if not chosen:
+    sums = [f(name).alias(name + end) for name in _EVIDENCE for f, end in ((F.avg, ""), (F.stddev_pop, "_deviation"))]
+    usual = only_row(labels.agg(F.percentile_approx("pseudo_label", _TOP).alias("top"), *sums)).asDict()
+    if usual["top"] is None:
         return [PageSection(title, ["No unexposed pair was labeled."])]
+    chosen = best_pairs(labels.where(F.col("pseudo_label") >= F.lit(usual["top"]))).collect()
     users, items = ({row[c] for row in chosen} for c in ("user_id", "item_id"))
     # The view is filtered by user before it is computed.
     wanted = (F.col("source") == "unexposed") & F.col("user_id").isin(users) & F.col("item_id").isin(items)
     found = {(r["user_id"], r["item_id"]): r.asDict() for r in explained.where(wanted).collect()}
-    means = only_row(labels.agg(*[F.avg(name).alias(name) for name in _FACTORS])).asDict()
     tables = []
     for doubtful in (False, True):
         rows = []
         for key in chosen:
-            told = found.get((key["user_id"], key["item_id"]))
-            if told and key["doubtful"] == doubtful:
-                told |= {"raw_weight": key["raw_weight"], "reason": reason(told, means, doubtful=doubtful)}
+            pair = found.get((key["user_id"], key["item_id"]))
+            if pair and key["doubtful"] == doubtful:
+                told = {**pair, "user_spread": key["user_spread"], "reason": reason(pair, usual, doubtful=doubtful)}
                 rows.append([told[c] for c in _COLUMNS])
         tables.append(Table(_COLUMNS, rows))
     text = [
-        "The ten pairs with the highest raw_weight, the cube root of coherence x consistency x llm_confidence, one "
-        "pair a user. The anchor is the one nearest to the item among those that the model expects of the user (rank 0 "
-        "the likeliest), named by an item that carries it. How high a label is, and how sure, are two things.",
-        "User ids stay out of the report: the view explained_pairs has them, for those who may read it.",
+        "Of the highest tenth of the date's labels: the best pair of each of the ten users whose candidates the score "
+        "tells apart most (user_spread, the standard deviation of the score over a user's pairs).",
+        "The anchor is the one nearest to the item among those that the model expects of the user, named by an item "
+        "that carries it; the reason is what stands out most. User ids stay out of the report: the view "
+        "explained_pairs has them, for those who may read it.",
     ]
-    low = "The ten pairs with the lowest raw_weight, one pair a user. If they look right too, weights tell you little."
+    low = (
+        "From the same tenth, the ten users whose candidates the score tells apart least: there a high label comes "
+        "from how often the user clicks, or from chance, more than from the item."
+    )
     return [PageSection(title, text, tables[:1]), PageSection("Doubtfully labeled pairs", [low], tables[1:])]

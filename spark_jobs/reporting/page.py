@@ -11,12 +11,14 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 INDEX, DICTIONARY = "index.html", "dictionary.html"
 ALARMS = ("warn", "fail", "failed", "changed")
 # A spreadsheet takes a cell that begins so for a formula.
 _FORMULA = re.compile(r"[=+\-@\t\r]")
+_DATED = re.compile(r"\b\d{4}-\d\d-\d\d(-[0-9a-f]{10})?\b")
+_SHORT = 24  # characters of a text that needs no line of its own
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Table:
             if any(isinstance(r[i], int | float) for r in self.rows)
             and all(r[i] is None or isinstance(r[i], int | float) for r in self.rows)
         }  # fmt: skip
+
+    @property
+    def wordy(self) -> bool:
+        """Whether a cell holds a sentence: a narrow screen then shows the row's cells below each other."""
+        return any(len(text) > _SHORT and " " in text for row in self.rows for text in map(_plain, row))
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,13 @@ def link(target: str, text: str) -> Markup:
     return Markup('<a href="{}">{}</a>').format(target, text)
 
 
+def whole(text: str) -> Markup:
+    """Text in which dates, and versions that begin with one, are not broken at the end of a line."""
+    if isinstance(text, Markup):
+        return text
+    return Markup(_DATED.sub(r'<span class="word">\g<0></span>', str(escape(text))))
+
+
 def figure(value: Any) -> str:
     """A number as people read it: with thousands separators, or four significant digits; an absent one as a dash."""
     if value is None:
@@ -83,7 +97,7 @@ def style(value: Any, numeric: bool) -> Markup:
     if value in ALARMS:
         return Markup(' class="alarm"')
     text = _plain(value)
-    if len(text) > (24 if " " in text else 40):
+    if len(text) > (_SHORT if " " in text else 40):
         return Markup(' class="long"')
     return Markup(' class="word"' if "-" in text and " " not in text else "")
 
@@ -118,7 +132,7 @@ def render(
         dates: the links to other pages of the site.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"figure": figure, "style": style, "csv": csv_link}
+    environment.filters |= {"figure": figure, "style": style, "csv": csv_link, "whole": whole}
     folder = resources.files("spark_jobs.reporting")
     page, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
     return environment.from_string(page).render(

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 264, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 40
+_CHARACTER = 7  # width of most characters of the text
 _EMPTY = Markup("")
 Ends = tuple[float, float]
 Tick = tuple[float, str]
@@ -56,7 +57,7 @@ class Area:
         (left, bottom), (right, top) = self.place(self.x[0], self.y[0]), self.place(self.x[1], self.y[1])
         parts = [*marks, _line([(left, top), (left, bottom), (right, bottom)], "axis")]
         for value, text in ticks(*self.x) if x_ticks is None else x_ticks:
-            parts.append(_text(self.place(value, 0)[0], bottom + 15, "middle", text))
+            parts.append(_text(self.place(value, 0)[0], bottom + 18, "middle", text))
         for value, text in ticks(*self.y):
             parts.append(_text(left - 5, self.place(0, value)[1] + 4, "end", text))
         parts.append(_text((left + right) / 2, _HEIGHT - 6, "middle", self.x_label))
@@ -178,14 +179,15 @@ def code_usage(title: str, level: int, groups: Sequence[float]) -> Markup:
 def popularity(title: str, bands: Sequence[str], before: Sequence[float], after: Sequence[float]) -> Markup:
     """Share of positives per popularity band before and after down-sampling."""
     names = ("all positives", "kept as targets")
-    area = Area((-0.5, len(bands) - 0.5), (0, max([*before, *after]) * 1.45), "positives of the item", "share")
+    area = Area((-0.5, len(bands) - 0.5), (0, max([*before, *after]) * 1.45), "positives of the item, from", "share")
     bars = [
         area.bar((at + shift, at + shift + 0.4), (0, value), kind, f"{band} positives, {name}: {value:.1%}")
         for shift, kind, name, values in zip((-0.4, 0.0), ("a", "b"), names, (before, after))
         for at, (band, value) in enumerate(zip(bands, values))
     ]
-    every = math.ceil(len(bands) / 5)
-    shown = [(float(at), band) for at, band in enumerate(bands) if at % every == 0]
+    starts = [band.partition("-")[0] for band in bands]
+    every = math.ceil((_CHARACTER * max(map(len, starts)) + 6) * len(bands) / (_WIDTH - _LEFT - _RIGHT))
+    shown = [(float(at), start) for at, start in enumerate(starts) if at % every == 0]
     return area.draw(title, [*bars, _legend(names)], shown)
 
 

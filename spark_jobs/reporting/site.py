@@ -115,14 +115,17 @@ def _recorded(day: Day) -> dict[date, list[str]]:
 
 def overview(found: Sequence[Line], part: str, known: set[date]) -> list[PageSection]:
     """Sections of the index: figures over dates, then the dates, newest first."""
-    trends = [plots.trend(name, [(n.day.isoformat(), n.figures[name]) for n in found], figure) for name in FIGURES]
+    measured = [name for name in FIGURES if any(n.figures[name] is not None for n in found)]
+    trends = [plots.trend(name, [(n.day.isoformat(), n.figures[name]) for n in found], figure) for name in measured]
     words = [f"{name[0].upper()}{name[1:]}: {what}." for name, what in FIGURES.items()]
-    compared = f"AUC is on the slice {part}, the largest." if part else "No pre-ranker has been judged yet."
-    caption = f"Above each line its newest value. {' '.join(words)} {compared}"
-    columns = ("date", "warnings", "feed rows", *FIGURES, f"{OURS} - {BASELINE}")
+    words += [f"AUC is on the slice {part}, the largest."] if part else []
+    lacking = [name for name in FIGURES if name not in measured]
+    words += [f"Not measured on any date: {', '.join(lacking)}."] if lacking else []
+    caption = f"Above each line its newest value. {' '.join(words)}"
+    columns = ("date", "warnings", "feed rows", *measured, f"{OURS} - {BASELINE}")
     rows: list[tuple[Any, ...]] = [
         (link(f"{n.day}.html", n.day.isoformat()) if n.day in known else n.day.isoformat(), n.alarms or "none", n.rows,
-         *n.figures.values(), n.difference)
+         *(n.figures[name] for name in measured), n.difference)
         for n in reversed(found)
     ]  # fmt: skip
     text = "Warnings stand at the top of a date's page. Brackets hold 95 % intervals."

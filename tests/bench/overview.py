@@ -217,8 +217,9 @@ def labels_plot() -> str:
     measured = result("ml_100k")["figures"]
     rows = ["oracle_hard", *(f"{n}{AT}" for n in _NAMES if f"Means over seeds | {n}{AT}: unexposed/gauc" in measured)]
     rows.sort(key=lambda r: over_exposed_only(r, "unexposed/gauc").mean)
-    figure, axes = _canvas(9, 3.6, 2)
-    columns = (("unexposed/gauc", "unexposed pairs, GAUC"), ("exposed/gauc", "held-out exposed pairs, GAUC"))
+    figure, axes = _canvas(9, 7, 2, 2)
+    pairs = {"unexposed": "unexposed pairs", "exposed": "held-out exposed pairs"}
+    columns = [(f"{p}/{m.lower()}", f"{title}, {m}") for p, title in pairs.items() for m in ("GAUC", "AUC")]
     for axis, (column, title) in zip(axes, columns, strict=True):
         for place, row in enumerate(rows):
             found = over_exposed_only(row, column)
@@ -229,7 +230,7 @@ def labels_plot() -> str:
         axis.set_title(title, fontsize=10, color=_INK)
         axis.locator_params(axis="x", nbins=5)
     axes[0].set_yticks(range(len(rows)), [_NAMES[r.partition("@")[0]] for r in rows])
-    for text in axes[0].get_yticklabels():
+    for text in (text for axis in axes[::2] for text in axis.get_yticklabels()):
         text.set_fontweight("bold" if text.get_text() == _NAMES[ours().partition("@")[0]] else "normal")
     return _svg(figure, "Gain of each label over clicks alone on MovieLens 100k, with 95 % intervals")
 
@@ -255,13 +256,13 @@ def goals_plot() -> str:
     return _svg(figure, "Goals that hold, per benchmark")
 
 
-def _canvas(width: float, height: float, panels: int) -> tuple[Any, Any]:
+def _canvas(width: float, height: float, panels: int, rows: int = 1) -> tuple[Any, Any]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasSVG(figure)
-    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    axes = figure.subplots(rows, panels, sharey=True, squeeze=False).flatten()
     for axis in axes:
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(labelsize=9, labelcolor=_INK, left=False)

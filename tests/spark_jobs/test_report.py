@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
@@ -13,6 +14,7 @@ from gpl_core.lakehouse.marks import SliceMark
 from spark_jobs import pseudo_labels, report, training_feed
 from spark_jobs.common.manifests import manifest_path
 from spark_jobs.reporting import site
+from spark_jobs.reporting.examples import best_pairs
 from spark_jobs.reporting.semantic_ids import buckets
 from tests.spark_jobs.label_lake import FeedLake, score
 from tests.spark_jobs.tiny_lake import D, day
@@ -61,8 +63,8 @@ def text_of(lake: FeedLake, page: str = D.isoformat()) -> str:
 
 
 def cells(text: str) -> list[list[str]]:
-    """The rows of all tables on the page, without links."""
-    text = re.sub(r"</?a\b[^>]*>", "", text)
+    """The rows of all tables on the page, without links and what keeps dates whole."""
+    text = re.sub(r"</?(a|span)\b[^>]*>", "", text)
     return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.S) for row in re.findall(r"<tr>(.*?)</tr>", text, re.S)]
 
 
@@ -118,7 +120,8 @@ def test_report_tells_what_the_tables_hold(lake):
     assert "label_drift 0.3 is above 0.2: look" in warnings
     assert any(EVIL in w for w in warnings)
     assert text.count("label_drift 0.3 is above 0.2: look") == 3, "at the top, in its table and in that table's CSV"
-    assert "Compared with 2026-01-08, the run date before." in text
+    assert ["calibrator_version", "c", "new, as most days"] in [[r[0], r[2], r[3]] for r in rows if len(r) == 4]
+    assert "Compared with 2026-01-08, the run date before." in re.sub(r"</?span[^>]*>", "", text)
     assert [r for r in rows if r and r[0] == "coverage" and len(r) == 4] == [["coverage", "0.6667", "0.9", "-25.9%"]]
     assert ["sid_version", lake.tokenizer, EVIL_TEXT, "changed"] in rows
     assert ["training_feed", "4", "0", "from none"] in rows
@@ -140,9 +143,10 @@ def test_report_tells_what_the_tables_hold(lake):
     for source in ("uniform", "exposed"):
         said = re.search(f"{source}: 1 scored impressions, 1 clicks, expected calibration error (0[.][0-9]+)", text)[1]
         assert float(said) == pytest.approx(float(errors[source]), abs=1e-4), "one figure has one value"
-    pairs = [r for r in rows if len(r) == 10 and r[0] != "title"]
-    assert [[r[0], r[1], r[6]] for r in pairs] == [["title of i3", EVIL_TEXT, "0"], [EVIL_TEXT, EVIL_TEXT, "0"]]
-    assert [r[2].split(" (")[0].rsplit(" ", 1)[1] for r in pairs] == ["way", "scatter"], "anchors point the same way"
+    pairs = [r for r in rows if len(r) == 8 and r[0] != "title" and r[1] == EVIL_TEXT]
+    assert [[r[0], r[1]] for r in pairs] == [["title of i3", EVIL_TEXT]] * 2, "the highest label, of the only user"
+    assert pairs[0][2].endswith(("(similarity 0.60, mean 0.55)", "(history_similarity 0.30, mean 0.28)"))
+    assert pairs[1][2] == "the user's anchors scatter (coherence 0.50, mean 0.50)"
     assert not re.search(r"\bu[12]\b", text), "no user id"
     assert "There is too little to tell whether weight predicts error" in text
     assert "3 items have one" in text
@@ -156,7 +160,7 @@ def test_report_tells_what_the_tables_hold(lake):
     assert [lake.tokenizer, "2026-01-09", "–", "–", "–", "3", "1", "1"] in rows
     assert ["32-63", "1", "40"] in [r[:3] for r in rows]
     assert ["slice", "metric", "exposed_only", "gpl", "candidate-set size", "pairs", "note"] in rows
-    assert ["uniform", "auc", "0.6123 (no interval)", "absent: one class only", "–", "10", ""] in rows
+    assert ["uniform", "auc", "0.6123 (no interval)", "absent", "–", "10", "one class only"] in rows
     assert ["training_feed", "done"] in [r[:2] for r in rows]
     assert text.count("<svg") >= 5
     assert len(text) < 1_000_000
@@ -164,7 +168,8 @@ def test_report_tells_what_the_tables_hold(lake):
 
     (line,) = [r for r in cells(text_of(lake, "index")) if r[0] == "2026-01-10"]
     label = next(r[1] for r in rows if r[0] == "mean pseudo_label")
-    assert [line[0], *line[2:]] == ["2026-01-10", "4", label, "0.6667", "0.3", "–", "0.6123", "–", ""]
+    assert [line[0], *line[2:]] == ["2026-01-10", "4", label, "0.6667", "0.3", "0.6123", ""]
+    assert "Not measured on any date: calibration error, AUC gpl." in text_of(lake, "index")
     assert "coverage is 0.6667, was 0.9." in line[1]
     assert EVIL_TEXT in line[1]
     assert '<h2 id="pseudo_labels">' in text_of(lake, "dictionary")
@@ -189,6 +194,18 @@ def test_report_of_an_empty_day(lake):
         "nothing to compare with", "no clicks to compare with", "no positive event in the window", "Nothing was judged",
     ):  # fmt: skip
         assert said in text
+
+
+def test_the_pairs_to_read_are_the_best_of_the_users_that_are_told_apart_most_and_least(spark):
+    rng = random.Random(0)
+    spread = {f"u{n}": rng.choice([0.1, 0.2, 0.3, rng.random()]) for n in range(12)}
+    rows = [(user, f"i{n}", rng.choice([0.2, rng.random()]), s) for user, s in spread.items() for n in range(4)]
+    frame = spark.createDataFrame(rows, "user_id string, item_id string, pseudo_label double, user_spread double")
+    found = [tuple(row) for row in best_pairs(frame, most=4).collect()]
+    best = {u: max((label, item) for v, item, label, _ in rows if v == u)[1] for u in spread}
+    for doubtful, sign in ((False, -1), (True, 1)):
+        users = sorted(spread, key=lambda u: (sign * spread[u], u))[:4]
+        assert [row for row in found if row[3] == doubtful] == [(u, best[u], spread[u], doubtful) for u in users]
 
 
 def test_buckets_and_codes_are_few_however_many_items(spark):

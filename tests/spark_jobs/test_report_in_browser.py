@@ -6,15 +6,24 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from spark_jobs.reporting import site
-from spark_jobs.reporting.page import PageSection, Plot, Table, link
+from spark_jobs.reporting import plots, site
+from spark_jobs.reporting.page import PageSection, Plot, Table, figure, link
 from tests.browser import CONTRASTS, PROGRAM, Browser
 from tests.spark_jobs.test_report_parts import hostile, page
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: make browser")]
 EVIL = "<script>document.title = 'taken'; fetch('http://127.0.0.1:9/x')</script><img src=http://127.0.0.1:9/y>"
+CUT = "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth + 1).length"
+BROKEN = "[...document.querySelectorAll('span.word')].filter((e) => e.getClientRects().length > 1).length"
+OVERLAPS = """[...document.querySelectorAll("svg")].flatMap((svg) => {
+  const boxes = [...svg.querySelectorAll("text")].map((e) => [e.textContent, e.getBoundingClientRect()]);
+  return boxes.flatMap(([a, p], n) => boxes.slice(n + 1)
+    .filter(([b, q]) => p.left < q.right && q.left < p.right && p.top < q.bottom && q.top < p.bottom)
+    .map(([b]) => [a, b]));
+})"""
 GROUND = {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 27)"}
 
 
@@ -34,9 +43,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         ("w" * 400, 7, None, "2026-01-02-877ac4f234"),
         (link("#t", "b"), 25, 0.25, "c d"),
     ]
+    said = "label_drift 0.31 is above 0.2: population stability index of the labels against the day before 2026-01-03"
+    monitors = Table(("monitor", "status", "value", "threshold", "reason"), [("label_drift", "warn", 0.31, 0.2, said)])
     wide = Table([f"column number {n}" for n in range(20)], [[n / 7 for n in range(20)]] * 60)
     sections = [
         PageSection(EVIL, [EVIL, "w" * 300], [Table(("a", "b", "c", "d"), rows)], [Plot(hostile(), EVIL)]),
+        PageSection("Monitors", [said * 3], tables=[monitors]),
         PageSection("Wide and long", tables=[wide]),
     ]
     lines = [
@@ -62,9 +74,29 @@ def test_no_page_scrolls_sideways_and_every_text_stands_out(browser, pages, widt
         contrasts = browser.value(CONTRASTS)
         assert len(contrasts) > 20
         assert [c for c in contrasts if c[0] < 4.5] == [], path.name
+        assert browser.value(CUT) == {"2026-01-03": 1, "index": 0, "dictionary": 0}[path.stem], path.name
+        assert browser.value(BROKEN) == 0, path.name
     assert browser.value("getComputedStyle(document.body).backgroundColor !== 'rgb(255, 255, 255)'") == (
         theme == "dark"
     )
+
+
+def test_the_texts_of_a_plot_do_not_cover_each_other(browser, tmp_path):
+    bands = ["1", *(f"{2**n}-{2 ** (n + 1) - 1}" for n in range(1, 14))]
+    ends = (0.0, 1.0)
+    panels = [
+        *(plots.popularity("p", bands[:n], [0.4] * n, [0.5] * n) for n in (1, 5, 9, 14)),
+        plots.histogram("h", "pseudo_label", [30_000, 12, 2], ends), plots.code_usage("c", 1, [3000.0, 1.0]),
+        plots.heat_map("m", "coherence", "consistency", np.eye(4), (ends, ends)),
+        plots.reliability("r", [("uniform", [0.1, 0.2], [0.1, 0.3]), ("exposed", [0.01], [0.02])]),
+        plots.curve("e", "mean weight of the group", "mean squared error", [0.4, 0.71], [0.012, 0.011]),
+        plots.trend("AUC exposed_only", [("2026-01-03", 0.61234), ("2026-01-04", 0.65)], figure),
+    ]  # fmt: skip
+    path = tmp_path / "plots.html"
+    path.write_text(page(sections=[PageSection("Plots", plots=[Plot(panels, "c")])]), encoding="utf-8")
+    browser.open(path)
+    assert browser.value("document.querySelectorAll('svg text').length") > 60
+    assert browser.value(OVERLAPS) == []
 
 
 def test_titles_stay_text_and_nothing_is_asked_for(browser, pages):

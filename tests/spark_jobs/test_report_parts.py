@@ -26,7 +26,7 @@ from spark_jobs.reporting.changes import changes, feed_figures, warnings
 from spark_jobs.reporting.evaluations import compare
 from spark_jobs.reporting.examples import reason
 from spark_jobs.reporting.lineage import lineage_rows
-from spark_jobs.reporting.page import PageSection, Plot, Table, figure, link, render, style
+from spark_jobs.reporting.page import PageSection, Plot, Table, figure, link, render, style, whole
 from spark_jobs.reporting.reliability import LabelCalibration, WeightBin, weight_bins, weight_sentence
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -154,23 +154,26 @@ def test_the_index_has_a_line_and_a_trend_per_date():
     said = [re.findall("<title>(.*?)</title>", panel) for panel in trends.plots[0].panels]
     assert said[0] == ["2026-01-02: 0.06", "2026-01-03: 0.06"]
     assert said[2] == ["2026-01-03: 0.3"], "no figure, no point"
-    assert said[3] == []
+    assert len(said) == len(names) - 1, "no line without a point"
     assert [row[:3] for row in dates.tables[0].rows] == [
         (link("2026-01-03.html", "2026-01-03"), EVIL, 30), ("2026-01-02", "none", 20),
     ]  # fmt: skip
-    assert dates.tables[0].rows[0][3:] == (0.06, 0.9, 0.3, None, 0.61, 0.64, "+0.03")
+    assert dates.tables[0].rows[0][3:] == (0.06, 0.9, 0.3, 0.61, 0.64, "+0.03")
     assert "slice exposed, the largest" in trends.plots[0].caption
+    assert trends.plots[0].caption.endswith("Not measured on any date: calibration error.")
 
 
 @pytest.mark.parametrize(
     ("doubtful", "said"),
-    [(False, "the model is sure of the anchor (llm_confidence 0.40, mean 0.20)"),
-     (True, "the user's anchors scatter (coherence 0.30, mean 0.60)")],
+    [(False, "the model is sure of the anchor (llm_confidence 0.30, mean 0.20)"),
+     (True, "it is far from every anchor (similarity 0.20, mean 0.60)")],
 )  # fmt: skip
-def test_the_factor_farthest_from_the_mean_is_the_reason(doubtful, said):
-    means = {"coherence": 0.6, "consistency": 0.8, "llm_confidence": 0.2}
-    assert reason({"coherence": 0.3, "consistency": 0.8, "llm_confidence": 0.4}, means, doubtful=doubtful) == said
-    assert reason(dict.fromkeys(means, 0.0), dict.fromkeys(means, 0.0), doubtful=doubtful)
+def test_what_stands_out_most_among_the_pairs_of_the_date_is_the_reason(doubtful, said):
+    usual = {"coherence": 0.6, "consistency": 0.8, "llm_confidence": 0.2, "similarity": 0.6, "history_similarity": 0.5}
+    pair = {**usual, "llm_confidence": 0.3, "similarity": 0.2, "history_similarity": 0.9}
+    usual |= {f"{name}_deviation": 0.2 for name in usual} | {"llm_confidence_deviation": 0.01}
+    assert reason(pair, usual, doubtful=doubtful) == said
+    assert reason(dict.fromkeys(usual, 0.0), dict.fromkeys(usual, 0.0), doubtful=doubtful), "all alike"
 
 
 @pytest.mark.parametrize(
@@ -245,12 +248,12 @@ def test_models_and_their_differences_side_by_side():
     table = compare([*found, small, absent])
     assert table.columns == ("slice", "metric", "base", "gpl", "gpl - base", "candidate-set size", "pairs", "note")
     assert table.rows == [
-        ("tail", "auc", "absent: n", "0.6200 [0.5000, 0.7000]", "+0.6000 [+0.5500, +0.7000] better", 8.0, 9, "n"),
-        ("tail", "gauc", "absent: n", "absent: not measured", "-", 8.0, 9, ""),
+        ("tail", "auc", "absent", "0.6200 [0.5000, 0.7000]", "+0.6000 [+0.5500, +0.7000] better", 8.0, 9, "n"),
+        ("tail", "gauc", "absent", "absent", "-", 8.0, 9, "n"),
         (
             "uniform (too small: 20 clicks, fewer than 200)",
             "auc",
-            "absent: not measured",
+            "absent",
             "0.5000 (no interval)",
             "-",
             8.0,
@@ -292,7 +295,7 @@ def test_the_data_dictionary_explains_every_column():
         part = text[text.index(f'<h2 id="{name}">') :]
         part = part[: part.index("</section>")]
         for column in contract.columns:
-            assert re.search(rf"<tr><td>{column.name}</td>.*{re.escape(escape(column.comment))}</td></tr>", part)
+            assert re.search(rf"<tr><td[^>]*>{column.name}</td>.*{re.escape(escape(column.comment))}</td></tr>", part)
     assert all(f'<h2 id="{name}">' in text for name in all_views())
     assert len(text) < 1_000_000
 
@@ -304,6 +307,20 @@ def test_the_data_dictionary_explains_every_column():
 )  # fmt: skip
 def test_a_version_is_not_broken_and_an_endless_type_pushes_nothing_out(value, name):
     assert style(value, False) == (f' class="{name}"' if name else "")
+
+
+def test_dates_are_kept_whole_and_nothing_else_becomes_markup():
+    span = '<span class="word">{}</span>'
+    assert whole("2026-01-03 <b>") == span.format("2026-01-03") + " &lt;b&gt;"
+    assert whole("of 2026-01-02-877ac4f234, 12026-01-02") == f"of {span.format('2026-01-02-877ac4f234')}, 12026-01-02"
+    assert whole(link("2026-01-03.html", "2026-01-03")) == link("2026-01-03.html", "2026-01-03")
+
+
+def test_an_artifact_that_is_made_daily_is_no_news():
+    rows = [("calibrator_version", "a", "b"), ("preranker_version", "a", "b"), ("sid_version", "a", "b")]
+    now, before = ({name: values[n] for name, *values in rows} for n in (0, 1))
+    table = changes(now, before, date(2026, 1, 4), date(2026, 1, 3)).tables[1]
+    assert [style(row[3], False) for row in table.rows] == ["", "", ' class="alarm"']
 
 
 def test_what_no_warning_is_given_for():

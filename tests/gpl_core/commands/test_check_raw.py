@@ -90,8 +90,8 @@ def test_every_fault_of_every_table_is_named_at_once(config, tmp_path, capsys):
         "error: raw_impressions: event_time_is_within_dt does not hold for 1 of 3 sampled rows",
         "error: raw_impressions: 100.0% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
         "error: raw_candidates: column 'event_time' is long, expected timestamp, to which it cannot be cast",
-        "warning: raw_interactions: no table at",
-        "7 errors, 1 warning",
+        "note: raw_interactions: no table at",
+        "7 errors, 0 warnings",
     ):
         assert words in said, words
 
@@ -183,6 +183,24 @@ def test_missing_slices_history_and_random_exposure_are_named(tmp_path):
     assert any(f.startswith(f"raw_impressions: no row in the 14 days before {DAY}, so that there is no") for f in found)
     later = [f"{f.table}: {f.text}" for f in check_raw(config, (DAY + ONE, DAY + ONE), 1000)]
     assert any("0 uniformly exposed rows" in f and "average 0.5 of the exposed click rate" in f for f in later)
+
+
+def test_history_may_lie_in_other_positive_events_alone(tmp_path):
+    config = small_config(tmp_path, {"run": {"history_start": (DAY - 2 * ONE).isoformat()}})
+    good(config)
+
+    def lacking() -> list[str]:
+        return [f"{f.table}: {f.text}" for f in check_raw(config, (DAY,), 1000) if "history from" in f.text]
+
+    (said,) = lacking()
+    assert said.startswith("raw_impressions and raw_interactions: history from run.history_start")
+    assert said.endswith(f"lacks {DAY - 2 * ONE}, {DAY - ONE}")
+    for table, left in (("raw_impressions", [str(DAY - ONE)]), ("raw_interactions", [])):
+        data = rows(table)
+        earlier = [DAY - (1 + len(left)) * ONE] * len(data)
+        data = data.set_column(data.column_names.index("dt"), "dt", pa.array(earlier, pa.date32()))
+        write_deltalake(f"{config.lakehouse.root}/tables/{table}", data, mode="append", partition_by=["dt"])
+        assert [text.rpartition("lacks ")[2] for text in lacking()] == left
 
 
 def test_a_table_that_is_no_delta_table_and_a_bad_sample_size(config, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,10 +18,12 @@ import pytest
 
 from gpl_core.cli import COMMANDS, main, make_parser
 from gpl_core.commands.tables import dictionary
+from gpl_core.errors import UsageError
 from gpl_core.graph import launch_runner as running
 from gpl_core.graph.launches import tool
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import STEPS
+from gpl_core.graph.terminal import console
 from tests.gpl_core.toy import Toy
 from tests.support import DAY, ONE, config_file, put, small_config
 
@@ -78,6 +81,34 @@ def test_invalid_arguments_exit_2_and_are_named(config, given, named, capsys):
     assert named in said.err
     assert said.err.startswith("error: ")
     assert said.out == ""
+
+
+def test_a_misspelled_option_of_any_command_is_named_before_what_is_missing():
+    parsers = next(a.choices for a in make_parser()._actions if isinstance(a.choices, dict))
+    tried = 0
+    for name, parser in parsers.items():
+        known = {o for action in parser._actions for o in action.option_strings if len(o) > 6}
+        for option in known:
+            wrong = f"{option[:4]}{option[5:]}"  # a letter is left out
+            with pytest.raises(UsageError, match=f"gpl {name}: unknown argument {wrong}; did you mean --") as error:
+                parser.parse_args([f"{wrong}=x"])
+            tried += option in str(error.value).partition("usage")[0]
+    assert tried > 100, "but where two are as near"
+
+
+def test_a_configuration_that_is_missing_or_stands_before_the_command(monkeypatch, capsys):
+    monkeypatch.delenv("GPL_CONFIG", raising=False)
+    assert main(["explain", "--user", "u"]) == 2
+    said = "required: --config, --item, --run-date; the environment variable GPL_CONFIG stands in for --config\n"
+    assert said in capsys.readouterr().err
+    assert main(["--config", "quickstart", "status"]) == 2
+    assert "unknown argument --config; options come after the command: gpl COMMAND --config" in capsys.readouterr().err
+
+
+def test_lines_that_go_to_a_file_are_not_broken():
+    out = io.StringIO()
+    console(out).print("word " * 100)
+    assert out.getvalue().count("\n") == 1
 
 
 def test_bare_gpl_shows_the_commands_by_what_they_are_for(capsys, monkeypatch):
@@ -493,6 +524,7 @@ def test_only_dates_that_are_not_done_are_started_and_what_was_done_once_says_wh
 ENDED = """
 import sys
 from gpl_core import cli
+from gpl_core.errors import UsageError
 from gpl_core.graph import launch_runner as running
 child = "import os, signal, sys; print(os.getpid(), file=sys.stderr, flush=True); signal.pause()"
 running.command = lambda *given, **more: [sys.executable, "-c", child]
@@ -517,6 +549,7 @@ WITH_A_CHILD = "import subprocess, sys; subprocess.run([sys.executable, *sys.arg
 KILLED = """
 import sys
 from gpl_core import cli
+from gpl_core.errors import UsageError
 from gpl_core.graph import launch_runner as running
 running.command = lambda *given, **more: sys.argv[2:]
 running._refuse_blocked = lambda *given: None

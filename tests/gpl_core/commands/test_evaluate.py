@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import MissingInputError
 from gpl_core.graph.steps import WITH_CONTROLS, find_step
+from gpl_core.labels.controls import CONTROLS
 from gpl_core.lakehouse.lake import Lake
 from tests.support import DAY, ONE, config_file, legal_rows, put, small_config
 
@@ -50,12 +52,11 @@ def test_slices_in_order_with_intervals_and_a_verdict(tmp_path) -> None:
     assert text.index("slice uniform") < text.index("slice exposed") < text.index("slice tail (too small: 150 clicks")
     assert "Caveat" not in text
     assert "0.6000 [0.5900, 0.6100]" in text
-    assert "+0.0200 [+0.0100, +0.0300] better" in text
-    assert "-0.0200 [-0.0300, -0.0100] worse" in text
-    assert "+0.0010 [-0.0090, +0.0110] " in text
-    assert text.count("better") == 2
+    assert text.count("+0.0200 [+0.0100, +0.0300]*") == text.count("-0.0200 [-0.0300, -0.0100]*") == 2
+    assert text.count("+0.0010 [-0.0090, +0.0110]\n") == 2
+    assert "* better or worse: the interval of the difference leaves out 0" in text
     assert "0.9" not in text
-    assert "5.0" in text  # candidate-set size beside the list metric
+    assert "40 rows                  lists of 5.0 candidates" in text
     assert "No off-policy estimate" in text
 
 
@@ -67,7 +68,8 @@ def test_without_uniform_traffic_the_exposed_slice_comes_with_its_caveat(tmp_pat
     text = _printed(tmp_path, rows)
     assert "Caveat: that day has no uniformly exposed traffic to judge on (no rows)" in text
     assert "list several seeds" in text
-    assert "absent: one class only" in text
+    assert "absent: auc (uniform): no rows\nabsent: gauc (exposed): one class only\n" in text
+    assert "slice uniform" not in text, "it has no figure"
     assert "No off-policy estimate" not in text
 
 
@@ -87,14 +89,29 @@ def test_controls_are_compared_with_ours(tmp_path) -> None:
     rows = [_row(m, "uniform", "auc", 0.6, half=0.01) for m in models]
     rows += [_row(m, "uniform", "auc", 0.005, "exposed_only", half=0.01) for m in models[1:]]
     rows += [_row("gpl", "uniform", "auc", v, m, half=0.01) for m, v in (("constant", 0.03), ("cosine", -0.001))]
-    lines = _printed(tmp_path, rows, "control_evaluations").splitlines()
-    (header,) = [line for line in lines if "exposed_only" in line and "constant" in line]
-    (ours,) = [line for line in lines if "gpl - it" in line]
-    places = [header.index(name) for name in ("exposed_only", "gpl", "constant", "cosine")]
-    assert places == sorted(places)
-    assert "+0.0300 [+0.0200, +0.0400] better" in ours
-    assert "-0.0010 [-0.0110, +0.0090]" in ours
-    assert ours.count("better") == 1
+    lines = [re.sub(r" {2,}", " | ", x.strip()) for x in _printed(tmp_path, rows, "control_evaluations").splitlines()]
+    start = lines.index("minus exposed_only | gpl minus it")
+    assert lines[start + 1 : start + 6] == [
+        "auc | 40 rows",
+        "exposed_only | 0.6000 [0.5900, 0.6100]",
+        "gpl | 0.6000 [0.5900, 0.6100] | +0.0050 [-0.0050, +0.0150]",
+        "constant | 0.6000 [0.5900, 0.6100] | +0.0050 [-0.0050, +0.0150] | +0.0300 [+0.0200, +0.0400]*",
+        "cosine | 0.6000 [0.5900, 0.6100] | +0.0050 [-0.0050, +0.0150] | -0.0010 [-0.0110, +0.0090]",
+    ]
+
+
+def test_all_controls_fit_a_hundred_columns_and_a_reason_is_said_once(tmp_path) -> None:
+    models = ("exposed_only", "gpl", *CONTROLS)
+    rows, note = [], "10 is half of a list's 18.4 candidates or more"
+    for part in ("exposed", "tail"):
+        for metric, value in (("auc", -0.6), ("hr@3", -0.6), ("hr@10", None), ("ndcg@10", None)):
+            rows += [_row(m, part, metric, value, half=0.01, note=note if value is None else "") for m in models]
+            rows += [_row(m, part, metric, value, "exposed_only", half=0.01) for m in models[1:] if value]
+            rows += [_row("gpl", part, metric, value, m, half=0.01) for m in CONTROLS if value]
+    text = _printed(tmp_path, rows, "control_evaluations")
+    assert max(len(line) for line in text.splitlines() if "[" in line and "brackets" not in line) <= 100
+    assert text.count("is half of") == 1
+    assert f"absent: hr@10, ndcg@10 (exposed, tail): {note}\n" in text
 
 
 def test_it_says_what_it_will_train_and_how_long_that_takes(tmp_path) -> None:
@@ -102,23 +119,24 @@ def test_it_says_what_it_will_train_and_how_long_that_takes(tmp_path) -> None:
     plain, controls = find_step("train_preranker"), WITH_CONTROLS
     assert "9 pre-rankers (3 variants, 3 seeds) of 1,000 steps" in announcement(config, plain, DAY)
     assert "not known yet" in announcement(config, plain, DAY)
-    _trained(config, ("train_preranker", 1, 9.0), ("train_preranker", 2, 0.01), ("encode_items", 3, 9.0))
-    assert announcement(config, plain, DAY).endswith("about 90 s")  # 9 models x 1000 steps x .01
+    _trained(config, ("train_preranker", 1, 1), ("train_preranker", 2, 6000), ("encode_items", 3, 1))
+    # 3 seeds x 1,000 steps x (1 + 2 + 2) batches at .01 s, and 8 s to start
+    assert "; about 3 minutes if this machine is as busy as" in announcement(config, plain, DAY)
     assert "21 pre-rankers (7 variants" in announcement(config, controls, DAY)
-    assert announcement(config, controls, DAY).endswith("about 4 minutes")
+    assert "; about 7 minutes if" in announcement(config, controls, DAY)
     assert sources(config, plain, DAY).startswith(f"{DAY}: trained on no rows of training_feed (")
     put(Lake.of(config.lakehouse), "impressions", 3, day=DAY + ONE)
     said = sources(config, controls, DAY)
     assert f"judged on 3 rows of impressions@1 ({DAY + ONE}); the figures are in table control_evaluations" in said
 
 
-def _trained(config: Config, *runs: tuple[str, int, float]) -> None:
-    """Rows of job_runs: step, hour of its start, seconds per model and step."""
+def _trained(config: Config, *runs: tuple[str, int, int]) -> None:
+    """Rows of job_runs that took a minute: step, hour of its start, batches."""
     blank = legal_rows(load_contract("job_runs"), len(runs), partition={})
     rows = [
         {**row, "step": step, "started_at": datetime(2026, 1, 5, hour, tzinfo=UTC), "run_id": f"r{hour}",
-         "status": "done", "details": json.dumps({"seconds_per_model_step": seconds})}
-        for row, (step, hour, seconds) in zip(blank, runs)
+         "status": "done", "seconds": 60.0, "details": json.dumps({"trained_batches": batches})}
+        for row, (step, hour, batches) in zip(blank, runs)
     ]  # fmt: skip
     put(Lake.of(config.lakehouse), "job_runs", rows)
 

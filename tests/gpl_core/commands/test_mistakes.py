@@ -155,6 +155,19 @@ def test_a_root_that_does_not_exist_is_noted(config, capsys):
     assert "does not exist yet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["summary"], ["status"], ["sql", "SELECT * FROM coverage"], ["run"]])
+def test_a_relative_root_is_told_with_the_folder_it_was_looked_for_in(tmp_path, monkeypatch, capsys, command):
+    path = str(config_file(tmp_path))
+    arguments = [command[0], "--config", path, "--set", "lakehouse.root=some/lake", *command[1:]]
+    monkeypatch.chdir(tmp_path)
+    assert bool(main(arguments)) == (command != ["status"])
+    note = f"note: lakehouse.root is the relative path some/lake, and {tmp_path} has no such folder: start gpl"
+    assert note in capsys.readouterr().err
+    (tmp_path / "some" / "lake").mkdir(parents=True)
+    main(arguments)
+    assert "note:" not in capsys.readouterr().err
+
+
 def test_a_launch_that_dies_names_what_the_machine_lacks(config, monkeypatch, unchecked, capsys):
     monkeypatch.setattr(running, "command", lambda *given, **named: [sys.executable, "-c", "import sys; sys.exit(1)"])
     monkeypatch.setenv("PATH", "/nowhere")

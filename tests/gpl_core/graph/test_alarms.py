@@ -7,10 +7,9 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext, run_step
 from gpl_core.lakehouse.lake import Lake
-from tests.support import DAY, DIMS, ONE, data_table, legal_rows, put, small_config
+from tests.support import DAY, DIMS, ONE, data_table, legal_rows, put, small_config, web_server
 
 GOOD = {"coverage": {"status": "ok", "value": 0.75}, "label_drift": {"status": "unmeasured", "value": None}}
 BAD = {"coverage": {"status": "warn", "value": 0.25}}
@@ -122,29 +121,8 @@ def test_a_run_whose_row_cannot_be_written_is_told_as_failed(lake, tmp_path, mon
 
 @pytest.fixture
 def receiver() -> Iterator[HTTPServer]:
-    """A web server that keeps what is posted to it; paths that begin with /no get an error, /away one elsewhere."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            server.received.append((self.path, self.headers["Content-Type"], json.loads(body)))
-            self.send_response({"/no": 500, "/aw": 302}.get(self.path[:3], 204))
-            self.send_header("Location", "/hook")
-            self.end_headers()
-
-        do_GET = do_POST
-
-        def log_message(self, *given: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.received = []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with web_server() as server:
+        yield server
 
 
 def test_a_webhook_hears_of_alarms_and_failures_and_of_nothing_else(lake, receiver, monkeypatch):
