@@ -18,7 +18,8 @@ ALARMS = ("warn", "fail", "failed", "changed")
 # A spreadsheet takes a cell that begins so for a formula.
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 _DATED = re.compile(r"\b\d{4}-\d\d-\d\d(-[0-9a-f]{10})?\b")
-_SHORT = 24  # characters of a text that needs no line of its own
+_SHORT, _SENTENCE = 24, 32  # characters of a text that stays on one line, and from which on it is a sentence
+_FEW = 7  # columns
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Table:
 
     @property
     def wordy(self) -> bool:
-        """Whether a cell holds a sentence: a narrow screen then shows the row's cells below each other."""
-        return any(len(text) > _SHORT and " " in text for row in self.rows for text in map(_plain, row))
+        """Whether a narrow screen shows a row's cells below each other: there are many, or one holds a sentence."""
+        texts = (text for row in self.rows for text in map(_plain, row))
+        return len(self.columns) > _FEW or any(len(text) > _SENTENCE and " " in text for text in texts)
 
 
 @dataclass(frozen=True)
