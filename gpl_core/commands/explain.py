@@ -31,6 +31,7 @@ from gpl_core.lakehouse.query import Query
 from gpl_core.lakehouse.statements import quoted
 
 FACTORS = ("coherence", "consistency", "llm_confidence")
+_MOST_DATES = 3  # of those on which the pair has a label
 NEAREST = 5  # this many items of the history, and titles per anchor, are shown
 _VECTOR_TOLERANCE = 1e-4  # scores were computed in float32, perhaps on a GPU in another order
 _FORMULA_TOLERANCE = 1e-9
@@ -124,8 +125,17 @@ def _pair(query: Query, user: str, item: str, day: date) -> Row:
     if not found:
         raise MissingInputError(
             f"no pseudo-label for user {user}, item {item} on {day}: {_reason(query, user, item, day)}"
+            + _other_dates(query, user, item)
         )
     return found[0]
+
+
+def _other_dates(query: Query, user: str, item: str) -> str:
+    if not query.lake.exists("pseudo_labels"):
+        return ""
+    pair = f"user_id = {quoted(user)} AND item_id = {quoted(item)}"
+    dates = [str(r["dt"]) for r in query.rows(f"SELECT DISTINCT dt FROM pseudo_labels WHERE {pair} ORDER BY dt DESC")]
+    return f"; the pair has a label on {', '.join(dates[:_MOST_DATES])}" if dates else ""
 
 
 def _request(query: Query, user: str, day: date) -> Row:

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from gpl_core.commands.command import Command, assignments
 from gpl_core.config import Config
@@ -61,8 +61,14 @@ def _print(result: Result, form: str | None) -> None:
         writer.writerow(result.columns)
         writer.writerows(("" if v is None else _plain(v) for v in row) for row in result.rows)
         return
-    out, table, rows = console(), Table(*map(escape, result.columns)), iter(result.rows)
-    cells = [[_shown(v) for v in row] for row in islice(rows, _SHOWN_ROWS)]
+    out, rows = console(), iter(result.rows)
+    first = list(islice(rows, _SHOWN_ROWS))
+    kinds = [{type(v) for v in column} - {type(None)} for column in zip(*first)] or [set()] * len(result.columns)
+    columns = (
+        Column(escape(name), justify="right" if kind and kind <= {int, float} else "left")
+        for name, kind in zip(result.columns, kinds, strict=True)
+    )
+    table, cells = Table(*columns), [[_shown(v) for v in row] for row in first]
     for texts in cells:
         table.add_row(*map(escape, texts))
     if out.measure(table, options=out.options.update(max_width=100_000)).maximum <= out.width:
