@@ -1,5 +1,6 @@
 """The sections of a configuration: frozen pydantic models, one field with a description per setting."""
 
+import os
 import re
 from datetime import date
 from pathlib import Path
@@ -57,7 +58,7 @@ class Lakehouse(Section):
         default={}, description="Locations of tables that live elsewhere, e.g. raw_items; of a raw table also "
         "catalog://database.table, its name in Spark's catalog (gpl register looks it up)",
     )  # fmt: skip
-    _given_root: str = PrivateAttr("")
+    _is_relative: bool = PrivateAttr(False)
     database: str = Knob(
         default="", description="In Spark's catalog, name or catalog.name: gpl register puts our tables and views there"
     )
@@ -102,18 +103,18 @@ class Lakehouse(Section):
     @model_validator(mode="after")
     def _absolute(self) -> Self:
         # Launchers may change the working directory: fix relative paths where the configuration is read.
-        self._given_root = self.root
+        self._is_relative = "://" not in self.root and not Path(self.root).is_absolute()
         object.__setattr__(self, "root", _absolute(self.root))
         object.__setattr__(self, "tables", {k: _absolute(v) for k, v in self.tables.items()})
         return self
 
     def lost(self) -> str:
         """What to say where the root is a relative path to no folder: where it was looked for; "" in any other case."""
-        if self.root == self._given_root or Path(self.root).is_dir():
+        if not self._is_relative or Path(self.root).is_dir():
             return ""
         return (
-            f"note: lakehouse.root is the relative path {self._given_root}, and {Path.cwd()} has no such folder: start "
-            "gpl where it is, or give the whole path (--set lakehouse.root=PATH)"
+            f"note: lakehouse.root is relative, {os.path.relpath(self.root)}, and no folder of {Path.cwd()}; "
+            "start gpl where it is, or give the whole path: --set lakehouse.root=PATH"
         )
 
 

@@ -288,7 +288,7 @@ def test_rows_that_are_wider_than_the_terminal_are_shown_field_by_field(finished
     statement = "SELECT 'a[b]c' AS short, repeat('x', 90) AS long_text, 7 AS n"
     shown = {}
     for width in (60, 120):
-        monkeypatch.setattr("gpl_core.commands.command._WIDTH", width)
+        monkeypatch.setattr("gpl_core.graph.terminal._WIDTH", width)
         assert main(["sql", "--config", config, statement]) == 0
         shown[width] = capsys.readouterr().out.splitlines()
     assert shown[60][1:] == ["short      a[b]c", "long_text  " + "x" * 90, "n          7"]
