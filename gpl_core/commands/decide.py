@@ -11,7 +11,7 @@ from gpl_core.lakehouse.artifacts import KINDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", choices=KINDS)
+    parser.add_argument("artifact", choices=KINDS, help="its kind")
     parser.add_argument("version", help="as under lakehouse.root/artifacts/ARTIFACT/")
     parser.add_argument("--reason", default="", help="kept in the table artifact_decisions")
 

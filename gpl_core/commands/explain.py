@@ -40,9 +40,9 @@ Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--user", required=True, metavar="USER_ID")
-    parser.add_argument("--item", required=True, metavar="ITEM_ID")
-    parser.add_argument("--run-date", required=True, type=iso_date, metavar="D")
+    parser.add_argument("--user", required=True, metavar="USER_ID", help="as in table pseudo_labels")
+    parser.add_argument("--item", required=True, metavar="ITEM_ID", help="as in table pseudo_labels")
+    parser.add_argument("--run-date", required=True, type=iso_date, metavar="D", help="of the label")
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 

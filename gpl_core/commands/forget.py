@@ -42,7 +42,7 @@ class Forgotten:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--user", required=True, metavar="USER_ID")
+    parser.add_argument("--user", required=True, metavar="USER_ID", help="as ingest stores it")
     parser.add_argument("--dry-run", action="store_true", help="count only")
     parser.add_argument(
         "--vacuum-hours", type=count, metavar="N", help="also delete files with the person that only versions older "

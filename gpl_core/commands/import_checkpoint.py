@@ -9,7 +9,7 @@ from gpl_core.lakehouse.scratch import scratch_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE.gguf", type=Path)
+    parser.add_argument("file", metavar="FILE.gguf", type=Path, help="is read, never changed")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="must not exist")
 
 

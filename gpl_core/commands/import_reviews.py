@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the simulation takes long to import
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", required=True, metavar="FILE", help="items.jsonl.gz")
     parser.add_argument("--sequences", required=True, metavar="FILE", help="sequences.jsonl.gz")
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=int, metavar="N", help="of all random draws")
     parser.add_argument("--force", action="store_true", help="replace raw tables made from other input")
 
 

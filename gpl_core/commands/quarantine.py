@@ -12,7 +12,7 @@ from gpl_core.graph.steps import RETRY
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dates(parser)
-    parser.add_argument("action", choices=("retry",))
+    parser.add_argument("action", choices=("retry",), help="accept what passes now")
 
 
 def run(args: argparse.Namespace, config: Config) -> int:

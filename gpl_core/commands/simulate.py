@@ -22,12 +22,15 @@ LEAD_DAYS = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    for name in ("users", "items", "days"):
-        parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--candidates", type=int, dest="candidates_per_request", metavar="N", help="per request")
-    parser.add_argument("--exposed", type=int, dest="exposed_per_request", metavar="N", help="per request")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--world", choices=("plain", "popularity_bias", "fast_drift", "user_bias", "confounded"))
+    for name, what in (("users", "how many"), ("items", "how many"), ("days", "days with requests")):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=what)
+    parser.add_argument(
+        "--candidates", type=int, dest="candidates_per_request", metavar="N", help="recalled per request"
+    )
+    parser.add_argument("--exposed", type=int, dest="exposed_per_request", metavar="N", help="shown, per request")
+    parser.add_argument("--seed", type=int, metavar="N", help="of all random draws")
+    worlds = ("plain", "popularity_bias", "fast_drift", "user_bias", "confounded")
+    parser.add_argument("--world", choices=worlds, help="what exposure and clicks follow beside relevance")
     parser.add_argument("--force", action="store_true", help="replace raw tables made with other settings")
 
 

@@ -113,8 +113,8 @@ class Lakehouse(Section):
         if not self._is_relative or Path(self.root).is_dir():
             return ""
         return (
-            f"note: lakehouse.root is relative, {os.path.relpath(self.root)}, and no folder of {Path.cwd()}; "
-            "start gpl where it is, or give the whole path: --set lakehouse.root=PATH"
+            f"note: lakehouse.root, {os.path.relpath(self.root)}, is relative: it was looked for in {Path.cwd()}, which has "
+            "no such folder. Start gpl in another one, or give the whole path: --set lakehouse.root=PATH"
         )
 
 

@@ -87,6 +87,7 @@ def test_a_misspelled_option_of_any_command_is_named_before_what_is_missing():
     parsers = next(a.choices for a in make_parser()._actions if isinstance(a.choices, dict))
     tried = 0
     for name, parser in parsers.items():
+        assert all(action.help for action in parser._actions), name
         known = {o for action in parser._actions for o in action.option_strings if len(o) > 6}
         for option in known:
             wrong = f"{option[:4]}{option[5:]}"  # a letter is left out

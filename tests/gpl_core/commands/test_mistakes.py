@@ -161,7 +161,7 @@ def test_a_relative_root_is_told_with_the_folder_it_was_looked_for_in(tmp_path, 
     arguments = [command[0], "--config", path, "--set", "lakehouse.root=some/lake", *command[1:]]
     monkeypatch.chdir(tmp_path)
     assert bool(main(arguments)) == (command != ["status"])
-    note = f"note: lakehouse.root is relative, some/lake, and no folder of {tmp_path}; start gpl where it is, or "
+    note = f"note: lakehouse.root, some/lake, is relative: it was looked for in {tmp_path}, which has no such folder"
     assert note in capsys.readouterr().err
     (tmp_path / "some" / "lake").mkdir(parents=True)
     main(arguments)
