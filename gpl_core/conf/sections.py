@@ -112,9 +112,10 @@ class Lakehouse(Section):
         """What to say where the root is a relative path to no folder: where it was looked for; "" in any other case."""
         if not self._is_relative or Path(self.root).is_dir():
             return ""
+        given = os.path.relpath(self.root)
         return (
-            f"note: lakehouse.root, {os.path.relpath(self.root)}, is relative: it was looked for in {Path.cwd()}, which has "
-            "no such folder. Start gpl in another one, or give the whole path: --set lakehouse.root=PATH"
+            f"note: lakehouse.root, {given}, is relative: it was looked for in {Path.cwd()}, which has no such folder. "
+            "Start gpl in another one, or give the whole path: --set lakehouse.root=PATH"
         )
 
 
