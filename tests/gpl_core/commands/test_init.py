@@ -76,6 +76,22 @@ def test_what_can_be_seen_is_proposed_and_what_is_missing_is_said(shop, tmp_path
     assert config.lakehouse.root == str(tmp_path / "conf" / "lakehouse" / "my shop")
 
 
+def test_history_is_what_users_did_and_check_raw_misses_none_of_it(tmp_path, capsys):
+    before = {name: NOON - n * ONE for name, n in (("bought", 3), ("recalled", 5))}
+    table(tmp_path / "shop" / "shown", {**SHOWN, "is_random": False}, days=4)
+    table(tmp_path / "shop" / "recalled", {**RECALLED, "ts": before["recalled"]}, days=9)
+    table(tmp_path / "shop" / "products", PRODUCTS, days=1)
+    bought = {"user_id": "u", "item_id": 7, "event_time": before["bought"], "kind": "buy"}
+    table(tmp_path / "shop" / "bought", bought, days=4)
+    out = tmp_path / "shop.yaml"
+    assert init(out, tmp_path / "shop", "--yes") == 0, capsys.readouterr()
+    config = load_config(str(out))
+    assert config.run.history_start == DAY - 3 * ONE, "what was recalled before is no history"
+    capsys.readouterr()
+    main(["check-raw", "--config", str(out)])
+    assert "history" not in capsys.readouterr().out
+
+
 def test_nothing_is_overwritten_and_nothing_written_that_would_not_load(shop, tmp_path, capsys):
     out = tmp_path / "shop.yaml"
     (tmp_path / "shop.schema.json").write_text("mine")
