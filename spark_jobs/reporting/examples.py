@@ -24,13 +24,13 @@ _COLUMNS = ("title", "anchor_title", "reason", "pseudo_label", "user_spread", "u
 
 
 def reason(pair: Mapping[str, Any], usual: Mapping[str, float], *, doubtful: bool) -> str:
-    """What speaks most for the pair, or against it, in standard deviations from the mean of the date's pairs.
+    """The two things that speak most for the pair, or against it, by standard deviations from the date's mean.
 
     usual: mean and standard deviation of each score, as `NAME` and `NAME_deviation`.
     """
     far = {name: (pair[name] - usual[name]) / (usual[f"{name}_deviation"] or 1.0) for name in _EVIDENCE}
-    name = min(far, key=far.__getitem__) if doubtful else max(far, key=far.__getitem__)
-    return f"{_EVIDENCE[name][doubtful]} ({name} {pair[name]:.2f}, mean {usual[name]:.2f})"
+    most = sorted(far, key=far.__getitem__, reverse=not doubtful)[:2]
+    return ", ".join(f"{_EVIDENCE[n][doubtful]} ({n} {pair[n]:.2f}, mean {usual[n]:.2f})" for n in most)
 
 
 def best_pairs(labels: DataFrame, most: int = _PAIRS) -> DataFrame:
@@ -73,8 +73,8 @@ def sections(day: Day) -> list[PageSection]:
         "Of the highest tenth of the date's labels: the best pair of each of the ten users whose candidates the score "
         "tells apart most (user_spread, the standard deviation of the score over a user's pairs).",
         "The anchor is the one nearest to the item among those that the model expects of the user, named by an item "
-        "that carries it; the reason is what stands out most. User ids stay out of the report: the view "
-        "explained_pairs has them, for those who may read it.",
+        "that carries it; the reasons are what stands out most among the date's pairs. User ids stay out of the report: "
+        "the view explained_pairs has them, for those who may read it.",
     ]
     low = (
         "From the same tenth, the ten users whose candidates the score tells apart least: there a high label comes "

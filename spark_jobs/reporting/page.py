@@ -93,7 +93,7 @@ def figure(value: Any) -> str:
 
 
 def style(value: Any, numeric: bool) -> Markup:
-    """The class of a cell: numbers are right-aligned, long text wraps, versions do not break, alarms stand out."""
+    """The class of a cell: numbers are right-aligned, long text wraps, versions and intervals do not, alarms are bold."""
     if numeric:
         return Markup(' class="n"')
     if value in ALARMS:
@@ -101,7 +101,7 @@ def style(value: Any, numeric: bool) -> Markup:
     text = _plain(value)
     if len(text) > (_SHORT if " " in text else 40):
         return Markup(' class="long"')
-    return Markup(' class="word"' if "-" in text and " " not in text else "")
+    return Markup(' class="word"' if ("-" in text and " " not in text) or text.endswith("]") else "")
 
 
 def csv_link(table: Table) -> str:

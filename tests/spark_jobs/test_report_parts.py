@@ -165,12 +165,13 @@ def test_the_index_has_a_line_and_a_trend_per_date():
 
 @pytest.mark.parametrize(
     ("doubtful", "said"),
-    [(False, "the model is sure of the anchor (llm_confidence 0.30, mean 0.20)"),
-     (True, "it is far from every anchor (similarity 0.20, mean 0.60)")],
+    [(False, "the model is sure of the anchor (llm_confidence 0.30, mean 0.20), it is like an item of the history "
+             "(history_similarity 0.90, mean 0.50)"),
+     (True, "it is far from every anchor (similarity 0.20, mean 0.60), the user's anchors scatter (coherence 0.40, mean 0.60)")],
 )  # fmt: skip
 def test_what_stands_out_most_among_the_pairs_of_the_date_is_the_reason(doubtful, said):
     usual = {"coherence": 0.6, "consistency": 0.8, "llm_confidence": 0.2, "similarity": 0.6, "history_similarity": 0.5}
-    pair = {**usual, "llm_confidence": 0.3, "similarity": 0.2, "history_similarity": 0.9}
+    pair = {**usual, "llm_confidence": 0.3, "similarity": 0.2, "history_similarity": 0.9, "coherence": 0.4}
     usual |= {f"{name}_deviation": 0.2 for name in usual} | {"llm_confidence_deviation": 0.01}
     assert reason(pair, usual, doubtful=doubtful) == said
     assert reason(dict.fromkeys(usual, 0.0), dict.fromkeys(usual, 0.0), doubtful=doubtful), "all alike"
@@ -303,7 +304,7 @@ def test_the_data_dictionary_explains_every_column():
 @pytest.mark.parametrize(
     ("value", "name"),
     [("2026-01-02-877ac4f234", "word"), ("auc", ""), ("two words", ""), ("x " * 20, "long"), ("array<" * 8, "long"),
-     ("fail", "alarm")],
+     ("0.6450 [0.6280, 0.6629]", "word"), ("fail", "alarm")],
 )  # fmt: skip
 def test_a_version_is_not_broken_and_an_endless_type_pushes_nothing_out(value, name):
     assert style(value, False) == (f' class="{name}"' if name else "")
