@@ -73,8 +73,8 @@ def sections(day: Day) -> list[PageSection]:
         "Of the highest tenth of the date's labels: the best pair of each of the ten users whose candidates the score "
         "tells apart most (user_spread, the standard deviation of the score over a user's pairs).",
         "The anchor is the one nearest to the item among those that the model expects of the user, named by an item "
-        "that carries it; the reasons are what stands out most among the date's pairs. User ids stay out of the report: "
-        "the view explained_pairs has them, for those who may read it.",
+        "that carries it; the reasons are what stands out most among the date's pairs. User ids stay out of the "
+        "report: the view explained_pairs has them, for those who may read it.",
     ]
     low = (
         "From the same tenth, the ten users whose candidates the score tells apart least: there a high label comes "

@@ -93,7 +93,7 @@ def figure(value: Any) -> str:
 
 
 def style(value: Any, numeric: bool) -> Markup:
-    """The class of a cell: numbers are right-aligned, long text wraps, versions and intervals do not, alarms are bold."""
+    """The class of a cell: numbers stand right, long text wraps, versions and intervals do not, alarms are bold."""
     if numeric:
         return Markup(' class="n"')
     if value in ALARMS:

@@ -167,7 +167,8 @@ def test_the_index_has_a_line_and_a_trend_per_date():
     ("doubtful", "said"),
     [(False, "the model is sure of the anchor (llm_confidence 0.30, mean 0.20), it is like an item of the history "
              "(history_similarity 0.90, mean 0.50)"),
-     (True, "it is far from every anchor (similarity 0.20, mean 0.60), the user's anchors scatter (coherence 0.40, mean 0.60)")],
+     (True, "it is far from every anchor (similarity 0.20, mean 0.60), the user's anchors scatter (coherence 0.40, "
+            "mean 0.60)")],
 )  # fmt: skip
 def test_what_stands_out_most_among_the_pairs_of_the_date_is_the_reason(doubtful, said):
     usual = {"coherence": 0.6, "consistency": 0.8, "llm_confidence": 0.2, "similarity": 0.6, "history_similarity": 0.5}
