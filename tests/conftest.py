@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from gpl_core.graph.launches import DELTA_PACKAGE
@@ -18,6 +19,8 @@ from tests.support import JVM
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # by which spark-submit finds its home
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in a launch: idle threads take the cores otherwise
+hypothesis.settings.register_profile("house", deadline=None)  # on a busy machine a slow case is no failure
+hypothesis.settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")
