@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -106,10 +105,9 @@ def test_a_configuration_that_is_missing_or_stands_before_the_command(monkeypatc
     assert "unknown argument --config; options come after the command: gpl COMMAND --config" in capsys.readouterr().err
 
 
-def test_lines_that_go_to_a_file_are_not_broken():
-    out = io.StringIO()
-    console(out).print("word " * 100)
-    assert out.getvalue().count("\n") == 1
+def test_lines_that_go_to_a_file_are_not_broken(capsys):
+    console().print("word " * 100)
+    assert capsys.readouterr().out.count("\n") == 1
 
 
 def test_bare_gpl_shows_the_commands_by_what_they_are_for(capsys, monkeypatch):
