@@ -5,6 +5,7 @@
 Items whose newest content is already encoded under this encoder_version are skipped: their rows stay byte-identical.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import date
 from functools import cache, partial
@@ -59,7 +60,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
         donors = cache(partial(_donors, encoder, items, context.run_date))
         read = encoded = 0
         rejects: list[dict[str, str]] = []
-        missing: dict[str, int] = {}
+        missing: Counter[str] = Counter()
         with writer:
             for batch in _pending(items, ranks, known):
                 read += batch.pop("seen")
@@ -74,13 +75,12 @@ def run(context: StepContext, ranks: Ranks) -> None:
                     item = int(batch["item_index"][position])
                     found = str(batch["content_hash"][position])
                     rejects.append(reject(f"item_index={item}", reason, f"content_hash={found}"))
-                for name, count in result.missing.items():
-                    missing[name] = missing.get(name, 0) + count
+                missing.update(result.missing)
                 if ranks.is_main:
                     log.info("encode_items: rank 0 read %d items, encoded %d, left out %d", read, encoded, len(rejects))
     commit_rows(context, ranks, "worker_rejects", rejects)
     totals = {"encoded": int(ranks.sum(encoded)), "rejected": int(ranks.sum(len(rejects)))}
-    parts = {f"without_{p.name}": int(ranks.sum(missing.get(p.name, 0))) for p in context.config.encoder.parts}
+    parts = {f"without_{p.name}": int(ranks.sum(missing[p.name])) for p in context.config.encoder.parts}
     context.counts.rows_in = int(ranks.sum(read))
     context.counts.rows_dropped = context.counts.rows_in - totals["encoded"]
     context.counts.details = {"encoder_version": encoder.version, "dim": encoder.dim, **totals, **parts}

@@ -6,8 +6,6 @@ The requests are split into units of work. A journal among the run's scratch fil
 units; a killed run that is started again keeps them and computes the rest. All parts become visible in one commit.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -49,6 +47,46 @@ UNIT_ROWS = 65_536  # requests per unit of work: the most that a kill loses, and
 _KEYS_AT_A_TIME = 8_000_000  # hashes in memory while the cache is looked through: 64 MB
 _SEARCH_ROWS = 4_096  # requests searched at a time: enough to fill batches of similar length
 _COLUMNS = ("user_id", "sid", "item_index", "length", "sequence_hash", "sid_version", "model_version")
+
+
+class Journal:
+    """Finished units of work on disk, a checkpoint each, with the hashes of their part files."""
+
+    def __init__(self, folder: Path, table_uri: str) -> None:
+        self._folder = folder
+        self._fs, self._base = filesystem(table_uri)
+
+    def find(self, unit: str) -> dict[str, Any] | None:
+        """What `add` recorded for ``unit``; None without a record, or when it or a part file is damaged or gone."""
+        state = read_checkpoint(self._file(unit))
+        if state is None or state["unit"] != unit:
+            return None
+        done: dict[str, Any] = state["done"]
+        for part, digest in zip(done["parts"], state["digests"], strict=True):
+            if self._digest(part) != digest:
+                log.warning("%s/%s is damaged or gone: its unit is computed again", self._base, part["path"])
+                return None
+        return done
+
+    def add(self, unit: str, done: Mapping[str, Any]) -> None:
+        """Record a finished unit."""
+        digests = [self._digest(part) for part in done["parts"]]
+        write_checkpoint(self._file(unit), {"unit": unit, "done": done, "digests": digests})
+
+    def remove(self) -> None:
+        """Delete all records; the ranks of a machine share the folder, any of them may be first."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _file(self, unit: str) -> Path:
+        return self._folder / f"{hash_keys([unit])[0]:016x}.safetensors"
+
+    def _digest(self, part: Mapping[str, Any]) -> str:
+        """sha256 of a part file; "" when it is gone."""
+        try:
+            with self._fs.open(f"{self._base}/{part['path']}", "rb") as handle:
+                return file_digest(handle, "sha256").hexdigest()
+        except FileNotFoundError:
+            return ""
 
 
 def run(context: StepContext, ranks: Ranks) -> None:
@@ -171,46 +209,6 @@ def _added_since(context: StepContext, requests: Snapshot, cache: Snapshot, mode
 
 def _hashes(rows: Mapping[str, np.ndarray]) -> np.ndarray:
     return hash_keys(rows["user_id"], rows["sequence_hash"])
-
-
-class Journal:
-    """Finished units of work on disk, a checkpoint each, with the hashes of their part files."""
-
-    def __init__(self, folder: Path, table_uri: str) -> None:
-        self._folder = folder
-        self._fs, self._base = filesystem(table_uri)
-
-    def find(self, unit: str) -> dict[str, Any] | None:
-        """What `add` recorded for ``unit``; None without a record, or when it or a part file is damaged or gone."""
-        state = read_checkpoint(self._file(unit))
-        if state is None or state["unit"] != unit:
-            return None
-        done: dict[str, Any] = state["done"]
-        for part, digest in zip(done["parts"], state["digests"], strict=True):
-            if self._digest(part) != digest:
-                log.warning("%s/%s is damaged or gone: its unit is computed again", self._base, part["path"])
-                return None
-        return done
-
-    def add(self, unit: str, done: Mapping[str, Any]) -> None:
-        """Record a finished unit."""
-        digests = [self._digest(part) for part in done["parts"]]
-        write_checkpoint(self._file(unit), {"unit": unit, "done": done, "digests": digests})
-
-    def remove(self) -> None:
-        """Delete all records; the ranks of a machine share the folder, any of them may be first."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _file(self, unit: str) -> Path:
-        return self._folder / f"{hash_keys([unit])[0]:016x}.safetensors"
-
-    def _digest(self, part: Mapping[str, Any]) -> str:
-        """sha256 of a part file; "" when it is gone."""
-        try:
-            with self._fs.open(f"{self._base}/{part['path']}", "rb") as handle:
-                return file_digest(handle, "sha256").hexdigest()
-        except FileNotFoundError:
-            return ""
 
 
 def _work(

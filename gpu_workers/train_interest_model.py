@@ -92,9 +92,6 @@ class Training:
     best: dict[str, torch.Tensor] = field(default_factory=dict)  # the best epoch's `adapter_state`, on rank 0
 
 
-# ---- setup -----------------------------------------------------------------------------------------------------
-
-
 def setup(
     context: StepContext, ranks: Ranks, tokenizer: Manifest, content: ContentTable | None, folder: Path
 ) -> Training:
@@ -153,9 +150,6 @@ def setup(
     return Training(
         context, ranks, objective, engine, folder, checkpoints, budget, data, keep, held_out, walks, max_events
     )
-
-
-# ---- train -----------------------------------------------------------------------------------------------------
 
 
 def train(training: Training, progress: TrainingProgress) -> dict[str, float]:
@@ -221,9 +215,6 @@ def _in_step(training: Training, packs: Iterator[Pack]) -> Iterator[tuple[Pack, 
         yield pack, targets
 
 
-# ---- validate --------------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def validate(training: Training) -> dict[str, float]:
     """Held-out loss per target over all held-out events, and HR@10 of the last one, over SIDs."""
@@ -258,9 +249,6 @@ def log_epoch(training: Training, figures: dict[str, float]) -> None:
     )  # fmt: skip
     names = ("train_loss", "valid_loss", "valid_hr10")
     training.engine.monitor.write_events([(f"Epoch/{n}", figures[n], number) for n in names])
-
-
-# ---- checkpoints and publishing --------------------------------------------------------------------------------
 
 
 def load_checkpoint(training: Training) -> TrainingProgress:

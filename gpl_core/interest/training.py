@@ -3,12 +3,10 @@
 One forward pass predicts every next SID, by the scoring rule of the search.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -110,17 +108,14 @@ class TrainingProgress:
     sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Over these steps and all ranks: loss, targets, targets outside the catalog."""
 
-    def after(self, loss: float, hit_rate: float, figures: dict[str, float]) -> TrainingProgress:
+    def after(self, loss: float, hit_rate: float, figures: dict[str, float]) -> Self:
         """The progress after one more epoch with held-out ``loss`` and ``hit_rate``."""
-        lower, higher = loss < self.best_loss, hit_rate > self.best_hit_rate
-        return TrainingProgress(
-            self.epoch + 1,
-            self.epoch if lower else self.best_epoch,
-            loss if lower else self.best_loss,
-            max(hit_rate, self.best_hit_rate),
-            self.epoch if lower or higher else self.better_epoch,
-            (*self.history, figures),
-        )
+        found = replace(self, epoch=self.epoch + 1, history=(*self.history, figures), step=0, sums=(0.0, 0.0, 0.0))
+        if loss < self.best_loss:
+            found = replace(found, best_epoch=self.epoch, best_loss=loss, better_epoch=self.epoch)
+        if hit_rate > self.best_hit_rate:
+            found = replace(found, best_hit_rate=hit_rate, better_epoch=self.epoch)
+        return found
 
     def is_over(self, patience: int) -> bool:
         """Whether neither loss nor hit rate has improved for ``patience`` epochs."""
