@@ -16,7 +16,7 @@ from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
 from gpl_core.contracts.raw_values import midnight
 from gpl_core.graph.step_run import StepContext, log
-from gpl_core.lakehouse.files import DataFile, rows_in
+from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.sids.encoders import EncoderPart, FusionEncoder, build_encoder
 from gpl_core.sids.item_content import ItemContent
@@ -109,26 +109,17 @@ def _known(context: StepContext, encoder_version: str) -> NewestContent:
 
 def _pending(items: Snapshot, ranks: Ranks, known: NewestContent) -> Iterator[dict]:
     """This rank's items that have to be encoded, at most _ITEMS at a time, with the rows ``seen`` since the last
-    batch."""
-    files, of_rank = _share(items.files, ranks)
-    for group in read_batches(items, files, _COLUMNS, queue_size=2):
+    batch: of whole files where these can be shared out evenly enough, else every size-th item of all files."""
+    shares = assign_files(items.files, ranks.size)
+    by_file = ranks.size > 1 and max(map(rows_in, shares)) <= 1.25 * rows_in(items.files) / ranks.size
+    for group in read_batches(items, shares[ranks.rank] if by_file else items.files, _COLUMNS, queue_size=2):
         index = group["item_index"].astype(np.int64)
-        mine = np.ones(len(index), dtype=bool) if of_rank is None else index % ranks.size == of_rank
+        mine = np.full(len(index), by_file) | (index % ranks.size == ranks.rank)
         wanted = np.flatnonzero(mine & ~known.holds(index, digests(group["content_hash"])))
         yield {"seen": int(mine.sum()), "item_index": index[:0]}
         for start in range(0, len(wanted), _ITEMS):
             chosen = wanted[start : start + _ITEMS]
             yield {"seen": 0} | {name: values[chosen] for name, values in group.items()}
-
-
-def _share(files: tuple[DataFile, ...], ranks: Ranks) -> tuple[tuple[DataFile, ...], int | None]:
-    """Whole files per rank where that is even enough; else all files, of which a rank takes every size-th item."""
-    if ranks.size == 1:
-        return files, None
-    shares = assign_files(files, ranks.size)
-    if max(map(rows_in, shares)) <= 1.25 * rows_in(files) / ranks.size:
-        return shares[ranks.rank], None
-    return files, ranks.rank
 
 
 def _contents(batch: Mapping[str, np.ndarray]) -> list[ItemContent]:

@@ -73,7 +73,8 @@ def import_gguf(file: str | Path, folder: str | Path) -> None:
         values = gguf.dequantize(tensors[name].data, tensors[name].tensor_type).astype(np.float32)
         if config.model_type == "llama" and ours.endswith(("q_proj.weight", "k_proj.weight")):
             heads = config.num_attention_heads if "q_proj" in ours else config.num_key_value_heads
-            values = _halves(values, heads)
+            # Rows of a head are interleaved pairs, as llama.cpp rotates them: back to two halves.
+            values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         if values.shape != tuple(wanted[ours].shape):
             raise ContractError(f"{file}: {name} has shape {values.shape}, expected {tuple(wanted[ours].shape)}.")
         weights[ours] = torch.from_numpy(np.ascontiguousarray(values))
@@ -112,11 +113,6 @@ def _config(file: str | Path, facts: Mapping[str, Any], tensors: Mapping[str, An
         if said.get(key, expected) != expected:
             raise UsageError(f"{file}: {family}.{key} = {said[key]}, expected {expected}: such a model is not read.")
     return config
-
-
-def _halves(values: np.ndarray, heads: int) -> np.ndarray:
-    """Llama's rows of a head from interleaved pairs, as llama.cpp rotates them, back to two halves."""
-    return values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
 
 
 def _tokenizer(file: str | Path, facts: Mapping[str, Any], rows: int) -> Any:

@@ -39,9 +39,6 @@ class ItemCatalog:
         self._leaf_of[self.item_index] = self.leaf
         self._leaf_sids = self.trie.sids()
 
-    def __len__(self) -> int:
-        return len(self.item_index)
-
     @property
     def levels(self) -> int:
         """L, the number of codes in a SID."""

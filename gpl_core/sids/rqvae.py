@@ -143,9 +143,8 @@ def one_cycle(step: int, total: int, peak: float, rise: float = 0.3) -> float:
     """The one-cycle learning rate (Smith 2018; torch's OneCycleLR with cosine annealing) at ``step`` of ``total``."""
     up = rise * total - 1
     first, last = peak / 25, peak / 25 / 1e4
-    if step <= up:
-        return _cosine(first, peak, step / up)
-    return _cosine(peak, last, (step - up) / (total - 1 - up)) if total - 1 > up else peak
+    start, end, share = (first, peak, step / up) if step <= up else (peak, last, (step - up) / (total - 1 - up))
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
 
 
 def fit(
@@ -329,7 +328,3 @@ def sample_rows(embeddings: np.ndarray, rows: int, seed: int) -> np.ndarray:
         return np.array(embeddings, dtype=np.float32)
     chosen = np.random.default_rng([seed, 2]).choice(len(embeddings), size=rows, replace=False)
     return np.array(embeddings[np.sort(chosen)], dtype=np.float32)
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

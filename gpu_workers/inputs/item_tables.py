@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, timedelta
+from datetime import timedelta
 
 import numpy as np
 
@@ -16,18 +16,16 @@ from gpu_workers.inputs.feed import read_batches
 from gpu_workers.ranks import Ranks
 
 
-def end_of(run_date: date) -> int:
-    """The end of `run_date` in microseconds: later content must not be used, however late the step runs."""
-    return midnight(run_date + timedelta(days=1))
-
-
 @contextmanager
 def content_table(context: StepContext, ranks: Ranks) -> Iterator[ContentTable]:
-    """Item vectors of the encoder that the tokenizer in force was trained on, as of the run date, memory-mapped."""
+    """Item vectors of the encoder that the tokenizer in force was trained on, as of the run date, memory-mapped.
+
+    Content that is newer than the run date is not used, however late the step runs.
+    """
     with ranks.together():
         encoder_version = context.artifact("tokenizer").lineage["encoder_version"]
         snapshot = context.snapshot("item_embeddings")
-    with item_vectors(snapshot, encoder_version, ranks, before=end_of(context.run_date)) as found:
+    with item_vectors(snapshot, encoder_version, ranks, before=midnight(context.run_date + timedelta(days=1))) as found:
         with ranks.together():
             table = ContentTable.of(found.item_index, found.vectors)
         yield table
