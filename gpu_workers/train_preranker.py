@@ -47,18 +47,13 @@ def variants_of(settings: Prerank) -> tuple[Variant, ...]:
     )
 
 
-def bundle_name(variant: str, seed: int) -> str:
-    """Name of one trained model in the bundle."""
-    return f"{variant}-seed{seed}"
-
-
 def _train_and_publish(context: StepContext, ranks: Ranks, inputs: TowerInputs) -> None:
     tokenizer, settings = context.artifact("tokenizer"), context.config.prerank
     with scratch_folder() as folder:
         with ranks.together():
             rows = FeedRows(context, inputs, tokenizer.version, folder)
         found = train_seeds(context, variants_of(settings), rows, inputs, ranks)
-    trained = {bundle_name(name, seed): one for (name, seed), one in found.items()}
+    trained = {f"{name}-seed{seed}": one for (name, seed), one in found.items()}
     with ranks.together():
         if ranks.is_main:
             _publish(context, inputs, tokenizer, trained, rows.counts)
@@ -95,7 +90,7 @@ def _evaluate(context: StepContext, inputs: TowerInputs) -> list[dict[str, Any]]
         return []
     folder = context.artifacts.fetch(manifest)
     models = {
-        (v.name, seed): load_variant(folder, bundle_name(v.name, seed)).to(inputs.device)
+        (v.name, seed): load_variant(folder, f"{v.name}-seed{seed}").to(inputs.device)
         for v in variants_of(settings)
         for seed in settings.seeds
     }

@@ -44,18 +44,24 @@ class Trie:
     def build(cls, sids: np.ndarray, codes: int) -> Self:
         """The trie of ``sids`` (int [S x L], any order, duplicates allowed); S = 0 gives a root without children.
 
-        Raises ContractError on a wrong shape or type, on a code outside [0, codes), or from 2^62 possible SIDs on.
+        Raises ContractError on a wrong shape, on a code outside [0, codes), or from 2^62 possible SIDs on.
         """
-        rows = checked_sids(sids, codes)
-        levels = rows.shape[1]
+        if sids.ndim != 2 or sids.shape[1] < 1:
+            raise ContractError(f"sids: shape {sids.shape}, expected [S x L] with L >= 1; unflatten the column first.")
+        if len(bad := np.flatnonzero(((sids < 0) | (sids >= codes)).any(axis=1))):
+            raise ContractError(
+                f"sids: row {bad[0]} is {sids[bad[0]].tolist()}, expected codes in [0, {codes}); drop padding (-1) and "
+                "check that codes and SIDs come from the same tokenizer."
+            )
+        levels = sids.shape[1]
         if codes**levels >= MOST_SIDS:
             raise ContractError(f"sids: {levels} levels of {codes} codes, expected fewer than 2^62 possible SIDs.")
         offsets: list[np.ndarray] = []
         tokens: list[np.ndarray] = []
-        key = np.zeros(len(rows), dtype=np.int64)
+        key = np.zeros(len(sids), dtype=np.int64)
         for level in range(levels):
             key *= codes
-            key += rows[:, level]
+            key += sids[:, level]
         key.sort()
         key = key[run_starts(key)]
         # From the leaves up: a node starts where its prefix differs from its left neighbor's.
@@ -65,7 +71,7 @@ class Trie:
             starts = run_starts(parent)
             offsets.append(np.append(np.flatnonzero(starts), len(key)).astype(np.int64))
             key = parent[starts]
-        if not len(rows):  # a catalog without items is a root with no children
+        if not len(sids):  # a catalog without items is a root with no children
             offsets[-1] = np.zeros(2, dtype=np.int64)
         return cls(codes, tuple(offsets[::-1]), tuple(tokens[::-1]))
 
@@ -118,19 +124,3 @@ def run_starts(values: np.ndarray) -> np.ndarray:
     first = np.ones(len(values), dtype=bool)
     np.not_equal(values[1:], values[:-1], out=first[1:])
     return first
-
-
-def checked_sids(sids: np.ndarray, codes: int) -> np.ndarray:
-    """``sids`` as an int array [S x L], after checking shape, type and range; raises ContractError."""
-    rows = np.asarray(sids)
-    if rows.ndim != 2 or rows.shape[1] < 1:
-        raise ContractError(f"sids: shape {rows.shape}, expected [S x L] with L >= 1; unflatten the column first.")
-    if not np.issubdtype(rows.dtype, np.integer):
-        raise ContractError(f"sids: type {rows.dtype}, expected integers; codes are counted, not measured.")
-    if len(rows) and (rows.min() < 0 or rows.max() >= codes):
-        row = int(np.flatnonzero(((rows < 0) | (rows >= codes)).any(axis=1))[0])
-        raise ContractError(
-            f"sids: row {row} is {rows[row].tolist()}, expected codes in [0, {codes}); "
-            "drop padding (-1) and check that codes and SIDs come from the same tokenizer."
-        )
-    return rows
