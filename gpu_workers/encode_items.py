@@ -34,13 +34,12 @@ _DONORS = 512  # of so many items those that lack nothing lend their parts to th
 
 def encoder_parts(config: Config) -> list[EncoderPart]:
     """The configured parts in the library's form; the width of a precomputed column comes from ``ingest``."""
-    parts = []
-    for part in config.encoder.parts:
-        options = dict(part.options)
-        if part.name == "precomputed" and config.ingest.image_embedding_length:
-            options.setdefault("dim", config.ingest.image_embedding_length)
-        parts.append(EncoderPart(part.name, part.weight, part.path or None, options))
-    return parts
+    length = config.ingest.image_embedding_length
+    known: dict[str, dict[str, int | float | str]] = {"precomputed": {"dim": length}} if length else {}
+    return [
+        EncoderPart(p.name, p.weight, p.path or None, {**known.get(p.name, {}), **p.options})
+        for p in config.encoder.parts
+    ]
 
 
 def run(context: StepContext, ranks: Ranks) -> None:

@@ -51,14 +51,11 @@ def train_seeds(
 ) -> dict[tuple[str, int], Trained]:
     """Every variant and seed; their batches go to the details of the run: `gpl evaluate` tells how long one takes."""
     settings = inputs.settings
-    trained = {}
     with one_thread():
-        for seed in settings.seeds:
-            for name, one in train_variants(variants, rows, inputs, ranks, seed).items():
-                trained[name, seed] = one
+        of_seed = {seed: train_variants(variants, rows, inputs, ranks, seed) for seed in settings.seeds}
     kinds = sum(1 + bool(v.lambda_) for v in variants)  # of rows: exposed ones, and unexposed ones
     context.counts.details["trained_batches"] = kinds * len(settings.seeds) * settings.steps
-    return trained
+    return {(name, seed): one for seed, found in of_seed.items() for name, one in found.items()}
 
 
 def train_variants(

@@ -19,9 +19,6 @@ class RowView:
         """Row n of the view is ``matrix[rows[n]]``."""
         self._matrix, self._rows = matrix, np.asarray(rows)
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __getitem__(self, wanted: int | slice | np.ndarray) -> np.ndarray:
         return self._matrix[self._rows[wanted]]
 

@@ -10,6 +10,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 
 _DISTINCT_ROWS = 20_000  # a larger catalog is assumed to have more distinct rows than codes
+_ROWS = 16_384  # compared with all codes at a time
 _EXACT_ROWS = 200_000  # mini-batches beyond it: Lloyd's step over all rows costs N * C * k
 
 
@@ -41,16 +42,9 @@ def residual_kmeans(x: np.ndarray, levels: int, codes: int, seed: int) -> tuple[
         spread = residual.std() + 1e-6
         noise = rng.normal(scale=0.1 * spread, size=(codes - clusters, x.shape[1]))
         books[level, clusters:] = distinct[rng.integers(len(distinct), size=codes - clusters)] + noise
-        chosen = nearest_rows(residual, books[level])
+        half = np.square(books[level]).sum(axis=1) / 2
+        parts = np.split(residual, range(_ROWS, len(residual), _ROWS))
+        chosen = np.concatenate([np.argmax(part @ books[level].T - half, axis=1) for part in parts])
         counts[level] = np.bincount(chosen, minlength=codes)
         residual -= books[level][chosen]
     return books, counts
-
-
-def nearest_rows(x: np.ndarray, codebook: np.ndarray, rows: int = 16_384) -> np.ndarray:
-    """The code of least squared distance for each row of ``x`` [N x k], int64 [N], ``rows`` at a time."""
-    half = np.square(codebook).sum(axis=1) / 2
-    out = np.empty(len(x), dtype=np.int64)
-    for start in range(0, len(x), rows):
-        out[start : start + rows] = np.argmax(x[start : start + rows] @ codebook.T - half, axis=1)
-    return out
