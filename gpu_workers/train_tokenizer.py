@@ -125,7 +125,12 @@ def run(context: StepContext, ranks: Ranks) -> None:
                 }  # fmt: skip
                 log.info("train_tokenizer: %s", figures)
                 check_gates(health, **context.config.tokenizer.gates.model_dump())
-                _publish(context, tokenizer, encoder_version, figures, saw_all=not items.left_out)
+                with scratch_folder() as scratch:
+                    tokenizer.save(scratch)
+                    lineage = {"encoder_version": encoder_version}
+                    manifest = context.publish(scratch, lineage, figures, saw_all=not items.left_out)
+                context.counts.rows_out = 1
+                log.info("train_tokenizer: published %s", manifest.version)
                 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 
@@ -140,16 +145,6 @@ def _train(ranks: Ranks, settings: RqVaeSettings, vectors: Any, folder: Path) ->
 
     with one_thread():
         return fit(vectors, settings, progress=progress, checkpoint_dir=folder / "checkpoint", engine=engine)
-
-
-def _publish(
-    context: StepContext, tokenizer: Tokenizer, encoder_version: str, metrics: Mapping[str, Any], *, saw_all: bool
-) -> None:
-    with scratch_folder() as scratch:
-        tokenizer.save(scratch)
-        manifest = context.publish(scratch, {"encoder_version": encoder_version}, metrics, saw_all=saw_all)
-    context.counts.rows_out = 1
-    log.info("train_tokenizer: published %s", manifest.version)
 
 
 if __name__ == "__main__":
