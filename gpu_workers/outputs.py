@@ -41,9 +41,8 @@ def commit_parts(
 def commit_rows(context: StepContext, ranks: Ranks, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replace the run date's slice of a small `table` by the `rows` of all ranks."""
     contract = context.contract(table)
-    partition = {"dt": context.run_date.isoformat()}
-    if "step" in contract.partition_by:
-        partition["step"] = context.step.name
+    known = {"dt": context.run_date.isoformat(), "step": context.step.name}
+    partition = {name: known[name] for name in contract.partition_by}
     with ranks.together(), context.lake.writer(contract, partition, dims={}, rank=ranks.rank) as writer:
         writer.write_rows(rows)
     commit_parts(context, ranks, table, writer.parts, mode="overwrite", partition=partition)

@@ -171,9 +171,8 @@ def _note_rejects(
 
 def _commit_rejects(context: StepContext, ranks: Ranks, rejects: Rejects) -> None:
     """One row per key over all ranks."""
-    merged: Rejects = {}
-    for text in ranks.gather_text(json.dumps(rejects)):
-        merged |= json.loads(text)
+    held = map(json.loads, ranks.gather_text(json.dumps(rejects)))
+    merged: Rejects = {key: why for some in held for key, why in some.items()}
     rows = [reject(key, *merged[key]) for key in sorted(merged)] if ranks.is_main else []
     commit_rows(context, ranks, "worker_rejects", rows)
     context.counts.details["rejects"] = len(merged)

@@ -121,14 +121,8 @@ class PrefillPlan:
         values[self._user, :, self._place] = value
         spread = query.new_zeros(keys.shape[0], query.shape[1], self._prompt, query.shape[2])
         spread[self._user, :, self._place] = query
-        seen = scaled_dot_product_attention(
-            spread,
-            keys[:, :, : self._prompt],
-            values[:, :, : self._prompt],
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=True,
-        )
+        keys, values = keys[:, :, : self._prompt], values[:, :, : self._prompt]
+        seen = scaled_dot_product_attention(spread, keys, values, is_causal=True, scale=scaling, enable_gqa=True)
         return seen[self._user, :, self._place]
 
 
@@ -144,17 +138,12 @@ class TreePlan:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Shapes as in AttentionPlan with T = U * W, user after user."""
         here = slice(self._first, self._first + self._beams)
+        q, k, v = (t.view(self._users, self._beams, *t.shape[1:]).transpose(1, 2) for t in (query, key, value))
         keys, values = self._store.keys[layer], self._store.values[layer]
-        keys[:, :, here] = key.view(self._users, self._beams, *key.shape[1:]).transpose(1, 2)
-        values[:, :, here] = value.view(self._users, self._beams, *value.shape[1:]).transpose(1, 2)
-        seen = scaled_dot_product_attention(
-            query.view(self._users, self._beams, *query.shape[1:]).transpose(1, 2),
-            keys[:, :, : self._slots],
-            values[:, :, : self._slots],
-            attn_mask=self._visible,
-            scale=scaling,
-            enable_gqa=True,
-        )
+        keys[:, :, here] = k
+        values[:, :, here] = v
+        keys, values = keys[:, :, : self._slots], values[:, :, : self._slots]
+        seen = scaled_dot_product_attention(q, keys, values, self._visible, scale=scaling, enable_gqa=True)
         return seen.transpose(1, 2).flatten(0, 1)
 
 

@@ -66,7 +66,10 @@ class PictureReader:
                     raise PictureError(
                         f"the picture has {picture.width} x {picture.height} pixels, more than {self.max_pixels}"
                     )
-                rgba = _eight_bit(picture).convert("RGBA")
+                shown: Image.Image = picture
+                if picture.mode.startswith("I"):  # 16-bit grays, which `convert` would clip to white
+                    shown = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
+                rgba = shown.convert("RGBA")
         except PictureError:
             raise
         except Exception as error:  # decoders raise many types on broken files
@@ -193,13 +196,6 @@ class HogColorEncoder:
         layout = np.asarray(small.resize((_CELLS, _CELLS), Image.Resampling.BOX), dtype=np.float64).reshape(-1) / 255.0
         parts = [_unit(shape), _unit(np.sqrt(colors)), _unit(layout)]
         return _unit(np.concatenate(parts)).astype(np.float32)
-
-
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    """16-bit grays as 8-bit ones: ``convert`` would clip them to white."""
-    if not picture.mode.startswith("I"):
-        return picture
-    return Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
