@@ -33,7 +33,7 @@ class Towers(torch.nn.Module):
     def forward(self, users: list[str], items: torch.Tensor) -> torch.Tensor:
         history = self.codes[self.history[[self.place.get(user, -1) for user in users]]].flatten(1)
         user = embedding_bag(history, self.vectors, mode="mean", padding_idx=0)[:, :WIDTH]
-        item = embedding_bag(self.codes[items], self.vectors, mode="sum", padding_idx=0)
+        item = embedding_bag(self.codes[items.clamp(max=len(self.codes) - 1)], self.vectors, mode="sum", padding_idx=0)
         return (user * item[:, WIDTH:-1]).sum(1) + item[:, -1] - 3  # few pairs are clicked
 
 
