@@ -146,11 +146,11 @@ _COSTS = {  # file -> figure -> what it is, how it is written
     },
     "score_candidates": {"share of the floor's speed": ("Scoring pairs, share of bare arithmetic's speed", "{:.3f}")},
     "spark_scale": {
-        "ingest: CPU of the floor's, 16x": (
-            "Spark's `ingest` at 16x, CPU over one bare scan, sort and write",
+        "all jobs: CPU of the floors', 16x": (
+            "Spark's jobs over 21 million candidate rows, CPU over bare scans, shuffles and writes",
             "{:.2f}x",
         ),
-        "samples: CPU of the floor's, 16x": ("Spark's `samples`, likewise", "{:.2f}x"),
+        "all jobs: core-hours per 10^9 candidate rows": ("The same for 10^9 rows, extrapolated", "{:.1f} core-hours"),
     },
     "years": {"gpl status, 3000 / 10 commits": ("`gpl status` after 3,000 commits per table, over 10", "{:.2f}x")},
     "concurrency": {"tables with a key twice": ("Two runs at once: tables with a key twice", "{:.0f}")},

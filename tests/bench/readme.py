@@ -69,5 +69,6 @@ def _block() -> str:
     return words(
         "readme.md", figures=_figures(), controls=_controls(), **findings(),
         best=value("quickstart", f"{TRUTH} | bayes: unexposed/auc"),
+        core_hours=value("spark_scale", "all jobs: core-hours per 10^9 candidate rows"),
         **{**pair, "history": pair["history"][0], "mean_label": value("quickstart", "mean label")},
     )  # fmt: skip
