@@ -212,7 +212,7 @@ def _issue_and_write(
     }  # fmt: skip
     log.info("assign_sids: %s", context.counts.details)
     if message:
-        log.warning("assign_sids: %s", message)
+        context.warn(message)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Items whose newest content is already encoded under this encoder_version are ski
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from datetime import date
 from functools import cache, partial
 
 import numpy as np
@@ -56,7 +55,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
             contract, {"encoder_version": encoder.version}, dims={"d": encoder.dim}, rank=ranks.rank
         )
         items = context.snapshot("items")
-        donors = cache(partial(_donors, encoder, items, context.run_date))
+        donors = cache(partial(_donors, context, encoder, items))
         read = encoded = 0
         rejects: list[dict[str, str]] = []
         missing: Counter[str] = Counter()
@@ -82,19 +81,19 @@ def run(context: StepContext, ranks: Ranks) -> None:
     parts = {f"without_{p.name}": int(ranks.sum(missing[p.name])) for p in context.config.encoder.parts}
     context.counts.rows_in = int(ranks.sum(read))
     context.counts.rows_dropped = context.counts.rows_in - totals["encoded"]
-    context.counts.details = {"encoder_version": encoder.version, "dim": encoder.dim, **totals, **parts}
+    context.counts.details |= {"encoder_version": encoder.version, "dim": encoder.dim, **totals, **parts}
     details = {"encoder_version": encoder.version, "dim": encoder.dim}
     commit_parts(context, ranks, "item_embeddings", writer.parts, mode="append", details=details)
 
 
-def _donors(encoder: FusionEncoder, items: Snapshot, run_date: date) -> np.ndarray:
-    """Vectors [<= _DONORS x d] of the complete ones of the first items from before `run_date`, equal on every rank."""
+def _donors(context: StepContext, encoder: FusionEncoder, items: Snapshot) -> np.ndarray:
+    """Vectors [<= _DONORS x d] of the complete ones of the first items from before the run date; equal on all ranks."""
     batches = read_batches(items, items.files, _COLUMNS)
-    early = ({c: v[b["updated_at"] < midnight(run_date)] for c, v in b.items()} for b in batches)
+    early = ({c: v[b["updated_at"] < midnight(context.run_date)] for c, v in b.items()} for b in batches)
     first = next(rebatch(early, _DONORS), None)
     found = encoder.encode(_contents(first)) if first is not None else None
     if found is None or not found.complete.any():
-        log.warning("encode_items: no complete item among the first from before %s: missing parts stay 0", run_date)
+        context.warn("no complete item among the first from before this date: missing parts stay 0")
         return np.zeros((0, encoder.dim), dtype=np.float32)
     return found.vectors[found.complete]
 

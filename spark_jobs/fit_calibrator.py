@@ -193,8 +193,8 @@ def quantile(
     ).collect()  # fmt: skip
     found = sum(c["pairs"] for c in cells)
     if not cells:
-        # An empty day must not stop the graph: this calibrator will label nothing.
-        log.warning("fit_calibrator: %s has no scored unexposed pair", step.run_date)
+        # An empty day must not stop the graph.
+        step.context.warn("no unexposed pair was scored: this calibrator will label nothing")
         cells = [Row(x=float(user_logit(ranked_by, ranked_by.prior_rate, 0.5)), rows=1, pairs=0)]
     location = fit_location([c["x"] for c in cells], [c["rows"] for c in cells], rate)
     on = replace(ranked_by.fitted_on, base_rate=rate)
@@ -216,7 +216,7 @@ def ranking(
             f"pairs are ranked by {FALLBACK}, as is usual on a first date: the exposed pairs scored from {first} to "
             f"{last} are {fault}"
         )
-        log.warning("fit_calibrator: %s: %s", step.run_date, warning)
+        step.context.warn(warning)
         return replace(start, features=(FALLBACK,), weights=(1.0,)), {"score": FALLBACK, "warning": warning}
     on = FittedOn("exposed", rows, clicks, first.isoformat(), last.isoformat(), clicks / rows)
     others = unexposed_pairs(step.read_dates("pair_scores", first, last), rows)
@@ -257,7 +257,7 @@ def fitted(
         if calibrator.weights[0] <= 0:
             rise = f"clicks do not rise with {features[0]} (weight {calibrator.weights[0]:.4f})"
             details["warning"] = f"{rise}: labels mean little"
-            log.warning("fit_calibrator: %s", details["warning"])
+            step.context.warn(details["warning"])
     bins, error = label_reliability(with_label(labeled, calibrator))
     labeled.unpersist()
     return replace(calibrator, fitted_on=replace(base, reliability=bins, ece=error)), details
@@ -279,8 +279,8 @@ def counted(step: SparkStep, pairs: DataFrame, first: date, last: date) -> DataF
     return with_counts(pairs, *(step.read_dates(t, first, last) for t in ("user_stats", "item_stats")))
 
 
-def check_rate(rate: float, before: Manifest | None, settings: Settings) -> dict[str, Any]:
-    """A warning for the details when the mean label moved too far since the calibrator of the date before.
+def check_rate(step: SparkStep, rate: float, before: Manifest | None) -> dict[str, Any]:
+    """A warning for the manifest when the mean label moved too far since the calibrator of the date before.
 
     GateError instead when labels.calibrator.on_rate_change is `refuse`.
     """
@@ -289,9 +289,9 @@ def check_rate(rate: float, before: Manifest | None, settings: Settings) -> dict
     sentence = base_rate_change(float(before.metrics["base_rate"]), rate)
     if sentence is None:
         return {}
-    if settings.on_rate_change == "refuse":
+    if step.config.labels.calibrator.on_rate_change == "refuse":
         raise GateError(f"{sentence} (the calibrator before: {before.version})")
-    log.warning("fit_calibrator: %s", sentence)
+    step.context.warn(sentence)
     return {"rate_warning": sentence}
 
 
@@ -310,7 +310,7 @@ def run(step: SparkStep) -> None:
     calibrator, details = make(step, settings, unfitted(step, settings), first, through)
     before = context.artifacts.in_force_or_none("calibrator", through)
     on = calibrator.fitted_on
-    details |= check_rate(on.base_rate, before, settings)
+    details |= check_rate(step, on.base_rate, before)
     metrics: Mapping[str, Any] = {
         **details, "kind": calibrator.kind, "source": on.source, "base_rate": on.base_rate, "rows": on.rows,
         "dates": [on.first_date, on.last_date], "ece": on.ece, "uses_clicks": calibrator.uses_clicks,
@@ -320,7 +320,7 @@ def run(step: SparkStep) -> None:
         lineage = {"model_version": model.version, "sid_version": model.lineage["sid_version"]}
         manifest = context.publish(folder, lineage, metrics)
     context.counts.rows_in = on.rows
-    context.counts.details |= dict(metrics)
+    context.counts.details |= metrics
     log.info("fit_calibrator: published %s calibrator %s", calibrator.kind, manifest.version)
 
 

@@ -246,8 +246,7 @@ def run(step: SparkStep) -> None:
         kind = "incomplete" if missing else "complete"
     else:
         facts, kind = facts.exposed_only(late), "exposed_only"
-        told = context.counts.details.get("warnings", [])
-        context.counts.details["warnings"] = [*told, f"only exposed rows are published: {because}"]
+        context.warn(f"only exposed rows are published: {because}")
     completeness = {"rows": kind, "because": "; ".join([*missing, *([because] if because else [])])}
     sids = sids_in_force(step.read("item_sids"), sid_version)
     count = facts.exposed + facts.labeled
@@ -278,8 +277,8 @@ def _missing(step: SparkStep, facts: FeedSlice) -> list[str]:
     """The raw tables of which no row of the date has reached the graph, also as warnings in the step's details."""
     rows = {"impressions": facts.exposed, "candidates": facts.labeled + sum(facts.left_out.values())}
     missing = [f"raw_{t} has no usable row of {step.run_date}" for t, n in rows.items() if not n + step.slice_rows(t)]
-    if missing:
-        step.context.counts.details["warnings"] = missing
+    for text in missing:
+        step.context.warn(text)
     return missing
 
 

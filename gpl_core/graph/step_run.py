@@ -95,6 +95,11 @@ class StepContext:
         """Whether the (optional) input table exists."""
         return table in self.state.inputs
 
+    def warn(self, text: str) -> None:
+        """Log `text`, and tell it where people look: the step's line, the run's end, job_runs, exporters."""
+        log.warning("%s %s: %s", self.step.name, self.run_date, text)
+        self.counts.details.setdefault("warnings", []).append(text)
+
     @property
     def input_bytes(self) -> int:
         """Bytes of the live files in the scope of every input, from the tables' logs; look-ups count whole."""

@@ -188,6 +188,7 @@ def watch(step: SparkStep, labeled: int, left_out: Mapping[str, int], missing: S
         return []
     write(step, verdicts)
     step.context.counts.details["monitors"] = {v.monitor: {"status": v.status, "value": v.value} for v in verdicts}
-    if warnings := [v.reason for v in verdicts if v.status == "warn"]:
-        step.context.counts.details["warnings"] = [*missing, *warnings]
+    for verdict in verdicts:
+        if verdict.status == "warn":
+            step.context.warn(verdict.reason)
     return [v.reason for v in verdicts if v.status == "fail"]

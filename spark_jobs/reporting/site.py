@@ -104,13 +104,21 @@ def lines(day: Day, warnings: Sequence[str]) -> tuple[list[Line], str]:
     return found, part
 
 
+def told(day: Day) -> set[str]:
+    """What other steps have warned of on the date, by job_runs: it is not told twice."""
+    if not day.context.has("job_runs"):
+        return set()
+    others = day.step.read("job_runs").where((F.col("run_date") == F.lit(day.date)) & (F.col("step") != "report"))
+    return {w for r in others.select("details").collect() for w in json.loads(r["details"] or "{}").get("warnings", [])}
+
+
 def _recorded(day: Day) -> dict[date, list[str]]:
-    """Warnings of the newest page of each date, by job_runs."""
+    """Banners of the newest page of each date, by job_runs."""
     if not day.context.has("job_runs"):
         return {}
     done = day.step.read("job_runs").where("step = 'report' AND status = 'done'").groupBy("run_date")
     rows = done.agg(F.max_by("details", "started_at").alias("details")).collect()
-    return {r["run_date"]: json.loads(r["details"]).get("warnings", []) for r in rows}
+    return {r["run_date"]: json.loads(r["details"]).get("banners", []) for r in rows}
 
 
 def overview(found: Sequence[Line], part: str, known: set[date]) -> list[PageSection]:

@@ -280,6 +280,7 @@ def test_items_unlike_the_published_ones_ask_for_a_new_tokenizer(house, caplog):
     report = house.run("assign_sids", "2026-01-04")
     assert report.details["issued"] == 40
     assert "train a new tokenizer version" in report.details["warning"]
+    assert report.details["warnings"] == [report.details["warning"]]
     assert report.details["warning"] in caplog.text
     mark = house.lake.open("item_sids").mark(WHOLE, "assign_sids")
     assert mark[1].details["drift"]["residual"] > 1.6
