@@ -145,7 +145,7 @@ class Cost:
     spilled: int = 0
     memory: int = 0
     returned: int = 0
-    slowest: float = 1.0
+    slowest: float = 0.0  # not measured: no stage was large enough
 
 
 class Meter:
@@ -270,7 +270,8 @@ def figures(sizes: tuple[float, ...], costs: Mapping[str, Cost], written: Mappin
         back = costs.get(f"{last:g}x {name} read back", Cost())
         out[f"{name}: CPU of the floor's, {last:g}x"] = at_most(each[-1].cpu / (floor.cpu - back.cpu), 2.5, "x")
         out[f"{name}: exponent of growth"] = at_most(growth_exponent(sizes, [c.cpu for c in each]), 1.05, "")
-        out[f"{name}: slowest task of the median's"] = at_most(each[-1].slowest, 3.0, "x")
+        if each[-1].slowest:
+            out[f"{name}: slowest task of the median's"] = at_most(each[-1].slowest, 3.0, "x")
     for name in ("anchor_requests", "sequences"):
         full, fixed = costs[f"{last:g}x {name}"], costs[f"tiny {name}, 1 % changed"]
         part = costs[f"{last:g}x {name}, 1 % changed"]
