@@ -183,8 +183,9 @@ class SparkStep:
             raise taken
         if found > before.version + 1:  # after commits to other slices
             before = self.context.lake.open(contract.name, found - 1, contract=contract)
-        rows, size = added(self.context.lake.open(contract.name, found, contract=contract), before)
-        commit = Commit(before.version, found, rows, size)
+        known, after = {f.path for f in before.files}, self.context.lake.open(contract.name, found, contract=contract)
+        fresh = [f for f in after.files if f.path not in known]
+        commit = Commit(before.version, found, rows_in(fresh), sum(f.size for f in fresh))
         self.context.committed(contract.name, commit)
         return commit
 
@@ -218,10 +219,3 @@ def conflicts_told(contract: Contract, what: str, again: str = "the step") -> It
 def changed_meanwhile(contract: Contract, what: str, again: str = "the step") -> str:
     """What a run that another one has overtaken says."""
     return f"table {contract.name}: {what} by another run in the meantime; nothing was changed: run {again} again"
-
-
-def added(after: Any, before: Any) -> tuple[int, int]:
-    """Rows and bytes of the files that are live in `after` and were not in `before`."""
-    known = {f.path for f in before.files}
-    fresh = [f for f in after.files if f.path not in known]
-    return sum(f.rows for f in fresh), sum(f.size for f in fresh)
