@@ -4,10 +4,9 @@ Launch: spark-submit … spark_jobs/fit_calibrator.py --config CONFIG --run-date
 
 `quantile` ranks each user's unexposed pairs of D by a score: one of pair_scores, or what a regression on clicks of
 ordinary exposed pairs of earlier dates, beside unexposed ones, makes of all features: its order alone counts. It needs
-one number: the
-click rate of unexposed pairs, from the configuration, from uniformly exposed traffic before D or as a share of the
-exposed one. The other kinds are fitted with pyspark.ml on pairs of dates before D that were uniformly exposed and
-scored. Nothing that happened at or after D is read.
+one number, the click rate of unexposed pairs: from the configuration, from uniformly exposed traffic before D or as a
+share of the exposed one. The other kinds are fitted with pyspark.ml on pairs of dates before D that were uniformly
+exposed and scored. Nothing that happened at or after D is read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.regression import IsotonicRegression
-from pyspark.sql import Column, DataFrame, Row
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from gpl_core.conf.sections import CalibratorSettings as Settings
@@ -117,11 +116,6 @@ def fit_logistic(labeled: DataFrame, start: Calibrator) -> Calibrator:
     return replace(start, weights=tuple(float(w) for w in model.coefficients), intercept=float(model.intercept))
 
 
-def count_clicks(shown: DataFrame, *more: Column) -> Row:
-    """Rows and clicked rows of `shown`, and `more` aggregates."""
-    return only_row(shown.agg(F.count(F.lit(1)), F.coalesce(F.sum("clicked"), F.lit(0)), *more))
-
-
 def prior_counts(stats: DataFrame) -> Row:
     """What `prior_strength` asks of user_stats or item_stats of one date: one row of sums."""
     shown = stats.where("impressions > 0")
@@ -209,8 +203,7 @@ def ranking(
     """A `quantile` calibrator without location: the features and weights of its score, and where these come from."""
     if settings.score != "exposed_clicks":
         return replace(start, features=(settings.score,), weights=(1.0,)), {"score": settings.score}
-    labeled = labeled_rows(step, ("exposed", "uniform"), FEATURES, first, last)
-    rows, clicks, models = count_clicks(labeled, F.collect_set("model_version"))
+    labeled, rows, clicks, models = labeled_rows(step, ("exposed", "uniform"), FEATURES, first, last)
     if fault := fitting_fault(rows, clicks, settings.min_rows):
         warning = (
             f"pairs are ranked by {FALLBACK}, as is usual on a first date: the exposed pairs scored from {first} to "
@@ -234,8 +227,7 @@ def fitted(
     MissingInputError when none of them was scored, GateError when too few are labeled, or all of one class.
     """
     features = FEATURES if settings.kind == "logistic" else (settings.variable,)
-    labeled = labeled_rows(step, ("uniform",), features, first, last)
-    rows, clicks, models = count_clicks(labeled, F.collect_set("model_version"))
+    labeled, rows, clicks, models = labeled_rows(step, ("uniform",), features, first, last)
     if not rows:
         raise MissingInputError(
             f"step fit_calibrator: labels.calibrator.kind={settings.kind} is fitted on uniformly exposed pairs scored "
@@ -265,13 +257,18 @@ def fitted(
 
 def labeled_rows(
     step: SparkStep, sources: Sequence[str], features: Sequence[str], first: date, last: date
-) -> DataFrame:
-    """Persisted `labeled_pairs` of `first` to `last`, with the counts of their own dates when `features` need them."""
+) -> tuple[DataFrame, int, int, list[str]]:
+    """Persisted `labeled_pairs` of `first` to `last`, with the counts of their own dates when `features` need them.
+
+    Also their number, that of the clicked ones, and the models that scored them.
+    """
     shown = (
         step.read_dates("impressions", first, last) if step.context.has("impressions") else step.empty("impressions")
     )
     labeled = labeled_pairs(step.read_dates("pair_scores", first, last), shown, sources)
-    return (counted(step, labeled, first, last) if set(features) - set(SCORES) else labeled).persist()
+    labeled = (counted(step, labeled, first, last) if set(features) - set(SCORES) else labeled).persist()
+    sums = F.count(F.lit(1)), F.coalesce(F.sum("clicked"), F.lit(0)), F.collect_set("model_version")
+    return labeled, *only_row(labeled.agg(*sums))
 
 
 def counted(step: SparkStep, pairs: DataFrame, first: date, last: date) -> DataFrame:

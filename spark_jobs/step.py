@@ -20,6 +20,9 @@ from gpl_core.lakehouse.snapshot import in_span
 from gpl_core.lakehouse.statements import quoted
 from spark_jobs.catalog import check_registered, spark_path
 
+Save = Callable[[str, int, str, str], None]
+"""Writes to the table at a place: (app_id, txn_version, mark, uri)."""
+
 
 def column_named(name: str) -> Column:
     """The column of that very name, whatever characters it has."""
@@ -145,13 +148,9 @@ class SparkStep:
         return self._commit(contract, save, None, since)
 
     def _commit(
-        self,
-        contract: Contract,
-        save: Callable[[str, int, str, str], None],
-        details: Mapping[str, Any] | None,
-        since: int | None = None,
+        self, contract: Contract, save: Save, details: Mapping[str, Any] | None, since: int | None = None
     ) -> Commit:
-        """One marked commit through `save(app_id, txn_version, mark, uri)`, and what it added by the table's log.
+        """One marked commit through `save`, and what it added by the table's log.
 
         It follows the version `since`, by default the one that the run was decided on. Of two runs that follow one
         version, Delta skips the transaction of the second.
