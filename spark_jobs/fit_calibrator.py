@@ -238,7 +238,7 @@ def fitted(
     check_fitting_rows(rows, clicks, settings.min_rows, remedy)
     base = FittedOn("uniform", rows, clicks, first.isoformat(), last.isoformat(), clicks / rows)
     # Earlier dates were scored by the models of their time; their similarities are taken as comparable (ours).
-    details = {"source": "uniform", "rows": rows, "clicks": clicks, "scored_by": sorted(models)}
+    details: dict[str, Any] = {"source": "uniform", "rows": rows, "clicks": clicks, "scored_by": sorted(models)}
     if settings.kind == "isotonic":
         knots = tuple(fit_isotonic(labeled, settings.variable).tolist())
         calibrator = replace(start, kind="isotonic", fitted_on=base, knots=knots, features=features, weights=())
