@@ -246,11 +246,11 @@ def figures_of(found: Mapping[str, list[np.ndarray]], task: Task) -> dict[str, F
         }
         for metric in GOALS:
             sides = [over_seeds(replicates([seed[metric] for seed in drawn[name]])) for name in ("ours", RIVAL)]
-            ends = interval(sides[0] - sides[1])
+            low, _ = interval(sides[0] - sides[1])
             lead = figures[f"ours: {metric}"].value - figures[f"{RIVAL}: {metric}"].value
             figures[f"ours over {RIVAL}: {metric}"] = Figure(lead, "share")
-            if ends.low is not None:
-                figures[f"ours over {RIVAL}: {metric}, lower end of 95 %"] = at_least(ends.low, 0.0, "share")
+            if low is not None:
+                figures[f"ours over {RIVAL}: {metric}, lower end of 95 %"] = at_least(low, 0.0, "share")
     return figures
 
 

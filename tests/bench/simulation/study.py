@@ -168,12 +168,12 @@ def gap_closed(results: Results, name: str, metric: str, goal: float | None = No
             )
         }
     of = {v: over_seeds(results[v][figure].drawn) for v in (name, "constant", "oracle_hard")}
-    ends = interval((of[name] - of["constant"]) / (of["oracle_hard"] - of["constant"]))
+    low, high = interval((of[name] - of["constant"]) / (of["oracle_hard"] - of["constant"]))
     share = paired(results, name, "constant", figure)[0] / gap
     return {
         key: Figure(share, "share") if goal is None else at_least(share, goal, "share"),
-        f"  from ({key})": Figure(float(np.nan if ends.low is None else ends.low), "95 %"),
-        f"  to ({key})": Figure(float(np.nan if ends.high is None else ends.high), "95 %"),
+        f"  from ({key})": Figure(float(np.nan if low is None else low), "95 %"),
+        f"  to ({key})": Figure(float(np.nan if high is None else high), "95 %"),
     }
 
 
