@@ -26,7 +26,7 @@ from spark_jobs.reporting import (
     semantic_ids,
     site,
 )
-from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import DICTIONARY, INDEX, PageSection, render
 from spark_jobs.run import job_main
 from spark_jobs.step import SparkStep

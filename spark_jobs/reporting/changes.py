@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from spark_jobs.reporting.coverage import FUNNEL
-from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import PageSection, Table, figure, link
 
 ROWS_RATIO = 2.0  # ratio of two dates' rows beyond which we warn: weekdays differ, but not twofold

@@ -4,7 +4,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from spark_jobs.common.calibrators import load_calibrator
-from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import DICTIONARY, PageSection, Table, link
 
 FUNNEL = (

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpl_core.prerank.comparison import ALL_SEEDS, difference_text, figure_text, ordered_slices, too_small
-from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import PageSection, Table
 
 

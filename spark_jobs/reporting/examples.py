@@ -7,7 +7,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from spark_jobs.common.columns import only_row
-from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import PageSection, Table
 
 _PAIRS = 10  # of each kind

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 from gpl_core.labels.calibration import Calibrator
 from spark_jobs.common.calibrators import load_calibrator
 from spark_jobs.reporting import plots
-from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import PageSection, Plot, Table
 
 CELLS = 50

@@ -12,7 +12,7 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.steps import STEPS, Step
 from gpl_core.lakehouse.artifacts import KINDS
 from spark_jobs.reporting.changes import figures
-from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import PageSection, Table
 
 

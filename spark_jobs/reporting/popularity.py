@@ -6,7 +6,7 @@ from pyspark.sql import functions as F
 
 from gpl_core.interest.targets import keep_probability
 from spark_jobs.reporting import plots
-from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import PageSection, Plot, Table
 
 

@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 from gpl_core.labels.calibration import ReliabilityBin
 from spark_jobs.common.calibrators import band_error, equal_groups, label_band, label_cell, reliability_bins
 from spark_jobs.reporting import plots
-from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import PageSection, Plot, Table
 
 _MOST_SLICES = 40

@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 
 from spark_jobs.common.columns import only_row, sids_in_force
 from spark_jobs.reporting import plots
-from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import PageSection, Plot, Table
 
 _GROUPS = 50  # of codes, in the plot of code usage

@@ -18,7 +18,7 @@ from gpl_core.lakehouse.views import all_views
 from gpl_core.prerank.comparison import ALL_SEEDS, BASELINE, OURS, difference_text, ordered_slices
 from spark_jobs.reporting import plots
 from spark_jobs.reporting.changes import feed_figures
-from spark_jobs.reporting.day import Day
+from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import DICTIONARY, INDEX, PageSection, Plot, Table, figure, link
 
 _MOST_DATES = 400  # the newest ones, on the index
