@@ -152,6 +152,7 @@ _COSTS = {  # file -> figure -> what it is, how it is written
         ),
         "all jobs: core-hours per 10^9 candidate rows": ("The same for 10^9 rows, extrapolated", "{:.1f} core-hours"),
     },
+    "dates": {"Spark, raw tables to feed": ("Twenty dates of 10^4 impressions: seconds of Spark's steps", "{:.0f}")},
     "years": {"gpl status, 3000 / 10 commits": ("`gpl status` after 3,000 commits per table, over 10", "{:.2f}x")},
     "concurrency": {"tables with a key twice": ("Two runs at once: tables with a key twice", "{:.0f}")},
     "kill_campaign": {
