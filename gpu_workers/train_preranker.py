@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpl_core.conf.sections import Prerank
+from gpl_core.errors import MissingInputError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.scratch import scratch_folder
@@ -86,7 +87,11 @@ def _publish(
 def _evaluate(context: StepContext, inputs: TowerInputs) -> list[dict[str, Any]]:
     """Rows of `evaluations`; none without impressions of the day after."""
     settings, manifest = context.config.prerank, context.artifacts.find("preranker", context.artifact_version)
-    if manifest is None or not impressions_after(context):
+    if manifest is None:
+        raise MissingInputError(
+            f"artifact preranker {context.artifact_version}: gone since it was published; run again"
+        )
+    if not impressions_after(context):
         return []
     folder = context.artifacts.fetch(manifest)
     models = {

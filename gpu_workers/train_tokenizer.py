@@ -27,7 +27,7 @@ from gpl_core.lakehouse.storage import local_folder
 from gpl_core.sids.health import check_gates, measure
 from gpl_core.sids.rqvae import RqVaeSettings, codes_for, epochs_for, fit
 from gpl_core.sids.tokenizer import Tokenizer
-from gpl_core.sids.trie import MOST_SIDS
+from gpl_core.sids.trie import are_too_many
 from gpu_workers.inputs.embeddings import encoder_version_of, item_vectors
 from gpu_workers.outputs import alone_in
 from gpu_workers.ranks import Ranks, one_thread
@@ -83,7 +83,7 @@ def settings_of(config: Config, items: int) -> RqVaeSettings:
     """The configured settings for a catalog of ``items``: C and the number of epochs follow its size."""
     own = config.tokenizer
     codes, epochs = own.codes or codes_for(items), min(own.epochs, epochs_for(items, own.batch_size))
-    if codes**own.levels >= MOST_SIDS:
+    if are_too_many(codes, own.levels):
         raise UsageError(f"tokenizer.levels: {own.levels} levels of {codes} codes are too many SIDs; set fewer levels")
     return RqVaeSettings(
         levels=own.levels,

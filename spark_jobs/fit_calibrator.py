@@ -209,7 +209,7 @@ def ranking(
             f"pairs are ranked by {FALLBACK}, as is usual on a first date: the exposed pairs scored from {first} to "
             f"{last} are {fault}"
         )
-        step.context.warn(warning)
+        log.warning("fit_calibrator: %s: %s", step.run_date, warning)  # no alarm: every new lakehouse begins so
         return replace(start, features=(FALLBACK,), weights=(1.0,)), {"score": FALLBACK, "warning": warning}
     on = FittedOn("exposed", rows, clicks, first.isoformat(), last.isoformat(), clicks / rows)
     others = unexposed_pairs(step.read_dates("pair_scores", first, last), rows)

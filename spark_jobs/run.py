@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 from gpl_core.errors import UsageError
 from gpl_core.graph.arguments import parse_arguments
 from gpl_core.graph.planner import Planner
-from gpl_core.graph.step_run import StepContext, run_step, run_steps
+from gpl_core.graph.step_run import StepContext, log, run_step, run_steps
 from gpl_core.graph.steps import find_step
 from spark_jobs.session import exit_after, start_session
 from spark_jobs.step import SparkStep
@@ -73,16 +73,26 @@ def work_done(spark: SparkSession) -> np.ndarray:
     return np.array(counts, dtype=np.int64).reshape(-1, 4).sum(axis=0)
 
 
+def _if_known(spark: SparkSession) -> np.ndarray | None:
+    """`work_done`; None, and a line in the log, where Spark does not say it: no step must fail for that."""
+    try:
+        return work_done(spark)
+    except Exception as error:
+        log.warning("what the step cost is not known: %s", error)
+        return None
+
+
 def run_body(spark: SparkSession, context: StepContext, job: Job) -> None:
     """Run `job` in the session, and count what it cost."""
-    before = work_done(spark)
+    before = _if_known(spark)
     try:
         job(SparkStep(spark, context))
     finally:
-        counts = context.counts
-        milliseconds, counts.bytes_in, shuffled, tasks = np.maximum(0, work_done(spark) - before).tolist()
-        counts.core_seconds = milliseconds / 1000
-        counts.details["spark"] = {"shuffled_bytes": shuffled, "tasks": tasks}
+        counts, after = context.counts, _if_known(spark)
+        if before is not None and after is not None:
+            milliseconds, counts.bytes_in, shuffled, tasks = np.maximum(0, after - before).tolist()
+            counts.core_seconds = milliseconds / 1000
+            counts.details["spark"] = {"shuffled_bytes": shuffled, "tasks": tasks}
         spark.catalog.clearCache()  # the next step of the session needs the memory
 
 

@@ -288,7 +288,8 @@ def _print(found: Row, console: Console) -> None:
     by, says = ", ".join(calibrator["features"]), f"; similarity {found['similarity']:.4f}"
     if calibrator["has_user_parts"]:
         rate, rank = found["user_rate"], found["user_rank"]
-        says = f": the user clicks on {rate:.2%} of what is shown, and {rank:.1%} of the user's other pairs rank lower"
+        says = f": the user clicks on {rate:.2%} of what is shown, and the pair ranks {rank:.3f} among the user's "
+        says += "other pairs (1: highest)"
     console.print(
         f"user {escape(found['user_id'])}, item {_item(found['item'])}, {found['run_date']}, {found['source']}\n"
         f"pseudo-label {found['pseudo_label']:.5f} ({calibrator['kind']} of {by}{says}; "

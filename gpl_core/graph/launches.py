@@ -88,8 +88,12 @@ def plan(
 
 
 def _is_first(planner: Planner, step: Step, day: date) -> bool:
-    """Whether nothing of `step` comes before `day`: it is the first run date, or a new lakehouse's."""
-    return day == planner.config.run.start_date or all(planner.snapshot(t) is None for t in step.writes)
+    """Whether `day` is the first run date, or nothing before it is in the output that `step` writes last.
+
+    A run that failed midway has written the others. History that is there is planned once more and found done.
+    """
+    written = planner.snapshot(step.writes[-1])
+    return day == planner.config.run.start_date or written is None or min(written.slices(), default=day) >= day
 
 
 def _day_after(planner: Planner, last: date) -> tuple[date, ...]:

@@ -46,7 +46,8 @@ def _airflow(launches: Sequence[Launch], source: Source, config: Config, force: 
     if force:
         raise UsageError("gpl plan --format airflow: --force would repeat every step each time; clear tasks instead")
     steps = [step for launch in launches for step in launch.steps]
-    first = max(launch.dates[0] for launch in launches)  # ingest may start earlier, with history
+    # Ingest may start earlier, with history.
+    first = max(n.bulk_through + ONE_DAY if n.bulk_through else n.dates[0] for n in launches)
     if all(step.takes_history for step in steps):
         first = max(first, config.run.start_date)
     tasks = {}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpl_core.errors import UsageError
+from gpl_core.errors import ContractError, UsageError
 
 
 def keep_probability(counts: np.ndarray, share: float, items: np.ndarray | None = None) -> np.ndarray:
@@ -16,6 +16,8 @@ def keep_probability(counts: np.ndarray, share: float, items: np.ndarray | None 
     if not 0 < share <= 1:
         raise UsageError(f"target_share = {share}: expected 0 < share <= 1; 1 keeps every target.")
     each = np.ones(len(counts)) if items is None else items
+    if (counts < 0).any():
+        raise ContractError("table item_stats: a count is below 0, expected 0 or more; run sequences again")
     total = (each * counts).sum()
     keep = np.ones(len(counts))
     if total == 0 or share == 1:

@@ -30,6 +30,8 @@ def fit_location(logits: npt.ArrayLike, rows: npt.ArrayLike, target_rate: float)
     low, high = -60.0 - float(logits.max()), 60.0 - float(logits.min())
     while high - low > 1e-12 * max(1.0, abs(low)):
         location = (low + high) / 2
+        if not low < location < high:
+            break
         if float(sigmoid(location + logits) @ rows) < target_rate * float(rows.sum()):
             low = location
         else:

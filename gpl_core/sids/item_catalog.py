@@ -16,7 +16,9 @@ class ItemCatalog:
     """Items and SIDs of one sid_version as arrays: the trie, the items of each leaf (CSR), the leaf of each item."""
 
     def __init__(self, item_index: np.ndarray, sids: np.ndarray, codes: int) -> None:
-        """``item_index`` int [N], ``sids`` int [N x L], ``codes`` = C. ContractError for an item with two SIDs."""
+        """``item_index`` int [N], ``sids`` int [N x L], ``codes`` = C. ContractError for an item twice or below 0."""
+        if item_index.min(initial=0) < 0:
+            raise ContractError(f"table item_sids: item_index {item_index.min()}, expected >= 0; assign SIDs again")
         order = np.argsort(item_index, kind="stable")
         self.item_index: np.ndarray = item_index[order].astype(np.int64)
         """int64 [N], ascending; the other per-item arrays follow this order."""

@@ -94,7 +94,9 @@ class TextEncoder:
                 order = np.argsort([-len(row) for row in ids], kind="stable")
                 for start in range(0, len(order), self._batch_size):
                     chosen = order[start : start + self._batch_size]
-                    padded = self._tokenizer.pad({"input_ids": [ids[n] for n in chosen]}, return_tensors="pt")
+                    padded = self._tokenizer.pad(
+                        {"input_ids": [ids[n] for n in chosen]}, return_tensors="pt", return_attention_mask=True
+                    )
                     yield chosen + number * _TEXTS, padded.to(self._device)
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:

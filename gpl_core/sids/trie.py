@@ -11,8 +11,10 @@ import numpy as np
 
 from gpl_core.errors import ContractError
 
-MOST_SIDS = 2**62
-"""So many SIDs are too many to be numbered, here and where labels are made."""
+
+def are_too_many(codes: int, levels: int) -> bool:
+    """Whether prefixes of so many levels and codes, with one sign more for the end, have no number in an int64."""
+    return (codes + 1) ** levels >= 2**63
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,7 @@ class Trie:
     def build(cls, sids: np.ndarray, codes: int) -> Self:
         """The trie of ``sids`` (int [S x L], any order, duplicates allowed); S = 0 gives a root without children.
 
-        Raises ContractError on a wrong shape, on a code outside [0, codes), or from 2^62 possible SIDs on.
+        Raises ContractError on a wrong shape, on a code outside [0, codes), or where `are_too_many`.
         """
         if sids.ndim != 2 or sids.shape[1] < 1:
             raise ContractError(f"sids: shape {sids.shape}, expected [S x L] with L >= 1; unflatten the column first.")
@@ -54,8 +56,8 @@ class Trie:
                 "check that codes and SIDs come from the same tokenizer."
             )
         levels = sids.shape[1]
-        if codes**levels >= MOST_SIDS:
-            raise ContractError(f"sids: {levels} levels of {codes} codes, expected fewer than 2^62 possible SIDs.")
+        if are_too_many(codes, levels):
+            raise ContractError(f"sids: {levels} levels of {codes} codes, expected (codes + 1)^levels below 2^63.")
         offsets: list[np.ndarray] = []
         tokens: list[np.ndarray] = []
         key = np.zeros(len(sids), dtype=np.int64)

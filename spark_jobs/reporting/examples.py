@@ -37,11 +37,11 @@ def best_pairs(labels: DataFrame, most: int = _PAIRS) -> DataFrame:
     """The highest label of each of the `most` users of largest user_spread, then of least, which are `doubtful`."""
     best = F.max_by(F.struct("item_id", "user_spread"), F.struct("pseudo_label", "item_id")).alias("best")
     of_user = labels.groupBy("user_id").agg(best)
-    sure, unsure = (
-        of_user.select("user_id", "best.*", F.lit(doubtful).alias("doubtful")).orderBy(by, "user_id").limit(most)
-        for doubtful, by in ((False, F.desc("best.user_spread")), (True, F.asc("best.user_spread")))
-    )
-    return sure.union(unsure)
+    best_of = of_user.select("user_id", "best.*")
+    sure = best_of.orderBy(F.desc("user_spread"), "user_id").limit(most)
+    others = best_of.join(sure, "user_id", "left_anti")  # of few users none is both
+    unsure = others.orderBy(F.asc("user_spread"), "user_id").limit(most)
+    return sure.withColumn("doubtful", F.lit(False)).union(unsure.withColumn("doubtful", F.lit(True)))
 
 
 def sections(day: Day) -> list[PageSection]:

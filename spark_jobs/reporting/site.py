@@ -118,7 +118,12 @@ def _recorded(day: Day) -> dict[date, list[str]]:
         return {}
     done = day.step.read("job_runs").where("step = 'report' AND status = 'done'").groupBy("run_date")
     rows = done.agg(F.max_by("details", "started_at").alias("details")).collect()
-    return {r["run_date"]: json.loads(r["details"]).get("banners", []) for r in rows}
+    return {r["run_date"]: _banners(json.loads(r["details"])) for r in rows}
+
+
+def _banners(details: dict[str, Any]) -> list[str]:
+    """Of a report's details; earlier releases had them under `warnings`."""
+    return list(details.get("banners", details.get("warnings", ())))
 
 
 def overview(found: Sequence[Line], part: str, known: set[date]) -> list[PageSection]:

@@ -143,7 +143,7 @@ def test_pairs_are_ranked_by_exposed_clicks_of_earlier_dates(lake):
     calibrator, manifest = fitted(lake)
     assert calibrator.features == ("prefix_log_prob",)  # too few rows, both for the order and for the rate
     assert "ranked by prefix_log_prob, as is usual on a first date: the exposed pairs" in manifest.metrics["warning"]
-    assert lake.context.counts.details["warnings"] == [manifest.metrics["warning"]]
+    assert "warnings" not in lake.context.counts.details, "no alarm"
     assert manifest.metrics["target_rate"] == pytest.approx(0.5 * rows["clicked"].mean())
 
 

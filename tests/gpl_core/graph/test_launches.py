@@ -91,7 +91,11 @@ def test_history_is_ingested_in_one_go_before_the_first_date(tmp_path):
     assert "--bulk-through" not in command(first, DATES, Source("quickstart"), planner.config), "history is done"
     later = plan(planner, DATES[1:])
     assert (later[0].dates[0], later[0].bulk_through) == (DAY - 3 * ONE, DAY), "nothing was ingested before"
-    put(planner.lake, "interactions", 1)
+    put(planner.lake, "quarantine", 0, day=DAY)
+    put(planner.lake, "impressions", 1, day=DAY)
+    later = plan(Planner(planner.config), DATES[1:])
+    assert later[0].bulk_through == DAY, "a run that failed midway leaves it to the next one"
+    put(planner.lake, "interactions", 1, day=DAY)
     later = plan(Planner(planner.config), DATES[1:])
     assert (later[0].dates, later[0].bulk_through) == (DATES[1:], None), "a later date has its history already"
 
