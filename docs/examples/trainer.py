@@ -11,8 +11,7 @@ from torch.nn.functional import embedding_bag, pad
 
 import gpl_core as gpl
 
-WIDTH, EPOCHS = 16, 5  # size of a vector, passes
-COLUMNS = ["user_id", "item_index", "is_exposed", "target", "sample_weight"]
+WIDTH, EPOCHS, COLUMNS = 16, 5, ["user_id", "item_index", "is_exposed", "target", "sample_weight"]
 
 
 class Towers(torch.nn.Module):
@@ -20,14 +19,15 @@ class Towers(torch.nn.Module):
 
     def __init__(self, lake: gpl.LakehouseReader, feed: gpl.FeedReader):
         super().__init__()
-        of_the_feed = field("sid_version") == feed.manifest["versions"]["sid_version"]
-        found = lake.table("item_sids").filter(of_the_feed & (field("retired_at") == 0))
+        version = feed.manifest["versions"]["sid_version"]
+        found = lake.table("item_sids").filter((field("sid_version") == version) & (field("retired_at") == 0))
         items, sids = found["item_index"].to_pylist(), torch.tensor(found["sid"].to_pylist())
         self.codes = torch.zeros(max(items) + 2, sids.shape[1], dtype=torch.long)  # by item, the last row of none
         self.codes[items] = 1 + sids + (1 + sids.max()) * torch.arange(sids.shape[1])  # 0: no code
-        users = lake.table("user_sequences", feed.run_date, columns=["user_id", "item_index"])
-        self.place = {user: row for row, user in enumerate(users["user_id"].to_pylist())}
-        self.history = pad(torch.tensor(users["item_index"].to_pylist()), (0, 0, 0, 1), value=-1)  # the last: of nobody
+        users = lake.table("user_sequences", columns=["user_id", "item_index", "dt"]).to_pandas().sort_values("dt")
+        users = users[users.dt <= feed.run_date].drop_duplicates("user_id", keep="last")  # a slice has who changed
+        self.place = {user: row for row, user in enumerate(users.user_id)}  # of others: -1, the last row
+        self.history = pad(torch.tensor(users.item_index.tolist()).clamp(max=len(self.codes) - 1), (0, 0, 0, 1), value=-1)
         self.vectors = torch.nn.Parameter(0.1 * torch.randn(1 + int(self.codes.max()), 2 * WIDTH + 1))
 
     def forward(self, users: list[str], items: torch.Tensor) -> torch.Tensor:
