@@ -47,8 +47,8 @@ def build(day: Day) -> dict[str, str]:
     context, lake = day.context, day.context.lake
     sections = parts(day)
     warnings = [text for section in sections for text in section.warnings]
-    told = site.told(day)
-    context.counts.details |= {"banners": warnings, "warnings": [w for w in warnings if w not in told]}
+    own = [text for section in sections if not section.told_by for text in section.warnings]
+    context.counts.details |= {"banners": warnings, "warnings": own}
     origin = provenance(lake)
     banner = [f"Every figure here is {origin.split(' ')[0]}: the raw tables say '{origin}'."] if origin else []
     known = site.pages(lake) | {day.date}

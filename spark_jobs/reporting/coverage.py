@@ -35,7 +35,8 @@ def funnel(day: Day) -> PageSection:
     reasons = Table(("left out of the feed because of", "rows"), sorted(left_out.items(), key=lambda r: -r[1]))
     because = day.manifest.get("completeness", {}).get("because")
     tables = [table, *([reasons] if left_out else [])]
-    return PageSection("From rows to labels", [text], tables, warnings=[f"not complete: {because}"] if because else [])
+    return PageSection("From rows to labels", [text], tables, warnings=[f"not complete: {because}"] if because else [],
+                       told_by="training_feed")  # fmt: skip
 
 
 def quarantine(day: Day) -> PageSection:
@@ -56,7 +57,8 @@ def monitors(day: Day) -> PageSection:
     if not found:
         return PageSection("Monitors", ["No monitor looked at this date."])
     warnings = [r["reason"] for r in found if r["status"] in ("warn", "fail")]
-    return PageSection("Monitors", tables=[Table(columns, [[r[c] for c in columns] for r in found])], warnings=warnings)
+    return PageSection("Monitors", tables=[Table(columns, [[r[c] for c in columns] for r in found])], warnings=warnings,
+                       told_by="training_feed")  # fmt: skip
 
 
 def trainers(day: Day) -> PageSection:

@@ -96,7 +96,7 @@ def section(day: Day) -> PageSection:
         text.append("No unexposed pair was labeled.")
     text.append("Means are over distinct pairs here; the feed's own count a pair as often as it was requested.")
     tables = [Table(("source", "pairs", *AXES), rows)] if rows else []
-    return PageSection("Labels and weights", text, tables, drawn, warnings=warnings)
+    return PageSection("Labels and weights", text, tables, drawn, warnings=warnings, told_by="fit_calibrator")
 
 
 def _ranked_by(calibrator: Calibrator) -> str:

@@ -62,6 +62,7 @@ class PageSection:
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
     warnings: Sequence[str] = ()
+    told_by: str = ""  # the step that has warned of the same already: the report does not warn of it again
 
     @property
     def anchor(self) -> str:

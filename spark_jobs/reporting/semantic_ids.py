@@ -160,5 +160,5 @@ def _versions(day: Day, table: DataFrame) -> PageSection:
     )
     return PageSection(
         "Versions of semantic IDs", [text], [Table(columns, versions), *([Table(drifts, runs)] if runs else [])],
-        warnings=[warning] if warning else [],
+        warnings=[warning] if warning else [], told_by="assign_sids",
     )  # fmt: skip

@@ -104,14 +104,6 @@ def lines(day: Day, warnings: Sequence[str]) -> tuple[list[Line], str]:
     return found, part
 
 
-def told(day: Day) -> set[str]:
-    """What other steps have warned of on the date, by job_runs: it is not told twice."""
-    if not day.context.has("job_runs"):
-        return set()
-    others = day.step.read("job_runs").where((F.col("run_date") == F.lit(day.date)) & (F.col("step") != "report"))
-    return {w for r in others.select("details").collect() for w in json.loads(r["details"] or "{}").get("warnings", [])}
-
-
 def _recorded(day: Day) -> dict[date, list[str]]:
     """Banners of the newest page of each date, by job_runs."""
     if not day.context.has("job_runs"):
