@@ -16,7 +16,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from gpl_core.errors import UsageError
+from gpl_core.errors import ContractError, UsageError
 from gpl_core.interest.attention import ATTENTION, AttentionPlan
 from gpl_core.interest.base_model import load_base
 from gpl_core.interest.content import ContentHeads
@@ -255,9 +255,16 @@ def adapter_state(model: InterestModel) -> dict[str, Tensor]:
 
 
 def load_adapter_state(model: InterestModel, state: dict[str, Tensor]) -> None:
-    """Put `adapter_state` back into a model of the same base and settings."""
+    """Put `adapter_state` back into a model of the same base and settings; ContractError where it does not fit."""
+    trained = _trained(model)
+    have, wanted = ({name: tuple(value.shape) for name, value in of.items()} for of in (state, trained))
+    if wrong := sorted(n for n in have.keys() | wanted.keys() if have.get(n) != wanted.get(n)):
+        raise ContractError(
+            f"adapter: {len(wrong)} tensors do not fit this base and settings, first {wrong[0]}: shape "
+            f"{have.get(wrong[0])}, expected {wanted.get(wrong[0])}; load it on the base it was trained on."
+        )
     with torch.no_grad():
-        for name, parameter in _trained(model).items():
+        for name, parameter in trained.items():
             parameter.copy_(state[name])
 
 

@@ -24,7 +24,7 @@ This module imports neither torch nor Spark: Spark's driver imports it for the t
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Self
 
 import numpy as np
@@ -58,6 +58,7 @@ _UNIT_SPREAD = math.sqrt(3.0) / math.pi  # times the logit of a uniform rank: st
 
 FloatArray = npt.NDArray[np.float64]
 _STRICT = ConfigDict(extra="forbid")
+_LATER = {"location", "spread", "across_users"}  # fields that calibrators published earlier lack
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -164,11 +165,15 @@ class Calibrator:
             data = json.loads(text)
             if isinstance(data, dict) and "prior_strength" in data:  # published before users and items had one each
                 data |= dict.fromkeys(("user_strength", "item_strength"), data.pop("prior_strength"))
-            return TypeAdapter(cls).validate_python(data)
+            made = TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
             raise ContractError(f"calibrator JSON: {'; '.join(problems_of(error, cls, data))}") from None
         except ValueError as error:
             raise ContractError(f"calibrator JSON cannot be read: {error}") from None
+        for kind, body in ((cls, data), (FittedOn, data["fitted_on"])):  # defaults are for what is made, not read
+            if lacking := {item.name for item in fields(kind)} - _LATER - body.keys():
+                raise ContractError(f"calibrator JSON: {', '.join(sorted(lacking))}: required, but not given")
+        return made
 
 
 def grid_variable(name: str, values: npt.ArrayLike) -> FloatArray:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _ROWS = 65_536
+_LEAST = 1e-6  # a vector with a norm of no more is 0: its direction is rounding noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +20,12 @@ class ContentTable:
 
     @classmethod
     def of(cls, item_index: np.ndarray, vectors: np.ndarray) -> Self:
-        """The table of items int64 [n], ascending, and ``vectors``; one that is 0, NaN or infinite is not usable."""
+        """The table of items int64 [n], ascending, and ``vectors``; 0 (norm <= 1e-6), NaN, infinite: not usable."""
         row_of = np.full(int(item_index[-1]) + 1, -1, dtype=np.int64)
         for start in range(0, len(vectors), _ROWS):
             part = vectors[start : start + _ROWS]
             length = np.einsum("nd,nd->n", part, part)
-            usable = start + np.flatnonzero(np.isfinite(length) & (length > 0))
+            usable = start + np.flatnonzero(np.isfinite(length) & (length > _LEAST**2))
             row_of[item_index[usable]] = usable
         return cls(vectors, row_of)
 

@@ -137,7 +137,7 @@ def test_a_vector_with_nan_is_refused_by_the_table_and_never_scored_if_it_is_the
     bad = {"item_index": 0, "content_hash": "h", "embedding": [float("nan"), *[0.1] * 5], "updated_at": 1}
     with pytest.raises(ContractError, match=r"item_embeddings.*NaN"):
         lake.write("item_embeddings", {"encoder_version": "encoder-1"}, [bad])
-    vectors = np.array([[1.0, 0.0], [np.nan, 0.0], [0.0, 0.0]], dtype=np.float32)
+    vectors = np.array([[1.0, 0.0], [np.nan, 0.0], [9e-7, 0.0]], dtype=np.float32)
     rows = ContentTable.of(np.array([2, 5, 6]), vectors)
     assert rows.rows(np.array([2, 5, 6, 7, -1])).tolist() == [0, -1, -1, -1, -1]
     assert rows.content(np.array([5])).tolist() == [[0.0, 0.0]]

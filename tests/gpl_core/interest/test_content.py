@@ -182,6 +182,10 @@ def test_the_heads_learn_and_are_saved(checkpoint: Path, table: ContentTable, re
     assert all(p.grad.abs().sum() > 0 for p in (*reader.content.parameters(), reader.scale))
     again = build_interest_model(checkpoint, reader.settings, dtype=torch.float64)
     load_adapter_state(again, adapter_state(reader))
+    name, value = next(iter(adapter_state(reader).items()))
+    for wrong in ({}, {**adapter_state(reader), name: value[:1]}):
+        with pytest.raises(ContractError, match="do not fit this base and settings"):
+            load_adapter_state(again, wrong)
     for mine, theirs in zip(again.content.parameters(), reader.content.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 

@@ -118,6 +118,21 @@ def test_json_with_a_wrong_field_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data.pop("prior_rate"), "prior_rate: required, but not given"),
+        (lambda data: data["fitted_on"].pop("ece"), "ece: required, but not given"),
+        (lambda data: data.update(intercept="2.5"), "intercept"),
+    ],
+)
+def test_json_that_lacks_a_field_or_has_text_for_a_number_is_refused(change, said) -> None:
+    data = json.loads(PLATT.to_json())
+    change(data)
+    with pytest.raises(ContractError, match=said):
+        Calibrator.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"kind": "cosine"}, "kind is 'cosine'"),
