@@ -76,6 +76,9 @@ def run(context: StepContext, ranks: Ranks) -> None:
                 missing.update(result.missing)
                 if ranks.is_main:
                     log.info("encode_items: rank 0 read %d items, encoded %d, left out %d", read, encoded, len(rejects))
+    in_vain = donors.cache_info().currsize > 0 and not len(donors())
+    if ranks.sum(int(in_vain)) and ranks.is_main:  # any rank may be the one that has an incomplete item
+        context.warn("no complete item among the first from before this date: missing parts stay 0")
     commit_rows(context, ranks, "worker_rejects", rejects)
     totals = {"encoded": int(ranks.sum(encoded)), "rejected": int(ranks.sum(len(rejects)))}
     parts = {f"without_{p.name}": int(ranks.sum(missing[p.name])) for p in context.config.encoder.parts}
@@ -92,10 +95,7 @@ def _donors(context: StepContext, encoder: FusionEncoder, items: Snapshot) -> np
     early = ({c: v[b["updated_at"] < midnight(context.run_date)] for c, v in b.items()} for b in batches)
     first = next(rebatch(early, _DONORS), None)
     found = encoder.encode(_contents(first)) if first is not None else None
-    if found is None or not found.complete.any():
-        context.warn("no complete item among the first from before this date: missing parts stay 0")
-        return np.zeros((0, encoder.dim), dtype=np.float32)
-    return found.vectors[found.complete]
+    return np.zeros((0, encoder.dim), dtype=np.float32) if found is None else found.vectors[found.complete]
 
 
 def _known(context: StepContext, encoder_version: str) -> NewestContent:
