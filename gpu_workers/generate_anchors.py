@@ -23,7 +23,7 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.grouping import grouped
-from gpl_core.interest.content import node_content
+from gpl_core.interest.content import leaf_content
 from gpl_core.interest.model_files import load_bundle, read_description
 from gpl_core.interest.packing import unflatten
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
@@ -151,7 +151,7 @@ def _search(
     model.merge()
     model = model.to(ranks.device, torch.bfloat16 if ranks.device.type == "cuda" else torch.float32)
     catalog = read_catalog(context, sid_version, facts["settings"].codes)
-    trie = DeviceTrie(catalog.trie, ranks.device, node_content(catalog, content))
+    trie = DeviceTrie(catalog.trie, ranks.device, leaf_content(catalog, content))
     limits = SearchSettings(settings.count, int(facts["max_events"]), settings.tokens_per_batch, settings.prefixes)
     return BeamSearch(model, trie, limits, content)
 

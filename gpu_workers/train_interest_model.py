@@ -17,13 +17,20 @@ from tqdm import tqdm
 
 from gpl_core.errors import GateError
 from gpl_core.graph.step_run import StepContext, log
-from gpl_core.interest.content import NeighborGraph, node_content
+from gpl_core.interest.content import NeighborGraph, leaf_content
 from gpl_core.interest.interest_model import ModelSettings, adapter_state, build_interest_model, load_adapter_state
 from gpl_core.interest.model_files import save_bundle
 from gpl_core.interest.packing import Pack, UserHistory, most_events, training_packs
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.targets import keep_probability
-from gpl_core.interest.training import TrainingObjective, TrainingProgress, Walks, empty_pack
+from gpl_core.interest.training import (
+    TEMPERATURES,
+    TrainingObjective,
+    TrainingProgress,
+    Walks,
+    empty_pack,
+    tempered_losses,
+)
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.scratch import scratch_folder
@@ -63,7 +70,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
         progress = load_checkpoint(training)
         while progress.epoch < settings.epochs and not progress.is_over(_PATIENCE):
             figures = {"epoch": progress.epoch, **train(training, progress), **validate(training)}
-            loss = figures["valid_loss" if ranks.sum(len(training.held_out)) else "train_loss"]
+            loss = figures["tempered_loss" if ranks.sum(len(training.held_out)) else "train_loss"]
             progress = progress.after(loss, figures["valid_hr10"], figures)
             log_epoch(training, figures)
             if progress.best_epoch == figures["epoch"] and ranks.is_main:
@@ -129,7 +136,7 @@ def setup(
         )  # fmt: skip
     walks = None
     with ranks.together():
-        trie = DeviceTrie(catalog.trie, ranks.device, node_content(catalog, content if settings.content else None))
+        trie = DeviceTrie(catalog.trie, ranks.device, leaf_content(catalog, content if settings.content else None))
         if content and settings.walks:
             graph = NeighborGraph.build(content, catalog.item_index, seed=config.run.seed, device=ranks.device)
             walks = Walks(graph, catalog, settings.walks)
@@ -217,21 +224,24 @@ def _in_step(training: Training, packs: Iterator[Pack]) -> Iterator[tuple[Pack, 
 
 @torch.no_grad()
 def validate(training: Training) -> dict[str, float]:
-    """Held-out loss per target over all held-out events, and HR@10 of the last one, over SIDs."""
+    """Held-out loss per target, also at the best temperature, and HR@10 of users' last events, over SIDs."""
     ranks, objective = training.ranks, training.objective
+    model = objective.model
     training.engine.eval()
-    log_prob = targets = 0.0
-    for pack in training_packs(objective.model.vocabulary, training.held_out, training.max_events, training.budget):
-        found, number, _ = objective(pack)
-        log_prob, targets = log_prob + float(found), targets + number
+    losses, number_of = np.zeros(len(TEMPERATURES)), 0
+    for pack in training_packs(model.vocabulary, training.held_out, training.max_events, training.budget):
+        found, number = tempered_losses(model, objective.trie, pack, objective.content)
+        losses, number_of = losses + found.numpy(), number_of + number
+    losses = ranks.summed(losses) / max(1.0, ranks.sum(number_of))
     users = [h for h in training.held_out if len(h.sids) > 1][: -(-_HIT_USERS // ranks.size)]
     limits = SearchSettings(_HIT_AT, training.max_events, token_budget=max(training.budget, 4096))
-    search = BeamSearch(objective.model, objective.trie, limits, objective.content)
+    search = BeamSearch(model, objective.trie, limits, objective.content)
     items = [h.items[:-1] for h in users if h.items is not None]
     anchors = search.search([h.sids[:-1] for h in users], items)
     hits = sum((found == h.sids[-1]).all(axis=1).any() for found, h in zip(anchors.sids, users, strict=True))
     return {
-        "valid_loss": -ranks.sum(log_prob) / max(1.0, ranks.sum(targets)),
+        "valid_loss": float(losses[TEMPERATURES.index(1.0)]),
+        "tempered_loss": float(losses.min()),
         "valid_hr10": ranks.sum(int(hits)) / max(1.0, ranks.sum(len(users))),
     }
 
@@ -242,9 +252,9 @@ def log_epoch(training: Training, figures: dict[str, float]) -> None:
         return
     number = int(figures["epoch"])
     log.info(
-        "epoch %d: train loss %.4f, held-out loss %.4f, held-out HR@%d %.4f (of %d SIDs); left out: %d targets "
-        "outside the catalog, %d users without a target",
-        number, figures["train_loss"], figures["valid_loss"], _HIT_AT, figures["valid_hr10"],
+        "epoch %d: train loss %.4f, held-out loss %.4f (at the best temperature %.4f), held-out HR@%d %.4f (of %d "
+        "SIDs); left out: %d targets outside the catalog, %d users without a target",
+        number, figures["train_loss"], figures["valid_loss"], figures["tempered_loss"], _HIT_AT, figures["valid_hr10"],
         training.objective.trie.size, figures["targets_outside"], figures["users_without_target"],
     )  # fmt: skip
     names = ("train_loss", "valid_loss", "valid_hr10")

@@ -250,7 +250,7 @@ class Interest(Section):
     keep_target_share: Share = Field(default=0.85, description="Share of targets that down-sampling keeps")
     valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
     content: bool = Field(default=True, description="Read the items' content vectors, and score by them beside SIDs")
-    walks: float = Field(default=1.0, ge=0, description="Synthetic walks between similar items, per real user; 0: none")
+    walks: float = Field(default=3.0, ge=0, description="Synthetic walks between similar items, per real user; 0: none")
     refresh_days: Positive = Knob(
         default=7, description="A model older than this is trained again, unless it would see the same"
     )

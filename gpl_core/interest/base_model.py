@@ -24,11 +24,11 @@ FAMILIES = ("qwen2", "qwen3", "llama")
 class TinySettings:
     """Shape of a small model for the quickstart and tests; everything else as the family's configuration has it."""
 
-    hidden: int = 128
+    hidden: int = 64
     layers: int = 2
     heads: int = 4
     kv_heads: int = 2
-    intermediate: int = 256
+    intermediate: int = 128
     max_positions: int = 1024
     vocabulary: int = 0  # embedding rows; 0: one per token of the tokenizer. Real checkpoints have spare rows.
     seed: int = 0

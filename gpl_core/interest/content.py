@@ -23,12 +23,12 @@ _BLOCK = 2_048  # items compared with all others at a time: bounds memory to thi
 class ContentHeads(nn.Module):
     """Item vectors at the input, and what is compared with them at the output."""
 
-    def __init__(self, width: int, hidden: int, levels: int, *, spread: float, share: float, seed: int) -> None:
-        """``spread``: about the length of a projected unit vector; ``share``: where the shares start."""
+    def __init__(self, width: int, hidden: int, *, spread: float, share: float, seed: int) -> None:
+        """``spread``: about the length of a projected unit vector; ``share``: where the share starts."""
         super().__init__()
         self.read = nn.Linear(width, hidden, bias=False)  # d -> D
         self.query = nn.Linear(hidden, width, bias=False)  # D -> d, W of the scoring rule (`trie_scoring`)
-        self.share = nn.Parameter(torch.full((levels,), share))
+        self.share = nn.Parameter(torch.full((1,), share))
         with torch.no_grad():
             random = torch.Generator().manual_seed(seed)
             self.read.weight.normal_(std=spread / hidden**0.5, generator=random)
@@ -47,11 +47,11 @@ def content_of(
     return torch.from_numpy(places[known]).to(device), table.take(rows[known]).to(device)
 
 
-def node_content(catalog: ItemCatalog, table: ContentTable | None) -> list[np.ndarray] | None:
-    """Content of the trie's nodes, per level float32 [n x d]: the mean vector of the items below, less the parent's.
+def leaf_content(catalog: ItemCatalog, table: ContentTable | None) -> np.ndarray | None:
+    """Content of the trie's leaves, float32 [S x d]: the mean vector of a SID's items, less the mean of all leaves'.
 
-    A softmax over siblings does not change when the same is taken off all of them. A node without a vector below it
-    stands where its parent does, at 0. None without a ``table``.
+    A softmax over all leaves does not change when the same is taken off all of them. A leaf whose items have no vector
+    stands at the mean of the leaves beside it, of the nearest ancestor that has some. None without a ``table``.
     """
     if table is None:
         return None
@@ -59,23 +59,23 @@ def node_content(catalog: ItemCatalog, table: ContentTable | None) -> list[np.nd
     rows = table.rows(catalog.leaf_items)
     leaf = np.repeat(np.arange(trie.size), np.diff(catalog.leaf_offsets))
     rows, leaf = rows[rows >= 0], leaf[rows >= 0]
-    total = np.zeros((trie.size, table.width), dtype=np.float32)
+    content = np.zeros((trie.size, table.width), dtype=np.float32)
     for start in range(0, len(rows), _SUM_ROWS):
         part = slice(start, start + _SUM_ROWS)
-        np.add.at(total, leaf[part], table.vectors[rows[part]])
-    count = np.bincount(leaf, minlength=trie.size)
-    out = []
+        np.add.at(content, leaf[part], table.vectors[rows[part]])
+    items = np.bincount(leaf, minlength=trie.size)
+    content /= np.maximum(items, 1).astype(np.float32)[:, None]
+    known, total, node = items > 0, content, np.arange(trie.size)
+    count, missing = known.astype(np.int64), ~known
     for offsets in trie.offsets[::-1]:  # from the leaves up
-        mean = total / np.maximum(count, 1).astype(np.float32)[:, None]
-        total, below = np.add.reduceat(total, offsets[:-1]), count
-        count = np.add.reduceat(count, offsets[:-1])
-        parents = total / np.maximum(count, 1).astype(np.float32)[:, None]
-        parent = np.repeat(np.arange(len(parents)), np.diff(offsets))
-        for start in range(0, len(mean), _SUM_ROWS):
-            mean[start : start + _SUM_ROWS] -= parents[parent[start : start + _SUM_ROWS]]
-        mean[below == 0] = 0
-        out.append(mean)
-    return out[::-1]
+        total, count = np.add.reduceat(total, offsets[:-1]), np.add.reduceat(count, offsets[:-1])
+        node = np.repeat(np.arange(len(count)), np.diff(offsets))[node]
+        filled = np.flatnonzero(missing & (count[node] > 0))
+        content[filled] = total[node[filled]] / count[node[filled], None]
+        missing[filled] = False
+    content -= total[0] / max(count[0], 1)
+    content[missing] = 0
+    return content
 
 
 @dataclass(frozen=True, eq=False)

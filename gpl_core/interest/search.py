@@ -23,7 +23,7 @@ from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan
 from gpl_core.interest.content import content_of
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import budget_batches, event_ends, most_events
-from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, content_query
+from gpl_core.interest.trie_scoring import DenseScores, DeviceTrie, child_log_probs, dense_scores
 from gpl_core.sids.content_table import ContentTable
 
 PAD_LOG_PROB = -100.0
@@ -79,7 +79,7 @@ class BeamSearch:
         """UsageError where model, settings and content do not fit. The model should be in eval mode.
 
         ``trie`` is of the model's sid_version. ``content``: the item vectors, for a model that reads them; then the
-        trie needs its nodes' content too.
+        trie needs its leaves' content too.
         """
         width = content.width if content else 0
         if model.settings.content_width != width:
@@ -170,8 +170,8 @@ class BeamSearch:
         kind = torch.promote_types(hidden.dtype, torch.float32)
         nothing = hidden.new_full((users, self.settings.prefixes), -torch.inf, dtype=kind)
         kept = _Kept(nothing.long().zero_(), nothing)
-        query = content_query(model, hidden)
-        beams, kept = self._extend(0, hidden, query, _Beams(root.to(hidden.dtype), root, root, root), kept)
+        dense = dense_scores(model, trie, hidden)
+        beams, kept = self._extend(0, hidden, dense, _Beams(root.to(hidden.dtype), root, root, root), kept)
         trail = [beams]
         first_slot = longest
         for level in range(1, trie.levels):
@@ -183,7 +183,7 @@ class BeamSearch:
             at = (length + level - 1)[:, None].expand(users, width)
             hidden = model.hidden(ids.flatten(), at.flatten(), TreePlan(store, visible, first_slot))
             first_slot += width
-            beams, kept = self._extend(level, hidden, query, beams, kept)
+            beams, kept = self._extend(level, hidden, dense, beams, kept)
             trail.append(beams)
         return self._collect(trail, kept)
 
@@ -196,15 +196,14 @@ class BeamSearch:
         return content_of(self.content, np.concatenate(items), np.concatenate(places), self.model.device)
 
     def _extend(
-        self, level: int, hidden: Tensor, query: Tensor | None, beams: _Beams, kept: _Kept
+        self, level: int, hidden: Tensor, dense: DenseScores | None, beams: _Beams, kept: _Kept
     ) -> tuple[_Beams, _Kept]:
         """The best W children of ``beams``, and ``kept`` with what is better among all children.
 
-        ``hidden`` [U * W x D] are the beams' last states, ``query`` [U x d] the users' `content_query`.
+        ``hidden`` [U * W x D] are the beams' last states, ``dense`` what content says to the users.
         """
         users, width = beams.score.shape
-        asked = query.repeat_interleave(width, dim=0) if query is not None else None
-        children, log_prob = child_log_probs(self.model, self.trie, level, beams.node.flatten(), hidden, asked)
+        children, log_prob = child_log_probs(self.model, self.trie, level, beams.node.flatten(), hidden, dense)
         most = log_prob.shape[1]
         score = beams.score[:, :, None].to(log_prob.dtype) + log_prob.view(users, width, most)
         score, node = score.flatten(1), children.node.view(users, -1)

@@ -16,10 +16,12 @@ from gpl_core.interest.attention import CausalPlan
 from gpl_core.interest.content import NeighborGraph, content_of
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import Pack, UserHistory
-from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, content_query
+from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, dense_scores
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 
+TEMPERATURES = tuple(2 ** (step / 4) for step in range(-4, 9))
+"""At which held-out losses are taken: from a half to four."""
 _WALKS_AT_A_TIME = 4_096
 
 
@@ -34,6 +36,30 @@ def target_log_probs(
     model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None = None
 ) -> TargetScores:
     """log p of every target code of ``pack``; differentiable. ``content``: for a model that reads item vectors."""
+    scores, outside = [], len(pack.target_sids)
+    for child, log_prob in _levels(model, trie, pack, content):
+        scores.append(log_prob.gather(1, child)[:, 0])
+        outside = len(pack.target_sids) - len(child)
+    return TargetScores(torch.stack(scores, dim=1), outside)
+
+
+def tempered_losses(
+    model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None = None
+) -> tuple[Tensor, int]:
+    """(summed -log p of the targets in the catalog, nats, at each of TEMPERATURES; how many they are)."""
+    losses, targets = torch.zeros(len(TEMPERATURES), dtype=torch.float64), 0
+    for child, log_prob in _levels(model, trie, pack, content):
+        targets = len(child)
+        for place, temperature in enumerate(TEMPERATURES):
+            tempered = (log_prob / temperature).log_softmax(dim=1)
+            losses[place] -= tempered.gather(1, child).sum().cpu().double()
+    return losses, targets
+
+
+def _levels(
+    model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per level, of the E' targets in the catalog: which child it is, int64 [E' x 1], and log p of all, [E' x m]."""
     device = model.device
     hidden = model.hidden(
         torch.from_numpy(pack.token_ids).to(device),
@@ -41,17 +67,14 @@ def target_log_probs(
         CausalPlan(pack.lengths, device),
         content_of(content, pack.items, pack.item_places, device),
     )
-    sids = torch.from_numpy(pack.target_sids).to(device)
-    nodes, found = trie.path(sids)
+    nodes, found = trie.path(torch.from_numpy(pack.target_sids).to(device))
     places = torch.from_numpy(pack.target_places).to(device)[found]
     nodes = nodes[found]
-    scores = []
-    query = content_query(model, hidden[places[:, 0]])
+    dense = dense_scores(model, trie, hidden[places[:, 0]])
     for level in range(trie.levels):
         node, child = nodes[:, level], nodes[:, level + 1]
-        log_prob = child_log_probs(model, trie, level, node, hidden[places[:, level]], query)[1]
-        scores.append(log_prob.gather(1, (child - trie.offsets[level][node])[:, None])[:, 0])
-    return TargetScores(torch.stack(scores, dim=1), len(sids) - len(nodes))
+        log_prob = child_log_probs(model, trie, level, node, hidden[places[:, level]], dense)[1]
+        yield (child - trie.offsets[level][node])[:, None], log_prob
 
 
 class TrainingObjective(torch.nn.Module):
@@ -99,7 +122,8 @@ class TrainingProgress:
 
     epoch: int = 0  # finished epochs
     best_epoch: int = -1
-    """The one to publish, with the lowest loss: scores become probabilities, and HR@10 of few users is noisy."""
+    """The one to publish, with the lowest loss at its own best temperature. A model that trains on grows too sure of
+    itself while its ranking gets better still (Guo et al. 2017), and HR@10 of few users is noisy."""
     best_loss: float = math.inf
     best_hit_rate: float = -1.0
     better_epoch: int = -1  # the last one with a lower loss or a higher hit rate than all before it

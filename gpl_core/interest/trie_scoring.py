@@ -1,15 +1,16 @@
 """The scoring rule of training and search (ours): at each level a softmax over the prefix's *valid children* only.
 
 log p(SID) = sum over levels of log p(c_l | c_<l, history); the probabilities of all SIDs of the catalog sum to 1.
-The logit of a child is scale_l <h, row of its code> and, for a model that reads content, + share_l <W h_0, content of
-the child node>: SIDs and dense retrieval in one probability. h is the last state after the prefix, h_0 that after the
-history: with equal shares a SID's products add up to that of one dense retrieval; each level has its own softmax.
+The logit of a child is scale_l <h, row of its code> and, for a model that reads content, + log sum of exp(share <W h_0,
+content of the leaf>) over the leaves below the child: SIDs and dense retrieval in one probability. h is the last state
+after the prefix, h_0 that after the history. With equal rows of codes what is left is the softmax of dense retrieval
+over all SIDs, exactly, however deep the trie is.
 
 Legend for shapes: R rows (prefixes), m most children of any node at that depth, C codes, L levels, S SIDs, D hidden
-width, d width of content vectors.
+width, d width of content vectors, n_l nodes of depth l.
 """
 
-from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -32,13 +33,18 @@ class Children(NamedTuple):
     valid: Tensor  # bool [R x m]
 
 
+class DenseScores(NamedTuple):
+    """What the content of the catalog's leaves says to R histories."""
+
+    query: Tensor  # [R x d]: share * W h_0, whose product with a leaf's content is its logit
+    inner: list[Tensor]  # per depth 1 .. L-1 [R x n_l]: the nodes' log sums of exp(logit) over the leaves below
+
+
 class DeviceTrie:
     """A catalog's trie as tensors: the children of many nodes at once, padded to one width per level."""
 
-    def __init__(
-        self, trie: Trie, device: torch.device | str = "cpu", content: Sequence[np.ndarray] | None = None
-    ) -> None:
-        """``content``: of every node (`node_content`). Raises ContractError on a catalog without SIDs."""
+    def __init__(self, trie: Trie, device: torch.device | str = "cpu", content: np.ndarray | None = None) -> None:
+        """``content``: of every leaf (`leaf_content`). Raises ContractError on a catalog without SIDs."""
         if trie.size == 0:
             raise ContractError("trie: no SID in the catalog, expected at least one; assign SIDs before this step.")
         self.trie = trie
@@ -49,8 +55,8 @@ class DeviceTrie:
         self._edges = [torch.from_numpy(keys).to(device) for keys in trie.edge_keys]
         # Half the memory on an accelerator, where tables of large catalogs must fit; products are in float32.
         kind = torch.float16 if torch.device(device).type == "cuda" else torch.float32
-        self.content = None if content is None else [torch.from_numpy(c).to(device, kind) for c in content]
-        """Per level [n_(l+1) x d]: content of the nodes of depth l + 1."""
+        self.content = None if content is None else torch.from_numpy(content).to(device, kind)
+        """[S x d]: content of the leaves."""
         none = np.full((1, trie.levels), -1, dtype=np.int32)
         self.prefixes = torch.from_numpy(np.concatenate([trie.prefixes(), none])).to(device)
         """int32 [n_1 + ... + n_(L-1) + 1 x L]: `Trie.prefixes`, and a last row without any code."""
@@ -65,15 +71,40 @@ class DeviceTrie:
         code = self.tokens[level][child.clamp_max(len(self.tokens[level]) - 1)].long()
         return Children(child, torch.where(valid, code, 0), valid)
 
-    def similarity(self, level: int, node: Tensor, query: Tensor) -> Tensor:
-        """Products of ``query`` [R x d] with the content of ``node`` (int64 [R x m], of depth ``level`` + 1), [R x m].
-
-        Vectors are gathered for a bounded number of rows at a time, and again in the backward pass.
-        """
+    def dense_scores(self, query: Tensor) -> DenseScores:
+        """For ``query`` [R x d]; the leaves are gone through in blocks, and again in the backward pass."""
         if self.content is None:
-            raise ContractError("trie: without content, expected that of its nodes; the model scores by content too.")
-        table = self.content[level]
-        if level == 0:  # every node of depth 1 is a child of the root
+            raise ContractError("trie: without content, expected that of its leaves; the model scores by content too.")
+        content, inner, rows = self.content, list[Tensor](), max(query.shape)
+        if self.levels > 1:
+            last = self.offsets[-1]
+
+            def block(start: int, end: int, query: Tensor) -> Tensor:
+                logits = content[last[start] : last[end]].to(query.dtype) @ query.T
+                return _log_sums(logits, last[start : end + 1] - last[start])
+
+            cuts = _cuts(self.trie.offsets[-1], max(1, _MOST_NUMBERS // rows))
+            sums = [
+                checkpoint(block, s, e, query, use_reentrant=False) if len(cuts) > 1 else block(s, e, query)
+                for s, e in cuts
+            ]
+            inner = [torch.cat(sums)]
+            for offsets in self.offsets[-2:0:-1]:
+                inner.insert(0, _log_sums(inner[0], offsets))
+        return DenseScores(query, [sums.T for sums in inner])
+
+    def dense_logits(self, level: int, node: Tensor, dense: DenseScores) -> Tensor:
+        """Of ``node`` (int64 [W * R x m], of depth ``level`` + 1; W rows after another are of one history), same shape.
+
+        Vectors of leaves are gathered for a bounded number of rows at a time, and again in the backward pass.
+        """
+        assert self.content is not None
+        if level < self.levels - 1:
+            sums = dense.inner[level]
+            return sums.gather(1, node.clamp_max(sums.shape[1] - 1).view(len(sums), -1)).view(node.shape)
+        table = self.content
+        query = dense.query.repeat_interleave(len(node) // len(dense.query), dim=0)
+        if level == 0:  # every leaf is a child of the root
             return query @ table.T.to(query.dtype)
         rows = max(1, _MOST_NUMBERS // (node.shape[1] * table.shape[1]))
 
@@ -100,6 +131,22 @@ class DeviceTrie:
         return torch.stack(nodes, dim=1), found
 
 
+def _cuts(offsets: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """Runs of nodes (first, end) that have at most ``most`` children together; a node of more is a run of its own."""
+    starts = [0]
+    while starts[-1] < len(offsets) - 1:
+        end = int(np.searchsorted(offsets, offsets[starts[-1]] + most, side="right")) - 1
+        starts.append(max(end, starts[-1] + 1))
+    return list(pairwise(starts))
+
+
+def _log_sums(logits: Tensor, offsets: Tensor) -> Tensor:
+    """log sum of exp of the rows [n x R] of each segment offsets[i] : offsets[i + 1], none of them empty."""
+    most = torch.segment_reduce(logits.detach(), "max", offsets=offsets, axis=0)
+    spread = (logits - most.repeat_interleave(offsets.diff(), dim=0)).exp()
+    return torch.segment_reduce(spread, "sum", offsets=offsets, axis=0).log() + most
+
+
 def level_logits(model: InterestModel, hidden: Tensor, level: int) -> Tensor:
     """Logits over the codes of ``level``, without content: ``hidden`` [R x D] -> [R x C], never below float32.
 
@@ -109,24 +156,25 @@ def level_logits(model: InterestModel, hidden: Tensor, level: int) -> Tensor:
     return hidden.to(dtype) @ model.level_rows(level).to(dtype).T * model.scale[level].to(dtype)
 
 
-def content_query(model: InterestModel, hidden: Tensor) -> Tensor | None:
-    """W h_0 [R x d], which is compared with nodes' content; ``hidden`` [R x D]. None for a model that reads none."""
+def dense_scores(model: InterestModel, trie: DeviceTrie, hidden: Tensor) -> DenseScores | None:
+    """What content says after histories whose last states are ``hidden`` [R x D]; None for a model that reads none."""
     if model.content is None:
         return None
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    return hidden.to(dtype) @ model.content.query.weight.to(dtype).T
+    query = hidden.to(dtype) @ model.content.query.weight.to(dtype).T
+    return trie.dense_scores(query * model.content.share.to(dtype))
 
 
 def child_log_probs(
-    model: InterestModel, trie: DeviceTrie, level: int, node: Tensor, hidden: Tensor, query: Tensor | None
+    model: InterestModel, trie: DeviceTrie, level: int, node: Tensor, hidden: Tensor, dense: DenseScores | None
 ) -> tuple[Children, Tensor]:
     """The children of ``node`` (int64 [R], of depth ``level``), and their log p [R x m], -inf where not valid.
 
-    ``hidden`` [R x D]: last states after these prefixes; ``query`` [R x d]: `content_query` of the states after the
-    histories. Differentiable.
+    ``hidden`` [R x D]: last states after these prefixes; ``dense``: of their histories, each of which may have several
+    of these rows, one after another. Differentiable.
     """
     children = trie.children(level, node)
     logits = level_logits(model, hidden, level).gather(1, children.code)
-    if model.content is not None and query is not None:
-        logits = logits + model.content.share[level].to(logits.dtype) * trie.similarity(level, children.node, query)
+    if dense is not None:
+        logits = logits + trie.dense_logits(level, children.node, dense)
     return children, logits.masked_fill(~children.valid, -torch.inf).log_softmax(dim=1)

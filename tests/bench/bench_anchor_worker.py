@@ -22,7 +22,7 @@ import numpy as np
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
-from gpl_core.interest.content import node_content
+from gpl_core.interest.content import leaf_content
 from gpl_core.interest.model_files import load_bundle
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
@@ -53,7 +53,7 @@ def search_alone(lake: InterestLake, users: Sequence[User]) -> float:
     model.merge()
     content = ContentTable(lake.vectors, np.arange(len(lake.vectors)))
     catalog = ItemCatalog(np.arange(len(lake.sids)), lake.sids, CODES)
-    trie = DeviceTrie(catalog.trie, content=node_content(catalog, content))
+    trie = DeviceTrie(catalog.trie, content=leaf_content(catalog, content))
     search = BeamSearch(model, trie, SearchSettings(5, LENGTH, 8192), content)
     histories, items = [lake.sids[list(u.items)] for u in users], [np.array(u.items) for u in users]
     start = time.process_time()

@@ -40,7 +40,7 @@ from gpl_core.config import load_config
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
-from gpl_core.interest.content import node_content
+from gpl_core.interest.content import leaf_content
 from gpl_core.interest.model_files import load_bundle
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
@@ -90,9 +90,10 @@ VARIANTS = {
 
 def dense_models() -> dict[str, SasRecSettings]:
     """The dense models before tuning, by name."""
+    ours = int(load_config("amazon").interest.walks)
     names = {"none": "SASRec", "added": "SASRec + content", "only": "content alone"}
     return {
-        names[content] + " + walks" * walks: SasRecSettings(content=content, walks=walks)
+        names[content] + " + walks" * walks: SasRecSettings(content=content, walks=ours if walks else 0)
         for content, walks in product(names, (False, True))
     }
 
@@ -153,7 +154,7 @@ def train_ours(task: Task, made: Catalog, settings: tuple[str, ...], seed: int, 
         bundle = store.fetch(store.manifests("interest_model")[-1])
         model = load_bundle(bundle, base_checkpoint(config), sid_version=lake.version)
     content = ContentTable(made.vectors, np.arange(task.items)) if model.settings.content_width else None
-    trie = DeviceTrie(catalog.trie, content=node_content(catalog, content))
+    trie = DeviceTrie(catalog.trie, content=leaf_content(catalog, content))
     search = BeamSearch(model, trie, SearchSettings(BEAMS, MOST_EVENTS), content)
     anchors = search.search([made.sids[h] for h in task.histories], task.histories)
     leaves = catalog.trie.leaf_of(anchors.sids.reshape(-1, 3)).reshape(anchors.sids.shape[:2])

@@ -34,7 +34,7 @@ import torch
 
 from gpl_core.interest.attention import ATTENTION, CausalPlan
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
-from gpl_core.interest.content import node_content
+from gpl_core.interest.content import leaf_content
 from gpl_core.interest.interest_model import InterestModel, ModelSettings, build_interest_model
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
@@ -153,7 +153,7 @@ def make_bench(quick: bool) -> Bench:
     sids = random.integers(0, CODES, (ITEMS, LEVELS))
     content = ContentTable(random.normal(size=(ITEMS, WIDTH)).astype(np.float32), np.arange(ITEMS))
     catalog = ItemCatalog(np.arange(ITEMS), sids, CODES)
-    trie = DeviceTrie(catalog.trie, device(), node_content(catalog, content))
+    trie = DeviceTrie(catalog.trie, device(), leaf_content(catalog, content))
     return Bench(model, trie, content, sids, device())
 
 

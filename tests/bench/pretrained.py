@@ -30,7 +30,7 @@ from gpl_core.config import Config, load_config
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
-from gpl_core.interest.content import node_content
+from gpl_core.interest.content import leaf_content
 from gpl_core.interest.model_files import load_bundle
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
@@ -92,7 +92,7 @@ def rankings(config: Config, task: Task, ranks: Ranks) -> np.ndarray:
     catalog = read_catalog(context, sid_version, model.settings.codes)
     numbers = numbers_of(context)
     with content_table(context, ranks) if model.settings.content_width else nullcontext() as content:
-        trie = DeviceTrie(catalog.trie, content=node_content(catalog, content))
+        trie = DeviceTrie(catalog.trie, content=leaf_content(catalog, content))
         search = BeamSearch(model, trie, SearchSettings(BEAMS, MOST_EVENTS), content)
         histories = [numbers[history] for history in task.histories]
         anchors = search.search([catalog.sids_of(history) for history in histories], histories)

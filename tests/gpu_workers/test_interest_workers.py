@@ -26,7 +26,7 @@ from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext
 from gpl_core.graph.steps import find_step
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
-from gpl_core.interest.content import NeighborGraph, node_content
+from gpl_core.interest.content import NeighborGraph, leaf_content
 from gpl_core.interest.model_files import load_bundle
 from gpl_core.interest.packing import UserHistory
 from gpl_core.interest.search import BeamSearch, SearchSettings
@@ -401,7 +401,7 @@ def search_directly(lake: InterestLake, users: list[User], model: Manifest) -> d
     loaded = load_bundle(folder, base_checkpoint(lake.config()), sid_version=lake.version)
     content = ContentTable(lake.vectors, np.arange(len(lake.vectors)))
     catalog = ItemCatalog(np.arange(len(lake.sids)), lake.sids, CODES)
-    trie = DeviceTrie(catalog.trie, content=node_content(catalog, content))
+    trie = DeviceTrie(catalog.trie, content=leaf_content(catalog, content))
     search = BeamSearch(loaded, trie, SearchSettings(5, LENGTH), content)
     found = search.search([lake.sids[list(u.items)] for u in users], [np.array(u.items) for u in users])
     return {u.user_id: s.ravel().tolist() for u, s in zip(users, found.sids, strict=True)}

@@ -21,7 +21,8 @@ class SasRecSettings:
     """Two layers of two heads; width, dropout, learning rate and epochs are what is tuned on the validation split."""
 
     content: Literal["none", "added", "only"] = "none"  # what an item is: a learned vector, its projected content, both
-    walks: bool = False  # one synthetic walk per real row, as ours has
+    walks: int = 0  # synthetic walks per real row
+    weight_decay: float = 0.0
     width: int = 64
     dropout: float = 0.4
     learning_rate: float = 1e-3
@@ -70,13 +71,13 @@ def sasrec_epochs(
     """
     torch.manual_seed(seed)
     model = SasRec(task.items, settings, content)
-    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     random = np.random.default_rng(seed)
     every = np.arange(task.items)
     graph = NeighborGraph.build(ContentTable(content, every), every, seed=seed) if settings.walks else None
     for epoch in count():
         model.train()
-        rows = [*task.train, *(graph.walks(len(task.train), seed=[seed, epoch]) if graph else ())]
+        rows = [*task.train, *(graph.walks(settings.walks * len(task.train), seed=[seed, epoch]) if graph else ())]
         order = random.permutation(len(rows))
         for start in range(0, len(order), settings.batch_size):
             batch = _padded([rows[n] for n in order[start : start + settings.batch_size]], task.items)

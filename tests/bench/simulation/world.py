@@ -26,7 +26,7 @@ import pyarrow as pa
 import torch
 
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
-from gpl_core.interest.content import NeighborGraph, node_content
+from gpl_core.interest.content import NeighborGraph, leaf_content
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.packing import UserHistory, training_packs
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
@@ -374,7 +374,7 @@ def _interest_search(
         make_tiny_checkpoint(Path(folder), TinySettings(seed=seed))
         settings = ModelSettings(L, catalog.codes, lora_rank=0, seed=seed, content_width=content.width)
         model = build_interest_model(folder, settings, codebooks)
-    trie = DeviceTrie(catalog.trie, content=node_content(catalog, content))
+    trie = DeviceTrie(catalog.trie, content=leaf_content(catalog, content))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0)
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 - epoch / size.interest_epochs)
     model.train()

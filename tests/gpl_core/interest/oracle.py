@@ -45,17 +45,25 @@ def next_code_log_probs(
             alone = model.hidden(
                 torch.tensor(ids[:before]), torch.arange(before), CausalPlan(np.array([before])), read
             )[-1]
-            query = model.content.query(alone)
-            logits = logits + model.content.share[level] * torch.stack([
-                torch.from_numpy(mean_below(content, (*prefix, c))) @ query for c in children
-            ])  # fmt: skip
+            query = model.content.share * model.content.query(alone)
+            logits = logits + torch.stack([log_sum_below(content, (*prefix, c), query) for c in children])
         return dict(zip(children, logits.log_softmax(0).tolist(), strict=True))
 
 
+def log_sum_below(content: Content, prefix: tuple[int, ...], query: torch.Tensor) -> torch.Tensor:
+    """log of the summed exp(<query, content>) of the SIDs that begin so."""
+    below = {tuple(map(int, s)) for s in content.sids if tuple(s[: len(prefix)]) == prefix}
+    return torch.stack([torch.from_numpy(mean_below(content, sid)) @ query for sid in below]).logsumexp(0)
+
+
 def mean_below(content: Content, prefix: tuple[int, ...]) -> np.ndarray:
-    """The mean vector of the items whose SID begins so; of the shorter prefix where none of them has a vector."""
-    inside = (content.sids[:, : len(prefix)] == prefix).all(axis=1) & ~np.isnan(content.vectors[:, 0])
-    return content.vectors[inside].mean(axis=0) if inside.any() else mean_below(content, prefix[:-1])
+    """The mean over the SIDs that begin so, each its items' mean; of the shorter prefix where no item has a vector."""
+    known = content.sids[~np.isnan(content.vectors[:, 0])].tolist()
+    inside = sorted({tuple(sid) for sid in known if tuple(sid[: len(prefix)]) == prefix})
+    if not inside:
+        return mean_below(content, prefix[:-1])
+    means = [np.nanmean(content.vectors[(content.sids == sid).all(axis=1)], axis=0) for sid in inside]
+    return np.mean(means, axis=0)
 
 
 def textbook_beams(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gpl_core.errors import ContractError, UsageError
-from gpl_core.interest.content import NeighborGraph, node_content
+from gpl_core.interest.attention import CausalPlan
+from gpl_core.interest.content import NeighborGraph, content_of, leaf_content
 from gpl_core.interest.interest_model import (
     InterestModel,
     ModelSettings,
@@ -19,8 +20,8 @@ from gpl_core.interest.interest_model import (
 )
 from gpl_core.interest.packing import UserHistory, pack_targets, training_packs
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
-from gpl_core.interest.training import target_log_probs
-from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, content_query
+from gpl_core.interest.training import TEMPERATURES, target_log_probs, tempered_losses
+from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, dense_scores
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 from tests.gpl_core.interest.oracle import Content, mean_below, textbook_beams
@@ -60,7 +61,7 @@ def make_search(reader: InterestModel, table: ContentTable, beams: int, budget: 
 
 def make_trie(table: ContentTable | None) -> DeviceTrie:
     catalog = ItemCatalog(np.arange(ITEMS), make_sids(), 8)
-    return DeviceTrie(catalog.trie, content=node_content(catalog, table))
+    return DeviceTrie(catalog.trie, content=leaf_content(catalog, table))
 
 
 def make_sids() -> np.ndarray:
@@ -142,12 +143,11 @@ def losses(reader: InterestModel, table: ContentTable, rows: list[UserHistory], 
 def test_what_all_items_share_changes_no_score(reader: InterestModel, table: ContentTable) -> None:
     moved = ContentTable(table.vectors + np.float32(2.0), table.row_of)
     one, two = make_trie(table), make_trie(moved)
-    for level in range(3):
-        torch.testing.assert_close(one.content[level], two.content[level], rtol=0, atol=1e-5)
+    torch.testing.assert_close(one.content, two.content, rtol=0, atol=1e-5)
 
 
 def test_at_the_last_level_the_item_nearest_to_the_query_leads(reader: InterestModel, table: ContentTable) -> None:
-    """Siblings with the same code rows: content alone decides, dense retrieval among them."""
+    """Siblings with the same code rows: content alone decides."""
     with torch.no_grad():
         reader.input_rows.zero_()
         reader.content.share.fill_(1.0)
@@ -155,13 +155,32 @@ def test_at_the_last_level_the_item_nearest_to_the_query_leads(reader: InterestM
     hidden = torch.randn(1, reader.config.hidden_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     parent = int(np.diff(trie.trie.offsets[2]).argmax())
     children, log_prob = child_log_probs(
-        reader, trie, 2, torch.tensor([parent]), hidden, content_query(reader, hidden)
+        reader, trie, 2, torch.tensor([parent]), hidden, dense_scores(reader, trie, hidden)
     )  # fmt: skip
     query = reader.content.query(hidden)[0].detach().numpy()
     sids = trie.trie.sids()[children.node[0][children.valid[0]]]
     nearest = max(range(len(sids)), key=lambda n: mean_below(of(table, []), tuple(sids[n])) @ query)
     assert len(sids) > 1
     assert int(log_prob[0].argmax()) == nearest
+
+
+def test_without_codes_to_tell_them_apart_sids_are_ranked_by_one_softmax_over_the_catalog(
+    reader: InterestModel, table: ContentTable
+) -> None:
+    """However the trie groups them: what dense retrieval over all leaves would say."""
+    with torch.no_grad():
+        reader.scale.zero_()
+    trie, every = make_trie(table), len({tuple(s) for s in make_sids().tolist()})
+    anchors = search(make_search(reader, table, beams=every))
+    for items, sids, log_probs in zip(USERS, anchors.sids, anchors.log_prob, strict=True):
+        pack = pack_targets(reader.vocabulary, [history([*items, 0])], 6)
+        with torch.no_grad():
+            plan = CausalPlan(pack.lengths)
+            read = content_of(table, pack.items, pack.item_places, reader.device)
+            state = reader.hidden(torch.from_numpy(pack.token_ids), torch.from_numpy(pack.positions), plan, read)
+            query = reader.content.share * reader.content.query(state[pack.target_places[-1, 0]])
+            flat = (trie.content.double() @ query).log_softmax(0)
+        np.testing.assert_allclose(log_probs, flat[trie.trie.leaf_of(sids)], atol=1e-6)
 
 
 def test_an_event_s_content_reaches_later_targets_only(reader: InterestModel, table: ContentTable) -> None:
@@ -197,6 +216,20 @@ def test_a_search_without_the_content_its_model_needs_is_refused(reader: Interes
         BeamSearch(reader, make_trie(table), SearchSettings(2, max_events=3), table).search([make_sids()[:2]])
     with pytest.raises(ContractError, match="without content"):
         search(BeamSearch(reader, make_trie(None), SearchSettings(2, max_events=5), table))
+
+
+def test_losses_by_temperature_are_those_of_logits_divided_by_it(checkpoint: Path) -> None:
+    """Of a model without content, whose logits are divided where its scales are."""
+    model = build_interest_model(checkpoint, ModelSettings(3, 8, lora_rank=4), dtype=torch.float64).eval()
+    pack = pack_targets(model.vocabulary, [history(items) for items in USERS], 6)
+    scale = model.scale.detach().clone()
+    with torch.no_grad():
+        losses, targets = tempered_losses(model, make_trie(None), pack)
+        for loss, temperature in zip(losses, TEMPERATURES, strict=True):
+            model.scale.copy_(scale / temperature)
+            scores = target_log_probs(model, make_trie(None), pack)
+            assert targets == len(scores.log_prob) > 0
+            torch.testing.assert_close(loss, -scores.log_prob.sum())
 
 
 def test_walks_go_to_near_items_or_stay_one_step_in_six(table: ContentTable) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from gpl_core.errors import LineageError, MissingInputError, UsageError
 from gpl_core.interest.attention import CausalPlan
 from gpl_core.interest.base_model import TinySettings, load_base, make_tiny_checkpoint
-from gpl_core.interest.content import node_content
+from gpl_core.interest.content import leaf_content
 from gpl_core.interest.interest_model import (
     InterestModel,
     ModelSettings,
@@ -175,7 +175,7 @@ def test_the_first_loss_is_near_the_uniform_one_on_any_base(tmp_path, checkpoint
     for content in (None, table):
         settings = replace(SETTINGS, content_width=64 if content else 0)
         model = build_interest_model(tmp_path / "base", settings, random.normal(size=(3, 8, 5)))
-        trie = DeviceTrie(catalog.trie, content=node_content(catalog, content))
+        trie = DeviceTrie(catalog.trie, content=leaf_content(catalog, content))
         pack = pack_targets(model.vocabulary, rows_of, 20)
         loss = interest_loss(target_log_probs(model, trie, pack, content)).item()
         assert loss <= 1.05 * np.log(512)
@@ -267,7 +267,7 @@ def test_a_bundle_of_an_earlier_release_is_refused_with_what_to_do(bundle) -> No
     body = json.loads((bundle[0] / DESCRIPTION).read_text())
     del body["format"]  # format 1 did not say
     (bundle[0] / DESCRIPTION).write_text(json.dumps(body))
-    with pytest.raises(LineageError, match=r"format 1, .* format 2; train the model again"):
+    with pytest.raises(LineageError, match=r"format 1, .* format 3; train the model again"):
         read_description(bundle[0])
 
 
