@@ -99,11 +99,13 @@ class DeviceTrie:
         Vectors of leaves are gathered for a bounded number of rows at a time, and again in the backward pass.
         """
         assert self.content is not None
+        each = len(node) // max(1, len(dense.query))
         if level < self.levels - 1:
             sums = dense.inner[level]
-            return sums.gather(1, node.clamp_max(sums.shape[1] - 1).view(len(sums), -1)).view(node.shape)
+            known = node.clamp_max(sums.shape[1] - 1).view(len(sums), each * node.shape[1])
+            return sums.gather(1, known).view(node.shape)
         table = self.content
-        query = dense.query.repeat_interleave(len(node) // len(dense.query), dim=0)
+        query = dense.query.repeat_interleave(each, dim=0)
         if level == 0:  # every leaf is a child of the root
             return query @ table.T.to(query.dtype)
         rows = max(1, _MOST_NUMBERS // (node.shape[1] * table.shape[1]))
@@ -142,6 +144,8 @@ def _cuts(offsets: np.ndarray, most: int) -> list[tuple[int, int]]:
 
 def _log_sums(logits: Tensor, offsets: Tensor) -> Tensor:
     """log sum of exp of the rows [n x R] of each segment offsets[i] : offsets[i + 1], none of them empty."""
+    if not logits.shape[1]:  # a rank that has run out of targets; torch would divide by 0
+        return logits[: len(offsets) - 1]
     most = torch.segment_reduce(logits.detach(), "max", offsets=offsets, axis=0)
     spread = (logits - most.repeat_interleave(offsets.diff(), dim=0)).exp()
     return torch.segment_reduce(spread, "sum", offsets=offsets, axis=0).log() + most

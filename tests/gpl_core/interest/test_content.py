@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,14 @@ def test_losses_by_temperature_are_those_of_logits_divided_by_it(checkpoint: Pat
             scores = target_log_probs(model, make_trie(None), pack)
             assert targets == len(scores.log_prob) > 0
             torch.testing.assert_close(loss, -scores.log_prob.sum())
+
+
+def test_a_pack_without_targets_has_gradients_of_zero(reader: InterestModel, table: ContentTable) -> None:
+    """Of every parameter, as the ranks that still have targets wait for them."""
+    pack = pack_targets(reader.vocabulary, [history([1, 2, 3])], 6)
+    none = replace(pack, target_sids=pack.target_sids[:0], target_places=pack.target_places[:0])
+    (target_log_probs(reader, make_trie(table), none, table).log_prob.sum() + 0.0).backward()
+    assert all((p.grad == 0).all() for p in (*reader.content.parameters(), reader.scale))
 
 
 def test_walks_go_to_near_items_or_stay_one_step_in_six(table: ContentTable) -> None:
