@@ -25,6 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from gpl_core.conf.sections import Interest
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import NeighborGraph, leaf_content
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
@@ -379,7 +380,7 @@ def _interest_search(
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 - epoch / size.interest_epochs)
     model.train()
     for epoch in range(size.interest_epochs):
-        walks = graph.walks(len(real), seed=[seed, epoch])
+        walks = graph.walks(int(Interest().walks * len(real)), seed=[seed, epoch])
         mixed = real + [UserHistory(catalog.sids_of(w), np.ones(len(w), dtype=bool), w) for w in walks]
         order = np.random.default_rng([seed, 3, epoch]).permutation(len(mixed))
         for pack in training_packs(model.vocabulary, [mixed[n] for n in order], H, 4096):
