@@ -21,7 +21,7 @@ from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.lakehouse.storage import filesystem
-from gpl_core.lakehouse.writer import COMPRESSION
+from gpl_core.lakehouse.writer import parquet_writer
 
 _TRIES = 5
 
@@ -93,7 +93,7 @@ def _rewritten(snapshot: Snapshot, file: DataFile, keep: Keep) -> Part | None:
     rows = 0
     with fs.open(old, "rb") as source, fs.open(f"{base}/{path}", "wb") as sink:
         reader = pq.ParquetFile(source)
-        with pq.ParquetWriter(sink, reader.schema_arrow, **COMPRESSION) as writer:
+        with parquet_writer(sink, reader.schema_arrow) as writer:
             for group in range(reader.num_row_groups):
                 kept = keep(reader.read_row_group(group))
                 if len(kept):

@@ -15,9 +15,17 @@ from gpl_core.errors import ContractError
 from gpl_core.lakehouse.commit import Part, now_ms
 from gpl_core.lakehouse.storage import filesystem
 
-COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
-"""Of every Parquet file that we write without Spark; Spark's level is 3 too."""
 _PARTITION_VALUE = re.compile("[A-Za-z0-9_=-]+")
+
+
+def parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of Parquet to the open file `sink`, as all our files are that Spark has not written.
+
+    zstd at level 9 took 7 % less than at 3 of the anchor cache, for 20 us more a row; no dictionary for arrays of
+    numbers, few of which come again, another 11 %.
+    """
+    texts = [field.name for field in schema if pa.types.is_string(field.type)]
+    return pq.ParquetWriter(sink, schema, compression="zstd", compression_level=9, use_dictionary=texts)
 
 
 class PartWriter:
@@ -91,7 +99,7 @@ class PartWriter:
             path = f"{folder}/{name}" if folder else name
             self._fs.makedirs(f"{self._base}/{folder}", exist_ok=True)
             sink = self._fs.open(f"{self._base}/{path}", "wb")
-            self._open = (path, sink, pq.ParquetWriter(sink, self._schema, **COMPRESSION))
+            self._open = (path, sink, parquet_writer(sink, self._schema))
         return self._open[2]
 
     def _finish(self) -> None:

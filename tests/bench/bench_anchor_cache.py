@@ -106,8 +106,8 @@ def main() -> None:
                 for number, anchors in enumerate(blocks(trie, users, random)):
                     hashes = np.array([random.bytes(16).hex() for _ in anchors.sids])
                     ids = np.array([f"user-{number * BLOCK + n}" for n in range(len(hashes))])
-                    keys = {"user_id": ids, "sequence_hash": hashes, "sid_version": np.full(len(ids), "sid")}
-                    rows = anchor_rows(keys, anchors)
+                    users_of = {"user_id": ids, "sequence_hash": hashes, "sid_version": np.full(len(ids), "sid")}
+                    rows = anchor_rows(users_of, anchors)
                     writer.write(rows)
                     if number < 3:
                         stored = anchors._replace(
