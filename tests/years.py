@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from deltalake import DeltaTable
 
@@ -28,7 +29,21 @@ _SAW = {f"2026-01-{day:02}": "0123abcd" for day in range(60)}
 
 def aged(config: Config, commits: int) -> Toy:
     """A lakehouse with `commits` earlier commits per table and versions per kind of artifact; DAY is done."""
-    lake = Lake.of(config.lakehouse)
+    fs, root = filesystem(config.lakehouse.root)
+    if "file" in fs.protocol:
+        _past(root, commits)
+    else:  # many files at a time reach a store much sooner than one after another
+        with TemporaryDirectory() as folder:
+            _past(folder, commits)
+            fs.put(f"{folder}/", f"{root}/", recursive=True)
+    toy = Toy(config)
+    toy.raw([DAY, DAY + ONE])
+    toy.run_pending([DAY])
+    return toy
+
+
+def _past(root: str, commits: int) -> None:
+    lake = Lake(root)
     for contract in all_contracts().values():
         if contract.owner != "simulation" and contract.name != "artifact_decisions":  # as many as operators made
             _past_commits(lake, contract, commits)
@@ -36,12 +51,7 @@ def aged(config: Config, commits: int) -> Toy:
         for age in range(1, commits + 1):
             through, made = DAY - (age + 1) * ONE, f"{age:024x}"
             manifest = Manifest(kind, artifact_version(through, made), through, {}, made, "", {})
-            write_whole(f"{config.lakehouse.root}/artifacts/{kind}/{manifest.version}/manifest.json",
-                        manifest.to_json().encode())  # fmt: skip
-    toy = Toy(config)
-    toy.raw([DAY, DAY + ONE])
-    toy.run_pending([DAY])
-    return toy
+            write_whole(f"{root}/artifacts/{kind}/{manifest.version}/manifest.json", manifest.to_json().encode())
 
 
 def _past_commits(lake: Lake, contract: Contract, commits: int) -> None:
