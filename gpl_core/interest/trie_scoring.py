@@ -77,13 +77,13 @@ class DeviceTrie:
             raise ContractError("trie: without content, expected that of its leaves; the model scores by content too.")
         content, inner, rows = self.content, list[Tensor](), max(query.shape)
         if self.levels > 1:
-            last = self.offsets[-1]
+            last = self.trie.offsets[-1]
 
             def block(start: int, end: int, query: Tensor) -> Tensor:
                 logits = content[last[start] : last[end]].to(query.dtype) @ query.T
-                return _log_sums(logits, last[start : end + 1] - last[start])
+                return _log_sums(logits, self.offsets[-1][start : end + 1] - int(last[start]))
 
-            cuts = _cuts(self.trie.offsets[-1], max(1, _MOST_NUMBERS // rows))
+            cuts = _cuts(last, max(1, _MOST_NUMBERS // rows))
             sums = [
                 checkpoint(block, s, e, query, use_reentrant=False) if len(cuts) > 1 else block(s, e, query)
                 for s, e in cuts
