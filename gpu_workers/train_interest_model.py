@@ -257,7 +257,7 @@ def log_epoch(training: Training, figures: dict[str, float]) -> None:
         number, figures["train_loss"], figures["valid_loss"], figures["tempered_loss"], _HIT_AT, figures["valid_hr10"],
         training.objective.trie.size, figures["targets_outside"], figures["users_without_target"],
     )  # fmt: skip
-    names = ("train_loss", "valid_loss", "valid_hr10")
+    names = ("train_loss", "valid_loss", "tempered_loss", "valid_hr10")
     training.engine.monitor.write_events([(f"Epoch/{n}", figures[n], number) for n in names])
 
 
@@ -290,7 +290,7 @@ def publish(training: Training, tokenizer: Manifest, progress: TrainingProgress)
         if training.ranks.is_main:
             if not math.isfinite(progress.best_loss):
                 raise GateError(
-                    f"interest model: held-out loss {progress.best_loss} after {progress.epoch} epochs, expected a "
+                    f"interest model: loss {progress.best_loss} after {progress.epoch} epochs, expected a "
                     "finite one; lower interest.learning_rate"
                 )
             best = progress.history[progress.best_epoch]

@@ -15,6 +15,7 @@ from gpl_core.lakehouse.files import hash_text
 Inputs = Mapping[str, Mapping[str, str | int]]
 Origin = Mapping[str, Mapping[str, str]]  # "inputs" and "settings": name -> what it is known by
 ARTIFACT = "artifact:"
+_METHOD = "method"  # in place of a setting's name
 _LONGEST = 40  # characters of a setting's value; of a longer one a hash is kept
 
 
@@ -32,9 +33,10 @@ def identities(inputs: Inputs) -> dict[str, str | int]:
 
 
 def settings_of(step: Step, config: Config) -> dict[str, str]:
-    """Every setting that shapes the result of `step`, under the name that a configuration gives it."""
+    """Every setting that shapes the result of `step`, under the name that a configuration gives it; and its method."""
     found = (leaf for path in step.settings for leaf in _leaves(path, attrgetter(path)(config)))
-    return {name: _short(value) for name, value in found}
+    method = {_METHOD: str(step.method)} if step.method > 1 else {}
+    return {name: _short(value) for name, value in found} | method
 
 
 def origin_of(step: Step, config: Config, inputs: Inputs, output: str) -> dict[str, dict[str, str]]:
@@ -66,6 +68,8 @@ def _input(name: str, then: str | None, now: str | None) -> str:
 
 
 def _setting(name: str, then: str | None, now: str | None) -> str:
+    if name == _METHOD:
+        return "this release makes it in another way"
     if "#" in ((then or "")[:1], (now or "")[:1]):
         return f"setting {name} has changed"
     return f"setting {name} is {now or 'not set'}, was {then or 'not set'}"

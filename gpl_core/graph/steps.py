@@ -62,6 +62,7 @@ class Step:
     uses: tuple[str, ...] = ()  # artifacts in force for the run date that it needs
     publishes: str = ""  # artifact that it trains
     settings: tuple[str, ...] = ()  # names of the settings and sections that shape its result
+    method: int = 1  # one more when a release makes another result of the same inputs and settings
     follows: Mapping[str, str] = field(default_factory=dict)  # artifact -> lineage key that must match to stay in force
     refresh: Days = lambda config: 1  # after how many days the artifact is trained again
     # Tables that training sees whole, and a dated one whose commits say what their slice was made of. An artifact that
@@ -86,8 +87,8 @@ class Step:
         return f"{'spark_jobs' if self.launcher == 'spark' else 'gpu_workers'}/{self.name}.py"
 
     def config_hash(self, config: Config) -> str:
-        """Hash of the settings that shape its result."""
-        return hash_of([attrgetter(name)(config) for name in self.settings])
+        """Hash of the settings that shape its result, and of its method."""
+        return hash_of([attrgetter(name)(config) for name in self.settings] + [self.method] * (self.method > 1))
 
     def trained_through(self, run_date: date) -> date:
         """Last date whose events the artifact that it trains for `run_date` has seen."""
@@ -172,7 +173,7 @@ STEPS: tuple[Step, ...] = (
         "train_interest_model", "deepspeed",
         reads=(Read("user_sequences", "through"), Read("item_stats", "slice"), Read("item_sids", "lookup"),
                Read("item_embeddings", "lookup")),
-        uses=("tokenizer",), publishes="interest_model", settings=("interest", "run.seed"),
+        uses=("tokenizer",), publishes="interest_model", settings=("interest", "run.seed"), method=2,
         follows={"tokenizer": "sid_version"}, refresh=lambda c: c.interest.refresh_days,
         sees=("item_sids", "item_embeddings"), sees_made_from="user_sequences",
     ),

@@ -48,7 +48,7 @@ def content_of(
 
 
 def leaf_content(catalog: ItemCatalog, table: ContentTable | None) -> np.ndarray | None:
-    """Content of the trie's leaves, float32 [S x d]: the mean vector of a SID's items, less the mean of all leaves'.
+    """Content of the trie's leaves, float32 [S x d]: the mean vector of a SID's items, less the mean of all such means.
 
     A softmax over all leaves does not change when the same is taken off all of them. A leaf whose items have no vector
     stands at the mean of the leaves beside it, of the nearest ancestor that has some. None without a ``table``.
@@ -74,7 +74,6 @@ def leaf_content(catalog: ItemCatalog, table: ContentTable | None) -> np.ndarray
         content[filled] = total[node[filled]] / count[node[filled], None]
         missing[filled] = False
     content -= total[0] / max(count[0], 1)
-    content[missing] = 0
     return content
 
 

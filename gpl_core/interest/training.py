@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gpl_core.interest.attention import CausalPlan
 from gpl_core.interest.content import NeighborGraph, content_of
@@ -36,30 +37,33 @@ def target_log_probs(
     model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None = None
 ) -> TargetScores:
     """log p of every target code of ``pack``; differentiable. ``content``: for a model that reads item vectors."""
-    scores, outside = [], len(pack.target_sids)
-    for child, log_prob in _levels(model, trie, pack, content):
-        scores.append(log_prob.gather(1, child)[:, 0])
-        outside = len(pack.target_sids) - len(child)
-    return TargetScores(torch.stack(scores, dim=1), outside)
+    states, nodes = _targets(model, trie, pack, content)
+
+    def scores(states: Tensor, nodes: Tensor) -> Tensor:
+        levels = _levels(model, trie, states, nodes)
+        return torch.stack([log_prob.gather(1, child)[:, 0] for child, log_prob in levels], dim=1)
+
+    parts = _in_parts(trie, states, nodes)
+    found = [scores(*part) if len(parts) == 1 else checkpoint(scores, *part, use_reentrant=False) for part in parts]
+    return TargetScores(torch.cat(found), len(pack.target_sids) - len(nodes))
 
 
+@torch.no_grad()
 def tempered_losses(
     model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None = None
 ) -> tuple[Tensor, int]:
     """(summed -log p of the targets in the catalog, nats, at each of TEMPERATURES; how many they are)."""
-    losses, targets = torch.zeros(len(TEMPERATURES), dtype=torch.float64), 0
-    for child, log_prob in _levels(model, trie, pack, content):
-        targets = len(child)
-        for place, temperature in enumerate(TEMPERATURES):
-            tempered = (log_prob / temperature).log_softmax(dim=1)
-            losses[place] -= tempered.gather(1, child).sum().cpu().double()
-    return losses, targets
+    states, nodes = _targets(model, trie, pack, content)
+    losses = torch.zeros(len(TEMPERATURES), dtype=torch.float64, device=states.device)
+    for part in _in_parts(trie, states, nodes):
+        for child, log_prob in _levels(model, trie, *part):
+            tempered = ((log_prob / t).log_softmax(dim=1).gather(1, child).sum().double() for t in TEMPERATURES)
+            losses -= torch.stack([*tempered])
+    return losses.cpu(), len(nodes)
 
 
-def _levels(
-    model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Per level, of the E' targets in the catalog: which child it is, int64 [E' x 1], and log p of all, [E' x m]."""
+def _targets(model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None) -> tuple[Tensor, Tensor]:
+    """The states that predict the codes of E' targets in the catalog, [E' x L x D], and their nodes [E' x L + 1]."""
     device = model.device
     hidden = model.hidden(
         torch.from_numpy(pack.token_ids).to(device),
@@ -68,12 +72,19 @@ def _levels(
         content_of(content, pack.items, pack.item_places, device),
     )
     nodes, found = trie.path(torch.from_numpy(pack.target_sids).to(device))
-    places = torch.from_numpy(pack.target_places).to(device)[found]
-    nodes = nodes[found]
-    dense = dense_scores(model, trie, hidden[places[:, 0]])
+    return hidden[torch.from_numpy(pack.target_places).to(device)[found]], nodes[found]
+
+
+def _in_parts(trie: DeviceTrie, states: Tensor, nodes: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(states.split(trie.histories_at_once), nodes.split(trie.histories_at_once), strict=True))
+
+
+def _levels(model: InterestModel, trie: DeviceTrie, states: Tensor, nodes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per level, of targets as `_targets` has them: which child it is, int64 [E' x 1], and log p of all, [E' x m]."""
+    dense = dense_scores(model, trie, states[:, 0])
     for level in range(trie.levels):
         node, child = nodes[:, level], nodes[:, level + 1]
-        log_prob = child_log_probs(model, trie, level, node, hidden[places[:, level]], dense)[1]
+        log_prob = child_log_probs(model, trie, level, node, states[:, level], dense)[1]
         yield (child - trie.offsets[level][node])[:, None], log_prob
 
 

@@ -6,8 +6,8 @@ content of the leaf>) over the leaves below the child: SIDs and dense retrieval 
 after the prefix, h_0 that after the history. With equal rows of codes what is left is the softmax of dense retrieval
 over all SIDs, exactly, however deep the trie is.
 
-Legend for shapes: R rows (prefixes), m most children of any node at that depth, C codes, L levels, S SIDs, D hidden
-width, d width of content vectors, n_l nodes of depth l.
+Legend for shapes: H histories, R prefixes (as many of each history, one history's after another), m most children of
+any node at that depth, C codes, L levels, S SIDs, D hidden width, d width of content vectors, n_l nodes of depth l.
 """
 
 from itertools import pairwise
@@ -22,7 +22,7 @@ from gpl_core.errors import ContractError
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.sids.trie import Trie
 
-_MOST_NUMBERS = 2**26  # of gathered content vectors: a quarter of a gigabyte
+_MOST_NUMBERS = 2**26  # of content vectors, or products with them, at a time: a quarter of a gigabyte
 
 
 class Children(NamedTuple):
@@ -34,10 +34,10 @@ class Children(NamedTuple):
 
 
 class DenseScores(NamedTuple):
-    """What the content of the catalog's leaves says to R histories."""
+    """What the content of the catalog's leaves says to H histories."""
 
-    query: Tensor  # [R x d]: share * W h_0, whose product with a leaf's content is its logit
-    inner: list[Tensor]  # per depth 1 .. L-1 [R x n_l]: the nodes' log sums of exp(logit) over the leaves below
+    query: Tensor  # [H x d]: share * W h_0, whose product with a leaf's content is its logit
+    inner: list[Tensor]  # per depth 1 .. L-1 [H x n_l]: the nodes' log sums of exp(logit) over the leaves below
 
 
 class DeviceTrie:
@@ -71,11 +71,16 @@ class DeviceTrie:
         code = self.tokens[level][child.clamp_max(len(self.tokens[level]) - 1)].long()
         return Children(child, torch.where(valid, code, 0), valid)
 
-    def dense_scores(self, query: Tensor) -> DenseScores:
-        """For ``query`` [R x d]; the leaves are gone through in blocks, and again in the backward pass."""
+    @property
+    def histories_at_once(self) -> int:
+        """As many as training scores at a time: each has a number for every inner node."""
+        return max(1, _MOST_NUMBERS // max((len(tokens) for tokens in self.tokens[:-1]), default=1))
+
+    def leaf_sums(self, query: Tensor) -> DenseScores:
+        """For ``query`` [H x d]; the leaves are gone through in blocks, and again in the backward pass."""
         if self.content is None:
             raise ContractError("trie: without content, expected that of its leaves; the model scores by content too.")
-        content, inner, rows = self.content, list[Tensor](), max(query.shape)
+        content, inner = self.content, list[Tensor]()
         if self.levels > 1:
             last = self.trie.offsets[-1]
 
@@ -83,7 +88,7 @@ class DeviceTrie:
                 logits = content[last[start] : last[end]].to(query.dtype) @ query.T
                 return _log_sums(logits, self.offsets[-1][start : end + 1] - int(last[start]))
 
-            cuts = _cuts(last, max(1, _MOST_NUMBERS // rows))
+            cuts = _cuts(last, max(1, _MOST_NUMBERS // max(query.shape)))
             sums = [
                 checkpoint(block, s, e, query, use_reentrant=False) if len(cuts) > 1 else block(s, e, query)
                 for s, e in cuts
@@ -94,7 +99,7 @@ class DeviceTrie:
         return DenseScores(query, [sums.T for sums in inner])
 
     def dense_logits(self, level: int, node: Tensor, dense: DenseScores) -> Tensor:
-        """Of ``node`` (int64 [W * R x m], of depth ``level`` + 1; W rows after another are of one history), same shape.
+        """Of ``node`` (int64 [R x m], of depth ``level`` + 1): [R x m].
 
         Vectors of leaves are gathered for a bounded number of rows at a time, and again in the backward pass.
         """
@@ -143,7 +148,7 @@ def _cuts(offsets: np.ndarray, most: int) -> list[tuple[int, int]]:
 
 
 def _log_sums(logits: Tensor, offsets: Tensor) -> Tensor:
-    """log sum of exp of the rows [n x R] of each segment offsets[i] : offsets[i + 1], none of them empty."""
+    """log sum of exp of the rows [n x H] of each segment offsets[i] : offsets[i + 1], none of them empty."""
     if not logits.shape[1]:  # a rank that has run out of targets; torch would divide by 0
         return logits[: len(offsets) - 1]
     most = torch.segment_reduce(logits.detach(), "max", offsets=offsets, axis=0)
@@ -161,12 +166,12 @@ def level_logits(model: InterestModel, hidden: Tensor, level: int) -> Tensor:
 
 
 def dense_scores(model: InterestModel, trie: DeviceTrie, hidden: Tensor) -> DenseScores | None:
-    """What content says after histories whose last states are ``hidden`` [R x D]; None for a model that reads none."""
+    """What content says after histories whose last states are ``hidden`` [H x D]; None for a model that reads none."""
     if model.content is None:
         return None
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     query = hidden.to(dtype) @ model.content.query.weight.to(dtype).T
-    return trie.dense_scores(query * model.content.share.to(dtype))
+    return trie.leaf_sums(query * model.content.share.to(dtype))
 
 
 def child_log_probs(
@@ -174,8 +179,7 @@ def child_log_probs(
 ) -> tuple[Children, Tensor]:
     """The children of ``node`` (int64 [R], of depth ``level``), and their log p [R x m], -inf where not valid.
 
-    ``hidden`` [R x D]: last states after these prefixes; ``dense``: of their histories, each of which may have several
-    of these rows, one after another. Differentiable.
+    ``hidden`` [R x D]: last states after these prefixes; ``dense``: of their histories. Differentiable.
     """
     children = trie.children(level, node)
     logits = level_logits(model, hidden, level).gather(1, children.code)

@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any, Self
 
@@ -21,11 +21,23 @@ _PARTITION_VALUE = re.compile("[A-Za-z0-9_=-]+")
 def parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
     """A writer of Parquet to the open file `sink`, as all our files are that Spark has not written.
 
-    zstd at level 9 took 7 % less than at 3 of the anchor cache, for 20 us more a row; no dictionary for arrays of
-    numbers, few of which come again, another 11 %.
+    Of the anchor cache, zstd at level 9 leaves 4 % less than at 3 for 20 us more a row, and 11 % less without
+    dictionaries for scores and arrays of numbers, few of which come again.
     """
-    texts = [field.name for field in schema if pa.types.is_string(field.type)]
-    return pq.ParquetWriter(sink, schema, compression="zstd", compression_level=9, use_dictionary=texts)
+    again = [path for field in schema for path in _values_that_come_again(field.name, field.type)]
+    return pq.ParquetWriter(sink, schema, compression="zstd", compression_level=9, use_dictionary=again)
+
+
+def _values_that_come_again(path: str, kind: pa.DataType) -> Iterator[str]:
+    """The columns, as Parquet names them, that a dictionary makes smaller."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        if not pa.types.is_primitive(kind.value_type):
+            yield from _values_that_come_again(f"{path}.list.element", kind.value_type)
+    elif pa.types.is_struct(kind):
+        for field in kind:
+            yield from _values_that_come_again(f"{path}.{field.name}", field.type)
+    elif not pa.types.is_floating(kind):
+        yield path
 
 
 class PartWriter:

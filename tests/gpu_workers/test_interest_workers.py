@@ -30,7 +30,7 @@ from gpl_core.interest.content import NeighborGraph, leaf_content
 from gpl_core.interest.model_files import load_bundle
 from gpl_core.interest.packing import UserHistory
 from gpl_core.interest.search import BeamSearch, SearchSettings
-from gpl_core.interest.training import TrainingProgress, Walks
+from gpl_core.interest.training import TEMPERATURES, TrainingProgress, Walks
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
 from gpl_core.sids.content_table import ContentTable
@@ -108,10 +108,13 @@ def test_a_model_is_published_with_its_lineage_and_nothing_of_the_day_itself(tra
 
 def test_loss_falls_and_the_monitors_are_written(trained: InterestLake) -> None:
     logs = [p for p in trained.root.rglob("*") if "logs" in p.parts]
-    csv = next(p for p in logs if p.name.endswith("valid_loss.csv"))
-    losses = [float(line.split(",")[1]) for line in csv.read_text().splitlines()[1:]]
-    assert len(losses) == 3
-    assert losses[-1] < losses[0]
+    curves = {}
+    for name in ("valid_loss", "tempered_loss"):
+        csv = next(p for p in logs if p.name.endswith(f"{name}.csv"))
+        curves[name] = np.array([float(line.split(",")[1]) for line in csv.read_text().splitlines()[1:]])
+        assert len(curves[name]) == 3
+    assert curves["valid_loss"][-1] < curves["valid_loss"][0]
+    assert (curves["tempered_loss"] <= curves["valid_loss"]).all()
     assert any(p.name.startswith("events.out.tfevents") for p in logs)
 
 
@@ -275,6 +278,34 @@ def test_training_stops_when_neither_loss_nor_hit_rate_gets_better_and_keeps_the
     assert len(progress.history) == progress.epoch == 5
 
 
+def test_the_epoch_that_is_best_at_its_own_temperature_is_published(
+    tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch has the higher loss as it is, and the lower one at a temperature of two."""
+    lake = InterestLake(tmp_path)
+    users = lake.users(60)
+    lake.write_sequences(users)
+    lake.write_stats(users)
+    rising = iter([{1.0: 3.0, 2.0: 2.5}, {1.0: 3.5, 2.0: 2.0}, {1.0: 4.0, 2.0: 2.2}])
+    packs = train_interest_model.training_packs
+    epoch: dict[float, float] = {}
+
+    def losses(model, trie, pack, content):
+        mean = torch.tensor([epoch.get(t, 9.0) for t in TEMPERATURES], dtype=torch.float64)
+        return mean * len(pack.target_sids), len(pack.target_sids)
+
+    def held_out(vocabulary, histories, *limits):
+        if isinstance(histories, list):  # what `validate` packs
+            epoch.update(next(rising))
+        return packs(vocabulary, histories, *limits)
+
+    monkeypatch.setattr(train_interest_model, "tempered_losses", losses)
+    monkeypatch.setattr(train_interest_model, "training_packs", held_out)
+    call(lake, train_interest_model, ranks, "interest.epochs=3")
+    metrics = model_of(lake).metrics
+    assert (metrics["best_epoch"], metrics["valid_loss"], metrics["tempered_loss"]) == (1, 3.5, 2.0)
+
+
 def test_what_cannot_be_learnt_from_is_counted(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two users with one event, which nothing precedes, and one whose second event is of no SID in the catalog."""
     lake = InterestLake(tmp_path)
@@ -360,6 +391,8 @@ def test_two_ranks_under_the_launcher_learn_what_one_learns(tmp_path: Path, rank
     one, two = model_of(alone).metrics, model_of(lake).metrics
     assert two["train"] == one["train"]
     assert abs(two["valid_loss"] / one["valid_loss"] - 1) < 0.05
+    assert two["tempered_loss"] <= two["valid_loss"]
+    assert abs(two["tempered_loss"] / one["tempered_loss"] - 1) < 0.05
     # The cache is the same, too, whoever generates it.
     model = model_of(lake)
     lake.write_requests(users[:9], model.version, DAY)

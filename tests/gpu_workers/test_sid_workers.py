@@ -621,9 +621,19 @@ def test_an_item_without_a_picture_borrows_that_of_the_complete_item_most_like_i
     ])  # fmt: skip
     report = house.run("encode_items")
     assert (report.details["without_precomputed"], report.details["without_hog_color"]) == (1, 1)
+    assert "warnings" not in report.details
     vectors = {r["item_index"]: np.array(r["embedding"]) for r in house.rows("item_embeddings")}
     np.testing.assert_allclose(vectors[2][2:], vectors[0][2:], atol=1e-6)
     np.testing.assert_allclose(vectors[3][:2], vectors[1][:2], atol=1e-6)
+
+
+def test_without_a_complete_item_a_missing_part_stays_0_and_the_run_says_so(house):
+    house.changes["encoder.parts"] = [{"name": "precomputed", "options": {"dim": 2}}, {"name": "hog_color"}]
+    house.write_items([item(0, [1.0, 0.0]), item(1, [0.0, 1.0])])
+    report = house.run("encode_items")
+    (warning,) = report.details["warnings"]
+    assert warning.startswith("no complete item among the first from before this date")
+    assert all(np.abs(r["embedding"][2:]).max() == 0 for r in house.rows("item_embeddings"))
 
 
 def test_a_broken_picture_is_left_out_with_its_reason(house):

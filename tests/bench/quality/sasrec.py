@@ -22,7 +22,6 @@ class SasRecSettings:
 
     content: Literal["none", "added", "only"] = "none"  # what an item is: a learned vector, its projected content, both
     walks: int = 0  # synthetic walks per real row
-    weight_decay: float = 0.0
     width: int = 64
     dropout: float = 0.4
     learning_rate: float = 1e-3
@@ -71,7 +70,7 @@ def sasrec_epochs(
     """
     torch.manual_seed(seed)
     model = SasRec(task.items, settings, content)
-    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
     random = np.random.default_rng(seed)
     every = np.arange(task.items)
     graph = NeighborGraph.build(ContentTable(content, every), every, seed=seed) if settings.walks else None

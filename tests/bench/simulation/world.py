@@ -8,7 +8,7 @@ window: no click stands among its own features.
 
 Made by `gpl_core.simulation` itself (the same rows as `gpl simulate`), encoded by MiniLM, tokenized by the RQ-VAE and
 its repair, searched and scored by the library code that the workers call. The interest model is a small Qwen2 body
-from random weights, with the product's defaults: content vectors at its input and one synthetic walk per user.
+from random weights, with the product's defaults: content vectors at its input, synthetic walks beside the users.
 """
 
 from __future__ import annotations

@@ -184,6 +184,27 @@ def test_without_codes_to_tell_them_apart_sids_are_ranked_by_one_softmax_over_th
         np.testing.assert_allclose(log_probs, flat[trie.trie.leaf_of(sids)], atol=1e-6)
 
 
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_so_they_are_in_a_trie_of_any_depth(checkpoint: Path, table: ContentTable, levels: int) -> None:
+    sids = np.random.default_rng(5).integers(0, 4, (ITEMS, levels))
+    catalog = ItemCatalog(np.arange(ITEMS), sids, 8)
+    trie = DeviceTrie(catalog.trie, content=leaf_content(catalog, table))
+    settings = ModelSettings(levels, 8, lora_rank=4, content_width=WIDTH)
+    model = build_interest_model(checkpoint, settings, dtype=torch.float64).eval()
+    items = [1, 2, 5]
+    with torch.no_grad():
+        model.scale.zero_()
+        model.content.share.fill_(3.0)
+        found = BeamSearch(model, trie, SearchSettings(trie.size, 5), table).search([sids[items]], [np.array(items)])
+        rows = UserHistory(sids[[*items, 0]], np.ones(4, dtype=bool), np.array([*items, 0]))
+        pack = pack_targets(model.vocabulary, [rows], 6)
+        read = content_of(table, pack.items, pack.item_places, model.device)
+        tokens, positions = torch.from_numpy(pack.token_ids), torch.from_numpy(pack.positions)
+        state = model.hidden(tokens, positions, CausalPlan(pack.lengths), read)[pack.target_places[-1, 0]]
+        flat = (trie.content.double() @ model.content.query(state) * model.content.share).log_softmax(0)
+    np.testing.assert_allclose(found.log_prob[0], flat[trie.trie.leaf_of(found.sids[0])], atol=1e-6)
+
+
 def test_an_event_s_content_reaches_later_targets_only(reader: InterestModel, table: ContentTable) -> None:
     """Two histories with the same SIDs, whose second item differs in content: the first target cannot know."""
     trie = make_trie(table)
