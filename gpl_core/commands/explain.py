@@ -32,6 +32,7 @@ from gpl_core.lakehouse.statements import quoted
 
 FACTORS = ("coherence", "consistency", "llm_confidence")
 _MOST_DATES = 3  # of those on which the pair has a label
+_NEAR = timedelta(days=14)  # of the date asked for: where they are looked for
 NEAREST = 5  # this many items of the history, and titles per anchor, are shown
 _VECTOR_TOLERANCE = 1e-4  # scores were computed in float32, perhaps on a GPU in another order
 _FORMULA_TOLERANCE = 1e-9
@@ -125,16 +126,18 @@ def _pair(query: Query, user: str, item: str, day: date) -> Row:
     if not found:
         raise MissingInputError(
             f"no pseudo-label for user {user}, item {item} on {day}: {_reason(query, user, item, day)}"
-            + _other_dates(query, user, item)
+            + _other_dates(query, user, item, day)
         )
     return found[0]
 
 
-def _other_dates(query: Query, user: str, item: str) -> str:
+def _other_dates(query: Query, user: str, item: str, day: date) -> str:
     if not query.lake.exists("pseudo_labels"):
         return ""
+    near = f"dt BETWEEN DATE '{day - _NEAR}' AND DATE '{day + _NEAR}'"  # not the slices of years
     pair = f"user_id = {quoted(user)} AND item_id = {quoted(item)}"
-    dates = [str(r["dt"]) for r in query.rows(f"SELECT DISTINCT dt FROM pseudo_labels WHERE {pair} ORDER BY dt DESC")]
+    found = query.rows(f"SELECT DISTINCT dt FROM pseudo_labels WHERE {near} AND {pair} ORDER BY dt DESC")
+    dates = [str(r["dt"]) for r in found]
     return f"; the pair has a label on {', '.join(dates[:_MOST_DATES])}" if dates else ""
 
 
