@@ -127,22 +127,22 @@ _COSTS = {  # file -> figure -> what it is, how it is written
     },
     "search": {
         "P 150, K 20: speed over generate": (
-            "Beam search (150 tokens, 20 beams; before decision 029), speed over `generate`",
+            "Beam search (150 tokens, 20 beams; before decisions 029 and 031), speed over `generate`",
             "{:.1f}x",
         ),
     },
     "anchor_worker": {
         "nothing changed, worker's own check, share of the work": (
-            "Anchors when nothing changed, share of the work (before decision 029)",
+            "Anchors when nothing changed, share of the work (before decisions 029 and 031)",
             "{:.1%}",
         ),
         "1 % changed, share of the work beyond the fixed cost": (
-            "Anchors when 1 % changed, beyond the fixed cost (before decision 029)",
+            "Anchors when 1 % changed, beyond the fixed cost (before decisions 029 and 031)",
             "{:.1%}",
         ),
     },
     "interest_quality": {
-        "ours: HR@10": ("Next item, HR@10 (before decision 029; goal: SASRec with content)", "{:.4f}"),
+        "ours: HR@10": ("Next item, HR@10 (before decisions 029 and 031; goal: SASRec with content)", "{:.4f}"),
     },
     "score_candidates": {"share of the floor's speed": ("Scoring pairs, share of bare arithmetic's speed", "{:.3f}")},
     "spark_scale": {
