@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -409,8 +410,6 @@ def test_a_setting_that_is_set_back_takes_back_what_it_made(toy, tmp_path):
 
 
 def test_an_input_that_comes_and_a_contract_that_moves_on_are_named_too(toy, monkeypatch):
-    from dataclasses import replace
-
     from gpl_core.graph import planner as planning
 
     fingerprint = toy.state("ingest", D3).fingerprint_of("impressions")
@@ -420,6 +419,16 @@ def test_an_input_that_comes_and_a_contract_that_moves_on_are_named_too(toy, mon
     load = planning.load_contract
     monkeypatch.setattr(planning, "load_contract", lambda name: replace(load(name), version=99))
     assert toy.state("samples", D1).reason.endswith("is out of date: a contract of its step has another version")
+
+
+@pytest.mark.parametrize("name", ["samples", "train_interest_model"])
+def test_what_another_release_makes_in_another_way_is_stale_and_says_so(toy, name):
+    step = find_step(name)
+    newer = replace(step, method=step.method + 1)
+    state = toy.planner.state(newer, D1)
+    assert (toy.state(name, D1).status, state.status) == ("done", "stale")
+    assert state.reason.endswith("is out of date: this release makes it in another way")
+    assert state.artifact_fingerprint != toy.state(name, D1).artifact_fingerprint or not step.publishes
 
 
 def test_a_compacted_raw_table_is_not_named_beside_the_one_that_changed(tmp_path):
