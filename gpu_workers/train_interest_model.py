@@ -222,17 +222,16 @@ def _in_step(training: Training, packs: Iterator[Pack]) -> Iterator[tuple[Pack, 
         yield pack, targets
 
 
-@torch.no_grad()
 def validate(training: Training) -> dict[str, float]:
     """Held-out loss per target, also at the best temperature, and HR@10 of users' last events, over SIDs."""
     ranks, objective = training.ranks, training.objective
     model = objective.model
     training.engine.eval()
-    losses, number_of = np.zeros(len(TEMPERATURES)), 0
+    losses, targets = np.zeros(len(TEMPERATURES)), 0
     for pack in training_packs(model.vocabulary, training.held_out, training.max_events, training.budget):
         found, number = tempered_losses(model, objective.trie, pack, objective.content)
-        losses, number_of = losses + found.numpy(), number_of + number
-    losses = ranks.summed(losses) / max(1.0, ranks.sum(number_of))
+        losses, targets = losses + found.numpy(), targets + number
+    losses = ranks.summed(losses) / max(1.0, ranks.sum(targets))
     users = [h for h in training.held_out if len(h.sids) > 1][: -(-_HIT_USERS // ranks.size)]
     limits = SearchSettings(_HIT_AT, training.max_events, token_budget=max(training.budget, 4096))
     search = BeamSearch(model, objective.trie, limits, objective.content)

@@ -11,13 +11,12 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from gpl_core.interest.attention import CausalPlan
 from gpl_core.interest.content import NeighborGraph, content_of
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import Pack, UserHistory
-from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, dense_scores
+from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, dense_scores, in_parts
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 
@@ -43,9 +42,8 @@ def target_log_probs(
         levels = _levels(model, trie, states, nodes)
         return torch.stack([log_prob.gather(1, child)[:, 0] for child, log_prob in levels], dim=1)
 
-    parts = _in_parts(trie, states, nodes)
-    found = [scores(*part) if len(parts) == 1 else checkpoint(scores, *part, use_reentrant=False) for part in parts]
-    return TargetScores(torch.cat(found), len(pack.target_sids) - len(nodes))
+    log_prob = in_parts(scores, _parts(trie, states, nodes))
+    return TargetScores(log_prob, len(pack.target_sids) - len(nodes))
 
 
 @torch.no_grad()
@@ -55,7 +53,7 @@ def tempered_losses(
     """(summed -log p of the targets in the catalog, nats, at each of TEMPERATURES; how many they are)."""
     states, nodes = _targets(model, trie, pack, content)
     losses = torch.zeros(len(TEMPERATURES), dtype=torch.float64, device=states.device)
-    for part in _in_parts(trie, states, nodes):
+    for part in _parts(trie, states, nodes):
         for child, log_prob in _levels(model, trie, *part):
             tempered = ((log_prob / t).log_softmax(dim=1).gather(1, child).sum().double() for t in TEMPERATURES)
             losses -= torch.stack([*tempered])
@@ -75,7 +73,7 @@ def _targets(model: InterestModel, trie: DeviceTrie, pack: Pack, content: Conten
     return hidden[torch.from_numpy(pack.target_places).to(device)[found]], nodes[found]
 
 
-def _in_parts(trie: DeviceTrie, states: Tensor, nodes: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _parts(trie: DeviceTrie, states: Tensor, nodes: Tensor) -> list[tuple[Tensor, Tensor]]:
     return list(zip(states.split(trie.histories_at_once), nodes.split(trie.histories_at_once), strict=True))
 
 

@@ -10,8 +10,9 @@ Legend for shapes: H histories, R prefixes (as many of each history, one history
 any node at that depth, C codes, L levels, S SIDs, D hidden width, d width of content vectors, n_l nodes of depth l.
 """
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -89,11 +90,7 @@ class DeviceTrie:
                 return _log_sums(logits, self.offsets[-1][start : end + 1] - int(last[start]))
 
             cuts = _cuts(last, max(1, _MOST_NUMBERS // max(query.shape)))
-            sums = [
-                checkpoint(block, s, e, query, use_reentrant=False) if len(cuts) > 1 else block(s, e, query)
-                for s, e in cuts
-            ]
-            inner = [torch.cat(sums)]
+            inner = [in_parts(block, [(*cut, query) for cut in cuts])]
             for offsets in self.offsets[-2:0:-1]:
                 inner.insert(0, _log_sums(inner[0], offsets))
         return DenseScores(query, [sums.T for sums in inner])
@@ -136,6 +133,13 @@ class DeviceTrie:
             found &= edges[node] == wanted
             nodes.append(node)
         return torch.stack(nodes, dim=1), found
+
+
+def in_parts(function: Callable[..., Tensor], parts: Sequence[Sequence[Any]]) -> Tensor:
+    """``function`` of each of ``parts``, concatenated; where they are several, computed again in the backward pass."""
+    if len(parts) == 1:
+        return function(*parts[0])
+    return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])
 
 
 def _cuts(offsets: np.ndarray, most: int) -> list[tuple[int, int]]:

@@ -165,6 +165,16 @@ def test_at_the_last_level_the_item_nearest_to_the_query_leads(reader: InterestM
     assert int(log_prob[0].argmax()) == nearest
 
 
+def dense_retrieval(reader: InterestModel, trie: DeviceTrie, table: ContentTable, row: UserHistory) -> torch.Tensor:
+    """log p of every leaf by content alone, in one softmax, after all events of ``row`` but its last."""
+    pack = pack_targets(reader.vocabulary, [row], 6)
+    with torch.no_grad():
+        read = content_of(table, pack.items, pack.item_places, reader.device)
+        tokens, positions = torch.from_numpy(pack.token_ids), torch.from_numpy(pack.positions)
+        state = reader.hidden(tokens, positions, CausalPlan(pack.lengths), read)[pack.target_places[-1, 0]]
+        return (trie.content.double() @ reader.content.query(state) * reader.content.share).log_softmax(0)
+
+
 def test_without_codes_to_tell_them_apart_sids_are_ranked_by_one_softmax_over_the_catalog(
     reader: InterestModel, table: ContentTable
 ) -> None:
@@ -174,13 +184,7 @@ def test_without_codes_to_tell_them_apart_sids_are_ranked_by_one_softmax_over_th
     trie, every = make_trie(table), len({tuple(s) for s in make_sids().tolist()})
     anchors = search(make_search(reader, table, beams=every))
     for items, sids, log_probs in zip(USERS, anchors.sids, anchors.log_prob, strict=True):
-        pack = pack_targets(reader.vocabulary, [history([*items, 0])], 6)
-        with torch.no_grad():
-            plan = CausalPlan(pack.lengths)
-            read = content_of(table, pack.items, pack.item_places, reader.device)
-            state = reader.hidden(torch.from_numpy(pack.token_ids), torch.from_numpy(pack.positions), plan, read)
-            query = reader.content.share * reader.content.query(state[pack.target_places[-1, 0]])
-            flat = (trie.content.double() @ query).log_softmax(0)
+        flat = dense_retrieval(reader, trie, table, history([*items, 0]))
         np.testing.assert_allclose(log_probs, flat[trie.trie.leaf_of(sids)], atol=1e-6)
 
 
@@ -195,13 +199,9 @@ def test_so_they_are_in_a_trie_of_any_depth(checkpoint: Path, table: ContentTabl
     with torch.no_grad():
         model.scale.zero_()
         model.content.share.fill_(3.0)
-        found = BeamSearch(model, trie, SearchSettings(trie.size, 5), table).search([sids[items]], [np.array(items)])
-        rows = UserHistory(sids[[*items, 0]], np.ones(4, dtype=bool), np.array([*items, 0]))
-        pack = pack_targets(model.vocabulary, [rows], 6)
-        read = content_of(table, pack.items, pack.item_places, model.device)
-        tokens, positions = torch.from_numpy(pack.token_ids), torch.from_numpy(pack.positions)
-        state = model.hidden(tokens, positions, CausalPlan(pack.lengths), read)[pack.target_places[-1, 0]]
-        flat = (trie.content.double() @ model.content.query(state) * model.content.share).log_softmax(0)
+    found = BeamSearch(model, trie, SearchSettings(trie.size, 5), table).search([sids[items]], [np.array(items)])
+    row = UserHistory(sids[[*items, 0]], np.ones(4, dtype=bool), np.array([*items, 0]))
+    flat = dense_retrieval(model, trie, table, row)
     np.testing.assert_allclose(found.log_prob[0], flat[trie.trie.leaf_of(found.sids[0])], atol=1e-6)
 
 
