@@ -21,7 +21,7 @@ from gpl_core.lakehouse.query import Query
 from gpl_core.lakehouse.statements import check_reads, quoted
 from gpl_core.lakehouse.views import all_views, parse_view
 from tests.gpl_core.analyst_lake import AnalystLake
-from tests.support import DAY, put
+from tests.support import DAY, ONE, put
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +305,13 @@ def test_every_label_is_explained_and_its_recomputed_values_equal_the_stored_one
         for name, both in found["recomputed"].items():
             assert both["computed"] == pytest.approx(both["stored"], abs=1e-6), name
             assert both["stored"] == label[name]
+
+
+@pytest.mark.parametrize(("days", "said"), [(14, True), (-14, True), (15, False)])
+def test_a_date_without_the_pair_names_those_nearby_that_have_it(lake, days, said):
+    with pytest.raises(MissingInputError, match="no pseudo-label for user u1, item i3 on ") as error:
+        explain(lake.config, "u1", "i3", DAY + days * ONE)
+    assert str(error.value).endswith(f"; the pair has a label on {DAY}") == said
 
 
 def test_an_explanation_shows_anchor_titles_and_nearest_history(gpl):
