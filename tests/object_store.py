@@ -8,31 +8,38 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.documented import ROOT
 
-SERVER = ROOT / ".venv-moto" / "bin" / "moto_server"
+PROGRAMS = ROOT / ".venv-moto" / "bin"
 BUCKET = "lakes"
 
 
 @contextmanager
-def bucket(requests: list[str] | None = None) -> Iterator[str]:
-    """`s3://lakes`, reached by what the environment says inside; skips without moto. Its log goes to `requests`."""
-    if not SERVER.exists():
-        pytest.skip(f"{SERVER} is not there: make .venv-moto")
-    process = subprocess.Popen([SERVER, "-H", "127.0.0.1", "-p", "0"], stderr=subprocess.PIPE, text=True)
+def bucket() -> Iterator[str]:
+    """`s3://lakes`, empty."""
+    with served([PROGRAMS / "moto_server", "-H", "127.0.0.1", "-p", "0"], []) as address:
+        urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT")).close()
+        yield f"s3://{BUCKET}"
+
+
+@contextmanager
+def served(command: list[str | Path], log: list[str]) -> Iterator[str]:
+    """The address of the server that `command` starts, which the environment names inside; skips without moto."""
+    if not Path(command[0]).exists():
+        pytest.skip(f"{command[0]} is not there: make .venv-moto")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
         address = next(line.split()[-1] for line in process.stderr if "Running on" in line)
-        keep = [] if requests is None else requests
-        threading.Thread(target=keep.extend, args=(process.stderr,), daemon=True).start()  # a full pipe would stop it
-        urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT")).close()
+        threading.Thread(target=log.extend, args=(process.stderr,), daemon=True).start()  # a full pipe would stop it
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment(address).items():
                 patch.setenv(name, value)
-            yield f"s3://{BUCKET}"
+            yield address
     finally:
         process.terminate()
         process.wait()

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from deltalake import DeltaTable
 
@@ -29,20 +28,20 @@ _SAW = {f"2026-01-{day:02}": "0123abcd" for day in range(60)}
 
 def aged(config: Config, commits: int) -> Toy:
     """A lakehouse with `commits` earlier commits per table and versions per kind of artifact; DAY is done."""
-    fs, root = filesystem(config.lakehouse.root)
-    if "file" in fs.protocol:
-        _past(root, commits)
-    else:  # many files at a time reach a store much sooner than one after another
-        with TemporaryDirectory() as folder:
-            _past(folder, commits)
-            fs.put(f"{folder}/", f"{root}/", recursive=True)
+    past(config.lakehouse.root, commits)
+    return today(config)
+
+
+def today(config: Config) -> Toy:
+    """Runs DAY in whatever lakehouse there is; the day after has raw rows too."""
     toy = Toy(config)
     toy.raw([DAY, DAY + ONE])
     toy.run_pending([DAY])
     return toy
 
 
-def _past(root: str, commits: int) -> None:
+def past(root: str, commits: int) -> None:
+    """The earlier commits and versions, in a folder of this machine."""
     lake = Lake(root)
     for contract in all_contracts().values():
         if contract.owner != "simulation" and contract.name != "artifact_decisions":  # as many as operators made

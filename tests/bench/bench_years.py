@@ -1,10 +1,10 @@
 """What it costs to decide what is done after years of daily runs: objects read and time, against ten days.
 
 Every table has that many commits, every kind of artifact that many versions, and the logs were never cleaned. Ours is
-`Planner.state` of all steps (what `gpl status`, `gpl plan` and each step begin with), two dates of it; its yardstick is
-the same of a lakehouse of ten commits per table. On a local disk the kernel counts what is opened, and the time is that
-of the command `gpl status`; on moto's S3 server, whose log counts what is fetched, it is that of the planner. Then how
-long queries over all of `job_runs` and `quarantine` take.
+`Planner.state` of all steps (what `gpl status`, `gpl plan` and each step begin with) and the command `gpl status`,
+which the goal is about, two dates of each; the yardstick is the same in a lakehouse of ten commits per table. What is
+read is counted by the kernel on a local disk, and by the server's log on moto's S3. On the disk, how long queries over
+all of `job_runs` and `quarantine` take, too.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from urllib.request import urlopen
 
 from gpl_core.commands.optimize import compact
 from gpl_core.config import Config
@@ -28,19 +30,20 @@ from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.query import Query
 from tests.bench.harness import Figure, at_most, interleaved, median_ratio, report
-from tests.object_store import bucket
+from tests.documented import ROOT
+from tests.object_store import PROGRAMS, served
 from tests.support import DAY, ONE, data_table, legal_rows, put, small_config
-from tests.years import aged, opened
+from tests.years import aged, opened, past, today
 
 FEW = 10
 AGES, QUICK_AGES = (1000, 3000), (300, 1000)
 
 
-def decide(config: Config, dates: int) -> None:
-    """What is done, of every step."""
+def decide(config: Config) -> None:
+    """What is done, of every step, on two dates."""
     planner = Planner(config)
     for step in STEPS:
-        for number in range(dates):
+        for number in range(2):
             planner.state(step, DAY + number * ONE)
 
 
@@ -54,56 +57,77 @@ def main() -> None:
     figures: dict[str, Figure] = {}
     (on_disk if args.storage == "disk" else on_s3)(figures, (FEW, *ages), 3 if args.quick else 9)
     title = f"deciding after {' and '.join(map(str, ages))} commits per table, against {FEW}; on {args.storage}"
+    if args.storage == "s3":
+        listings = [f"{figures[f'listings by themselves, {age} commits'].value:.2g}" for age in (FEW, *ages)]
+        title += (
+            f", where moto looks at all keys of a bucket for each listing: {', '.join(listings)} s of each `gpl status`"
+        )
     report("years", figures, args.quick, title, "" if args.storage == "disk" else "--storage s3")
 
 
 def on_disk(figures: dict[str, Figure], ages: Sequence[int], repeats: int) -> None:
-    """The planner and the command; then queries over all of job_runs and quarantine."""
+    """The kernel counts; then queries over all of job_runs and quarantine."""
     with tempfile.TemporaryDirectory() as name:
         configs = {age: small_config(Path(name, str(age))) for age in ages}
+        for age, config in configs.items():
+            aged(config, age)
 
         def count(age: int) -> int:
             with opened(Path(name, str(age), "lake")) as found:
-                decide(configs[age], 2)
+                decide(configs[age])
             return len(found)
 
-        measure(figures, configs, 2, count, repeats, status)
+        measure(figures, configs, Path(name), count, repeats)
     read_back(figures, max(ages) // 3)
 
 
 def on_s3(figures: dict[str, Figure], ages: Sequence[int], repeats: int) -> None:
-    """The planner."""
+    """The server's log counts; then its listings by themselves, for each of which it looks at all keys of a bucket."""
     requests: list[str] = []
-    with tempfile.TemporaryDirectory() as name, bucket(requests) as root:
-        configs = {age: small_config(Path(name, str(age)), {"lakehouse": {"root": f"{root}/{age}"}}) for age in ages}
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory())
+        for age in ages:
+            past(f"{name}/buckets/lake-{age}", age)
+        server = [PROGRAMS / "python", ROOT / "tests" / "filled_store.py", f"{name}/buckets"]
+        address = stack.enter_context(served(server, requests))
+        roots = {age: {"lakehouse": {"root": f"s3://lake-{age}"}} for age in ages}
+        configs = {age: small_config(Path(name, str(age)), root) for age, root in roots.items()}
+        for config in configs.values():
+            today(config)
+        listings: dict[int, list[str]] = {}
 
         def count(age: int) -> int:
-            decide(configs[age], 2)  # what the server has not logged yet is of aging
+            decide(configs[age])  # what the server has not logged yet is of aging
             requests.clear()
-            decide(configs[age], 2)
-            return sum('"GET' in line and "list-type" not in line for line in requests)
+            decide(configs[age])
+            read = [line.split('"GET ')[1].split()[0] for line in requests if '"GET' in line]
+            listings[age] = [address + place for place in read if "list-type" in place]
+            return len(read) - len(listings[age])
 
-        measure(figures, configs, 2, count, repeats)
+        measure(figures, configs, Path(name), count, repeats)
+        for age, places in listings.items():
+            alone = [timed(lambda places=places: [urlopen(place).read() for place in places]) for _ in range(repeats)]
+            figures[f"listings, {age} commits"] = Figure(len(places), "requests")
+            figures[f"listings by themselves, {age} commits"] = Figure(statistics.median(alone), "s")
 
 
 def measure(
-    figures: dict[str, Figure], configs: dict[int, Config], dates: int, count: Callable[[int], int],
-    repeats: int, command: Callable[[Config, int], None] | None = None,
-) -> None:  # fmt: skip
-    """Ages the lakehouses of `configs` and adds the figures of one storage; the goal is of `command` where given."""
-    for age, config in configs.items():
-        aged(config, age)
+    figures: dict[str, Figure], configs: dict[int, Config], folder: Path, count: Callable[[int], int], repeats: int
+) -> None:
+    """Adds objects and times of one storage; the configuration files are in `folder`, in a folder for each age."""
     objects = {age: count(age) for age in configs}
-    jobs = {"planner": decide, **({"gpl status": command} if command else {})}
-    for name, job in jobs.items():
-        seconds = interleaved({str(age): partial(job, config, dates) for age, config in configs.items()}, repeats)
+    jobs: dict[str, dict[str, Callable[[], object]]] = {
+        "planner": {str(age): partial(decide, config) for age, config in configs.items()},
+        "gpl status": {str(age): partial(status, folder / str(age) / "test.yaml") for age in configs},
+    }
+    for name, by_age in jobs.items():
+        seconds = interleaved(by_age, repeats)
         for age in configs:
             figures[f"{name}, {age} commits"] = Figure(statistics.median(seconds[str(age)]), "s")
             if age != FEW:
                 ratio = median_ratio(seconds[str(age)], seconds[str(FEW)])
-                judged = name == (*jobs,)[-1]
                 figures[f"{name}, {age} / {FEW} commits"] = (
-                    at_most(ratio, 1.5, "ratio") if judged else Figure(ratio, "ratio")
+                    at_most(ratio, 1.5, "ratio") if name == "gpl status" else Figure(ratio, "ratio")
                 )
     for age in configs:
         figures[f"objects, {age} commits"] = Figure(objects[age], "objects")
@@ -112,12 +136,10 @@ def measure(
             figures[f"objects, {age} / {FEW} commits"] = at_most(ratio, 1.5, "ratio")
 
 
-def status(config: Config, dates: int) -> None:
-    """The command `gpl status` on the file of `config`."""
-    last = DAY + (dates - 1) * ONE
-    file = Path(config.lakehouse.root).parent / "test.yaml"
+def status(file: Path) -> None:
+    """The command `gpl status`, two dates."""
     command = [sys.executable, "-m", "gpl_core.cli", "status", "--config", str(file), "--start-date", str(DAY)]
-    subprocess.run([*command, "--end-date", str(last)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, "--end-date", str(DAY + ONE)], check=True, stdout=subprocess.DEVNULL)
 
 
 def read_back(figures: dict[str, Figure], days: int) -> None:

@@ -59,7 +59,8 @@ def section(path: Path, body: dict[str, Any]) -> str:
     goals = {key: f for key, f in figures.items() if f["holds"] is not None}
     rest = {key: f for key, f in figures.items() if key not in matrix and key not in goals}
     more = len(rest) if len(rest) > SHOWN else 0
-    lines = [f"## {body['name']}{' (quick)' if '.quick.' in path.name else ''}, {body['device']}", ""]
+    run = path.name.removesuffix(f".{body['device']}.json").replace(".", ", ")
+    lines = [f"## {run}, {body['device']}", ""]
     if "about" in body:
         lines += [f"{body['about'][0].upper()}{body['about'][1:]}.", ""]
     lines += [f"`{body['command']}`, commit {body['commit']}, {body['when'][:10]}", ""]
