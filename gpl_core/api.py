@@ -10,7 +10,7 @@ for batch in feed.batches(1024, ["item_index", "target", "is_exposed", "sample_w
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from gpl_core.commands.explain import explain
 from gpl_core.commands.score import served_model
-from gpl_core.config import Config, load_config
-from gpl_core.contracts.contract import all_contracts
+from gpl_core.config import Config, load_config, with_passthrough
+from gpl_core.contracts.contract import Contract, all_contracts
 from gpl_core.errors import ContractError, MissingInputError, UsageError
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.query import Query
@@ -27,6 +27,7 @@ from gpl_core.lakehouse.storage import read_text
 from gpl_core.prerank.serving import ServedModel
 
 Day = date | str  # a date, or YYYY-MM-DD
+_PASSED_THROUGH = ("impressions", "candidates", "exposed_samples", "unexposed_samples", "training_feed")
 
 
 def open_lakehouse(config: str, overrides: Sequence[str] = ()) -> "LakehouseReader":
@@ -61,14 +62,16 @@ class LakehouseReader:
         Raises:
             UsageError: there is no such table, or it has no dates.
             MissingInputError: it has not been written.
+            ContractError: it has no such column.
         """
         if name not in all_contracts() or not all_contracts()[name].enforced:
             raise UsageError(f"no table '{name}'; `versions` lists those that can be read")
-        snapshot = self._lake.open(name, version)
-        if start is not None and "dt" not in snapshot.contract.partition_by:
+        contract = with_passthrough(name, self.config) if name in _PASSED_THROUGH else None
+        snapshot = self._lake.open(name, version, contract=contract)
+        first, last = (_day(d) if d is not None else None for d in (start, start if end is None else end))
+        if (first or last) and "dt" not in snapshot.contract.partition_by:
             raise UsageError(f"table {name} has no dates: leave out start and end")
-        first, last = (_day(d) if d is not None else None for d in (start, end if end is not None else start))
-        files = snapshot.select(start=first, end=last) if start is not None else None
+        files = snapshot.select(start=first, end=last) if first or last else None
         return snapshot.read(files, list(columns) if columns is not None else None)
 
     def sql(self, statement: str, versions: Mapping[str, int] | None = None) -> pa.Table:
@@ -79,7 +82,7 @@ class LakehouseReader:
 
     def feed(self, run_date: Day) -> "FeedReader":
         """The published training feed of a run date; MissingInputError before it is published."""
-        return FeedReader(self._lake, _day(run_date))
+        return FeedReader(self._lake, _day(run_date), with_passthrough("training_feed", self.config))
 
     def explain(self, user: str, item: str, run_date: Day) -> dict[str, Any]:
         """Why a pair has its label, recomputed, as `gpl explain --json`."""
@@ -96,14 +99,14 @@ class LakehouseReader:
 class FeedReader:
     """One date of `training_feed` at the version that its manifest pins: later commits change nothing."""
 
-    def __init__(self, lake: Lake, run_date: date) -> None:
+    def __init__(self, lake: Lake, run_date: date, contract: Contract) -> None:
         path = lake.path("manifests", "training_feed", f"{run_date}.json")
         text = read_text(path)
         if text is None:
             raise MissingInputError(f"no feed of {run_date}: {path} is not there; gpl run publishes it")
         self.run_date = run_date
         self.manifest: dict[str, Any] = json.loads(text)
-        self._lake = lake
+        self._lake, self._contract = lake, contract
 
     @property
     def alarms(self) -> list[str]:
@@ -119,7 +122,7 @@ class FeedReader:
 
     @cached_property
     def _pinned(self) -> Any:
-        snapshot = self._lake.open("training_feed", self.manifest["table_version"])
+        snapshot = self._lake.open("training_feed", self.manifest["table_version"], contract=self._contract)
         return snapshot, snapshot.select(start=self.run_date, end=self.run_date)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -128,10 +131,15 @@ class FeedReader:
         return snapshot.read(files, list(columns) if columns is not None else None)
 
     def batches(self, size: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Column -> tensor, or list of texts or lists, of at most `size` rows; one row group is in memory at a time."""
+        """Column -> tensor, or list of texts or lists, of at most `size` rows; one row group is in memory at a time.
+
+        ContractError for a column that the feed does not have.
+        """
         import torch  # heavy, and not everybody's
 
         snapshot, files = self._pinned
+        for name in columns:
+            snapshot.contract.column(name)
         for group in snapshot.row_groups(files, list(columns)):
             for start in range(0, group.num_rows, size):
                 part = group.slice(start, size)
@@ -146,6 +154,8 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _day(given: Day) -> date:
+    if isinstance(given, datetime):
+        return given.date()
     if isinstance(given, date):
         return given
     try:

@@ -58,20 +58,17 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _texts(*numbers: int) -> tuple[str, ...]:
-    return tuple(os.strerror(n) for n in numbers)
-
-
 # Faults of the machine or of a file. Libraries in other languages have errors of their own for them: only the text says
 # which it is.
 _CAUSES: tuple[tuple[type[GplError], tuple[str, ...], str], ...] = (
     (
-        GplError, _texts(errno.ENOSPC, errno.EDQUOT),
+        GplError, tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT))),
         "free space under lakehouse.root and in the temporary folder (TMPDIR), or move them, and run the same command "
         "again: finished work is kept",
     ),
     (
-        UsageError, (*_texts(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR), "[DELTA_CANNOT_CREATE_LOG_PATH]"),
+        UsageError,
+        (*map(os.strerror, (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)), "[DELTA_CANNOT_CREATE_LOG_PATH]"),
         "correct lakehouse.root (or the given path), or its permissions",
     ),
     (

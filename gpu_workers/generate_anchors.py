@@ -91,7 +91,7 @@ class Journal:
 
 def run(context: StepContext, ranks: Ranks) -> None:
     """Set up the search, work through the units, commit once."""
-    scratch = local_folder(context.lake.root, STEP, context.fingerprint[:16])
+    scratch = local_folder(context.lake.root, STEP, context.state.fingerprint[:16])
     with alone_in(scratch, ranks):
         _generate(context, ranks, Journal(scratch, context.lake.uri("interest_anchors")))
 

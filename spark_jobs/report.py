@@ -56,7 +56,7 @@ def build(day: Day) -> dict[str, str]:
 
     def page(title: str, found: Sequence[PageSection], banners: Sequence[str] = (), of: date | None = None) -> str:
         # The page of the date alone has what tells that the step is done.
-        marks = {"gpl-fingerprint": context.fingerprint, "gpl-origin": json.dumps(context.origin())} if of else {}
+        marks = {"gpl-fingerprint": context.state.fingerprint, "gpl-origin": json.dumps(context.origin())} if of else {}
         return render(title=title, marks=marks, dates=site.links(of, known), banners=banners, sections=found,
                       note=f"Made by run {context.run_id} for {day.date}.")  # fmt: skip
 

@@ -285,7 +285,7 @@ def test_a_dry_run_of_every_step_tells_what_it_reads_with_sizes_and_that_it_leav
     before = house.contents()
     planner = Planner(house.config)
     for step in STEPS:
-        print_dry_run(planner, step.name, LAST, planner.state(step, LAST))
+        print_dry_run(planner, step, LAST, planner.state(step, LAST))
         said = json.loads(capsys.readouterr().out)
         needed = {r.table for r in step.reads if not r.optional and r.when(house.config)}
         assert needed <= set(said["would_read"]), step.name

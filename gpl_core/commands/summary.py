@@ -56,7 +56,8 @@ def _rows_table(planner: Planner, dates: Sequence[date]) -> Table:
         if name == "truth_metrics":  # of the days after; its figures stand below
             continue
         if snapshot := planner.snapshot(name):
-            table.add_row(name, contract.owner, f"{_rows_of(snapshot, dates):,}", str(snapshot.version))
+            rows = _rows_of(snapshot, dates)
+            table.add_row(name, contract.owner, f"{rows:,}" if rows >= 0 else "unknown", str(snapshot.version))
     return table
 
 

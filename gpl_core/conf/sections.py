@@ -120,7 +120,7 @@ class Lakehouse(Section):
 
 
 def _absolute(location: str) -> str:
-    found = location if "://" in location else str(Path(location).absolute())
+    found = location if "://" in location else str(Path(location).expanduser().absolute())
     if wrong := sorted(set(found) & set("%#?`\\[]<>^|") | {c for c in found if not c.isprintable()}):
         raise ValueError(f"{found}: engines read {' '.join(map(repr, wrong))} in a path differently; rename the folder")
     return found
@@ -342,6 +342,14 @@ class Feed(Section):
     passthrough: dict[str, Literal["int", "long", "float", "double", "string", "boolean"]] = Field(
         default={}, description="Extra columns of raw_impressions and raw_candidates that reach the feed"
     )
+
+    @field_validator("passthrough")
+    @classmethod
+    def _plain(cls, kinds: dict[str, Any]) -> dict[str, Any]:
+        """Names that SQL takes unquoted."""
+        if wrong := [name for name in kinds if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)]:
+            raise ValueError(f"column {wrong[0]!r}: expected letters, digits and '_' only; rename it, or leave it out")
+        return kinds
 
 
 MonitorName = Literal["label_drift", "coverage", "quarantine_share", "anchors_per_user", "calibration_error"]

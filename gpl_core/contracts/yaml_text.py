@@ -1,9 +1,11 @@
 """YAML files of people: plain values only, and no more of them than a person writes."""
 
+from collections import Counter
 from typing import Any
 
 import yaml
 from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 _MOST = 100_000  # values
 _TOO_MANY = f"more than {_MOST:,} values, with every alias (*name) written out; use fewer"
@@ -33,6 +35,12 @@ class _BoundedLoader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._sizes.setdefault(name, self._count - before)
         return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, count in keys.items() if count > 1]:
+            raise ConstructorError(None, None, f"{twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(text: str) -> Any:

@@ -8,20 +8,20 @@ from typing import Any
 from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.compaction import compactable
 from gpl_core.graph.planner import Planner, StepState
-from gpl_core.graph.steps import Step, find_step
+from gpl_core.graph.steps import Step
 from gpl_core.lakehouse.artifacts import artifact_version
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.storage import filesystem
 
 
-def print_dry_run(planner: Planner, name: str, run_date: date, state: StepState, *, force: bool = False) -> None:
-    """One JSON line to stdout: state, inputs and outputs of the step `name`; nothing is started or changed.
+def print_dry_run(planner: Planner, step: Step, run_date: date, state: StepState, *, force: bool = False) -> None:
+    """One JSON line to stdout: state, inputs and outputs of `step`; nothing is started or changed.
 
     `would_read`: version, files, rows and bytes of each table in the step's scope; one that is looked up by key, whole:
     how much of it is read depends on the rows. `would_write`: which rows of each table (`where`), `how`, and what is
-    there: replaced (`replace`), added to (`merge`), rewritten in fewer files (`compact`) or left alone (`keep`).
+    there: replaced (`replace`), added to (`merge`), rewritten in fewer files (`compact`) or left alone (`keep`). Rows
+    that a log does not say are null.
     """
-    step = find_step(name)
     tables = [*step.writes, *step.also_writes]
     if step.compacts:
         tables = [contract.name for contract in compactable(planner.lake, "spark")]
@@ -39,7 +39,7 @@ def print_dry_run(planner: Planner, name: str, run_date: date, state: StepState,
         elif state.status != "done" and planner.artifacts.find(step.publishes, made) is None:
             publishes[step.publishes] = made
     body = {
-        "step": name,
+        "step": step.name,
         "run_date": run_date.isoformat(),
         "state": state.status,
         "reason": state.reason,
@@ -57,7 +57,7 @@ def _reads(planner: Planner, step: Step, run_date: date, state: StepState) -> di
         if snapshot is not None:
             entry = inputs[read.table]
             for key, size in _sizes(planner.files(snapshot, read, run_date)).items():
-                entry[key] = int(entry.get(key, 0)) + size
+                entry[key] = None if None in (before := entry.get(key, 0), size) else before + size
     return inputs
 
 
@@ -83,6 +83,7 @@ def _write(planner: Planner, step: Step, table: str, run_date: date, state: Step
     }
 
 
-def _sizes(files: Iterable[DataFile]) -> dict[str, int]:
+def _sizes(files: Iterable[DataFile]) -> dict[str, int | None]:
     files = tuple(files)
-    return {"files": len(files), "rows": rows_in(files), "bytes": sum(f.size for f in files)}
+    rows = rows_in(files)
+    return {"files": len(files), "rows": rows if rows >= 0 else None, "bytes": sum(f.size for f in files)}

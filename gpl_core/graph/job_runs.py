@@ -69,7 +69,7 @@ class JobRun:
             log.error("job_runs: the row of %s %s could not be written: %s", self._step, self.run_date, failure)
             if error is None:  # the log must not hide the error of the step itself
                 unwritten, status = failure, "failed"
-                row |= self._row(status, counts, failure)
+                row |= {**self._row(status, counts, failure), "attempt": row["attempt"]}
         line = self._line(row, counts)
         if status != "noop" or self._running is not None:  # else it has begun nothing
             lineage_events.emit("FAIL" if status == "failed" else "COMPLETE", line, self._lake)
@@ -128,13 +128,10 @@ class JobRun:
 
 def newest_done(lake: Lake, step: str, run_date: date) -> dict[str, Any] | None:
     """Inputs and details of the newest finished run of `step` for `run_date`; None if none is on record."""
-    if not lake.exists("job_runs"):
+    runs = lake.find("job_runs")
+    if runs is None:
         return None
-    rows = (
-        lake.open("job_runs")
-        .read(columns=["step", "run_date", "status", "started_at", "inputs", "details"])
-        .to_pylist()
-    )
+    rows = runs.read(columns=["step", "run_date", "status", "started_at", "inputs", "details"]).to_pylist()
     done = [r for r in rows if (r["step"], r["run_date"], r["status"]) == (step, run_date, "done")]
     newest = max(done, key=lambda r: r["started_at"], default=None)
     return newest and {name: json.loads(newest[name]) for name in ("inputs", "details")}

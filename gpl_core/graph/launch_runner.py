@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -136,9 +137,9 @@ def _run_with_progress(
 def _launch(
     arguments: Sequence[str], config: Config, log: Path, verbose: bool, on_line: Callable[[dict[str, Any]], None]
 ) -> int:
-    """Run one command; its output goes to `log` (and the terminal when verbose), each step's JSON line to `on_line`.
+    """Run one command; its output goes to `log`, each step's JSON line to `on_line`; returns the exit code.
 
-    Returns the exit code.
+    verbose: stderr goes to the terminal, and not to `log`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, **environment(config)}
@@ -222,6 +223,7 @@ def _span(dates: Sequence[date]) -> str:
 
 
 def _tail(log: Path, lines: int = 40) -> str:
-    text = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line for line in text if line.startswith("error:")]
-    return "\n".join(errors or text[-lines:])
+    """The errors that the steps told, each with the indented lines below it; without one the last lines."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    errors = re.findall(r"^error:.*(?:\n[ \t].*)*", text, re.MULTILINE)
+    return "\n".join(errors or text.splitlines()[-lines:])

@@ -141,9 +141,18 @@ def command(
 
 def spark_submit(config: Config, script: str, arguments: Sequence[str]) -> list[str]:
     """The command that starts `script` on Spark, with Delta's package unless the configuration names jars."""
-    given = list(config.launch.spark_submit)
-    jars = [] if {"--packages", "--jars"} & set(given) else ["--packages", DELTA_PACKAGE]
+    given = config.launch.spark_submit
+    jars = [] if _option(given, "--packages") or _option(given, "--jars") else ["--packages", DELTA_PACKAGE]
     return [tool("spark-submit"), *given, *jars, script_path(script), *arguments]
+
+
+def _option(given: Sequence[str], name: str) -> str:
+    """The value of `--name value` or `--name=value` among `given`; "" without it."""
+    for at, text in enumerate(given):
+        option, _, value = text.partition("=")
+        if option == name:
+            return value or "".join(given[at + 1 : at + 2])
+    return ""
 
 
 def shell(arguments: Sequence[str], env: Mapping[str, str]) -> str:
@@ -157,7 +166,7 @@ def environment(config: Config) -> dict[str, str]:
     By default idle OpenMP threads busy-wait. On shared cores that made training the interest model take four times the
     CPU time, so they sleep. With a local master Spark's ports, its UI's too, are for this machine alone.
     """
-    local = any(a.removeprefix("--master=").startswith("local") for a in config.launch.spark_submit)
+    local = _option(config.launch.spark_submit, "--master").startswith("local")
     ours = {"PYSPARK_PYTHON": sys.executable, "OMP_WAIT_POLICY": "PASSIVE"}
     return {**ours, **({"SPARK_LOCAL_IP": "127.0.0.1"} if local else {}), **config.launch.env}
 

@@ -64,11 +64,6 @@ class StepContext:
         return tuple(self.states)
 
     @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the inputs."""
-        return self.state.fingerprint
-
-    @property
     def artifact_digest(self) -> str:
         """What names the artifact of this step: its fingerprint, of a forced run together with the `run_id`."""
         if not self.force:
@@ -151,7 +146,7 @@ class StepContext:
 
     def mark(self, table: str, details: Mapping[str, Any] | None = None) -> SliceMark:
         """The mark a commit to `table` must carry."""
-        slices, origins = {WHOLE: self.fingerprint}, {WHOLE: self.origin(table)}
+        slices, origins = {WHOLE: self.state.fingerprint}, {WHOLE: self.origin(table)}
         if "dt" in load_contract(table).partition_by:
             slices = {d.isoformat(): s.fingerprint_of(table) for d, s in self.states.items()}
             origins = {d.isoformat(): self.origin(table, s) for d, s in self.states.items()}
@@ -233,7 +228,7 @@ def run_step(
         run.state = states[run_date]
         if args.dry_run:
             if processes.is_main:
-                print_dry_run(planner, name, run_date, run.state, force=args.force)
+                print_dry_run(planner, step, run_date, run.state, force=args.force)
             status = "planned"
             return status
         with processes.together():

@@ -28,15 +28,15 @@ class Decision:
 
 def latest_decisions(lake: Lake) -> dict[tuple[str, str], Decision]:
     """(kind, version) -> the latest decision about it."""
-    if not lake.exists(_TABLE):
-        return {}
-    rows = sorted(lake.open(_TABLE).read().to_pylist(), key=lambda r: r["number"])
+    table = lake.find(_TABLE)
+    rows = sorted(table.read().to_pylist(), key=lambda r: r["number"]) if table else []
     return {(r["artifact"], r["version"]): Decision(r["action"], r["from_date"], r["decided_at"]) for r in rows}
 
 
 def decision_count(lake: Lake, kind: str) -> int:
     """How many decisions about `kind` there are: `add_decision` refuses to be the next one of another number."""
-    return lake.open(_TABLE).transaction_version(f"{_TABLE}:{kind}") + 1 if lake.exists(_TABLE) else 0
+    table = lake.find(_TABLE)
+    return table.transaction_version(f"{_TABLE}:{kind}") + 1 if table else 0
 
 
 def add_decision(

@@ -1,6 +1,4 @@
-"""delta-rs' SQL engine over pinned tables, and what of Delta it cannot read."""
-
-from typing import Any
+"""What of Delta delta-rs' SQL engine cannot read."""
 
 from deltalake import DeltaTable, QueryBuilder
 
@@ -15,28 +13,18 @@ class UnreadableError(ContractError):
     """A table that Spark reads and delta-rs does not."""
 
 
-class Engine:
-    """Runs SQL over the tables that were registered."""
-
-    def __init__(self) -> None:
-        self._builder = QueryBuilder()
-
-    def register(self, name: str, uri: str, table: DeltaTable) -> None:
-        """Make the opened `table` at `uri` known as `name`; UnreadableError when the engine cannot read it."""
-        features = {f.removesuffix("-preview") for f in table.protocol().reader_features or ()}
-        if unknown := sorted(features & _UNKNOWN):
-            raise UnreadableError(
-                f"table {name} at {uri} uses {', '.join(unknown)}, which delta-rs does not read; ask Spark, or "
-                f"ALTER TABLE delta.`{uri}` DROP FEATURE {unknown[0]}"
-            )
-        found = deletion_vectors(uri, table.version()) if "deletionVectors" in features else {}
-        if len(found) > _MOST_VECTORS:
-            raise UnreadableError(
-                f"table {name} at {uri} has deletion vectors on {len(found):,} files, and delta-rs reads at most "
-                f"{_MOST_VECTORS}; ask Spark, or REORG TABLE delta.`{uri}` APPLY (PURGE)"
-            )
-        self._builder.register(name, table)
-
-    def execute(self, sql: str) -> Any:
-        """A reader of the result's batches, in Arrow's C stream interface."""
-        return self._builder.execute(sql)
+def register(engine: QueryBuilder, name: str, uri: str, table: DeltaTable) -> None:
+    """Make the opened `table` at `uri` known to `engine` as `name`; UnreadableError when the engine cannot read it."""
+    features = {f.removesuffix("-preview") for f in table.protocol().reader_features or ()}
+    if unknown := sorted(features & _UNKNOWN):
+        raise UnreadableError(
+            f"table {name} at {uri} uses {', '.join(unknown)}, which delta-rs does not read; ask Spark, or "
+            f"ALTER TABLE delta.`{uri}` DROP FEATURE {unknown[0]}"
+        )
+    found = deletion_vectors(uri, table.version()) if "deletionVectors" in features else {}
+    if len(found) > _MOST_VECTORS:
+        raise UnreadableError(
+            f"table {name} at {uri} has deletion vectors on {len(found):,} files, and delta-rs reads at most "
+            f"{_MOST_VECTORS}; ask Spark, or REORG TABLE delta.`{uri}` APPLY (PURGE)"
+        )
+    engine.register(name, table)

@@ -33,8 +33,9 @@ class DataFile:
 
 
 def rows_in(files: Iterable[DataFile]) -> int:
-    """Rows in `files` by the log's statistics."""
-    return sum(f.rows for f in files)
+    """Rows in `files`; -1 when the log does not say it of each."""
+    rows = [f.rows for f in files]
+    return -1 if -1 in rows else sum(rows)
 
 
 def digest_of(files: Iterable[DataFile]) -> str:

@@ -14,6 +14,7 @@ from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.storage import filesystem, write_whole
 
 _COMMIT_FILE = re.compile(r"/(\d{20})\.json$")
+_CHANGED = re.compile(rb'"dataChange"\s*:\s*true')
 
 
 class LogEntry(NamedTuple):
@@ -125,7 +126,7 @@ def read_changes(uri: str, last: int, since: int) -> Iterator[dict[str, Any]]:
         except FileNotFoundError:
             raise ContractError(f"the Delta log at {uri} was cleaned of version {version}") from None
         for line in commit.splitlines():
-            if b'"dataChange":true' in line:
+            if _CHANGED.search(line):
                 yield from json.loads(line).values()
 
 
@@ -170,7 +171,7 @@ def _entry(version: int, commit: bytes) -> LogEntry:
         if line.lstrip().startswith(b'{"commitInfo"'):
             info = json.loads(line)["commitInfo"]
             mark, time = SliceMark.from_json(info.get("userMetadata")), info.get("timestamp")
-        elif b'"dataChange":true' in line:
+        elif _CHANGED.search(line):
             for action in json.loads(line).values():
                 values = action.get("partitionValues") or {}  # a removal need not name them: it may be of any partition
                 changed[json.dumps(values, sort_keys=True)] = values

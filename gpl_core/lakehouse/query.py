@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deltalake import QueryBuilder
 from deltalake.exceptions import DeltaError
 
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError, classified, did_you_mean, plain
-from gpl_core.lakehouse.engine import Engine
+from gpl_core.lakehouse.engine import register
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.log import open_table
 from gpl_core.lakehouse.snapshot import absence
@@ -36,7 +37,7 @@ class Query:
         self.versions: dict[str, int] = {}  # table -> version that it was read at
         self._wanted = dict(versions or {})
         self._views: set[str] = set()
-        self._engine = Engine()
+        self._engine = QueryBuilder()
 
     def run(self, sql: str) -> Result:
         """Run one statement: SELECT, WITH, VALUES, EXPLAIN, DESCRIBE name or SHOW TABLES.
@@ -96,7 +97,7 @@ class Query:
             raise UsageError(
                 f"table {table}: version {wanted} cannot be read at {uri}; the newest is {newest}"
             ) from None
-        self._engine.register(table, self.lake.uri(table), found)
+        register(self._engine, table, self.lake.uri(table), found)
         self.versions[table] = found.version()
         return True
 

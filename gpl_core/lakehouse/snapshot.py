@@ -11,13 +11,14 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 from arro3.core import DataType
+from deltalake import QueryBuilder
 from deltalake.exceptions import TableNotFoundError
 
 from gpl_core.contracts.contract import CONTRACT_NAME, CONTRACT_VERSION, Contract
 from gpl_core.contracts.raw_values import type_text
 from gpl_core.errors import ContractError, MissingInputError
 from gpl_core.lakehouse.deletion_vectors import DeletionVector, deletion_vectors
-from gpl_core.lakehouse.engine import Engine
+from gpl_core.lakehouse.engine import register
 from gpl_core.lakehouse.files import DataFile, hash_text
 from gpl_core.lakehouse.log import open_table, read_changes, read_log
 from gpl_core.lakehouse.log_index import History, newest_changes, read_history, write_index
@@ -276,10 +277,15 @@ class Snapshot:
         return -1 if version is None else version
 
     def read(self, files: Sequence[DataFile] | None = None, columns: list[str] | None = None) -> pa.Table:
-        """Read `files` (default: all) into memory, partition columns included. For bounded tables only."""
+        """Read `files` (default: all) into memory, partition columns included. For bounded tables only.
+
+        ContractError for a column that the contract does not have.
+        """
         self.check_plain()
         files = self.files if files is None else files
-        wanted = columns or list(self.contract.column_names)
+        wanted = list(self.contract.column_names) if columns is None else columns
+        for name in wanted:
+            self.contract.column(name)
         schema = pa.schema([f for f in self.contract.arrow_schema() if f.name in wanted])
         in_file = [c for c in wanted if c not in self.contract.partition_by]
         ours = {theirs: our for our, theirs in self.columns.items() if our in in_file}
@@ -325,8 +331,8 @@ class Snapshot:
 
         UnreadableError when delta-rs' engine cannot read the table.
         """
-        engine = Engine()
-        engine.register(self.contract.name, self.uri, self._table)
+        engine = QueryBuilder()
+        register(engine, self.contract.name, self.uri, self._table)
         theirs = [self.columns.get(c, c).replace('"', '""') for c in columns]
         wanted = ", ".join(f'"{their}" AS "{our}"' for their, our in zip(theirs, columns, strict=True))
         for batch in engine.execute(f"SELECT {wanted} FROM {self.contract.name}"):

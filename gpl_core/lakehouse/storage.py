@@ -84,8 +84,12 @@ def write_whole(uri: str, data: bytes) -> None:
         return
     fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
     part = f"{path}.{uuid.uuid4().hex[:8]}.part"
-    fs.pipe_file(part, data)
-    os.replace(part, path)
+    try:
+        fs.pipe_file(part, data)
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
 
 
 def read_text(uri: str) -> str | None:
@@ -97,7 +101,8 @@ def read_text(uri: str) -> str | None:
 def local_folder(root: str, *parts: str) -> Path:
     """A folder on this machine for what need not outlive it: under work/ of the lakehouse `root` if that is local."""
     if "://" in root:
-        root = os.path.join(tempfile.gettempdir(), "gpl", sha256(root.rstrip("/").encode()).hexdigest()[:16])
+        name = sha256(root.rstrip("/").encode()).hexdigest()[:16]
+        root = os.path.join(tempfile.gettempdir(), f"gpl-{os.getuid()}", name)
     return Path(root, "work", *parts)
 
 

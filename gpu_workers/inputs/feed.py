@@ -55,7 +55,7 @@ def read_batches(
     snapshot.check_plain()
     uris = snapshot.uris(files)
     _check_footers(snapshot, uris, columns)
-    promised = rows_in(files) if all(f.rows >= 0 for f in files) else -1  # -1: the log does not say
+    promised = rows_in(files)
     seen = 0
     with warnings.catch_warnings():
         # Petastorm 0.12 uses pyarrow's old filesystem and dataset API: a screenful of FutureWarnings per reader.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,9 @@ def test_a_table_is_read_by_dates_columns_and_version(lake):
     assert lake.table("pair_scores", DAY, DAY + ONE, version=2, columns=["dt"])["dt"].to_pylist() == [
         DAY, DAY, DAY, DAY + ONE, DAY + ONE,
     ]  # fmt: skip
+    assert lake.table("pair_scores", datetime(2026, 1, 3, 23), version=2).num_rows == 3
+    assert lake.table("pair_scores", end="2026-01-03", version=2).num_rows == 3
+    assert lake.table("pair_scores", columns=[]).num_columns == 0
     assert lake.sql("SELECT count(*) AS n FROM pair_scores").to_pylist() == [{"n": 2}]
     assert lake.sql("SELECT count(*) AS n FROM pair_scores", {"pair_scores": 2}).to_pylist() == [{"n": 5}]
     assert lake.sql("SELECT user_id, similarity FROM pair_scores WHERE false").column_names == ["user_id", "similarity"]
@@ -69,6 +72,11 @@ def test_a_table_is_read_by_dates_columns_and_version(lake):
         (lambda lake: lake.table("raw_items"), gpl.UsageError, "no table 'raw_items'"),
         (lambda lake: lake.table("items", "2026-01-03"), gpl.MissingInputError, "table items"),
         (lambda lake: lake.table("pair_scores", "3.1.2026"), gpl.UsageError, "expected YYYY-MM-DD"),
+        (
+            lambda lake: lake.table("pair_scores", columns=["item"]),
+            gpl.ContractError,
+            "no column 'item'; it has user_id",
+        ),
         (lambda lake: lake.sql("DROP TABLE items"), gpl.UsageError, "only reads"),
         (lambda lake: lake.feed("2026-01-03"), gpl.MissingInputError, "no feed of 2026-01-03"),
         (lambda lake: lake.preranker(date(2026, 1, 3)), gpl.MissingInputError, "preranker"),

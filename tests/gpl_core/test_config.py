@@ -108,7 +108,7 @@ def test_everything_wrong_is_in_one_message(tmp_path):
             "tokeniser": {"codes": 3},
             "samples": {"unexposed_per_requests": 5, "scored_exposed_share": 1.5},
             "labels": {"calibrator": {"kind": "magic"}},
-            "feed": {"passthrough": {"price": "money"}},
+            "feed": {"passthrough": {"price": "money", "item-type": "string"}},
             "prerank": {"lambda": -1},
         },
         ("anchors.count=0", "no-equals-sign", "run.end_date.deeper=1", "interest.lora_rank=[1", "sequences.typo=3"),

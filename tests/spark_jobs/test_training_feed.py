@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from gpl_core.api import LakehouseReader
 from gpl_core.config import with_passthrough
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import ContractError, GateError, LineageError, MissingInputError
@@ -264,6 +265,10 @@ def test_features_pass_through_and_their_loss_is_refused(tmp_path, spark):
     snapshot = made.lake.open("training_feed", contract=contract)
     found = snapshot.read(columns=["item_index", "price"]).to_pylist()
     assert sorted(tuple(r.values()) for r in found) == [(0, 0.0), (2, 2.5)]
+    lake = LakehouseReader(made.config())
+    assert lake.table("training_feed", D)["price"].to_pylist() == [r["price"] for r in found]
+    with pytest.raises(ContractError, match="training_feed: no column 'pirce'"):
+        next(lake.feed(D).batches(8, ["pirce"]))
     made.overrides = made.overrides[:-1]
     with pytest.raises(ContractError, match=r"column 'price' \(float\) is gone.*feed\.passthrough"):
         made.run("training_feed", training_feed.run)

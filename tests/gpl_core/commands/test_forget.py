@@ -28,6 +28,7 @@ from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.lakehouse import rewrite
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Lake
+from gpl_core.lakehouse.log import read_log
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.lakehouse.person import Person
 from spark_jobs.common.manifests import build_manifest
@@ -441,7 +442,7 @@ def test_the_log_of_a_table_from_an_earlier_release_loses_its_statistics(lake, g
     DeltaTable(lake.uri("user_stats")).create_checkpoint()
     log = Path(lake.uri("user_stats"), "_delta_log")
     (log / "00000000000000000001.crc").write_text(json.dumps({"allFiles": [{"stats": GONE}]}))
-    marks = lake.open("user_stats").marks()
+    marks, changes = lake.open("user_stats").marks(), [*read_log(lake.uri("user_stats"), 1)]
     assert len(files_with(log.parent, GONE)) > 3
 
     assert gpl_forget("--vacuum-hours", "0")[0] == 0
@@ -449,6 +450,7 @@ def test_the_log_of_a_table_from_an_earlier_release_loses_its_statistics(lake, g
     assert lake.open("user_stats").read()["user_id"].to_pylist() == [STAYS]
     assert lake.open("user_stats").properties.items() >= NO_STATISTICS.items()
     assert [m for _, m in lake.open("user_stats").marks() if m in [x for _, x in marks]] == [m for _, m in marks]
+    assert [*read_log(lake.uri("user_stats"), 1)] == changes, "which commits changed rows"
 
 
 def test_a_log_that_was_cleaned_by_hand_is_left_and_said(lake, gpl_forget, no_raw):

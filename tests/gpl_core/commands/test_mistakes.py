@@ -196,6 +196,14 @@ def test_what_only_a_library_saw_is_told_once_with_what_to_do(config, monkeypatc
     assert hint in hints[0]
 
 
+def test_what_a_step_lists_below_its_error_reaches_the_terminal(config, monkeypatch, unchecked, capsys):
+    said = "loaded\nerror: not published:\n  dead codes: 7\n  collisions: .3\nended\nerror: no slice"
+    child = f"import sys; print({said!r}, file=sys.stderr); sys.exit(3)"
+    monkeypatch.setattr(running, "command", lambda *given, **named: [sys.executable, "-c", child])
+    assert main(["run", "--config", config, "--only", "samples"]) == 3
+    assert "error: not published:\n  dead codes: 7\n  collisions: .3\nerror: no slice\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR])
 def test_a_step_on_a_read_only_lakehouse_says_which_path(number, capsys):
     error = OSError(number, os.strerror(number), "/lake/tables/items")

@@ -33,7 +33,8 @@ def test_what_would_fill_the_memory_is_refused(text):
 @pytest.mark.parametrize(
     ("text", "named"),
     [("a: *b", "undefined alias"), ("d: 2026-13-01", "month"), ("a: !!python/object:os.system x", "python/object"),
-     (f"n: {'9' * 5000}", "4300 digits"), ("a: b: c", "line 1")],
+     (f"n: {'9' * 5000}", "4300 digits"), ("a: b: c", "line 1"),
+     ("a: 1\nb: {c: 1, c: 2}", "line 2.*'c' is given twice"), ("a: {b: 1}\na: {c: 1}", "'a' is given twice")],
 )  # fmt: skip
 def test_what_is_no_yaml_is_refused_by_its_cause(text, named):
     with pytest.raises(InvalidYamlError, match=named):

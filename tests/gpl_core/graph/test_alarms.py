@@ -106,6 +106,7 @@ def test_a_run_whose_row_cannot_be_written_is_told_as_failed(lake, tmp_path, mon
     monkeypatch.setenv("GPL_METRICS_FILE", str(path))
     ended(lake, "samples")
     run = JobRun(lake, "samples", DAY, "run-2")
+    run.begin()
     log = tmp_path / 'a "lake"' / "tables" / "job_runs" / "_delta_log"
     log.rename(log.with_name("away"))
     log.write_text("no folder")
@@ -113,7 +114,7 @@ def test_a_run_whose_row_cannot_be_written_is_told_as_failed(lake, tmp_path, mon
         run.end("done", Counts())
     assert samples(path)["gpl_step_failed samples"] == 1
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (line["status"], bool(line["error_class"])) == ("failed", True)
+    assert (line["status"], line["attempt"], bool(line["error_class"])) == ("failed", 2, True)
 
 
 # ---- the webhook -----------------------------------------------------------------------------------------------

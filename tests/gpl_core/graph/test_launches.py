@@ -185,7 +185,7 @@ def test_the_environment_is_this_python_and_the_configurations(tmp_path):
 @pytest.mark.parametrize(
     ("master", "local"),
     [(["--master", "local[2]"], True), (["--master=local[*]"], True), (["--master", "yarn"], False), ([], False),
-     (["--master", "spark://localhost:7077"], False)],
+     (["--master", "spark://localhost:7077"], False), (["--master", "yarn", "--jars", "local:/delta.jar"], False)],
 )  # fmt: skip
 def test_with_a_local_master_sparks_ports_are_for_this_machine_alone(tmp_path, master, local):
     config = small_config(tmp_path, {"launch": {"spark_submit": master}})

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpl_core.errors import ContractError
 from gpl_core.lakehouse.deletion_vectors import DeletionVector, deletion_vectors
-from gpl_core.lakehouse.engine import Engine, UnreadableError
+from gpl_core.lakehouse.engine import UnreadableError, register
 
 VECTOR = pa.struct([
     ("storageType", pa.string()), ("pathOrInlineDv", pa.string()), ("offset", pa.int32()),
@@ -119,6 +119,6 @@ def test_the_engine_is_never_asked_for_more_vectors_than_it_returns_from(tmp_pat
         adds = [{**add(f"{version}-{i}", 1), "partitionValues": {}, "modificationTime": 0} for i in range(files)]
         lines = [{"protocol": protocol}, *({"add": a} for a in adds)]
         (log / f"{version:020d}.json").write_text("\n".join(json.dumps(line, separators=(",", ":")) for line in lines))
-    Engine().register("raw_items", uri, DeltaTable(uri, version=1))
+    register(QueryBuilder(), "raw_items", uri, DeltaTable(uri, version=1))
     with pytest.raises(UnreadableError, match=r"raw_items at .* has deletion vectors on 501 files.* APPLY \(PURGE\)"):
-        Engine().register("raw_items", uri, DeltaTable(uri))
+        register(QueryBuilder(), "raw_items", uri, DeltaTable(uri))
