@@ -74,6 +74,7 @@ dist: setup
 	git describe --always --dirty --exclude='*' >gpl_core/commit.txt 2>/dev/null || rm -f gpl_core/commit.txt
 	$(BIN)/python -m build --wheel --outdir dist
 	$(BIN)/python -m zipfile -c dist/gpl.zip gpl_core/ spark_jobs/
+	@rm -f gpl_core/commit.txt
 
 bench: setup
 	@set -e; for b in tests/bench/bench_*.py; do $(BIN)/python -m tests.bench.$$(basename $$b .py) --quick; done

@@ -105,7 +105,11 @@ class FeedReader:
         if text is None:
             raise MissingInputError(f"no feed of {run_date}: {path} is not there; gpl run publishes it")
         self.run_date = run_date
-        self.manifest: dict[str, Any] = json.loads(text)
+        try:
+            self.manifest: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            remedy = f"gpl run --run-date {run_date} --only report --force writes it again"
+            raise ContractError(f"{path} is damaged ({error}); {remedy}") from None
         self._lake, self._contract = lake, contract
 
     @property

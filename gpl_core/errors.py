@@ -4,7 +4,7 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class GplError(Exception):
@@ -50,6 +50,12 @@ class MissingInputError(GplError):
 def counted(number: int, noun: str) -> str:
     """`1 problem`, `2 problems`, `1,200 rows`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def some(values: Sequence[object], most: int = 5) -> str:
+    """The first of `values`, and how many more there are."""
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(str, values[:most])) + more
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:

@@ -16,7 +16,7 @@ from gpl_core.commands.command import Command, run_dates
 from gpl_core.config import Config, date_range, with_passthrough
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.contracts.raw_values import WHOLE_KINDS, drift
-from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError, counted
+from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError, counted, some
 from gpl_core.graph.arguments import add_dates
 from gpl_core.lakehouse.engine import UnreadableError
 from gpl_core.lakehouse.lake import Lake
@@ -84,7 +84,7 @@ def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[F
         try:
             table = Snapshot(lake.uri(name), contract, None, lake.columns.get(name))
             wrong = list(_schema(table))
-            found += wrong or _layout(table, config, dates)
+            found += wrong or _layout(table, dates)
         except (GplError, OSError) as problem:
             found.append(Finding("error", name, f"the Delta table at {lake.uri(name)} cannot be opened: {problem}"))
             continue
@@ -99,9 +99,10 @@ def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[F
             del readable[name]
             found.append(Finding("warning", name, f"no rows were looked at: {problem}"))
     for table in readable.values():
-        found += _rows(query, table, config, dates, sample_rows, readable.get("raw_items"))
+        checks = _rows(query, table, config, dates, sample_rows, readable.get("raw_items"))
+        found += _readable(checks, table.contract.name)
     if "raw_impressions" in readable:
-        found += _rate(query, readable["raw_impressions"], config, dates[0])
+        found += _readable(_rate(query, readable["raw_impressions"], config, dates[0]), "raw_impressions")
     return found
 
 
@@ -137,15 +138,15 @@ def _schema(table: Snapshot) -> Iterator[Finding]:
         yield Finding("error", name, text + "".join(hints))
 
 
-def _layout(table: Snapshot, config: Config, dates: Sequence[date]) -> Iterator[Finding]:
+def _layout(table: Snapshot, dates: Sequence[date]) -> Iterator[Finding]:
     """Of a table with dates: which are missing, and which files count to more of them than they need to."""
     if "dt" not in table.contract.partition_by:
         return
     name, have = table.contract.name, table.slices()
-    missing = [d.isoformat() for d in dates if not table.may_have(d)]
+    missing = [d for d in dates if not table.may_have(d)]
     if missing and name in REQUIRED:
         known = f"it has {have[0]} to {have[-1]}" if have else "it has no rows"
-        yield Finding("error", name, f"no slice for {_some(missing)}; {known}")
+        yield Finding("error", name, f"no slice for {some(missing)}; {known}")
     unknown = [f for f in table.files if f.days == (EARLIEST, LATEST)]
     if not unknown:
         return
@@ -167,16 +168,20 @@ def _history(tables: Mapping[str, Snapshot], config: Config, first: date) -> Ite
     if start is None or not events:
         return
     days = date_range(start, first - timedelta(days=1))
-    if missing := [d.isoformat() for d in days if not any(table.may_have(d) for table in events.values())]:
-        text = f"history from run.history_start {start} on lacks {_some(missing)}"
+    if missing := [d for d in days if not any(table.may_have(d) for table in events.values())]:
+        text = f"history from run.history_start {start} on lacks {some(missing)}"
         yield Finding("warning", " and ".join(events), text)
 
 
-def _some(words: Sequence[str], most: int = 5) -> str:
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
-
-
 # ---- a sample of rows --------------------------------------------------------------------------------------------
+
+
+def _readable(checks: Iterator[Finding], name: str) -> Iterator[Finding]:
+    """What `checks` of rows find; that the rows cannot be read is a finding too."""
+    try:
+        yield from checks
+    except (GplError, DeltaError) as problem:
+        yield Finding("error", name, f"rows cannot be read: {problem}")
 
 
 def _rows(
@@ -187,12 +192,8 @@ def _rows(
         if (present := next((d for d in dates if table.may_have(d)), None)) is None:
             return
         day = present
-    try:
-        events = name not in ("raw_items", "raw_opt_outs")
-        sample = RawSample(query, config, day).check(table, most, items if events else None)
-    except (GplError, DeltaError) as problem:
-        yield Finding("error", name, f"rows cannot be read: {problem}")
-        return
+    events = name not in ("raw_items", "raw_opt_outs")
+    sample = RawSample(query, config, day).check(table, most, items if events else None)
     limit = config.ingest.max_quarantine_share
     too_many = sample.refused > limit * sample.rows
     for fault, (rows, example) in sample.faults.items():

@@ -17,6 +17,7 @@ from gpl_core.lakehouse.key_hashes import hash_keys
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.snapshot import Snapshot
 
+_MOST_ROWS = 2_000_000
 _MEANS = ("pseudo_label", "weight", "similarity", "coherence", "consistency", "llm_confidence")
 
 
@@ -36,15 +37,15 @@ def run(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-def compare(mine: Config, other: Config, run_date: date, most_rows: int = 2_000_000) -> list[tuple[str, str, str]]:
+def compare(mine: Config, other: Config, run_date: date) -> list[tuple[str, str, str]]:
     """(figure, of `mine`, of `other`) over the unexposed pairs of `run_date`; of both together in the last column.
 
-    Larger slices are sampled by user, the same users in both: about `most_rows` rows.
+    Larger slices are sampled by user, the same users in both: about `_MOST_ROWS` rows.
     """
     lakes = [Lake.of(c.lakehouse) for c in (mine, other)]
     labels = [_slice(lake, "pseudo_labels", run_date) for lake in lakes]
     pairs = _slice(lakes[0], "unexposed_samples", run_date)
-    share = min(1.0, most_rows / max(1, *(rows_in(files) for _, files in (*labels, pairs))))
+    share = min(1.0, _MOST_ROWS / max(1, *(rows_in(files) for _, files in (*labels, pairs))))
     found = [_sampled(s, share, "user_id", "item_id", "source", *_MEANS) for s in labels]
     found = [t.filter(pc.equal(t["source"], "unexposed")).drop_columns("source") for t in found]
     asked = _sampled(pairs, share, "user_id", "item_id").group_by(["user_id", "item_id"]).aggregate([])

@@ -17,7 +17,7 @@ import pyarrow as pa
 from gpl_core.commands.command import Command
 from gpl_core.config import Config
 from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import MissingInputError
+from gpl_core.errors import MissingInputError, some
 from gpl_core.graph.arguments import iso_date, new_run_id
 from gpl_core.graph.job_runs import Counts, JobRun
 from gpl_core.graph.planner import Planner, StepState
@@ -78,7 +78,7 @@ def _complete_requests(planner: Planner, run_date: date, oldest: date) -> Snapsh
     asked = {*_dates(planner.lake.open("anchor_requests")), run_date}
     if waiting := sorted(d for d in asked - _dates(scored) if d >= oldest):
         raise MissingInputError(
-            f"table score_requests: no slice for {', '.join(map(str, waiting[:5]))}, so it is not known yet what these "
+            f"table score_requests: no slice for {some(waiting)}, so it is not known yet what these "
             "dates need from the cache; run score_requests for them, then evict"
         )
     return scored

@@ -132,8 +132,6 @@ def _pair(query: Query, user: str, item: str, day: date) -> Row:
 
 
 def _other_dates(query: Query, user: str, item: str, day: date) -> str:
-    if not query.lake.exists("pseudo_labels"):
-        return ""
     near = f"dt BETWEEN DATE '{day - _NEAR}' AND DATE '{day + _NEAR}'"  # not the slices of years
     pair = f"user_id = {quoted(user)} AND item_id = {quoted(item)}"
     found = query.rows(f"SELECT DISTINCT dt FROM pseudo_labels WHERE {near} AND {pair} ORDER BY dt DESC")
@@ -173,7 +171,8 @@ def _reason(query: Query, user: str, item: str, day: date) -> str:
     if not some("unexposed_samples", f"{on} AND {pair}"):
         return (
             "the pair is not in unexposed_samples: the item was not recalled for the user, was shown within "
-            "samples.exposure_window_days, or was not sampled (samples.unexposed_per_request)"
+            "samples.exposure_window_days, was not sampled (samples.unexposed_per_request) or was withdrawn, or the "
+            "user had opted out"
         )
     if some("score_requests", f"{on} AND user_id = {quoted(user)}"):
         return "the worker rejected the item or the user's anchors; see table worker_rejects for that date"

@@ -20,13 +20,13 @@ from deltalake.exceptions import CommitFailedError
 from gpl_core.commands.command import Command
 from gpl_core.commands.vacuum import add_ended, check_retention
 from gpl_core.config import Config
-from gpl_core.contracts.contract import CONTRACT_VERSION, Column, Contract, Migration, all_contracts, load_contract
-from gpl_core.errors import ConflictError, ContractError, counted
+from gpl_core.contracts.contract import CONTRACT_VERSION, Column, Contract, Migration, all_contracts
+from gpl_core.errors import ConflictError, ContractError, MissingInputError, UsageError, counted, did_you_mean
 from gpl_core.lakehouse.commit import Part, transact
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
-from gpl_core.lakehouse.snapshot import Snapshot
+from gpl_core.lakehouse.snapshot import Snapshot, absence
 from gpl_core.lakehouse.storage import filesystem
 
 
@@ -50,8 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, config: Config) -> int:
     """One line per table that was not up to date."""
     lake, done, would = Lake.of(config.lakehouse), 0, "would be " if args.dry_run else ""
-    for contract in [load_contract(t) for t in args.table] or all_contracts().values():
-        if contract.owner == "platform" or not lake.exists(contract.name):
+    ours = [c for c in all_contracts().values() if c.owner != "platform"]
+    if wrong := sorted(set(args.table) - {c.name for c in ours}):
+        raise UsageError(f"'{wrong[0]}' is no table of ours{did_you_mean(wrong[0], [c.name for c in ours])}")
+    for contract in ours:
+        if args.table and contract.name not in args.table:
+            continue
+        if not lake.exists(contract.name):
+            if args.table:
+                raise MissingInputError(absence(contract, lake.uri(contract.name)))
             continue
         found = migrate(lake, contract, config.feed.passthrough, dry_run=args.dry_run, ended=args.ended)
         if found is None:
@@ -102,7 +109,8 @@ def _migrate(
             f"table {contract.name}: job_runs says that {', '.join(sorted(running))} is running; migrate when nothing "
             "runs, or add --ended RUN_ID if the run was killed"
         )
-    if have == [c.name for c in contract.columns]:  # a migration was killed before it set the version
+    # A migration was killed before it set the version.
+    if [(name, snapshot.types[name]) for name in have] == [(c.name, c.delta_type) for c in contract.columns]:
         if not dry_run:
             _stamp(lake, contract)
         return Migrated(found, contract.version)
@@ -178,7 +186,7 @@ def _rewrite_all(
         schema = DeltaSchema.from_json(contract.spark_json())
         # The mark names no slice: those of the writer are of the old version and turn stale by their fingerprint.
         transact(table, SliceMark("migrate", {}, ""), parts, mode="overwrite", schema=schema)
-    except BaseException:
+    except (ContractError, CommitFailedError):  # after anything else, as Ctrl-C, the commit may name the new files
         if parts:
             fs.rm([f"{base}/{p['path']}" for p in parts])
         raise

@@ -8,6 +8,7 @@ from datetime import date
 from gpl_core.commands.command import Command, run_dates, source
 from gpl_core.commands.plan import add_selection
 from gpl_core.config import Config
+from gpl_core.errors import some
 from gpl_core.graph.arguments import LOG_LEVELS, count
 from gpl_core.graph.launch_runner import run_launches
 from gpl_core.graph.launches import plan
@@ -41,8 +42,8 @@ def _warn_of_empty_dates(planner: Planner, dates: Sequence[date]) -> None:
         raw = planner.snapshot(table)
         present = raw.slices() if raw is not None else ()
         if raw and present and (missing := [d for d in dates if not raw.may_have(d)]):
-            listed = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
-            print(f"warning: {table} has no rows for {listed}; it has {present[0]} to {present[-1]}", file=sys.stderr)
+            known = f"it has {present[0]} to {present[-1]}"
+            print(f"warning: {table} has no rows for {some(missing)}; {known}", file=sys.stderr)
 
 
 COMMAND = Command(

@@ -12,8 +12,9 @@ from gpl_core.config import Config, with_passthrough
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import MissingInputError
 from gpl_core.graph.arguments import add_dates, new_run_id
+from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import ONE_DAY
-from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
+from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
 from gpl_core.prerank.comparison import OURS
@@ -41,7 +42,7 @@ def served_model(config: Config, run_date: date, variant: str = OURS) -> tuple[S
 
     variant: as in table evaluations, for the first of its training seeds, or with the seed: `gpl-seed0`.
     """
-    artifacts = ArtifactStore(config.lakehouse.root, Lake.of(config.lakehouse), config.lakehouse.shadow)
+    artifacts = Planner(config).artifacts
     manifest = artifacts.in_force("preranker", run_date + ONE_DAY)
     folder = artifacts.fetch(manifest)
     seeds = [name for name in ServedModel.describe(folder)["variants"] if name.startswith(f"{variant}-seed")]

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def json_schema() -> str:
-    """The JSON schema of a configuration file, as docs/config.schema.json holds it."""
+    """The JSON schema of a configuration file, as `gpl init` writes it beside one."""
     return json.dumps(Config.model_json_schema(), indent=1)
 
 

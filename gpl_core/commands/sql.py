@@ -84,7 +84,11 @@ def _print(result: Result, form: str | None) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """`value` for JSON and CSV: bytes (pictures) in base64, NaN and infinities as null."""
+    """`value` for JSON and CSV, at any depth: bytes (pictures) in base64, NaN and infinities as null."""
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value

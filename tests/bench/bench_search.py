@@ -223,8 +223,8 @@ def main() -> None:
         found = point(bench, prompt, beams, users, repeats, batches)
         figures |= found
         write("search", figures, quick, title)
-        figures = ", ".join(f"{key.split(': ')[1]} {figure.value:.3g}" for key, figure in found.items())
-        print(f"P {prompt}, K {beams} in {time.perf_counter() - start:.0f} s: {figures}", flush=True)
+        shown = ", ".join(f"{key.split(': ')[1]} {figure.value:.3g}" for key, figure in found.items())
+        print(f"P {prompt}, K {beams} in {time.perf_counter() - start:.0f} s: {shown}", flush=True)
     report("search", figures, quick, title)
 
 
