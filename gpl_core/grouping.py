@@ -37,3 +37,10 @@ def ranges(lengths: np.ndarray) -> np.ndarray:
     """0 .. length - 1 for each length, concatenated: int64 [sum]."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+
+
+def run_starts(values: np.ndarray) -> np.ndarray:
+    """bool [n]: where a run of equal values begins."""
+    first = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=first[1:])
+    return first

@@ -209,7 +209,9 @@ class TokenizerSettings(Section):
 
     levels: Positive = Field(default=3, description="L")
     codes: Annotated[int, Field(ge=2)] | None = Field(default=None, description="C; from the catalog's size if unset")
-    epochs: Positive = Field(default=400, description="Passes over all items")
+    epochs: Positive = Field(
+        default=400, description="Passes over all items, at most: no more than 1,600 steps need, and at least 20"
+    )
     batch_size: Annotated[int, Field(ge=2, strict=True)] = Field(default=1024, description="Items per step")
     refresh_days: Positive = Knob(
         default=7, description="A tokenizer older than this is trained again, unless the catalog is the same"
@@ -247,7 +249,7 @@ class Interest(Section):
     epochs: Positive = Field(default=8, description="Passes over the users, at most")
     learning_rate: float = Field(default=2e-3, gt=0, description="Peak learning rate")
     tokens_per_batch: Positive = Field(default=4096, description="Token budget of a packed batch")
-    keep_target_share: Share = Field(default=0.85, description="Share of targets that down-sampling keeps")
+    keep_target_share: Share = Field(default=0.85, gt=0, description="Share of targets that down-sampling keeps")
     valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
     content: bool = Field(default=True, description="Read the items' content vectors, and score by them beside SIDs")
     walks: float = Field(default=3.0, ge=0, description="Synthetic walks between similar items, per real user; 0: none")

@@ -79,8 +79,7 @@ class CausalPlan:
             )
             first = last
         # The groups' outputs, one after another, are a permutation of the packed tokens.
-        sources = [grid.source for grid in self.rectangles]
-        self._order = torch.argsort(torch.cat(sources)) if sources else torch.empty(0, dtype=torch.int64)
+        self._order = torch.argsort(torch.cat([grid.source for grid in self.rectangles]))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Shapes as in AttentionPlan; differentiable."""

@@ -81,12 +81,8 @@ def load_base(folder: str | Path, dtype: torch.dtype, attention: str) -> tuple[A
     Raises MissingInputError where files are absent, UsageError on another architecture or sliding-window attention.
     """
     path = Path(folder)
+    _files(path)
     config_file = path / "config.json"
-    if not config_file.is_file() or not any(path.glob("*.safetensors")):
-        raise MissingInputError(
-            f"checkpoint: {path} has no config.json or no *.safetensors, expected a checkpoint folder; "
-            "download it there first (pickled weights are not read)."
-        )
     raw = json.loads(config_file.read_text())
     if raw.get("model_type") not in FAMILIES:
         raise UsageError(
@@ -110,11 +106,20 @@ def load_base(folder: str | Path, dtype: torch.dtype, attention: str) -> tuple[A
 def base_fingerprint(folder: str | Path) -> str:
     """SHA-256 over the weights, config and tokenizer files of a checkpoint: what an adapter was trained on."""
     digest = hashlib.sha256()
-    path = Path(folder)
-    for file in sorted([path / "config.json", path / "tokenizer.json", *path.glob("*.safetensors")]):
-        if not file.is_file():
-            raise MissingInputError(f"checkpoint: {file} is absent, expected a complete checkpoint folder.")
+    for file in _files(Path(folder)):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that decide what a checkpoint computes; MissingInputError where one is absent."""
+    weights = list(folder.glob("*.safetensors")) or [folder / "*.safetensors"]
+    files = sorted([folder / "config.json", folder / "tokenizer.json", *weights])
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise MissingInputError(
+            f"checkpoint: {folder} has no {', '.join(absent)}, expected a checkpoint folder; download it there first "
+            "(pickled weights are not read)."
+        )
+    return files

@@ -70,7 +70,10 @@ def import_gguf(file: str | Path, folder: str | Path) -> None:
         )
     weights = {}
     for name, ours in theirs.items():
-        values = gguf.dequantize(tensors[name].data, tensors[name].tensor_type).astype(np.float32)
+        try:
+            values = gguf.dequantize(tensors[name].data, tensors[name].tensor_type).astype(np.float32)
+        except NotImplementedError as error:
+            raise UsageError(f"{file}: {name}: {error}; such a model is not read.") from None
         if config.model_type == "llama" and ours.endswith(("q_proj.weight", "k_proj.weight")):
             heads = config.num_attention_heads if "q_proj" in ours else config.num_key_value_heads
             # Rows of a head are interleaved pairs, as llama.cpp rotates them: back to two halves.
@@ -120,9 +123,9 @@ def _tokenizer(file: str | Path, facts: Mapping[str, Any], rows: int) -> Any:
     if kind != "gpt2" or split not in _SPLITS:
         raise UsageError(f"{file}: tokenizer {kind!r}, {split!r}; expected 'gpt2' with one of {', '.join(_SPLITS)}.")
     path = Path(file)
-    tokens, eos = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.eos_token_id"]
-    if len(tokens) > rows:
-        raise ContractError(f"{file}: {len(tokens)} tokens, but {rows} rows in token_embd.weight.")
+    tokens, eos = facts.get("tokenizer.ggml.tokens", ()), facts["tokenizer.ggml.eos_token_id"]
+    if not 0 <= eos < len(tokens) <= rows:
+        raise ContractError(f"{file}: {len(tokens)} tokens, end of text {eos}, {rows} rows in token_embd.weight.")
     read = AutoTokenizer.from_pretrained(
         path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
     )

@@ -36,11 +36,6 @@ class Pack:
     items: np.ndarray  # int64 [M]: item_index of the context's events, whose content may be added
     item_places: np.ndarray  # int64 [M]: the packed position of such an event's last code
 
-    @property
-    def tokens(self) -> int:
-        """T."""
-        return len(self.token_ids)
-
 
 def unflatten(sid: np.ndarray, length: int, levels: int) -> np.ndarray:
     """A table's ``sid`` (int [H * L], padded with -1) as int [length x L]; ContractError where it has another form."""
@@ -63,7 +58,8 @@ def most_events(vocabulary: SidVocabulary, wanted: int, context: int) -> int:
     if wanted < 1 or need > context:
         room = context // vocabulary.levels - 1
         raise UsageError(
-            f"max_events = {wanted}: needs {need} positions, the model has {context}; set it between 1 and {room}."
+            f"sequences.max_length = {wanted}: needs {need} positions, the model has {context}; set it between 1 and "
+            f"{room}."
         )
     return wanted
 

@@ -138,8 +138,8 @@ class BeamSearch:
     def _halve(self, tokens: int, users: int, error: BaseException) -> None:
         if users == 1:
             raise GplError(
-                f"search: out of memory on one user of {tokens} positions; lower beams or max_events, "
-                "or use a larger device."
+                f"search: out of memory on one user of {tokens} positions; lower anchors.count or "
+                "sequences.max_length, or use a larger device."
             ) from error
         self.token_budget = max(1, min(self.token_budget, tokens) // 2)
         if torch.cuda.is_available():

@@ -14,7 +14,7 @@ def keep_probability(counts: np.ndarray, share: float, items: np.ndarray | None 
     keep_u < p_keep(item), so a re-run keeps the same ones.
     """
     if not 0 < share <= 1:
-        raise UsageError(f"target_share = {share}: expected 0 < share <= 1; 1 keeps every target.")
+        raise UsageError(f"interest.keep_target_share = {share}: expected 0 < share <= 1; 1 keeps every target.")
     each = np.ones(len(counts)) if items is None else items
     if (counts < 0).any():
         raise ContractError("table item_stats: a count is below 0, expected 0 or more; run sequences again")

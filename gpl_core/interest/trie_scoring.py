@@ -11,7 +11,6 @@ any node at that depth, C codes, L levels, S SIDs, D hidden width, d width of co
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gpl_core.errors import ContractError
+from gpl_core.grouping import runs
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.sids.trie import Trie
 
@@ -89,8 +89,8 @@ class DeviceTrie:
                 logits = content[last[start] : last[end]].to(query.dtype) @ query.T
                 return _log_sums(logits, self.offsets[-1][start : end + 1] - int(last[start]))
 
-            cuts = _cuts(last, max(1, _MOST_NUMBERS // max(query.shape)))
-            inner = [in_parts(block, [(*cut, query) for cut in cuts])]
+            nodes = runs(np.diff(last), max(1, _MOST_NUMBERS // max(query.shape)))
+            inner = [in_parts(block, [(part.start, part.stop, query) for part in nodes])]
             for offsets in self.offsets[-2:0:-1]:
                 inner.insert(0, _log_sums(inner[0], offsets))
         return DenseScores(query, [sums.T for sums in inner])
@@ -140,15 +140,6 @@ def in_parts(function: Callable[..., Tensor], parts: Sequence[Sequence[Any]]) ->
     if len(parts) == 1:
         return function(*parts[0])
     return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])
-
-
-def _cuts(offsets: np.ndarray, most: int) -> list[tuple[int, int]]:
-    """Runs of nodes (first, end) that have at most ``most`` children together; a node of more is a run of its own."""
-    starts = [0]
-    while starts[-1] < len(offsets) - 1:
-        end = int(np.searchsorted(offsets, offsets[starts[-1]] + most, side="right")) - 1
-        starts.append(max(end, starts[-1] + 1))
-    return list(pairwise(starts))
 
 
 def _log_sums(logits: Tensor, offsets: Tensor) -> Tensor:

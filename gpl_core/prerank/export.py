@@ -32,20 +32,20 @@ ContentOf = Callable[[npt.NDArray[np.integer]], npt.NDArray[np.float32]]
 _ROWS = 65_536  # items computed at a time: bounds memory
 
 
+@torch.no_grad()
 def item_vectors(model: TwoTower, sids: npt.NDArray[np.integer], content: ContentOf) -> torch.Tensor:
     """Vectors [N x (m + 1)] of all items, float32 on the CPU; sids: int [N x L] by item_index, -1 where none."""
     device = next(model.parameters()).device
     out = torch.empty(len(sids), model.config.dimension + 1)
     model.eval()
-    with torch.no_grad():
-        for start in range(0, len(sids), _ROWS):
-            stop = min(len(sids), start + _ROWS)
-            index = np.arange(start, stop)
-            out[start:stop] = model.item(
-                torch.from_numpy(item_buckets(index, model.config.item_buckets)).to(device),
-                torch.from_numpy(content(index)).to(device),
-                torch.from_numpy(np.asarray(sids[start:stop], dtype=np.int64)).to(device),
-            ).cpu()
+    for start in range(0, len(sids), _ROWS):
+        stop = min(len(sids), start + _ROWS)
+        index = np.arange(start, stop)
+        out[start:stop] = model.item(
+            torch.from_numpy(item_buckets(index, model.config.item_buckets)).to(device),
+            torch.from_numpy(content(index)).to(device),
+            torch.from_numpy(np.asarray(sids[start:stop], dtype=np.int64)).to(device),
+        ).cpu()
     return out
 
 
@@ -62,10 +62,10 @@ def export_bundle(
     profiles: [user_buckets x d]; sids, content: as `item_vectors`; about: JSON-able lineage and training facts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"table": torch.from_numpy(profiles)}, str(folder / "profiles.safetensors"))
+    save_file({"table": torch.from_numpy(profiles)}, folder / "profiles.safetensors")
     for name, model in variants.items():
         (folder / name).mkdir(exist_ok=True)
-        save_file({"vectors": item_vectors(model, sids, content)}, str(folder / name / "items.safetensors"))
+        save_file({"vectors": item_vectors(model, sids, content)}, folder / name / "items.safetensors")
         save_file({**_weights(model.user), "pair.weight": _weights(model.pair)["weight"]}, _path(folder, name, "user"))
         save_file(_weights(model.item), _path(folder, name, "item"))
     first = next(iter(variants.values()))
@@ -96,5 +96,5 @@ def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
 
 
-def _path(folder: Path, name: str, side: str) -> str:
-    return str(folder / name / f"{side}_tower.safetensors")
+def _path(folder: Path, name: str, side: str) -> Path:
+    return folder / name / f"{side}_tower.safetensors"

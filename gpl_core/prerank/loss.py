@@ -12,6 +12,7 @@ zero give exactly exposed-only training. In use:
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,10 +56,15 @@ def dual_label_loss(
     mass: divisors to use instead of this batch's own `row_mass`.
 
     With lambda_ = 0, or sample_weight all 0, value and gradients equal exposed-only BCE bit for bit.
-    Raises ContractError when lambda_ is negative or not finite, or shapes disagree.
+    Raises ContractError when lambda_ is negative or not finite, shapes disagree, or is_exposed is not bool.
     """
     if not 0.0 <= lambda_ < float("inf"):
         raise ContractError(f"prerank.lambda is {lambda_!r}; expected a finite value >= 0")
+    if is_exposed.dtype != torch.bool:  # of uint8, `~` gives numbers that select every row
+        raise ContractError(
+            f"dual_label_loss: is_exposed has type {is_exposed.dtype}; expected torch.bool: pass is_exposed.bool() "
+            "(Petastorm makes uint8 of booleans)"
+        )
     for name, tensor in (("target", target), ("is_exposed", is_exposed), ("sample_weight", sample_weight)):
         if tensor.shape != logits.shape:
             raise ContractError(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpl_core.errors import ContractError
+from gpl_core.grouping import ranges, run_starts
 from gpl_core.prerank.bootstrap import FloatArray, UserSums, sums_by_user
 
 
@@ -159,8 +160,8 @@ def ranked(
         why = f"{k} is half of a list's {size:.1f} candidates or more"
         return Figure(metric, None, *about, why, candidate_set_size=size)
     order = np.lexsort((np.asarray(tie_key), -s, group))
-    start = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    rank = np.arange(len(s)) - np.repeat(start, sizes)  # 0 for the best of its list
+    start = np.cumsum(sizes) - sizes
+    rank = ranges(sizes)  # 0 for the best of its list
     shown = (rank < k) * y[order]
     if kind == "hr":
         values = np.minimum(np.bincount(group[order], weights=shown, minlength=count)[kept], 1.0)
@@ -177,14 +178,12 @@ def ranked(
 
 def _mass_below(scores: FloatArray, mass: FloatArray, group: npt.NDArray[np.int64] | None = None) -> FloatArray:
     """For each row: the mass at lower scores plus half the mass at equal ones (its own included), inside its group."""
-    if len(scores) == 0:
-        return np.zeros(0)
     group = np.zeros(len(scores), dtype=np.int64) if group is None else group
     order = np.lexsort((scores, group))
     s, g, m = scores[order], group[order], mass[order]
     before = np.concatenate([[0.0], np.cumsum(m)])
-    new_group = np.concatenate([[True], g[1:] != g[:-1]])
-    new_run = new_group | np.concatenate([[True], s[1:] != s[:-1]])
+    new_group = run_starts(g)
+    new_run = new_group | run_starts(s)
     starts = np.flatnonzero(new_run)
     run = np.cumsum(new_run) - 1
     ends = np.append(starts[1:], len(s))

@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
-from gpl_core.grouping import ranges, runs
-from gpl_core.sids.trie import run_starts
+from gpl_core.grouping import ranges, run_starts, runs
 
 SAME_EMBEDDING = 1e-4
 """Unit embeddings nearer than this (Euclidean) are one content: an encoder reproduces a vector to about 1e-5."""

@@ -153,6 +153,11 @@ def build_encoder(
 def _build_part(part: EncoderPart, batch_size: int, device: str, prefixes: Sequence[str]) -> PartEncoder:
     # Models are imported here: a precomputed column needs neither transformers nor scikit-image.
     options = _options(part)
+    if part.path and part.name not in ("hf_text", "hf_clip"):
+        raise UsageError(
+            f"encoder.parts.{part.name}.path: '{part.path}', expected none; a model of your own is read by hf_text or "
+            "hf_clip."
+        )
     if part.name == "precomputed":
         if "dim" not in options:
             raise UsageError("encoder.parts.precomputed.options.dim: missing, expected the column's length, e.g. 768.")
@@ -186,11 +191,14 @@ def _options(part: EncoderPart) -> dict[str, Any]:
         )
     options = {}
     for name, value in part.options.items():
+        kind = known[name]
         try:
-            options[name] = known[name](value)
+            options[name] = kind(value)
+            if kind is not str and not options[name] == float(value) >= 0:
+                raise ValueError("a fraction, or below 0")
         except ValueError as error:
-            kind = known[name].__name__
-            raise UsageError(f"encoder.parts.{part.name}.options.{name}: '{value}', expected {kind}.") from error
+            expected = kind.__name__ if kind is str else f"{kind.__name__} of 0 or more"
+            raise UsageError(f"encoder.parts.{part.name}.options.{name}: '{value}', expected {expected}.") from error
     return options
 
 

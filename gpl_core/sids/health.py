@@ -36,14 +36,13 @@ def level_usage(codes: np.ndarray, size: int) -> tuple[tuple[float, ...], tuple[
     return tuple(perplexity), tuple(used)
 
 
-def collision_share(codes: np.ndarray, identity: np.ndarray | None = None) -> float:
-    """Share of the items [N] that share their SID with an item of another ``identity`` [N] (default: all differ)."""
+def collision_share(codes: np.ndarray, identity: np.ndarray) -> float:
+    """Share of the items [N] that share their SID with an item of another ``identity`` [N]."""
     if not len(codes):
         return 0.0
     sid = row_numbers(codes)
-    who = np.arange(len(codes)) if identity is None else np.asarray(identity)
     # One number per (SID, content); the contents of a SID are then counted once each.
-    _, one = np.unique(row_numbers(np.stack([sid, who], axis=1)), return_index=True)
+    _, one = np.unique(row_numbers(np.stack([sid, identity], axis=1)), return_index=True)
     return float((np.bincount(sid[one])[sid] > 1).mean())
 
 
@@ -85,23 +84,23 @@ def check_gates(
         if perplexity < min_perplexity_share * reachable:
             faults.append(
                 f"level {level}: perplexity {perplexity:.1f}, expected at least {min_perplexity_share:g} of "
-                f"{reachable} codes (raise tokenizer.epochs, or lower tokenizer.codes)"
+                f"{reachable} codes (lower tokenizer.codes)"
             )
         dead = 1 - used / reachable
         if dead > max_dead_share:
             faults.append(
                 f"level {level}: {reachable - used} of {reachable} codes dead ({dead:.1%}), expected at most "
-                f"{max_dead_share:.1%} (raise tokenizer.epochs, or lower tokenizer.codes)"
+                f"{max_dead_share:.1%} (lower tokenizer.codes)"
             )
     if health.collision_share > max_collision_share:
         faults.append(
             f"collisions: {health.collision_share:.1%} of the items share a SID, expected at most "
-            f"{max_collision_share:.1%} (raise tokenizer.codes, tokenizer.levels or tokenizer.epochs)"
+            f"{max_collision_share:.1%} (raise tokenizer.codes or tokenizer.levels)"
         )
     if not health.reconstruction >= min_reconstruction_cosine:
         faults.append(
             f"reconstruction: mean cosine {health.reconstruction:.3f}, expected at least "
-            f"{min_reconstruction_cosine:g} (raise tokenizer.codes or tokenizer.epochs; look at the encoder's vectors)"
+            f"{min_reconstruction_cosine:g} (raise tokenizer.codes; look at the encoder's vectors)"
         )
     if faults:
         raise GateError("tokenizer: not published, the current one stays in force:\n  " + "\n  ".join(faults))

@@ -97,13 +97,11 @@ class Drift:
         return ""
 
 
-def drift(
-    new_sids: np.ndarray, new_norms: np.ndarray, sids: np.ndarray, norms: np.ndarray, codes: int, seed: int = 0
-) -> Drift | None:
+def drift(new_sids: np.ndarray, new_norms: np.ndarray, sids: np.ndarray, norms: np.ndarray, codes: int) -> Drift | None:
     """Compares new items (int [N x L], residual norms [N]) with published ones ([M x L], [M]); None without either."""
     if not len(new_sids) or not len(sids):
         return None
-    like = np.random.default_rng(seed).choice(len(sids), size=min(len(new_sids), len(sids)), replace=False)
+    like = np.random.default_rng(0).choice(len(sids), size=min(len(new_sids), len(sids)), replace=False)
     fresh, known = level_usage(new_sids[: len(like)], codes)[0], level_usage(sids[like], codes)[0]
     return Drift(
         len(new_sids),

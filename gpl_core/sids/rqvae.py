@@ -123,15 +123,15 @@ class RqVae(nn.Module):
         return loss, reconstruction.detach(), quantized.assignment
 
 
-def relational_loss(x: Tensor, output: Tensor, temperature: float, queries: int = _QUERIES) -> Tensor:
+def relational_loss(x: Tensor, output: Tensor, temperature: float) -> Tensor:
     """Mean KL(p || q) of the softmax over a row's cosines to the other rows (ours): p by ``x``, q by ``output``.
 
-    Both [B x d], in random order; about ``queries`` evenly spaced rows are compared with all others. Keeps neighbors
+    Both [B x d], in random order; about ``_QUERIES`` evenly spaced rows are compared with all others. Keeps neighbors
     close after quantization. 0 for fewer than three rows.
     """
     if len(x) < 3:
         return output.sum() * 0.0
-    asked = torch.arange(0, len(x), math.ceil(len(x) / queries), device=x.device)
+    asked = torch.arange(0, len(x), math.ceil(len(x) / _QUERIES), device=x.device)
     own = (torch.arange(len(asked), device=x.device), asked)
     unit, unit_out = functional.normalize(x, dim=1), functional.normalize(output, dim=1)
     p = (unit[asked] @ unit.T / temperature).index_put(own, x.new_tensor(-1e9)).log_softmax(dim=1)
@@ -139,9 +139,9 @@ def relational_loss(x: Tensor, output: Tensor, temperature: float, queries: int 
     return functional.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
-def one_cycle(step: int, total: int, peak: float, rise: float = 0.3) -> float:
+def one_cycle(step: int, total: int, peak: float) -> float:
     """The one-cycle learning rate (Smith 2018; torch's OneCycleLR with cosine annealing) at ``step`` of ``total``."""
-    up = rise * total - 1
+    up = 0.3 * total - 1
     first, last = peak / 25, peak / 25 / 1e4
     start, end, share = (first, peak, step / up) if step <= up else (peak, last, (step - up) / (total - 1 - up))
     return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

@@ -5,7 +5,6 @@ Local files only, safetensors only, no remote code. Legend for shapes: N items, 
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from gpl_core.sids.pictures import PictureReader
 
 # Weights, configuration, tokenizer and preprocessing, under whatever names a version of transformers gives them.
 _FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
-_TEXTS = 4096  # texts tokenized and sorted at a time: bounds memory, and leaves little padding
 _POOLINGS = ("mean", "cls", "last")
 
 
@@ -83,24 +81,17 @@ class TextEncoder:
         return PartVectors(out)
 
     def _batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, Mapping[str, Tensor]]]:
-        """Positions and padded tokens of batches of like length; the next texts are tokenized while the model works."""
-        chunks = [texts[start : start + _TEXTS] for start in range(0, len(texts), _TEXTS)]
-        with ThreadPoolExecutor(1) as pool:
-            waiting = [pool.submit(self._tokenize, chunk) for chunk in chunks[:1]]
-            for number in range(len(chunks)):
-                ids = waiting.pop().result()
-                if number + 1 < len(chunks):
-                    waiting.append(pool.submit(self._tokenize, chunks[number + 1]))
-                order = np.argsort([-len(row) for row in ids], kind="stable")
-                for start in range(0, len(order), self._batch_size):
-                    chosen = order[start : start + self._batch_size]
-                    padded = self._tokenizer.pad(
-                        {"input_ids": [ids[n] for n in chosen]}, return_tensors="pt", return_attention_mask=True
-                    )
-                    yield chosen + number * _TEXTS, padded.to(self._device)
-
-    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
+        """Positions and padded tokens of batches of texts of like length."""
+        if not texts:
+            return
+        ids = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
+        order = np.argsort([-len(row) for row in ids], kind="stable")
+        for start in range(0, len(order), self._batch_size):
+            chosen = order[start : start + self._batch_size]
+            padded = self._tokenizer.pad(
+                {"input_ids": [ids[n] for n in chosen]}, return_tensors="pt", return_attention_mask=True
+            )
+            yield chosen, padded.to(self._device)
 
     @torch.inference_mode()
     def _embed(self, tokens: Mapping[str, Tensor]) -> Tensor:

@@ -126,15 +126,15 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return made
 
 
-def checked_embeddings(x: np.ndarray, dim: int | None = None, rows: int = 65_536) -> None:
-    """Raises ContractError unless ``x`` [N x d] has finite rows of nonzero length; reads ``rows`` at a time."""
+def checked_embeddings(x: np.ndarray, dim: int | None = None) -> None:
+    """Raises ContractError unless ``x`` [N x d] has finite rows of nonzero length; reads ``_ROWS`` at a time."""
     if x.ndim != 2 or (dim is not None and x.shape[1] != dim):
         expected = "[N x d]" if dim is None else f"[N x {dim}]"
         raise ContractError(
             f"embeddings: shape {x.shape}, expected {expected}; use the encoder_version this tokenizer was trained on."
         )
-    for start in range(0, len(x), rows):
-        length = np.linalg.norm(np.asarray(x[start : start + rows], dtype=np.float32), axis=1)
+    for start in range(0, len(x), _ROWS):
+        length = np.linalg.norm(np.asarray(x[start : start + _ROWS], dtype=np.float32), axis=1)
         bad = np.flatnonzero(~(np.isfinite(length) & (length > 1e-12)))
         if len(bad):
             what = "zero" if length[bad[0]] == 0 else "not finite or vanishing"

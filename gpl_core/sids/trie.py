@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 
 from gpl_core.errors import ContractError
+from gpl_core.grouping import run_starts
 
 
 def are_too_many(codes: int, levels: int) -> bool:
@@ -119,10 +120,3 @@ class Trie:
     def edge_keys(self) -> tuple[np.ndarray, ...]:
         """Per level, int64 [n_(l+1)]: parent node * C + code of each child, ascending."""
         return tuple(p * self.codes + t for p, t in zip(self._parents, self.tokens, strict=True))
-
-
-def run_starts(values: np.ndarray) -> np.ndarray:
-    """bool [n]: where a run of equal values begins."""
-    first = np.ones(len(values), dtype=bool)
-    np.not_equal(values[1:], values[:-1], out=first[1:])
-    return first

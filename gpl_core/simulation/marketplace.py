@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from gpl_core.contracts.raw_values import midnight
+from gpl_core.grouping import ranges
+from gpl_core.labels.calibration import sigmoid
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.simulation.item_world import ItemWorld, Taste, item_id, item_text, make_items, make_taste
 from gpl_core.simulation.raw_tables import Outcome, Write, generator_mark, write_raw_tables
@@ -22,16 +24,7 @@ from gpl_core.simulation.rng import rounded, stream
 from gpl_core.simulation.rows import DAY, Requests, examination, item_table, timestamps, write_requests
 from gpl_core.simulation.simulation_settings import SimulationSettings
 from gpl_core.simulation.topics import topics
-from gpl_core.simulation.users import (
-    Shoppers,
-    click_logits,
-    drift,
-    find_intercept,
-    make_shoppers,
-    organic,
-    sigmoid,
-    user_id,
-)
+from gpl_core.simulation.users import Shoppers, click_logits, drift, find_intercept, make_shoppers, organic, user_id
 
 TABLES = ("raw_items", "raw_impressions", "raw_candidates", "raw_interactions", "truth")
 _PANEL_BATCHES = 8  # batches whose warm-up gives the platform's counts: bounds memory
@@ -147,7 +140,7 @@ def _requests(
     )  # fmt: skip
     count = rng.poisson(np.minimum(settings.requests_per_user_day * shoppers.activity, 30.0))
     owner = np.repeat(np.arange(shoppers.size), count)
-    slot = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+    slot = ranges(count)
     times = (DAY * rounded(rng.beta(3, 2, len(owner)))).astype(np.int64)
     times = start + times[np.lexsort((times, owner))]
     for step in range(int(count.max(initial=0))):

@@ -1,5 +1,6 @@
 """The raw tables on their way into the lakehouse: part files as they are made, one commit per table at the end."""
 
+import resource
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -59,6 +60,8 @@ def write_raw_tables(
     pending = [name for name in names if name not in unchanged]
     if not pending:
         return Outcome({}, unchanged)
+    most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a file per table and date stays open
     rows = Counter(dict.fromkeys(pending, 0))
     writers: dict[tuple[str, date | None], PartWriter] = {}
     with ExitStack() as stack:

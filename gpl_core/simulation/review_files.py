@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ def _records(path: Path, kind: type[Record], key: str, problems: list[str]) -> I
                     continue
                 seen[value] = number
                 yield number, record
-    except (OSError, EOFError) as error:  # a broken or cut gzip file
+    except (OSError, EOFError, zlib.error) as error:  # a broken or cut gzip file
         problems.append(f"{path}:{number + 1}: cannot be read on from here ({error})")
 
 

@@ -108,8 +108,8 @@ def import_reviews(
     reviews = read_reviews(items_path, sequences_path)
     if settings.candidates_per_request * 2 > len(reviews.items):
         raise UsageError(
-            f"candidates_per_request={settings.candidates_per_request}: expected at most half of the "
-            f"{len(reviews.items)} items, so that recall has a choice"
+            f"{items_path}: {len(reviews.items)} items, expected at least {2 * settings.candidates_per_request}, so "
+            "that recall has a choice; import a larger set"
         )
     fingerprint = fingerprint_of({**asdict(settings), "input": reviews.digest})
     names = (*TABLES, "truth") if lake.exists("truth") else TABLES

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpl_core.grouping import ranges
 from gpl_core.labels.fitting import fit_location
 from gpl_core.simulation.item_world import LATENT, ItemWorld, Taste
 from gpl_core.simulation.rng import stream, unit_rows
@@ -82,7 +83,7 @@ def organic(
     user = np.repeat(np.arange(shoppers.size), count)
     # Slot by slot, so that a user's second event of the day follows the interest of the first.
     interest = np.empty(len(user), np.int64)
-    slot = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
+    slot = ranges(count)
     for step in range(int(count.max(initial=0))):
         at = np.flatnonzero(slot == step)
         who = user[at]
@@ -125,11 +126,6 @@ def find_intercept(shoppers: Shoppers, world: ItemWorld, settings: SimulationSet
     item = rng.integers(0, world.initial, (shoppers.size, 64))
     logits = click_logits(shoppers, user, item, world, settings.rules)
     return round(fit_location(logits, np.ones(logits.shape), settings.rules.random_pair_rate), 3)
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), elementwise."""
-    return 1.0 / (1.0 + np.exp(-x))
 
 
 def _wish(rng: np.random.Generator, taste: Taste, topic: np.ndarray) -> np.ndarray:

@@ -108,6 +108,9 @@ def test_a_trainer_can_refuse_a_bad_day(lake, tmp_path, manifest, alarms):
             feed.refuse_alarms()
     else:
         feed.refuse_alarms()
+    path.write_text('{"table_version": ')
+    with pytest.raises(gpl.ContractError, match=r"2026-01-03\.json is damaged .*--only report --force"):
+        lake.feed(DAY)
 
 
 @pytest.mark.slow

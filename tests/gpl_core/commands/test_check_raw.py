@@ -185,6 +185,21 @@ def test_missing_slices_history_and_random_exposure_are_named(tmp_path):
     assert any("0 uniformly exposed rows" in f and "average 0.5 of the exposed click rate" in f for f in later)
 
 
+def test_a_file_of_an_earlier_day_that_is_gone_hides_no_other_finding(tmp_path):
+    config = small_config(tmp_path)
+    for table in ("raw_items", "raw_impressions", "raw_interactions"):
+        write(config, table, rows(table))
+    data = rows("raw_impressions")
+    data = data.set_column(data.column_names.index("dt"), "dt", pa.array([DAY - 2 * ONE] * len(data), pa.date32()))
+    folder = Path(config.lakehouse.root, "tables", "raw_impressions")
+    write_deltalake(str(folder), data, mode="append", partition_by=["dt"])
+    for file in folder.glob(f"dt={DAY - 2 * ONE}/*.parquet"):
+        file.unlink()
+    found = texts(config)
+    assert any(t.startswith("error: raw_impressions: rows cannot be read") for t in found)
+    assert any(t.startswith("error: raw_candidates: there is no Delta table") for t in found)
+
+
 def test_history_may_lie_in_other_positive_events_alone(tmp_path):
     config = small_config(tmp_path, {"run": {"history_start": (DAY - 2 * ONE).isoformat()}})
     good(config)

@@ -14,6 +14,7 @@ from gpl_core.commands.migrate import migrate
 from gpl_core.contracts.contract import Column, Contract, Migration, load_contract, parse_contract
 from gpl_core.errors import ConflictError, ContractError
 from gpl_core.graph.job_runs import JobRun
+from gpl_core.lakehouse.commit import transact
 from gpl_core.lakehouse.lake import Lake
 from tests.support import DAY, ONE, config_file, put, small_config
 
@@ -119,6 +120,34 @@ def test_what_is_not_declared_or_does_not_fit_changes_nothing(lake, change, said
         migrate(lake, replace(V2, **change), {})
     assert as_it_was(lake)
     assert {p for p in Path(lake.uri("user_stats")).rglob("*.parquet")} == files, "no orphans"
+
+
+def test_a_type_alone_may_change(lake):
+    columns = tuple(replace(c, type="long") if c.name == "clicks" else c for c in ONE_COLUMNS)
+    wider = replace(V1, version=2, columns=columns, migrations=(Migration(2),))
+    assert migrate(lake, wider, {}).rows == 3
+    assert sorted(lake.open("user_stats", contract=wider).read()["clicks"].to_pylist()) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("table", "code", "said"), [
+    ("raw_items", 2, "'raw_items' is no table of ours; did you mean items?"),
+    ("items", 4, "table items"),
+])  # fmt: skip
+def test_a_table_that_cannot_be_migrated_is_named(tmp_path, capsys, table, code, said):
+    assert main(["migrate", "--config", str(config_file(tmp_path)), table]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_an_interruption_after_the_commit_keeps_the_new_version(lake, monkeypatch):
+    def interrupted(*given, **named):
+        transact(*given, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "transact", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        migrate(lake, V2, {})
+    assert migrate(lake, V2, {}) is not None
+    assert lake.open("user_stats", contract=V2).read().num_rows == 3
 
 
 def test_a_value_that_the_new_range_refuses_is_named(lake):

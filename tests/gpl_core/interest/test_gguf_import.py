@@ -126,10 +126,12 @@ def test_quantized_weights_are_what_the_blocks_say(checkpoint, tmp_path) -> None
         ({"blk.1.ffn_up.weight": None}, UsageError, "lacks the tensors .*blk.1.ffn_up.weight"),
         ({"rope_freqs.weight": np.ones(4, np.float32)}, UsageError, "has besides .*rope_freqs.weight"),
         ({"blk.0.ffn_up.weight": np.ones((4, 4), np.float32)}, ContractError, r"\(4, 4\), expected \(48, 32\)"),
-        ({"token_embd.weight": np.ones((99, 32), np.float32)}, ContractError, "tokens, but 99 rows"),
+        ({"token_embd.weight": np.ones((99, 32), np.float32)}, ContractError, r"tokens, end of text \d+, 99 rows"),
         ({"tokenizer.ggml.model": "llama"}, UsageError, "tokenizer 'llama'"),
         ({"tokenizer.ggml.pre": "tekken"}, UsageError, "tokenizer 'gpt2', 'tekken'"),
         ({"tokenizer.ggml.eos_token_id": None}, ContractError, "eos_token_id.*not a whole model"),
+        ({"tokenizer.ggml.eos_token_id": 999}, ContractError, "tokens, end of text 999"),
+        ({"tokenizer.ggml.tokens": None}, ContractError, "0 tokens"),
     ],
 )
 def test_what_a_folder_cannot_hold_is_refused_and_nothing_is_written(

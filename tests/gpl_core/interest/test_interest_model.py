@@ -285,6 +285,10 @@ def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path, checkpoint: Path) 
     with pytest.raises(MissingInputError, match="expected a checkpoint folder"):
         build_interest_model(tmp_path, SETTINGS)
     shutil.copytree(checkpoint, tmp_path / "other")
+    (tmp_path / "other/tokenizer.json").rename(tmp_path / "away")
+    with pytest.raises(MissingInputError, match=r"other has no tokenizer\.json"):
+        build_interest_model(tmp_path / "other", SETTINGS)
+    (tmp_path / "away").rename(tmp_path / "other/tokenizer.json")
     config = json.loads((tmp_path / "other/config.json").read_text())
     for change, said in (
         ({"model_type": "mistral"}, "'mistral'.*qwen2, qwen3, llama"),

@@ -176,7 +176,7 @@ def test_packs_hold_every_user_with_targets_once_within_the_budget(
     packs = list(training_packs(model.vocabulary, rows, max_events, budget))
     wanted = [min(n, max_events) for n in lengths if min(n, max_events) > 1]
     assert [int(n) for p in packs for n in p.lengths] == [n * 3 - 1 for n in wanted]
-    assert all(p.tokens <= budget or len(p.lengths) == 1 for p in packs)
+    assert all(len(p.token_ids) <= budget or len(p.lengths) == 1 for p in packs)
     assert sum(len(p.target_sids) for p in packs) == sum(n - 1 for n in wanted)
 
 

@@ -227,6 +227,8 @@ def test_sql_prints_json_csv_and_a_table(gpl, lake):
     assert (code, json.loads(out)) == (0, {"user_id": "u1", "zero": 0.0, "nothing": None, "b": "/wA="})
     assert error == f"read: pseudo_labels@{lake.lake.open('pseudo_labels').version}\n"
     assert gpl("sql", sql, "--csv")[1] == "user_id,zero,nothing,b\nu1,0.0,,/wA=\n"
+    deep = "SELECT named_struct('b', x'ff00', 'n', make_array(CAST('NaN' AS DOUBLE), 1)) AS deep"
+    assert json.loads(gpl("sql", deep, "--json")[1]) == {"deep": {"b": "/wA=", "n": [None, 1.0]}}
     table = gpl("sql", sql)[1]
     assert "user_id" in table
     assert "u1" in table

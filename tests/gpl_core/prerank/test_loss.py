@@ -129,3 +129,6 @@ def test_wrong_arguments_are_named() -> None:
         dual_label_loss(logits, target, exposed, weight, -1.0)
     with pytest.raises(ContractError, match="target has shape"):
         dual_label_loss(logits, target[:-1], exposed, weight, 1.0)
+    for kind in (torch.uint8, torch.int64):
+        with pytest.raises(ContractError, match=r"is_exposed has type torch\.\w+; expected torch\.bool"):
+            dual_label_loss(logits, target, exposed.to(kind), weight, 1.0)

@@ -486,7 +486,10 @@ def test_precomputed_vectors_are_normalized_or_named():
         (EncoderPart("hf_clip", path="/no/such/model"), MissingInputError, "is not a folder"),
         (EncoderPart("hog_color", options={"sizes": 3}), UsageError, "unknown sizes, expected any of size"),
         (EncoderPart("hog_color", options={"size": 3}), UsageError, "size: 3, expected at least 8"),
-        (EncoderPart("hog_color", options={"size": "big"}), UsageError, "size: 'big', expected int"),
+        (EncoderPart("hog_color", options={"size": "big"}), UsageError, "size: 'big', expected int of 0 or more"),
+        (EncoderPart("hog_color", options={"size": 64.5}), UsageError, "size: '64.5', expected int"),
+        (EncoderPart("hf_clip", options={"text_weight": -1}), UsageError, "text_weight: '-1', expected float of 0"),
+        (EncoderPart("minilm", path="/models/mine"), UsageError, "minilm.path: '/models/mine', expected none"),
     ],
 )
 def test_wrong_parts_are_refused_by_name(part, error, said):

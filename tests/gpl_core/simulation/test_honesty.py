@@ -12,12 +12,12 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.preprocessing import OneHotEncoder
 
 import gpl_core.simulation.recall as cascade
+from gpl_core.labels.calibration import sigmoid
 from gpl_core.sids.item_content import ItemContent
 from gpl_core.simulation.item_world import ItemWorld, item_text, make_items, make_taste
 from gpl_core.simulation.recall import text_features
 from gpl_core.simulation.simulation_settings import WORLDS, SimulationSettings
 from gpl_core.simulation.topics import topics
-from gpl_core.simulation.users import sigmoid
 from tests.gpl_core.simulation.made import auc, world
 
 SETTINGS = SimulationSettings(users=600, pictures=False)
