@@ -8,6 +8,7 @@ per control of `gpl_core.labels.controls` train on the same rows, with the same 
 
 from typing import Any
 
+from gpl_core.errors import MissingInputError, counted
 from gpl_core.graph.step_run import StepContext
 from gpl_core.labels.controls import CONTROLS
 from gpl_core.lakehouse.scratch import scratch_folder
@@ -28,6 +29,12 @@ def run(context: StepContext, ranks: Ranks) -> None:
         with tower_inputs(context, ranks) as inputs, scratch_folder() as folder:
             with ranks.together():
                 feed = FeedRows(context, inputs, context.artifact("tokenizer").version, folder)
+                if not feed.unexposed.rows:
+                    raise MissingInputError(
+                        f"table training_feed: no unexposed rows in {counted(inputs.settings.train_days, 'day')} "
+                        f"(prerank.train_days) up to {context.run_date}, so there are no labels to compare; run "
+                        "pseudo_labels and training_feed for these dates"
+                    )
                 feed.unexposed = with_controls(context, feed.unexposed, folder / "controls")
             lambda_ = inputs.settings.lambda_
             variants = [

@@ -1,7 +1,6 @@
 """The processes of one launch: who they are, what they tell each other, and how a failure of one reaches all."""
 
 import os
-import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,13 +146,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def is_agreed(error: Exception) -> bool:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from gpu_workers.inputs.interest import (
 )
 from gpu_workers.inputs.item_tables import content_table
 from gpu_workers.outputs import alone_in
-from gpu_workers.ranks import Ranks, seed_everything
+from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_main
 
 STEP = "train_interest_model"
@@ -109,7 +110,9 @@ def setup(
         levels, codes = codebooks.shape[:2]
         catalog = read_catalog(context, tokenizer.version, codes)
         snapshot = context.snapshot("user_sequences")
-        data = LatestSequences(snapshot, snapshot.select(end=context.run_date), tokenizer.version, settings.valid_share)
+        first = context.run_date - timedelta(days=config.sequences.snapshot_every - 1)  # one of them has all users
+        files = snapshot.select(start=first, end=context.run_date)
+        data = LatestSequences(snapshot, files, tokenizer.version, settings.valid_share)
         keep = keep_probability(positives_of(context, int(catalog.item_index.max()) + 1), settings.keep_target_share)
         rank = settings.lora_rank if settings.base_model else 0
         model = build_interest_model(
@@ -146,7 +149,7 @@ def setup(
     per_user = settings.walks if walks else 0
     events = data.found.events + 3 * per_user * data.found.train
     steps = max(1, math.ceil(1.1 * events * levels / settings.tokens_per_batch)) * settings.epochs
-    seed_everything(config.run.seed)
+    torch.manual_seed(config.run.seed)
     engine, *_ = deepspeed.initialize(
         model=objective,
         model_parameters=[p for p in objective.parameters() if p.requires_grad],
@@ -193,7 +196,7 @@ def train(training: Training, progress: TrainingProgress) -> dict[str, float]:
             if step == 0 or (every and step % every == 0):
                 if step > progress.step:
                     save_checkpoint(training, replace(progress, step=step, sums=tuple(ranks.summed(sums).tolist())))
-                seed_everything(hash((seed, epoch, step)) % 2**31)  # the same dropout after a resume as without one
+                torch.manual_seed(hash((seed, epoch, step)) % 2**31)  # the same dropout after a resume as without one
             log_prob, mine, left_out = engine(pack)
             # DeepSpeed averages gradients over ranks; the loss is the mean over the targets of all ranks.
             engine.backward(-log_prob * (ranks.size / targets))

@@ -129,7 +129,6 @@ def run(context: StepContext, ranks: Ranks) -> None:
                     tokenizer.save(scratch)
                     lineage = {"encoder_version": encoder_version}
                     manifest = context.publish(scratch, lineage, figures, saw_all=not items.left_out)
-                context.counts.rows_out = 1
                 log.info("train_tokenizer: published %s", manifest.version)
                 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 

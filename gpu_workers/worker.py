@@ -18,7 +18,7 @@ from gpl_core.graph.arguments import parse_arguments
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext, exit_with, run_step, run_steps, setup_logging
 from gpl_core.graph.steps import find_step
-from gpu_workers.ranks import PeerError, Ranks, is_agreed, seed_everything, start_ranks
+from gpu_workers.ranks import PeerError, Ranks, is_agreed, start_ranks
 
 WorkerBody = Callable[[StepContext, Ranks], None]
 
@@ -49,7 +49,7 @@ def run_workers(program: str, given: Mapping[str, WorkerBody] | None = None, arg
 
         def run_one(name: str, dates: Sequence[date]) -> None:
             # The same start for a step whatever has run before it in this process.
-            seed_everything(args.config.run.seed)
+            torch.manual_seed(args.config.run.seed)
             run_step(Planner(args.config), name, dates, args, partial(_run_body, bodies[name], ranks), ranks)
             gc.collect()
             if ranks.device.type == "cuda":

@@ -146,9 +146,7 @@ def target_rate(step: SparkStep, settings: Settings, first: date, last: date) ->
     """
     if isinstance(settings.target_rate, float):
         return settings.target_rate, {"target_rate_from": "configuration"}
-    shown = (
-        step.read_dates("impressions", first, last) if step.context.has("impressions") else step.empty("impressions")
-    )
+    shown = step.read_dates("impressions", first, last)
     counts = {bool(r["is_random"]): (r[1], r[2]) for r in
               shown.groupBy("is_random").agg(F.count(F.lit(1)), F.sum("clicked")).collect()}  # fmt: skip
     rows, clicks = counts.get(True, (0, 0))
@@ -262,9 +260,7 @@ def labeled_rows(
 
     Also their number, that of the clicked ones, and the models that scored them.
     """
-    shown = (
-        step.read_dates("impressions", first, last) if step.context.has("impressions") else step.empty("impressions")
-    )
+    shown = step.read_dates("impressions", first, last)
     labeled = labeled_pairs(step.read_dates("pair_scores", first, last), shown, sources)
     labeled = (counted(step, labeled, first, last) if set(features) - set(SCORES) else labeled).persist()
     sums = F.count(F.lit(1)), F.coalesce(F.sum("clicked"), F.lit(0)), F.collect_set("model_version")

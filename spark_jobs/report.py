@@ -60,7 +60,7 @@ def build(day: Day) -> dict[str, str]:
         return render(title=title, marks=marks, dates=site.links(of, known), banners=banners, sections=found,
                       note=f"Made by run {context.run_id} for {day.date}.")  # fmt: skip
 
-    name = site.lake_name(lake)
+    name = lake.root.rpartition("/")[2]
     return {
         DICTIONARY: page(f"Data dictionary of {name}", site.dictionary()),
         INDEX: page(f"Pseudo-labels of {name}", site.overview(lines, part, known), banner),

@@ -24,16 +24,17 @@ _ORDER = ("event_time", "item_index", "kind")
 
 
 def choose_base(
-    table: Snapshot | None, run_date: date, snapshot_every: int, made_from: Mapping[str, Any], events: Mapping[str, str]
-) -> tuple[date, int] | None:
+    table: Snapshot | None, run_date: date, snapshot_every: int, made_from: Mapping[str, Any],
+    interactions: Snapshot, window: timedelta,
+) -> tuple[date, int] | None:  # fmt: skip
     """(date, version of item_sids it was made from) of the newest slice before `run_date` that a new one may build on.
 
     None: there is none, or the next snapshot is due; the new slice then holds all users.
 
     Args:
         made_from: the sid_version and settings that a slice's mark must have.
-        events: date -> digest of the interactions as they are now. A base that saw other rows of a date before it
-            (late or corrected data) cannot be built on: it is unknown whose sequences that changed.
+        interactions: as they are now. A base that saw other rows in its `window` of history (late or corrected data)
+            cannot be built on: it is unknown whose sequences that changed.
     """
     before = {d: m.details for d, m in slice_marks(table).items() if d < run_date}
     usable = {d: details for d, details in before.items() if made_from.items() <= details.items()}
@@ -41,8 +42,7 @@ def choose_base(
     if not snapshots or (run_date - max(snapshots)).days >= snapshot_every:
         return None
     newest = max(usable)
-    saw = usable[newest].get("events", {})
-    if any(saw.get(d) != digest for d, digest in events.items() if d < newest.isoformat()):
+    if usable[newest].get("events") != event_digests(interactions, newest - window, newest - timedelta(days=1)):
         return None
     return newest, int(usable[newest].get("item_sids", -1))
 
@@ -174,9 +174,9 @@ def run(step: SparkStep) -> None:
     context, config, day = step.context, step.config.sequences, step.run_date
     sid_version = context.artifact("tokenizer").version
     yesterday, window = day - timedelta(days=1), timedelta(days=config.history_days)
-    digests = event_digests(context.snapshot("interactions"), day - window, yesterday)
+    interactions = context.snapshot("interactions")
     made_from = {"sid_version": sid_version, "settings": context.step.config_hash(step.config)}
-    base = choose_base(context.output("user_sequences"), day, config.snapshot_every, made_from, digests)
+    base = choose_base(context.output("user_sequences"), day, config.snapshot_every, made_from, interactions, window)
     sids_version = context.snapshot("item_sids").version
     sids = sids_in_force(step.read("item_sids"), sid_version)
     events = step.read_dates("interactions", day - window, yesterday)
@@ -200,6 +200,7 @@ def run(step: SparkStep) -> None:
     )  # fmt: skip
     built_on = base[0].isoformat() if base else ""
     details = {**made_from, "snapshot": base is None, "base": built_on, "item_sids": sids_version}
+    digests = event_digests(interactions, day - window, yesterday)
     step.write_slice("user_sequences", step.spread(rows, "user_id"), details={**details, "events": digests})
     context.counts.rows_in, context.counts.rows_dropped = observed.get["events"], observed.get["without_sid"]
     context.counts.details = {**details, "events_without_sid": observed.get["without_sid"]}

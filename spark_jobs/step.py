@@ -44,7 +44,12 @@ class SparkStep:
         self.run_date = context.run_date
 
     def read(self, table: str, contract: Contract | None = None) -> DataFrame:
-        """The whole input table at its pinned version, its columns under our names; opening it checks the contract."""
+        """The whole input table at its pinned version, its columns under our names; opening it checks the contract.
+
+        An optional table that does not exist has no rows.
+        """
+        if not self.context.has(table) and any(r.table == table and r.optional for r in self.context.step.reads):
+            return self.empty(table)
         snapshot = self.context.snapshot(table)
         if contract is not None:
             self.context.lake.open(table, snapshot.version, contract=contract)

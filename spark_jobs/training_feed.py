@@ -17,6 +17,7 @@ from gpl_core.errors import ContractError, GateError, counted
 from spark_jobs.common.calibrators import require_one_version
 from spark_jobs.common.columns import only_row, passthrough_of, sids_in_force
 from spark_jobs.common.exclusions import flagged
+from spark_jobs.common.histories import read_latest_sequences
 from spark_jobs.common.manifests import check_compatible, ensure_manifest, schema_hash, schema_of
 from spark_jobs.common.monitors import watch
 from spark_jobs.run import job_main
@@ -193,9 +194,7 @@ def reason_tables(step: SparkStep, sid_version: str) -> dict[str, DataFrame | No
     """What `unlabeled_reasons` looks up, None where the table does not exist."""
     histories = asked = rejects = None
     if step.context.has("user_sequences"):
-        sequences = step.read("user_sequences").where(F.col("dt") <= F.lit(step.run_date))
-        latest = sequences.groupBy("user_id").agg(F.max_by(F.struct("length", "sid_version"), "dt").alias("row"))
-        histories = latest.where(f"row.length > 0 AND row.sid_version = '{sid_version}'")
+        histories = read_latest_sequences(step)
     if step.context.has("score_requests"):
         asked = step.read_slice("score_requests").where(F.col("source") == "unexposed").select("user_id").distinct()
     if step.context.has("worker_rejects"):

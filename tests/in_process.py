@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date
 
+import torch
 from pyspark.sql import SparkSession
 
 from gpl_core.config import Config
@@ -13,7 +14,7 @@ from gpl_core.graph.launches import plan
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext, run_step, run_steps
 from gpl_core.graph.steps import find_step
-from gpu_workers.ranks import Ranks, seed_everything
+from gpu_workers.ranks import Ranks
 from gpu_workers.worker import worker_of
 from spark_jobs.run import job_of, run_body
 
@@ -32,7 +33,7 @@ def run_graph(
                 else:
                     worker_of(name)(context, rank)
 
-            seed_everything(config.run.seed)
+            torch.manual_seed(config.run.seed)
             run_step(Planner(config), name, some, args, body)
 
         assert run_steps([s.name for s in launch.steps], args, run_one) == 0

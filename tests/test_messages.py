@@ -23,7 +23,6 @@ from gpl_core.cli import main
 from gpl_core.conf.sections import Monitors
 from gpl_core.contracts.contract import load_contract
 from gpl_core.errors import GplError
-from gpl_core.graph.planner import Planner
 from gpl_core.labels.fitting import check_fitting_rows
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
@@ -167,7 +166,7 @@ def _labels(root: Path) -> list[tuple[str, str]]:
     Path(config.lakehouse.root, "manifests/training_feed").mkdir(parents=True)
     manifest = {"monitors": {"label_drift": {"status": "warn"}}, "completeness": {"because": "labels late"}}
     Path(config.lakehouse.root, f"manifests/training_feed/{DAY}.json").write_text(json.dumps(manifest))
-    feed = gpl.FeedReader(Planner(config).lake, DAY)
+    feed = gpl.LakehouseReader(config).feed(DAY)
     return [
         ("gpl check-raw, tables with faults", typed(str(root / "test.yaml"), "check-raw", "--config", "CONFIG")),
         ("a tokenizer that is refused", raised(lambda: check_gates(health, **gates))),

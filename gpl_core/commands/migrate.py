@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
             continue
         if not lake.exists(contract.name):
             if args.table:
-                raise MissingInputError(absence(contract, lake.uri(contract.name)))
+                raise MissingInputError(f"table {contract.name}: {absence(contract, lake.uri(contract.name))}")
             continue
         found = migrate(lake, contract, config.feed.passthrough, dry_run=args.dry_run, ended=args.ended)
         if found is None:
@@ -110,7 +110,7 @@ def _migrate(
             "runs, or add --ended RUN_ID if the run was killed"
         )
     # A migration was killed before it set the version.
-    if [(name, snapshot.types[name]) for name in have] == [(c.name, c.delta_type) for c in contract.columns]:
+    if have == list(contract.column_names) and all(snapshot.types[c.name] == c.delta_type for c in contract.columns):
         if not dry_run:
             _stamp(lake, contract)
         return Migrated(found, contract.version)

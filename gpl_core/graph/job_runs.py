@@ -23,7 +23,7 @@ _TRIES = 20
 
 @dataclass
 class Counts:
-    """What a run reports: rows in = rows out + quarantined + dropped holds wherever rows_in is counted."""
+    """What a run reports; `rows_in` is -1 where nothing is counted."""
 
     rows_in: int = -1
     rows_out: int = 0

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch.distributed as dist
 
 from gpl_core.errors import MissingInputError
 from gpl_core.lakehouse.files import DataFile
@@ -118,13 +117,11 @@ def item_vectors(
                 raise MissingInputError(
                     f"table item_embeddings@{snapshot.version}: no embeddings of encoder_version {encoder_version}"
                     f"{'' if before is None else ' from before the run date'}; run encode_items, or check updated_at "
-                    f"of raw_items"
+                    "of raw_items"
                 )
             if local_main:
                 held.enter_context(scratch_folder(name))
                 _write(folder, snapshot, files, newest)
-        if ranks.size > 1:
-            dist.barrier()
         hashes, vectors = (
             np.load(folder / f"{file}.npy", mmap_mode="r", allow_pickle=False) for file in ("content_hash", "vectors")
         )

@@ -91,7 +91,8 @@ def read_batches(
                 ) from error
     if promised >= 0 and seen != promised:
         raise ContractError(
-            f"table {snapshot.contract.name}: version {snapshot.version} promises {promised} rows, {seen} were read"
+            f"table {snapshot.contract.name}: version {snapshot.version} promises {promised} rows, {seen} were read; "
+            f"write its slice again, with {snapshot.contract.owner} and --force"
         )
 
 
@@ -110,7 +111,10 @@ def _check_footers(snapshot: Snapshot, uris: Sequence[str], columns: Sequence[st
             found = pq.read_schema(handle)
         found = pa.schema([(f.name, _unnamed(f.type)) for f in found if f.name in wanted.names])
         if problems := schema_differences(wanted, found):
-            raise ContractError(f"table {snapshot.contract.name}: file {uri}: " + "; ".join(problems))
+            raise ContractError(
+                f"table {snapshot.contract.name}: file {uri}: {'; '.join(problems)}; run "
+                f"{snapshot.contract.owner} for its date again, with --force"
+            )
 
 
 def _unnamed(kind: pa.DataType) -> pa.DataType:

@@ -96,7 +96,10 @@ class LatestSequences:
                     f"table user_sequences@{snapshot.version}: sequences are of sid_version {', '.join(others)}, "
                     f"the tokenizer in force is {sid_version}; run sequences for this date"
                 )
-            raise MissingInputError(f"table user_sequences@{snapshot.version}: no sequence up to this date")
+            raise MissingInputError(
+                f"table user_sequences@{snapshot.version}: no sequence up to this date; run sequences for it, or check "
+                "that raw_interactions or raw_impressions have positives of earlier dates"
+            )
 
     def shares(self, ranks: int, *, seed: int, epoch: int) -> list[tuple[DataFile, ...]]:
         """Row-balanced files per rank, shuffled by (seed, epoch)."""

@@ -63,7 +63,8 @@ def measure(step: SparkStep, settings: Monitors) -> Measured:
         labels = step.read_dates("pseudo_labels", day - timedelta(days=1), day).where("source = 'unexposed'")
         part("drift", labels, F.concat_ws(" ", F.col("dt"), label_band()), one, none, none)
     if "quarantine_share" not in settings.ignore and context.has("quarantine"):
-        part("quarantine", step.read_slice("quarantine"), F.lit(""), F.sum("occurrences"), none, none)
+        events = step.read_slice("quarantine").where("source_table NOT IN ('raw_items', 'raw_opt_outs')")
+        part("quarantine", events, F.lit(""), F.sum("occurrences"), none, none)
     if "anchors_per_user" not in settings.ignore and context.has("score_requests"):
         users = step.read_slice("score_requests").where("source = 'unexposed' AND block = 0")
         anchors = F.size(F.filter("log_prob", lambda p: p > -100))
@@ -131,7 +132,7 @@ def judge(
          f"share of unexposed rows with a label ({causes or 'none left out'})",
          "look at view coverage and worker_rejects", causes or "there are no unexposed rows"),
         ("quarantine_share", found.quarantine_share, "most",
-         "share of raw rows refused", "look at failed_checks in table quarantine", "there are no raw rows"),
+         "share of raw event rows refused", "look at failed_checks in table quarantine", "there are no raw rows"),
         ("anchors_per_user", found.anchors_per_user, "least",
          "mean anchors per user", "look at the interest model and at retired SIDs", "no user has unexposed pairs"),
         ("calibration_error", None if few else found.calibration_error, "most",

@@ -41,7 +41,9 @@ def funnel(day: Day) -> PageSection:
 
 def quarantine(day: Day) -> PageSection:
     """Rows refused by source table and failed check, with one example message each."""
-    checks = day.slice("quarantine").select("source_table", "occurrences", F.explode("failed_checks").alias("check"))
+    checks = day.step.read_slice("quarantine").select(
+        "source_table", "occurrences", F.explode("failed_checks").alias("check")
+    )
     by_check = checks.groupBy("source_table", F.col("check.name").alias("name")).agg(
         F.sum("occurrences").alias("rows"), F.count(F.lit(1)).alias("distinct_rows"),
         F.min("check.message").alias("example"),
@@ -85,7 +87,7 @@ def trainers(day: Day) -> PageSection:
 
 def channels(day: Day) -> PageSection:
     """Unexposed rows of the feed by recall channel."""
-    by_channel = day.slice("training_feed").where(~F.col("is_exposed")).groupBy("channel")
+    by_channel = day.step.read_slice("training_feed").where(~F.col("is_exposed")).groupBy("channel")
     means = by_channel.agg(
         F.count(F.lit(1)).alias("rows"), F.avg("pseudo_label").alias("mean_label"),
         F.avg("sample_weight").alias("mean_weight"), F.avg("sampling_probability").alias("mean_probability"),

@@ -26,9 +26,7 @@ class Day:
         self.context = step.context
         self.date = step.run_date
         marks = slice_marks(self.context.snapshot("training_feed"))
-        self.feeds: dict[date, Mapping[str, Any]] = {
-            d: m.details for d, m in marks.items() if m.step == "training_feed"
-        }
+        self.feeds: dict[date, Mapping[str, Any]] = {d: m.details for d, m in marks.items()}
         self.manifest = self.feeds.get(self.date, {})
 
     def rows(self, table: str, day: date) -> int | None:
@@ -41,10 +39,6 @@ class Day:
             return None
         return rows_in(files)
 
-    def slice(self, table: str) -> DataFrame:
-        """The date's slice, empty when the (optional) table does not exist."""
-        return self.step.read_slice(table) if self.context.has(table) else self.step.empty(table)
-
     def view(self, name: str) -> DataFrame | None:
         """The view of `schemas/views/` over the date's slices; None when a table that it reads does not exist."""
         frames = {}
@@ -54,7 +48,7 @@ class Day:
             elif not self.context.has(read):
                 frame = None
             else:
-                frame = self.slice(read) if "dt" in load_contract(read).partition_by else self.step.read(read)
+                frame = self.step.read_slice(read) if "dt" in load_contract(read).partition_by else self.step.read(read)
             if frame is None:
                 return None
             frames[read] = frame

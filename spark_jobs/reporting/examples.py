@@ -50,7 +50,7 @@ def sections(day: Day) -> list[PageSection]:
     explained = day.view("explained_pairs")
     if explained is None:
         return [PageSection(title, ["A table that explains pairs is missing."])]
-    labels = day.slice("pseudo_labels").where("source = 'unexposed'")
+    labels = day.step.read_slice("pseudo_labels").where("source = 'unexposed'")
     sums = [f(name).alias(name + end) for name in _EVIDENCE for f, end in ((F.avg, ""), (F.stddev_pop, "_deviation"))]
     usual = only_row(labels.agg(F.percentile_approx("pseudo_label", _TOP).alias("top"), *sums)).asDict()
     if usual["top"] is None:

@@ -37,19 +37,15 @@ class Area:
     def bar(self, x: Ends, y: Ends, kind: str, said: str, opacity: float = 1.0) -> Markup:
         """A filled rectangle."""
         (left, bottom), (right, top) = self.place(x[0], y[0]), self.place(x[1], y[1])
+        faint = Markup(' fill-opacity="{:.2f}"').format(opacity) if opacity < 1 else _EMPTY
         return Markup(
             '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"{}><title>{}</title></rect>'
-        ).format(kind, left, top, right - left, bottom - top, _faint(opacity), said)
+        ).format(kind, left, top, right - left, bottom - top, faint, said)
 
     def curve(self, points: Sequence[Point], kind: str, said: Sequence[str] = ()) -> Markup:
         """A line through `points`, and a dot that tells its value on each for which something is said."""
         placed = [self.place(*p) for p in points]
-        dots = (
-            Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3.5"><title>{}</title></circle>').format(
-                kind, x, y, s
-            )
-            for (x, y), s in zip(placed, said)
-        )
+        dots = (_dot(kind, place, text) for place, text in zip(placed, said))
         return _line(placed, kind) + _EMPTY.join(dots)
 
     def draw(self, title: str, marks: Iterable[Markup], x_ticks: Sequence[Tick] | None = None) -> Markup:
@@ -78,10 +74,6 @@ def _dot(kind: str, place: Point, said: str, radius: float = 3.5) -> Markup:
     return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>').format(
         kind, *place, radius, said
     )
-
-
-def _faint(opacity: float) -> Markup:
-    return Markup(' fill-opacity="{:.2f}"').format(opacity) if opacity < 1 else _EMPTY
 
 
 def _line(placed: Sequence[Point], kind: str) -> Markup:

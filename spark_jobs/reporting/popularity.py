@@ -34,7 +34,7 @@ def popularity_bands(item_stats: DataFrame, keep_share: float) -> list[tuple[str
 def section(day: Day) -> PageSection:
     """How much of the positives of popular items down-sampling removes."""
     share = day.step.config.interest.keep_target_share
-    bands = popularity_bands(day.slice("item_stats"), share)
+    bands = popularity_bands(day.step.read_slice("item_stats"), share)
     title = "Popularity of positives"
     if not bands:
         return PageSection(title, ["There is no positive event in the window before this date."])

@@ -101,7 +101,7 @@ def weight_sentence(found: LabelCalibration) -> str:
 def section(day: Day) -> PageSection:
     """Reliability of the labels, and whether their weights predict the error."""
     title = "Are the labels right?"
-    found = calibrations(day.slice("pseudo_labels"), day.slice("impressions"))
+    found = calibrations(day.step.read_slice("pseudo_labels"), day.step.read_slice("impressions"))
     if not found:
         return PageSection(title, ["No labeled pair of this date was exposed, so there are no clicks to compare with."])
     first = found[0]

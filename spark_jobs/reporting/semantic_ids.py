@@ -85,7 +85,7 @@ def buckets(sids: DataFrame, items: DataFrame, few: int = 6) -> tuple[list[Bucke
 def sections(day: Day) -> list[PageSection]:
     """Health of the SIDs of the feed's version, examples of what they group, and all versions."""
     version = day.manifest.get("versions", {}).get("sid_version", "")
-    table = day.step.read("item_sids") if day.context.has("item_sids") else day.step.empty("item_sids")
+    table = day.step.read("item_sids")
     live = sids_in_force(table, version)
     sizes = live.groupBy("sid").agg(F.count(F.lit(1)).alias("n"))
     shared = F.coalesce(F.sum(F.when(F.col("n") > 1, F.col("n"))), F.lit(0))

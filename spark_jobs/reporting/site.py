@@ -1,7 +1,6 @@
 """The report as a site: an index over dates, the data dictionary, and links between neighboring dates."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -91,7 +90,7 @@ def lines(day: Day, warnings: Sequence[str]) -> tuple[list[Line], str]:
               if r["seed"] == ALL_SEEDS and r["metric"] == "auc"]  # fmt: skip
     part = ordered_slices(judged)[0] if judged else ""
     auc = {(r["dt"], r["model"], r["against"]): r for r in judged if r["slice"] == part}
-    alarms = {**_recorded(day), day.date: warnings}
+    alarms = {**_recorded(day, dates[0]), day.date: warnings}
     found = []
     for d in dates:
         of = {model: auc.get((d, model, ""), {}).get("value") for model in (BASELINE, OURS)}
@@ -104,12 +103,17 @@ def lines(day: Day, warnings: Sequence[str]) -> tuple[list[Line], str]:
     return found, part
 
 
-def _recorded(day: Day) -> dict[date, list[str]]:
-    """Banners of the newest page of each date, by job_runs."""
+def _recorded(day: Day, first: date) -> dict[date, list[str]]:
+    """Banners of the newest page of each date from `first` on, by job_runs."""
     if not day.context.has("job_runs"):
         return {}
-    done = day.step.read("job_runs").where("step = 'report' AND status = 'done'").groupBy("run_date")
-    rows = done.agg(F.max_by("details", "started_at").alias("details")).collect()
+    done = day.step.read("job_runs").where("step = 'report' AND status = 'done'")
+    rows = (
+        done.where(F.col("run_date") >= F.lit(first))
+        .groupBy("run_date")
+        .agg(F.max_by("details", "started_at").alias("details"))
+        .collect()
+    )
     return {r["run_date"]: _banners(json.loads(r["details"])) for r in rows}
 
 
@@ -151,8 +155,3 @@ def dictionary() -> list[PageSection]:
         for view in sorted(all_views().values(), key=lambda v: v.name)
     ]
     return found
-
-
-def lake_name(lake: Lake) -> str:
-    """What a person calls the lakehouse: the last part of its root."""
-    return os.path.basename(lake.root.rstrip("/")) or lake.root

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpl_core.conf.sections import Labels
+from gpl_core.errors import MissingInputError
 from gpl_core.labels.controls import CONTROLS, control_labels
 from gpl_core.prerank.comparison import ALL_SEEDS
 from gpu_workers import evaluate_controls, train_preranker
@@ -107,6 +108,14 @@ def test_variants_are_judged_beside_ours_and_the_graph_is_left_alone(lake: Label
     }
     assert len({of[c, "tail", "auc"] for c in CONTROLS}) > 3, "controls train on labels of their own"
     assert len(lake.store.manifests("preranker")) == 1
+
+
+def test_a_feed_without_unexposed_rows_is_refused(lake: LabelsLake, one_rank: Ranks) -> None:
+    for day in (DAY, BEFORE):
+        write_feed(lake, day, unexposed=0.0)
+    write_impressions(lake)
+    with pytest.raises(MissingInputError, match=r"no unexposed rows in \d days? \(prerank.train_days\) up to 2026-01"):
+        lake.run("evaluate_controls", evaluate_controls.run, ranks=one_rank)
 
 
 def test_without_the_day_after_nothing_is_trained(lake: LabelsLake, one_rank: Ranks, monkeypatch) -> None:

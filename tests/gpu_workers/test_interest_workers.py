@@ -319,6 +319,16 @@ def test_what_cannot_be_learnt_from_is_counted(tmp_path: Path, ranks: Ranks, mon
     assert (metrics["targets_outside"], metrics["users_without_target"], metrics["train"]) == (1, 2, 23)
 
 
+def test_users_that_left_before_the_last_snapshot_of_all_are_not_learned_from(tmp_path: Path, ranks: Ranks) -> None:
+    lake = InterestLake(tmp_path)
+    users = lake.users(30)
+    lake.write_stats(users)
+    lake.write_sequences([User("gone", [0, 1, 2])], DAY - timedelta(days=7))
+    lake.write_sequences(users)
+    call(lake, train_interest_model, ranks, "interest.epochs=1", "interest.valid_share=0", "interest.walks=0")
+    assert model_of(lake).metrics["train"] == 30
+
+
 @pytest.mark.parametrize("without", ["interest.content=false", "interest.walks=0"])
 def test_each_ingredient_can_be_left_out(tmp_path: Path, ranks: Ranks, without: str) -> None:
     lake = InterestLake(tmp_path)

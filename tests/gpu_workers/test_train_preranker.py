@@ -269,7 +269,7 @@ def test_late_impressions_are_judged_without_training_again(lake: LabelsLake, on
     second = lake.run("train_preranker", train_preranker.run, ranks=one_rank)
     assert len(lake.store.manifests("preranker")) == 1
     assert first.artifact_digest == second.artifact_digest
-    assert first.fingerprint != second.fingerprint
+    assert first.state.fingerprint != second.state.fingerprint
     assert len(_figures(lake)) == 2 * 3 * 6
 
 

@@ -126,8 +126,8 @@ def planted(tmp_path_factory, spark) -> FeedLake:
     ], dt=day(-1).isoformat())  # fmt: skip
     made.sids((0, 0, (1, 1, 1), 0))
     made.table("quarantine", [
-        {"source_table": "raw_impressions", "row_hash": "a", "row_json": "{}", "occurrences": 1, "run_id": "r",
-         "failed_checks": []}
+        {"source_table": table, "row_hash": "a", "row_json": "{}", "occurrences": rows, "run_id": "r",
+         "failed_checks": []} for table, rows in (("raw_impressions", 1), ("raw_items", 50))
     ], dt=D.isoformat())  # fmt: skip
     made.table("score_requests", [
         {"user_id": "u1", "source": "unexposed", "block": 0, "anchor_sids": [1, 1, 1, -1, -1, -1],

@@ -110,6 +110,18 @@ def test_any_number_of_days_equals_a_rebuild_and_a_loop_over_events(tmp_path, sp
     assert lake.latest(day(2)) == lake.expected(day(2))
 
 
+def test_a_correction_of_a_day_that_has_left_the_window_since_the_base_is_seen(tmp_path, spark):
+    """u0's event of that day is taken back: nothing of u0 is left there to say whose sequence is stale."""
+    lake = SequenceLake(tmp_path, spark)
+    taken = ("u0", 1, at(-HISTORY), "click")
+    lake.add(taken, ("u0", 2, at(-2), "click"), ("u1", 3, at(-HISTORY), "click"))
+    lake.run("sequences", sequences.run)
+    lake.events.remove(taken)
+    lake.add(("u1", 4, at(-HISTORY, 13.0), "click"))
+    lake.run("sequences", sequences.run, day(1))
+    assert lake.latest(day(1)) == lake.expected(day(1)) == {"u0": [2]}
+
+
 def test_nothing_at_or_after_the_run_date_is_read(tmp_path, spark):
     lake = SequenceLake(tmp_path, spark)
     lake.add(*[e for e in draw(2) if e[2].date() < D])

@@ -44,11 +44,12 @@ def labeled(tmp_path_factory, spark) -> FeedLake:
     )  # fmt: skip
     # item 1 was issued again, item 2's only SID is retired, item 3 has none
     made.sids((0, 0, (1, 1, 1), 0), (1, 0, (2, 2, 2), 5), (1, 1, (2, 2, 3), 0), (2, 0, (3, 3, 3), 7))
-    history = {"sid": [0] * 12, "item_index": [0, -1, -1, -1], "keep_u": [0.5, -1.0, -1.0, -1.0], "last_event_time": 1,
+    history = {"sid": [0] * 12, "item_index": [0, -1, -1, -1], "keep_u": [0.5, -1.0, -1.0, -1.0],
                "sequence_hash": "s", "day": 1, "sid_version": made.tokenizer}  # fmt: skip
+    last = {**dict.fromkeys(("u1", "u2", "u4"), int(at(-4).timestamp() * 1e6)), "u3": 1}  # u3's is long past
     made.table(
         "user_sequences",
-        [{"user_id": u, "length": 1, **history} for u in ("u1", "u2", "u4")],
+        [{"user_id": u, "length": 1, "last_event_time": time, **history} for u, time in last.items()],
         dt=(D - timedelta(days=3)).isoformat(),
     )
     request = {"source": "unexposed", "block": 0, "anchor_sids": [0] * 6, "log_prob": [-1.0] * 2,

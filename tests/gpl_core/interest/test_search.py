@@ -284,7 +284,7 @@ def test_bad_input_is_refused(world: World) -> None:
         search(World(world.model, world.trie, [world.histories[0][:0]]), 3)
     with pytest.raises(ContractError, match=r"code 8, expected \[0, 8\)"):
         search(World(world.model, world.trie, [np.array([[0, 8, 0]])]), 3)
-    with pytest.raises(UsageError, match="max_events = 1000"):
+    with pytest.raises(UsageError, match=r"sequences\.max_length = 1000"):
         BeamSearch(world.model, world.trie, SearchSettings(3, max_events=1000))
     with pytest.raises(ContractError, match="no SID"):
         DeviceTrie(Trie.build(np.empty((0, 3), dtype=np.int64), 8))
