@@ -51,7 +51,7 @@ def print_dry_run(planner: Planner, step: Step, run_date: date, state: StepState
 
 
 def _reads(planner: Planner, step: Step, run_date: date, state: StepState) -> dict[str, dict[str, Any]]:
-    inputs = {name: dict(entry) for name, entry in state.inputs.items()}
+    inputs: dict[str, dict[str, Any]] = {name: dict(entry) for name, entry in state.inputs.items()}
     for read in step.reads:
         snapshot = planner.snapshot(read.table) if read.table in inputs else None
         if snapshot is not None:

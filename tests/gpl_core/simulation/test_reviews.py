@@ -282,10 +282,10 @@ def test_many_bad_lines_are_named_at_once_up_to_a_bound(tmp_path: Path) -> None:
 def test_a_cut_file_and_an_absent_one_are_refused(tmp_path: Path) -> None:
     items, sequences = write(tmp_path, made_reviews())
     whole = sequences.read_bytes()
-    damaged = [whole[:-60], *(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in range(60, 300, 7))]
+    damaged = [whole[:-60], *(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in range(40, 300, 7))]
     for content in damaged:
         sequences.write_bytes(content)
-        with pytest.raises(ContractError, match="cannot be read on"):
+        with pytest.raises(ContractError, match="cannot be read on|Invalid JSON"):
             read_reviews(items, sequences)
     with pytest.raises(MissingInputError, match=r"nowhere\.jsonl"):
         read_reviews(items, tmp_path / "nowhere.jsonl")
