@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -20,19 +19,16 @@ CONTRASTS = """(() => {
   const light = (rgb) => rgb.slice(0, 3).map((c) => c / 255)
     .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = (element) => {
-    for (let e = element; e; e = e.parentElement) {
-      const found = channels(getComputedStyle(e).backgroundColor);
-      if (found.length && (found[3] ?? 1) > 0) return found;
-    }
-    return [255, 255, 255];
-  };
+  const over = (top, under) => [0, 1, 2].map((i) => top[i] * (top[3] ?? 1) + under[i] * (1 - (top[3] ?? 1)));
+  const ground = (element) => !element ? [255, 255, 255]
+    : over(channels(getComputedStyle(element).backgroundColor), ground(element.parentElement));
   const found = [];
   for (const element of document.body.querySelectorAll("*")) {
     const style = getComputedStyle(element), shown = element.getClientRects().length;
     const own = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
     if (!own || !shown || ["SCRIPT", "STYLE", "title"].includes(element.tagName)) continue;
-    const [a, b] = [light(channels(element.ownerSVGElement ? style.fill : style.color)), light(ground(element))];
+    const behind = ground(element), color = channels(element.ownerSVGElement ? style.fill : style.color);
+    const [a, b] = [light(over(color, behind)), light(behind)];
     const text = element.tagName + ": " + element.textContent.trim().slice(0, 60);
     found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), text]);
   }
@@ -98,11 +94,6 @@ class Browser:
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
-
-    def picture(self, path: Path) -> None:
-        """Write the whole page as PNG."""
-        found = self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(found["data"]))
 
     def requests(self) -> list[str]:
         """What the page asked for since it was opened."""

@@ -57,7 +57,6 @@ from gpu_workers.ranks import Ranks, start_ranks
 from tests.bench.harness import Figure, at_least, at_most, device_name, report
 from tests.bench.quality.data import (
     MOST_EVENTS,
-    RANKED,
     SHARED,
     Task,
     content_neighbors,
@@ -66,6 +65,7 @@ from tests.bench.quality.data import (
     judge,
     load_task,
     popularity,
+    ranked,
 )
 from tests.bench.quality.rq_kmeans import fit_rq_kmeans
 from tests.bench.quality.sasrec import SasRecSettings, best_epochs, train_sasrec
@@ -159,11 +159,7 @@ def train_ours(task: Task, made: Catalog, settings: tuple[str, ...], seed: int, 
     anchors = search.search([made.sids[h] for h in task.histories], task.histories)
     leaves = catalog.trie.leaf_of(anchors.sids.reshape(-1, 3)).reshape(anchors.sids.shape[:2])
     items_of = np.split(catalog.leaf_items, catalog.leaf_offsets[1:-1])
-    out = np.full((len(task.targets), RANKED), -1)
-    for line, row in enumerate(leaves):
-        ranked = [i for a in row for i in sorted(items_of[a], key=lambda i: -task.counts[i])]
-        out[line, : len(ranked[:RANKED])] = ranked[:RANKED]
-    return out
+    return ranked(leaves, items_of, task)
 
 
 @dataclass(frozen=True)

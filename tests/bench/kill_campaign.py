@@ -167,6 +167,15 @@ _LOCAL = [
 ]  # fmt: skip
 
 
+def cut_back(lake: Lake, table: str, owner: str, day: str) -> None:
+    """The log of `table` as it was before `owner` wrote its slice of `day`."""
+    mark = lake.open(table).mark(day, owner) if lake.exists(table) else None
+    for path in list(Path(lake.root, "tables", table, "_delta_log").iterdir()) if mark else ():
+        version = re.match(r"\.?(\d{20})\.", path.name)
+        if path.is_file() and (version is None or int(version[1]) >= mark[0]):
+            path.unlink()
+
+
 class Campaign:
     """The lakehouse under `work`, a copy of it per job, and what each kill came to."""
 
@@ -217,11 +226,7 @@ class Campaign:
         lake = Lake(str(root))
         written_by = [(t, job) for t in (*step.writes, *step.also_writes)]
         for table, owner in (*written_by, *BEHIND.get(job, ())):
-            mark = lake.open(table).mark(day, owner) if lake.exists(table) else None
-            for path in list((root / "tables" / table / "_delta_log").iterdir()) if mark else ():
-                version = re.match(r"\.?(\d{20})\.", path.name)
-                if path.is_file() and (version is None or int(version[1]) >= mark[0]):
-                    path.unlink()
+            cut_back(lake, table, owner, day)
         if step.publishes:
             made = [p.parent for p in (root / "artifacts" / step.publishes).glob(f"{LAST - timedelta(days=1)}*/*")]
             for folder in set(made):

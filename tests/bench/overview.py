@@ -15,6 +15,7 @@ from tests.bench.harness import RESULTS
 DEVICE = "cpu-2core"
 AT = "@0.5/2"  # of ml_100k: half the exposed click rate as mean label, lambda 2
 SHIPPED, CONTENT_ONLY, NO_MODEL = "gpl_clicks", "gpl_prefix", "clicks_no_anchors"
+OURS = f"{SHIPPED}{AT}"
 _INK, _GOOD, _BAD, _QUIET = "#20242b", "#1b7a4b", "#b3372f", "#7a828e"
 
 
@@ -58,17 +59,6 @@ class Interval:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def ours() -> str:
-    """The labels of ml_100k that stand for ours: the shipped ones where they were measured, else content-only ones."""
-    mean_of = f"Means over seeds | {SHIPPED}{AT}: unexposed/gauc"
-    return f"{SHIPPED if mean_of in result('ml_100k')['figures'] else CONTENT_ONLY}{AT}"
-
-
-def what_ours_are() -> str:
-    """Those labels in a word or two."""
-    return "shipped" if ours().startswith(SHIPPED) else "content-only"
-
-
 def over_exposed_only(row: str, column: str) -> Interval:
     """ml-100k: a variant minus the pre-ranker that is trained on clicks alone."""
     key = f"Paired differences to exposed_only, 95 % intervals over users and seeds | {row}: {column}"
@@ -77,11 +67,8 @@ def over_exposed_only(row: str, column: str) -> Interval:
 
 def over_control(control: str, column: str) -> Interval:
     """ml-100k: our labels minus a control's, at the same mean label and lambda."""
-    key = f"{ours()} - {control}{AT}, {column}"
-    name = "ml_100k"
-    inner = f"({key})"
-    low, high = (next(k for k in result(name)["figures"] if k.strip() == f"{end} {inner}") for end in ("from", "to"))
-    return Interval(value(name, key), value(name, low), value(name, high))
+    key = f"{OURS} - {control}{AT}, {column}"
+    return Interval(*(value("ml_100k", k) for k in (key, f"  from ({key})", f"  to ({key})")))
 
 
 def mean(row: str, column: str) -> float:
@@ -95,11 +82,11 @@ def mean(row: str, column: str) -> float:
 def _labels() -> list[tuple[str, str, str, str]]:
     movielens = "ml-100k"
     rows = [
-        ("Labels or clicks alone: unexposed pairs, GAUC", over_exposed_only(ours(), "unexposed/gauc")),
-        ("Labels or clicks alone: unexposed pairs, AUC", over_exposed_only(ours(), "unexposed/auc")),
-        ("Labels or clicks alone: held-out exposed pairs, AUC", over_exposed_only(ours(), "exposed/auc")),
-        ("Labels or clicks alone: HR@10 of what was recalled", over_exposed_only(ours(), "recalled/hr@10")),
-        ("Labels or clicks alone: tail items among the top ten", over_exposed_only(ours(), "top10/tail_share")),
+        ("Labels or clicks alone: unexposed pairs, GAUC", over_exposed_only(OURS, "unexposed/gauc")),
+        ("Labels or clicks alone: unexposed pairs, AUC", over_exposed_only(OURS, "unexposed/auc")),
+        ("Labels or clicks alone: held-out exposed pairs, AUC", over_exposed_only(OURS, "exposed/auc")),
+        ("Labels or clicks alone: HR@10 of what was recalled", over_exposed_only(OURS, "recalled/hr@10")),
+        ("Labels or clicks alone: tail items among the top ten", over_exposed_only(OURS, "top10/tail_share")),
         ("Ours or the same without the language model: GAUC", over_control(NO_MODEL, "unexposed/gauc")),
         ("Ours or a constant label: GAUC", over_control("constant", "unexposed/gauc")),
         ("Ours or cosine to the history: GAUC", over_control("cosine", "unexposed/gauc")),
@@ -192,10 +179,9 @@ def _anchor(name: str) -> str:
 def findings() -> dict[str, str]:
     """What the table says of labels on real ratings, for a sentence: how one compares with the other."""
     return {
-        "kind": what_ours_are(),
         "seeds": result("ml_100k")["about"].rpartition(", ")[2],
-        "unexposed": over_exposed_only(ours(), "unexposed/gauc").compared,
-        "exposed": over_exposed_only(ours(), "exposed/auc").compared,
+        "unexposed": over_exposed_only(OURS, "unexposed/gauc").compared,
+        "exposed": over_exposed_only(OURS, "exposed/auc").compared,
         "truth": over_exposed_only("oracle_hard", "exposed/auc").compared,
         "ours_to_popularity": over_control("popularity", "unexposed/gauc").compared,
         "ours_to_constant": over_control("constant", "unexposed/gauc").compared,
@@ -226,13 +212,13 @@ def labels_plot() -> str:
             found = over_exposed_only(row, column)
             color = _GOOD if found.low > 0 else _BAD if found.high < 0 else _QUIET
             axis.plot([found.low, found.high], [place, place], color=color, linewidth=2.5)
-            axis.plot([found.mean], [place], "o", color=color, markersize=7 if row == ours() else 5)
+            axis.plot([found.mean], [place], "o", color=color, markersize=7 if row == OURS else 5)
         axis.axvline(0, color=_INK, linewidth=0.8)
         axis.set_title(title, fontsize=10, color=_INK)
         axis.locator_params(axis="x", nbins=5)
     axes[0].set_yticks(range(len(rows)), [_NAMES[r.partition("@")[0]] for r in rows])
     for text in (text for axis in axes[::2] for text in axis.get_yticklabels()):
-        text.set_fontweight("bold" if text.get_text() == _NAMES[ours().partition("@")[0]] else "normal")
+        text.set_fontweight("bold" if text.get_text() == _NAMES[SHIPPED] else "normal")
     return _svg(figure, "Gain of each label over clicks alone on MovieLens 100k, with 95 % intervals")
 
 

@@ -39,7 +39,7 @@ from gpl_core.graph.step_run import run_step
 from gpl_core.graph.steps import RAW_TABLES, STEPS, find_step
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
-from tests.bench.kill_campaign import BEHIND, VOLATILE
+from tests.bench.kill_campaign import BEHIND, VOLATILE, cut_back
 
 WAIT = 240.0
 ENDS = {"done", "noop", "refused", "missing"}
@@ -208,11 +208,7 @@ class Pairs:
             if "dt" not in load_contract(table).partition_by:
                 shutil.rmtree(root / "tables" / table, ignore_errors=True)
                 continue
-            mark = lake.open(table).mark(self.day.isoformat(), owner) if lake.exists(table) else None
-            for path in list((root / "tables" / table / "_delta_log").iterdir()) if mark else ():
-                version = re.match(r"\.?(\d{20})\.", path.name)
-                if path.is_file() and (version is None or int(version[1]) >= mark[0]):
-                    path.unlink()
+            cut_back(lake, table, owner, self.day.isoformat())
         if step.publishes:
             shutil.rmtree(root / "artifacts" / step.publishes, ignore_errors=True)
         (root / "reports" / f"{self.day}.html").unlink(missing_ok=True)

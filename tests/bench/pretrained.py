@@ -40,7 +40,7 @@ from gpu_workers.inputs.interest import base_checkpoint, read_catalog
 from gpu_workers.inputs.item_tables import content_table
 from gpu_workers.ranks import Ranks, start_ranks
 from tests.bench.harness import Figure, device_name, report
-from tests.bench.quality.data import MOST_EVENTS, RANKED, Task, item_ids, judge, load_task
+from tests.bench.quality.data import MOST_EVENTS, Task, item_ids, judge, load_task, ranked
 
 LLM, SMALL, STEP, BEAMS = "amazon-smollm2", "amazon", "train_interest_model", 20
 MODELS = {
@@ -99,11 +99,7 @@ def rankings(config: Config, task: Task, ranks: Ranks) -> np.ndarray:
     leaves = catalog.trie.leaf_of(anchors.sids.reshape(-1, anchors.sids.shape[2])).reshape(anchors.sids.shape[:2])
     items = np.argsort(numbers)[np.searchsorted(np.sort(numbers), catalog.leaf_items)]
     items_of = np.split(items, catalog.leaf_offsets[1:-1])
-    out = np.full((len(task.targets), RANKED), -1)
-    for line, row in enumerate(leaves):
-        ranked = [i for leaf in row for i in sorted(items_of[leaf], key=lambda i: -task.counts[i])]
-        out[line, : len(ranked[:RANKED])] = ranked[:RANKED]
-    return out
+    return ranked(leaves, items_of, task)
 
 
 def numbers_of(context: StepContext) -> np.ndarray:

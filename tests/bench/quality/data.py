@@ -85,11 +85,6 @@ def item_ids() -> list[str]:
     return [json.loads(line)["item_id"] for line in _lines("items")]
 
 
-def titles() -> list[str]:
-    """Every item's title, in the order of the item numbers."""
-    return [json.loads(line)["title"] for line in _lines("items")]
-
-
 def gains(rankings: np.ndarray, task: Task) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """HR@3, HR@10, NDCG@10, and HR@10 on tail targets: what each event contributes, and whether it counts, [T] each.
 
@@ -108,6 +103,15 @@ def gains(rankings: np.ndarray, task: Task) -> dict[str, tuple[np.ndarray, np.nd
 def judge(rankings: np.ndarray, task: Task) -> dict[str, float]:
     """The means of `gains`."""
     return {name: float(gain.sum() / mass.sum()) for name, (gain, mass) in gains(rankings, task).items()}
+
+
+def ranked(leaves: np.ndarray, items_of: Sequence[np.ndarray], task: Task) -> np.ndarray:
+    """int64 [T x RANKED]: the items of each event's leaves [T x K], those of one SID by training frequency."""
+    out = np.full((len(leaves), RANKED), -1)
+    for line, row in enumerate(leaves):
+        found = [i for leaf in row for i in sorted(items_of[leaf], key=lambda i: -task.counts[i])][:RANKED]
+        out[line, : len(found)] = found
+    return out
 
 
 def popularity(task: Task) -> np.ndarray:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 
-def neighbor_recall(
-    embeddings: np.ndarray, decoded: np.ndarray, k: int = 10, queries: np.ndarray | None = None
-) -> np.ndarray:
-    """Float [Q]: the share of an item's k nearest by embedding that are among its k nearest by decoded vector.
+def neighbor_recall(embeddings: np.ndarray, decoded: np.ndarray, k: int = 10) -> np.ndarray:
+    """Float [N]: the share of an item's k nearest by embedding that are among its k nearest by decoded vector.
 
-    Both [N x d], nearest by cosine, the item itself left out; ``queries`` int [Q] limits the work (default: all items).
+    Both [N x d], nearest by cosine, the item itself left out.
     Ties among decoded vectors (items of one SID) are broken by a fixed random order, so that table order earns nothing.
     """
-    asked = np.arange(len(embeddings)) if queries is None else np.asarray(queries)
     order = np.random.default_rng(0).permutation(len(embeddings))
     unit = _unit(embeddings)[order]
     unit_decoded = _unit(decoded)[order]
     position = np.argsort(order)
     width = min(k, len(embeddings) - 1)
-    out = np.zeros(len(asked))
-    for start in range(0, len(asked), 512):
-        own = position[asked[start : start + 512]]
+    out = np.zeros(len(embeddings))
+    for start in range(0, len(embeddings), 512):
+        own = position[start : start + 512]
         near = _nearest(unit, own, width)
         near_decoded = _nearest(unit_decoded, own, width)
         out[start : start + len(own)] = [

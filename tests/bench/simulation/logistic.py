@@ -13,11 +13,10 @@ from gpl_core.labels.calibration import FloatArray, sigmoid
 
 @dataclass(frozen=True)
 class LogisticFit:
-    """weights [F] and intercept of `fit_logistic`; iterations: Newton steps taken."""
+    """weights [F] and intercept of `fit_logistic`."""
 
     weights: tuple[float, ...]
     intercept: float
-    iterations: int
 
 
 def fit_logistic(
@@ -45,8 +44,7 @@ def fit_logistic(
         return float(mass @ (np.logaddexp(0.0, logits) - y * logits) + penalty @ at**2 / 2)
 
     beta = np.zeros(x.shape[1] + 1)
-    step_number = 0
-    for step_number in range(1, 101):  # noqa: B007
+    for _ in range(100):
         p = sigmoid(design @ beta)
         gradient = design.T @ (mass * (p - y)) + penalty * beta
         hessian = (design * (mass * p * (1 - p))[:, None]).T @ design + np.diag(penalty + 1e-12)
@@ -58,4 +56,4 @@ def fit_logistic(
         if np.abs(size * step).max() < 1e-10:
             break
     slopes = beta[:-1] / scale
-    return LogisticFit(tuple(slopes.tolist()), float(beta[-1] - slopes @ mean), step_number)
+    return LogisticFit(tuple(slopes.tolist()), float(beta[-1] - slopes @ mean))

@@ -131,7 +131,7 @@ def kept_seed(make: MakeWorld, folder: Path | None, size: Size, seed: int, names
     if folder is None:
         return run_seed(make, size, seed, names, kind)
     path = folder / f"{kind}-{seed}.json"
-    settings = {**asdict(size), "variants": list(names), "lambdas": variants.LAMBDAS}
+    settings = {**asdict(size), "variants": list(names)}
     if path.exists():
         body = json.loads(path.read_text(encoding="utf-8"))
         if body["settings"] == settings:

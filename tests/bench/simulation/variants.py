@@ -53,8 +53,6 @@ _QUANTILE: dict[str, tuple[tuple[str, ...], str]] = {
 """Variants with quantile labels -> features, level across users."""
 _LOGISTIC = {"gpl_logistic": calibration.FEATURES, "logistic_no_anchors": _NO_ANCHORS}
 LAMBDA = 2.0
-LAMBDAS: dict[str, float] = {}
-"""Variants whose lambda is not LAMBDA."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +73,10 @@ class Rows:
     with_content: bool = True
 
 
-def rows_of(
-    name: str, world: World, seed: int, teacher: np.ndarray | None = None, lambda_: float | None = None
-) -> Rows:
-    """Rows of variant `name`; teacher: predicted click probabilities [len(world.train)], for `distilled`.
-
-    lambda_: instead of the one in `LAMBDAS`.
-    """
+def rows_of(name: str, world: World, seed: int, teacher: np.ndarray | None = None) -> Rows:
+    """Rows of variant `name`; teacher: predicted click probabilities [len(world.train)], for `distilled`."""
     train = world.train
-    if lambda_ is None:
-        lambda_ = float(name.split("/")[1]) if "/" in name else LAMBDAS.get(name, LAMBDA)
+    lambda_ = float(name.split("/")[1]) if "/" in name else LAMBDA
     exposed = train.is_exposed
     rng = np.random.default_rng([seed, 17])
     if name in ("exposed_only", "exposed_only_id"):

@@ -285,7 +285,7 @@ def test_a_cut_file_and_an_absent_one_are_refused(tmp_path: Path) -> None:
     damaged = [whole[:-60], *(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in range(40, 300, 7))]
     for content in damaged:
         sequences.write_bytes(content)
-        with pytest.raises(ContractError, match="cannot be read on|Invalid JSON"):
+        with pytest.raises(ContractError, match=r"cannot be read on|Invalid JSON"):
             read_reviews(items, sequences)
     with pytest.raises(MissingInputError, match=r"nowhere\.jsonl"):
         read_reviews(items, tmp_path / "nowhere.jsonl")
