@@ -211,7 +211,7 @@ class TokenizerSettings(Section):
     levels: Positive = Field(default=3, description="L")
     codes: Annotated[int, Field(ge=2)] | None = Field(default=None, description="C; from the catalog's size if unset")
     epochs: Positive = Field(
-        default=400, description="Passes over all items, at most: no more than 1,600 steps need, and at least 20"
+        default=400, description="Passes over all items, at most: as many as make 1,600 steps, and 20 or more"
     )
     batch_size: Annotated[int, Field(ge=2, strict=True)] = Field(default=1024, description="Items per step")
     refresh_days: Positive = Knob(

@@ -142,7 +142,8 @@ def command(
 def spark_submit(config: Config, script: str, arguments: Sequence[str]) -> list[str]:
     """The command that starts `script` on Spark, with Delta's package unless the configuration names jars."""
     given = config.launch.spark_submit
-    jars = [] if _option(given, "--packages") or _option(given, "--jars") else ["--packages", DELTA_PACKAGE]
+    named = any(text.startswith(("--packages", "--jars", "spark.jars", "--conf=spark.jars")) for text in given)
+    jars = [] if named else ["--packages", DELTA_PACKAGE]
     return [tool("spark-submit"), *given, *jars, script_path(script), *arguments]
 
 

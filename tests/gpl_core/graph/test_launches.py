@@ -151,12 +151,14 @@ def test_every_command_starts_with_its_launcher_and_its_arguments_parse(tmp_path
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("given", ["--packages", "--jars"])
+@pytest.mark.parametrize(
+    "given", [["--packages", "mine"], ["--jars", "mine"], ["--packages=mine"], ["--conf", "spark.jars.packages=mine"]]
+)
 def test_jars_that_the_configuration_names_are_left_alone(tmp_path, given):
-    config = small_config(tmp_path, {"launch": {"spark_submit": [given, "mine"]}})
+    config = small_config(tmp_path, {"launch": {"spark_submit": given}})
     arguments = command(Launch((find_step("samples"),), (DAY,)), (DAY,), Source("quickstart"), config)
     assert DELTA_PACKAGE not in arguments
-    assert arguments[1:3] == [given, "mine"]
+    assert arguments[1 : 1 + len(given)] == given
 
 
 def test_one_date_is_a_run_date_several_are_a_range(tmp_path):
