@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Propose, ask for what cannot be seen, write; exit code 4 when a required table or column is still missing."""
     out = Path(args.out)
+    if out.is_dir():
+        raise UsageError(f"--out {out}: is a folder; name the file to write, as in {out / 'gpl.yaml'}")
     schema = out.with_suffix(".schema.json")
     if there := [str(path) for path in (out, schema) if path.exists()]:
         raise UsageError(f"{', '.join(there)}: exists already and is not overwritten; give another --out")
