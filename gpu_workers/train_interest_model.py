@@ -19,11 +19,11 @@ from tqdm import tqdm
 from gpl_core.errors import GateError
 from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.content import NeighborGraph, leaf_content
+from gpl_core.interest.down_sampling import keep_probability
 from gpl_core.interest.interest_model import ModelSettings, adapter_state, build_interest_model, load_adapter_state
 from gpl_core.interest.model_files import save_bundle
 from gpl_core.interest.packing import Pack, UserHistory, most_events, training_packs
 from gpl_core.interest.search import BeamSearch, SearchSettings
-from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.training import (
     TEMPERATURES,
     TrainingObjective,

@@ -4,7 +4,7 @@ import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from gpl_core.interest.targets import keep_probability
+from gpl_core.interest.down_sampling import keep_probability
 from spark_jobs.reporting import plots
 from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import PageSection, Plot, Table

@@ -28,10 +28,10 @@ import torch
 from gpl_core.conf.sections import Interest
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
 from gpl_core.interest.content import NeighborGraph, leaf_content
+from gpl_core.interest.down_sampling import keep_probability
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.packing import UserHistory, training_packs
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
-from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.training import target_log_probs
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.labels.pair_scoring import PairBlock, score_block

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpl_core.errors import ContractError, UsageError
+from gpl_core.interest.down_sampling import keep_probability
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from gpl_core.interest.packing import (
     UserHistory,
@@ -23,7 +24,6 @@ from gpl_core.interest.packing import (
     training_packs,
     unflatten,
 )
-from gpl_core.interest.targets import keep_probability
 from gpl_core.interest.training import target_log_probs
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.sids.trie import Trie

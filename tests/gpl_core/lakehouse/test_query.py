@@ -15,7 +15,7 @@ from gpl_core.cli import main
 from gpl_core.commands.explain import explain
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, MissingInputError, UsageError
-from gpl_core.interest.targets import keep_probability
+from gpl_core.interest.down_sampling import keep_probability
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.query import Query
 from gpl_core.lakehouse.statements import check_reads, quoted
