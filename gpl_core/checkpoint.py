@@ -25,8 +25,12 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     outline = json.dumps(_outline(state, tensors))
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, aside, metadata={"outline": outline, "sha256": _digest(outline, tensors)})
-    os.replace(aside, path)
+    try:
+        save_file(tensors, aside, metadata={"outline": outline, "sha256": _digest(outline, tensors)})
+        os.replace(aside, path)
+    except BaseException:  # a full disk
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:

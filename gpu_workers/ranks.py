@@ -102,6 +102,10 @@ class Ranks:
         return tensor.cpu().numpy()
 
 
+# For another rank: one may work alone for hours. Of one that died the launcher hears, not this limit.
+_MOST_WAITING = timedelta(days=1)
+
+
 def start_ranks() -> Ranks:
     """Join the process group that the launcher describes (gloo on the CPU, NCCL on GPUs)."""
     if "RANK" not in os.environ:  # started without a launcher: a single rank
@@ -116,25 +120,25 @@ def start_ranks() -> Ranks:
     # On the CPU DeepSpeed would first compile a shared-memory all-reduce: a minute on two cores, repeated for every
     # other version of `ninja` on PATH, with a lock file that a killed process leaves behind. gloo is enough for us.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend, limit = "nccl" if cuda else "gloo", timedelta(minutes=30)
+    backend = "nccl" if cuda else "gloo"
     if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost") and not dist.is_initialized():
-        _meet_on_this_machine(backend, limit)
-    deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False)
+        _meet_on_this_machine(backend)
+    deepspeed.init_distributed(dist_backend=backend, timeout=_MOST_WAITING, verbose=False)
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
-def _meet_on_this_machine(backend: str, limit: timedelta) -> None:
+def _meet_on_this_machine(backend: str) -> None:
     """Join the process group without listening beyond loopback: by itself torch's store listens on every interface."""
     for library in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     rank, size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     listening = socket.create_server(("127.0.0.1", port)) if rank == 0 else None
     store = dist.TCPStore(
-        "127.0.0.1", listening.getsockname()[1] if listening else port, size, rank == 0, limit,
+        "127.0.0.1", listening.getsockname()[1] if listening else port, size, rank == 0, timedelta(minutes=30),
         master_listen_fd=listening.detach() if listening else None,
     )  # fmt: skip
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_MOST_WAITING)
 
 
 @contextmanager

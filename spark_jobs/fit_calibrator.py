@@ -39,6 +39,7 @@ from gpl_core.labels.calibration import (
     user_logit_sql,
 )
 from gpl_core.labels.fitting import (
+    MOST_IMPRESSIONS,
     UNEXPOSED_SHARE,
     base_rate_change,
     check_fitting_rows,
@@ -117,10 +118,15 @@ def fit_logistic(labeled: DataFrame, start: Calibrator) -> Calibrator:
 
 
 def prior_counts(stats: DataFrame) -> Row:
-    """What `prior_strength` asks of user_stats or item_stats of one date: one row of sums."""
-    shown = stats.where("impressions > 0")
-    rate = F.lit(only_row(shown.agg(F.sum("clicks") / F.sum("impressions")))[0] or 0.0)
-    n, k = F.col("impressions").cast("double"), F.col("clicks").cast("double")
+    """What `prior_strength` asks of user_stats or item_stats of one date: one row of sums.
+
+    More impressions than `MOST_IMPRESSIONS` count as so many, with the same click rate: moments weigh a user by the
+    square of the impressions, and one crawler would decide about all users.
+    """
+    n = F.least("impressions", F.lit(MOST_IMPRESSIONS)).cast("double")
+    shown = stats.where("impressions > 0").select(n.alias("n"), (F.col("clicks") * n / F.col("impressions")).alias("k"))
+    rate = F.lit(only_row(shown.agg(F.sum("k") / F.sum("n")))[0] or 0.0)
+    n, k = F.col("n"), F.col("k")
     sums = {"groups": F.lit(1), "impressions": n, "clicks": k, "pairs": n * (n - 1), "squares": (k - n * rate) ** 2}
     return only_row(shown.agg(*[F.coalesce(F.sum(c), F.lit(0.0)).alias(name) for name, c in sums.items()]))
 

@@ -178,6 +178,8 @@ def run(step: SparkStep) -> None:
     made_from = {"sid_version": sid_version, "settings": context.step.config_hash(step.config)}
     base = choose_base(context.output("user_sequences"), day, config.snapshot_every, made_from, interactions, window)
     sids_version = context.snapshot("item_sids").version
+    if base is not None and base[1] != sids_version and not context.lake.has_version("item_sids", base[1]):
+        base = None  # what it was made from was vacuumed: all users again
     sids = sids_in_force(step.read("item_sids"), sid_version)
     events = step.read_dates("interactions", day - window, yesterday)
     if base is not None:

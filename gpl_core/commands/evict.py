@@ -55,12 +55,15 @@ def evict(planner: Planner, run_date: date, *, dry_run: bool = False) -> Sequenc
     run.state = StepState("absent", "runs whenever it is called")
     try:
         oldest = run_date - timedelta(days=planner.config.anchors.retention_days - 1)
-        requests = _complete_requests(planner, run_date, oldest)
-        run.state = StepState("absent", run.state.reason, inputs={"score_requests": {"version": requests.version}})
-        found = remove_rows(
-            lake, load_contract("interest_anchors"), lambda cache: _unneeded(cache, requests, oldest), "evict",
-            dry_run=dry_run,
-        )  # fmt: skip
+        version = _complete_requests(planner.lake, run_date).version
+        run.state = StepState("absent", run.state.reason, inputs={"score_requests": {"version": version}})
+
+        def find(cache: Snapshot) -> list[Removal]:
+            found = _unneeded(cache, _complete_requests(lake, run_date), oldest)
+            _complete_requests(lake, run_date)  # minutes have passed
+            return found
+
+        found = remove_rows(lake, load_contract("interest_anchors"), find, "evict", dry_run=dry_run)
         counts.rows_dropped = sum(r.rows for r in found)
         counts.details = {"oldest_needed": oldest.isoformat(), "files": len(found), "evicted": counts.rows_dropped}
     except BaseException as error:
@@ -72,20 +75,22 @@ def evict(planner: Planner, run_date: date, *, dry_run: bool = False) -> Sequenc
     return found
 
 
-def _complete_requests(planner: Planner, run_date: date, oldest: date) -> Snapshot:
-    """score_requests, after checking that no date from `oldest` on is still waiting for it."""
-    scored = planner.lake.open("score_requests")
-    asked = {*_dates(planner.lake.open("anchor_requests")), run_date}
-    if waiting := sorted(d for d in asked - _dates(scored) if d >= oldest):
+def _complete_requests(lake: Lake, run_date: date) -> Snapshot:
+    """score_requests, after checking that no date is waiting for it: has asked for anchors since it was written."""
+    scored = lake.open("score_requests")
+    asked, answered = {run_date: 0, **_written(lake.open("anchor_requests"))}, _written(scored)
+    if waiting := sorted(d for d, time in asked.items() if answered.get(d, -1) < time):
         raise MissingInputError(
-            f"table score_requests: no slice for {some(waiting)}, so it is not known yet what these "
+            f"table score_requests: no answer yet for {some(waiting)}, so it is not known what these "
             "dates need from the cache; run score_requests for them, then evict"
         )
     return scored
 
 
-def _dates(snapshot: Snapshot) -> set[date]:
-    return set(map(date.fromisoformat, snapshot.history.slices))
+def _written(snapshot: Snapshot) -> dict[date, int]:
+    """When each slice was written last, by the log; commits that regroup rows or remove a person name no slice."""
+    oldest_first = reversed(snapshot.history.commits)
+    return {date.fromisoformat(name): entry.timestamp or 0 for entry in oldest_first for name in entry.slices}
 
 
 def _unneeded(cache: Snapshot, requests: Snapshot, oldest: date) -> list[Removal]:

@@ -8,14 +8,13 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from deltalake import DeltaTable
 
 from gpl_core.commands.command import Command
-from gpl_core.commands.vacuum import add_ended, alive, delete_old_files
+from gpl_core.commands.vacuum import add_ended, alive, attempts, delete_old_files
 from gpl_core.config import Config
 from gpl_core.contracts.contract import NO_STATISTICS, Contract, all_contracts
 from gpl_core.errors import ContractError, MissingInputError
@@ -53,27 +52,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, config: Config) -> int:
     """One line per place, then what is left to do; exit code 3 when the next `ingest` or reader may meet the person."""
-    person, lake, began = Person(args.user), Lake.of(config.lakehouse), datetime.now(UTC)
+    person, lake = Person(args.user), Lake.of(config.lakehouse)
+    known = attempts(lake)
     if not any(lake.exists(c.name) for c in all_contracts().values() if c.owner != "platform"):
         raise MissingInputError(f"{lake.root}: there is none of this project's tables; correct lakehouse.root")
     if not args.dry_run:
         _refuse_running(lake, args.ended)
     total, left, dates = 0, [], set()
-    for found in forget(lake, person, dry_run=args.dry_run, vacuum_hours=args.vacuum_hours):
+    for found in forget(lake, person, args.vacuum_hours, args.ended, dry_run=args.dry_run):
         total += found.found
         left += [found.left] if found.left else []
         dates |= set(found.dates) if found.place == _FEED else set()
         if found.done:
             print(f"{found.place}: {found.done}")
-    if not total and not left:
-        older = "" if args.vacuum_hours is not None else "; with --vacuum-hours N older versions are searched too"
-        raise MissingInputError(f"user {args.user!r} is in no table and no file of {lake.root}{older}")
     if not args.dry_run:
         left += [
             f"run {r['run_id']} ({r['step']} for {r['run_date']}) was under way meanwhile and may have written the "
             "person back"
-            for r in alive(lake, args.ended, began)
+            for r in alive(lake, args.ended, known)
         ]
+    if not total and not left:
+        older = "" if args.vacuum_hours is not None else "; with --vacuum-hours N older versions are searched too"
+        raise MissingInputError(f"user {args.user!r} is in no table and no file of {lake.root}{older}")
     for line in [*left, *([] if args.dry_run else _notes(args.vacuum_hours, sorted(dates)))]:
         print(f"left: {line}")
     if not left or args.dry_run:
@@ -104,7 +104,7 @@ def _notes(hours: int | None, dates: list[str]) -> Iterator[str]:
 
 
 def forget(
-    lake: Lake, person: Person, *, dry_run: bool = False, vacuum_hours: int | None = None
+    lake: Lake, person: Person, vacuum_hours: int | None = None, ended: Sequence[str] = (), *, dry_run: bool = False
 ) -> Iterator[Forgotten]:
     """Remove `person` place by place: tables, the feed's manifests, quarantine, files; then count the raw rows.
 
@@ -112,12 +112,13 @@ def forget(
     stop the others.
 
     vacuum_hours: also delete the files with the person that no version younger than this uses (0: all but the newest).
+    ended: runs that were killed; while another one is under way, files that no version names stay.
     """
     known = {n: (c, traces) for n, c in all_contracts().items() if (traces := person.traces(c))}
     tables = [n for n, (c, _) in known.items() if c.owner != "platform" and n not in (_FEED, _QUARANTINE)]
 
     def table(name: str) -> Forgotten:
-        return _from_table(lake, *known[name], dry_run, vacuum_hours)
+        return _from_table(lake, *known[name], dry_run, vacuum_hours, ended)
 
     for name in (_FEED, *tables):
         yield _attempt(name, table)
@@ -139,12 +140,22 @@ def _attempt(place: str, work: Callable[[str], Forgotten]) -> Forgotten:
         return Forgotten(place, left=f"{place} could not be searched: {error}")
 
 
-def _from_table(lake: Lake, contract: Contract, traces: Traces, dry_run: bool, hours: int | None) -> Forgotten:
+def _from_table(
+    lake: Lake, contract: Contract, traces: Traces, dry_run: bool, hours: int | None, ended: Sequence[str]
+) -> Forgotten:
     name, exists = contract.name, lake.exists(contract.name)
     removed = remove_rows(lake, contract, traces.removals, _STEP, dry_run=dry_run) if exists else ()
     rows, old = sum(r.rows for r in removed), 0
     if hours is not None:
-        old = delete_old_files(lake, name, hours, dry_run=dry_run, orphans=True, only=traces.stand_in).files
+        old = delete_old_files(
+            lake,
+            name,
+            hours,
+            dry_run=dry_run,
+            orphans=True,
+            only=traces.stand_in,
+            busy=lambda: bool(alive(lake, ended)),
+        ).files
         if exists and not dry_run and drop_statistics(lake.uri(name)):
             DeltaTable(lake.uri(name)).alter.set_table_properties(NO_STATISTICS, raise_if_not_exists=False)
     would = "would be " if dry_run else ""

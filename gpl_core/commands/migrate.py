@@ -26,6 +26,7 @@ from gpl_core.lakehouse.commit import Part, transact
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
+from gpl_core.lakehouse.rewrite import has_committed
 from gpl_core.lakehouse.snapshot import Snapshot, absence
 from gpl_core.lakehouse.storage import filesystem
 
@@ -187,6 +188,8 @@ def _rewrite_all(
         # The mark names no slice: those of the writer are of the old version and turn stale by their fingerprint.
         transact(table, SliceMark("migrate", {}, ""), parts, mode="overwrite", schema=schema)
     except (ContractError, CommitFailedError):  # after anything else, as Ctrl-C, the commit may name the new files
+        if has_committed(snapshot, parts):
+            return
         if parts:
             fs.rm([f"{base}/{p['path']}" for p in parts])
         raise

@@ -10,13 +10,14 @@ import pyarrow.compute as pc
 from gpl_core.commands.command import Command, run_dates
 from gpl_core.config import Config, with_passthrough
 from gpl_core.contracts.contract import load_contract
-from gpl_core.errors import MissingInputError
+from gpl_core.errors import ConflictError, MissingInputError
 from gpl_core.graph.arguments import add_dates, new_run_id
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import ONE_DAY
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.prerank.comparison import OURS
 from gpl_core.prerank.serving import ServedModel
 
@@ -74,8 +75,17 @@ def score(config: Config, run_date: date, variant: str) -> tuple[int, str, str]:
                 made[column] = pa.array([text] * rows.num_rows, pa.string())
             writer.write(pa.table(made))
     mark = SliceMark("gpl score", {day: manifest.fingerprint}, new_run_id())
+    _refuse_other_feed(lake, feed, run_date)
     commit = lake.commit(contract, writer.parts, mark=mark, mode="overwrite", partition={"dt": day})
+    _refuse_other_feed(lake, feed, run_date)  # gpl forget takes a person out of the feed first, then out of the scores
     return commit.rows, name, manifest.version
+
+
+def _refuse_other_feed(lake: Lake, feed: Snapshot, run_date: date) -> None:
+    if lake.open("training_feed").identity(run_date, run_date) != feed.identity(run_date, run_date):
+        raise ConflictError(
+            f"training_feed dt={run_date} was written by another run meanwhile; run gpl score for {run_date} again"
+        )
 
 
 COMMAND = Command(

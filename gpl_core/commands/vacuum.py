@@ -4,9 +4,10 @@ Deleting files writes no log, so one implementation serves the tables of both en
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from deltalake import DeltaTable
@@ -16,7 +17,7 @@ from gpl_core.config import Config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.errors import ContractError, counted
 from gpl_core.graph.arguments import count
-from gpl_core.graph.steps import find_step
+from gpl_core.graph.steps import STEPS
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.storage import filesystem
 
@@ -71,23 +72,34 @@ def check_retention(lake: Lake, retention: timedelta, ended: Sequence[str] = ())
     return {r["step"] for r in running}
 
 
-def alive(lake: Lake, ended: Sequence[str] = (), since: datetime | None = None) -> list[dict[str, Any]]:
-    """The rows of `job_runs` whose run is under way, or (since) has written something and ended after that.
+def attempts(lake: Lake) -> set[tuple[object, ...]]:
+    """The attempts of `job_runs` that have ended."""
+    return {_attempt(row) for row in _recorded(lake) if row["status"] != "running"}
 
-    A row with status `running` counts unless a later attempt has ended or the run is in `ended`: a killed run cannot
-    record its end.
+
+def alive(
+    lake: Lake, ended: Sequence[str] = (), known: Collection[tuple[object, ...]] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of `job_runs` whose run is under way, or (known) has written something and is not in these `attempts`.
+
+    No clock is asked: those of two machines differ.
+    A row with status `running` counts unless a later attempt is done or the run is in `ended`: a killed run cannot
+    record its end. One that was refused or had nothing to do says nothing of the first, which may be at work.
     """
     rows = _recorded(lake)
-    over = {(r["step"], r["run_date"], r["attempt"]) for r in rows if r["status"] != "running"}
+    over = {(r["step"], r["run_date"], r["attempt"]) for r in rows if r["status"] == "done"}
 
     def counts(row: dict[str, Any]) -> bool:
         if row["status"] == "running":
             later = any((s, d) == (row["step"], row["run_date"]) and a > row["attempt"] for s, d, a in over)
             return not later and row["run_id"] not in ended
-        end = row["started_at"] + timedelta(seconds=row["seconds"])
-        return since is not None and row["status"] != "noop" and end >= since
+        return known is not None and row["status"] != "noop" and _attempt(row) not in known
 
     return [r for r in rows if counts(r)]
+
+
+def _attempt(row: Mapping[str, Any]) -> tuple[object, ...]:
+    return row["run_id"], row["step"], row["run_date"], row["attempt"]
 
 
 def _recorded(lake: Lake) -> list[dict[str, Any]]:
@@ -117,17 +129,21 @@ def vacuum(lake: Lake, hours: int, *, dry_run: bool = False, ended: Sequence[str
     Files that were never committed (by killed writers) are deleted too, unless a step that writes the table is running:
     it may be reusing what an earlier, killed run has written.
     """
-    running = check_retention(lake, timedelta(hours=hours), ended)
+    check_retention(lake, timedelta(hours=hours), ended)
     for contract in all_contracts().values():
-        if contract.owner == "platform":
-            continue
-        busy = any(contract.name in (*(s := find_step(n)).writes, *s.also_writes) for n in running)
-        yield delete_old_files(lake, contract.name, hours, dry_run=dry_run, orphans=not busy)
+        if contract.owner != "platform":
+            busy = partial(_is_written_to, lake, contract.name, ended)
+            yield delete_old_files(lake, contract.name, hours, dry_run=dry_run, orphans=True, busy=busy)
+
+
+def _is_written_to(lake: Lake, table: str, ended: Sequence[str]) -> bool:
+    running = {row["step"] for row in alive(lake, ended)}
+    return any(table in (*step.writes, *step.also_writes) for step in STEPS if step.name in running)
 
 
 def delete_old_files(
     lake: Lake, table: str, hours: int, *, dry_run: bool = False, orphans: bool = False,
-    only: Callable[[str], bool] = lambda uri: True,
+    only: Callable[[str], bool] = lambda uri: True, busy: Callable[[], bool] = lambda: False,
 ) -> Vacuumed:  # fmt: skip
     """Delete the files of one table that no version of the last `hours` uses; orphans: those of killed writers too.
 
@@ -135,16 +151,21 @@ def delete_old_files(
     tables. The caller must know that no run still needs them. Without a table, what a writer left that was killed
     before it made one are orphans.
 
-    only: whether the file with this location is to go.
+    only: whether the file with this location is to go. busy: whether a run may be writing the table, so that orphans
+    stay; asked after they were listed, because a run is on record before its first file.
     """
     uri = lake.uri(table)
     fs, base = filesystem(uri)
     if lake.exists(table):
-        listed = DeltaTable(uri).vacuum(hours, dry_run=True, enforce_retention_duration=False, full=orphans)
+        of = partial(DeltaTable(uri).vacuum, hours, dry_run=True, enforce_retention_duration=False)
+        listed = of(full=False)
+        if orphans and len(more := of(full=True)) > len(listed) and not busy():
+            listed = more
         paths = [f"{base}/{p}" for p in listed]
     else:
         before = datetime.now(UTC) - timedelta(hours=hours)
         paths = [p for p in (fs.find(base) if orphans and fs.exists(base) else ()) if fs.modified(p) <= before]
+        paths = [] if paths and busy() else paths
     there = {p: fs.size(p) for p in paths if fs.isfile(p) and only(fs.unstrip_protocol(p))}
     if there and not dry_run:
         fs.rm(list(there))

@@ -290,7 +290,7 @@ class CalibratorSettings(Section):
         description="Mean label of unexposed rows; 'uniform': from the uniformly exposed slice; 'auto': from there "
         "where it has min_rows, else exposed_share of the click rate of exposed pairs",
     )
-    exposed_share: Share = Field(default=0.5, gt=0, description="Of the click rate of exposed pairs: see target_rate")
+    exposed_share: Share = Field(default=1.0, gt=0, description="Of the click rate of exposed pairs: see target_rate")
     spread: float = Field(
         default=0.75, gt=0, description="Standard deviation of the logits of a user's quantile labels"
     )
@@ -377,7 +377,7 @@ class Prerank(Section):
     batch_size: Positive = Field(default=512, description="Exposed rows per step, and unexposed rows beside them")
     steps: Positive = Field(default=400, description="Optimizer steps, the same for every variant")
     learning_rate: float = Field(default=3e-3, gt=0, description="AdamW's learning rate")
-    lambda_: float = Field(default=2.0, ge=0, alias="lambda", description="Weight of the pseudo-label loss")
+    lambda_: float = Field(default=4.0, ge=0, alias="lambda", description="Weight of the pseudo-label loss")
     lambda_sweep: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         default=(), description="Other lambdas, trained and judged too as variants gpl@VALUE, to choose from"
     )

@@ -229,7 +229,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "train_preranker", "deepspeed",
         reads=FOR_PRERANKER,
-        uses=("tokenizer",), writes=("evaluations",), publishes="preranker", settings=("prerank",),
+        uses=("tokenizer",), writes=("evaluations",), publishes="preranker", settings=("prerank",), method=2,
         trains_on_run_date=True,
     ),
     Step(
@@ -253,7 +253,7 @@ WITH_CONTROLS = Step(
     reads=(*FOR_PRERANKER, Read("pseudo_labels", "window", days=lambda c: c.prerank.train_days),
            Read("item_stats", "lookup"), Read("user_stats", "lookup")),
     uses=("tokenizer",), writes=("control_evaluations",), settings=("prerank", "labels.calibrator.spread"),
-    command="gpl evaluate --controls",
+    method=2, command="gpl evaluate --controls",
 )  # fmt: skip
 # Compacts what Spark writes; runs ingest for repaired rows. No table says that they are done: they run when asked to.
 OPTIMIZE = Step("optimize", "spark", reads=(), compacts=True, command="gpl optimize")

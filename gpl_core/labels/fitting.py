@@ -4,6 +4,8 @@ Spark aggregates, the driver calls these. Formulas marked (ours) are this projec
 matters more than any other one, so `fit_location` meets the target rate on the very rows that are trained on.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +20,8 @@ too little (Berkson 1946): what was shown although unpopular was shown for a rea
 """
 
 LEAST_STRENGTH, MOST_STRENGTH = 1.0, 1000.0
+MOST_IMPRESSIONS = 1000  # of one user or item in the sums of `prior_strength`
+LEAST_SHARE = 0.05  # of the rows that a fit needs: so many clicks, and so many rows without one
 _LARGEST_RATE_CHANGE = 3.0
 
 
@@ -59,7 +63,10 @@ def fitting_fault(rows: int, clicks: int, minimum_rows: int) -> str:
     """Why so many exposed rows with so many clicks cannot fit a calibrator; empty when they can."""
     if rows < minimum_rows:
         return f"{rows:,} rows, where at least {minimum_rows:,} are needed"
-    return "" if 0 < clicks < rows else f"{rows:,} rows, {clicks:,} of them clicked, where both classes are needed"
+    needed = math.ceil(LEAST_SHARE * minimum_rows)
+    if min(clicks, rows - clicks) < needed:
+        return f"{rows:,} rows, {clicks:,} of them clicked, where {needed:,} of either kind are needed"
+    return ""
 
 
 def check_fitting_rows(rows: int, clicks: int, minimum_rows: int, remedy: str) -> None:

@@ -18,12 +18,12 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from gpl_core.conf.sections import CATALOG, Lakehouse
 from gpl_core.contracts.contract import Contract, load_contract
-from gpl_core.errors import ConflictError, ContractError, MissingInputError, plain
+from gpl_core.errors import ConflictError, ContractError, GplError, MissingInputError, plain
 from gpl_core.lakehouse.commit import Part, remove_action, transact
 from gpl_core.lakehouse.log import read_log
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
-from gpl_core.lakehouse.storage import read_text
+from gpl_core.lakehouse.storage import filesystem, read_text
 from gpl_core.lakehouse.writer import PartWriter
 
 LOCATIONS = "catalog.json"  # under the root
@@ -108,6 +108,15 @@ class Lake:
             if self.exists(table):
                 raise
             return None
+
+    def has_version(self, table: str, version: int) -> bool:
+        """Whether `table` can be read as it was at `version`: the log may be cleaned of it, its files vacuumed."""
+        try:
+            then, live = self.open(table, version), {f.path for f in self.open(table).files}
+        except GplError:
+            return False
+        locations = map(filesystem, then.uris([f for f in then.files if f.path not in live]))
+        return all(fs.exists(path) for fs, path in locations)
 
     def create(self, contract: Contract, properties: Mapping[str, str] | None = None) -> Snapshot:
         """Create the table of `contract`, with its comments and constraints, when it does not exist; open it."""

@@ -76,11 +76,19 @@ def swap(
     try:
         transact(DeltaTable(snapshot.uri, version=snapshot.version), mark, new, removals, data_change=data_change)
     except CommitFailedError:
+        if has_committed(snapshot, new):
+            return True
         fs, base = filesystem(snapshot.uri)
         if new:
             fs.rm([f"{base}/{part['path']}" for part in new])
         return False
     return True
+
+
+def has_committed(snapshot: Snapshot, new: Sequence[Part]) -> bool:
+    """Whether the table holds the files `new` after all: an object store's answer to a commit can be lost."""
+    there = {file.path for file in Snapshot(snapshot.uri, snapshot.contract).files} if new else set()
+    return bool(new) and new[0]["path"] in there
 
 
 def _rewritten(snapshot: Snapshot, file: DataFile, keep: Keep) -> Part | None:

@@ -59,8 +59,11 @@ class UserProfiles:
         np.add.at(self._sum, bucket, mean)
         np.add.at(self._rows, bucket, 1)
 
-    def close_slice(self, total: Callable[[np.ndarray], np.ndarray] = lambda own: own) -> None:
-        """Ends a date; `total`: the sum of an array over the ranks that have each added a part of it."""
+    def close_slice(self, total: Callable[[np.ndarray], np.ndarray] = lambda own: own) -> float:
+        """Ends a date; `total`: the sum of an array over the ranks that have each added a part of it.
+
+        Returns the share of its users that share their bucket.
+        """
         sums, rows = total(self._sum), total(self._rows)
         touched = rows > 0
         mean = sums[touched] / rows[touched, None]
@@ -68,6 +71,7 @@ class UserProfiles:
         self.table[touched] = mean / np.where(norm > 0, norm, 1.0)
         self._sum[:] = 0.0
         self._rows[:] = 0
+        return float(rows[rows > 1].sum() / max(1, rows.sum()))
 
     def of(self, bucket: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Profiles [n x d] of the buckets [n], of unit norm, or 0 where none is known."""

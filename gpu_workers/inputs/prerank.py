@@ -36,6 +36,7 @@ _ROW = (
 )  # fmt: skip
 _MOST_HELD_OUT = 20_000
 _ROWS = 8192  # scored at a time
+_MOST_SHARED = 0.1  # of the users may share a row of the user table unsaid
 _IMPRESSION_COLUMNS = ("request_id", "user_id", "item_index", "clicked", "is_random")
 
 
@@ -174,23 +175,31 @@ class FeedCounts:
 
 
 def load_profiles(context: StepContext, ranks: Ranks, items: ContentTable) -> UserProfiles:
-    """Profiles from user_sequences as of the first training day, from every slice since the last snapshot of all users.
+    """Profiles from user_sequences as of the first day with training rows, from its last slice of all users on.
 
     Later slices are not read: they contain the very clicks that label the training rows. Each rank reads its share of a
     date, and the ranks' sums are added. Without the table all profiles are 0.
     """
-    profiles = UserProfiles(context.config.prerank.buckets, items.vectors.shape[1])
+    config = context.config
+    profiles = UserProfiles(config.prerank.buckets, items.vectors.shape[1])
     if not context.has("user_sequences"):
         return profiles
-    snapshot = context.snapshot("user_sequences")
-    last = context.run_date - timedelta(days=context.config.prerank.train_days - 1)
-    first = last - timedelta(days=context.config.sequences.snapshot_every - 1)
+    snapshot, feed = context.snapshot("user_sequences"), context.snapshot("training_feed")
+    window = context.run_date - timedelta(days=config.prerank.train_days - 1)
+    last = min((d for d in feed.slices() if window <= d <= context.run_date), default=window)
+    first = last - timedelta(days=config.sequences.snapshot_every - 1)
+    shared = 0.0
     for day in [d for d in snapshot.slices() if first <= d <= last]:
         with ranks.together():
             share = assign_files(snapshot.select(start=day, end=day), ranks.size)[ranks.rank]
             for batch in read_batches(snapshot, share, ["user_id", "item_index"]):
                 profiles.add(batch["user_id"], items.rows(batch["item_index"]), items.vectors)
-        profiles.close_slice(ranks.summed)
+        shared = max(shared, profiles.close_slice(ranks.summed))
+    if shared > _MOST_SHARED:
+        context.warn(
+            f"{shared:.0%} of the users share a row of the user table with others, and so one profile: set "
+            f"prerank.buckets ({config.prerank.buckets:,}) to about four times the number of users"
+        )
     return profiles
 
 

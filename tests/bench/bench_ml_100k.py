@@ -28,7 +28,7 @@ from tests.bench.simulation.world import Size
 
 SEEDS = (1, 2, 3, 4, 5)
 SIZE = Size(codes=256, interest_epochs=8)
-TUNED = ("0.25/1", "0.5/2")
+TUNED = ("0.5/2", "1/4")
 """Share of the exposed click rate / lambda, tried for every label; the second is the product's default."""
 OURS = ("gpl_clicks", "gpl_prefix")
 NAMES = (

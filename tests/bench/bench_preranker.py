@@ -42,8 +42,8 @@ def main() -> None:
         print("one seed: no paired differences, nothing is written")
         return
     figures: dict[str, Figure] = {}
-    for ours in ("gpl_clicks@0.5", "gpl_prefix@0.5", "gpl_logistic"):
-        for other in ("exposed_only", "constant", "user_rate", "popularity", "cosine", "clicks_no_anchors@0.5"):
+    for ours in ("gpl_clicks@1", "gpl_prefix@1", "gpl_logistic"):
+        for other in ("exposed_only", "constant", "user_rate", "popularity", "cosine", "clicks_no_anchors@1"):
             for figure in ("unexposed/auc", "unexposed/gauc"):
                 figures |= difference(results, ours, other, figure)
     title = f"SEMI-SYNTHETIC Amazon Industrial, clicks {args.world}, {count} paired seeds"

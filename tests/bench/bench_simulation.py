@@ -24,7 +24,7 @@ from tests.bench.simulation.world import QUICK, Size, make_world
 
 SEEDS = (101, 102, 103, 104, 105)
 QUICK_SEEDS = (201, 202)
-DEFAULT = "gpl_clicks@0.5"
+DEFAULT = "gpl_clicks@1"
 
 
 def main() -> None:
@@ -48,15 +48,15 @@ def goals(results: Results, plain: bool) -> dict[str, Figure]:
     for metric in ("auc", "gauc"):
         out |= gap_closed(results, DEFAULT, metric, 0.6 if plain else 0.35)
         out |= gap_closed(results, "gpl_logistic", metric, 0.7 if plain else None)
-        for name in ("gpl_clicks", "gpl_content@0.5", "gpl_prefix@0.5", *CONTROLS[1:]):
+        for name in ("gpl_clicks", "gpl_content@1", "gpl_prefix@1", *CONTROLS[1:]):
             if name in results:
-                out |= gap_closed(results, name, metric, 0.4 if plain and name == "gpl_content@0.5" else None)
+                out |= gap_closed(results, name, metric, 0.4 if plain and name == "gpl_content@1" else None)
         for part in ("unexposed", "exposed"):
             out |= difference(results, DEFAULT, "exposed_only", f"{part}/{metric}", better=part == "unexposed")
-    out |= difference(results, DEFAULT, "clicks_no_anchors@0.5", "unexposed/gauc")
+    out |= difference(results, DEFAULT, "clicks_no_anchors@1", "unexposed/gauc")
     out |= difference(results, "gpl_logistic", "logistic_no_anchors", "unexposed/gauc")
-    if "gpl_weighted@0.5" in results:
-        out |= difference(results, "gpl_weighted@0.5", DEFAULT, "unexposed/gauc")
+    if "gpl_weighted@1" in results:
+        out |= difference(results, "gpl_weighted@1", DEFAULT, "unexposed/gauc")
     for figure in ("top10/coverage", "top10/tail_share"):
         out |= difference(results, DEFAULT, "exposed_only", figure, better=False)
     return out | difference(results, DEFAULT, "random_negatives", "tail/gauc")

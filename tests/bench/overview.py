@@ -13,7 +13,7 @@ import matplotlib
 from tests.bench.harness import RESULTS
 
 DEVICE = "cpu-2core"
-AT = "@0.5/2"  # of ml_100k: half the exposed click rate as mean label, lambda 2
+AT = "@1/4"  # of ml_100k: the exposed click rate as mean label, lambda 4; the defaults
 SHIPPED, CONTENT_ONLY, NO_MODEL = "gpl_clicks", "gpl_prefix", "clicks_no_anchors"
 OURS = f"{SHIPPED}{AT}"
 _INK, _GOOD, _BAD, _QUIET = "#20242b", "#1b7a4b", "#b3372f", "#7a828e"

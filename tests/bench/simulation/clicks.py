@@ -73,5 +73,6 @@ def columns_of(world: World, scores: Scores) -> Mapping[str, np.ndarray]:
 def _strength(counts: Mapping[str, np.ndarray], owner: str) -> float:
     n, k = (counts[f"{owner}_{what}"].astype(np.float64) for what in ("impressions", "clicks"))
     n, k = n[n > 0], k[n > 0]
+    n, k = np.minimum(n, fitting.MOST_IMPRESSIONS), k * np.minimum(n, fitting.MOST_IMPRESSIONS) / n
     squares = float(((k - n * (k.sum() / n.sum())) ** 2).sum())
     return fitting.prior_strength(len(n), float(n.sum()), float(k.sum()), float((n * (n - 1)).sum()), squares)

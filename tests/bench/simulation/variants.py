@@ -33,14 +33,13 @@ from tests.bench.simulation.logistic import fit_logistic
 from tests.bench.simulation.world import Scores, World
 
 CONTROLS = ("exposed_only", "exposed_only_id", "ipw", "random_negatives", *controls.CONTROLS, "distilled")
-FIXED = (0.25, 0.5, 1.0)
-NO_UNIFORM_ROWS = ("gpl_content@0.5", "gpl_prefix@0.5", *(f"gpl_clicks@{f:g}" for f in FIXED))
+NO_UNIFORM_ROWS = ("gpl_content@1", "gpl_prefix@1", "gpl_clicks@0.5/2", "gpl_clicks@1")
 UNIFORM_ROWS = ("gpl_clicks", "logistic_no_anchors", "gpl_logistic")
-GPL = (*NO_UNIFORM_ROWS, "clicks_no_anchors@0.5", "gpl_weighted@0.5", *UNIFORM_ROWS)
+GPL = (*NO_UNIFORM_ROWS, "clicks_no_anchors@1", "gpl_weighted@1", *UNIFORM_ROWS)
 ORACLES = ("oracle_hard", "oracle_probability")
 ALL = (*CONTROLS, *GPL, *ORACLES)
 QUICK = (
-    "exposed_only", "random_negatives", *controls.CONTROLS, "gpl_clicks@0.5", "clicks_no_anchors@0.5", "gpl_prefix@0.5",
+    "exposed_only", "random_negatives", *controls.CONTROLS, "gpl_clicks@1", "clicks_no_anchors@1", "gpl_prefix@1",
     "logistic_no_anchors", "gpl_logistic", "oracle_hard",
 )  # fmt: skip
 
@@ -52,7 +51,7 @@ _QUANTILE: dict[str, tuple[tuple[str, ...], str]] = {
 }  # fmt: skip
 """Variants with quantile labels -> features, level across users."""
 _LOGISTIC = {"gpl_logistic": calibration.FEATURES, "logistic_no_anchors": _NO_ANCHORS}
-LAMBDA = 2.0
+LAMBDA = 4.0  # the product's default
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,11 @@ def _strength(n: np.ndarray, k: np.ndarray) -> float:
     [
         (lambda: fitting.check_fitting_rows(312, 20, 1000, "widen"), "312 rows, where at least 1,000"),
         (lambda: fitting.check_fitting_rows(5000, 0, 1000, "widen"), "5,000 rows, 0 of them clicked"),
+        (
+            lambda: fitting.check_fitting_rows(5000, 49, 1000, "widen"),
+            "49 of them clicked, where 50 of either",
+        ),
+        (lambda: fitting.check_fitting_rows(1000, 960, 1000, "widen"), "960 of them clicked, where 50 of"),
     ],
 )
 def test_a_fit_that_cannot_be_honest_is_refused(call, message: str) -> None:
