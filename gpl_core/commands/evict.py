@@ -24,6 +24,7 @@ from gpl_core.graph.planner import Planner, StepState
 from gpl_core.grouping import grouped
 from gpl_core.lakehouse.files import DataFile
 from gpl_core.lakehouse.key_hashes import hash_keys, members
+from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.rewrite import Keep, Removal, all_but, remove_rows
 from gpl_core.lakehouse.snapshot import Snapshot
 

@@ -6,7 +6,7 @@ one completes it. docs/security.md lists every place where a person can be.
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,15 +147,9 @@ def _from_table(
     removed = remove_rows(lake, contract, traces.removals, _STEP, dry_run=dry_run) if exists else ()
     rows, old = sum(r.rows for r in removed), 0
     if hours is not None:
-        old = delete_old_files(
-            lake,
-            name,
-            hours,
-            dry_run=dry_run,
-            orphans=True,
-            only=traces.stand_in,
-            busy=lambda: bool(alive(lake, ended)),
-        ).files
+        busy = partial(alive, lake, ended)
+        deleted = delete_old_files(lake, name, hours, dry_run=dry_run, orphans=True, only=traces.stand_in, busy=busy)
+        old = deleted.files
         if exists and not dry_run and drop_statistics(lake.uri(name)):
             DeltaTable(lake.uri(name)).alter.set_table_properties(NO_STATISTICS, raise_if_not_exists=False)
     would = "would be " if dry_run else ""

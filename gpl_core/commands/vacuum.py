@@ -143,7 +143,7 @@ def _is_written_to(lake: Lake, table: str, ended: Sequence[str]) -> bool:
 
 def delete_old_files(
     lake: Lake, table: str, hours: int, *, dry_run: bool = False, orphans: bool = False,
-    only: Callable[[str], bool] = lambda uri: True, busy: Callable[[], bool] = lambda: False,
+    only: Callable[[str], bool] = lambda uri: True, busy: Callable[[], object] = lambda: False,
 ) -> Vacuumed:  # fmt: skip
     """Delete the files of one table that no version of the last `hours` uses; orphans: those of killed writers too.
 

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 from gpl_core.commands.score import score
 from gpl_core.config import load_config
 from gpl_core.contracts.contract import Column, load_contract
-from gpl_core.errors import ContractError, LineageError, MissingInputError
+from gpl_core.errors import ConflictError, ContractError, LineageError, MissingInputError
+from gpl_core.lakehouse.snapshot import Snapshot
 from gpl_core.prerank.comparison import ALL_SEEDS
 from gpl_core.prerank.export import load_variant
 from gpl_core.prerank.features import user_buckets
@@ -252,6 +253,7 @@ def test_weights_that_are_all_zero_give_the_exposed_only_weights_bit_for_bit(lak
 
 def test_profiles_know_nothing_of_the_training_days_own_clicks(lake: LabelsLake, one_rank: Ranks) -> None:
     """The feed holds DAY - 1 and DAY: histories written for DAY contain clicks that its rows are labeled with."""
+    write_feed(lake, DAY - timedelta(days=1))
     write_feed(lake)
     write_sequences(lake, DAY - timedelta(days=1))
     write_sequences(lake, DAY, shift=4)
@@ -259,6 +261,16 @@ def test_profiles_know_nothing_of_the_training_days_own_clicks(lake: LabelsLake,
     table = load_file(_bundle(lake) / "profiles.safetensors")["table"]
     used = table[user_buckets([_user(0)], len(table))[0]]
     assert used == pytest.approx(lake.vectors[0], abs=1e-6)
+
+
+def test_profiles_of_a_window_that_begins_before_the_feed_are_those_of_its_first_day(lake, one_rank) -> None:
+    """One date of the feed, three training days: what users had done before that date is known."""
+    write_feed(lake)
+    write_sequences(lake, DAY)
+    given = ("prerank.train_days=3", "prerank.buckets=20000")
+    lake.run("train_preranker", train_preranker.run, *given, ranks=one_rank)
+    table = load_file(_bundle(lake) / "profiles.safetensors")["table"]
+    assert (table != 0).any(axis=1).sum() > 1
 
 
 def test_late_impressions_are_judged_without_training_again(lake: LabelsLake, one_rank: Ranks) -> None:
@@ -276,13 +288,13 @@ def test_late_impressions_are_judged_without_training_again(lake: LabelsLake, on
 def test_logged_propensities_add_an_off_policy_auc_and_a_sweep_adds_variants(lake: LabelsLake, one_rank: Ranks) -> None:
     write_feed(lake)
     write_impressions(lake, propensity=0.25)
-    given = ("feed.passthrough={shown_with: double}", "prerank.propensity=shown_with", "prerank.lambda_sweep=[0, 2]")
+    given = ("feed.passthrough={shown_with: double}", "prerank.propensity=shown_with", "prerank.lambda_sweep=[0, 4]")
     lake.run("train_preranker", train_preranker.run, *given, ranks=one_rank)
     figures = _figures(lake)
-    assert {key[0] for key in figures} == {"exposed_only", "gpl", "gpl@0", "gpl@2"}
-    for metric in ("auc", "gauc"):  # lambda 2 is the default, lambda 0 is exposed-only
+    assert {key[0] for key in figures} == {"exposed_only", "gpl", "gpl@0", "gpl@4"}
+    for metric in ("auc", "gauc"):  # lambda 4 is the default, lambda 0 is exposed-only
         assert figures["gpl@0", "uniform", metric]["value"] == figures["exposed_only", "uniform", metric]["value"]
-        assert figures["gpl@2", "uniform", metric]["value"] == figures["gpl", "uniform", metric]["value"]
+        assert figures["gpl@4", "uniform", metric]["value"] == figures["gpl", "uniform", metric]["value"]
     for part in ("exposed", "uniform", "tail"):  # all propensities are the same: it is the plain AUC
         found = figures["gpl", part, "snips_auc"]
         assert found["value"] == pytest.approx(figures["gpl", part, "auc"]["value"])
@@ -310,6 +322,16 @@ def test_features_of_a_pair_reach_the_model_its_judges_and_who_serves_it(lake: L
         assert score(config, DAY, "gpl") == (len(unexposed), "gpl-seed0", newest.version)
     with pytest.raises(MissingInputError, match="training_feed has no slice for 2031-01-01"):
         score(config, date(2031, 1, 1), "gpl")
+    read = Snapshot.row_groups
+
+    def overtaken(snapshot, *given):
+        yield from read(snapshot, *given)
+        write_feed(lake, hint=True)  # as gpl forget does, and a feed that is made again
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Snapshot, "row_groups", overtaken)
+        with pytest.raises(ConflictError, match="was written by another run meanwhile; run gpl score"):
+            score(config, DAY, "gpl")
     found = {r["request_id"]: r for r in lake.read("preranker_scores")}
     assert len(found) == len(unexposed)
     users, items, hints = ([r[c] for r in unexposed] for c in ("user_id", "item_index", "target"))

@@ -122,6 +122,19 @@ def test_a_correction_of_a_day_that_has_left_the_window_since_the_base_is_seen(t
     assert lake.latest(day(1)) == lake.expected(day(1)) == {"u0": [2]}
 
 
+def test_a_base_whose_item_sids_were_vacuumed_is_not_built_on(tmp_path, spark):
+    lake = SequenceLake(tmp_path, spark)
+    lake.add(*draw(3))
+    lake.run("sequences", sequences.run)
+    old = lake.lake.open("item_sids")
+    lake.sids(range(11))
+    for uri in old.uris(old.files):
+        Path(uri).unlink()
+    assert lake.run("sequences", sequences.run, day(1)) == "done"
+    assert lake.context.counts.details["snapshot"] is True
+    assert lake.latest(day(1)) == lake.expected(day(1))
+
+
 def test_nothing_at_or_after_the_run_date_is_read(tmp_path, spark):
     lake = SequenceLake(tmp_path, spark)
     lake.add(*[e for e in draw(2) if e[2].date() < D])

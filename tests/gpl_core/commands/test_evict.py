@@ -39,8 +39,8 @@ def lake(tmp_path) -> Lake:
     write(made, "interest_anchors", DAYS[2], "eg", "m2")
     write(made, "interest_anchors", DAYS[3], "f", "m2")
     for day, users, model in zip(DAYS, ("abc", "abd", "e", "b", "e"), ("m1", "m1", "m2", "m1", "m2"), strict=True):
-        write(made, "score_requests", day, users, model)
         write(made, "anchor_requests", day, users, model)
+        write(made, "score_requests", day, users, model)
     return made
 
 
@@ -88,11 +88,32 @@ def test_a_model_that_nobody_uses_any_more_leaves_whole_files_unread(lake, tmp_p
 def test_dates_that_still_wait_for_their_anchors_are_waited_for(lake, tmp_path, capsys):
     write(lake, "anchor_requests", DAYS[4] + ONE, "a")
     assert evict(tmp_path) == 4
-    assert f"no slice for {DAYS[4] + ONE}" in capsys.readouterr().err
+    assert f"no answer yet for {DAYS[4] + ONE}" in capsys.readouterr().err
     assert cached(lake) == "abcdefg"
     write(lake, "score_requests", DAYS[4] + ONE, "a")
     assert evict(tmp_path) == 0  # a is needed now
     assert cached(lake) == "abef"
+
+
+def test_a_backfill_of_dates_before_the_retention_is_waited_for(lake, tmp_path, capsys):
+    """Its anchors are made, under a date that is old, and its requests not read yet."""
+    write(lake, "anchor_requests", DAYS[0], "ac")
+    assert evict(tmp_path) == 4
+    assert f"no answer yet for {DAYS[0]}" in capsys.readouterr().err
+    assert cached(lake) == "abcdefg"
+
+
+def test_a_date_that_asks_while_the_cache_is_searched_is_waited_for(lake, tmp_path, monkeypatch):
+    unneeded = module._unneeded
+
+    def asked_meanwhile(*given):
+        found = unneeded(*given)
+        write(lake, "anchor_requests", DAYS[0], "ac")
+        return found
+
+    monkeypatch.setattr(module, "_unneeded", asked_meanwhile)
+    assert evict(tmp_path) == 4
+    assert cached(lake) == "abcdefg"
 
 
 def test_a_run_date_that_has_not_scored_is_named(lake, tmp_path, capsys):

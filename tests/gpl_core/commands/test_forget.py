@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 import torch
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError
 
 from gpl_core.checkpoint import write_checkpoint
 from gpl_core.cli import main
@@ -259,11 +260,15 @@ def test_a_running_step_is_refused_until_it_has_ended(lake, gpl_forget, no_raw):
     assert holding(lake, GONE) == set()
 
 
-def test_a_run_that_began_meanwhile_is_named(lake, gpl_forget, no_raw, monkeypatch):
-    """It has read the person before and writes them back after: the next forget removes them again."""
+@pytest.mark.parametrize("behind", [0, 1])
+def test_a_run_that_began_meanwhile_is_named(lake, gpl_forget, no_raw, monkeypatch, behind):
+    """It has read the person before and writes them back after: the next forget removes them again.
+
+    behind: hours that the clock of the run's machine is late.
+    """
 
     def with_a_step(*given: Any, **options: Any) -> Any:
-        run = JobRun(lake, "score_candidates", DAY, "night-8")
+        run = JobRun(lake, "score_candidates", DAY, "night-8", datetime.now(UTC) - timedelta(hours=behind))
         yield from forget(*given, **options)
         fill(lake, "pair_scores", GONE)
         run.end("done", Counts())
@@ -275,6 +280,20 @@ def test_a_run_that_began_meanwhile_is_named(lake, gpl_forget, no_raw, monkeypat
     monkeypatch.undo()
     assert gpl_forget()[0] == 0
     assert holding(lake, GONE) == set()
+
+
+def test_a_commit_whose_answer_was_lost_keeps_its_files(lake, gpl_forget, no_raw, monkeypatch):
+    """An object store is asked a second time, and says that the version exists."""
+    real = rewrite.transact
+
+    def unheard(*given: Any, **options: Any) -> None:
+        real(*given, **options)
+        raise CommitFailedError("version exists")
+
+    monkeypatch.setattr(rewrite, "transact", unheard)
+    assert gpl_forget()[0] == 0
+    assert holding(lake, GONE) == set()
+    assert holding(lake, STAYS) == set(OURS)
 
 
 def test_a_commit_in_between_is_no_matter_and_many_stop_one_table_alone(lake, gpl_forget, no_raw, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 from gpl_core.cli import main
 from gpl_core.commands import optimize
 from gpl_core.commands.optimize import compact
-from gpl_core.commands.vacuum import check_retention, vacuum
+from gpl_core.commands.vacuum import alive, check_retention, delete_old_files, vacuum
 from gpl_core.contracts.contract import all_contracts, load_contract
 from gpl_core.errors import ConflictError, ContractError
 from gpl_core.graph.compaction import LEFT_ALONE, compactable
@@ -186,6 +186,23 @@ def test_a_killed_run_that_was_run_again_counts_no_more(tmp_path):
     running(lake, 100)
     put(lake, "job_runs", [job_run(attempt=2)], mode="append")
     assert check_retention(lake, timedelta(hours=1)) == set()
+
+
+@pytest.mark.parametrize("status", ["failed", "noop"])
+def test_a_second_start_that_did_nothing_hides_no_run_under_way(tmp_path, status):
+    lake = Lake(str(tmp_path))
+    running(lake, 100)
+    put(lake, "job_runs", [job_run(attempt=2, status=status)], mode="append")
+    assert [r["run_id"] for r in alive(lake)] == ["night"]
+
+
+def test_files_of_a_run_that_began_while_orphans_were_listed_stay(toy):
+    toy.write("pair_scores", D1, step="score_candidates")
+    orphan = Path(toy.planner.lake.uri("pair_scores")) / "part-orphan.parquet"
+    orphan.write_bytes(b"of a run that is on record by now")
+    for busy, stays in ((True, True), (False, False)):
+        delete_old_files(toy.planner.lake, "pair_scores", 0, orphans=True, busy=lambda busy=busy: busy)
+        assert orphan.exists() is stays
 
 
 def test_a_retention_shorter_than_the_longest_run_is_refused_by_its_name(tmp_path):
