@@ -30,11 +30,11 @@ _MODULES: Mapping[str, Sequence[str]] = {
 _EXAMPLES = """
 examples:
   gpl simulate --config quickstart     a simulated marketplace to try it on
-  gpl run --config quickstart          run what is not done yet
+  gpl run --config quickstart          run every step that is not done yet
   gpl summary --config quickstart      rows, coverage, evaluation
   gpl run --help                       arguments and examples of one command
 
-GPL_CONFIG stands in for --config. Tab completion: gpl --print-completion bash, zsh or fish (docs/getting-started.md).
+Set GPL_CONFIG to omit --config. Tab completion: gpl --print-completion bash, zsh or fish (docs/getting-started.md).
 """
 
 
@@ -47,7 +47,7 @@ COMMANDS: dict[str, Command] = {command.name: command for group in GROUPS.values
 
 
 class _TopParser(Parser):
-    """The parser of `gpl` itself: its help shows the commands by what they are for."""
+    """The parser of `gpl` itself: its help groups the commands by purpose."""
 
     def format_help(self) -> str:
         """The overview, as wide as the terminal."""
@@ -81,7 +81,7 @@ def _commit() -> str:
     try:
         return "commit " + subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "of no known commit"
+        return "commit unknown"
 
 
 def make_parser() -> Parser:
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted: what was committed stays, nothing else was written", file=sys.stderr)
+        print(str(interrupt) or "interrupted: committed results are kept, nothing else was written", file=sys.stderr)
         return 130
     except Exception as error:
         return exit_with(error)

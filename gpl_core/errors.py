@@ -59,18 +59,18 @@ def some(values: Sequence[object], most: int = 5) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:
-    """The end of a message about the unknown `name`: those of `known` that are most like it; "" when none is."""
+    """The end of a message about the unknown `name`: the closest matches among `known`; "" if there are none."""
     close = difflib.get_close_matches(name, list(known), count)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-# Faults of the machine or of a file. Libraries in other languages have errors of their own for them: only the text says
-# which it is.
+# Faults of the machine or of a file. Native libraries raise their own error types for these, so only the message text
+# identifies the cause.
 _CAUSES: tuple[tuple[type[GplError], tuple[str, ...], str], ...] = (
     (
         GplError, tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT))),
-        "free space under lakehouse.root and in the temporary folder (TMPDIR), or move them, and run the same command "
-        "again: finished work is kept",
+        "free up space under lakehouse.root and in the temporary folder (TMPDIR), or move them to another disk, then "
+        "run the same command again: finished work is kept",
     ),
     (
         UsageError,
@@ -85,13 +85,13 @@ _CAUSES: tuple[tuple[type[GplError], tuple[str, ...], str], ...] = (
     (GplError, ("Generic S3 error", "AWS Error"), "check the object store, its credentials and AWS_ENDPOINT_URL"),
     (
         ContractError, ("[FAILED_READ_FILE", "Parquet error", "Parquet argument error"),
-        "restore that file from a copy, or write its slice again: run the step that wrote it with --force",
+        "restore that file from a copy, or rewrite its slice: run the step that wrote it with --force",
     ),
 )  # fmt: skip
 
 
 def plain(error: BaseException) -> str:
-    """The text of `error`; the chain of causes that delta-rs prints in colors and lines is one line."""
+    """The text of `error`, with the colored multi-line chain of causes from delta-rs joined into one line."""
     return re.sub("\\s*\x1b\\[31m↳\x1b\\[0m ", ": ", str(error)).strip()
 
 

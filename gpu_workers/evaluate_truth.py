@@ -1,4 +1,4 @@
-"""Judge a simulated marketplace: pre-ranker variants against the true click probabilities -> truth_metrics.
+"""Evaluate pre-ranker variants on a simulated marketplace, against true click probabilities -> truth_metrics.
 
 deepspeed --num_accelerators 1 gpu_workers/evaluate_truth.py --config quickstart --run-date 2026-01-04
 

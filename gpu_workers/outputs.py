@@ -55,7 +55,7 @@ def reject(key: str, reason: str, detail: str = "") -> dict[str, str]:
 
 @contextmanager
 def alone_in(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Keep ``folder`` for this run, as the checkpoints of two would be mixed up; it is free when the process has ended.
+    """Lock ``folder`` for this run, because two runs would mix up their checkpoints; the lock ends with the process.
 
     ConflictError when another run on this machine holds it.
     """
@@ -68,7 +68,7 @@ def alone_in(folder: Path, ranks: Ranks) -> Iterator[None]:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise ConflictError(
-                        f"{folder}: another run of this work is under way here; run the step again when it has ended"
+                        f"{folder}: another run of this work is in progress here; run the step again when it has ended"
                     ) from None
         yield
 

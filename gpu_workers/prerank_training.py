@@ -1,8 +1,9 @@
-"""Trains variants of the reference pre-ranker side by side: `train_preranker` and `evaluate_controls` call it.
+"""Trains variants of the reference pre-ranker side by side; called by `train_preranker` and `evaluate_controls`.
 
-Each step takes a batch of exposed rows, the same for every variant, and beside it as many unexposed rows. A variant of
-lambda 0 is exposed-only training as its user would run it: full batches of exposed rows, as many of them as there are
-steps. All start from the same weights. Each keeps those of the step with the best AUC on held-out exposed requests.
+Each step takes a batch of exposed rows, the same for every variant, plus an equal number of unexposed rows. A variant
+with lambda 0 is exposed-only training as one would run it in practice: one full batch of exposed rows per step. All
+variants start from the same weights, and each keeps the weights of the step with the best AUC on held-out exposed
+requests.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The processes of one launch: who they are, what they tell each other, and how a failure of one reaches all."""
+"""The processes of one launch: their identity, their communication, and how a failure of one propagates to all."""
 
 import os
 import socket

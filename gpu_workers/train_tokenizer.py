@@ -114,7 +114,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
         held = ranks.gather_text(codebooks)
         with ranks.together():
             if len(set(held)) > 1:
-                raise RuntimeError(f"tokenizer: ranks end with different codebooks: {held}; this is a defect")
+                raise RuntimeError(f"tokenizer: ranks ended with different codebooks: {held}; this is a bug")
             if ranks.is_main:
                 health = measure(tokenizer, items.vectors)
                 figures = asdict(health)

@@ -277,7 +277,7 @@ def _check_balance(
             )
         raise ContractError(
             f"table {table}: {rows_in[table]} rows in, but {rows} accepted and {bad} quarantined: {lost} "
-            "unaccounted for. This is a defect of ingest, report it"
+            "unaccounted for. This is a bug in the step ingest; please report it"
         )
 
 

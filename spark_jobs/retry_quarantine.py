@@ -2,8 +2,8 @@
 
     spark-submit … spark_jobs/retry_quarantine.py --config CONFIG --run-date D
 
-`gpl run` ingests a raw slice again when it changed. This job is for what no raw slice of D shows: items that arrived
-later. The rows go through ingest like any others; only tables that gain rows are written, so nothing else turns stale.
+`gpl run` ingests a raw slice again if it changed. This job covers what no raw slice of D shows: items that arrived
+later. The rows go through ingest like any others; only tables that gain rows are written, so nothing else gets stale.
 """
 
 from pyspark.sql import DataFrame

@@ -119,7 +119,7 @@ def run(step: SparkStep) -> None:
     if not written.rows <= unexposed - without_consent <= recalled - withdrawn:
         raise ContractError(
             f"table unexposed_samples: {written.rows} rows drawn stand for {unexposed} of {recalled} candidates, which "
-            "is impossible. This is a defect of samples, report it"
+            "is impossible. This is a bug in the step samples; please report it"
         )
     counts = context.counts
     counts.rows_in = recalled + commit.rows

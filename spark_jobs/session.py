@@ -75,7 +75,7 @@ def _with_delta(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _settle(spark: SparkSession) -> None:
-    """Set what results depend on, and say what the launcher had instead."""
+    """Enforce the settings that results depend on, and log the launcher's values that they replace."""
     for key, given in sorted(spark.conf.getAll.items()):
         if key.startswith(_NOT_OURS):
             _log.warning("%s=%s, which the launcher sets, is left out: results must not depend on it", key, given)

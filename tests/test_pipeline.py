@@ -322,7 +322,7 @@ def test_evaluate_starts_nothing_anew_and_says_what_it_judged_on(house: House) -
     code, output = house.gpl("evaluate", "--run-date", LAST.isoformat())
     assert code == 0, output
     assert "done already   train_preranker" in output
-    for word in (f"judged on {LAST + timedelta(days=1)}", "slice ", "minus exposed_only", "gauc", "No off-policy"):
+    for word in (f"evaluated on {LAST + timedelta(days=1)}", "slice ", "minus exposed_only", "gauc", "No off-policy"):
         assert word in output, word
 
 

@@ -23,16 +23,16 @@ _REMEDY = "run `python -m tests.bench.bench_search` on the device, or pass a res
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--users", type=float, required=True, help="users whose anchors are generated, e.g. 300e6")
-    parser.add_argument("--hours", type=float, required=True, help="the time available")
-    parser.add_argument("--gpus", type=int, metavar="N", help="also say how long N devices take")
-    parser.add_argument("--gpu-hour-cost", type=float, metavar="COST", help="price of one device hour, any currency")
+    parser.add_argument("--hours", type=float, required=True, help="time available, in hours")
+    parser.add_argument("--gpus", type=int, metavar="N", help="also print how long N devices take")
+    parser.add_argument("--gpu-hour-cost", type=float, metavar="COST", help="cost of one device hour, in any currency")
     parser.add_argument("--prompt", type=int, metavar="TOKENS", help="a measured prompt length; default: the slowest")
     parser.add_argument("--beams", type=int, metavar="K", help="a measured number of anchors; default: the slowest")
     parser.add_argument(
         "--measurement",
         type=Path,
         metavar="FILE",
-        help="a result of bench_search; default: this checkout's newest of an accelerator",
+        help="result file of bench_search; default: the newest accelerator result in this checkout",
     )
 
 
@@ -59,14 +59,14 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"measured: {rate:,.4g} users/s on one {measured.device}, prompt of {prompt} tokens, {beams} beams "
         f"({measured.about}; {measured.source.name}, commit {measured.commit}, {measured.when[:10]})\n"
-        "this is an extrapolation: the search alone on one device, times users and devices; reading and writing "
-        "tables, loading the model, stragglers and failures come on top"
+        "this is an extrapolation from the search alone on one device; reading and writing tables, loading the model, "
+        "stragglers and failures are not included"
     )
     if measured.on_cpu:
         print(f"warning: measured on {measured.device}, not an accelerator: this says nothing about GPUs; {_REMEDY}",
               file=sys.stderr)  # fmt: skip
     if measured.quick:
-        print("warning: a --quick measurement, with a smaller model than the one to be run", file=sys.stderr)
+        print("warning: this is a --quick measurement, made with a smaller model than the real one", file=sys.stderr)
     return 0
 
 
@@ -124,7 +124,7 @@ def newest_measurement() -> Measurement:
 
 
 COMMAND = Command(
-    "capacity", "GPUs and cost of the anchors of a day, extrapolated from a measured search", run, add_arguments,
+    "capacity", "estimate GPUs and cost of generating a day's anchors, from a measured search", run, add_arguments,
     needs_config=False,
     examples=("--users 300e6 --hours 6 --gpus 64",),
 )  # fmt: skip

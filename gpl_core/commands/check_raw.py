@@ -97,7 +97,7 @@ def check_raw(config: Config, dates: Sequence[date], sample_rows: int) -> list[F
             query.open(name)
         except UnreadableError as problem:  # ingest reads it
             del readable[name]
-            found.append(Finding("warning", name, f"no rows were looked at: {problem}"))
+            found.append(Finding("warning", name, f"no rows were checked: {problem}"))
     for table in readable.values():
         checks = _rows(query, table, config, dates, sample_rows, readable.get("raw_items"))
         found += _readable(checks, table.contract.name)
@@ -122,7 +122,7 @@ def _absent(lake: Lake, contract: Contract) -> Iterator[Finding]:
         placed = f"where lakehouse.tables.{name} places it: write it, or {todo}"
         yield Finding("error", name, f"{absent}, {placed}")
     elif name == "raw_interactions":
-        yield Finding("note", name, f"no table at {uri}: without it, which is allowed, clicks alone are positives")
+        yield Finding("note", name, f"no table at {uri}; it is optional: without it, only clicks count as positives")
     elif name in REQUIRED:
         yield Finding("error", name, f"{absent}: write it, or set lakehouse.tables.{name}")
 
@@ -151,13 +151,13 @@ def _layout(table: Snapshot, dates: Sequence[date]) -> Iterator[Finding]:
     if not unknown:
         return
     column, kind = table.columns.get("dt", "dt"), table.types["dt"]
-    why = f"the log has no smallest and largest '{column}' of them"
+    why = f"the log has no minimum and maximum of '{column}' for them"
     if kind in ("string", *WHOLE_KINDS) and column not in table.files[0].partition:
-        why = f"'{column}' ({kind}) does not sort as its dates do"
+        why = f"'{column}' ({kind}) does not sort in date order"
     yield Finding(
         "warning", name,
-        f"{len(unknown):,} of {len(table.files):,} files count to every date, which is stale when one of them changes: "
-        f"{why}; partition by it, or set lakehouse.columns.{name}: {{dt: event_time}}",
+        f"{len(unknown):,} of {len(table.files):,} files belong to every date, so all dates become stale when one "
+        f"changes: {why}; partition by that column, or set lakehouse.columns.{name}: {{dt: event_time}}",
     )  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def _history(tables: Mapping[str, Snapshot], config: Config, first: date) -> Ite
         return
     days = date_range(start, first - timedelta(days=1))
     if missing := [d for d in days if not any(table.may_have(d) for table in events.values())]:
-        text = f"history from run.history_start {start} on lacks {some(missing)}"
+        text = f"the history since run.history_start {start} has no rows for {some(missing)}"
         yield Finding("warning", " and ".join(events), text)
 
 
@@ -203,7 +203,7 @@ def _rows(
         yield Finding("error" if too_many else "warning", name, text)
     if too_many:
         share = f"{sample.refused / sample.rows:.1%} of the rows"
-        yield Finding("error", name, f"{share} would be refused, ingest.max_quarantine_share is {limit:.1%}")
+        yield Finding("error", name, f"{share} would be quarantined, but ingest.max_quarantine_share is {limit:.1%}")
 
 
 def _rate(query: Query, table: Snapshot, config: Config, day: date) -> Iterator[Finding]:
@@ -219,12 +219,12 @@ def _rate(query: Query, table: Snapshot, config: Config, day: date) -> Iterator[
         if not is_error and not query.rows(f"SELECT 1 FROM raw_impressions WHERE {in_days(table, start, end)} LIMIT 1"):
             yield Finding(
                 "error", "raw_impressions",
-                f"no row in the {wanted.window_days} days before {day}, so that there is no click rate to label by: "
+                f"no rows in the {wanted.window_days} days before {day}, so there is no click rate for the labels; "
                 "start on a later date, or set labels.calibrator.target_rate to the click rate you expect of unexposed "
                 "pairs",
             )  # fmt: skip
             return
-        share = f"labels will average {wanted.exposed_share:g} of the exposed click rate; better "
+        share = f"the mean label will be {wanted.exposed_share:g} times the exposed click rate; it is better to "
         yield Finding(
             "error" if is_error else "warning", "raw_impressions",
             f"{rows:,} uniformly exposed rows (is_random) in the {wanted.window_days} days before {day}, but "

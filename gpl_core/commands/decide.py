@@ -11,9 +11,9 @@ from gpl_core.lakehouse.artifacts import KINDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", choices=KINDS, help="its kind")
-    parser.add_argument("version", help="as under lakehouse.root/artifacts/ARTIFACT/")
-    parser.add_argument("--reason", default="", help="kept in the table artifact_decisions")
+    parser.add_argument("artifact", choices=KINDS, help="kind of artifact")
+    parser.add_argument("version", help="name of the version, as in lakehouse.root/artifacts/ARTIFACT/")
+    parser.add_argument("--reason", default="", help="recorded in the table artifact_decisions")
 
 
 def _add_rollback_arguments(parser: argparse.ArgumentParser) -> None:

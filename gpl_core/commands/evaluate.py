@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dates(parser)
     parser.add_argument(
         "--controls", action="store_true",
-        help="also train on labels that need no language model, to see whether it pays",
+        help="also train on labels that need no language model, to see whether it is worth it",
     )  # fmt: skip
 
 
@@ -68,11 +68,11 @@ def announcement(config: Config, step: Step, run_date: date) -> str:
     models = variants * len(settings.seeds)
     text = (
         f"{run_date}: {models} pre-rankers ({variants} variants, {counted(len(settings.seeds), 'seed')}) of "
-        f"{settings.steps:,} steps, unless they are trained already"
+        f"{settings.steps:,} steps, unless they are already trained"
     )
     batches = (2 * variants - 1) * len(settings.seeds) * settings.steps  # the baseline takes no unexposed rows
     seconds = _seconds_per_batch(config)
-    lasts = "how long that takes is not known yet" if seconds is None else _lasting(_START + seconds * batches)
+    lasts = "training time not known yet" if seconds is None else _lasting(_START + seconds * batches)
     return f"{text}; {lasts}"
 
 
@@ -82,8 +82,8 @@ def sources(config: Config, step: Step, run_date: date) -> str:
     feed, judged = (_rows(config, t, *ends) for t, *ends in (("training_feed", first, run_date),
                                                              ("impressions", following, following)))  # fmt: skip
     return (
-        f"{run_date}: trained on {feed}, judged on {judged}; the figures are in table {step.writes[0]}, "
-        "with 95 % intervals over users"
+        f"{run_date}: trained on {feed}, evaluated on {judged}; the results are in table {step.writes[0]}, "
+        "with 95% intervals over users"
     )
 
 
@@ -118,12 +118,12 @@ def print_evaluation(config: Config, run_date: date, console: Console, name: str
     rows = found.read(found.select(start=run_date, end=run_date)).to_pylist() if found else []
     if not rows:
         raise MissingInputError(
-            f"table {name}: nothing for {run_date}, which is judged on the impressions of {following}; ingest "
+            f"table {name}: no rows for {run_date}, which is evaluated on the impressions of {following}; ingest "
             f"them, then run gpl evaluate --run-date {run_date} again"
         )
     seeds = len({row["seed"] for row in rows} - {ALL_SEEDS})
     console.print(
-        f"pre-ranker trained through {run_date}, judged on {following}; in brackets: 95 % intervals over users"
+        f"pre-ranker trained through {run_date}, evaluated on {following}; in brackets: 95% intervals over users"
         + (f" and {seeds} training seeds" if seeds > 1 else "; list several seeds under prerank.seeds to include them")
     )
     rows = [row for row in rows if row["seed"] == ALL_SEEDS]
@@ -135,7 +135,7 @@ def print_evaluation(config: Config, run_date: date, console: Console, name: str
             continue
         console.print(f"\n[bold]slice {part}[/]" + (f" ({small})" if (small := too_small(mine)) else ""))
         console.print(slice_table(mine))
-    console.print("\n* better or worse: the interval of the difference leaves out 0")
+    console.print("\n* better or worse: the interval of the difference excludes 0")
     for line in absences(rows):
         console.print(line)
     if not any(row["metric"] == "snips_auc" for row in rows):
@@ -149,8 +149,8 @@ def bias_caveat(rows: Rows) -> str:
         return ""
     why = uniform[0]["note"] or too_small(uniform) if uniform else "no such slice"
     return (
-        f"Caveat: that day has no uniformly exposed traffic to judge on ({why}). Other slices hold only "
-        "exposed pairs, which the serving policy chose; they say nothing about unexposed ones, which get pseudo-labels."
+        f"Caveat: that day has too little uniformly exposed traffic to evaluate on ({why}). Other slices contain only "
+        "pairs that the serving policy chose to expose; they say nothing about unexposed ones, which get pseudo-labels."
     )
 
 
@@ -175,6 +175,6 @@ def slice_table(rows: Rows) -> Table:
 
 
 COMMAND = Command(
-    "evaluate", "train the pre-ranker with and without pseudo-labels, judge both on the next day", run, add_arguments,
+    "evaluate", "train the pre-ranker with and without pseudo-labels, test both on the next day", run, add_arguments,
     examples=("--config shop.yaml --run-date 2026-03-04", "--config shop.yaml --controls"),
 )  # fmt: skip

@@ -1,9 +1,9 @@
 """`gpl evict`: remove from the anchor cache what nothing has needed for `anchors.retention_days`.
 
-A date needs an entry if its score_requests have the user of the entry with the model of the entry: that is when the
-cache is looked up. So an entry is removed if it was generated, and its user last scored with its model, before the
-retention. (While a user is still scored with that model, entries of older sequences stay: too much is kept, never too
-little.) Only delta-rs writes `interest_anchors`, so this is not a Spark job.
+A date needs an entry if its score_requests contain the entry's user and model, because that is when the cache is looked
+up. An entry is therefore removed if it was generated before the retention period and its user has not been scored with
+its model since. (While a user is still scored with that model, its entries for older sequences stay: too much is kept,
+never too little.) Only delta-rs writes `interest_anchors`, so this is not a Spark job.
 """
 
 import argparse
@@ -34,9 +34,9 @@ _KEYS_AT_A_TIME = 8_000_000  # cache keys in memory at a time: 64 MB
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--run-date", required=True, type=iso_date, metavar="D", help="as of this date, whose score_requests exist"
+        "--run-date", required=True, type=iso_date, metavar="D", help="evict as of this date; it needs score_requests"
     )
-    parser.add_argument("--dry-run", action="store_true", help="count only")
+    parser.add_argument("--dry-run", action="store_true", help="only count the entries")
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
@@ -130,7 +130,7 @@ def _hashes(rows: pa.Table, file: DataFile) -> np.ndarray:
 
 
 COMMAND = Command(
-    "evict", "remove from the anchor cache what no run has needed for anchors.retention_days", run, add_arguments,
+    "evict", "remove anchor cache entries that no run has needed for anchors.retention_days", run, add_arguments,
     in_shadow=False,
     examples=("--config shop.yaml --run-date 2026-03-04",),
 )  # fmt: skip

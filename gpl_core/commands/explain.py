@@ -43,8 +43,8 @@ Row = dict[str, Any]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--user", required=True, metavar="USER_ID", help="as in table pseudo_labels")
     parser.add_argument("--item", required=True, metavar="ITEM_ID", help="as in table pseudo_labels")
-    parser.add_argument("--run-date", required=True, type=iso_date, metavar="D", help="of the label")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--run-date", required=True, type=iso_date, metavar="D", help="run date of the label")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
@@ -165,8 +165,8 @@ def _reason(query: Query, user: str, item: str, day: date) -> str:
         return "the item is not in table items"
     if some("exposed_samples", f"{on} AND {pair}"):
         return (
-            "the user was shown the item: the feed has the click itself, and only a share of exposed pairs is scored "
-            "as a control (samples.scored_exposed_share)"
+            "the item was shown to the user: the feed has the observed click, and only a sample of the exposed pairs "
+            "is scored for calibration (samples.scored_exposed_share)"
         )
     if not some("unexposed_samples", f"{on} AND {pair}"):
         return (
@@ -299,20 +299,20 @@ def _print(found: Row, console: Console) -> None:
     )
     factors = ", ".join(f"{k} {v:.4f}" for k, v in found["factors"].items())
     console.print(f"weight {found['weight']:.4f} (raw {found['raw_weight']:.4f}: {factors})")
-    title = "anchors of the user, rank 0 the likeliest; * matched"
+    title = "anchors of the user (rank 0: most likely; *: matched)"
     table = Table("rank", "anchor", "probability", "similarity", "carried by", title=title)
     for anchor in found["anchors"]:
         rank = f"{anchor['rank']}" + " *" * anchor["matched"]
-        names = "; ".join(_item(i) for i in anchor["items"]) or "no item now"
+        names = "; ".join(_item(i) for i in anchor["items"]) or "no current item"
         more = f" and {anchor['carried_by'] - len(anchor['items'])} more" if anchor["carried_by"] > NEAREST else ""
         near = f"{anchor['similarity']:.4f}" if "similarity" in anchor else "–"
         table.add_row(rank, ",".join(map(str, anchor["sid"])), f"{anchor['probability']:.5f}", near, names + more)
     console.print(table)
-    table = Table("item of the history", "similarity", "events ago", title="nearest items of the history")
+    table = Table("history item", "similarity", "events ago", title="nearest items in the user's history")
     for row in found["nearest_history"]:
         table.add_row(_item(row), f"{row['similarity']:.4f}", str(row["events_ago"]))
     console.print(table)
-    console.print("recomputed from vectors and formulas: equal to what is stored")
+    console.print("recomputed from vectors and formulas: all values match the stored ones")
 
 
 def _item(item: Row) -> str:
@@ -320,6 +320,6 @@ def _item(item: Row) -> str:
 
 
 COMMAND = Command(
-    "explain", "why a pair has its pseudo-label: anchor, factors and history, all recomputed", run, add_arguments,
+    "explain", "show why a pair has its pseudo-label: anchor, factors and history, recomputed", run, add_arguments,
     examples=("--config shop.yaml --run-date 2026-03-04 --user U --item I",),
 )  # fmt: skip

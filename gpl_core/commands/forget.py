@@ -41,11 +41,11 @@ class Forgotten:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--user", required=True, metavar="USER_ID", help="as ingest stores it")
-    parser.add_argument("--dry-run", action="store_true", help="count only")
+    parser.add_argument("--user", required=True, metavar="USER_ID", help="the user id, as stored by ingest")
+    parser.add_argument("--dry-run", action="store_true", help="only count rows and files")
     parser.add_argument(
-        "--vacuum-hours", type=count, metavar="N", help="also delete files with the person that only versions older "
-        "than N hours use, and what killed runs left of them"
+        "--vacuum-hours", type=count, metavar="N", help="also delete files that contain the person and that only "
+        "versions older than N hours use, and such files left by killed runs"
     )  # fmt: skip
     add_ended(parser)
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
     person, lake = Person(args.user), Lake.of(config.lakehouse)
     known = attempts(lake)
     if not any(lake.exists(c.name) for c in all_contracts().values() if c.owner != "platform"):
-        raise MissingInputError(f"{lake.root}: there is none of this project's tables; correct lakehouse.root")
+        raise MissingInputError(f"{lake.root} has no tables of this project; correct lakehouse.root")
     if not args.dry_run:
         _refuse_running(lake, args.ended)
     total, left, dates = 0, [], set()
@@ -67,18 +67,18 @@ def run(args: argparse.Namespace, config: Config) -> int:
             print(f"{found.place}: {found.done}")
     if not args.dry_run:
         left += [
-            f"run {r['run_id']} ({r['step']} for {r['run_date']}) was under way meanwhile and may have written the "
+            f"run {r['run_id']} ({r['step']} for {r['run_date']}) was active in the meantime and may have written the "
             "person back"
             for r in alive(lake, args.ended, known)
         ]
     if not total and not left:
-        older = "" if args.vacuum_hours is not None else "; with --vacuum-hours N older versions are searched too"
+        older = "" if args.vacuum_hours is not None else "; add --vacuum-hours N to search older versions too"
         raise MissingInputError(f"user {args.user!r} is in no table and no file of {lake.root}{older}")
     for line in [*left, *([] if args.dry_run else _notes(args.vacuum_hours, sorted(dates)))]:
         print(f"left: {line}")
     if not left or args.dry_run:
         return 0
-    print("run the same command again when that is done: it does what is left")
+    print("when that is done, run the same command again to finish")
     return 3
 
 
@@ -86,8 +86,8 @@ def _refuse_running(lake: Lake, ended: list[str]) -> None:
     if running := alive(lake, ended):
         first = running[0]
         raise ContractError(
-            f"run {first['run_id']} ({first['step']} for {first['run_date']}) is under way and would write the person "
-            f"back; run gpl forget when it has ended, or add --ended {first['run_id']} if it was killed"
+            f"run {first['run_id']} ({first['step']} for {first['run_date']}) is in progress and would write the "
+            f"person back; run gpl forget when it has ended, or add --ended {first['run_id']} if it was killed"
         )
 
 
@@ -99,7 +99,7 @@ def _notes(hours: int | None, dates: list[str]) -> Iterator[str]:
         )
     if hours != 0:
         kept = "old versions" if hours is None else f"versions younger than {hours} hours"
-        yield f"{kept} still have the rows: run it again with --vacuum-hours 0 once no reader pins them"
+        yield f"{kept} still have the rows: run it again with --vacuum-hours 0 once nothing reads them any more"
     yield "models trained on the person's history stay until they are trained again; they hold no user id"
 
 
@@ -215,7 +215,7 @@ def _outline(path: Path) -> str:
 
 def _in_raw(lake: Lake, traces: Traces, place: str) -> Forgotten:
     rows = traces.count(lake.open(place)) if lake.exists(place) else 0
-    remedy = "it is the platform's: delete them there, or ingest brings the person back"
+    remedy = "the table belongs to the platform: delete them there, or ingest will bring the person back"
     return Forgotten(place, rows, left=f"{place} still has {rows:,} rows; {remedy}" if rows else "")
 
 

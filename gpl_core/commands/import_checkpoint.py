@@ -9,8 +9,8 @@ from gpl_core.lakehouse.scratch import scratch_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE.gguf", type=Path, help="is read, never changed")
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="must not exist")
+    parser.add_argument("file", metavar="FILE.gguf", type=Path, help="the model to convert; it is not modified")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder to create; it must not exist yet")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     from gpl_core.interest.gguf_import import import_gguf  # takes torch
 
     if args.folder.exists():
-        raise UsageError(f"{args.folder}: exists; name a new folder, or remove this one.")
+        raise UsageError(f"{args.folder} already exists; choose a new folder, or remove this one")
     args.folder.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(parent=args.folder.parent) as aside:
         import_gguf(args.file, aside)
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
             file.chmod(0o644)
         aside.rename(args.folder)
     size = sum(f.stat().st_size for f in args.folder.iterdir())
-    print(f"{args.folder}: {size / 1e6:,.0f} MB; name it in interest.base_model")
+    print(f"{args.folder}: {size / 1e6:,.0f} MB; set interest.base_model to this folder")
     return 0
 
 

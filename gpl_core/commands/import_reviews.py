@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # the simulation takes long to import
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", required=True, metavar="FILE", help="items.jsonl.gz")
     parser.add_argument("--sequences", required=True, metavar="FILE", help="sequences.jsonl.gz")
-    parser.add_argument("--seed", type=int, metavar="N", help="of all random draws")
-    parser.add_argument("--force", action="store_true", help="replace raw tables made from other input")
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed")
+    parser.add_argument("--force", action="store_true", help="replace raw tables created from different input")
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
@@ -54,7 +54,7 @@ def import_settings(config: Config, seed: int | None = None) -> ImportSettings:
 
 
 COMMAND = Command(
-    "import-reviews", "write raw tables from real purchases; requests and exposure are simulated", run,
+    "import-reviews", "create raw tables from real purchases; requests and exposure are simulated", run,
     add_arguments, in_shadow=False,
     examples=("--config amazon --items items.jsonl.gz --sequences sequences.jsonl.gz",),
 )  # fmt: skip

@@ -42,12 +42,12 @@ _WANTED = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "tables", nargs="+", metavar="PLACE",
-        help="a Delta table, a folder with some in it (three levels deep), or RAW_TABLE=LOCATION, where LOCATION may "
-        "be catalog://database.table",
+        help="a Delta table, a folder that contains Delta tables (up to three levels deep), or RAW_TABLE=LOCATION, "
+        "where LOCATION may be catalog://database.table",
     )  # fmt: skip
     parser.add_argument("--out", default="gpl.yaml", metavar="FILE", help="the configuration to write (gpl.yaml)")
-    parser.add_argument("--root", default="", help="what gpl writes goes under it (default: lakehouse/NAME beside it)")
-    parser.add_argument("--yes", action="store_true", help="ask nothing: take what was proposed")
+    parser.add_argument("--root", default="", help="folder for everything gpl writes (default: lakehouse/NAME)")
+    parser.add_argument("--yes", action="store_true", help="ask no questions; accept every proposal")
     add_dates(parser)
 
 
@@ -55,10 +55,10 @@ def run(args: argparse.Namespace) -> int:
     """Propose, ask for what cannot be seen, write; exit code 4 when a required table or column is still missing."""
     out = Path(args.out)
     if out.is_dir():
-        raise UsageError(f"--out {out}: is a folder; name the file to write, as in {out / 'gpl.yaml'}")
+        raise UsageError(f"--out {out} is a folder; give the file to write, as in {out / 'gpl.yaml'}")
     schema = out.with_suffix(".schema.json")
     if there := [str(path) for path in (out, schema) if path.exists()]:
-        raise UsageError(f"{', '.join(there)}: exists already and is not overwritten; give another --out")
+        raise UsageError(f"{', '.join(there)}: already exists and is not overwritten; choose another --out")
     asks = not args.yes and sys.stdin.isatty()
     named, tables = _seen(args.tables)
     free = [t for t in tables if t not in named.values()]
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             columns |= _asked_columns(raw, columns, chosen[raw])
     if not chosen:
         seen = ", ".join(table.location for table in tables)
-        raise MissingInputError(f"{seen}: none looks like a raw table; say which it is, as in raw_items=LOCATION")
+        raise MissingInputError(f"{seen}: none looks like a raw table; name it yourself, as in raw_items=LOCATION")
     dates = _dates(args, chosen, mapped, asks)
     root = args.root or str(out.parent / "lakehouse" / out.stem)
     if asks and not args.root:
@@ -162,7 +162,7 @@ def _asked_date(question: str) -> date:
         try:
             return date.fromisoformat(_ask(f"{question} (YYYY-MM-DD) "))
         except ValueError:
-            print("a date such as 2026-03-01 is needed")
+            print("please enter a date such as 2026-03-01")
 
 
 def _dates(
@@ -178,13 +178,13 @@ def _dates(
     if given := given_dates(args):
         start, end = given[0], given[-1]
     elif all(needed) and (first := max(d[0] for d in needed)) <= (last := min(d[-1] for d in needed)):
-        earliest = min(first + ONE_DAY, last)  # the day before tells how often is clicked
+        earliest = min(first + ONE_DAY, last)  # the first run date needs a click rate from the day before it
         end = max(earliest, last - ONE_DAY)
         start = max(earliest, end - _WEEK)
     elif asks:
         start, end = _asked_date("First run date"), _asked_date("Last run date")
     else:
-        raise UsageError("the logs do not say which dates the tables have in common: give --start-date and --end-date")
+        raise UsageError("the logs do not show which dates the tables have in common: pass --start-date and --end-date")
     # What was recalled is no history.
     history = min((d[0] for raw, d in days.items() if d and raw != "raw_candidates"), default=start)
     return min(start, max(history, start - _HISTORY)), start, end
@@ -234,10 +234,10 @@ def _told(
         elif raw in REQUIRED:
             print(f"{raw}: not found")
         if raw in missing:
-            print(f"{raw}: no column can be {', '.join(missing[raw])}")
+            print(f"{raw}: no column found for {', '.join(missing[raw])}")
     complete = not missing and chosen.keys() >= {*REQUIRED}
     config, todo = shlex.quote(str(out)), "" if complete else ": fill in what was not found"
-    print(f"{out} is written, {schema.name} beside it{todo}. Next:")
+    print(f"wrote {out}, with {schema.name} next to it{todo}. Next:")
     if any(table.location.startswith(CATALOG) for table in chosen.values()):
         print(f"  gpl register --config {config}    # asks Spark's catalog where the tables are")
     print(f"  gpl check-raw --config {config}   # every problem of the tables at once")

@@ -18,6 +18,6 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 COMMAND = Command(
-    "judge", "simulation only: judge pre-ranker variants by the true click probabilities", run, add_dates,
+    "judge", "simulation only: evaluate pre-ranker variants against true click probabilities", run, add_dates,
     examples=("--config quickstart",),
 )  # fmt: skip

@@ -43,9 +43,9 @@ class Migrated:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("table", nargs="*", help="default: every table")
+    parser.add_argument("table", nargs="*", help="tables to migrate (default: all)")
     add_ended(parser)
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
     lake, done, would = Lake.of(config.lakehouse), 0, "would be " if args.dry_run else ""
     ours = [c for c in all_contracts().values() if c.owner != "platform"]
     if wrong := sorted(set(args.table) - {c.name for c in ours}):
-        raise UsageError(f"'{wrong[0]}' is no table of ours{did_you_mean(wrong[0], [c.name for c in ours])}")
+        raise UsageError(f"'{wrong[0]}' is not a table of gpl{did_you_mean(wrong[0], [c.name for c in ours])}")
     for contract in ours:
         if args.table and contract.name not in args.table:
             continue
@@ -107,8 +107,8 @@ def _migrate(
     steps = path(contract, found)
     if running := check_retention(lake, timedelta.max, ended):
         raise ContractError(
-            f"table {contract.name}: job_runs says that {', '.join(sorted(running))} is running; migrate when nothing "
-            "runs, or add --ended RUN_ID if the run was killed"
+            f"table {contract.name}: according to job_runs, {', '.join(sorted(running))} is still running; migrate "
+            "when nothing is running, or add --ended RUN_ID if the run was killed"
         )
     # A migration was killed before it set the version.
     if have == list(contract.column_names) and all(snapshot.types[c.name] == c.delta_type for c in contract.columns):
@@ -123,7 +123,7 @@ def _migrate(
     unknown = [n for n in names if n not in contract.column_names and n not in passthrough]
     missing = [c.name for c in contract.columns if c.name not in names and not c.nullable]
     if unknown or missing:
-        gaps = [f"do not say what becomes of {unknown}"] * bool(unknown) + [f"do not add {missing}"] * bool(missing)
+        gaps = [f"do not cover the columns {unknown}"] * bool(unknown) + [f"do not add {missing}"] * bool(missing)
         raise ContractError(
             f"table {contract.name}: its migrations from version {found} to {contract.version} {' and '.join(gaps)}; "
             f"declare these columns in schemas/{contract.name}.yaml"

@@ -54,7 +54,7 @@ def compact(lake: Lake, contract: Contract, dates: Sequence[date], file_bytes: i
         wanted = {d.isoformat() for d in dates}
         files = [f for f in snapshot.files if f.partition.get("dt") in (None, *wanted)]
         movable = files
-        if contract.name in IN_PROGRESS:  # file by file: the row of a killed run stays for ever, and stops only its own
+        if contract.name in IN_PROGRESS:  # per file: the row of a killed run stays forever, and must block only its own
             column, value = IN_PROGRESS[contract.name]
             movable = [f for f in files if value not in snapshot.read([f], [column]).column(0).to_pylist()]
         by_partition: dict[str, list[DataFile]] = {}
@@ -69,7 +69,7 @@ def compact(lake: Lake, contract: Contract, dates: Sequence[date], file_bytes: i
         if swap(snapshot, gone, parts, SliceMark("optimize", {}, ""), data_change=False):
             return len(files), len(files) - len(gone) + len(parts)
     raise ConflictError(
-        f"table {contract.name}: other runs wrote it {_TRIES} times in the meantime; run gpl optimize again"
+        f"table {contract.name}: other runs wrote to it during all {_TRIES} attempts; run gpl optimize again"
     )
 
 

@@ -12,16 +12,16 @@ from gpl_core.graph.schedulers import FORMATS, render
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(parser)
-    parser.add_argument("--format", dest="form", choices=FORMATS, default="shell", help="airflow: a file with a DAG")
+    parser.add_argument("--format", dest="form", choices=FORMATS, default="shell", help="airflow: a DAG file")
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """The dates and steps of a run; `gpl run` takes the same."""
     add_dates(parser)
-    parser.add_argument("--from", dest="first", metavar="STEP", help="begin with this step")
+    parser.add_argument("--from", dest="first", metavar="STEP", help="start with this step")
     parser.add_argument("--only", action="append", default=[], metavar="STEP", help="only this step; repeatable")
-    parser.add_argument("--isolated", action="store_true", help="start every step in a launch of its own")
-    parser.add_argument("--force", action="store_true", help="run even what is done")
+    parser.add_argument("--isolated", action="store_true", help="start every step in a separate launch")
+    parser.add_argument("--force", action="store_true", help="also run steps that are already done")
 
 
 def run(args: argparse.Namespace, config: Config) -> int:

@@ -12,7 +12,7 @@ from gpl_core.graph.steps import RETRY
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dates(parser)
-    parser.add_argument("action", choices=("retry",), help="accept what passes now")
+    parser.add_argument("action", choices=("retry",), help="accept the rows that pass the checks now")
 
 
 def run(args: argparse.Namespace, config: Config) -> int:

@@ -17,7 +17,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 COMMAND = Command(
-    "register", "ask Spark's catalog where the raw tables are, and add our tables to lakehouse.database", run,
+    "register", "look up the raw tables in Spark's catalog, and register our tables in lakehouse.database", run,
     in_shadow=False,
     examples=("--config shop.yaml",),
 )  # fmt: skip

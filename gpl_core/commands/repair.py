@@ -1,7 +1,7 @@
 """`gpl repair`: remove duplicate keys that overlapping runs of earlier releases have left.
 
-Only a table that workers append to can hold a key twice: a slice that is replaced cannot. Of the rows of a key the one
-in the newest file stays. The step that wrote the table stays done; what reads it slice by slice turns stale.
+Only tables that workers append to can hold a key twice; a slice that is replaced as a whole cannot. For each key, the
+row in the newest file is kept. The step that wrote the table stays done; steps that read it by slice become stale.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _KEYS_AT_A_TIME = 32_000_000  # hashes in memory: 256 MB
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", action="append", choices=TABLES, help="repeatable; default: all three")
-    parser.add_argument("--dry-run", action="store_true", help="count only")
+    parser.add_argument("--dry-run", action="store_true", help="only count the rows")
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
@@ -98,7 +98,7 @@ def _rows_at(gone: np.ndarray) -> Mask:
 
 
 COMMAND = Command(
-    "repair", "remove duplicate keys that overlapping runs of earlier releases have left", run,
+    "repair", "remove duplicate keys left behind by overlapping runs of earlier releases", run,
     add_arguments, in_shadow=False,
     examples=("--config shop.yaml --dry-run",),
 )  # fmt: skip

@@ -18,11 +18,11 @@ from gpl_core.graph.planner import Planner
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(parser)
     parser.add_argument(
-        "--max-failures", type=count, default=0, metavar="N", help="continue with other dates after up to N failures"
+        "--max-failures", type=count, default=0, metavar="N", help="tolerate up to N failed dates and go on"
     )
-    parser.add_argument("--fail-on-alarm", action="store_true", help="exit with 3 when a step or a monitor warned")
+    parser.add_argument("--fail-on-alarm", action="store_true", help="exit with 3 if a step or a monitor warned")
     parser.add_argument("--verbose", action="store_true", help="show the output of the steps")
-    parser.add_argument("--log-level", choices=LOG_LEVELS, default="", help="of the steps; default info")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="", help="log level of the steps (default: info)")
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 def _warn_of_empty_dates(planner: Planner, dates: Sequence[date]) -> None:
-    """A date without raw rows may be a day without traffic; more often it is mistyped, or its rows are late."""
+    """Warn of dates without raw rows: sometimes a day has no traffic, but usually a typo or late data is the cause."""
     for table in ("raw_impressions", "raw_candidates"):
         raw = planner.snapshot(table)
         present = raw.slices() if raw is not None else ()
@@ -47,7 +47,7 @@ def _warn_of_empty_dates(planner: Planner, dates: Sequence[date]) -> None:
 
 
 COMMAND = Command(
-    "run", "run the graph, skipping what is done", run, add_arguments,
+    "run", "run the graph, skipping the steps that are done", run, add_arguments,
     examples=(
         "--config shop.yaml",
         "--config shop.yaml --run-date 2026-03-04 --verbose",

@@ -27,7 +27,7 @@ _KEY = ("request_id", "user_id", "item_id", "item_index", "pseudo_label")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dates(parser)
-    parser.add_argument("--variant", default=OURS, help="as in table evaluations, with its seed or for the first one")
+    parser.add_argument("--variant", default=OURS, help="as in table evaluations, or with -seedN (default: gpl)")
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
@@ -60,7 +60,7 @@ def score(config: Config, run_date: date, variant: str) -> tuple[int, str, str]:
     model, name, manifest = served_model(config, run_date, variant)
     feed = lake.open("training_feed", contract=with_passthrough("training_feed", config))
     if feed.mark(day) is None:
-        raise MissingInputError(f"training_feed has no slice for {day}; run training_feed for it first")
+        raise MissingInputError(f"training_feed has no slice for {day}; run training_feed for that date first")
     files = feed.select(start=run_date, end=run_date)
     lake.create(contract)
     with lake.writer(contract, {"dt": day}, dims={}) as writer:
@@ -89,6 +89,6 @@ def _refuse_other_feed(lake: Lake, feed: Snapshot, run_date: date) -> None:
 
 
 COMMAND = Command(
-    "score", "the pre-ranker's expectation of unexposed rows, beside their labels (table preranker_scores)", run,
+    "score", "score unexposed rows with the pre-ranker, next to their labels (table preranker_scores)", run,
     add_arguments, in_shadow=False, examples=("--config shop.yaml --run-date 2026-03-04",),
 )  # fmt: skip

@@ -16,7 +16,7 @@ from gpl_core.config import Config
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json-schema", action="store_true",
-        help="print the JSON schema instead: editors that know it complete and check a configuration",
+        help="print the JSON schema instead; editors use it to complete and check a configuration",
     )  # fmt: skip
 
 
@@ -38,8 +38,8 @@ def settings_page() -> str:
         "A configuration is a YAML file, or the name of a shipped one. Any key can be overridden on the command line: "
         "`--set labels.calibrator.target_rate=0.03`. Unknown keys are refused; all problems come in one message. "
         "No secrets belong in it: Spark, delta-rs and fsspec take credentials from the environment.\n",
-        "A changed setting makes the steps stale that it shapes, and what is built on them. Those marked * shape no "
-        "result: they decide whether, when or how fast a step runs, and can be changed at any time.\n",
+        "Changing a setting makes the steps that depend on it stale, and everything built on them. Settings marked * "
+        "do not affect results: they decide whether, when or how fast a step runs, and can be changed at any time.\n",
     ]
     return "\n".join([*parts, *_section("", Config, True)])
 

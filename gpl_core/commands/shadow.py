@@ -23,16 +23,16 @@ from gpl_core.lakehouse.lake import Lake
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", required=True, help="its tables go to lakehouse.root/shadow/NAME")
     parser.add_argument(
-        "--from", dest="first", required=True, metavar="STEP", help="earlier steps are read, never run or written"
+        "--from", dest="first", required=True, metavar="STEP", help="first step to run; earlier results are only read"
     )
     parser.add_argument(
         "--use", action="append", default=[], metavar="ARTIFACT=VERSION",
-        help="the version in force in the shadow run; repeatable",
+        help="artifact version that the shadow run uses; repeatable",
     )  # fmt: skip
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
-    """Print the configuration as YAML; what is left at its default is omitted."""
+    """Print the configuration as YAML, without the settings that have their default value."""
     expected = f"ARTIFACT=VERSION, ARTIFACT one of {', '.join(KINDS)}"
     use = assignments("--use", args.use, expected)
     if wrong := [kind for kind in use if kind not in KINDS]:
@@ -81,6 +81,6 @@ def shadow_config(config: Config, name: str, first: str, use: Mapping[str, str])
 
 
 COMMAND = Command(
-    "shadow", "print a configuration that runs beside the published one, in tables of its own", run, add_arguments,
+    "shadow", "print a configuration for a run beside the published one, in separate tables", run, add_arguments,
     examples=("--config shop.yaml --name lower_rate --from fit_calibrator > lower_rate.yaml",),
 )  # fmt: skip

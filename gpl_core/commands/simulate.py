@@ -22,16 +22,16 @@ LEAD_DAYS = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    for name, what in (("users", "how many"), ("items", "how many"), ("days", "days with requests")):
+    for name, what in (("users", "number of users"), ("items", "number of items"), ("days", "days with requests")):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=what)
     parser.add_argument(
-        "--candidates", type=int, dest="candidates_per_request", metavar="N", help="recalled per request"
+        "--candidates", type=int, dest="candidates_per_request", metavar="N", help="items recalled per request"
     )
-    parser.add_argument("--exposed", type=int, dest="exposed_per_request", metavar="N", help="shown, per request")
-    parser.add_argument("--seed", type=int, metavar="N", help="of all random draws")
+    parser.add_argument("--exposed", type=int, dest="exposed_per_request", metavar="N", help="items shown per request")
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed")
     worlds = ("plain", "popularity_bias", "fast_drift", "user_bias", "confounded")
-    parser.add_argument("--world", choices=worlds, help="what exposure and clicks follow beside relevance")
-    parser.add_argument("--force", action="store_true", help="replace raw tables made with other settings")
+    parser.add_argument("--world", choices=worlds, help="what exposure and clicks depend on besides relevance")
+    parser.add_argument("--force", action="store_true", help="replace raw tables created with different settings")
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
@@ -78,7 +78,7 @@ def print_outcome(what: str, outcome: Outcome, config: Config) -> None:
 
 
 COMMAND = Command(
-    "simulate", "write the raw tables of a simulated marketplace with known click probabilities", run, add_arguments,
+    "simulate", "create raw tables of a simulated marketplace with known click probabilities", run, add_arguments,
     in_shadow=False,
     examples=("--config quickstart", "--config quickstart --users 5000 --items 4000 --force",),
 )  # fmt: skip

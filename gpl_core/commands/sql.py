@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, config: Config) -> int:
     """Print the result, and to stderr the versions it was read from."""
     if len(args.statement) > 1:
-        raise UsageError('put the statement in quotes, for example "SELECT * FROM items", or the shell will split it')
+        raise UsageError('put the statement in quotes, as in "SELECT * FROM items"; otherwise the shell splits it')
     versions = {}
     for table, number in assignments("--version", args.version, _VERSION).items():
         if not number.isdigit():
@@ -80,7 +80,7 @@ def _print(result: Result, form: str | None) -> None:
             for name, cell in zip(result.columns, texts, strict=True):
                 out.print(f"{name:<{wide}}  {cell}", markup=False, soft_wrap=True)
     if next(rows, None):
-        print(f"the first {_SHOWN_ROWS:,} rows; --csv and --json give all")
+        print(f"only the first {_SHOWN_ROWS:,} rows are shown; use --csv or --json for all rows")
 
 
 def _plain(value: Any) -> Any:

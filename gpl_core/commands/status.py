@@ -34,6 +34,6 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 COMMAND = Command(
-    "status", "which steps are done, stale, absent or blocked, per run date, and why", run, add_dates,
+    "status", "show which steps are done, stale, absent or blocked, per run date, and why", run, add_dates,
     examples=("--config shop.yaml", "--config shop.yaml --run-date 2026-03-04",),
 )  # fmt: skip

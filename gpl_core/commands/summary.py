@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
     """Print rows per table, coverage and evaluations of the run dates; says so if the raw data are not real."""
     planner, dates, out = Planner(config), run_dates(args, config), console()
     if not any(planner.snapshot(name) for name in all_contracts()):
-        raise MissingInputError(f"{config.lakehouse.root} holds no table yet; gpl run fills it")
+        raise MissingInputError(f"{config.lakehouse.root} has no tables yet; gpl run creates them")
     if kind := provenance(planner.lake):
         out.print(f"Every figure below is {kind.split(' ')[0]}: the raw tables say '{kind}'.")
     out.print(_rows_table(planner, dates))
@@ -118,6 +118,6 @@ def _cell(rows: Sequence[dict[str, Any]]) -> str:
 
 
 COMMAND = Command(
-    "summary", "rows per table, coverage and evaluation of the run dates", run, add_dates,
+    "summary", "show rows per table, coverage and evaluation of the run dates", run, add_dates,
     examples=("--config shop.yaml",),
 )  # fmt: skip

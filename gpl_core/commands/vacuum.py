@@ -24,7 +24,7 @@ from gpl_core.lakehouse.storage import filesystem
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--retention-hours", type=count, default=168, metavar="N", help="keep files of younger versions (default 168)"
+        "--retention-hours", type=count, default=168, metavar="N", help="keep files of versions younger than this (168)"
     )
     add_ended(parser)
     parser.add_argument("--dry-run", action="store_true", help="count only")
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_ended(parser: argparse.ArgumentParser) -> None:
     """`--ended`: runs that were killed and could not record it themselves."""
     parser.add_argument(
-        "--ended", action="append", default=[], metavar="RUN_ID", help="this run was killed; repeatable"
+        "--ended", action="append", default=[], metavar="RUN_ID", help="treat this run as ended (killed); repeatable"
     )
 
 
@@ -50,10 +50,10 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 def check_retention(lake: Lake, retention: timedelta, ended: Sequence[str] = ()) -> set[str]:
-    """Refuse a retention that may delete files under a run; returns the steps that are running.
+    """Refuse a retention that could delete files a run is still reading; returns the steps that are running.
 
-    A run reads the versions that were newest when it began, so files must be kept for at least its age. Runs outside
-    this project (trainers) are assumed to take as long as the longest one of its own.
+    A run reads the versions that were newest when it started, so files must be kept for at least its age. Runs outside
+    this project (trainers) are assumed to take no longer than this project's longest run.
     """
     running, now = alive(lake, ended), datetime.now(UTC)
     if running and now - (oldest := min(running, key=lambda r: r["started_at"]))["started_at"] > retention:

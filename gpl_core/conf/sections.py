@@ -21,7 +21,7 @@ RunDate = Annotated[date, Field(ge=FIRST_DATE, le=LAST_DATE)]
 
 
 def Knob(default: Any = ..., *, description: str = "", **rules: Any) -> Any:
-    """A field that decides whether, when or how fast a step runs, not what it computes: no fingerprint holds it."""
+    """A field that decides whether, when or how fast a step runs, not what it computes: not part of any fingerprint."""
     return Field(default, description=description, json_schema_extra={"shapes": False}, **rules)
 
 
@@ -42,12 +42,12 @@ _CATALOG_NAME = re.compile(r"\w+(\.\w+){1,2}")
 
 
 class Shadow(Section):
-    """What a shadow run only reads, from another lakehouse; `gpl shadow` writes this section."""
+    """What a shadow run reads from another lakehouse without changing it; `gpl shadow` writes this section."""
 
-    of: str = Field(default="", description="Root of that lakehouse; empty: this is not a shadow run")
-    tables: tuple[str, ...] = Field(default=(), description="Tables read from there")
+    of: str = Field(default="", description="Root of the other lakehouse; empty: this is not a shadow run")
+    tables: tuple[str, ...] = Field(default=(), description="Tables read from the other lakehouse")
     artifacts: dict[str, str] = Field(
-        default={}, description="Artifact read from there -> version in force here; empty: the one in force there"
+        default={}, description="Artifact read from there -> version used here; empty: the version in force there"
     )
 
 
@@ -56,15 +56,15 @@ class Lakehouse(Section):
 
     root: str = Knob(description="A local path or s3://bucket/prefix; holds tables/, artifacts/, reports/, work/")
     tables: dict[str, str] = Knob(
-        default={}, description="Locations of tables that live elsewhere, e.g. raw_items; of a raw table also "
+        default={}, description="Locations of tables stored elsewhere, e.g. raw_items; for a raw table also "
         "catalog://database.table, its name in Spark's catalog (gpl register looks it up)",
     )  # fmt: skip
     _is_relative: bool = PrivateAttr(False)
     database: str = Knob(
-        default="", description="In Spark's catalog, name or catalog.name: gpl register puts our tables and views there"
+        default="", description="Database (or catalog.database) in Spark's catalog where gpl register adds our tables"
     )
     file_mb: Positive = Knob(
-        default=128, description="gpl optimize joins files up to this; workers share out whole files, so not too large"
+        default=128, description="gpl optimize merges files up to this size; workers read whole files, so not too large"
     )
     shadow: Shadow = Knob(Shadow())
     columns: dict[str, dict[str, str]] = Field(
@@ -110,7 +110,7 @@ class Lakehouse(Section):
         return self
 
     def lost(self) -> str:
-        """What to say where the root is a relative path to no folder: where it was looked for; "" in any other case."""
+        """If the root is a relative path to a missing folder, a note that says where we looked; otherwise ""."""
         if not self._is_relative or Path(self.root).is_dir():
             return ""
         given = os.path.relpath(self.root)
@@ -132,12 +132,12 @@ class Run(Section):
 
     start_date: RunDate = Knob(description="First run date")
     end_date: RunDate = Knob(description="Last run date; the day after it is ingested too, for evaluation")
-    history_start: RunDate | None = Knob(default=None, description="First date of history to ingest in one go")
-    seed: int = Field(default=0, description="Decides every hash and draw: samples, targets, initial weights")
+    history_start: RunDate | None = Knob(default=None, description="First date of the history to ingest in bulk")
+    seed: int = Field(default=0, description="Random seed of every hash and draw: samples, targets, initial weights")
 
     @property
     def first_date(self) -> date:
-        """The first date of all; raw rows that say no date and no time belong to it."""
+        """The first date of all; raw rows with neither a date nor a time belong to it."""
         return self.history_start or self.start_date
 
     @model_validator(mode="after")
@@ -158,9 +158,11 @@ class LaunchSettings(Section):
 
 
 class Ingest(Section):
-    """Raw tables to clean ones."""
+    """Checking and cleaning the raw tables."""
 
-    max_quarantine_share: Share = Knob(default=0.05, description="Above it the step refuses (exit 3)")
+    max_quarantine_share: Share = Knob(
+        default=0.05, description="Largest share of a raw table's rows that may be quarantined; above it, exit 3"
+    )
     image_embedding_length: int = Field(
         default=0, ge=0, description="E: length of raw_items.image_embedding; 0: unused"
     )
@@ -172,22 +174,22 @@ class EncoderPartSettings(Section):
     name: Literal["precomputed", "minilm", "hf_text", "hf_clip", "hog_color", "efficientnet_lite0"] = Field(
         description="Which encoder"
     )
-    weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="Weight of its part in the unit vector")
+    weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="Weight of this part in the fused vector")
     path: str = Field(default="", description="Local folder of the model, for hf_text and hf_clip")
-    options: dict[str, int | float | str] = Field(default={}, description="Settings of this encoder alone")
+    options: dict[str, int | float | str] = Field(default={}, description="Options of this encoder")
 
 
 class Encoder(Section):
     """Frozen item encoders."""
 
     parts: tuple[EncoderPartSettings, ...] = Field(
-        default=(EncoderPartSettings(name="minilm"),), min_length=1, description="Encoders whose vectors are joined"
+        default=(EncoderPartSettings(name="minilm"),), min_length=1, description="Encoders whose vectors are fused"
     )
-    batch_size: Positive = Knob(default=64, description="Items encoded at a time; changes vectors by rounding at most")
+    batch_size: Positive = Knob(default=64, description="Items encoded at a time; affects vectors only by rounding")
     image_prefixes: tuple[str, ...] = Field(
         default=(),
-        description="Folders and URIs, such as s3://bucket/pictures, under which image_uri may lie besides "
-        "lakehouse.root; items with another image_uri are rejected",
+        description="Folders and URIs, such as s3://bucket/pictures, that image_uri may point into, in addition to "
+        "lakehouse.root; items with any other image_uri are rejected",
     )
 
     @field_validator("image_prefixes")
@@ -199,23 +201,27 @@ class Encoder(Section):
 class TokenizerGates(Section):
     """A tokenizer that misses one of these is not published."""
 
-    min_perplexity_share: Share = Field(default=0.3, description="Smallest perplexity / min(C, N) of any level")
-    max_dead_share: Share = Field(default=0.2, description="Largest share of unused codes of any level")
-    max_collision_share: Share = Field(default=0.5, description="Items that share a SID before repair")
-    min_reconstruction_cosine: float = Field(default=0.5, ge=-1, le=1, description="Mean cosine of e(i) and decoded")
+    min_perplexity_share: Share = Field(default=0.3, description="At least, per level: perplexity / min(C, N)")
+    max_dead_share: Share = Field(default=0.2, description="At most, per level: share of unused codes")
+    max_collision_share: Share = Field(default=0.5, description="At most: share of items sharing a SID before repair")
+    min_reconstruction_cosine: float = Field(
+        default=0.5, ge=-1, le=1, description="At least: mean cosine of e(i) and the vector decoded from its SID"
+    )
 
 
 class TokenizerSettings(Section):
-    """Semantic IDs. METHOD: L = 3; C from the catalog's size unless set."""
+    """The tokenizer that gives items their semantic IDs."""
 
-    levels: Positive = Field(default=3, description="L")
-    codes: Annotated[int, Field(ge=2)] | None = Field(default=None, description="C; from the catalog's size if unset")
+    levels: Positive = Field(default=3, description="L: number of codes in a semantic ID")
+    codes: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="C: codes per level; derived from the catalog's size if unset"
+    )
     epochs: Positive = Field(
-        default=400, description="Passes over all items, at most: as many as make 1,600 steps, and 20 or more"
+        default=400, description="Maximum epochs; as many are run as make about 1,600 steps, but at least 20"
     )
     batch_size: Annotated[int, Field(ge=2, strict=True)] = Field(default=1024, description="Items per step")
     refresh_days: Positive = Knob(
-        default=7, description="A tokenizer older than this is trained again, unless the catalog is the same"
+        default=7, description="Days after which the tokenizer is retrained, unless the catalog is unchanged"
     )
     gates: TokenizerGates = Knob(TokenizerGates())
 
@@ -224,17 +230,17 @@ class Samples(Section):
     """Exposed and unexposed pairs."""
 
     unexposed_per_request: Positive = Field(default=20, description="n: at most this many unexposed candidates")
-    exposure_window_days: Days = Field(default=1, description="A pair exposed within these days is not unexposed")
-    scored_exposed_share: Share = Field(default=0.1, description="Share of exposed pairs that is scored as control")
+    exposure_window_days: Days = Field(default=1, description="A pair shown within this many days is not unexposed")
+    scored_exposed_share: Share = Field(default=0.1, description="Share of exposed pairs scored for calibration")
 
 
 class Sequences(Section):
     """Per-user histories."""
 
-    max_length: Positive = Field(default=20, description="H: last positives kept")
-    history_days: Days = Field(default=90, description="Positives older than this are left out")
-    stats_days: Days = Field(default=90, description="Window of item_stats and user_stats")
-    snapshot_every: Positive = Field(default=7, description="Days between slices that hold all users")
+    max_length: Positive = Field(default=20, description="H: most recent positives kept per user")
+    history_days: Days = Field(default=90, description="Positives older than this are ignored")
+    stats_days: Days = Field(default=90, description="Window of item_stats and user_stats, in days")
+    snapshot_every: Positive = Field(default=7, description="Days between slices that contain all users")
 
 
 class Interest(Section):
@@ -244,60 +250,62 @@ class Interest(Section):
         default="", description="Folder of a Qwen2, Qwen3 or Llama checkpoint; empty: a small random model"
     )
     lora_rank: Positive = Field(
-        default=64, description="Rank of base_model's adapter, its scale is twice that; a small model trains whole"
+        default=64, description="LoRA rank for base_model (scale: twice that); a small random model is trained in full"
     )
     dropout: Share = Field(default=0.0, description="Dropout in base_model's adapter, or in the small random model")
-    epochs: Positive = Field(default=8, description="Passes over the users, at most")
+    epochs: Positive = Field(default=8, description="Maximum passes over the users")
     learning_rate: float = Field(default=2e-3, gt=0, description="Peak learning rate")
     tokens_per_batch: Positive = Field(default=4096, description="Token budget of a packed batch")
     keep_target_share: Share = Field(default=0.85, gt=0, description="Share of targets that down-sampling keeps")
     valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
-    content: bool = Field(default=True, description="Read the items' content vectors, and score by them beside SIDs")
+    content: bool = Field(default=True, description="Use items' content vectors, besides SIDs, as input and in scores")
     walks: float = Field(default=3.0, ge=0, description="Synthetic walks between similar items, per real user; 0: none")
     refresh_days: Positive = Knob(
-        default=7, description="A model older than this is trained again, unless it would see the same"
+        default=7, description="Days after which the model is retrained, unless its training data is unchanged"
     )
     checkpoint_steps: int = Knob(default=2_000, ge=0, description="Steps between checkpoints; 0: only after each epoch")
     recompute: Literal["nothing", "elementwise", "layers"] = Knob(
-        default="nothing", description="What the backward pass computes again instead of keeping it: `elementwise` all "
-        "but attention and matrix products, `layers` whole layers: slower, least memory",
+        default="nothing", description="Activations recomputed in the backward pass to save memory: `elementwise`: all "
+        "except attention and matrix products; `layers`: whole layers, slowest but least memory",
     )  # fmt: skip
-    deepspeed: dict[str, Any] = Knob(default={}, description="Merged over the DeepSpeed configuration we make")
+    deepspeed: dict[str, Any] = Knob(default={}, description="Overrides for the generated DeepSpeed configuration")
 
 
 class AnchorSettings(Section):
     """Interest anchors."""
 
     count: Positive = Field(default=20, description="K: anchors per user")
-    prefixes: Positive = Field(default=256, description="P: likeliest SID prefixes cached too, for prefix_log_prob")
+    prefixes: Positive = Field(default=256, description="P: most likely SID prefixes also cached, for prefix_log_prob")
     tokens_per_batch: Positive = Knob(default=8192, description="Token budget of a search batch")
-    retention_days: Days = Knob(default=30, description="gpl evict removes what no run date has needed that long")
+    retention_days: Days = Knob(default=30, description="gpl evict removes entries that no run date needed this long")
 
 
 class CalibratorSettings(Section):
-    """Similarity to click probability."""
+    """From scores to click probabilities."""
 
-    kind: Literal["quantile", "platt", "isotonic", "logistic"] = Field(default="quantile", description="See the method")
+    kind: Literal["quantile", "platt", "isotonic", "logistic"] = Field(
+        default="quantile", description="Formula of the labels; see docs/method.md"
+    )
     score: Literal["similarity", "prefix_log_prob", "exposed_clicks"] = Field(
         default="exposed_clicks",
-        description="What quantile ranks a user's pairs by; platt and isotonic map similarity, else prefix_log_prob",
+        description="What quantile ranks a user's pairs by; platt and isotonic map similarity or else prefix_log_prob",
     )
     across_users: Literal["user_rate", "global"] = Field(
-        default="user_rate", description="Level of quantile labels: by the user's own click rate, or one for all"
+        default="user_rate", description="Level of quantile labels: the user's own click rate, or one rate for all"
     )
     target_rate: float | Literal["auto", "uniform"] = Field(
         default="auto",
-        description="Mean label of unexposed rows; 'uniform': from the uniformly exposed slice; 'auto': from there "
-        "where it has min_rows, else exposed_share of the click rate of exposed pairs",
+        description="Mean label of unexposed rows; 'uniform': measured on uniformly exposed traffic; 'auto': the same "
+        "if that has min_rows, else exposed_share times the click rate of exposed pairs",
     )
-    exposed_share: Share = Field(default=1.0, gt=0, description="Of the click rate of exposed pairs: see target_rate")
+    exposed_share: Share = Field(default=1.0, gt=0, description="Factor on the exposed click rate; see target_rate")
     spread: float = Field(
         default=0.75, gt=0, description="Standard deviation of the logits of a user's quantile labels"
     )
-    window_days: Days = Field(default=14, description="Days before the run date that fitting looks at")
-    min_rows: Positive = Field(default=1000, description="Exposed rows that fitting needs")
+    window_days: Days = Field(default=14, description="Days before the run date that are used for fitting")
+    min_rows: Positive = Field(default=1000, description="Minimum number of exposed rows for fitting")
     on_rate_change: Literal["warn", "refuse"] = Knob(
-        default="warn", description="When the mean label changes by a factor above 3; refuse: publish nothing (exit 3)"
+        default="warn", description="If the mean label changes more than threefold; refuse: publish nothing (exit 3)"
     )
 
     @model_validator(mode="after")
@@ -324,11 +332,11 @@ class Labels(Section):
     users_per_batch: Positive = Knob(default=256, description="Rows scored at a time")
     item_vectors: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
-        description="Type of the item vectors in score_candidates; 16 bits: half the memory, less exact",
+        description="Type of the item vectors in score_candidates; 16-bit types halve the memory but are less exact",
     )
     weight: Literal["none", "factors"] = Field(
         default="none",
-        description="Weight of a label in training: 1 for all, or by the three confidence factors, with mean 1",
+        description="Weight of a label in training: none: 1; factors: from the confidence factors, with mean 1",
     )
     calibrator: CalibratorSettings = CalibratorSettings()
 
@@ -338,7 +346,7 @@ class Feed(Section):
 
     publish: Literal["complete", "exposed_only_on_failure"] = Knob(
         default="complete",
-        description="When labels are late or a monitor refuses: hold the slice back, or publish its exposed rows alone",
+        description="If labels are late or a monitor refuses: withhold the slice, or publish only its exposed rows",
     )
 
     rows_per_file: Positive = Field(default=500_000, description="Approximate rows per file; decides the rows' order")
@@ -353,13 +361,15 @@ MonitorName = Literal["label_drift", "coverage", "quarantine_share", "anchors_pe
 class Monitors(Section):
     """What `training_feed` checks of a run date before it publishes the slice; results: table monitors."""
 
-    label_drift: float = Field(default=0.2, gt=0, description="At most: stability index of labels to the day before")
+    label_drift: float = Field(default=0.2, gt=0, description="At most: population stability index vs. the day before")
     coverage: Share = Field(default=0.5, description="At least: share of unexposed rows that have a label")
     quarantine_share: Share = Field(default=0.02, description="At most: share of raw event rows that ingest refused")
-    anchors_per_user: float = Field(default=2.0, ge=0, description="At least: mean anchors; one is always coherent")
-    calibration_error: Share = Field(default=0.05, description="At most: expected error on uniformly exposed pairs")
-    fail: tuple[MonitorName, ...] = Field(default=(), description="Out of bounds, these refuse the feed (exit 3)")
-    ignore: tuple[MonitorName, ...] = Field(default=(), description="These are not measured; all others warn")
+    anchors_per_user: float = Field(default=2.0, ge=0, description="At least: mean number of anchors per user")
+    calibration_error: Share = Field(
+        default=0.05, description="At most: expected calibration error on uniformly exposed pairs"
+    )
+    fail: tuple[MonitorName, ...] = Field(default=(), description="Monitors that block the feed on an alarm (exit 3)")
+    ignore: tuple[MonitorName, ...] = Field(default=(), description="Monitors that are not measured; the others warn")
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
@@ -371,24 +381,24 @@ class Monitors(Section):
 class Prerank(Section):
     """The reference pre-ranker."""
 
-    train_days: Days = Field(default=1, description="Feed slices up to the run date that it trains on")
+    train_days: Days = Field(default=1, description="Days of the feed to train on, up to the run date")
     dimension: Positive = Field(default=32, description="Width of both towers' vectors")
-    buckets: Positive = Field(default=20_000, description="Rows of the hashed user table, and of the item table")
-    batch_size: Positive = Field(default=512, description="Exposed rows per step, and unexposed rows beside them")
+    buckets: Positive = Field(default=20_000, description="Rows in the hashed user table, and in the item table")
+    batch_size: Positive = Field(default=512, description="Exposed rows per step, plus as many unexposed rows")
     steps: Positive = Field(default=400, description="Optimizer steps, the same for every variant")
     learning_rate: float = Field(default=3e-3, gt=0, description="AdamW's learning rate")
     lambda_: float = Field(default=4.0, ge=0, alias="lambda", description="Weight of the pseudo-label loss")
     lambda_sweep: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        default=(), description="Other lambdas, trained and judged too as variants gpl@VALUE, to choose from"
+        default=(), description="Further lambdas to train and evaluate, as variants gpl@VALUE"
     )
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Each variant trains once per seed")
     pair_features: tuple[str, ...] = Field(
         default=(),
-        description="Numeric columns of feed.passthrough that the model reads, scaled to about 1; unknown: 0",
+        description="Numeric columns of feed.passthrough used as features; scale them to about 1; missing values: 0",
     )
     propensity: str = Field(
         default="",
-        description="A float column of feed.passthrough: logged probability of showing a pair; adds snips_auc",
+        description="Float column of feed.passthrough with the logged probability of showing a pair; adds snips_auc",
     )
 
     model_config = ConfigDict(populate_by_name=True)

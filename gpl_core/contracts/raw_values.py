@@ -1,9 +1,9 @@
-"""How a value of the platform becomes one of ours: the one cast of raw columns, and the checks of a row.
+"""How the platform's values are converted to ours: the cast of raw columns, and the checks of a row.
 
-`ingest` does the same in Spark (`spark_jobs/common/raw_checks.py`), by the types, patterns and rules of this module; a
-test feeds both the same tables. Here a time is microseconds since 1970, a date is ISO text, a decimal is text and a
-picture is its size, as the log and a query give them. Columns of types that `castable` does not know are refused.
-docs/own-tables.md has what is cast to what, and which values are refused.
+`ingest` does the same in Spark (`spark_jobs/common/raw_checks.py`), using the types, patterns and rules of this module;
+a test runs both on the same tables. Here a time is microseconds since 1970, a date is ISO text, a decimal is text and
+an image is represented by its size, as the log and queries return them. Columns of types unknown to `castable` are
+refused. docs/own-tables.md lists the casts, and which values are refused.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""YAML files of people: plain values only, and no more of them than a person writes."""
+"""YAML files written by users: plain values only, and a bounded number of them."""
 
 from collections import Counter
 from typing import Any

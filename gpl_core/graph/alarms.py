@@ -1,7 +1,7 @@
-"""Alarms that leave the house: a textfile for Prometheus' node exporter, and a webhook.
+"""Alarms sent to other systems: a textfile for Prometheus' node exporter, and a webhook.
 
-Where they go says the environment, which every launcher passes on; without it nothing is sent. What fails here is a
-warning: it never fails the step.
+Environment variables, which every launcher passes on, set the destinations; without them nothing is sent. A failure to
+send is logged as a warning and never fails the step.
 """
 
 import fcntl
@@ -34,7 +34,7 @@ _HELP = {
 
 
 def export(report: Mapping[str, Any], root: str) -> None:
-    """Tell what a step's JSON line says of the lakehouse at `root` wherever the environment asks for it."""
+    """Send the content of a step's JSON line, for the lakehouse at `root`, to the destinations in the environment."""
     for name, tell in ((TEXTFILE, write_textfile), (WEBHOOK, post)):
         if place := os.environ.get(name):
             try:

@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What argparse leaves over is an error of the command that it was given to.
 
-        A misspelled option is told before a missing one: most often it is the same.
+        A misspelled option is reported before a missing one, because usually they are the same option.
         """
         known = [option for action in self._actions for option in action.option_strings]
         given = list(sys.argv[1:] if args is None else args)

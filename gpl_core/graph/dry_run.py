@@ -1,4 +1,4 @@
-"""What `--dry-run` of a step prints: what it would read and write, with sizes by the tables' logs."""
+"""The output of a step's `--dry-run`: what it would read and write, with sizes from the tables' logs."""
 
 import json
 from collections.abc import Iterable

@@ -145,8 +145,8 @@ def _launch(
     env = {**os.environ, **environment(config)}
     if shutil.which(arguments[0]) is None:
         raise UsageError(
-            f"{arguments[0]} is not on PATH: pip install the project with its extras spark and gpu, or start gpl from "
-            "the environment that has them"
+            f"{arguments[0]} is not on PATH: pip install the project with its extras spark and gpu, or run gpl in an "
+            "environment that has them"
         )
     ended: list[int] = []
     process: subprocess.Popen[str] | None = None
@@ -183,8 +183,8 @@ def _launch(
             signal.signal(number, handler or signal.SIG_DFL)
     if signal.SIGINT in ended:
         raise KeyboardInterrupt(
-            "interrupted: what was committed stays, nothing half-written is ever read; the same command goes "
-            f"on from there; log: {log}"
+            "interrupted: committed results are kept, and partial results are never read; run the same command to "
+            f"continue; log: {log}"
         )
     if ended:
         sys.exit(128 + ended[0])

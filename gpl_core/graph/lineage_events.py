@@ -1,6 +1,6 @@
-"""OpenLineage events of step runs, where the environment names a transport as OpenLineage's client documents it.
+"""OpenLineage events of step runs, sent if the environment configures a transport as OpenLineage's client documents it.
 
-One job per step; its datasets are the tables and artifacts, with versions. What fails here is a warning.
+One job per step; its datasets are the tables and artifacts, with versions. A failure to send is only a warning.
 """
 
 import logging

@@ -1,6 +1,7 @@
-"""What a result was made of, kept with it: a fingerprint says that something has changed since, this says what.
+"""The origin of a result, stored with it: a fingerprint shows that something has changed since, an origin shows what.
 
-An origin has the identity of every input and the value of every setting, both short: it stands in each commit's mark.
+An origin has the identity of every input and the value of every setting, both short, because every commit's mark
+contains it.
 """
 
 import json

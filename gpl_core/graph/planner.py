@@ -1,4 +1,4 @@
-"""What the tables say about the graph: which step is done, absent, stale or blocked for a date.
+"""Derives the state of the graph from the tables: which step is done, absent, stale or blocked for a date.
 
 A step's *fingerprint* hashes what its output depends on: the versions that last changed its input slices, the versions
 of the artifacts in force, the settings that shape it and the contracts it writes. Commits carry it; a slice whose

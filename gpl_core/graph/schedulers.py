@@ -44,7 +44,7 @@ def _airflow(launches: Sequence[Launch], source: Source, config: Config, force: 
     if not launches:
         raise UsageError("gpl plan --format airflow: no step is left to schedule")
     if force:
-        raise UsageError("gpl plan --format airflow: --force would repeat every step each time; clear tasks instead")
+        raise UsageError("gpl plan --format airflow: --force would repeat every step in each run; clear tasks instead")
     steps = [step for launch in launches for step in launch.steps]
     # Ingest may start earlier, with history.
     first = max(n.bulk_through + ONE_DAY if n.bulk_through else n.dates[0] for n in launches)

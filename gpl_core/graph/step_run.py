@@ -40,7 +40,7 @@ log = logging.getLogger("gpl")
 
 
 class StepContext:
-    """What a step's body works with: pinned inputs, artifacts in force, and where its report goes."""
+    """The context of a step's body: pinned inputs, artifacts in force, and the counts and warnings it reports."""
 
     def __init__(
         self, planner: Planner, step_name: str, run_date: date, state: StepState, run_id: str, *, force: bool = False
@@ -91,7 +91,7 @@ class StepContext:
         return table in self.state.inputs
 
     def warn(self, text: str) -> None:
-        """Log `text`, and tell it where people look: the step's line, the run's end, job_runs, exporters."""
+        """Log `text` and report it in the step's JSON line, at the end of the run, in job_runs and to exporters."""
         log.warning("%s %s: %s", self.step.name, self.run_date, text)
         self.counts.details.setdefault("warnings", []).append(text)
 
@@ -193,7 +193,7 @@ class Alone:
     is_main = True
 
     def together(self) -> AbstractContextManager[None]:
-        """Nobody else has to hear of a failure."""
+        """No other process has to learn of a failure."""
         return nullcontext()
 
     def broadcast_text(self, text: str) -> str:

@@ -1,4 +1,4 @@
-"""Ends a launcher and all that it has started when the `gpl` behind it is gone, however it went: kill -9 too.
+"""Ends a launcher and everything it has started when its `gpl` process ends, whatever the cause, even kill -9.
 
     python supervisor.py COMMAND ...
 

@@ -1,4 +1,4 @@
-"""What the model learns from content besides the SIDs: item vectors that it reads and scores, walks between items.
+"""Learning from content in addition to SIDs: item vectors as input and in scores, and walks between similar items.
 
 Options, all of them (docs/decisions/018, 029). Legend: N items, d embedding width, D hidden width, L levels.
 """

@@ -1,6 +1,6 @@
 """A GGUF file as a checkpoint folder: config.json, model.safetensors (dequantized, float32) and tokenizer.json.
 
-The world is closed: a key, tensor or tokenizer that is not known here is refused, as it would change what the model is.
+Any key, tensor or tokenizer that is not known here is refused, because ignoring it would change the model.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What training the interest model consists of, apart from its launcher and tables: objective, data, progress.
+"""Training of the interest model, independent of launcher and tables: objective, data and progress.
 
 One forward pass predicts every next SID, by the scoring rule of the search.
 """

@@ -1,4 +1,4 @@
-"""Labels that need no language model: what ours have to beat before they pay (numpy).
+"""Labels that need no language model: ours have to beat them to be worth their cost (numpy).
 
 | control | label of an unexposed pair |
 |---|---|

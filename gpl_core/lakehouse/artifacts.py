@@ -1,7 +1,7 @@
 """Published artifacts: versioned bundles of safetensors and JSON, with a manifest written last.
 
-A bundle without a manifest does not exist, and one that differs from its manifest is never used: the version before it
-serves. Date D uses the newest version whose `trained_through` is before D, so that a backfill never sees the future.
+A bundle without a manifest does not exist, and one that differs from its manifest is never used; the previous version
+is used instead. Date D uses the newest version with `trained_through` before D, so a backfill never sees the future.
 Operators' decisions (`decisions.py`) take a version out of force or put it back; whole bundles are never changed.
 """
 

@@ -1,7 +1,7 @@
-"""The deletion vectors of a table's files, read from its log: delta-rs applies them in its SQL engine, but lists none.
+"""The deletion vectors of a table's files, read from its log: delta-rs applies them in SQL but does not list them.
 
-Its own `deletion_vectors` unpacks every vector, a byte per row of the table, and neither it nor the engine ever returns
-from more than 512 of them at once (1.6.6).
+Its own `deletion_vectors` unpacks every vector, a byte per row of the table, and both it and the engine hang on more
+than 512 of them at once (1.6.6).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What of Delta delta-rs' SQL engine cannot read."""
+"""Delta features that delta-rs' SQL engine cannot read."""
 
 from deltalake import DeltaTable, QueryBuilder
 
@@ -10,7 +10,7 @@ _MOST_VECTORS = 500  # it never returns from more than 512, see `deletion_vector
 
 
 class UnreadableError(ContractError):
-    """A table that Spark reads and delta-rs does not."""
+    """A table that Spark can read but delta-rs cannot."""
 
 
 def register(engine: QueryBuilder, name: str, uri: str, table: DeltaTable) -> None:

@@ -1,4 +1,4 @@
-"""The commits of a Delta log: what they say of themselves, and which partitions' rows they changed."""
+"""The commits of a Delta log: their metadata, and the partitions whose rows they changed."""
 
 import json
 import os

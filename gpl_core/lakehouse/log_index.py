@@ -1,9 +1,9 @@
-"""The index of a table's log: what each commit says of itself, in one file (`_gpl/commits`) in the table's folder.
+"""The index of a table's log: the metadata of each commit, in one file (`_gpl/commits`) in the table's folder.
 
-State is read from the marks of all commits, of all years. The index has them, so that one file and the few commits
-after it are read, and the log may be cleaned. A run writes it when it begins and after each commit; it holds nothing
-that the log did not say. The log is believed before it: read from its end back to a commit that the index has just so,
-all of it when there is none.
+State is derived from the marks of all commits, over all years. The index stores them, so that only one file and the few
+commits after it must be read, and the log may be cleaned. A run writes the index when it starts and after each commit;
+it contains nothing that was not in the log. The log takes precedence: it is read backward from its end until a commit
+matches the index exactly, or completely if none does.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Where a person's id stands: in a column, in a row kept as JSON, in a message; and what is left without it."""
+"""Finds and removes a person's id: in columns, in rows stored as JSON, and in messages."""
 
 import json
 import re

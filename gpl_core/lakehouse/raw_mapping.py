@@ -1,4 +1,4 @@
-"""Which of a platform's tables is which raw table, and which column is which: proposed from names and types."""
+"""Proposes, from names and types, which of a platform's tables and columns are which raw tables and columns."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Temporary folders, removed by the next process when theirs was killed, and arrays on disk that have their space."""
+"""Temporary folders that the next process removes if their owner was killed, and on-disk arrays with reserved space."""
 
 import fcntl
 import os
@@ -58,8 +58,8 @@ def _locked(folder: Path, how: int) -> Iterator[None]:
 def scratch_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
     """A new array in the file `path`, in memory as far as it is used.
 
-    All of its blocks are taken at once, OSError without the space: a disk that filled up later would end the process by
-    a signal, without a word.
+    All of its blocks are allocated at once (OSError if there is no space): if the disk filled up later, a signal would
+    kill the process without an error message.
     """
     try:
         made = np.lib.format.open_memmap(path, "w+", kind, shape)

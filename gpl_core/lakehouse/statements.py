@@ -64,7 +64,7 @@ def check_reads(sql: str) -> Statement:
         raise UsageError("gpl sql takes plain strings only: '…' with '' for a quote")
     if kind == "show":
         if words != ["show", "tables"]:
-            raise UsageError("SHOW TABLES is the only SHOW that gpl sql knows; for columns: DESCRIBE name")
+            raise UsageError("SHOW TABLES is the only SHOW statement in gpl sql; for columns use DESCRIBE name")
         return Statement(kind, frozenset())
     if kind in ("describe", "desc"):
         if len(words) != (3 if words[1:2] == ["table"] else 2):

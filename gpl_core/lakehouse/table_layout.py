@@ -1,4 +1,4 @@
-"""Where a table has its columns and dates, and which dates' rows a data file can have by what the log says of it."""
+"""How a table's columns and dates map to ours, and which dates a data file may contain according to the log."""
 
 import json
 from collections.abc import Iterable, Mapping

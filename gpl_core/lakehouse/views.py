@@ -1,4 +1,4 @@
-"""Views for analysts: one SQL file each in `schemas/views/`, in words that Spark and delta-rs' engine both read.
+"""Views for analysts: one SQL file each in `schemas/views/`, in SQL that both Spark and delta-rs' engine understand.
 
 A file opens with comment lines: a description, then `--   column: meaning` for every column; a SELECT follows. Tables
 and other views are named without a database.

@@ -1,4 +1,4 @@
-"""Intervals over users and training seeds: what a figure might have been with other users and other initial weights.
+"""Intervals over users and training seeds: how much a metric varies with the users and the initial weights.
 
 A metric gives sums per user, so that a replicate costs two dot products: the Poisson bootstrap (Chamandy et al. 2012)
 counts each user Poisson(1) times. Over S seeds a replicate is the mean of S - 1 seeds drawn with replacement, whose
@@ -53,7 +53,7 @@ def over_seeds(drawn: FloatArray) -> FloatArray:
 
 
 def interval(drawn: FloatArray) -> tuple[float, float] | tuple[None, None]:
-    """The ends of the middle 95 % of replicates [count]; None where too few users stand behind it."""
+    """The ends of the middle 95% of replicates [count]; None if there are too few users."""
     known = drawn[np.isfinite(drawn)]
     if len(known) < len(drawn) / 2 or np.ptp(known) == 0.0:
         return None, None

@@ -71,7 +71,7 @@ def _row(
 
 
 def too_small(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What to say of the rows of a slice with too few clicks; empty for others, and for rows that do not count them."""
+    """A note for the rows of a slice with too few clicks; empty for other slices, and for rows without click counts."""
     clicks = max(row.get("clicks", TOO_FEW_CLICKS) for row in rows)
     return f"too small: {clicks:,.0f} clicks, fewer than {TOO_FEW_CLICKS}" * (clicks < TOO_FEW_CLICKS)
 

@@ -1,4 +1,4 @@
-"""Ranking metrics that say when they are undefined, and how long the ranked lists were (numpy).
+"""Ranking metrics that report when they are undefined, and the mean length of the ranked lists (numpy).
 
 An undefined figure (one class only, no list with a positive) is None with a reason, never 0.5 or 0. Ties never help:
 AUC counts them half, lists break them by a key that is independent of labels and input order. Given the users of the

@@ -53,10 +53,10 @@ class EncoderPart:
 class FusionEncoder:
     """Weighted concatenation of unit parts, renormalized (ours).
 
-    What an item lacks it borrows from the complete item that is nearest by what it has (hot-deck imputation): with a
-    zero part it would be far from every complete item. An item is rejected when a part rejects its content (broken
-    picture, NaN) or when all parts are missing. Parts run in threads of their own, so that pictures are decoded while
-    the text model works.
+    A missing part is imputed from the complete item that is nearest by the other parts (hot-deck imputation): with a
+    zero part, the item would be far from every complete item. An item is rejected if a part rejects its content (broken
+    image, NaN) or if all parts are missing. Each part runs in its own thread, so that images are decoded while the text
+    model is running.
     """
 
     dim: int  # d

@@ -1,4 +1,4 @@
-"""Is a tokenizer fit to publish? Figures of code usage, collisions and reconstruction, and the gates on them.
+"""Whether a tokenizer may be published: metrics of code usage, collisions and reconstruction, and gates on them.
 
 Legend for shapes: N items, L levels, C codes per level, d embedding width.
 """

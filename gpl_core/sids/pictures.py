@@ -117,7 +117,7 @@ class PictureReader:
                 where, held = [], []
 
     def _fetch(self, uri: str) -> bytes:
-        """The bytes at ``uri``. One error for all that can go wrong: a row must not find out which files there are."""
+        """The bytes at ``uri``. Every failure raises the same error: a row must not reveal which files exist."""
         found: list[bytes] = []
 
         def read() -> None:

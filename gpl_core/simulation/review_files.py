@@ -1,4 +1,4 @@
-"""Reading the two files of a review data set; anything unexpected is refused with file, line and field."""
+"""Reads the two files of a review data set; anything unexpected is refused, naming file, line and field."""
 
 import gzip
 import hashlib

@@ -1,7 +1,7 @@
 """Random streams keyed by their purpose, independent of what was drawn before, and numbers alike on every CPU.
 
-exp, log and sums of products differ in their last bits from CPU to CPU. What they give is rounded before anything is
-sorted by it, drawn by it or written.
+exp, log and sums of products differ in their last bits from CPU to CPU. Their results are therefore rounded before they
+are used for sorting or sampling, or are written.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 Rows are structured arrays with a field `shuffle_key`. A hash of it deals them into buckets on the local disk, so that
 each bucket is a random sample of the whole window. An epoch takes the buckets in random order, and the rows of each in
-random order. Only keys, seed and epoch decide: not the file that held a row, nor the rows beside it.
+random order. The order depends only on keys, seed and epoch, not on a row's file or on the other rows.
 """
 
 import itertools

@@ -1,4 +1,4 @@
--- Labels of exposed pairs against their clicks, in bands of the label (two bands per doubling). Judged, never fitted.
+-- Labels of exposed pairs against their clicks, in bands of the label (two bands per doubling). For evaluation only, never for fitting.
 --   dt: Run date
 --   source: uniform (unbiased) or exposed (biased by what was shown)
 --   band_from: Lower end of the band

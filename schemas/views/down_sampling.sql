@@ -1,4 +1,4 @@
--- Share of the interest model's targets that popularity down-sampling removes, expected, per popularity decile of the items.
+-- Expected share of the interest model's targets that popularity down-sampling removes, per popularity decile of the items.
 --   dt: Run date
 --   keep_target_share: The setting interest.keep_target_share that the row is for
 --   popularity: Decile of positives in the window, 10 the most popular

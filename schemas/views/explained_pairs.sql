@@ -1,4 +1,4 @@
--- Every labeled pair and what its label is made of: the user's parts, matched anchor, factors. `gpl explain` adds the history items.
+-- Every labeled pair with the parts of its label: the user's rate and rank, matched anchor, factors. `gpl explain` adds the history items.
 --   dt: Run date
 --   user_id: The platform's user id
 --   item_id: The platform's item id
@@ -6,7 +6,7 @@
 --   source: unexposed, exposed or uniform
 --   pseudo_label: Calibrated click probability
 --   user_rate: The user's click rate before dt, shrunken: the level of quantile labels
---   user_rank: Where the pair stands among the user's other unexposed pairs, 1 the best
+--   user_rank: Rank of the pair among the user's other unexposed pairs, 1 the best
 --   weight: Scaled weight
 --   similarity: Cosine to the matched anchor
 --   history_similarity: Largest cosine to an item of the history

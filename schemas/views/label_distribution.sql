@@ -1,4 +1,4 @@
--- Histogram of the labels and of the weights of a run date, in 50 cells; the last weight cell holds all above 4.
+-- Histogram of the labels and of the weights of a run date, in 50 cells; the last weight cell includes everything above 4.
 --   dt: Run date
 --   source: unexposed, exposed or uniform
 --   measure: pseudo_label or weight

@@ -1,4 +1,4 @@
--- Pseudo-labels of a run date: how many pairs, and how labels and weights are spread.
+-- Pseudo-labels of a run date: number of pairs, and the distribution of labels and weights.
 --   dt: Run date
 --   source: unexposed, exposed or uniform
 --   pairs: Labeled pairs

@@ -1,4 +1,4 @@
--- Sampled unexposed pairs of a run date, each with what became of it: labeled, or the reason why not.
+-- Sampled unexposed pairs of a run date, each with its outcome: labeled, or the reason why not.
 --   dt: Run date
 --   user_id: The platform's user id
 --   item_index: Number of the item
@@ -18,7 +18,7 @@ asked AS (
 rejected AS (
   SELECT DISTINCT dt, key FROM worker_rejects WHERE step = 'score_candidates'
 ),
--- A user's sequence holds from its date until the next one.
+-- A user's sequence is valid from its date until that of the next one.
 histories AS (
   SELECT user_id, length, sid_version, dt AS first_dt, lead(dt) OVER (PARTITION BY user_id ORDER BY dt) AS next_dt
   FROM user_sequences

@@ -10,7 +10,7 @@ _MOST_BROADCAST = 500_000  # numbers or user ids: a hash table of 16 to 50 MB
 
 
 def broadcast_if_few(keys: DataFrame, rows: int) -> DataFrame:
-    """`keys` of `rows` rows, broadcast while they are few, so that a large table need not be shuffled for them."""
+    """`keys`, which has `rows` rows, broadcast if they are few, so that a join does not shuffle the large table."""
     return F.broadcast(keys) if rows <= _MOST_BROADCAST else keys
 
 

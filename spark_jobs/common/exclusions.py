@@ -1,4 +1,4 @@
-"""Who and what is left out of labeling, as of the run date: users who opted out, and withdrawn items."""
+"""Users and items excluded from labeling, as of the run date: users who opted out, and withdrawn items."""
 
 from datetime import date, timedelta
 

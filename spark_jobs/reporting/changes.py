@@ -10,7 +10,7 @@ from spark_jobs.reporting.coverage import FUNNEL
 from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import PageSection, Table, figure, link
 
-ROWS_RATIO = 2.0  # ratio of two dates' rows beyond which we warn: weekdays differ, but not twofold
+ROWS_RATIO = 2.0  # warn if two dates' row counts differ by more than this factor: weekdays differ less than that
 MEAN_RATIO = 1.25  # the same for the mean label and the mean weight
 COVERAGE_FALL = 0.05
 QUARANTINE_RISE = 0.01

@@ -1,4 +1,4 @@
-"""What the report reads of one run date: its tables at pinned versions, and what earlier runs recorded."""
+"""The report's inputs for one run date: its tables at pinned versions, and what earlier runs recorded."""
 
 from collections.abc import Mapping
 from datetime import date, timedelta

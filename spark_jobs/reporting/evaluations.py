@@ -15,7 +15,7 @@ def section(day: Day) -> PageSection:
     if not found:
         return PageSection(title, ["Nothing was judged: the day after has no impressions yet."])
     text = (
-        "Brackets hold 95 % intervals over users and training seeds; a difference is called better or worse only where "
+        "Brackets show 95% intervals over users and training seeds; a difference is called better or worse only where "
         "its interval does not hold 0. Slices with fewer than 200 clicks stand last: they are too small to judge by."
     )
     return PageSection(title, [text], [compare(found)])

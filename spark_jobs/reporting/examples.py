@@ -1,4 +1,4 @@
-"""Report: high labels that rest on much and on little, as a person would read them."""
+"""Report: examples of high labels with strong and with weak evidence, in readable form."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from spark_jobs.reporting.day_tables import Day
 from spark_jobs.reporting.page import PageSection, Table
 
 _PAIRS = 10  # of each kind
-_TOP = 0.9  # labels from this quantile on are looked at: of a low one nobody asks what it rests on
+_TOP = 0.9  # only labels above this quantile are shown: nobody asks for the evidence behind a low label
 _EVIDENCE: Mapping[str, tuple[str, str]] = {
     "similarity": ("it is near the anchor", "it is far from every anchor"),
     "history_similarity": ("it is like an item of the history", "it is unlike every item of the history"),

@@ -62,7 +62,7 @@ class PageSection:
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
     warnings: Sequence[str] = ()
-    told_by: str = ""  # the step that has warned of the same already: the report does not warn of it again
+    told_by: str = ""  # the step that has already issued these warnings, so the report does not repeat them
 
     @property
     def anchor(self) -> str:
@@ -83,7 +83,7 @@ def whole(text: str) -> Markup:
 
 
 def figure(value: Any) -> str:
-    """A number as people read it: with thousands separators, or four significant digits; an absent one as a dash."""
+    """A number formatted for reading: with thousands separators or four significant digits; a dash if absent."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,6 +1,6 @@
-"""Plots of the report as inline SVG in the page's own colors; every mark tells its value on hover.
+"""Plots of the report as inline SVG in the page's own colors; every mark shows its value on hover.
 
-A panel keeps its size, whatever the page's width, so that its text stays readable: a figure wraps its panels.
+A panel keeps its size whatever the page's width, so that its text stays readable; figures wrap their panels instead.
 """
 
 import math

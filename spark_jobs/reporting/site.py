@@ -137,7 +137,7 @@ def overview(found: Sequence[Line], part: str, known: set[date]) -> list[PageSec
          *(n.figures[name] for name in measured), n.difference)
         for n in reversed(found)
     ]  # fmt: skip
-    text = "Warnings stand at the top of a date's page. Brackets hold 95 % intervals."
+    text = "Warnings are at the top of each date's page. Brackets show 95% intervals."
     return [PageSection("Over the dates", plots=[Plot(trends, caption)]),
             PageSection("Dates", [text], [Table(columns, rows)])]  # fmt: skip
 

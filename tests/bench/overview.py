@@ -82,25 +82,25 @@ def mean(row: str, column: str) -> float:
 def _labels() -> list[tuple[str, str, str, str]]:
     movielens = "ml-100k"
     rows = [
-        ("Labels or clicks alone: unexposed pairs, GAUC", over_exposed_only(OURS, "unexposed/gauc")),
-        ("Labels or clicks alone: unexposed pairs, AUC", over_exposed_only(OURS, "unexposed/auc")),
-        ("Labels or clicks alone: held-out exposed pairs, AUC", over_exposed_only(OURS, "exposed/auc")),
-        ("Labels or clicks alone: HR@10 of what was recalled", over_exposed_only(OURS, "recalled/hr@10")),
-        ("Labels or clicks alone: tail items among the top ten", over_exposed_only(OURS, "top10/tail_share")),
-        ("Ours or the same without the language model: GAUC", over_control(NO_MODEL, "unexposed/gauc")),
-        ("Ours or a constant label: GAUC", over_control("constant", "unexposed/gauc")),
-        ("Ours or cosine to the history: GAUC", over_control("cosine", "unexposed/gauc")),
-        ("Ours or the user's click rate: GAUC", over_control("user_rate", "unexposed/gauc")),
-        ("Ours or popularity as label: GAUC", over_control("popularity", "unexposed/gauc")),
+        ("Labels vs. clicks alone: unexposed pairs, GAUC", over_exposed_only(OURS, "unexposed/gauc")),
+        ("Labels vs. clicks alone: unexposed pairs, AUC", over_exposed_only(OURS, "unexposed/auc")),
+        ("Labels vs. clicks alone: held-out exposed pairs, AUC", over_exposed_only(OURS, "exposed/auc")),
+        ("Labels vs. clicks alone: HR@10 of recalled items", over_exposed_only(OURS, "recalled/hr@10")),
+        ("Labels vs. clicks alone: tail items in the top ten", over_exposed_only(OURS, "top10/tail_share")),
+        ("Our labels vs. the same without the language model: GAUC", over_control(NO_MODEL, "unexposed/gauc")),
+        ("Our labels vs. a constant label: GAUC", over_control("constant", "unexposed/gauc")),
+        ("Our labels vs. cosine to the history: GAUC", over_control("cosine", "unexposed/gauc")),
+        ("Our labels vs. the user's click rate: GAUC", over_control("user_rate", "unexposed/gauc")),
+        ("Our labels vs. popularity as the label: GAUC", over_control("popularity", "unexposed/gauc")),
     ]
     found = [(text, str(interval), interval.verdict, movielens) for text, interval in rows]
     quick, day = "Trained through 2026-01-04, judged on the day after | gpl - exposed_only: exposed/", "quickstart"
     for metric in ("auc", "gauc"):
         interval = Interval(*(value(day, f"{quick}{metric}{end}") for end in ("", " from", " to")))
-        text = f"The shipped labels or clicks alone: held-out exposed pairs, {metric.upper()}"
+        text = f"Shipped labels vs. clicks alone: held-out exposed pairs, {metric.upper()}"
         found.append((text, str(interval), interval.verdict, day))
     interval = Interval(*(value("tokenizer", f"industrial_256_gain{end}") for end in ("", "_95_low", "_95_high")))
-    found.append(("RQ-VAE or RQ-k-means: share of true neighbors kept", str(interval), interval.verdict, "tokenizer"))
+    found.append(("RQ-VAE vs. RQ-k-means: share of true neighbors kept", str(interval), interval.verdict, "tokenizer"))
     return found
 
 
@@ -160,7 +160,7 @@ _COSTS = {  # file -> figure -> what it is, how it is written
 
 def table() -> str:
     """What pays and what does not, as two Markdown tables."""
-    lines = ["| labels: which pre-ranker is better | difference [95 %] | | measured in |", "|---|---|---|---|"]
+    lines = ["| labels: which pre-ranker is better | difference [95%] | | measured in |", "|---|---|---|---|"]
     lines += [f"| {a} | {b} | {c} | [{d}]({_anchor(d)}) |" for a, b, c, d in _labels()]
     lines += ["", "| cost and trust | | goal | | measured in |", "|---|---:|---|---|---|"]
     for name, key in ((name, key) for name, figures in _COSTS.items() for key in figures):
@@ -192,7 +192,7 @@ def findings() -> dict[str, str]:
 
 
 _NAMES = {
-    "oracle_hard": "the truth itself, drawn", "popularity": "popularity", SHIPPED: "ours, as shipped",
+    "oracle_hard": "the true outcome, sampled", "popularity": "popularity", SHIPPED: "ours, as shipped",
     CONTENT_ONLY: "ours, by the language model alone", NO_MODEL: "ours without the language model",
     "shuffled": "ours, shuffled", "user_rate": "the user's click rate", "constant": "a constant",
     "cosine": "cosine to history",
@@ -219,7 +219,7 @@ def labels_plot() -> str:
     axes[0].set_yticks(range(len(rows)), [_NAMES[r.partition("@")[0]] for r in rows])
     for text in (text for axis in axes[::2] for text in axis.get_yticklabels()):
         text.set_fontweight("bold" if text.get_text() == _NAMES[SHIPPED] else "normal")
-    return _svg(figure, "Gain of each label over clicks alone on MovieLens 100k, with 95 % intervals")
+    return _svg(figure, "Gain of each label over clicks alone on MovieLens 100k, with 95% intervals")
 
 
 def goals_plot() -> str:
@@ -240,7 +240,7 @@ def goals_plot() -> str:
     axis.set_yticks(range(len(names)), names)
     axis.set_xlim(0, 1.12)
     axis.set_xticks([])
-    return _svg(figure, "Goals that hold, per benchmark")
+    return _svg(figure, "Goals met, per benchmark")
 
 
 def _canvas(width: float, height: float, panels: int, rows: int = 1) -> tuple[Any, Any]:

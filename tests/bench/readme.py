@@ -36,12 +36,12 @@ def _figures() -> str:
     rows = {
         "quickstart, shipped labels: exposed requests of the next day, AUC": _quickstart("exposed/auc"),
         "the same, GAUC": _quickstart("exposed/gauc"),
-        "quickstart: unexposed pairs by the simulated truth, AUC": _quickstart("unexposed/auc", TRUTH),
-        "MovieLens 100k, shipped labels: unexposed pairs, liked later or not, GAUC": _movielens("unexposed/gauc"),
+        "quickstart: unexposed pairs against the simulated truth, AUC": _quickstart("unexposed/auc", TRUTH),
+        "MovieLens 100k, shipped labels: unexposed pairs, later liked or not, GAUC": _movielens("unexposed/gauc"),
         "the same pairs, AUC": _movielens("unexposed/auc"),
         "MovieLens 100k: held-out exposed pairs, AUC": _movielens("exposed/auc"),
     }
-    head = ["| pre-ranker trained on | clicks alone | with labels | difference [95 %] |", "|---|---:|---:|---|"]
+    head = ["| evaluation of the pre-ranker | clicks alone | with labels | difference [95%] |", "|---|---:|---:|---|"]
     return "\n".join([*head, *(f"| {text} | {' | '.join(cells)} |" for text, cells in rows.items())])
 
 

@@ -593,7 +593,7 @@ def test_a_second_training_is_refused_while_the_first_is_under_way(house, monkey
     def scalars(engine, figures, step):
         write(engine, figures, step)
         if step == 17:
-            with pytest.raises(ConflictError, match="another run of this work is under way here; run the step again"):
+            with pytest.raises(ConflictError, match="another run of this work is in progress here; run the step again"):
                 run("second")
             ends.append("refused")
 

@@ -200,7 +200,7 @@ def test_each_feature_is_read_everywhere(spark, plain, tmp_path, feature):
     if readable:
         assert found == expected
     else:
-        assert [(f.level, f.text[:25]) for f in found] == [("warning", "no rows were looked at: t")]
+        assert [(f.level, f.text[:25]) for f in found] == [("warning", "no rows were checked: tab")]
 
     assert lake.run("ingest", ingest.run, dates=DATES) == "done"
     for table in ("items", "impressions", "candidates", "interactions", "quarantine"):

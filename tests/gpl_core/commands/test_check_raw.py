@@ -88,7 +88,7 @@ def test_every_fault_of_every_table_is_named_at_once(config, tmp_path, capsys):
         "error: raw_impressions: request_id_is_not_empty does not hold for 1 of 3 sampled rows",
         "error: raw_impressions: clicked_is_in_list does not hold for 1 of 3 sampled rows, e.g. '7'",
         "error: raw_impressions: event_time_is_within_dt does not hold for 1 of 3 sampled rows",
-        "error: raw_impressions: 100.0% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
+        "error: raw_impressions: 100.0% of the rows would be quarantined, but ingest.max_quarantine_share is 5.0%",
         "error: raw_candidates: column 'event_time' is long, expected timestamp, to which it cannot be cast",
         "note: raw_interactions: no table at",
         "7 errors, 0 warnings",
@@ -108,7 +108,7 @@ def test_a_platforms_own_column_names_are_mapped(tmp_path):
         write(config, table, data.rename_columns([names.get(table, {}).get(n, n) for n in data.column_names]))
     assert texts(config) == [
         "error: raw_impressions: clicked_is_in_list does not hold for 1 of 3 sampled rows, e.g. '3'",
-        "error: raw_impressions: 33.3% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
+        "error: raw_impressions: 33.3% of the rows would be quarantined, but ingest.max_quarantine_share is 5.0%",
     ]
     snapshot = Planner(config).snapshot("raw_items")
     assert snapshot.read(columns=["item_id", "title"]).to_pylist()[0] == {"item_id": "i0", "title": "t0"}
@@ -135,7 +135,7 @@ def test_opt_outs_may_be_absent_and_are_looked_at_when_they_are_there(config):
     write(config, "raw_opt_outs", pa.table({"user_id": pa.array([None, "u", "u"], pa.string())}))
     assert texts(config) == [
         "error: raw_opt_outs: user_id_is_not_null does not hold for 1 of 3 sampled rows",
-        "error: raw_opt_outs: 33.3% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
+        "error: raw_opt_outs: 33.3% of the rows would be quarantined, but ingest.max_quarantine_share is 5.0%",
     ]
     config.lakehouse.tables["raw_opt_outs"] = f"{config.lakehouse.root}/elsewhere"
     assert texts(config) == [
@@ -152,12 +152,12 @@ def test_rows_that_do_not_belong_together_are_named(config):
     write(config, "raw_interactions", rows("raw_interactions", count=1))
     assert texts(config) == [
         "error: raw_items: item_has_content does not hold for 1 of 2 sampled rows",
-        "error: raw_items: 50.0% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
+        "error: raw_items: 50.0% of the rows would be quarantined, but ingest.max_quarantine_share is 5.0%",
         "error: raw_impressions: item_id_is_known does not hold for 1 of 3 sampled rows, e.g. 'i2'",
         "error: raw_impressions: key_is_unique does not hold for 1 of 3 sampled rows, e.g. 'r0, i0'",
-        "error: raw_impressions: 66.7% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
+        "error: raw_impressions: 66.7% of the rows would be quarantined, but ingest.max_quarantine_share is 5.0%",
         "error: raw_candidates: item_id_is_known does not hold for 1 of 3 sampled rows, e.g. 'i2'",
-        "error: raw_candidates: 33.3% of the rows would be refused, ingest.max_quarantine_share is 5.0%",
+        "error: raw_candidates: 33.3% of the rows would be quarantined, but ingest.max_quarantine_share is 5.0%",
     ]
 
 
@@ -179,10 +179,10 @@ def test_missing_slices_history_and_random_exposure_are_named(tmp_path):
     found = [f"{f.table}: {f.text}" for f in check_raw(config, (DAY, DAY + 2 * ONE), 1000)]
     last = (DAY + 2 * ONE).isoformat()
     assert f"raw_candidates: no slice for {last}; it has {DAY} to {DAY + ONE}" in found
-    assert any("history from run.history_start" in f and (DAY - ONE).isoformat() in f for f in found)
-    assert any(f.startswith(f"raw_impressions: no row in the 14 days before {DAY}, so that there is no") for f in found)
+    assert any("history since run.history_start" in f and (DAY - ONE).isoformat() in f for f in found)
+    assert any(f.startswith(f"raw_impressions: no rows in the 14 days before {DAY}, so there is no") for f in found)
     later = [f"{f.table}: {f.text}" for f in check_raw(config, (DAY + ONE, DAY + ONE), 1000)]
-    assert any("0 uniformly exposed rows" in f and "average 0.5 of the exposed click rate" in f for f in later)
+    assert any("0 uniformly exposed rows" in f and "be 0.5 times the exposed click rate" in f for f in later)
 
 
 def test_a_file_of_an_earlier_day_that_is_gone_hides_no_other_finding(tmp_path):
@@ -205,11 +205,11 @@ def test_history_may_lie_in_other_positive_events_alone(tmp_path):
     good(config)
 
     def lacking() -> list[str]:
-        return [f"{f.table}: {f.text}" for f in check_raw(config, (DAY,), 1000) if "history from" in f.text]
+        return [f"{f.table}: {f.text}" for f in check_raw(config, (DAY,), 1000) if "history since" in f.text]
 
     (said,) = lacking()
-    assert said.startswith("raw_impressions and raw_interactions: history from run.history_start")
-    assert said.endswith(f"lacks {DAY - 2 * ONE}, {DAY - ONE}")
+    assert said.startswith("raw_impressions and raw_interactions: the history since run.history_start")
+    assert said.endswith(f"has no rows for {DAY - 2 * ONE}, {DAY - ONE}")
     for table, left in (("raw_impressions", [str(DAY - ONE)]), ("raw_interactions", [])):
         data = rows(table)
         earlier = [DAY - (1 + len(left)) * ONE] * len(data)

@@ -155,7 +155,7 @@ def test_the_version_names_the_commit(capsys):
         main(["--version"])
     assert left.value.code == 0
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    expected = f"commit {head.stdout.strip()}" if not head.returncode else "of no known commit"
+    expected = f"commit {head.stdout.strip()}" if not head.returncode else "commit unknown"
     assert re.fullmatch(rf"gpl \d+\.\d+\.\d+ \({expected}\w*(-dirty)?\)\n", capsys.readouterr().out)
 
 
@@ -368,7 +368,7 @@ def test_an_interrupted_run_ends_with_one_line_that_says_how_to_go_on(config):
     assert run.wait(timeout=30) == 130
     said = run.stderr.read()
     run.stderr.close()
-    assert re.fullmatch(r"interrupted: .* the same command goes on from there; log: \S+01-samples.log\n", said), said
+    assert re.fullmatch(r"interrupted: .* run the same command to continue; log: \S+01-samples.log\n", said), said
     _, alive = psutil.wait_procs([child], timeout=30)
     assert not alive
 

@@ -201,7 +201,7 @@ def test_an_array_on_a_full_temporary_disk_is_an_error_and_no_signal(tmp_path, m
     disk.mkdir()
     done = on_a_disk(disk, f"TMPDIR={disk} {sys.executable} -c {shlex.quote(code)}")
     assert done.returncode == 1, done.stderr
-    assert "vectors.npy: No space left on device; free space under lakehouse.root" in one_message(done.stderr)
+    assert "vectors.npy: No space left on device; free up space under lakehouse.root" in one_message(done.stderr)
 
 
 # ---- hosts and roots -------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_slices_in_order_with_intervals_and_a_verdict(tmp_path) -> None:
     assert "0.6000 [0.5900, 0.6100]" in text
     assert text.count("+0.0200 [+0.0100, +0.0300]*") == text.count("-0.0200 [-0.0300, -0.0100]*") == 2
     assert text.count("+0.0010 [-0.0090, +0.0110]\n") == 2
-    assert "* better or worse: the interval of the difference leaves out 0" in text
+    assert "* better or worse: the interval of the difference excludes 0" in text
     assert "0.9" not in text
     assert "40 rows                  lists of 5.0 candidates" in text
     assert "No off-policy estimate" in text
@@ -66,7 +66,7 @@ def test_without_uniform_traffic_the_exposed_slice_comes_with_its_caveat(tmp_pat
     rows += [_row(m, "exposed", "gauc", None, note="one class only") for m in ("exposed_only", "gpl")]
     rows += [_row(m, "exposed", "snips_auc", 0.6) for m in ("exposed_only", "gpl")]
     text = _printed(tmp_path, rows)
-    assert "Caveat: that day has no uniformly exposed traffic to judge on (no rows)" in text
+    assert "Caveat: that day has too little uniformly exposed traffic to evaluate on (no rows)" in text
     assert "list several seeds" in text
     assert "absent: auc (uniform): no rows\nabsent: gauc (exposed): one class only\n" in text
     assert "slice uniform" not in text, "it has no figure"
@@ -127,7 +127,7 @@ def test_it_says_what_it_will_train_and_how_long_that_takes(tmp_path) -> None:
     assert sources(config, plain, DAY).startswith(f"{DAY}: trained on no rows of training_feed (")
     put(Lake.of(config.lakehouse), "impressions", 3, day=DAY + ONE)
     said = sources(config, controls, DAY)
-    assert f"judged on 3 rows of impressions@1 ({DAY + ONE}); the figures are in table control_evaluations" in said
+    assert f"evaluated on 3 rows of impressions@1 ({DAY + ONE}); the results are in table control_evaluations" in said
 
 
 def _trained(config: Config, *runs: tuple[str, int, int]) -> None:

@@ -172,7 +172,7 @@ def test_after_all_is_done_there_is_nobody_to_forget(lake, gpl_forget, no_raw):
 
 def test_a_folder_without_a_lakehouse_is_said(tmp_path, capsys):
     assert main(["forget", "--config", str(config_file(tmp_path)), "--user", GONE]) == 4
-    assert f"{tmp_path}/lake: there is none of this project's tables; correct lakehouse.root" in capsys.readouterr().err
+    assert f"{tmp_path}/lake has no tables of this project; correct lakehouse.root" in capsys.readouterr().err
 
 
 # ---- ids of other types ----------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_a_table_of_ours_that_cannot_be_read_does_not_stop_the_rest(lake, gpl_fo
     truncated(broken)
     code, said = gpl_forget()
     assert (code, "left: pair_scores could not be searched" in said) == (3, True)
-    assert "run the same command again when that is done" in said
+    assert "when that is done, run the same command again to finish" in said
     broken.write_bytes(whole)
     assert holding(lake, GONE) == {"pair_scores"}
     assert gpl_forget()[0] == 0
@@ -253,7 +253,7 @@ def test_a_running_step_is_refused_until_it_has_ended(lake, gpl_forget, no_raw):
     run.begin()
     code, said = gpl_forget()
     assert (code, holding(lake, GONE)) == (3, set(OURS))
-    assert f"run night-7 (score_candidates for {DAY}) is under way" in said
+    assert f"run night-7 (score_candidates for {DAY}) is in progress" in said
     assert "--ended night-7" in said
     assert gpl_forget("--dry-run")[0] == 0
     assert gpl_forget("--ended", "night-7")[0] == 0
@@ -276,7 +276,7 @@ def test_a_run_that_began_meanwhile_is_named(lake, gpl_forget, no_raw, monkeypat
     monkeypatch.setattr(command, "forget", with_a_step)
     code, said = gpl_forget()
     assert (code, holding(lake, GONE)) == (3, {"pair_scores"})
-    assert f"run night-8 (score_candidates for {DAY}) was under way meanwhile" in said
+    assert f"run night-8 (score_candidates for {DAY}) was active in the meantime" in said
     monkeypatch.undo()
     assert gpl_forget()[0] == 0
     assert holding(lake, GONE) == set()

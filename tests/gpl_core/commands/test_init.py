@@ -52,7 +52,7 @@ def test_what_can_be_seen_is_proposed_and_what_is_missing_is_said(shop, tmp_path
     out = tmp_path / "conf" / "my shop.yaml"
     assert init(out, shop, "--yes") == 4
     said = capsys.readouterr().out
-    assert "raw_impressions: no column can be is_random" in said
+    assert "raw_impressions: no column found for is_random" in said
     assert f"gpl check-raw --config '{out}'" in said
     text = out.read_text()
     assert text.splitlines()[0] == "# yaml-language-server: $schema=my shop.schema.json"
@@ -96,7 +96,7 @@ def test_nothing_is_overwritten_and_nothing_written_that_would_not_load(shop, tm
     out = tmp_path / "shop.yaml"
     (tmp_path / "shop.schema.json").write_text("mine")
     assert init(out, shop, "--yes") == 2
-    assert "shop.schema.json: exists already and is not overwritten" in capsys.readouterr().err
+    assert "shop.schema.json: already exists and is not overwritten" in capsys.readouterr().err
     assert init(tmp_path / "other.yaml", shop, "--yes", "--root", "/data/50%") == 2
     assert [p.name for p in tmp_path.iterdir()] == ["shop.schema.json"]
     assert (tmp_path / "shop.schema.json").read_text() == "mine"
@@ -110,7 +110,7 @@ def test_nothing_is_overwritten_and_nothing_written_that_would_not_load(shop, tm
         (["raw_item={shop}/products"], 2, "'raw_item' is no raw table; these are raw_items, "),
         (["catalog://shop.items"], 2, "say which table that is: raw_items=catalog://shop.items"),
         (["{shop}/products", "{shop}/web", "--run-date", "2026-01-05", "--end-date", "2026-01-06"], 2, "give either"),
-        (["{shop}/products"], 2, "give --start-date and --end-date"),
+        (["{shop}/products"], 2, "pass --start-date and --end-date"),
     ],
 )
 def test_what_it_cannot_do_is_said(shop, tmp_path, capsys, places, code, said):
@@ -169,7 +169,7 @@ def test_a_terminal_is_asked_for_the_rest_alone(tmp_path, monkeypatch, capsys):
     assert lakehouse.root == "s3://bucket/gpl"
     assert lakehouse.columns["raw_items"] == {"item_id": "sku", "updated_at": "stamp"}
     assert lakehouse.columns["raw_impressions"]["is_random"] == "was_random"
-    assert "  # raw_candidates has no column that can be channel: add it, or name it under columns" in out.read_text()
+    assert "  # raw_candidates has no column for channel: add one, or map one under columns" in out.read_text()
 
 
 def test_types_decide_where_names_do_not(tmp_path):

@@ -101,7 +101,7 @@ def test_a_file_becomes_the_checkpoint_it_was_made_from(family, shape, checkpoin
     assert tokenizer.eos_token == end
     assert build_interest_model(folder, ModelSettings(3, 8, lora_rank=4)).vocabulary.size == 24
     assert main(["import-checkpoint", str(file), str(folder)]) == 2
-    assert f"{folder}: exists" in capsys.readouterr().err
+    assert f"{folder} already exists" in capsys.readouterr().err
 
 
 def test_quantized_weights_are_what_the_blocks_say(checkpoint, tmp_path) -> None:

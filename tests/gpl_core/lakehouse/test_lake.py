@@ -496,6 +496,6 @@ def test_a_full_disk_is_told_and_leaves_nothing(lake, monkeypatch, rows):
     writer = lake.writer(CONTRACT, {"dt": DAY.isoformat()}, dims=DIMS, file_rows=rows)
     with pytest.raises(OSError) as caught, writer:
         writer.write(both)
-    assert "No space left on device; free space" in str(classified(caught.value))
+    assert "No space left on device; free up space" in str(classified(caught.value))
     assert exit_code_of(caught.value) == 1
     assert list(folder.iterdir()) == []

@@ -334,7 +334,7 @@ def test_an_explanation_shows_anchor_titles_and_nearest_history(gpl):
 @pytest.mark.parametrize(
     ("user", "item", "named"),
     [
-        ("u1", "i1", "was shown the item"),
+        ("u1", "i1", "the item was shown to the user"),
         ("u2", "i2", "not in unexposed_samples"),
         ("u2", "i1", "the worker rejected"),
         ("u3", "i0", "no anchors"),
