@@ -204,9 +204,7 @@ class TokenizerGates(Section):
     min_perplexity_share: Share = Field(default=0.3, description="At least, per level: perplexity / min(C, N)")
     max_dead_share: Share = Field(default=0.2, description="At most, per level: share of unused codes")
     max_collision_share: Share = Field(default=0.5, description="At most: share of items sharing a SID before repair")
-    min_reconstruction_cosine: float = Field(
-        default=0.5, ge=-1, le=1, description="At least: mean cosine of e(i) and the vector decoded from its SID"
-    )
+    min_reconstruction_cosine: float = Field(0.5, ge=-1, le=1, description="At least: mean cosine after decoding SIDs")
 
 
 class TokenizerSettings(Section):
@@ -216,9 +214,7 @@ class TokenizerSettings(Section):
     codes: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="C: codes per level; derived from the catalog's size if unset"
     )
-    epochs: Positive = Field(
-        default=400, description="Maximum epochs; as many are run as make about 1,600 steps, but at least 20"
-    )
+    epochs: Positive = Field(default=400, description="Passes over all items, at most: about 1,600 steps, 20 or more")
     batch_size: Annotated[int, Field(ge=2, strict=True)] = Field(default=1024, description="Items per step")
     refresh_days: Positive = Knob(
         default=7, description="Days after which the tokenizer is retrained, unless the catalog is unchanged"

@@ -157,5 +157,5 @@ def test_one_date_is_trained_unless_more_are_asked_for(tmp_path, monkeypatch, ca
     assert f"{day}: " in said.out
     assert "pre-rankers" in said.out
     assert "impressions of" in said.err
-    with pytest.raises(MissingInputError, match="nothing for 2020"):
+    with pytest.raises(MissingInputError, match="no rows for 2020"):
         print_evaluation(small_config(tmp_path), date(2020, 1, 1), Console())

@@ -367,11 +367,11 @@ def test_status_names_the_table_the_setting_and_the_artifact_that_made_something
     assert status("samples.unexposed_per_request=3", "labels.users_per_batch=3") == {
         "samples": f"unexposed_samples@1 {outdated} setting samples.unexposed_per_request is 3, was 20"
     }
-    assert status("encoder.parts=[{name: minilm, weight: 2.0}]", "prerank.lambda=4", "feed.rows_per_file=7") == {
+    assert status("encoder.parts=[{name: minilm, weight: 2.0}]", "prerank.lambda=8", "feed.rows_per_file=7") == {
         "encode_items": f"item_embeddings@1 {outdated} setting encoder.parts has changed",
         "train_tokenizer": f"tokenizer {in_force('tokenizer')} {outdated} setting encoder.parts has changed",
         "training_feed": f"training_feed@1 {outdated} setting feed.rows_per_file is 7, was 500000",
-        "train_preranker": f"preranker {in_force('preranker', D2)} {outdated} setting prerank.lambda is 4.0, was 2.0",
+        "train_preranker": f"preranker {in_force('preranker', D2)} {outdated} setting prerank.lambda is 8.0, was 4.0",
     }
 
     toy.write("pair_scores", D1, step="score_candidates", fingerprint=toy.state("score_candidates", D1).fingerprint)
