@@ -204,7 +204,7 @@ class TokenizerGates(Section):
     min_perplexity_share: Share = Field(default=0.3, description="At least, per level: perplexity / min(C, N)")
     max_dead_share: Share = Field(default=0.2, description="At most, per level: share of unused codes")
     max_collision_share: Share = Field(default=0.5, description="At most: share of items sharing a SID before repair")
-    min_reconstruction_cosine: float = Field(0.5, ge=-1, le=1, description="At least: mean cosine after decoding SIDs")
+    min_reconstruction_cosine: float = Field(default=0.5, ge=-1, le=1, description="At least: cosine to decoded SIDs")
 
 
 class TokenizerSettings(Section):

@@ -9,7 +9,7 @@
 | user_rate | the user's click rate before the date, shrunken to that of all users |
 
 Ranks become logits of a logistic distribution, whose location is such that the mean label is ours. Where our labels
-have the level of the user's own click rate, so have those of popularity and cosine, which then rank within the user.
+have the level of the user's own click rate, so have those of popularity and cosine. All rank within the user, as ours.
 All have weight 1.
 """
 
@@ -21,8 +21,6 @@ from gpl_core.labels.calibration import FloatArray, sigmoid
 from gpl_core.labels.fitting import fit_location
 
 CONTROLS = ("constant", "shuffled", "popularity", "cosine", "user_rate")
-PRIOR_STRENGTH = 20.0
-"""Impressions that the rate of all users counts for in a user's own."""
 
 
 def control_labels(
@@ -34,18 +32,23 @@ def control_labels(
     user_clicks: npt.ArrayLike,
     user_impressions: npt.ArrayLike,
     rate: float,
+    strength: float,
     spread: float = 1.0,
     by_user: bool = False,
+    days: npt.NDArray[np.integer] | None = None,
 ) -> dict[str, FloatArray]:
     """Every control's labels [n] for n pairs.
 
     labels: ours; users: any number per user; positives: of the item; history_similarity: 0 where unknown; user_clicks,
-    user_impressions: 0 where unknown; rate: the click rate of all users; spread: standard deviation of the ranks'
-    logits; by_user: whether our labels have a level per user.
+    user_impressions: 0 where unknown; rate: the click rate of all users, strength: how many impressions it counts for
+    in a user's own, as for our labels (`fitting.prior_strength`); spread: standard deviation of the ranks' logits;
+    by_user: whether our labels have a level per user; days: ranks are within user and day, as ours (default: one day).
     """
     mean = float(labels.mean())
-    own = shrunken_rate(user_clicks, user_impressions, rate)
-    level, groups = (np.log(own / (1.0 - own)), users) if by_user else (np.zeros(len(labels)), np.zeros_like(users))
+    own = shrunken_rate(user_clicks, user_impressions, rate, strength)
+    level = np.log(own / (1.0 - own)) if by_user else np.zeros(len(labels))
+    by_day = users if days is None else np.stack([users, days.astype(users.dtype)])
+    groups = np.unique(by_day, axis=-1, return_inverse=True)[1].reshape(-1)
     return {
         "constant": np.full(len(labels), mean),
         "shuffled": np.random.default_rng(0).permutation(labels),
@@ -55,11 +58,11 @@ def control_labels(
     }
 
 
-def shrunken_rate(clicks: npt.ArrayLike, impressions: npt.ArrayLike, rate: float) -> FloatArray:
+def shrunken_rate(clicks: npt.ArrayLike, impressions: npt.ArrayLike, rate: float, strength: float) -> FloatArray:
     """(clicks + strength * rate) / (impressions + strength); clicks beyond the impressions count as impressions too."""
     clicks = np.asarray(clicks, dtype=np.float64)
     shown = np.maximum(np.asarray(impressions, dtype=np.float64), clicks)
-    return (clicks + PRIOR_STRENGTH * rate) / (shown + PRIOR_STRENGTH)
+    return (clicks + strength * rate) / (shown + strength)
 
 
 def rank_logits(values: npt.ArrayLike, groups: npt.NDArray[np.integer]) -> FloatArray:

@@ -5,6 +5,7 @@ matters more than any other one, so `fit_location` meets the target rate on the 
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,20 @@ def prior_strength(groups: float, impressions: float, clicks: float, pairs: floa
         return MOST_STRENGTH
     rho = (squares - impressions * noise) / (noise * pairs)
     return min(max(1.0 / rho - 1.0, LEAST_STRENGTH), MOST_STRENGTH) if rho > 0 else MOST_STRENGTH
+
+
+def click_prior(counts: Iterable[npt.NDArray[np.floating]]) -> tuple[float, float]:
+    """Click rate of all users, in (0, 1), and its `prior_strength`, from batches [m x 2] of clicks and impressions."""
+    sums = np.zeros(7)
+    for batch in counts:
+        clicks, shown = batch[batch[:, 1] > 0].T
+        n = np.minimum(shown, MOST_IMPRESSIONS)
+        k = clicks * n / shown
+        sums += [len(n), n.sum(), k.sum(), (n * (n - 1)).sum(), (k * k).sum(), (k * n).sum(), (n * n).sum()]
+    groups, impressions, clicked, pairs, kk, kn, nn = sums.tolist()
+    rate = clicked / impressions if impressions else 0.0
+    strength = prior_strength(groups, impressions, clicked, pairs, kk - 2 * rate * kn + rate * rate * nn)
+    return min(max(rate, 1e-6), 1 - 1e-6), strength
 
 
 def fitting_fault(rows: int, clicks: int, minimum_rows: int) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from gpl_core.graph.step_run import StepContext
 from gpl_core.labels.controls import CONTROLS, control_labels
+from gpl_core.labels.fitting import click_prior
 from gpu_workers.inputs.embeddings import digests
 from gpu_workers.inputs.feed import read_batches
 from gpu_workers.inputs.shuffled_rows import Rows, ShuffledRows, mixed
@@ -41,21 +42,18 @@ def with_controls(context: StepContext, unexposed: ShuffledRows, folder: Path) -
 def _labels(context: StepContext, rows: Rows) -> dict[str, np.ndarray]:
     pairs = _pairs_of(context, rows["shuffle_key"])
     found = np.zeros((len(rows), 4))  # positives, history_similarity, user's clicks and impressions
-    clicks = impressions = 0.0
     for day in _window(context):
         mine = pairs["day"] == day.toordinal()
         users, index = pairs["user"][mine], pairs["item_index"][mine]
         found[mine, :1] = look_up(index.view(np.uint64), _positives(context, day), 1)
         found[mine, 1:2] = look_up(_key(users, index), _similarities(context, day), 1)
         found[mine, 2:] = look_up(users, _user_counts(context, day), 2)
-        for _, counts in _user_counts(context, day):
-            clicks, impressions = clicks + counts[:, 0].sum(), impressions + counts[:, 1].sum()
-    rate = float(np.clip(clicks / max(impressions, 1.0), 1e-4, 1 - 1e-4))
+    rate, strength = click_prior(counts for _, counts in _user_counts(context, context.run_date))
     positives, similarity, user_clicks, user_impressions = found.T
     calibrator = context.config.labels.calibrator
     return control_labels(
         rows["target"].astype(np.float64), pairs["user"], positives=positives, history_similarity=similarity,
-        user_clicks=user_clicks, user_impressions=user_impressions, rate=rate,
+        user_clicks=user_clicks, user_impressions=user_impressions, rate=rate, strength=strength, days=pairs["day"],
         spread=calibrator.spread, by_user=calibrator.kind == "quantile" and calibrator.across_users == "user_rate",
     )  # fmt: skip
 

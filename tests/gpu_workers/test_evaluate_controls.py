@@ -11,6 +11,7 @@ import pytest
 from gpl_core.conf.sections import Labels
 from gpl_core.errors import MissingInputError
 from gpl_core.labels.controls import CONTROLS, control_labels
+from gpl_core.labels.fitting import click_prior
 from gpl_core.prerank.comparison import ALL_SEEDS
 from gpu_workers import evaluate_controls, train_preranker
 from gpu_workers.inputs.control_rows import EVEN, look_up, with_controls
@@ -75,12 +76,15 @@ def test_labels_come_from_the_tables_of_the_rows_own_date(lake: LabelsLake, one_
     assert len(kept) == len(rows) > 0.8 * len(feed), "held-out requests aside, every row is there"
     mine = [found[r["shuffle_key"]] for r, _ in kept]
     user = np.array([int(r["user_id"][-2:]) for r, _ in kept])
+    shown = np.array([[u, 30.0] for u in range(19)])
+    rate, strength = click_prior([shown[:7], shown[7:]])
     expected = control_labels(
         np.array([r["target"] for r, _ in kept]), user,
         positives=np.array([r["item_index"] % 7 for r, _ in kept], float),  # item 7 has no row: 0
         history_similarity=np.array([_similarity(r["item_index"], d) for r, d in kept]),
         user_clicks=np.where(user < 19, user, 0).astype(float), user_impressions=np.where(user < 19, 30.0, 0.0),
-        rate=sum(range(19)) / (19 * 30), spread=Labels().calibrator.spread, by_user=True,
+        rate=rate, strength=strength, days=np.array([d.toordinal() for _, d in kept]),
+        spread=Labels().calibrator.spread, by_user=True,
     )  # fmt: skip
     for name in set(CONTROLS) - {"shuffled"}:
         assert [float(r[name]) for r in mine] == pytest.approx(expected[name], abs=1e-6), name

@@ -23,11 +23,11 @@ def quantile_labels(
     beside them.
     """
     counts, train, past, shown = world.known.counts, world.train, world.past, world.past_scores
+    rate_of_all, user_strength = user_prior(world)
     start = Calibrator(
         "quantile", FittedOn("exposed", 0, 0, "", "", rate), features=tuple(features), weights=(0.0,) * len(features),
         spread=CalibratorSettings().spread, across_users=across_users,
-        prior_rate=float(counts["user_clicks"].sum() / counts["user_impressions"].sum()),
-        user_strength=_strength(counts, "user"), item_strength=_strength(counts, "item"),
+        prior_rate=rate_of_all, user_strength=user_strength, item_strength=_prior(counts, "item")[1],
     )  # fmt: skip
     weights: Sequence[float] = (1.0,)
     if len(features) > 1:
@@ -70,9 +70,11 @@ def columns_of(world: World, scores: Scores) -> Mapping[str, np.ndarray]:
     return columns | {"prefix_log_prob": np.where(np.isfinite(prefix), prefix, nothing_known)}
 
 
-def _strength(counts: Mapping[str, np.ndarray], owner: str) -> float:
-    n, k = (counts[f"{owner}_{what}"].astype(np.float64) for what in ("impressions", "clicks"))
-    n, k = n[n > 0], k[n > 0]
-    n, k = np.minimum(n, fitting.MOST_IMPRESSIONS), k * np.minimum(n, fitting.MOST_IMPRESSIONS) / n
-    squares = float(((k - n * (k.sum() / n.sum())) ** 2).sum())
-    return fitting.prior_strength(len(n), float(n.sum()), float(k.sum()), float((n * (n - 1)).sum()), squares)
+def user_prior(world: World) -> tuple[float, float]:
+    """The click rate of all users, and how many impressions it counts for in a user's own."""
+    return _prior(world.known.counts, "user")
+
+
+def _prior(counts: Mapping[str, np.ndarray], owner: str) -> tuple[float, float]:
+    shown = (counts[f"{owner}_{what}"].astype(np.float64) for what in ("clicks", "impressions"))
+    return fitting.click_prior([np.stack([*shown], axis=1)])

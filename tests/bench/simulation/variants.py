@@ -28,7 +28,7 @@ from gpl_core.conf.sections import CalibratorSettings
 from gpl_core.labels import calibration, controls, fitting
 from gpl_core.labels.calibration import Calibrator, FittedOn
 from gpl_core.labels.confidence import combined_weight
-from tests.bench.simulation.clicks import columns_of, quantile_labels
+from tests.bench.simulation.clicks import columns_of, quantile_labels, user_prior
 from tests.bench.simulation.logistic import fit_logistic
 from tests.bench.simulation.world import Scores, World
 
@@ -132,12 +132,12 @@ def _labels(
     labels = quantile_labels(world, rate, *_QUANTILE.get(name, _QUANTILE["gpl_clicks"]))
     if name in controls.CONTROLS:
         known = np.flatnonzero(np.isfinite(labels))
-        counts = world.known.counts
+        rate_of_all, strength = user_prior(world)
         made = controls.control_labels(
             labels[known], train.user[known], positives=scores.item_positives[known],
             history_similarity=scores.history_similarity[known], user_clicks=scores.user_clicks[known],
             user_impressions=scores.user_impressions[known], spread=CalibratorSettings().spread, by_user=True,
-            rate=float(counts["user_clicks"].sum() / max(1, counts["user_impressions"].sum())),
+            rate=rate_of_all, strength=strength, days=np.unique(train.dt, return_inverse=True)[1][known],
         )  # fmt: skip
         labels[known] = made[name]
     return labels, _confidence(scores) if name == "gpl_weighted" else None

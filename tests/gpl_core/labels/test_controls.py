@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,9 +44,10 @@ def test_every_control_keeps_our_mean_and_its_own_order(by_user: bool) -> None:
     labels, positives = rng.beta(1, 20, n), rng.poisson(3.0, n).astype(float)
     similarity, shown = rng.random(n), rng.integers(20, 80, 50).astype(float)[users]
     clicks = np.floor(shown * (users / 100))
+    days = rng.integers(3, size=n) if by_user else None
     made = control_labels(
         labels, users, positives=positives, history_similarity=similarity, user_clicks=clicks, user_impressions=shown,
-        rate=0.1, by_user=by_user,
+        rate=0.1, strength=20.0, by_user=by_user, days=days,
     )  # fmt: skip
     assert tuple(made) == CONTROLS
     for name, control in made.items():
@@ -52,10 +55,11 @@ def test_every_control_keeps_our_mean_and_its_own_order(by_user: bool) -> None:
     assert np.ptp(made["constant"]) == 0
     assert sorted(made["shuffled"]) == sorted(labels)
     assert abs(np.corrcoef(made["shuffled"], labels)[0, 1]) < 0.06
-    rates = shrunken_rate(clicks, shown, 0.1)
+    rates = shrunken_rate(clicks, shown, 0.1, 20.0)
     assert (np.diff(made["user_rate"][np.argsort(rates, kind="stable")]) >= 0).all()
     for name, by in (("popularity", positives), ("cosine", similarity)):
-        for rows in [users == user for user in range(50)] if by_user else [np.ones(n, bool)]:
+        for user, day in itertools.product(range(50), range(3)):
+            rows = (users == user) & (days == day if by_user else True)
             assert (np.diff(made[name][rows][np.argsort(by[rows], kind="stable")]) >= 0).all(), name
         level = np.array([made[name][users == user].mean() for user in range(50)])
         followed = np.corrcoef(level, [rates[users == user].mean() for user in range(50)])[0, 1]
@@ -63,6 +67,6 @@ def test_every_control_keeps_our_mean_and_its_own_order(by_user: bool) -> None:
 
 
 def test_a_rate_of_few_impressions_is_that_of_all_users() -> None:
-    assert shrunken_rate([0, 1, 2000, 5], [0, 1, 20_000, 3], 0.05) == pytest.approx(
+    assert shrunken_rate([0, 1, 2000, 5], [0, 1, 20_000, 3], 0.05, 20.0) == pytest.approx(
         [0.05, 2 / 21, 2001 / 20_020, 6 / 25]
     )

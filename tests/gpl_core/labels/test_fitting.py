@@ -42,6 +42,17 @@ def _strength(n: np.ndarray, k: np.ndarray) -> float:
     return fitting.prior_strength(len(n), n.sum(), k.sum(), (n * (n - 1)).sum(), ((k - n * p) ** 2).sum())
 
 
+def test_one_heavy_user_does_not_decide_about_all() -> None:
+    rng = np.random.default_rng(3)
+    n = np.ceil(rng.lognormal(3, 1, 20_000))
+    counts = np.stack([rng.binomial(n.astype(int), rng.beta(5, 95, len(n))), n], axis=1).astype(float)
+    rate, strength = fitting.click_prior([counts])
+    assert (rate, strength) == (pytest.approx(0.05, rel=0.03), pytest.approx(100, rel=0.2))
+    with_one = fitting.click_prior([counts, np.array([[0.0, 100_000.0]])])
+    assert with_one == (pytest.approx(rate, rel=0.01), pytest.approx(strength, rel=0.2))
+    assert fitting.click_prior([]) == (1e-6, fitting.MOST_STRENGTH)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
