@@ -34,7 +34,7 @@ def _movielens(column: str) -> list[str]:
 
 def _figures() -> str:
     rows = {
-        "quickstart, shipped labels: exposed requests of the next day, AUC": _quickstart("exposed/auc"),
+        "quickstart: exposed requests of the next day, AUC": _quickstart("exposed/auc"),
         "the same, GAUC": _quickstart("exposed/gauc"),
         "quickstart: unexposed pairs against the simulated truth, AUC": _quickstart("unexposed/auc", TRUTH),
         "MovieLens 100k, shipped labels: unexposed pairs, later liked or not, GAUC": _movielens("unexposed/gauc"),
