@@ -160,6 +160,12 @@ class Planner:
                     f"step {step.name} needs the slice dt={run_date} of {read.table}, which step {owner.name} has not "
                     f"written; run {owner.name} for {run_date} first"
                 )
+            # The cache is no part of the fingerprint: what it lacks now would be missing for good.
+            if owner and cached and not idle and (found := self.state(owner, run_date)).status != "done":
+                raise MissingInputError(
+                    f"step {step.name} needs what step {owner.name} generates for {run_date}: {found.reason}; run "
+                    f"{owner.name} for {run_date} first"
+                )
         for kind in step.uses:
             inputs[f"artifact:{kind}"] = {"version": self.artifacts.in_force(kind, run_date).version}
         return inputs

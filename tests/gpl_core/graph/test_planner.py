@@ -566,6 +566,20 @@ def test_a_second_tokenizer_leaves_the_dates_of_the_first_one_done(toy):
     assert toy.states(RUN, ["assign_sids"]) == {("assign_sids", D1): "done", ("assign_sids", D2): "done"}
 
 
+def test_requests_are_not_scored_before_the_anchors_that_they_ask_for_now(toy):
+    """The cache is looked up: without this, pairs of users who were asked for last would be missing for good."""
+    toy.run_pending([D1])
+    assert toy.state("score_requests", D1).status == "done"
+    print_ = toy.state("anchor_requests", D1).fingerprint
+    toy.write("anchor_requests", D1, step="anchor_requests", fingerprint=print_)
+    assert toy.state("generate_anchors", D1).status == "stale"
+    found = toy.state("score_requests", D1)
+    assert found.status == "blocked"
+    assert f"run generate_anchors for {D1} first" in found.reason
+    assert ("score_requests", D1) in toy.run_pending([D1])
+    assert toy.state("score_requests", D1).status == "done"
+
+
 def test_a_rollback_turns_stale_what_used_the_version_and_nothing_is_trained_that_would_be_passed_by(toy):
     """D2 has a model of its own; without it D2 uses the one of D1, and its training does not run for ever."""
     toy.publish("train_interest_model", D2, toy.state("train_interest_model", D2))
