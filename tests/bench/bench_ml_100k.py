@@ -53,7 +53,7 @@ def main() -> None:
     figures: dict[str, Figure] = {}
     for tuned in TUNED[args.quick :]:
         for ours in (f"{name}@{tuned}" for name in OURS):
-            for other in ("exposed_only", *(f"{c}@{tuned}" for c in CONTROLS)):
+            for other in ("exposed_only", *(f"{c}@{t}" for t in TUNED[args.quick :] for c in CONTROLS)):
                 for metric in ("auc", "gauc"):
                     figures |= difference(results, ours, other, f"unexposed/{metric}")
             for metric in ("auc", "gauc"):
