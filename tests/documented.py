@@ -60,7 +60,7 @@ ELSEWHERE: Mapping[str, str] = {
     "gpl score --config quickstart --run-date 2026-01-04":
         PIPELINE + "test_analysts_ask_without_spark_what_the_graph_has_made",
     "gpl run --run-date D --from anchor_requests --force":
-        PIPELINE + "test_a_backfill_uses_no_model_trained_after_its_date",
+        "tests/gpl_core/commands/test_cli.py::test_a_forced_run_from_a_step_on_starts_that_step_and_all_after_it",
     "gpl rollback --config shop.yaml calibrator VERSION --reason labels ten times too high": RUNBOOK,
     "gpl run --config shop.yaml --run-date D --fail-on-alarm": RUNBOOK,
     "gpl forget --config shop.yaml --user U --vacuum-hours 168":

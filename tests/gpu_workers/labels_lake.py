@@ -161,19 +161,23 @@ class LabelsLake:
         return context
 
     def launch(self, step: str, *overrides: str, ranks: int = 2) -> None:
-        """Runs a worker under the DeepSpeed launcher on the CPU, from outside the project's folder."""
+        """Runs a worker on the CPU, from outside the project's folder, in the environment that the launcher gives its
+        ranks; its own processes would import torch for nothing."""
         root = Path(gpu_workers.__file__).parent.parent
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [
-            str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks),
-            "--master_port", str(port),
-            str(root / f"gpu_workers/{step}.py"), *self.arguments(*overrides), "--run-date", DAY.isoformat(), "--force",
+        script = str(root / f"gpu_workers/{step}.py")
+        command = [sys.executable, script, *self.arguments(*overrides), "--run-date", DAY.isoformat(), "--force"]
+        env = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1",
+               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}  # fmt: skip
+        started = [
+            subprocess.Popen(command, cwd=self.root, env={**env, "RANK": str(n), "LOCAL_RANK": str(n)}, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            for n in range(ranks)
         ]  # fmt: skip
-        env = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=self.root, check=False)
-        assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+        said = [process.communicate(timeout=280)[0] for process in started]
+        assert [process.returncode for process in started] == [0] * ranks, said[0][-3000:]
 
     def read(self, table: str, day: date = DAY) -> list[dict[str, Any]]:
         """Rows of one slice."""

@@ -344,7 +344,9 @@ def test_one_class_is_absent_with_the_reason(lake: LabelsLake, one_rank: Ranks) 
     write_feed(lake)
     write_impressions(lake, clicked=0)
     lake.run("train_preranker", train_preranker.run, ranks=one_rank)
-    for (_, _, metric), row in _figures(lake).items():
+    figures = _figures(lake)
+    assert len(figures) == 2 * 3 * 6
+    for (_, _, metric), row in figures.items():
         assert row["value"] is None
         assert "one class" in row["note"] if "auc" in metric else "has a positive" in row["note"]
         assert row["low"] is row["high"] is None

@@ -57,6 +57,7 @@ def test_plans(tmp_path, spark, monkeypatch):
     }  # fmt: skip
     # Withdrawn items, a bounded number, are broadcast: nothing else is, at a threshold that lets Spark choose nothing.
     few = ("unexposed_samples", "anchor_requests", "score_requests")
+    raw = set()
     for table, (plan, files) in found.items():
         for never in ("CartesianProduct", "Python", "Scan ExistingRDD"):
             assert never not in plan, (table, never)
@@ -66,7 +67,9 @@ def test_plans(tmp_path, spark, monkeypatch):
         assert plan.count("Exchange hashpartitioning") <= most[table], (table, plan)
         dated = [f for f in files if "/dt=" in f and "/raw_" in f]
         assert all(f"/dt={D.isoformat()}/" in f for f in dated)
+        raw |= {table} if dated else set()
     assert len(found) == 11
+    assert raw >= {"quarantine", "impressions", "candidates", "interactions"}
     past = [f for f in found["user_sequences"][1] if "/interactions/" in f]
     assert past
     assert not any(f"/dt={D.isoformat()}/" in f for f in past)

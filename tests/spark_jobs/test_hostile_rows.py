@@ -77,6 +77,7 @@ def test_workers_and_later_jobs_take_what_was_written(planted):
     assert sorted(read) == sorted(title for (title,) in lake.rows("items", "title"))
 
 
+@pytest.mark.slow
 def test_words_where_numbers_and_times_belong_are_quarantined_row_by_row(tmp_path, spark):
     lake, made = hostile(tmp_path, spark, as_text=True)
     assert unaccounted(lake, made) == 0

@@ -68,8 +68,11 @@ def test_labels_and_weights_by_hand(lake):
     assert np.mean(unexposed) == pytest.approx(1.0)
 
 
-def test_rerun_is_a_noop_and_forced_rerun_gives_the_same_rows(lake):
+def test_rerun_is_a_noop_a_forced_one_gives_the_same_rows_and_a_later_calibrator_is_not_used(lake):
+    early = Planner(lake.config()).artifacts.in_force("calibrator", D).version
+    lake.platt(weights=(9.0,), through=D)
     lake.run("pseudo_labels", pseudo_labels.run)
+    assert {v for (v,) in by_pair(lake, "calibrator_version").values()} == {early}
     before, version = lake.rows("pseudo_labels"), lake.version("pseudo_labels")
     assert lake.run("pseudo_labels", pseudo_labels.run) == "noop"
     assert lake.version("pseudo_labels") == version
@@ -110,13 +113,6 @@ def test_item_that_is_not_in_items_is_named(lake):
     assert lake.rows("pseudo_labels") == []
 
 
-def test_a_later_calibrator_is_not_used(lake):
-    early = Planner(lake.config()).artifacts.in_force("calibrator", D).version
-    lake.platt(weights=(9.0,), through=D)
-    lake.run("pseudo_labels", pseudo_labels.run)
-    assert {v for (v,) in by_pair(lake, "calibrator_version").values()} == {early}
-
-
 def logistic() -> Calibrator:
     return Calibrator(
         kind="logistic", fitted_on=FittedOn("uniform", 10, 1, "", "", 0.1), features=FEATURES,
@@ -154,12 +150,3 @@ def test_an_item_that_is_counted_twice_is_refused_and_the_table_named(lake):
     lake.calibrator(logistic())
     with pytest.raises(ContractError, match=rf"5 rows from 4 of pair_scores; .* in item_stats dt={D}, .*dt={D}$"):
         lake.run("pseudo_labels", pseudo_labels.run)
-
-
-def test_one_pair_by_hand_from_the_tables(lake):
-    """An analyst's check: the stored label is the calibrator's JSON applied to the stored similarity."""
-    lake.run("pseudo_labels", pseudo_labels.run)
-    ((similarity, label, version),) = lake.rows_where(
-        "pseudo_labels", {"user_id": "u1", "item_id": "a"}, "similarity", "pseudo_label", "calibrator_version"
-    )
-    assert label == pytest.approx(float(apply(lake.load(version), {"similarity": similarity})), abs=1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from copy import copy
 
 import pytest
@@ -11,6 +12,7 @@ from pyspark.sql import functions as F
 from gpl_core.errors import ConflictError
 from spark_jobs import ingest, samples
 from spark_jobs.samples import never_exposed, sample_unexposed
+from spark_jobs.step import SparkStep
 from tests.spark_jobs.tiny_lake import D, TinyLake, at, day
 
 pytestmark = pytest.mark.spark
@@ -31,8 +33,7 @@ def ingested(tmp_path_factory, spark) -> TinyLake:
     )
     made.candidates(dt=day(-1))
     made.interactions(dt=day(-1))
-    for d in (day(-1), D):
-        made.run("ingest", ingest.run, d)
+    made.run("ingest", ingest.run, dates=(day(-1), D))
     return made
 
 
@@ -58,30 +59,39 @@ def test_pairs_exposed_in_the_window_are_never_unexposed(lake):
     assert {row[0] for row in lake.rows("unexposed_samples", "item_id")} == {"a", "c", "d"}
 
 
-def test_a_run_commits_only_on_top_of_what_it_decided_on(lake):
-    """Another run ends after this one has looked at the tables: of the same work, of another slice, of other inputs."""
+def overtaken(
+    lake: TinyLake, name: str, job: Callable[[SparkStep], None], *others: tuple
+) -> tuple[list[str], TinyLake]:  # fmt: skip
+    """How `others`, arguments of lake.run, end within a run of D that has looked at the tables, and how that ends; the
+    lake with its context."""
     slow, ends = copy(lake), []
 
-    def run(name, job, *others):
-        def within(step):
-            for other in others:
-                ends.append(lake.run(name, job, *other))
-            job(step)
+    def within(step: SparkStep) -> None:
+        for other in others:
+            ends.append(lake.run(name, job, *other))
+        job(step)
 
-        ends.append(slow.run(name, within))
-        return ends[-1]
+    ends.append(slow.run(name, within))
+    return ends, slow
 
+
+def test_a_run_commits_only_on_top_of_what_it_decided_on(lake):
+    """Another run of the same work ends after this one has looked at the tables."""
     lake.impressions(("r5", "u1", "d", 0, 21.0), dt=D)
     lake.items({"item_id": "e", "updated_at": at(0)})
-    assert run("ingest", ingest.run, (D,)) == "noop"
+    assert overtaken(lake, "ingest", ingest.run, (D,))[0] == ["done", "noop"]
     assert lake.rows("items", "item_id", "item_index") == [(i, n) for n, i in enumerate("abcde")]
     assert lake.rows("impressions", "item_id", dt=D) == [("a",), ("b",), ("b",), ("c",), ("d",)]
 
-    assert run("samples", samples.run, (D,)) == "noop"
+
+@pytest.mark.slow
+def test_samples_are_committed_only_on_top_of_what_they_were_decided_on(lake):
+    """The other run is of the same work, of another slice, of other inputs."""
+    assert overtaken(lake, "samples", samples.run, (D,))[0] == ["done", "noop"]
     lake.opt_outs(("u1", at(-9)))
     before = lake.rows("exposed_samples", dt=D)
-    assert run("samples", samples.run, (day(-1),)) == "done"
-    assert ends == ["done", "noop", "done", "noop", "done", "done"]
+    ends, slow = overtaken(lake, "samples", samples.run, (day(-1),))
+    assert ends == ["done", "done"]
     assert lake.rows("exposed_samples", dt=D) == before
     assert lake.rows("unexposed_samples", dt=D) == []
     assert slow.context.counts.rows_out == len(before)  # of this run's commits alone
@@ -89,19 +99,16 @@ def test_a_run_commits_only_on_top_of_what_it_decided_on(lake):
     lake.opt_outs(("u2", at(-9)))
     version = lake.version("exposed_samples")
     with pytest.raises(ConflictError, match=r"exposed_samples.*another run.*run the step again"):
-        run("samples", samples.run, (D, "samples.exposure_window_days=1"))
+        overtaken(lake, "samples", samples.run, (D, "samples.exposure_window_days=1"))
     assert lake.version("exposed_samples") == version + 1
     assert lake.run("samples", samples.run) == "done"
 
 
 def test_withdrawn_items_and_users_who_opted_out_give_no_unexposed_samples(lake):
     """Of u1's candidates c and d, d is withdrawn on D, c only after it; then u1 opts out."""
-    lake.items(
-        {"item_id": "d", "withdrawn_at": at(0, 23), "updated_at": at(0)},
-        {"item_id": "c", "withdrawn_at": at(1, 0), "updated_at": at(0)},
-        {"item_id": "b", "withdrawn_at": at(-1), "updated_at": at(0)},
-    )
-    lake.run("ingest", ingest.run)
+    until = {i: int(time.timestamp() * 1e6) for i, time in (("d", at(0, 23)), ("c", at(1, 0)), ("b", at(-1)))}
+    items = lake.lake.open("items").read().to_pylist()
+    lake.table("items", [{**row, "withdrawn_at": until.get(row["item_id"], row["withdrawn_at"])} for row in items])
     assert lake.run("samples", samples.run) == "done"
     assert lake.rows("unexposed_samples", "item_id", "sampling_probability") == [("c", 1.0)]
     exposed = lake.rows("exposed_samples")
@@ -122,10 +129,9 @@ def test_withdrawn_items_and_users_who_opted_out_give_no_unexposed_samples(lake)
     assert [details[k] for k in ("candidates_opted_out", "not_drawn", "unexposed_sampled")] == [1, 0, 0]
 
 
-def test_candidates_that_were_all_exposed_and_an_empty_day_give_empty_slices(lake):
-    lake.candidates(dt=day(1))
-    lake.impressions(dt=day(1))
-    lake.run("ingest", ingest.run, day(1))
+def test_an_empty_day_gives_empty_slices(lake):
+    for table in ("candidates", "impressions"):
+        lake.table(table, [], dt=day(1).isoformat())
     assert lake.run("samples", samples.run, day(1)) == "done"
     assert lake.rows("unexposed_samples", dt=day(1)) == lake.rows("exposed_samples", dt=day(1)) == []
     assert lake.run("samples", samples.run, day(1)) == "noop"

@@ -520,6 +520,18 @@ def test_only_dates_that_are_not_done_are_started_and_what_was_done_once_says_wh
     assert commands[0][-1] == "--force"
 
 
+def test_a_forced_run_from_a_step_on_starts_that_step_and_all_after_it(config, monkeypatch):
+    commands = stub(monkeypatch, "pass")
+    assert main(["run", "--config", config, "--run-date", "2026-01-03", "--from", "anchor_requests", "--force"]) == 0
+    started = []
+    for command in commands:
+        (script,) = [Path(a).stem for a in command if a.endswith(".py")]
+        started += command[command.index("--steps") + 1].split(",") if script == "run" else [script]
+        assert (command[command.index("--run-date") + 1], command[-1]) == ("2026-01-03", "--force")
+    names = [step.name for step in STEPS]
+    assert started == names[names.index("anchor_requests") :]
+
+
 ENDED = """
 import sys
 from gpl_core import cli

@@ -207,8 +207,9 @@ def test_an_array_on_a_full_temporary_disk_is_an_error_and_no_signal(tmp_path, m
 # ---- hosts and roots -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["status"], ["sql", "SELECT * FROM items"]])
-@pytest.mark.parametrize("endpoint", ["https://no-such-host.invalid:9000", ""])
+@pytest.mark.parametrize(
+    ("command", "endpoint"), [(["status"], ""), (["sql", "SELECT * FROM items"], "https://no-such-host.invalid:9000")]
+)
 def test_a_host_that_does_not_exist_is_one_message(gpl, monkeypatch, command, endpoint):
     for name in [n for n in os.environ if n.lower().endswith("_proxy") or n.startswith("AWS_")]:
         monkeypatch.delenv(name)

@@ -110,11 +110,11 @@ def test_a_run_whose_row_cannot_be_written_is_told_as_failed(lake, tmp_path, mon
     log = tmp_path / 'a "lake"' / "tables" / "job_runs" / "_delta_log"
     log.rename(log.with_name("away"))
     log.write_text("no folder")
-    with pytest.raises(Exception, match=r"."):
+    with pytest.raises(OSError, match=r"(?s)_delta_log.*Not a directory"):
         run.end("done", Counts())
     assert samples(path)["gpl_step_failed samples"] == 1
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (line["status"], line["attempt"], bool(line["error_class"])) == ("failed", 2, True)
+    assert (line["status"], line["attempt"], line["error_class"]) == ("failed", 2, "OSError")
 
 
 # ---- the webhook -----------------------------------------------------------------------------------------------
