@@ -467,10 +467,10 @@ def test_a_backfill_uses_no_model_trained_after_its_date(house: House) -> None:
         "interest_model", folder, trained_through=LAST, fingerprint="f" * 24, config_hash=old.config_hash,
         lineage=old.lineage,
     )  # fmt: skip
-    code, output = house.gpl("run", "--only", "anchor_requests", "--run-date", FIRST.isoformat(), "--force")
+    code, output = house.gpl("run", "--only", "score_candidates", "--run-date", FIRST.isoformat(), "--force")
     assert code == 0, output
     runs = Planner(house.config).lake.open("job_runs").read(columns=["step", "started_at", "inputs", "run_date"])
-    last = max((r for r in runs.to_pylist() if r["step"] == "anchor_requests"), key=lambda r: r["started_at"])
+    last = max((r for r in runs.to_pylist() if r["step"] == "score_candidates"), key=lambda r: r["started_at"])
     used = json.loads(last["inputs"])["artifact:interest_model"]["version"]
     assert used == old.version != newer.version
     assert planner.artifacts.in_force("interest_model", LAST + timedelta(days=1)).version == newer.version

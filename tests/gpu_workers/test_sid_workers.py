@@ -422,6 +422,7 @@ def test_two_launched_ranks_write_what_one_rank_writes(tmp_path, launches):
     assert weights(house) == weights(launched)
 
 
+@pytest.mark.slow
 @pytest.mark.deepspeed
 def test_two_ranks_read_what_rank_0_has_pinned_though_another_run_ends_meanwhile(house):
     """Nobody waits for a rank that has read another version: both see their work done by the other run, and leave."""

@@ -24,7 +24,7 @@ print(json.dumps([sorted(listening(pid)) for pid in (os.getppid(), os.getpid())]
 
 
 @pytest.mark.spark
-@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("by_hand", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_with_a_local_master_driver_blocks_and_ui_are_on_loopback(tmp_path, by_hand):
     """As `gpl run` starts it, with the UI on; and typed by hand, without our environment."""
     script = tmp_path / "job.py"
