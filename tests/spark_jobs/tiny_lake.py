@@ -132,8 +132,8 @@ class TinyLake:
             self.lake.uri(table), data, mode="overwrite", partition_by=["dt"], predicate=f"dt = '{dt.isoformat()}'"
         )
 
-    def table(self, name: str, rows: Sequence[dict[str, Any]], **partition: str) -> None:
-        """Replace one partition of a table that another step owns, marked as that step would."""
+    def table(self, name: str, rows: Sequence[dict[str, Any]], fingerprint: str = "", **partition: str) -> None:
+        """Replace one partition of a table that another step owns, marked as that step would (fingerprint: as done)."""
         config = self.config()
         passes = name in ("exposed_samples", "unexposed_samples")
         contract = with_passthrough(name, config) if passes else load_contract(name)
@@ -141,7 +141,7 @@ class TinyLake:
         with self.lake.writer(contract, partition, dims=config.dims()) as writer:
             if rows:
                 writer.write(pa.Table.from_pylist(list(rows), schema=contract.arrow_schema(partitions=False)))
-        mark = SliceMark(contract.owner, {partition.get("dt", "*"): f"{len(rows)}"}, "test")
+        mark = SliceMark(contract.owner, {partition.get("dt", "*"): fingerprint or f"{len(rows)}"}, "test")
         self.lake.commit(contract, writer.parts, mark=mark, mode="overwrite", partition=partition)
 
     def artifact(self, kind: str, through: date, lineage: dict[str, str] | None = None, body: str = "{}") -> Manifest:
