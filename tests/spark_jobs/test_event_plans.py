@@ -46,7 +46,7 @@ def test_plans(tmp_path, spark, monkeypatch):
         row = {"user_id": "u1", "sequence_hash": lake.rows("anchor_requests", "sequence_hash")[0][0], "anchor_count": 2,
                "anchor_sids": [0, 0, 0, 1, 0, 0], "log_prob": [-1.0, -2.0],
                "prefixes": [1, -1, -1], "prefix_log_probs": [-0.5], "sid_version": tokenizer}  # fmt: skip
-        lake.table("interest_anchors", [row], model_version=model, dt=D.isoformat())
+        lake.answers([row], model)
         lake.run("score_requests", score_requests.run)
 
     # What is shuffled: by item to find it (both sides), then by key; one more than named here needs a reason.

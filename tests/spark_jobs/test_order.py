@@ -27,8 +27,8 @@ class TurnedLake(FeedLake):
         for row in reversed(rows):
             super().raw(table, [row], *args, **options)
 
-    def table(self, name: str, rows: Sequence[dict[str, Any]], **partition: str) -> None:
-        super().table(name, rows[::-1], **partition)
+    def table(self, name: str, rows: Sequence[dict[str, Any]], fingerprint: str = "", **partition: str) -> None:
+        super().table(name, rows[::-1], fingerprint, **partition)
 
 
 def build(lake: FeedLake) -> dict[str, list[tuple]]:
@@ -51,11 +51,11 @@ def build(lake: FeedLake) -> dict[str, list[tuple]]:
     lake.sids(*[(n, 0, (n, n, n), 0) for n in range(len(items))])
     for name, job in (("samples", samples), ("sequences", sequences), ("anchor_requests", anchor_requests)):
         lake.run(name, job.run)
-    lake.table("interest_anchors", [
+    lake.answers([
         {"user_id": user, "sequence_hash": digest, "anchor_count": 2, "anchor_sids": [0, 0, 0, 1, 1, 1],
          "log_prob": [-1.0, -2.0], "prefixes": [1, -1, -1], "prefix_log_probs": [-0.5], "sid_version": lake.tokenizer}
         for user, digest in lake.rows("anchor_requests", "user_id", "sequence_hash")
-    ], model_version=lake.model, dt=D.isoformat())  # fmt: skip
+    ], lake.model)  # fmt: skip
     lake.run("score_requests", score_requests.run)
     lake.platt()
     lake.scores(*[score(u, n, (n + len(u)) / 9) for u in users for n in range(len(items))])

@@ -7,8 +7,6 @@ from collections import defaultdict
 import pytest
 
 from gpl_core.errors import LineageError, MissingInputError
-from gpl_core.graph.planner import Planner
-from gpl_core.graph.steps import find_step
 from spark_jobs import anchor_requests, score_requests
 from spark_jobs.common.histories import scored_pairs
 from spark_jobs.score_requests import candidate_blocks
@@ -56,20 +54,17 @@ class RequestLake(TinyLake):
             "sid_version": self.tokenizer, "day": 0,
         }  # fmt: skip
 
-    def answers(self, *keys: tuple[str, str]) -> None:
-        """What generate_anchors adds to the cache for the requests of D."""
-        self.table("item_sids", [], sid_version=self.tokenizer)
-        self.table("item_embeddings", [], encoder_version="v1")
-        state = Planner(self.config()).state(find_step("generate_anchors"), D)
-        self.anchors(self.model, *keys, dt=D, fingerprint=state.fingerprint)
-
-    def anchors(self, model: str, *keys: tuple[str, str], dt=None, fingerprint: str = "") -> None:
+    def anchors(self, model: str, *keys: tuple[str, str], dt=None) -> None:
         """Rows of the cache: two anchors each."""
-        self.table("interest_anchors", [
+        self.table("interest_anchors", self.two(keys), model_version=model, dt=str(dt or day(-1)))
+
+    def two(self, keys) -> list[dict]:
+        """Two anchors of each (user, sequence)."""
+        return [
             {"user_id": u, "sequence_hash": h, "anchor_sids": [1, 2, 3, 4, 5, 6], "log_prob": [-1.0, -2.0],
-             "prefixes": [1, -1, -1], "prefix_log_probs": [-0.5], "anchor_count": 2,
-             "sid_version": self.tokenizer} for u, h in keys
-        ], fingerprint, model_version=model, dt=str(dt or day(-1)))  # fmt: skip
+             "prefixes": [1, -1, -1], "prefix_log_probs": [-0.5], "anchor_count": 2, "sid_version": self.tokenizer}
+            for u, h in keys
+        ]  # fmt: skip
 
 
 @pytest.fixture
@@ -90,7 +85,7 @@ def test_only_what_the_cache_lacks_is_asked_for_and_what_it_holds_is_scored(lake
 
     with pytest.raises(MissingInputError, match="run generate_anchors for 2026-01-10 first"):
         lake.run("score_requests", score_requests.run)
-    lake.answers(("u1", "h1"), ("u5", "h5"))  # u4 got none
+    lake.answers(lake.two([("u1", "h1"), ("u5", "h5")]), lake.model)  # u4 got none
     assert lake.run("score_requests", score_requests.run) == "done"
     assert lake.rows("score_requests", "user_id", "source", "block", "candidates", "history") == [
         ("u1", "unexposed", 0, (1, 2, 3), (9, -1, -1, -1)),
@@ -125,7 +120,7 @@ def test_of_users_who_opted_out_and_withdrawn_items_nothing_is_asked(lake):
     details = lake.context.counts.details
     assert [details[k] for k in ("users", "without_history", "opted_out", "cached")] == [4, 1, 2, 0]
 
-    lake.answers(*((f"u{n}", f"h{n}") for n in (1, 2, 5)), ("u4", "h4b"))
+    lake.answers(lake.two([*((f"u{n}", f"h{n}") for n in (1, 2, 5)), ("u4", "h4b")]), lake.model)
     lake.run("score_requests", score_requests.run)
     assert lake.rows("score_requests", "user_id", "source", "candidates") == [("u4", "exposed", (4, -1, -1))]
     details = lake.context.counts.details

@@ -19,6 +19,7 @@ from gpl_core.contracts.contract import load_contract
 from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext, run_step
+from gpl_core.graph.steps import find_step
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.marks import SliceMark
@@ -143,6 +144,14 @@ class TinyLake:
                 writer.write(pa.Table.from_pylist(list(rows), schema=contract.arrow_schema(partitions=False)))
         mark = SliceMark(contract.owner, {partition.get("dt", "*"): fingerprint or f"{len(rows)}"}, "test")
         self.lake.commit(contract, writer.parts, mark=mark, mode="overwrite", partition=partition)
+
+    def answers(self, rows: Sequence[dict[str, Any]], model: str) -> None:
+        """What generate_anchors adds to the cache for the requests of D, marked as done."""
+        for name, partition in (("item_sids", {"sid_version": "v1"}), ("item_embeddings", {"encoder_version": "v1"})):
+            if not self.lake.exists(name):
+                self.table(name, [], **partition)
+        state = Planner(self.config()).state(find_step("generate_anchors"), D)
+        self.table("interest_anchors", rows, state.fingerprint, model_version=model, dt=D.isoformat())
 
     def artifact(self, kind: str, through: date, lineage: dict[str, str] | None = None, body: str = "{}") -> Manifest:
         """Publish a bundle of one JSON file."""
