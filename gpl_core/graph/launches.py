@@ -16,6 +16,7 @@ from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import ONE_DAY, STEPS, Step, find_step
 
 DELTA_PACKAGE = "io.delta:delta-spark_4.0_2.13:4.2.0"
+_NAMES_JARS = {"--packages", "--jars", "spark.jars", "spark.jars.packages"}  # spark.jars.ivy and others do not
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def command(
 def spark_submit(config: Config, script: str, arguments: Sequence[str]) -> list[str]:
     """The command that starts `script` on Spark, with Delta's package unless the configuration names jars."""
     given = config.launch.spark_submit
-    named = any(text.startswith(("--packages", "--jars", "spark.jars", "--conf=spark.jars")) for text in given)
+    named = _NAMES_JARS & {text.removeprefix("--conf=").partition("=")[0] for text in given}
     jars = [] if named else ["--packages", DELTA_PACKAGE]
     return [tool("spark-submit"), *given, *jars, script_path(script), *arguments]
 

@@ -161,6 +161,16 @@ def test_jars_that_the_configuration_names_are_left_alone(tmp_path, given):
     assert arguments[1 : 1 + len(given)] == given
 
 
+@pytest.mark.parametrize(
+    "given",
+    [["--conf", "spark.jars.ivy=/cache"], ["--conf=spark.jars.ivy=/cache"], ["--conf", "spark.jars.repositories=mine"]],
+)
+def test_a_setting_that_names_no_jars_leaves_deltas_package(tmp_path, given):
+    config = small_config(tmp_path, {"launch": {"spark_submit": given}})
+    arguments = command(Launch((find_step("samples"),), (DAY,)), (DAY,), Source("quickstart"), config)
+    assert arguments[1 : 3 + len(given)] == [*given, "--packages", DELTA_PACKAGE]
+
+
 def test_one_date_is_a_run_date_several_are_a_range(tmp_path):
     config, launch = small_config(tmp_path), Launch((find_step("samples"),), DATES)
     one = command(launch, (DAY,), Source("quickstart"), config)
