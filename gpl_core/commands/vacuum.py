@@ -158,9 +158,9 @@ def delete_old_files(
     fs, base = filesystem(uri)
     if lake.exists(table):
         of = partial(DeltaTable(uri).vacuum, hours, dry_run=True, enforce_retention_duration=False)
-        listed = of(full=False)
-        if orphans and len(more := of(full=True)) > len(listed) and not busy():
-            listed = more
+        listed = of(full=orphans)
+        if orphans and listed and busy():
+            listed = of(full=False)
         paths = [f"{base}/{p}" for p in listed]
     else:
         before = datetime.now(UTC) - timedelta(hours=hours)
