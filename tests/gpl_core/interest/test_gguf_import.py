@@ -66,7 +66,9 @@ def write_gguf(
     for name, values in (tensors | {k: v for k, v in changes.items() if k.endswith(".weight")}).items():
         if values is None:
             continue
-        if kind is not None and values.ndim == 2 and not values.shape[1] % 32:
+        if values.dtype == np.uint8:  # blocks of a kind that gguf cannot read
+            writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType.Q8_K)
+        elif kind is not None and values.ndim == 2 and not values.shape[1] % 32:
             writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, values)
@@ -126,6 +128,7 @@ def test_quantized_weights_are_what_the_blocks_say(checkpoint, tmp_path) -> None
         ({"blk.1.ffn_up.weight": None}, UsageError, "lacks the tensors .*blk.1.ffn_up.weight"),
         ({"rope_freqs.weight": np.ones(4, np.float32)}, UsageError, "has besides .*rope_freqs.weight"),
         ({"blk.0.ffn_up.weight": np.ones((4, 4), np.float32)}, ContractError, r"\(4, 4\), expected \(48, 32\)"),
+        ({"blk.0.ffn_up.weight": np.ones((48, 292), np.uint8)}, UsageError, "blk.0.ffn_up.weight: .*Q8_K.*not read"),
         ({"token_embd.weight": np.ones((99, 32), np.float32)}, ContractError, r"tokens, end of text \d+, 99 rows"),
         ({"tokenizer.ggml.model": "llama"}, UsageError, "tokenizer 'llama'"),
         ({"tokenizer.ggml.pre": "tekken"}, UsageError, "tokenizer 'gpt2', 'tekken'"),
