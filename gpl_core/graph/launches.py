@@ -175,7 +175,8 @@ def environment(config: Config) -> dict[str, str]:
 
 def with_free_port(arguments: Sequence[str]) -> list[str]:
     """A local deepspeed command with a free rendezvous port, so that two runs on one machine do not collide."""
-    if Path(arguments[0]).name != "deepspeed" or {"--master_port", "--hostfile"} & set(arguments):
+    given = {text.partition("=")[0] for text in arguments}
+    if Path(arguments[0]).name != "deepspeed" or {"--master_port", "--hostfile", "-H"} & given:
         return list(arguments)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -214,8 +214,9 @@ def test_a_local_deepspeed_gets_a_port_that_is_free():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["spark-submit", "x.py"], ["deepspeed", "--master_port", "5", "x.py"], ["deepspeed", "--hostfile", "h", "x.py"]],
-)
+    [["spark-submit", "x.py"], ["deepspeed", "--master_port", "5", "x.py"], ["deepspeed", "--hostfile", "h", "x.py"],
+     ["deepspeed", "--master_port=5", "x.py"], ["deepspeed", "--hostfile=h", "x.py"], ["deepspeed", "-H", "h", "x.py"]],
+)  # fmt: skip
 def test_a_port_or_hosts_that_were_chosen_stay(arguments):
     assert with_free_port(arguments) == arguments
 
