@@ -10,7 +10,7 @@ import pytest
 
 from gpl_core.cli import main
 from gpl_core.commands import migrate as module
-from gpl_core.commands.migrate import migrate
+from gpl_core.commands.migrate import Migrated, migrate
 from gpl_core.contracts.contract import Column, Contract, Migration, load_contract, parse_contract
 from gpl_core.errors import ConflictError, ContractError
 from gpl_core.graph.job_runs import JobRun
@@ -146,7 +146,7 @@ def test_an_interruption_after_the_commit_keeps_the_new_version(lake, monkeypatc
     monkeypatch.setattr(module, "transact", interrupted)
     with pytest.raises(KeyboardInterrupt):
         migrate(lake, V2, {})
-    assert migrate(lake, V2, {}).after == 2
+    assert migrate(lake, V2, {}) == Migrated(1, 2), "only the version was left to set"
     assert lake.open("user_stats", contract=V2).read().num_rows == 3
 
 
