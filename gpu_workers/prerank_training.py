@@ -52,6 +52,13 @@ def train_seeds(
 ) -> dict[tuple[str, int], Trained]:
     """Every variant and seed; their batches go to the details of the run: `gpl evaluate` tells how long one takes."""
     settings = inputs.settings
+    exposed, pass_over_all = rows.exposed.rows, -(-rows.exposed.rows // settings.batch_size)
+    if settings.steps < pass_over_all and ranks.is_main:
+        context.warn(
+            f"prerank.steps is {settings.steps:,}: batches of {settings.batch_size:,} read only "
+            f"{settings.steps / pass_over_all:.1%} of the {exposed:,} exposed rows; "
+            f"{pass_over_all:,} steps read each once"
+        )
     with one_thread():
         of_seed = {seed: train_variants(variants, rows, inputs, ranks, seed) for seed in settings.seeds}
     kinds = sum(1 + bool(v.lambda_) for v in variants)  # of rows: exposed ones, and unexposed ones

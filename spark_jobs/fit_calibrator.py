@@ -146,7 +146,7 @@ def unfitted(step: SparkStep, settings: Settings) -> Calibrator:
 
 
 def target_rate(step: SparkStep, settings: Settings, first: date, last: date) -> tuple[float, dict[str, Any]]:
-    """The mean that labels of unexposed rows must have, and where it comes from.
+    """The mean that labels of unexposed candidates must have, and where it comes from.
 
     GateError when it must come from traffic of earlier dates, and there is too little of that, or none was clicked.
     """
@@ -178,7 +178,8 @@ def quantile(
     ranked_by, more = ranking(step, settings, start, first, last)
     item_stats = step.read_slice("item_stats") if ranked_by.needs_item_counts else None
     pairs = with_counts(step.read_slice("pair_scores"), step.read_slice("user_stats"), item_stats)
-    sampled = step.read_slice("unexposed_samples").groupBy("user_id", "item_index").agg(F.count(F.lit(1)).alias("rows"))
+    stands_for = F.sum(1 / F.col("sampling_probability")).alias("candidates")  # as training weighs its rows
+    sampled = step.read_slice("unexposed_samples").groupBy("user_id", "item_index").agg(stands_for)
     logit = F.expr(user_logit_sql(ranked_by))
     parts = (
         with_user_parts(pairs, ranked_by)
@@ -186,15 +187,16 @@ def quantile(
         .select("user_id", "item_index", logit.alias("x"))
     )
     cells = parts.join(sampled, ["user_id", "item_index"]).groupBy(F.floor(F.col("x") * _LOGIT_CELLS)).agg(
-        F.sum("rows").alias("rows"), (F.sum(F.col("x") * F.col("rows")) / F.sum("rows")).alias("x"),
+        F.sum("candidates").alias("candidates"),
+        (F.sum(F.col("x") * F.col("candidates")) / F.sum("candidates")).alias("x"),
         F.count(F.lit(1)).alias("pairs"),
     ).collect()  # fmt: skip
     found = sum(c["pairs"] for c in cells)
     if not cells:
         # An empty day must not stop the graph.
         step.context.warn("no unexposed pair was scored: this calibrator will label nothing")
-        cells = [Row(x=float(user_logit(ranked_by, ranked_by.prior_rate, 0.5)), rows=1, pairs=0)]
-    location = fit_location([c["x"] for c in cells], [c["rows"] for c in cells], rate)
+        cells = [Row(x=float(user_logit(ranked_by, ranked_by.prior_rate, 0.5)), candidates=1, pairs=0)]
+    location = fit_location([c["x"] for c in cells], [c["candidates"] for c in cells], rate)
     on = replace(ranked_by.fitted_on, base_rate=rate)
     if on.source == "unlabeled":
         on = replace(on, rows=found)

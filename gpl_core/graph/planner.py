@@ -246,6 +246,8 @@ class Planner:
                 continue
             mark = self._newest_mark(table, run_date)
             inputs = self._before_compaction(step, table, run_date, state.inputs, mark.details.get("raw", {}))
+            if refused := mark.details.get("refused"):
+                return "stale", f"{table}@{found[0][0]} was refused by the run that wrote it: {refused}"
             (name,) = mark.slices.keys() & {run_date.isoformat(), WHOLE}
             if mark.slices[name] != self._hash(step, inputs):
                 then = dict(mark.details.get("origin", {}))  # none of an earlier release

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -18,6 +19,7 @@ from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import (
     ConflictError,
+    ContractError,
     GplError,
     LineageError,
     MissingInputError,
@@ -251,6 +253,10 @@ def run_step(
             if args.force or not _done_meanwhile(context, processes):
                 raise
             status = "noop"
+        except ContractError as refused:
+            if processes.is_main:
+                _mark_refused(context, refused)
+            raise
         return status
     except BaseException as caught:
         error = classified(caught)
@@ -277,6 +283,21 @@ def _done_meanwhile(context: StepContext, processes: Processes) -> bool:
     if done_meanwhile := bool(processes.broadcast_text(text)):
         log.info("%s %s: another run has done this in the meantime", context.step.name, context.run_date)
     return done_meanwhile
+
+
+def _mark_refused(context: StepContext, refused: ContractError) -> None:
+    """Marks the slices that this run committed before a check of its own refused them: the next run makes them anew."""
+    for table in context.step.writes:
+        if table not in context.counts.outputs or "dt" not in load_contract(table).partition_by:
+            continue  # tables without dates only grow: what stands there is whole
+        try:
+            written = context.lake.open(table).mark(context.run_date.isoformat(), context.step.name)
+            assert written is not None, f"{table} has no slice for {context.run_date}"
+            _, mark = written
+            details = {**mark.details, "refused": str(refused)}
+            context.lake.commit_mark(table, replace(mark, slices=dict.fromkeys(mark.slices, ""), details=details))
+        except Exception:  # the refusal is what the run must end with
+            log.exception("%s %s: %s could not be marked as refused", context.step.name, context.run_date, table)
 
 
 def _agreed_state(planner: Planner, step: Step, run_date: date, force: bool, processes: Processes) -> StepState:

@@ -211,7 +211,7 @@ STEPS: tuple[Step, ...] = (
                Read("pair_scores", "before", days=lambda c: c.labels.calibrator.window_days, when=_is_fitted),
                Read("impressions", "before", days=lambda c: c.labels.calibrator.window_days, optional=True)),
         uses=("interest_model",), publishes="calibrator", settings=("labels.calibrator",),
-        follows={"interest_model": "model_version"},
+        follows={"interest_model": "model_version"}, method=2,
     ),
     Step(
         "pseudo_labels", "spark",

@@ -2,7 +2,7 @@
 
 | control | label of an unexposed pair |
 |---|---|
-| constant | the mean of our labels |
+| constant | the mean of our labels over candidates |
 | shuffled | our labels, dealt out at random |
 | popularity | rank of the item by positives before the date |
 | cosine | rank by the largest cosine to an item of the user's history |
@@ -36,15 +36,18 @@ def control_labels(
     spread: float = 1.0,
     by_user: bool = False,
     days: npt.NDArray[np.integer] | None = None,
+    candidates: npt.ArrayLike = 1.0,
 ) -> dict[str, FloatArray]:
     """Every control's labels [n] for n pairs.
 
     labels: ours; users: any number per user; positives: of the item; history_similarity: 0 where unknown; user_clicks,
     user_impressions: 0 where unknown; rate: the click rate of all users, strength: how many impressions it counts for
     in a user's own, as for our labels (`fitting.prior_strength`); spread: standard deviation of the ranks' logits;
-    by_user: whether our labels have a level per user; days: ranks are within user and day, as ours (default: one day).
+    by_user: whether our labels have a level per user; days: ranks are within user and day, as ours (default: one day);
+    candidates: how many each pair stands for, 1 / sampling_probability: means are over them, as for our labels.
     """
-    mean = float(labels.mean())
+    candidates = np.broadcast_to(np.asarray(candidates, dtype=np.float64), labels.shape)
+    mean = float(np.average(labels, weights=candidates))
     own = shrunken_rate(user_clicks, user_impressions, rate, strength)
     level = np.log(own / (1.0 - own)) if by_user else np.zeros(len(labels))
     by_day = users if days is None else np.stack([users, days.astype(users.dtype)])
@@ -52,9 +55,9 @@ def control_labels(
     return {
         "constant": np.full(len(labels), mean),
         "shuffled": np.random.default_rng(0).permutation(labels),
-        "popularity": located(level + spread * rank_logits(positives, groups), mean),
-        "cosine": located(level + spread * rank_logits(history_similarity, groups), mean),
-        "user_rate": located(np.log(own / (1.0 - own)), mean),
+        "popularity": located(level + spread * rank_logits(positives, groups), mean, candidates),
+        "cosine": located(level + spread * rank_logits(history_similarity, groups), mean, candidates),
+        "user_rate": located(np.log(own / (1.0 - own)), mean, candidates),
     }
 
 
@@ -75,6 +78,6 @@ def rank_logits(values: npt.ArrayLike, groups: npt.NDArray[np.integer]) -> Float
     return calibration.rank_logits(rank, 1.0)
 
 
-def located(logits: FloatArray, mean: float) -> FloatArray:
-    """sigmoid(location + logits) [n] with the location at which their mean is `mean`, in (0, 1)."""
-    return sigmoid(fit_location(logits, np.ones(len(logits)), mean) + logits)
+def located(logits: FloatArray, mean: float, candidates: FloatArray) -> FloatArray:
+    """sigmoid(location + logits) [n] with the location at which their mean over `candidates` [n] is `mean`."""
+    return sigmoid(fit_location(logits, candidates, mean) + logits)

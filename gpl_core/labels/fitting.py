@@ -1,7 +1,7 @@
 """Fits of the calibrators from aggregates (numpy only), and the reasons to refuse a fit.
 
 Spark aggregates, the driver calls these. Formulas marked (ours) are this project's choice; the mean of the labels
-matters more than any other one, so `fit_location` meets the target rate on the very rows that are trained on.
+matters more than any other one, so `fit_location` meets the target rate as training weighs its rows.
 """
 
 import math
@@ -26,18 +26,18 @@ LEAST_SHARE = 0.05  # of the rows that a fit needs: so many clicks, and so many 
 _LARGEST_RATE_CHANGE = 3.0
 
 
-def fit_location(logits: npt.ArrayLike, rows: npt.ArrayLike, target_rate: float) -> float:
-    """The location at which the mean of sigmoid(location + logit) over all rows is `target_rate`, to 1e-9 of it.
+def fit_location(logits: npt.ArrayLike, counts: npt.ArrayLike, target_rate: float) -> float:
+    """The location at which the mean of sigmoid(location + logit) is `target_rate`, to 1e-9 of it.
 
-    logits: of the labels without their location; rows: how many rows have each; alike in shape. target_rate: in (0, 1).
+    logits: of the labels without their location; counts: how often each counts; alike in shape. target_rate: in (0, 1).
     """
-    logits, rows = (np.asarray(given, dtype=np.float64).reshape(-1) for given in (logits, rows))
+    logits, counts = (np.asarray(given, dtype=np.float64).reshape(-1) for given in (logits, counts))
     low, high = -60.0 - float(logits.max()), 60.0 - float(logits.min())
     while high - low > 1e-12 * max(1.0, abs(low)):
         location = (low + high) / 2
         if not low < location < high:
             break
-        if float(sigmoid(location + logits) @ rows) < target_rate * float(rows.sum()):
+        if float(sigmoid(location + logits) @ counts) < target_rate * float(counts.sum()):
             low = location
         else:
             high = location

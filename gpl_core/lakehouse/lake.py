@@ -147,6 +147,11 @@ class Lake:
         """A writer of part files for one partition; see `PartWriter`."""
         return PartWriter(self.uri(contract.name), contract, partition, dims, **options)
 
+    def commit_mark(self, table: str, mark: SliceMark) -> None:
+        """Commit `mark` alone: what `table` says of its slices changes, its rows do not."""
+        transact(self.open(table)._table, mark, [], retries=_COMMIT_TRIES)
+        self.open(table).index()
+
     def commit(
         self,
         contract: Contract,

@@ -54,6 +54,7 @@ def _labels(context: StepContext, rows: Rows) -> dict[str, np.ndarray]:
     return control_labels(
         rows["target"].astype(np.float64), pairs["user"], positives=positives, history_similarity=similarity,
         user_clicks=user_clicks, user_impressions=user_impressions, rate=rate, strength=strength, days=pairs["day"],
+        candidates=1.0 / rows["sampling_probability"].astype(np.float64),
         spread=calibrator.spread, by_user=calibrator.kind == "quantile" and calibrator.across_users == "user_rate",
     )  # fmt: skip
 

@@ -84,6 +84,7 @@ def test_labels_come_from_the_tables_of_the_rows_own_date(lake: LabelsLake, one_
         history_similarity=np.array([_similarity(r["item_index"], d) for r, d in kept]),
         user_clicks=np.where(user < 19, user, 0).astype(float), user_impressions=np.where(user < 19, 30.0, 0.0),
         rate=rate, strength=strength, days=np.array([d.toordinal() for _, d in kept]),
+        candidates=np.array([1.0 / r["sampling_probability"] for r, _ in kept]),
         spread=Labels().calibrator.spread, by_user=True,
     )  # fmt: skip
     for name in set(CONTROLS) - {"shuffled"}:

@@ -48,7 +48,8 @@ def _feed_row(
     return {
         "request_id": request, "item_id": f"i{item}", "user_id": _user(user), "item_index": item,
         "is_exposed": exposed, "is_random": False, "has_label": exposed, "label": target * exposed,
-        "pseudo_label": target * (not exposed), "target": target, "sample_weight": 1.0, "sampling_probability": 1.0,
+        "pseudo_label": target * (not exposed), "target": target, "sample_weight": 1.0,
+        "sampling_probability": 1.0 if exposed else (1.0, 0.5)[item % 2],
         "coherence": 1.0, "consistency": 1.0, "llm_confidence": 1.0, "sid": SIDS[item].tolist(), "channel": "c",
         "position": 0 if exposed else -1, "event_time": 0, "dt_copy": day.isoformat(),
         "sid_version": lake.tokenizer, "model_version": "" if exposed else lake.model,
@@ -154,6 +155,7 @@ def test_trains_both_variants_publishes_and_judges(lake: LabelsLake, one_rank: R
     write_impressions(lake)
     overrides = ("prerank.steps=150", "prerank.learning_rate=0.02")
     context = lake.run("train_preranker", train_preranker.run, *overrides, ranks=one_rank)
+    assert "warnings" not in context.counts.details
     (manifest,) = lake.store.manifests("preranker")
     assert manifest.trained_through == DAY
     assert dict(manifest.lineage) == {
@@ -388,3 +390,16 @@ def test_two_ranks_train_one_ranks_model(lake: LabelsLake, tmp_path: Path, one_r
     assert left.keys() == right.keys()
     for key, row in left.items():
         assert right[key]["value"] == pytest.approx(row["value"], abs=0.01), key
+
+
+def test_less_than_a_pass_over_the_exposed_rows_is_told(lake: LabelsLake, one_rank: Ranks) -> None:
+    write_sequences(lake)
+    write_feed(lake)
+    write_impressions(lake)
+    context = lake.run(
+        "train_preranker", train_preranker.run, "prerank.steps=1", "prerank.batch_size=8", ranks=one_rank
+    )
+    (warning,) = [w for w in context.counts.details["warnings"] if w.startswith("prerank.steps")]
+    exposed = int(warning.split(" of the ")[1].split()[0])
+    assert f"is 1: batches of 8 read only {1 / -(-exposed // 8):.1%}" in warning
+    assert 0.8 * 240 * 0.4 < exposed <= 240 * 0.4

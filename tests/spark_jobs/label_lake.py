@@ -115,10 +115,10 @@ class LabelLake(TinyLake):
         self.table("impressions", full, dt=dt.isoformat())
 
     def unexposed(self, *rows: tuple, channel: str = "popular", dt: date = D, **features: float) -> None:
-        """(request, user, item_index)."""
+        """(request, user, item_index), or with the row's sampling_probability behind."""
         full = [
             {"request_id": r[0], "item_id": f"i{r[2]}", "user_id": r[1], "item_index": r[2], "channel": channel,
-             "sampling_probability": 0.25, "event_time": at((dt - D).days), **features}
+             "sampling_probability": r[3] if len(r) > 3 else 0.25, "event_time": at((dt - D).days), **features}
             for r in rows
         ]  # fmt: skip
         self.table("unexposed_samples", full, dt=dt.isoformat())

@@ -80,8 +80,8 @@ def test_the_two_parts_against_brute_force(lake):
     pairs = [(u, i, float(rng.integers(-3, 4)) / 10) for u, n in (("u1", 12), ("u2", 5), ("u3", 1)) for i in range(n)]
     shown = [("u1", 40, 0.1, "exposed"), ("u3", 41, -0.2, "uniform"), ("u4", 42, 0.0, "exposed")]
     lake.scores(*[score(*p) for p in pairs], *[score(u, i, s, source=source) for u, i, s, source in shown])
-    rows = {(u, i): int(rng.integers(1, 4)) for u, i, _ in pairs}
-    lake.unexposed(*[(f"q{n}", u, i) for (u, i), count in rows.items() for n in range(count)])
+    drawn = {(u, i): rng.choice([0.5, 0.25, 0.125], rng.integers(1, 4)) for u, i, _ in pairs}
+    lake.unexposed(*[(f"q{n}", *pair, float(p)) for pair, chances in drawn.items() for n, p in enumerate(chances)])
     lake.stats(users=[("u1", 100, 30, 1), ("u2", 60, 2, 1), ("u5", 90, 9, 1)], items=[])
     lake.items_table(*[f"i{n}" for n in range(43)])
     lake.run("fit_calibrator", fit_calibrator.run)
@@ -103,8 +103,8 @@ def test_the_two_parts_against_brute_force(lake):
         rate = (clicks + s * p) / (impressions + s)
         odds = np.exp(calibrator.location) * rate / (1 - rate) * (rank / (1 - rank)) ** (0.75 * np.sqrt(3) / np.pi)
         assert found[user, item, source] == pytest.approx((rate, rank, odds / (1 + odds), spread), abs=1e-9)
-    over_rows = [found[u, i, "unexposed"][2] for (u, i), count in rows.items() for _ in range(count)]
-    assert np.mean(over_rows) == pytest.approx(3 / 10, abs=1e-6)
+    labels = [found[u, i, "unexposed"][2] for (u, i), chances in drawn.items() for _ in chances]
+    assert np.average(labels, weights=1 / np.concatenate(list(drawn.values()))) == pytest.approx(3 / 10, abs=1e-6)
 
 
 def test_ranks_follow_the_chosen_score_and_one_level_may_serve_all(lake):

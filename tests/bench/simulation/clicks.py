@@ -17,7 +17,7 @@ from tests.bench.simulation.world import L, Scores, World
 def quantile_labels(
     world: World, rate: float, features: Sequence[str] = calibration.FEATURES, across_users: str = "user_rate"
 ) -> np.ndarray:
-    """Labels [len(world.train)] of mean `rate` over the unexposed rows; NaN where the user has no anchors.
+    """Labels [len(world.train)] of mean `rate` over the unexposed candidates; NaN where the user has no anchors.
 
     One feature ranks by itself; what several say together a regression on exposed clicks decides, unexposed pairs
     beside them.
@@ -41,7 +41,7 @@ def quantile_labels(
     ranks = ranks_within(train.user[rows] * (day.max() + 1) + day, score[rows])
     parts = {"user_rate": calibration.user_rate(start, columns)[rows], "user_rank": ranks}
     logits = calibration.user_logit(start, **parts)
-    location = fitting.fit_location(logits, np.ones(len(rows)), rate)
+    location = fitting.fit_location(logits, 1.0 / world.sampling_probability[rows], rate)
     labels = np.full(len(train), np.nan)
     labels[rows] = calibration.apply(replace(start, location=location), parts)
     return labels

@@ -74,7 +74,7 @@ def _follow_wishes(memory: Memory, share: float, rng: np.random.Generator) -> No
     known = np.isfinite(near)
     probability = np.zeros(len(shown))
     wanted = rank_logits(near[known], np.zeros(known.sum(), int))
-    probability[known] = located(1.5 * wanted, float(shown.loc[known, "clicked"].mean()))
+    probability[known] = located(1.5 * wanted, float(shown.loc[known, "clicked"].mean()), np.ones(known.sum()))
     drawn = known & (rng.random(len(shown)) < share)
     clicked = np.where(drawn, rng.random(len(shown)) < probability, shown["clicked"] == 1)
     table = pa.concat_tables(memory.rows["raw_impressions"])

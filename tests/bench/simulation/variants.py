@@ -138,6 +138,7 @@ def _labels(
             history_similarity=scores.history_similarity[known], user_clicks=scores.user_clicks[known],
             user_impressions=scores.user_impressions[known], spread=CalibratorSettings().spread, by_user=True,
             rate=rate_of_all, strength=strength, days=np.unique(train.dt, return_inverse=True)[1][known],
+            candidates=1.0 / world.sampling_probability[known],
         )  # fmt: skip
         labels[known] = made[name]
     return labels, _confidence(scores) if name == "gpl_weighted" else None

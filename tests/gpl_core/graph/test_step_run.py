@@ -192,6 +192,34 @@ def test_a_failure_is_recorded_and_passes_through(ready, capsys, error):
     assert [r["attempt"] for r in job_runs(ready)] == [1, 2]
 
 
+@pytest.mark.parametrize("error", [ContractError("a row twice"), KeyboardInterrupt()])
+def test_what_a_run_refused_after_its_commit_is_stale_and_made_again(config, error):
+    """A second attempt must not take it for done; what was interrupted after its commit is."""
+    put(Planner(config).lake, "impressions", 3)
+    put(Planner(config).lake, "candidates", 3)
+    step = find_step("samples")
+
+    def refuses(context: StepContext) -> None:
+        for table in context.step.writes:
+            mark = context.mark(table)
+            (fingerprint,) = mark.slices.values()
+            context.committed(table, put(context.lake, table, 2, fingerprint=fingerprint, details=mark.details))
+        raise error
+
+    with pytest.raises(type(error)):
+        run_step(Planner(config), "samples", DAY, arguments(config), refuses)
+    state = Planner(config).state(step, DAY)
+    if isinstance(error, KeyboardInterrupt):
+        assert state.status == "done"
+        return
+    assert state.status == "stale"
+    assert state.reason.endswith("was refused by the run that wrote it: a row twice")
+    table = Planner(config).lake.open("exposed_samples")
+    assert table.read().num_rows == 2
+    with pytest.raises(ContractError, match="a row twice"):
+        run_step(Planner(config), "samples", DAY, arguments(config), refuses)
+
+
 def test_a_blocked_step_says_what_is_missing_and_is_recorded(config, capsys):
     with pytest.raises(MissingInputError, match="table items, but there is no Delta table"):
         run_step(Planner(config), STEP, DAY, arguments(config), encode)

@@ -31,8 +31,9 @@ def test_the_logits_of_many_ranks_have_a_standard_deviation_of_one() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-20, 20), min_size=1, max_size=50), st.floats(0.001, 0.9))
 def test_the_location_meets_the_mean(logits, mean) -> None:
-    labels = located(np.array(logits), mean)
-    assert labels.mean() == pytest.approx(mean, abs=1e-9)
+    candidates = 1.0 + np.arange(len(logits)) % 3
+    labels = located(np.array(logits), mean, candidates)
+    assert np.average(labels, weights=candidates) == pytest.approx(mean, abs=1e-9)
     assert (np.diff(labels[np.argsort(logits)]) >= 0).all()
 
 
@@ -45,13 +46,15 @@ def test_every_control_keeps_our_mean_and_its_own_order(by_user: bool) -> None:
     similarity, shown = rng.random(n), rng.integers(20, 80, 50).astype(float)[users]
     clicks = np.floor(shown * (users / 100))
     days = rng.integers(3, size=n) if by_user else None
+    candidates = rng.integers(1, 5, n)
     made = control_labels(
         labels, users, positives=positives, history_similarity=similarity, user_clicks=clicks, user_impressions=shown,
-        rate=0.1, strength=20.0, by_user=by_user, days=days,
+        rate=0.1, strength=20.0, by_user=by_user, days=days, candidates=candidates,
     )  # fmt: skip
+    mean = np.average(labels, weights=candidates)
     assert tuple(made) == CONTROLS
-    for name, control in made.items():
-        assert control.mean() == pytest.approx(labels.mean(), abs=1e-9), name
+    for name in set(CONTROLS) - {"shuffled"}:
+        assert np.average(made[name], weights=candidates) == pytest.approx(mean, abs=1e-9), name
     assert np.ptp(made["constant"]) == 0
     assert sorted(made["shuffled"]) == sorted(labels)
     assert abs(np.corrcoef(made["shuffled"], labels)[0, 1]) < 0.06
