@@ -64,12 +64,11 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 def one_rank() -> Iterator:
     """This process as the only rank. Never destroyed: DeepSpeed keeps a handle and cannot start a second one."""
     from gpu_workers.ranks import start_ranks
+    from tests.in_process import ONE_RANK
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        for name, value in ONE_RANK.items():
             patch.setenv(name, value)
-        patch.setenv("MASTER_PORT", "0")
-        patch.setenv("DS_ACCELERATOR", "cpu")
         yield start_ranks()
 
 

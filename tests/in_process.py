@@ -1,22 +1,31 @@
-"""The graph in this process: the session of the tests' Spark, and this process as the workers' only rank."""
+"""The graph in one process: one Spark session, and the process itself as the workers' only rank."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from datetime import date
 
 import torch
 from pyspark.sql import SparkSession
 
-from gpl_core.config import Config
+from gpl_core.config import Config, load_config
 from gpl_core.graph.arguments import StepArguments
 from gpl_core.graph.launches import plan
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import StepContext, run_step, run_steps
 from gpl_core.graph.steps import find_step
-from gpu_workers.ranks import Ranks
+from gpu_workers.ranks import Ranks, start_ranks
 from gpu_workers.worker import worker_of
 from spark_jobs.run import job_of, run_body
+from spark_jobs.session import start_session
+
+ONE_RANK = {
+    "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
+    "DS_ACCELERATOR": "cpu",
+}  # fmt: skip
+"""The environment of a worker that is alone."""
 
 
 def run_graph(
@@ -37,3 +46,9 @@ def run_graph(
             run_step(Planner(config), name, some, args, body)
 
         assert run_steps([s.name for s in launch.steps], args, run_one) == 0
+
+
+def main() -> None:
+    """What a script for spark-submit calls: its arguments are a configuration and a date."""
+    os.environ.update(ONE_RANK)
+    run_graph(load_config(sys.argv[1]), start_session("graph"), start_ranks(), [date.fromisoformat(sys.argv[2])])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import pwd
 import random
 import subprocess
 import sys
@@ -36,6 +37,8 @@ ONE = timedelta(days=1)
 # A test JVM lives for minutes: the first compiler tier and the plain collector win on two cores. That tier's own 48 MB
 # of code are too few for all of Spark's tests: the JVM would throw code out and compile it again.
 JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:+UseSerialGC -Xss4m"
+# Delta's jars where `make setup` resolved them: a launch that resolves them anew takes two CPU seconds more.
+DELTA_JARS = sorted((Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ivy2.5.2" / "jars").glob("io.delta_*.jar"))
 # A folder whose name engines, globs and shells could read differently.
 ODD = "a b {y}(z) *,&+=;:@~!$'é ключ"
 WORDS = ("", "a", "None", "ключ", "naïve ☕", 'it\'s "quoted"\n, ok', "0")

@@ -29,6 +29,7 @@ from gpl_core.cli import main
 from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.graph.dry_run import print_dry_run
+from gpl_core.graph.launches import DELTA_PACKAGE
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.steps import STEPS, engine_of
 from gpl_core.labels.calibration import Calibrator, apply
@@ -37,7 +38,7 @@ from gpl_core.lakehouse.rewrite import remove_rows
 from tests.bench.quickstart import tour
 from tests.documented import PAGES, ROOT, commands, questions, runner, typed
 from tests.persons import files_with
-from tests.support import JVM
+from tests.support import DELTA_JARS, JVM
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed]
 
@@ -52,6 +53,7 @@ SMALL: dict[str, Any] = {
             "--driver-java-options", JVM,
             "--conf", "spark.sql.codegen.wholeStage=false", "--conf", "spark.sql.codegen.factoryMode=NO_CODEGEN",
             "--conf", "spark.sql.adaptive.enabled=false", "--conf", "spark.sql.shuffle.partitions=2",
+            *(["--jars", ",".join(map(str, DELTA_JARS))] if DELTA_JARS else ["--packages", DELTA_PACKAGE]),
         ],
         "deepspeed": ["--num_accelerators", "1"],
         "env": {"DS_ACCELERATOR": "cpu"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import re
 import socket
 import subprocess
@@ -27,7 +26,7 @@ from gpl_core.lakehouse.marks import SliceMark
 from tests.documented import ROOT, commands, typed
 from tests.gpl_core.graph.test_alarms import samples
 from tests.in_process import run_graph
-from tests.support import JVM, started, web_server
+from tests.support import DELTA_JARS, JVM, started, web_server
 from tests.test_pipeline import FIRST, LAST, SIZE, SMALL, House
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed, pytest.mark.slow]
@@ -120,7 +119,7 @@ def test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster(house: Hous
     jars, cache, events = tmp_path / "jars", tmp_path / "ivy", tmp_path / "events"
     for folder in (jars, events):
         folder.mkdir()
-    for jar in (Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ivy2.5.2" / "jars").glob("io.delta_*.jar"):
+    for jar in DELTA_JARS:
         (jars / jar.name).symlink_to(jar)
     settings = {
         "spark.driver.host": "127.0.0.1", "spark.executor.extraJavaOptions": JVM, "spark.ui.enabled": "false",
@@ -135,8 +134,8 @@ def test_every_spark_job_gives_the_same_rows_on_a_standalone_cluster(house: Hous
     steps = ",".join(s.name for s in STEPS if s.launcher == "spark")
     done = subprocess.run(
         [
-            tool("spark-submit"), "--master", standalone, "--jars", f"{jars}/*.jar", "--py-files", str(archive),
-            *SMALL["launch"]["spark_submit"][2:], "--executor-memory", "600m",
+            tool("spark-submit"), *SMALL["launch"]["spark_submit"], "--master", standalone, "--jars", f"{jars}/*.jar",
+            "--py-files", str(archive), "--executor-memory", "600m",
             *(a for key, value in settings.items() for a in ("--conf", f"{key}={value}")),
             script_path("spark_jobs/run.py"), "--steps", steps, "--config", str(house.config_file),
             "--run-date", LAST.isoformat(), "--force",

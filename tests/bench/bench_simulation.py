@@ -19,7 +19,7 @@ from __future__ import annotations
 from gpl_core.labels.controls import CONTROLS
 from tests.bench.harness import Figure, report
 from tests.bench.simulation import variants
-from tests.bench.simulation.study import Results, arguments, difference, figures_of, gap_closed, run, show
+from tests.bench.simulation.study import Results, arguments, difference, farther, figures_of, gap_closed, run, show
 from tests.bench.simulation.world import QUICK, Size, make_world
 
 SEEDS = (101, 102, 103, 104, 105)
@@ -59,7 +59,10 @@ def goals(results: Results, plain: bool) -> dict[str, Figure]:
         out |= difference(results, "gpl_weighted@1", DEFAULT, "unexposed/gauc")
     for figure in ("top10/coverage", "top10/tail_share"):
         out |= difference(results, DEFAULT, "exposed_only", figure, better=False)
-    return out | difference(results, DEFAULT, "random_negatives", "tail/gauc")
+        out |= farther(results, DEFAULT, "exposed_only", figure)
+    for name in (n for n in variants.CONTROLS if n in results):
+        out |= difference(results, DEFAULT, name, "tail/gauc")
+    return out
 
 
 if __name__ == "__main__":

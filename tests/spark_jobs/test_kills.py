@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpl_core.graph.launches import DELTA_PACKAGE, script_path, tool
+from gpl_core.graph.launches import script_path, tool
 from gpl_core.graph.planner import Planner
 from spark_jobs import ingest, samples
 from tests.bench.kill_campaign import contents, differing, kill_at, orphans, written
@@ -30,7 +30,7 @@ def test_a_job_killed_before_its_commit_is_run_again_as_if_nothing_had_been(tmp_
         ("samples", samples.run, "exposed_samples", "unexposed_samples"),
     ):
         command = [
-            tool("spark-submit"), *SMALL["launch"]["spark_submit"], "--packages", DELTA_PACKAGE,
+            tool("spark-submit"), *SMALL["launch"]["spark_submit"],
             script_path(f"spark_jobs/{name}.py"), "--config", "quickstart", *settings, "--run-date", D.isoformat(),
         ]  # fmt: skip
         assert kill_at(written(table), command, lake.root, name) is None, "ended before it could be killed"

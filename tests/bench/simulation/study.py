@@ -178,13 +178,33 @@ def gap_closed(results: Results, name: str, metric: str, goal: float | None = No
 
 
 def difference(results: Results, left: str, right: str, figure: str, better: bool = True) -> dict[str, Figure]:
-    """left - right and its interval; better: a goal that holds when the whole interval lies above 0, else no goal."""
+    """left - right and its interval. better: the goal holds when all of it lies above 0, else unless all lies below."""
     mean, low, high = paired(results, left, right, figure)
     name = f"{left} - {right}, {figure}"
     return {
         name: Figure(mean, "difference"),
-        f"  from ({name})": Figure(low, "95 %", "> 0" if better else "", low > 0 if better else None),
-        f"  to ({name})": Figure(high, "95 %"),
+        f"  from ({name})": Figure(low, "95 %", *(("> 0", low > 0) if better else ())),
+        f"  to ({name})": Figure(high, "95 %", *(() if better else (">= 0", high >= 0))),
+    }
+
+
+def farther(results: Results, left: str, right: str, figure: str) -> dict[str, Figure]:
+    """How much farther from that of the true probabilities (`bayes`) left's figure is than right's, and its interval.
+
+    Of a list figure more is not better: a top ten of tail items alone has the largest share of them.
+    """
+    best = results["bayes"][figure]
+    off = {
+        name: {figure: Values(np.abs(v.seeds - best.seeds), np.abs(v.drawn - best.drawn))}
+        for name in (left, right)
+        for v in [results[name][figure]]
+    }
+    mean, low, high = paired(off, left, right, figure)
+    name = f"{left} farther from the truth's {figure} than {right}"
+    return {
+        name: Figure(mean, "difference"),
+        f"  from ({name})": Figure(low, "95 %"),
+        f"  to ({name})": Figure(high, "95 %", "< 0", high < 0),
     }
 
 

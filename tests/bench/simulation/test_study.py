@@ -7,7 +7,7 @@ import pytest
 
 from gpl_core.prerank.bootstrap import REPLICATES
 from tests.bench.simulation import study
-from tests.bench.simulation.study import Found, difference, gap_closed, joined, kept_seed
+from tests.bench.simulation.study import Found, difference, farther, gap_closed, joined, kept_seed
 from tests.bench.simulation.world import QUICK
 
 KEY = "unexposed/auc"
@@ -53,6 +53,20 @@ def test_a_figure_of_lists_has_an_interval_over_seeds_alone() -> None:
     mean, low, high = difference(joined(seeds), "a", "b", "top10/coverage").values()
     assert mean.value == pytest.approx(0.2)
     assert (low.value, high.value) == (pytest.approx(0.1), pytest.approx(0.3))
+
+
+@pytest.mark.parametrize(("noise", "ours", "holds"), [(0.001, 0.59, False), (0.1, 0.59, True), (0.001, 0.61, True)])
+def test_not_worse_fails_only_where_all_of_the_interval_is_below_0(noise: float, ours: float, holds: bool) -> None:
+    *_, high = difference(joined(_found(noise, ours=ours, other=0.6)), "ours", "other", KEY, better=False).values()
+    assert high.holds is holds
+
+
+@pytest.mark.parametrize(("ours", "other", "farther_by"), [(0.5, 0.9, -0.2), (0.7, 0.5, 0.0), (0.65, 0.58, 0.03)])
+def test_a_share_is_judged_by_how_far_it_is_from_the_truth(ours: float, other: float, farther_by: float) -> None:
+    results = joined(_found(0.0, bayes=0.6, ours=ours, other=other))
+    mean, _, high = farther(results, "ours", "other", KEY).values()
+    assert mean.value == pytest.approx(farther_by)
+    assert high.holds is (farther_by < -0.01)
 
 
 def test_a_finished_seed_is_read_again_with_its_replicates(tmp_path, monkeypatch) -> None:
