@@ -3,7 +3,7 @@
 | control | label of an unexposed pair |
 |---|---|
 | constant | the mean of our labels over candidates |
-| shuffled | our labels, dealt out at random |
+| shuffled | our labels, dealt out at random, brought to the same mean over candidates |
 | popularity | rank of the item by positives before the date |
 | cosine | rank by the largest cosine to an item of the user's history |
 | user_rate | the user's click rate before the date, shrunken to that of all users |
@@ -52,9 +52,10 @@ def control_labels(
     level = np.log(own / (1.0 - own)) if by_user else np.zeros(len(labels))
     by_day = users if days is None else np.stack([users, days.astype(users.dtype)])
     groups = np.unique(by_day, axis=-1, return_inverse=True)[1].reshape(-1)
+    dealt = np.random.default_rng(0).permutation(labels).clip(1e-9, 1 - 1e-9)  # isotonic ones may be 0 or 1
     return {
         "constant": np.full(len(labels), mean),
-        "shuffled": np.random.default_rng(0).permutation(labels),
+        "shuffled": located(np.log(dealt / (1.0 - dealt)), mean, candidates),
         "popularity": located(level + spread * rank_logits(positives, groups), mean, candidates),
         "cosine": located(level + spread * rank_logits(history_similarity, groups), mean, candidates),
         "user_rate": located(np.log(own / (1.0 - own)), mean, candidates),

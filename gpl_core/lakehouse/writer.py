@@ -65,7 +65,6 @@ class PartWriter:
         self.contract = contract
         self.partition = dict(partition)
         self.parts: list[Part] = []  # after closing, one per file
-        self._uri = uri
         self._dims = dims
         self._rank = rank
         self._row_group_rows = row_group_rows

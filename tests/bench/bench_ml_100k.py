@@ -23,7 +23,7 @@ from pathlib import Path
 from gpl_core.labels.controls import CONTROLS
 from tests.bench.harness import Figure, report
 from tests.bench.simulation.movielens import make_movielens
-from tests.bench.simulation.study import difference, farther, figures_of, run, show
+from tests.bench.simulation.study import difference, figures_of, run, show
 from tests.bench.simulation.world import Size
 
 SEEDS = (1, 2, 3, 4, 5)
@@ -60,7 +60,6 @@ def main() -> None:
                 figures |= difference(results, ours, "exposed_only", f"exposed/{metric}", better=False)
             for figure in ("top10/coverage", "top10/tail_share"):
                 figures |= difference(results, ours, "exposed_only", figure, better=False)
-                figures |= farther(results, ours, "exposed_only", figure)
     for metric in ("auc", "gauc"):
         figures |= difference(
             results, *(f"{n}@{TUNED[1]}" for n in ("gpl_clicks", "clicks_no_anchors")), f"unexposed/{metric}"

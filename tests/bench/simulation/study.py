@@ -8,6 +8,7 @@ are over seeds alone. "Better" is a goal that holds only when the interval of th
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import time
@@ -21,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from gpl_core.labels import fitting
 from gpl_core.labels.calibration import sigmoid
 from gpl_core.prerank.bootstrap import REPLICATES, interval, over_seeds
 from tests.bench.harness import Figure, at_least
@@ -131,7 +133,7 @@ def kept_seed(make: MakeWorld, folder: Path | None, size: Size, seed: int, names
     if folder is None:
         return run_seed(make, size, seed, names, kind)
     path = folder / f"{kind}-{seed}.json"
-    settings = {**asdict(size), "variants": list(names)}
+    settings = {**asdict(size), "variants": list(names), "labels": _labels_digest()}
     if path.exists():
         body = json.loads(path.read_text(encoding="utf-8"))
         if body["settings"] == settings:
@@ -142,6 +144,12 @@ def kept_seed(make: MakeWorld, folder: Path | None, size: Size, seed: int, names
     np.savez(path.with_suffix(".npz"), **found.drawn)
     path.write_text(json.dumps({"settings": settings, "figures": found.figures}, indent=1) + "\n", encoding="utf-8")
     return found
+
+
+def _labels_digest() -> str:
+    """Digest of the code that makes the variants' rows: a seed that other labels were made for is not this one's."""
+    code = [*Path(fitting.__file__).parent.glob("*.py"), *Path(__file__).parent.glob("*.py")]
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(code) if "test_" not in p.name)).hexdigest()[:16]
 
 
 def paired(results: Results, left: str, right: str, figure: str) -> tuple[float, float, float]:

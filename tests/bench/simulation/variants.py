@@ -11,7 +11,7 @@
 | clicks_no_anchors | the same without the language model |
 | gpl_weighted | gpl_clicks with the paper's confidence as weight |
 | gpl_prefix | the rank is by prefix_log_prob alone |
-| gpl_content | by similarity to the anchors alone, and one level for all users: no clicks but in the mean |
+| gpl_content | the same, one level for all users: the content-only labels of docs/method.md |
 | gpl_logistic, logistic_no_anchors | the `logistic` calibrator on uniform rows; without the language model |
 | any@f | target rate fixed beforehand to f x the exposed click rate: no uniform rows needed |
 | any@f/l | so, and with lambda l |
@@ -47,7 +47,7 @@ _NO_ANCHORS = tuple(f for f in calibration.FEATURES if f not in ("similarity", "
 _QUANTILE: dict[str, tuple[tuple[str, ...], str]] = {
     "gpl_clicks": (calibration.FEATURES, "user_rate"), "gpl_weighted": (calibration.FEATURES, "user_rate"),
     "clicks_no_anchors": (_NO_ANCHORS, "user_rate"), "gpl_prefix": (("prefix_log_prob",), "user_rate"),
-    "gpl_content": (("similarity",), "global"),
+    "gpl_content": (("prefix_log_prob",), "global"),
 }  # fmt: skip
 """Variants with quantile labels -> features, level across users."""
 _LOGISTIC = {"gpl_logistic": calibration.FEATURES, "logistic_no_anchors": _NO_ANCHORS}
