@@ -54,10 +54,11 @@ def train_seeds(
     settings = inputs.settings
     exposed, pass_over_all = rows.exposed.rows, -(-rows.exposed.rows // settings.batch_size)
     if settings.steps < pass_over_all and ranks.is_main:
-        context.warn(
-            f"prerank.steps is {settings.steps:,}: batches of {settings.batch_size:,} read only "
-            f"{settings.steps / pass_over_all:.1%} of the {exposed:,} exposed rows; "
-            f"{pass_over_all:,} steps read each once"
+        log.warning(  # no alarm: of a large feed a part may do for a baseline
+            "prerank.steps is %s: batches of %s read only %.1f %% of the %s exposed rows; %s steps read each once",
+            *(f"{n:,}" for n in (settings.steps, settings.batch_size)),
+            100 * settings.steps / pass_over_all,
+            *(f"{n:,}" for n in (exposed, pass_over_all)),
         )
     with one_thread():
         of_seed = {seed: train_variants(variants, rows, inputs, ranks, seed) for seed in settings.seeds}

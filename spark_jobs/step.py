@@ -16,7 +16,8 @@ from gpl_core.errors import ConflictError, ContractError
 from gpl_core.graph.step_run import StepContext
 from gpl_core.lakehouse.files import rows_in
 from gpl_core.lakehouse.lake import Commit
-from gpl_core.lakehouse.snapshot import in_span
+from gpl_core.lakehouse.marks import SliceMark
+from gpl_core.lakehouse.snapshot import Snapshot, in_span
 from gpl_core.lakehouse.statements import quoted
 from spark_jobs.catalog import check_registered, spark_path
 
@@ -42,6 +43,7 @@ class SparkStep:
         self.context = context
         self.config = context.config
         self.run_date = context.run_date
+        context.save_mark = self._save_mark  # Spark alone writes the logs of its tables
 
     def read(self, table: str, contract: Contract | None = None) -> DataFrame:
         """The whole input table at its pinned version, its columns under our names; opening it checks the contract.
@@ -165,7 +167,7 @@ class SparkStep:
         pinned = None if since is None else max(since, 0)  # version 0 creates the table
         before = self.context.lake.open(contract.name, pinned, contract=contract)
         mark = self.context.mark(contract.name, details)
-        app_id = f"{mark.step}:{contract.name}:{min(mark.slices)}:{max(mark.slices)}"
+        app_id = self._app_id(contract.name, mark)
         version = before.transaction_version(app_id) + 1
         taken = ConflictError(
             f"table {contract.name}: another run committed {app_id} with transaction {version} first; "
@@ -192,6 +194,19 @@ class SparkStep:
         commit = Commit(before.version, found, rows_in(fresh), sum(f.size for f in fresh))
         self.context.committed(contract.name, commit)
         return commit
+
+    def _save_mark(self, newest: Snapshot, mark: SliceMark) -> None:
+        """Commit `mark` and no row; nothing when another run has written its slices since `newest`."""
+        app_id = self._app_id(newest.contract.name, mark)
+        options = {
+            "txnAppId": app_id, "txnVersion": str(newest.transaction_version(app_id) + 1),
+            "userMetadata": mark.to_json(),
+        }  # fmt: skip
+        nothing = self.empty(newest.contract.name)
+        nothing.write.format("delta").mode("append").options(**options).save(spark_path(newest.uri))
+
+    def _app_id(self, table: str, mark: SliceMark) -> str:
+        return f"{mark.step}:{table}:{min(mark.slices)}:{max(mark.slices)}"
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from gpl_core.config import Config, load_config
 from gpl_core.contracts.contract import Column, Contract, load_contract
 from gpl_core.contracts.types import arrow_type, spark_type
 from gpl_core.graph.arguments import StepArguments
+from gpl_core.graph.launches import DELTA_PACKAGE
 from gpl_core.graph.planner import Planner
 from gpl_core.graph.step_run import Body, run_step
 from gpl_core.lakehouse.lake import Commit, Lake
@@ -38,7 +39,8 @@ ONE = timedelta(days=1)
 # of code are too few for all of Spark's tests: the JVM would throw code out and compile it again.
 JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:+UseSerialGC -Xss4m"
 # Delta's jars where `make setup` resolved them: a launch that resolves them anew takes two CPU seconds more.
-DELTA_JARS = sorted((Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ivy2.5.2" / "jars").glob("io.delta_*.jar"))
+_IVY = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ivy2.5.2" / "jars"
+DELTA_JARS = sorted(_IVY.glob(f"io.delta_*-{DELTA_PACKAGE.rpartition(':')[2]}.jar"))
 # A folder whose name engines, globs and shells could read differently.
 ODD = "a b {y}(z) *,&+=;:@~!$'é ключ"
 WORDS = ("", "a", "None", "ключ", "naïve ☕", 'it\'s "quoted"\n, ok', "0")

@@ -25,7 +25,7 @@ from gpl_core.graph.steps import STEPS
 from gpl_core.lakehouse.storage import filesystem
 from tests.documented import ROOT
 from tests.object_store import bucket
-from tests.test_pipeline import SIZE, SMALL
+from tests.test_pipeline import JARS, SIZE, SMALL
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed, pytest.mark.slow]
 DAY = date(2026, 1, 3)
@@ -42,13 +42,14 @@ def test_every_step_runs_on_object_storage(store: str, tmp_path: Path, monkeypat
     if not list(jars.glob("*hadoop-aws-*.jar")):
         pytest.skip(f"no hadoop-aws under {jars}: make .venv-moto/jars")
     monkeypatch.chdir(tmp_path)  # logs/ come here
-    offline = ["--jars", f"{jars}/*.jar", "--conf", f"spark.jars.ivy={tmp_path}/ivy"]
+    usual = SMALL["launch"]["spark_submit"]
+    submit = [*usual[: usual.index(JARS[0])], "--jars", f"{jars}/*.jar", "--conf", f"spark.jars.ivy={tmp_path}/ivy"]
     path = tmp_path / "s3.yaml"
     body = {
         **SMALL,
         "lakehouse": {"root": f"{store}/small"},
         "run": {**SMALL["run"], "end_date": DAY.isoformat()},
-        "launch": {**SMALL["launch"], "spark_submit": [*SMALL["launch"]["spark_submit"], *offline]},
+        "launch": {**SMALL["launch"], "spark_submit": submit},
     }
     path.write_text(yaml.safe_dump(body), encoding="utf-8")
     given = ["--config", str(path)]

@@ -44,6 +44,7 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.spark, pytest.mark.deepspeed]
 
 FIRST, LAST = date(2026, 1, 3), date(2026, 1, 4)
 SIZE = ("--users", "60", "--items", "90", "--candidates", "24", "--exposed", "6")
+JARS = ("--jars", ",".join(map(str, DELTA_JARS))) if DELTA_JARS else ("--packages", DELTA_PACKAGE)
 SMALL: dict[str, Any] = {
     "run": {"start_date": "2026-01-03", "end_date": "2026-01-04", "history_start": "2025-12-24"},
     "launch": {
@@ -53,7 +54,7 @@ SMALL: dict[str, Any] = {
             "--driver-java-options", JVM,
             "--conf", "spark.sql.codegen.wholeStage=false", "--conf", "spark.sql.codegen.factoryMode=NO_CODEGEN",
             "--conf", "spark.sql.adaptive.enabled=false", "--conf", "spark.sql.shuffle.partitions=2",
-            *(["--jars", ",".join(map(str, DELTA_JARS))] if DELTA_JARS else ["--packages", DELTA_PACKAGE]),
+            *JARS,
         ],
         "deepspeed": ["--num_accelerators", "1"],
         "env": {"DS_ACCELERATOR": "cpu"},

@@ -291,7 +291,7 @@ class CalibratorSettings(Section):
     )
     target_rate: float | Literal["auto", "uniform"] = Field(
         default="auto",
-        description="Mean label of unexposed rows; 'uniform': measured on uniformly exposed traffic; 'auto': the same "
+        description="Mean label of unexposed candidates; 'uniform': measured on uniform traffic; 'auto': the same "
         "if that has min_rows, else exposed_share times the click rate of exposed pairs",
     )
     exposed_share: Share = Field(default=1.0, gt=0, description="Factor on the exposed click rate; see target_rate")

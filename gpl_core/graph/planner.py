@@ -158,7 +158,7 @@ class Planner:
             if owner and (read.scope == "slice" or (cached and not idle)) and not written():
                 raise MissingInputError(
                     f"step {step.name} needs the slice dt={run_date} of {read.table}, which step {owner.name} has not "
-                    f"written; run {owner.name} for {run_date} first"
+                    f"written, or has refused; run {owner.name} for {run_date} first"
                 )
             # The cache is no part of the fingerprint: what it lacks now would be missing for good.
             if owner and cached and not idle and (found := self.state(owner, run_date)).status != "done":
@@ -219,8 +219,8 @@ class Planner:
     # ---- outputs -----------------------------------------------------------------------------------------------
 
     def _is_written(self, table: str, run_date: date) -> bool:
-        snapshot = self.snapshot(table)
-        return snapshot is not None and bool(snapshot.history.fingerprints(run_date.isoformat()))
+        """Whether the slice was written, and not refused by the run that wrote it."""
+        return any(fingerprint for _, fingerprint in self._slice_marks(table, run_date)[:1])
 
     def _slice_marks(self, table: str, run_date: date) -> list[tuple[int, str]]:
         """(version, fingerprint) of the commits that wrote the slice of `run_date`, newest first.
@@ -245,9 +245,9 @@ class Planner:
             if self.is_current(table, run_date, state.fingerprint_of(table)):
                 continue
             mark = self._newest_mark(table, run_date)
+            if why := mark.details.get("refused"):
+                return "stale", f"{table}@{found[0][0]} was refused by run {mark.run_id} ({why}): see job_runs"
             inputs = self._before_compaction(step, table, run_date, state.inputs, mark.details.get("raw", {}))
-            if refused := mark.details.get("refused"):
-                return "stale", f"{table}@{found[0][0]} was refused by the run that wrote it: {refused}"
             (name,) = mark.slices.keys() & {run_date.isoformat(), WHOLE}
             if mark.slices[name] != self._hash(step, inputs):
                 then = dict(mark.details.get("origin", {}))  # none of an earlier release

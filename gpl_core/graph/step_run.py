@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -19,10 +18,10 @@ from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import (
     ConflictError,
-    ContractError,
     GplError,
     LineageError,
     MissingInputError,
+    QuarantineError,
     UsageError,
     classified,
     exit_code_of,
@@ -34,7 +33,7 @@ from gpl_core.graph.origins import origin_of
 from gpl_core.graph.planner import Planner, StepState
 from gpl_core.graph.steps import RAW_TABLES, Step, find_step
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest, artifact_version
-from gpl_core.lakehouse.lake import Commit, Lake
+from gpl_core.lakehouse.lake import Commit, Lake, SaveMark
 from gpl_core.lakehouse.marks import WHOLE, SliceMark
 from gpl_core.lakehouse.snapshot import Snapshot
 
@@ -57,6 +56,7 @@ class StepContext:
         self.config: Config = planner.config
         self.lake: Lake = planner.lake
         self.artifacts: ArtifactStore = planner.artifacts
+        self.save_mark: SaveMark | None = None  # where another engine writes the tables' logs
         self.counts = Counts()
         self._planner = planner
 
@@ -253,9 +253,11 @@ def run_step(
             if args.force or not _done_meanwhile(context, processes):
                 raise
             status = "noop"
-        except ContractError as refused:
+        except QuarantineError:
+            raise  # of the raw rows: what the run wrote of them stands
+        except Exception as failed:
             if processes.is_main:
-                _mark_refused(context, refused)
+                _mark_refused(context, failed)
             raise
         return status
     except BaseException as caught:
@@ -285,17 +287,15 @@ def _done_meanwhile(context: StepContext, processes: Processes) -> bool:
     return done_meanwhile
 
 
-def _mark_refused(context: StepContext, refused: ContractError) -> None:
+def _mark_refused(context: StepContext, refused: Exception) -> None:
     """Marks the slices that this run committed before a check of its own refused them: the next run makes them anew."""
     for table in context.step.writes:
         if table not in context.counts.outputs or "dt" not in load_contract(table).partition_by:
             continue  # tables without dates only grow: what stands there is whole
         try:
-            written = context.lake.open(table).mark(context.run_date.isoformat(), context.step.name)
-            assert written is not None, f"{table} has no slice for {context.run_date}"
-            _, mark = written
-            details = {**mark.details, "refused": str(refused)}
-            context.lake.commit_mark(table, replace(mark, slices=dict.fromkeys(mark.slices, ""), details=details))
+            # The class alone: the message may quote rows, which `gpl forget` could not take out of a log.
+            name, why = context.run_date.isoformat(), type(refused).__name__
+            context.lake.refuse(table, name, context.run_id, why, context.save_mark)
         except Exception:  # the refusal is what the run must end with
             log.exception("%s %s: %s could not be marked as refused", context.step.name, context.run_date, table)
 

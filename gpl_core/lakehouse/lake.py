@@ -7,8 +7,9 @@ Every commit of a step carries a `SliceMark`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -28,6 +29,9 @@ from gpl_core.lakehouse.writer import PartWriter
 
 LOCATIONS = "catalog.json"  # under the root
 _COMMIT_TRIES = 15
+
+SaveMark = Callable[[Snapshot, SliceMark], None]
+"""Commits a mark alone on top of a snapshot; CommitFailedError when another commit came in between."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +151,24 @@ class Lake:
         """A writer of part files for one partition; see `PartWriter`."""
         return PartWriter(self.uri(contract.name), contract, partition, dims, **options)
 
-    def commit_mark(self, table: str, mark: SliceMark) -> None:
-        """Commit `mark` alone: what `table` says of its slices changes, its rows do not."""
-        transact(self.open(table)._table, mark, [], retries=_COMMIT_TRIES)
-        self.open(table).index()
+    def refuse(self, table: str, slice_name: str, run_id: str, why: str, save: SaveMark | None = None) -> None:
+        """Commit that what the run `run_id` wrote together with this slice is made from nothing: it must be made again.
+
+        Nothing where another run has written the slice since. save: how a mark gets into a log that delta-rs does not
+        write.
+        """
+        for _ in range(_COMMIT_TRIES):
+            newest = self.open(table)
+            found = newest.mark(slice_name)
+            if found is None or found[1].run_id != run_id:
+                return
+            nothing = {name: "" for name in found[1].slices}
+            mark = replace(found[1], slices=nothing, details={**found[1].details, "refused": why})
+            with suppress(CommitFailedError):  # another commit came in between
+                (save or _save_mark)(newest, mark)
+                self.open(table).index()
+                return
+        raise ConflictError(f"table {table}: {_COMMIT_TRIES} other commits came before the mark of a refused slice")
 
     def commit(
         self,
@@ -224,3 +242,7 @@ class Lake:
         if mark.slices:  # else nobody asks for it
             after.index()
         return Commit(before.version, after.version, sum(p["rows"] for p in parts), sum(p["size"] for p in parts))
+
+
+def _save_mark(newest: Snapshot, mark: SliceMark) -> None:
+    transact(newest._table, mark, [])

@@ -75,7 +75,7 @@ def section(day: Day) -> PageSection:
     calibrator = load_calibrator(day.context.artifacts, manifest)
     fitted = calibrator.fitted_on
     text = [
-        f"The calibrator is of kind {calibrator.kind} and aims at a mean label of {fitted.base_rate:.4g} (from "
+        f"The calibrator is of kind {calibrator.kind}; its mean label over candidates is {fitted.base_rate:.4g} (from "
         f"{manifest.metrics.get('target_rate_from', 'the pairs it was fitted on')}). It was fitted on {fitted.rows:,} "
         f"{fitted.source} pairs of {fitted.first_date} to {fitted.last_date}."
     ]
@@ -94,7 +94,10 @@ def section(day: Day) -> PageSection:
     drawn = _plots(found) if "unexposed" in found.rows else []
     if not drawn:
         text.append("No unexposed pair was labeled.")
-    text.append("Means are over distinct pairs here; the feed's own count a pair as often as it was requested.")
+    text.append(
+        "Means are over distinct pairs here; the feed's own count a pair as often as it was requested, and the "
+        "calibrator's also what each drawn row stands for."
+    )
     tables = [Table(("source", "pairs", *AXES), rows)] if rows else []
     return PageSection("Labels and weights", text, tables, drawn, warnings=warnings, told_by="fit_calibrator")
 

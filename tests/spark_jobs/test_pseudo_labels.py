@@ -7,6 +7,7 @@ import pytest
 
 from gpl_core.errors import ContractError, LineageError
 from gpl_core.graph.planner import Planner
+from gpl_core.graph.steps import find_step
 from gpl_core.labels.calibration import FEATURES, Calibrator, FittedOn, apply
 from spark_jobs import pseudo_labels
 from tests.spark_jobs.label_lake import LabelLake, score
@@ -145,8 +146,30 @@ def test_logistic_meets_the_counts_of_its_date(lake):
         assert found[key][0] == pytest.approx(float(expected[0]), abs=1e-9)
 
 
-def test_an_item_that_is_counted_twice_is_refused_and_the_table_named(lake):
+def test_an_item_that_is_counted_twice_is_refused_whenever_it_is_tried_and_no_step_reads_the_labels(lake):
     lake.stats(items=[(0, 100, 30, 12), (0, 10, 0, 1)], users=[])
     lake.calibrator(logistic())
-    with pytest.raises(ContractError, match=rf"5 rows from 4 of pair_scores; .* in item_stats dt={D}, .*dt={D}$"):
-        lake.run("pseudo_labels", pseudo_labels.run)
+    for _ in range(2):
+        with pytest.raises(ContractError, match=rf"5 rows from 4 of pair_scores; .* in item_stats dt={D}, .*dt={D}$"):
+            lake.run("pseudo_labels", pseudo_labels.run)
+        table = lake.lake.open("pseudo_labels")
+        _, mark = table.mark(D.isoformat())
+        assert (dict(mark.slices), mark.details["refused"]) == ({D.isoformat(): ""}, "ContractError")
+        assert mark.details["unexposed_pairs"] == 2, "what the run said of the slice is kept"
+        assert "Apache-Spark" in table._table.history(1)[0]["engineInfo"], "no other engine writes this log"
+    planner = Planner(lake.config())
+    state = planner.state(find_step("pseudo_labels"), D)
+    assert state.status == "stale"
+    assert state.reason.endswith("was refused by run test-run (ContractError): see job_runs")
+    lake.table("exposed_samples", [], dt=D.isoformat())
+    lake.table("unexposed_samples", [], dt=D.isoformat())
+    feed = planner.state(find_step("training_feed"), D)
+    assert feed.status == "blocked"
+    assert "of pseudo_labels, which step pseudo_labels has not written, or has refused; run" in feed.reason
+    late = Planner(lake.config("feed.publish=exposed_only_on_failure")).state(find_step("training_feed"), D)
+    print(late.reason)
+    assert "pseudo_labels" not in late.reason, "as if there were none"
+    lake.stats(items=[(0, 100, 30, 12)], users=[])
+    assert lake.run("pseudo_labels", pseudo_labels.run) == "done"
+    assert len(by_pair(lake)) == 4
+    assert lake.run("pseudo_labels", pseudo_labels.run) == "noop"
