@@ -18,6 +18,7 @@ AT = "@1/4"  # of ml_100k: the exposed click rate as mean label, lambda 4; the d
 SHIPPED, CONTENT_ONLY, NO_MODEL = "gpl_clicks", "gpl_prefix", "clicks_no_anchors"
 OURS = f"{SHIPPED}{AT}"
 SETTINGS = ("@0.5/2", AT)  # that every label was trained with
+WORLDS = ("plain", "popularity_bias", "user_bias", "confounded", "fast_drift")
 _INK, _GOOD, _BAD, _QUIET = "#20242b", "#1b7a4b", "#b3372f", "#7a828e"
 
 
@@ -170,6 +171,13 @@ def table() -> str:
     """What pays and what does not, as two Markdown tables."""
     lines = ["| labels: which pre-ranker is better | difference [95%] | | measured in |", "|---|---|---|---|"]
     lines += [f"| {a} | {b} | {c} | [{d}]({_anchor(d)}) |" for a, b, c, d in _labels()]
+    lines += [
+        "",
+        "| labels in simulated worlds | gap closed, AUC | GAUC | over clicks alone: unexposed GAUC | exposed GAUC "
+        "| what the language model adds, GAUC | tail share of top tens: clicks alone, labels, truth |",
+        "|---|---|---|---|---|---|---|",
+        *_worlds(),
+    ]
     lines += ["", "| cost and trust | | goal | | measured in |", "|---|---:|---|---|---|"]
     for name, key in ((name, key) for name, figures in _COSTS.items() for key in figures):
         text, form = _COSTS[name][key]
@@ -179,8 +187,31 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def _worlds() -> list[str]:
+    """A row per simulated world: what the shipped labels are worth there."""
+    lines = []
+    for world in WORLDS:
+        file = "simulation" if world == "plain" else f"simulation.{world}"
+
+        def interval(key: str, form: str, file: str = file) -> str:
+            found = (value(file, k) for k in (key, f"  from ({key})", f"  to ({key})"))
+            return "{:{f}} [{:{f}}, {:{f}}]".format(*found, f=form)
+
+        cells = [
+            *(interval(f"gpl_clicks@1 closes the {m} gap above the constant", ".2f") for m in ("auc", "gauc")),
+            *(interval(f"gpl_clicks@1 - exposed_only, {part}/gauc", "+.3f") for part in ("unexposed", "exposed")),
+            interval("gpl_clicks@1 - clicks_no_anchors@1, unexposed/gauc", "+.4f"),
+            ", ".join(
+                f"{value(file, f'Means over seeds | {name}: top10/tail_share'):.2f}"
+                for name in ("exposed_only", "gpl_clicks@1", "bayes")
+            ),
+        ]
+        lines.append(f"| [{world}]({_anchor(file)}) | {' | '.join(cells)} |")
+    return lines
+
+
 def _anchor(name: str) -> str:
-    body = "ml_100k" if name == "ml-100k" else name
+    body = "ml_100k" if name == "ml-100k" else name.replace(".", "-")
     return f"benchmark-figures.md#{body}-{DEVICE}"
 
 

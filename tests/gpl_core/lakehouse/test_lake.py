@@ -423,6 +423,30 @@ def test_the_newest_mark_of_a_slice_counts_and_steps_are_told_apart(lake):
     assert [v for v, _ in snapshot.marks()] == [3, 2, 1]
 
 
+def test_a_run_takes_back_what_it_wrote_and_never_what_another_has_written_since(lake):
+    put(lake, TABLE, 3, fingerprint="a", details={"seen": 3})
+    put(lake, TABLE, 2, day=DAY + ONE, fingerprint="b")
+    lake.refuse(TABLE, DAY.isoformat(), "another-run", "ContractError")
+    assert lake.open(TABLE).mark(DAY.isoformat())[1].slices == {DAY.isoformat(): "a"}
+
+    def overtaken(newest: Snapshot, mark: SliceMark) -> None:
+        """As when a commit to another date comes first, time and again."""
+        put(lake, TABLE, 1, day=DAY + 2 * ONE)
+        raise deltalake.exceptions.CommitFailedError("overtaken")
+
+    with pytest.raises(ConflictError, match="15 other commits"):
+        lake.refuse(TABLE, DAY.isoformat(), "by-hand", "ContractError", overtaken)
+    before = lake.open(TABLE)
+    lake.refuse(TABLE, DAY.isoformat(), "by-hand", "ContractError")
+    table = lake.open(TABLE)
+    assert table.mark(DAY.isoformat())[1] == SliceMark(
+        "score_candidates", {DAY.isoformat(): ""}, "by-hand", {"seen": 3, "refused": "ContractError"}
+    )
+    assert table.mark((DAY + ONE).isoformat())[1].slices == {(DAY + ONE).isoformat(): "b"}
+    assert {f.path for f in table.files} == {f.path for f in before.files}
+    assert table.changes_since(before.version) == {}, "no row has changed"
+
+
 def test_a_pinned_version_knows_its_own_marks_under_their_own_versions(lake):
     """delta-rs' history() numbers all commits downwards from the loaded version: marks must not come from there."""
     versions = {f"f{i}": put(lake, TABLE, 1, fingerprint=f"f{i}").version_after for i in range(3)}
