@@ -50,7 +50,9 @@ from gpl_core.labels.fitting import (
 from gpl_core.lakehouse.artifacts import Manifest
 from gpl_core.lakehouse.scratch import scratch_folder
 from spark_jobs.common.calibrators import (
-    label_reliability,
+    band_error,
+    label_cells,
+    reliability_bins,
     require_one_version,
     with_counts,
     with_label,
@@ -256,9 +258,10 @@ def fitted(
             rise = f"clicks do not rise with {features[0]} (weight {calibrator.weights[0]:.4f})"
             details["warning"] = f"{rise}: labels mean little"
             step.context.warn(details["warning"])
-    bins, error = label_reliability(with_label(labeled, calibrator))
+    cells = label_cells(with_label(labeled, calibrator))
     labeled.unpersist()
-    return replace(calibrator, fitted_on=replace(base, reliability=bins, ece=error)), details
+    on = replace(base, reliability=reliability_bins(cells), ece=band_error(cells))
+    return replace(calibrator, fitted_on=on), details
 
 
 def labeled_rows(

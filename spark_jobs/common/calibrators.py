@@ -42,32 +42,31 @@ def with_counts(pairs: DataFrame, user_stats: DataFrame, item_stats: DataFrame |
     return pairs.join(users, ["user_id", "dt"], "left")
 
 
-def label_cell(column: str) -> Column:
-    """The cell, one of LABEL_CELLS, of a label or a weight in [0, 1]."""
-    return F.least(F.floor(F.col(column) * LABEL_CELLS), F.lit(LABEL_CELLS - 1))
-
-
 def label_band() -> Column:
     """The band of `pseudo_label`, two per doubling: labels lie close to a small rate, where equal cells hide much."""
     return F.floor(2 * F.log2(F.greatest(F.col("pseudo_label"), F.lit(1e-6)))).cast("int")
 
 
-def label_reliability(labeled: DataFrame) -> tuple[tuple[ReliabilityBin, ...], float | None]:
-    """(bins of about equal rows, expected calibration error) of `pseudo_label` against `clicked` (0/1).
-
-    Spark counts rows, labels and clicks per `label_cell` and `label_band`; only those reach the driver.
-    """
-    cells = labeled.groupBy(label_cell("pseudo_label").alias("cell"), label_band().alias("band")).agg(
+def label_cells(labeled: DataFrame, *by: str) -> list[Row]:
+    """Rows, labels and clicks (0/1) per `by`, cell and band of the label, in their order; few of many rows."""
+    cell = F.least(F.floor(F.col("pseudo_label") * LABEL_CELLS), F.lit(LABEL_CELLS - 1)).alias("cell")
+    cells = labeled.groupBy(*by, cell, label_band().alias("band")).agg(
         F.count(F.lit(1)).alias("rows"), F.sum("pseudo_label").alias("labels"), F.sum("clicked").alias("clicks")
     )
-    found = cells.orderBy("cell", "band").collect()
-    return reliability_bins(found), band_error(found)
+    return cells.orderBy(*by, "cell", "band").collect()
 
 
 def reliability_bins(cells: Sequence[Row]) -> tuple[ReliabilityBin, ...]:
-    """Bins of about equal rows, from the rows, labels and clicks of cells in label order."""
-    groups = equal_groups(cells, ("rows", "labels", "clicks"))
-    return tuple(ReliabilityBin(int(n), labels / n, clicks / n) for n, labels, clicks in groups)
+    """At most 10 bins of neighboring cells with about equal rows; empty ones are left out."""
+    most = 10
+    values = np.array([(c["rows"], c["labels"], c["clicks"]) for c in cells], dtype=np.float64).reshape(-1, 3)
+    rows = values[:, 0]
+    if not rows.sum():
+        return ()
+    group = np.minimum(((np.cumsum(rows) - rows / 2) * most / rows.sum()).astype(int), most - 1)
+    sums = np.zeros((most, 3))
+    np.add.at(sums, group, values)
+    return tuple(ReliabilityBin(int(n), labels / n, clicks / n) for n, labels, clicks in sums.tolist() if n)
 
 
 def band_error(cells: Sequence[Row]) -> float | None:
@@ -80,22 +79,6 @@ def band_error(cells: Sequence[Row]) -> float | None:
         gaps[cell["band"]] = gaps.get(cell["band"], 0.0) + float(cell["labels"]) - float(cell["clicks"])
     rows = sum(cell["rows"] for cell in cells)
     return sum(map(abs, gaps.values())) / rows if rows else None
-
-
-def equal_groups(cells: Sequence[Row], names: Sequence[str]) -> list[tuple[float, ...]]:
-    """Sums of the columns `names`, `rows` first, over at most 10 groups of neighboring cells with about equal rows.
-
-    Empty groups are left out.
-    """
-    most = 10
-    values = np.array([[float(cell[name]) for name in names] for cell in cells]).reshape(-1, len(names))
-    rows = values[:, 0]
-    if not rows.sum():
-        return []
-    group = np.minimum(((np.cumsum(rows) - rows / 2) * most / rows.sum()).astype(int), most - 1)
-    sums = np.zeros((most, len(names)))
-    np.add.at(sums, group, values)
-    return [tuple(row) for row in sums.tolist() if row[0] > 0]
 
 
 def with_user_parts(pairs: DataFrame, calibrator: Calibrator) -> DataFrame:

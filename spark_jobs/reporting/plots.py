@@ -149,13 +149,6 @@ def reliability(title: str, curves: Sequence[tuple[str, Sequence[float], Sequenc
     return area.draw(title, [*marks, _legend([label for label, _, _ in curves])])
 
 
-def curve(title: str, x_label: str, y_label: str, x: Sequence[float], y: Sequence[float]) -> Markup:
-    """One line over x, from 0 up."""
-    area = Area((min(x), max(x)), (0, max(y) * 1.05 or 1), x_label, y_label)
-    said = [f"{x_label} {a:.4g}: {y_label} {b:.4g}" for a, b in zip(x, y)]
-    return area.draw(title, [area.curve(list(zip(x, y)), "a", said)])
-
-
 def code_usage(title: str, level: int, groups: Sequence[float]) -> Markup:
     """Items per code, most used codes first; the dotted line is even use."""
     edges = np.linspace(0, 100, len(groups) + 1).tolist()

@@ -89,7 +89,6 @@ def test_the_texts_of_a_plot_do_not_cover_each_other(browser, tmp_path):
         plots.histogram("h", "pseudo_label", [30_000, 12, 2], ends), plots.code_usage("c", 1, [3000.0, 1.0]),
         plots.heat_map("m", "coherence", "consistency", np.eye(4), (ends, ends)),
         plots.reliability("r", [("uniform", [0.1, 0.2], [0.1, 0.3]), ("exposed", [0.01], [0.02])]),
-        plots.curve("e", "mean weight of the group", "mean squared error", [0.4, 0.71], [0.012, 0.011]),
         plots.trend("AUC exposed_only", [("2026-01-03", 0.61234), ("2026-01-04", 0.65)], figure),
     ]  # fmt: skip
     path = tmp_path / "plots.html"

@@ -19,7 +19,7 @@ from pyspark.sql import Row
 from gpl_core.contracts.contract import all_contracts
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.views import all_views
-from spark_jobs.common.calibrators import band_error
+from spark_jobs.common.calibrators import band_error, reliability_bins
 from spark_jobs.reporting import plots as report_plots
 from spark_jobs.reporting import site
 from spark_jobs.reporting.changes import changes, feed_figures, warnings
@@ -27,7 +27,6 @@ from spark_jobs.reporting.evaluations import compare
 from spark_jobs.reporting.examples import reason
 from spark_jobs.reporting.lineage import lineage_rows
 from spark_jobs.reporting.page import PageSection, Plot, Table, figure, link, render, style, whole
-from spark_jobs.reporting.reliability import LabelCalibration, WeightBin, weight_bins, weight_sentence
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 
@@ -46,7 +45,6 @@ def hostile() -> list[Markup]:
         report_plots.histogram(EVIL, EVIL, [1, 0, 2], ends, EVIL),
         report_plots.heat_map(EVIL, EVIL, EVIL, np.eye(4), (ends, ends)),
         report_plots.reliability(EVIL, [(EVIL, [0.1, 0.2], [0.1, 0.3])]),
-        report_plots.curve(EVIL, EVIL, EVIL, [0.1, 0.2], [0.5, 0.4]),
         report_plots.code_usage(EVIL, 1, [3.0, 1.0]),
         report_plots.popularity(EVIL, [EVIL, "2-3"], [0.4, 0.6], [0.5, 0.5]),
         report_plots.trend(EVIL, [(EVIL, 0.1), ("2", None), ("3", 0.2)], figure),
@@ -213,30 +211,20 @@ def test_gaps_of_labels_in_one_band_cancel_and_those_of_two_do_not():
     assert band_error([]) is None
 
 
-def test_weight_bins_keep_every_row():
+def test_reliability_bins_keep_every_row_in_label_order():
     rng = np.random.default_rng(0)
-    n = rng.integers(1, 50, 200).astype(float)
+    n = rng.integers(1, 50, 200)
     cells = [
-        Row(rows=rows, weights=rows * weight, labels=rows * 0.2, clicks=rows * 0.1, squares=rows * 0.05)
-        for rows, weight in zip(n, np.linspace(0, 1, 200), strict=True)
+        Row(rows=rows, labels=rows * label, clicks=rows * 0.1)
+        for rows, label in zip(n.tolist(), np.linspace(0, 1, 200).tolist(), strict=True)
     ]
-    bins = weight_bins(cells)
+    bins = reliability_bins(cells)
+    assert len(bins) == 10
     assert sum(b.rows for b in bins) == n.sum()
-    assert [b.mean_weight for b in bins] == sorted(b.mean_weight for b in bins)
-    assert all(b.calibration_error == pytest.approx(0.1) and b.squared_error == pytest.approx(0.05) for b in bins)
-    assert weight_bins([]) == ()
-
-
-@pytest.mark.parametrize(
-    ("errors", "rows", "says"),
-    [
-        (range(10, 0, -1), 5000, "smaller errors"), (range(10), 5000, "larger errors"),
-        ((5, 1, 4, 2, 3, 5, 1, 4, 2, 3), 5000, "do not predict"), (range(10), 999, "too little to tell"),
-    ],
-)  # fmt: skip
-def test_what_the_weights_are_said_to_tell(errors, rows, says):
-    bins = tuple(WeightBin(rows // 10, i / 10, 0.1, float(e)) for i, e in enumerate(errors))
-    assert says in weight_sentence(LabelCalibration("uniform", rows, 10, (), 0.1, bins))
+    assert [b.mean_label for b in bins] == sorted(b.mean_label for b in bins)
+    assert max(b.rows for b in bins) < 2 * min(b.rows for b in bins)
+    assert all(b.click_rate == pytest.approx(0.1) for b in bins)
+    assert reliability_bins([]) == ()
 
 
 def test_models_and_their_differences_side_by_side():
