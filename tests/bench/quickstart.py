@@ -32,7 +32,9 @@ def main(config: str = "quickstart", *overrides: str) -> None:
     path.write_text(json.dumps({**body, "pair": pair(lake)}, indent=1) + "\n", encoding="utf-8")
     print(f"written: {path}")
     photograph(Path(lake.config.lakehouse.root) / "reports" / f"{lake.config.run.end_date}.html", PICTURE)
-    subprocess.run([sys.executable, "-c", tour(config, overrides)], check=True, cwd=PICTURE.parent)
+    here = [*overrides, f"lakehouse.root={Path(lake.config.lakehouse.root).resolve()}"]
+    # It saves its plot where it runs.
+    subprocess.run([sys.executable, "-c", tour(config, here)], check=True, cwd=PICTURE.parent)
 
 
 def figures(lake: gpl.LakehouseReader) -> dict[str, Figure]:
