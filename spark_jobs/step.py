@@ -196,7 +196,7 @@ class SparkStep:
         return commit
 
     def _save_mark(self, newest: Snapshot, mark: SliceMark) -> None:
-        """Commit `mark` and no row; nothing when another run has written its slices since `newest`."""
+        """Commit `mark` and no row; nothing when another run has written these very slices since `newest`."""
         app_id = self._app_id(newest.contract.name, mark)
         options = {
             "txnAppId": app_id, "txnVersion": str(newest.transaction_version(app_id) + 1),

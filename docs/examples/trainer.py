@@ -11,7 +11,7 @@ from torch.nn.functional import embedding_bag, pad
 
 import gpl_core as gpl
 
-WIDTH, EPOCHS, COLUMNS = 16, 5, ["user_id", "item_index", "is_exposed", "target", "sample_weight"]
+WIDTH, EPOCHS, LOSS = 16, 5, ["target", "is_exposed", "sample_weight", "sampling_probability"]
 
 
 class Towers(torch.nn.Module):
@@ -46,9 +46,10 @@ def main(config: str, day: date) -> None:
         torch.manual_seed(0)
         model = Towers(lake, feed)
         optimizer = torch.optim.Adam(model.parameters(), 0.01)
-        for batch in (batch for _ in range(EPOCHS) for batch in feed.batches(1024, COLUMNS)):
+        for batch in (batch for _ in range(EPOCHS) for batch in feed.batches(1024, ["user_id", "item_index", *LOSS])):
+            target, is_exposed, weight, probability = (batch[name] for name in LOSS)
             logits = model(batch["user_id"], batch["item_index"])
-            loss = gpl.dual_label_loss(logits, batch["target"], batch["is_exposed"], batch["sample_weight"], lambda_)
+            loss = gpl.dual_label_loss(logits, target, is_exposed, weight, lambda_, probability)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

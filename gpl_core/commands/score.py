@@ -59,8 +59,10 @@ def score(config: Config, run_date: date, variant: str) -> tuple[int, str, str]:
     lake, contract, day = Lake.of(config.lakehouse), load_contract(_TABLE), run_date.isoformat()
     model, name, manifest = served_model(config, run_date, variant)
     feed = lake.open("training_feed", contract=with_passthrough("training_feed", config))
-    if feed.mark(day) is None:
-        raise MissingInputError(f"training_feed has no slice for {day}; run training_feed for that date first")
+    if feed.mark(day) is None or day in feed.history.refused:
+        raise MissingInputError(
+            f"training_feed has no slice for {day}, or one that was refused; run training_feed for that date first"
+        )
     files = feed.select(start=run_date, end=run_date)
     lake.create(contract)
     with lake.writer(contract, {"dt": day}, dims={}) as writer:

@@ -155,10 +155,15 @@ class Planner:
             if read.scope != "lookup":
                 digest = self._digest(read, snapshot, run_date)
                 entry["digest"] = "+".join(filter(None, (str(entry.get("digest", "")), digest)))
+            if owner and (refused := in_span(snapshot.history.refused, *read.span(self.config, run_date))):
+                raise MissingInputError(
+                    f"step {step.name} reads the slice dt={min(refused)} of {read.table}, which the run of step "
+                    f"{owner.name} that wrote it has refused; run {owner.name} for {min(refused)} first"
+                )
             if owner and (read.scope == "slice" or (cached and not idle)) and not written():
                 raise MissingInputError(
                     f"step {step.name} needs the slice dt={run_date} of {read.table}, which step {owner.name} has not "
-                    f"written, or has refused; run {owner.name} for {run_date} first"
+                    f"written; run {owner.name} for {run_date} first"
                 )
             # The cache is no part of the fingerprint: what it lacks now would be missing for good.
             if owner and cached and not idle and (found := self.state(owner, run_date)).status != "done":
@@ -219,8 +224,11 @@ class Planner:
     # ---- outputs -----------------------------------------------------------------------------------------------
 
     def _is_written(self, table: str, run_date: date) -> bool:
-        """Whether the slice was written, and not refused by the run that wrote it."""
-        return any(fingerprint for _, fingerprint in self._slice_marks(table, run_date)[:1])
+        """Whether the slice was written, and stands: what its own run refused does not."""
+        snapshot = self.snapshot(table)
+        if snapshot is None or run_date.isoformat() in snapshot.history.refused:
+            return False
+        return bool(snapshot.history.fingerprints(run_date.isoformat()))
 
     def _slice_marks(self, table: str, run_date: date) -> list[tuple[int, str]]:
         """(version, fingerprint) of the commits that wrote the slice of `run_date`, newest first.

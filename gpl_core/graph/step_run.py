@@ -18,6 +18,7 @@ from gpl_core.config import Config
 from gpl_core.contracts.contract import Contract, load_contract
 from gpl_core.errors import (
     ConflictError,
+    ContractError,
     GplError,
     LineageError,
     MissingInputError,
@@ -255,9 +256,9 @@ def run_step(
             status = "noop"
         except QuarantineError:
             raise  # of the raw rows: what the run wrote of them stands
-        except Exception as failed:
+        except ContractError as refused:
             if processes.is_main:
-                _mark_refused(context, failed)
+                _mark_refused(context, refused)
             raise
         return status
     except BaseException as caught:
@@ -287,15 +288,16 @@ def _done_meanwhile(context: StepContext, processes: Processes) -> bool:
     return done_meanwhile
 
 
-def _mark_refused(context: StepContext, refused: Exception) -> None:
+def _mark_refused(context: StepContext, refused: ContractError) -> None:
     """Marks the slices that this run committed before a check of its own refused them: the next run makes them anew."""
     for table in context.step.writes:
-        if table not in context.counts.outputs or "dt" not in load_contract(table).partition_by:
-            continue  # tables without dates only grow: what stands there is whole
+        written = context.counts.outputs.get(table)
+        if written is None or load_contract(table).partition_by != ("dt",):
+            continue  # other tables only grow: what stands there is whole
         try:
             # The class alone: the message may quote rows, which `gpl forget` could not take out of a log.
-            name, why = context.run_date.isoformat(), type(refused).__name__
-            context.lake.refuse(table, name, context.run_id, why, context.save_mark)
+            why, version = type(refused).__name__, int(written["after"])
+            context.lake.refuse(table, context.run_id, version, why, context.save_mark)
         except Exception:  # the refusal is what the run must end with
             log.exception("%s %s: %s could not be marked as refused", context.step.name, context.run_date, table)
 

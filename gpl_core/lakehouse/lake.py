@@ -31,7 +31,7 @@ LOCATIONS = "catalog.json"  # under the root
 _COMMIT_TRIES = 15
 
 SaveMark = Callable[[Snapshot, SliceMark], None]
-"""Commits a mark alone on top of a snapshot; CommitFailedError when another commit came in between."""
+"""Commits a mark alone on top of a snapshot; CommitFailedError, or no commit, when another one came in between."""
 
 
 @dataclass(frozen=True)
@@ -151,21 +151,22 @@ class Lake:
         """A writer of part files for one partition; see `PartWriter`."""
         return PartWriter(self.uri(contract.name), contract, partition, dims, **options)
 
-    def refuse(self, table: str, slice_name: str, run_id: str, why: str, save: SaveMark | None = None) -> None:
-        """Commit that what the run `run_id` wrote together with this slice is made from nothing: it must be made again.
+    def refuse(self, table: str, run_id: str, version: int, why: str, save: SaveMark | None = None) -> None:
+        """Marks the slices that the run `run_id` has committed, up to `version`, as refused.
 
-        Nothing where another run has written the slice since. save: how a mark gets into a log that delta-rs does not
-        write.
+        Their fingerprints become empty, so that the next run makes them again. Slices that another commit has written
+        since are left out. save: how a mark gets into a log that delta-rs does not write.
         """
         for _ in range(_COMMIT_TRIES):
             newest = self.open(table)
-            found = newest.mark(slice_name)
-            if found is None or found[1].run_id != run_id:
+            at, mark = next((v, m) for v, m in newest.marks() if v <= version and m.run_id == run_id)
+            standing = {name: found[0] for name in mark.slices if (found := newest.mark(name))}
+            slices = {name: "" for name, last in standing.items() if last == at}
+            if not slices:
                 return
-            nothing = {name: "" for name in found[1].slices}
-            mark = replace(found[1], slices=nothing, details={**found[1].details, "refused": why})
+            refused = replace(mark, slices=slices, details={**mark.details, "refused": why})
             with suppress(CommitFailedError):  # another commit came in between
-                (save or _save_mark)(newest, mark)
+                (save or _save_mark)(newest, refused)
                 self.open(table).index()
                 return
         raise ConflictError(f"table {table}: {_COMMIT_TRIES} other commits came before the mark of a refused slice")

@@ -64,6 +64,18 @@ class History:
         """What steps have written, also where no row is left."""
         return {*(self.older.prints if self.older else ()), *(name for entry in self.read for name in entry.slices)}
 
+    @cached_property
+    def refused(self) -> dict[str, int]:
+        """Slice -> version, of those whose newest commit says that they are made from nothing (`Lake.refuse`)."""
+        newest: dict[str, tuple[int, str]] = {}
+        for entry in self.read:
+            for name, fingerprint in entry.slices.items():
+                newest.setdefault(name, (entry.version, fingerprint))
+        for name, text in self.older.prints.items() if self.older else ():
+            version, _, fingerprint = text.partition("\n")[0].partition(":")
+            newest.setdefault(name, (int(version), fingerprint))
+        return {name: version for name, (version, fingerprint) in newest.items() if not fingerprint}
+
     def fingerprints(self, slice_name: str) -> list[tuple[int, str]]:
         """(version, fingerprint) of the commits that wrote the slice, newest first."""
         older = self.older.prints.get(slice_name, "").splitlines() if self.older else ()

@@ -6,7 +6,7 @@ The fusion of the two label sources is the paper's (arXiv 2602.20995); that the 
 rows, not by the sum of the weights, is ours: lambda keeps its meaning whatever the level of the weights, and weights of
 zero give exactly exposed-only training. In use:
 
-    loss = dual_label_loss(logits, batch.target, batch.is_exposed, batch.sample_weight, lambda_=2.0)
+    loss = dual_label_loss(logits, target, is_exposed, sample_weight, 4.0, sampling_probability)
     loss.backward()
 """
 

@@ -15,9 +15,14 @@ from spark_jobs.step import SparkStep
 
 
 def slice_marks(table: Snapshot | None) -> dict[date, SliceMark]:
-    """Date -> mark of the newest commit that wrote its slice; empty without the table."""
-    newest_last = reversed(table.marks()) if table else ()
-    return {date.fromisoformat(name): mark for _, mark in newest_last for name in mark.slices}
+    """Date -> mark of the newest commit that wrote its slice, without slices that their own run refused.
+
+    Empty without the table.
+    """
+    if table is None:
+        return {}
+    marks = {name: mark for _, mark in reversed(table.marks()) for name in mark.slices}
+    return {date.fromisoformat(n): mark for n, mark in marks.items() if n not in table.history.refused}
 
 
 def newest_snapshot(table: Snapshot, until: date, sid_version: str) -> date | None:

@@ -74,10 +74,14 @@ def section(day: Day) -> PageSection:
     manifest = day.context.artifact("calibrator")
     calibrator = load_calibrator(day.context.artifacts, manifest)
     fitted = calibrator.fitted_on
+    source = manifest.metrics.get("target_rate_from")  # of quantile labels alone: no other kind is given a mean
+    mean = (
+        f"the mean label over unexposed candidates is {fitted.base_rate:.4g} (from {source})" if source
+        else f"{fitted.base_rate:.4g} of the pairs it was fitted on were clicked"
+    )  # fmt: skip
     text = [
-        f"The calibrator is of kind {calibrator.kind}; its mean label over candidates is {fitted.base_rate:.4g} (from "
-        f"{manifest.metrics.get('target_rate_from', 'the pairs it was fitted on')}). It was fitted on {fitted.rows:,} "
-        f"{fitted.source} pairs of {fitted.first_date} to {fitted.last_date}."
+        f"The calibrator is of kind {calibrator.kind}; {mean}. It was fitted on {fitted.rows:,} {fitted.source} pairs "
+        f"of {fitted.first_date} to {fitted.last_date}."
     ]
     if calibrator.has_user_parts:
         level = "the user's own click rate" if calibrator.across_users == "user_rate" else "one rate for all users"

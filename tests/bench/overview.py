@@ -95,7 +95,6 @@ def _labels() -> list[tuple[str, str, str, str]]:
         ("Labels vs. clicks alone: unexposed pairs, AUC", over_exposed_only(OURS, "unexposed/auc")),
         ("Labels vs. clicks alone: held-out exposed pairs, AUC", over_exposed_only(OURS, "exposed/auc")),
         ("Labels vs. clicks alone: HR@10 of recalled items", over_exposed_only(OURS, "recalled/hr@10")),
-        ("Labels vs. clicks alone: tail items in the top ten", over_exposed_only(OURS, "top10/tail_share")),
         ("Our labels vs. the same without the language model: GAUC", over_control(NO_MODEL, "unexposed/gauc")),
         ("Our labels vs. a constant label: GAUC", over_control("constant", "unexposed/gauc")),
         ("Our labels vs. cosine to the history: GAUC", over_control("cosine", "unexposed/gauc")),
@@ -103,6 +102,9 @@ def _labels() -> list[tuple[str, str, str, str]]:
         ("Our labels vs. popularity as the label: GAUC", over_control("popularity", "unexposed/gauc")),
     ]
     found = [(text, str(interval), interval.verdict, movielens) for text, interval in rows]
+    tail = over_exposed_only(OURS, "top10/tail_share")  # of these more is not better
+    verdict = "**more**" if tail.low > 0 else "**fewer**" if tail.high < 0 else tail.verdict
+    found.insert(4, ("Labels vs. clicks alone: tail items in the top ten", str(tail), verdict, movielens))
     quick, day = "Trained through 2026-01-04, judged on the day after | gpl - exposed_only: exposed/", "quickstart"
     for metric in ("auc", "gauc"):
         interval = Interval(*(value(day, f"{quick}{metric}{end}") for end in ("", " from", " to")))
@@ -268,8 +270,8 @@ def goals_plot() -> str:
         body = json.loads(path.read_text(encoding="utf-8"))
         goals = [f["holds"] for f in body["figures"].values() if f["holds"] is not None]
         if goals:
-            counted[body["name"]] = (goals.count(True), goals.count(False))
-    figure, (axis,) = _canvas(9, 4.2, 1)
+            counted[path.name.removesuffix(f".{DEVICE}.json")] = (goals.count(True), goals.count(False))
+    figure, (axis,) = _canvas(9, 5.2, 1)
     names = sorted(counted, key=lambda n: (counted[n][0] / sum(counted[n]), n))
     for place, name in enumerate(names):
         held, missed = counted[name]

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from gpl_core.labels import fitting
+import gpl_core
 from gpl_core.labels.calibration import sigmoid
 from gpl_core.prerank.bootstrap import REPLICATES, interval, over_seeds
 from tests.bench.harness import Figure, at_least
@@ -133,7 +133,7 @@ def kept_seed(make: MakeWorld, folder: Path | None, size: Size, seed: int, names
     if folder is None:
         return run_seed(make, size, seed, names, kind)
     path = folder / f"{kind}-{seed}.json"
-    settings = {**asdict(size), "variants": list(names), "labels": _labels_digest()}
+    settings = {**asdict(size), "variants": list(names), "code": _code_digest()}
     if path.exists():
         body = json.loads(path.read_text(encoding="utf-8"))
         if body["settings"] == settings:
@@ -146,9 +146,9 @@ def kept_seed(make: MakeWorld, folder: Path | None, size: Size, seed: int, names
     return found
 
 
-def _labels_digest() -> str:
-    """Digest of the code that makes the variants' rows: a seed that other labels were made for is not this one's."""
-    code = [*Path(fitting.__file__).parent.glob("*.py"), *Path(__file__).parent.glob("*.py")]
+def _code_digest() -> str:
+    """Digest of all code that a seed's figures come from: one that other code made is not this one's."""
+    code = [*Path(gpl_core.__file__).parent.rglob("*.py"), *Path(__file__).parent.glob("*.py")]
     return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(code) if "test_" not in p.name)).hexdigest()[:16]
 
 
@@ -212,7 +212,7 @@ def farther(results: Results, left: str, right: str, figure: str) -> dict[str, F
     return {
         name: Figure(mean, "difference"),
         f"  from ({name})": Figure(low, "95 %"),
-        f"  to ({name})": Figure(high, "95 %", "< 0", high < 0),
+        f"  to ({name})": Figure(high, "95 %"),
     }
 
 

@@ -192,9 +192,9 @@ def test_a_failure_is_recorded_and_passes_through(ready, capsys, error):
     assert [r["attempt"] for r in job_runs(ready)] == [1, 2]
 
 
-@pytest.mark.parametrize("error", [ContractError("a row twice"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [ContractError("a row twice"), OSError(28, "disk full"), KeyboardInterrupt()])
 def test_what_a_run_refused_after_its_commit_is_stale_and_made_again(config, error):
-    """A second attempt must not take it for done; what was interrupted after its commit is."""
+    """A second attempt must not take it for done; what was interrupted after its commit is done."""
     put(Planner(config).lake, "impressions", 3)
     put(Planner(config).lake, "candidates", 3)
     step = find_step("samples")
@@ -209,7 +209,7 @@ def test_what_a_run_refused_after_its_commit_is_stale_and_made_again(config, err
     with pytest.raises(type(error)):
         run_step(Planner(config), "samples", DAY, arguments(config, run_id="by-hand"), refuses)
     state = Planner(config).state(step, DAY)
-    if isinstance(error, KeyboardInterrupt):
+    if not isinstance(error, ContractError):
         assert state.status == "done"
         return
     assert state.status == "stale"
@@ -219,6 +219,21 @@ def test_what_a_run_refused_after_its_commit_is_stale_and_made_again(config, err
     assert table.read().num_rows == 2
     with pytest.raises(ContractError, match="a row twice"):
         run_step(Planner(config), "samples", DAY, arguments(config, run_id="by-hand"), refuses)
+
+
+def test_a_window_that_holds_a_refused_slice_blocks_its_readers(tmp_path):
+    config = small_config(tmp_path, {"samples": {"exposure_window_days": 2}})
+    for table in ("impressions", "candidates"):
+        for day in (DAY - ONE, DAY):
+            put(Planner(config).lake, table, 3, day=day)
+    step, lake = find_step("samples"), Planner(config).lake
+    assert Planner(config).state(step, DAY).status == "absent"
+    lake.refuse("impressions", "by-hand", 1, "ContractError")
+    state = Planner(config).state(step, DAY)
+    assert state.status == "blocked"
+    assert f"reads the slice dt={DAY - ONE} of impressions, which the run of step ingest that" in state.reason
+    put(Planner(config).lake, "impressions", 3, day=DAY - ONE)
+    assert Planner(config).state(step, DAY).status == "absent"
 
 
 def test_a_blocked_step_says_what_is_missing_and_is_recorded(config, capsys):

@@ -424,10 +424,13 @@ def test_the_newest_mark_of_a_slice_counts_and_steps_are_told_apart(lake):
 
 
 def test_a_run_takes_back_what_it_wrote_and_never_what_another_has_written_since(lake):
+    both = [(DAY + n * ONE).isoformat() for n in (0, 1)]
     put(lake, TABLE, 3, fingerprint="a", details={"seen": 3})
-    put(lake, TABLE, 2, day=DAY + ONE, fingerprint="b")
-    lake.refuse(TABLE, DAY.isoformat(), "another-run", "ContractError")
-    assert lake.open(TABLE).mark(DAY.isoformat())[1].slices == {DAY.isoformat(): "a"}
+    two = SliceMark("score_candidates", dict.fromkeys(both, "b"), "bulk", {"seen": 3})
+    with lake.writer(CONTRACT, {"dt": both[0]}, dims=DIMS) as writer:
+        writer.write(data_table(CONTRACT, legal_rows(CONTRACT, 1)))
+    bulk = lake.commit(CONTRACT, writer.parts, mark=two, mode="append").version_after
+    later = put(lake, TABLE, 2, day=DAY + ONE, fingerprint="c").version_after
 
     def overtaken(newest: Snapshot, mark: SliceMark) -> None:
         """As when a commit to another date comes first, time and again."""
@@ -435,16 +438,18 @@ def test_a_run_takes_back_what_it_wrote_and_never_what_another_has_written_since
         raise deltalake.exceptions.CommitFailedError("overtaken")
 
     with pytest.raises(ConflictError, match="15 other commits"):
-        lake.refuse(TABLE, DAY.isoformat(), "by-hand", "ContractError", overtaken)
+        lake.refuse(TABLE, "bulk", later, "ContractError", overtaken)
     before = lake.open(TABLE)
-    lake.refuse(TABLE, DAY.isoformat(), "by-hand", "ContractError")
+    assert before.history.refused == {}
+    lake.refuse(TABLE, "bulk", bulk, "ContractError")
     table = lake.open(TABLE)
-    assert table.mark(DAY.isoformat())[1] == SliceMark(
-        "score_candidates", {DAY.isoformat(): ""}, "by-hand", {"seen": 3, "refused": "ContractError"}
-    )
-    assert table.mark((DAY + ONE).isoformat())[1].slices == {(DAY + ONE).isoformat(): "b"}
+    assert table.mark(both[0])[1] == replace(two, slices={both[0]: ""}, details={"seen": 3, "refused": "ContractError"})
+    assert table.mark(both[1])[1].slices == {both[1]: "c"}
+    assert table.history.refused == {both[0]: table.version}
     assert {f.path for f in table.files} == {f.path for f in before.files}
     assert table.changes_since(before.version) == {}, "no row has changed"
+    lake.refuse(TABLE, "bulk", bulk, "ContractError")
+    assert lake.open(TABLE).version == table.version, "once"
 
 
 def test_a_pinned_version_knows_its_own_marks_under_their_own_versions(lake):
