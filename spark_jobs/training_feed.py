@@ -288,7 +288,7 @@ def _held_back(step: SparkStep, facts: FeedSlice, late: bool, missing: list[str]
     """
     day = step.run_date
     if late:
-        return f"pseudo_labels has no slice dt={day}, or one that was refused"
+        return f"pseudo_labels has no slice dt={day} that stands"  # none, or one that its own run refused
     refused = watch(step, facts.labeled, facts.left_out, missing)
     if refused and step.config.feed.publish == "complete":
         raise GateError(

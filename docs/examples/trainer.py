@@ -47,9 +47,8 @@ def main(config: str, day: date) -> None:
         model = Towers(lake, feed)
         optimizer = torch.optim.Adam(model.parameters(), 0.01)
         for batch in (batch for _ in range(EPOCHS) for batch in feed.batches(1024, ["user_id", "item_index", *LOSS])):
-            target, is_exposed, weight, probability = (batch[name] for name in LOSS)
             logits = model(batch["user_id"], batch["item_index"])
-            loss = gpl.dual_label_loss(logits, target, is_exposed, weight, lambda_, probability)
+            loss = gpl.dual_label_loss(logits, **{name: batch[name] for name in LOSS}, lambda_=lambda_)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -160,7 +160,10 @@ def test_late_labels_hold_the_slice_back_or_let_its_exposed_rows_through_until_t
         (True, "r1", 0), (True, "r1", 1), (True, "r2", 1), (True, "r3", 0)
     ]  # fmt: skip
     manifest = json.loads((lake.root / manifest_path(lake.lake, D)).read_text())
-    assert manifest["completeness"] == {"rows": "exposed_only", "because": f"pseudo_labels has no slice dt={D}"}
+    assert manifest["completeness"] == {
+        "rows": "exposed_only",
+        "because": f"pseudo_labels has no slice dt={D} that stands",
+    }
     assert (manifest["rows"], manifest["labeled"], manifest["left_out"]) == (4, 0, {"labels late": 7})
     assert manifest["weight_sum"] == 4.0
     told = "only exposed rows are published: pseudo_labels has no slice"
