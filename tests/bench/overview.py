@@ -105,6 +105,14 @@ def _labels() -> list[tuple[str, str, str, str]]:
     tail = over_exposed_only(OURS, "top10/tail_share")  # of these more is not better
     verdict = "**more**" if tail.low > 0 else "**fewer**" if tail.high < 0 else tail.verdict
     found.insert(4, ("Labels vs. clicks alone: tail items in the top ten", str(tail), verdict, movielens))
+    for text, left, right in (
+        ("Shipped labels vs. clicks alone", "gpl_clicks@1", "exposed_only"),
+        ("Labels by the language model alone vs. clicks alone", "gpl_prefix@1", "exposed_only"),
+        ("Our labels vs. the same without the language model", "gpl_clicks@1", "clicks_no_anchors@1"),
+    ):
+        key = f"{left} - {right}, unexposed/gauc"
+        interval = Interval(*(value("preranker", k) for k in (key, f"  from ({key})", f"  to ({key})")))
+        found.append((f"{text}, purchases (semi-synthetic): GAUC", str(interval), interval.verdict, "preranker"))
     quick, day = "Trained through 2026-01-04, judged on the day after | gpl - exposed_only: exposed/", "quickstart"
     for metric in ("auc", "gauc"):
         interval = Interval(*(value(day, f"{quick}{metric}{end}") for end in ("", " from", " to")))
