@@ -48,7 +48,8 @@ def test_every_step_runs_on_object_storage(store: str, tmp_path: Path, monkeypat
     body = {
         **SMALL,
         "lakehouse": {"root": f"{store}/small"},
-        "run": {**SMALL["run"], "end_date": DAY.isoformat()},
+        # Few days: moto has one thread, and every file is a request.
+        "run": {**SMALL["run"], "end_date": DAY.isoformat(), "history_start": "2025-12-31"},
         "launch": {**SMALL["launch"], "spark_submit": submit},
     }
     path.write_text(yaml.safe_dump(body), encoding="utf-8")
