@@ -38,7 +38,7 @@ ONE = timedelta(days=1)
 # A test JVM lives for minutes: the first compiler tier and the plain collector win on two cores. That tier's own 48 MB
 # of code are too few for all of Spark's tests: the JVM would throw code out and compile it again.
 JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:+UseSerialGC -Xss4m"
-# Delta's jars where `make setup` resolved them: a launch that resolves them anew takes two CPU seconds more.
+# Delta's jars where `make setup` downloaded them: resolving them again costs each launch two CPU seconds.
 _IVY = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ivy2.5.2" / "jars"
 DELTA_JARS = sorted(_IVY.glob(f"io.delta_*-{DELTA_PACKAGE.rpartition(':')[2]}.jar"))
 # A folder whose name engines, globs and shells could read differently.

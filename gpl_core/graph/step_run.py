@@ -289,7 +289,7 @@ def _done_meanwhile(context: StepContext, processes: Processes) -> bool:
 
 
 def _mark_refused(context: StepContext, refused: ContractError) -> None:
-    """Marks the slices that this run committed before a check of its own refused them: the next run makes them anew."""
+    """Marks the slices that this run committed and then refused, so that the next run writes them again."""
     for table in context.step.writes:
         written = context.counts.outputs.get(table)
         if written is None or load_contract(table).partition_by != ("dt",):

@@ -48,7 +48,10 @@ def label_band() -> Column:
 
 
 def label_cells(labeled: DataFrame, *by: str) -> list[Row]:
-    """Rows, labels and clicks (0/1) per `by`, cell and band of the label, in their order; few of many rows."""
+    """Rows, labels and clicks (0/1) per `by`, cell and band of the label, in their order.
+
+    At most LABEL_CELLS cells, a few of them cut by bands, reach the driver per `by`, however many pairs there are.
+    """
     cell = F.least(F.floor(F.col("pseudo_label") * LABEL_CELLS), F.lit(LABEL_CELLS - 1)).alias("cell")
     cells = labeled.groupBy(*by, cell, label_band().alias("band")).agg(
         F.count(F.lit(1)).alias("rows"), F.sum("pseudo_label").alias("labels"), F.sum("clicked").alias("clicks")
