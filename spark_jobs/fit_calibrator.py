@@ -3,10 +3,10 @@
 Launch: spark-submit … spark_jobs/fit_calibrator.py --config CONFIG --run-date D
 
 `quantile` ranks each user's unexposed pairs of D by a score: one of pair_scores, or what a regression on clicks of
-ordinary exposed pairs of earlier dates, beside unexposed ones, makes of all features: its order alone counts. It needs
-one number, the click rate of unexposed pairs: from the configuration, from uniformly exposed traffic before D or as a
-share of the exposed one. The other kinds are fitted with pyspark.ml on pairs of dates before D that were uniformly
-exposed and scored. Nothing that happened at or after D is read.
+ordinary exposed pairs of earlier dates, beside unexposed ones, makes of all features: its order alone counts, and
+prefix_log_prob has a fixed share in it. It needs one number, the click rate of unexposed pairs: from the configuration,
+from uniformly exposed traffic before D or as a share of the exposed one. The other kinds are fitted with pyspark.ml on
+pairs of dates before D that were uniformly exposed and scored. Nothing that happened at or after D is read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,6 +35,7 @@ from gpl_core.labels.calibration import (
     feature_sql,
     fraction_sql,
     grid_variable_sql,
+    score_sql,
     user_logit,
     user_logit_sql,
 )
@@ -45,6 +46,7 @@ from gpl_core.labels.fitting import (
     check_fitting_rows,
     fit_location,
     fitting_fault,
+    prefix_weight,
     prior_strength,
 )
 from gpl_core.lakehouse.artifacts import Manifest
@@ -180,6 +182,8 @@ def quantile(
     ranked_by, more = ranking(step, settings, start, first, last)
     item_stats = step.read_slice("item_stats") if ranked_by.needs_item_counts else None
     pairs = with_counts(step.read_slice("pair_scores"), step.read_slice("user_stats"), item_stats)
+    if ranked_by.fitted_on.source == "exposed":
+        ranked_by = with_prefix_share(ranked_by, pairs, settings.prefix_share)
     stands_for = F.sum(1 / F.col("sampling_probability")).alias("candidates")  # as training weighs its rows
     sampled = step.read_slice("unexposed_samples").groupBy("user_id", "item_index").agg(stands_for)
     logit = F.expr(user_logit_sql(ranked_by))
@@ -205,6 +209,16 @@ def quantile(
     return replace(ranked_by, location=location, fitted_on=on), {**details, **more, "target_rate": rate}
 
 
+def with_prefix_share(calibrator: Calibrator, pairs: DataFrame, share: float) -> Calibrator:
+    """`calibrator`, of all features, with `share` of prefix_log_prob in the order of each user's unexposed pairs."""
+    score, prefix = (F.var_pop(F.expr(sql)) * F.count(F.lit(1)) for sql in (score_sql(calibrator), "prefix_log_prob"))
+    of_user = pairs.where("source = 'unexposed'").groupBy("user_id").agg(score.alias("score"), prefix.alias("prefix"))
+    sums = only_row(of_user.agg(*[F.coalesce(F.sum(name), F.lit(0.0)) for name in ("score", "prefix")]))
+    weights = dict(zip(calibrator.features, calibrator.weights, strict=True))
+    weights["prefix_log_prob"] += prefix_weight(share, *sums)
+    return replace(calibrator, weights=tuple(weights.values()))
+
+
 def ranking(
     step: SparkStep, settings: Settings, start: Calibrator, first: date, last: date
 ) -> tuple[Calibrator, dict[str, Any]]:
@@ -224,7 +238,8 @@ def ranking(
     both = labeled.unionByName(counted(step, others, first, last))
     calibrator = fit_logistic(both, replace(start, fitted_on=on))
     labeled.unpersist()
-    return calibrator, {"score": "exposed_clicks", "scored_by": sorted(models)}
+    more = {"score": "exposed_clicks", "prefix_share": settings.prefix_share, "scored_by": sorted(models)}
+    return calibrator, more
 
 
 def fitted(

@@ -44,6 +44,18 @@ def fit_location(logits: npt.ArrayLike, counts: npt.ArrayLike, target_rate: floa
     return (low + high) / 2
 
 
+def prefix_weight(share: float, score_variance: float, prefix_variance: float) -> float:
+    """What `share` of the language model in the order adds to the weight of prefix_log_prob in the score (ours).
+
+    (1 - share) score / sd(score) + share prefix_log_prob / sd(prefix_log_prob) orders as score + prefix_weight *
+    prefix_log_prob. share: in [0, 1). Variances: within users, over their unexposed pairs. Clicks that order nothing
+    (variance 0) leave the order to the language model.
+    """
+    if not share or not prefix_variance:
+        return 0.0
+    return share / (1.0 - share) * math.sqrt(score_variance / prefix_variance) or 1.0
+
+
 def prior_strength(groups: float, impressions: float, clicks: float, pairs: float, squares: float) -> float:
     """How many impressions the overall click rate is worth for one user (or item): beta-binomial, by moments (ours).
 

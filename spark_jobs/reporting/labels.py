@@ -8,6 +8,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from gpl_core.labels.calibration import Calibrator
+from gpl_core.lakehouse.artifacts import Manifest
 from spark_jobs.common.calibrators import load_calibrator
 from spark_jobs.reporting import plots
 from spark_jobs.reporting.day_tables import Day
@@ -85,7 +86,9 @@ def section(day: Day) -> PageSection:
     ]
     if calibrator.has_user_parts:
         level = "the user's own click rate" if calibrator.across_users == "user_rate" else "one rate for all users"
-        text.append(f"A label's level comes from {level}, its place within the user from {_ranked_by(calibrator)}.")
+        text.append(
+            f"A label's level comes from {level}, its place within the user from {_ranked_by(calibrator, manifest)}."
+        )
     if calibrator.uses_clicks:
         text.append("Clicks shape these labels: they do not rest on content and the language model alone.")
     warnings = [str(manifest.metrics[k]) for k in ("rate_warning", "warning") if k in manifest.metrics]
@@ -106,11 +109,13 @@ def section(day: Day) -> PageSection:
     return PageSection("Labels and weights", text, tables, drawn, warnings=warnings, told_by="fit_calibrator")
 
 
-def _ranked_by(calibrator: Calibrator) -> str:
+def _ranked_by(calibrator: Calibrator, manifest: Manifest) -> str:
     if len(calibrator.features) == 1:
         return calibrator.features[0]
     weights = ", ".join(f"{n} {w:+.3g}" for n, w in zip(calibrator.features, calibrator.weights, strict=True))
-    return f"a regression fitted on exposed clicks of earlier dates ({weights})"
+    share = manifest.metrics.get("prefix_share")
+    beside = f", to which prefix_log_prob adds a share of {share:g}" if share else ""
+    return f"a regression fitted on exposed clicks of earlier dates{beside} (in all: {weights})"
 
 
 def _plots(found: Distributions) -> list[Plot]:

@@ -42,8 +42,9 @@ def main() -> None:
         print("one seed: no paired differences, nothing is written")
         return
     figures: dict[str, Figure] = {}
+    controls = ("exposed_only", "constant", "user_rate", "popularity", "cosine", "clicks_no_anchors@1")
     for ours in ("gpl_clicks@1", "gpl_prefix@1", "gpl_logistic"):
-        for other in ("exposed_only", "constant", "user_rate", "popularity", "cosine", "clicks_no_anchors@1"):
+        for other in (*controls, *(("clicks_alone@1",) if ours == "gpl_clicks@1" else ())):
             for figure in ("unexposed/auc", "unexposed/gauc"):
                 figures |= difference(results, ours, other, figure)
     title = f"SEMI-SYNTHETIC Amazon Industrial, clicks {args.world}, {count} paired seeds"

@@ -15,12 +15,16 @@ from tests.bench.simulation.world import L, Scores, World
 
 
 def quantile_labels(
-    world: World, rate: float, features: Sequence[str] = calibration.FEATURES, across_users: str = "user_rate"
+    world: World,
+    rate: float,
+    features: Sequence[str] = calibration.FEATURES,
+    across_users: str = "user_rate",
+    prefix_share: float = CalibratorSettings().prefix_share,
 ) -> np.ndarray:
     """Labels [len(world.train)] of mean `rate` over the unexposed candidates; NaN where the user has no anchors.
 
     One feature ranks by itself; what several say together a regression on exposed clicks decides, unexposed pairs
-    beside them.
+    beside them, and prefix_log_prob, where it is one of them, has its share in the order.
     """
     counts, train, past, shown = world.known.counts, world.train, world.past, world.past_scores
     rate_of_all, user_strength = user_prior(world)
@@ -35,16 +39,28 @@ def quantile_labels(
         mass = np.where(seen, 1.0, fitting.UNEXPOSED_SHARE * seen.sum() / max(1, (~seen).sum()))
         weights = fit_logistic(x, past.clicked[shown.known], weights=mass).weights
     columns = columns_of(world, world.train_scores)
-    score = calibration.feature_values(start, columns) @ np.array(weights)
     rows = np.flatnonzero(~train.is_exposed & world.train_scores.known)
+    score = (calibration.feature_values(start, columns) @ np.array(weights))[rows]
     day = np.unique(train.dt[rows], return_inverse=True)[1]
-    ranks = ranks_within(train.user[rows] * (day.max() + 1) + day, score[rows])
+    user_day = train.user[rows] * (day.max() + 1) + day
+    if len(features) > 1 and "prefix_log_prob" in features:
+        prefix = columns["prefix_log_prob"][rows]
+        variances = (variance_within(user_day, values) for values in (score, prefix))
+        score = score + fitting.prefix_weight(prefix_share, *variances) * prefix
+    ranks = ranks_within(user_day, score)
     parts = {"user_rate": calibration.user_rate(start, columns)[rows], "user_rank": ranks}
     logits = calibration.user_logit(start, **parts)
     location = fitting.fit_location(logits, 1.0 / world.sampling_probability[rows], rate)
     labels = np.full(len(train), np.nan)
     labels[rows] = calibration.apply(replace(start, location=location), parts)
     return labels
+
+
+def variance_within(user: np.ndarray, values: np.ndarray) -> float:
+    """Variance of values [n] around the mean of each one's user."""
+    group = np.unique(user, return_inverse=True)[1]
+    mean = np.bincount(group, values) / np.bincount(group)
+    return float(np.mean((values - mean[group]) ** 2))
 
 
 def ranks_within(user: np.ndarray, score: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@
 | constant, shuffled, popularity, cosine, user_rate | the pairs of gpl_clicks with the product's control labels |
 | distilled | the labels of a teacher trained on exposed pairs |
 | gpl_clicks | the product's default: rank within the user by exposed clicks, the user's rate as level |
+| clicks_alone | the same, prefix_log_prob without a share of its own in the order: a feature like the others |
 | clicks_no_anchors | the same without the language model |
 | gpl_weighted | gpl_clicks with the paper's confidence as weight |
 | gpl_prefix | the rank is by prefix_log_prob alone |
@@ -21,6 +22,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +37,7 @@ from tests.bench.simulation.world import Scores, World
 CONTROLS = ("exposed_only", "exposed_only_id", "ipw", "random_negatives", *controls.CONTROLS, "distilled")
 NO_UNIFORM_ROWS = ("gpl_content@1", "gpl_prefix@1", "gpl_clicks@0.5/2", "gpl_clicks@1")
 UNIFORM_ROWS = ("gpl_clicks", "logistic_no_anchors", "gpl_logistic")
-GPL = (*NO_UNIFORM_ROWS, "clicks_no_anchors@1", "gpl_weighted@1", *UNIFORM_ROWS)
+GPL = (*NO_UNIFORM_ROWS, "clicks_alone@1", "clicks_no_anchors@1", "gpl_weighted@1", *UNIFORM_ROWS)
 ORACLES = ("oracle_hard", "oracle_probability")
 ALL = (*CONTROLS, *GPL, *ORACLES)
 QUICK = (
@@ -44,12 +46,15 @@ QUICK = (
 )  # fmt: skip
 
 _NO_ANCHORS = tuple(f for f in calibration.FEATURES if f not in ("similarity", "prefix_log_prob"))
-_QUANTILE: dict[str, tuple[tuple[str, ...], str]] = {
-    "gpl_clicks": (calibration.FEATURES, "user_rate"), "gpl_weighted": (calibration.FEATURES, "user_rate"),
-    "clicks_no_anchors": (_NO_ANCHORS, "user_rate"), "gpl_prefix": (("prefix_log_prob",), "user_rate"),
-    "gpl_content": (("prefix_log_prob",), "global"),
-}  # fmt: skip
-"""Variants with quantile labels -> features, level across users."""
+_QUANTILE: dict[str, dict[str, Any]] = {
+    "gpl_clicks": {},
+    "gpl_weighted": {},
+    "clicks_alone": {"prefix_share": 0.0},
+    "clicks_no_anchors": {"features": _NO_ANCHORS},
+    "gpl_prefix": {"features": ("prefix_log_prob",)},
+    "gpl_content": {"features": ("prefix_log_prob",), "across_users": "global"},
+}
+"""Variants with quantile labels -> what `quantile_labels` makes otherwise."""
 _LOGISTIC = {"gpl_logistic": calibration.FEATURES, "logistic_no_anchors": _NO_ANCHORS}
 LAMBDA = 4.0  # the product's default
 
@@ -129,7 +134,7 @@ def _labels(
     if name in _LOGISTIC:
         return _logistic(world, _LOGISTIC[name]), None
     rate = float(fixed.split("/")[0]) * float(train.clicked[train.is_exposed].mean()) if fixed else uniform_rate(world)
-    labels = quantile_labels(world, rate, *_QUANTILE.get(name, _QUANTILE["gpl_clicks"]))
+    labels = quantile_labels(world, rate, **_QUANTILE.get(name, {}))
     if name in controls.CONTROLS:
         known = np.flatnonzero(np.isfinite(labels))
         rate_of_all, strength = user_prior(world)

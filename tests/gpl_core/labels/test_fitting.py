@@ -21,6 +21,24 @@ def test_labels_average_the_target_rate_over_rows(found: list[tuple[float, int]]
     assert each.mean() == pytest.approx(target, rel=1e-9)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0.1, 0.25, 0.9]), st.floats(0.01, 100.0))
+def test_order_with_a_share_of_prefix_log_prob_is_that_of_both_at_one_scale(
+    seed: int, share: float, scale: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    score, prefix = scale * rng.standard_normal(40), 3.0 * rng.standard_normal(40)
+    found = score + fitting.prefix_weight(share, score.var(), prefix.var()) * prefix
+    wanted = (1 - share) * score / score.std() + share * prefix / prefix.std()
+    assert np.array_equal(np.argsort(found), np.argsort(wanted))
+
+
+def test_prefix_weight_without_a_share_or_where_one_side_orders_nothing() -> None:
+    assert fitting.prefix_weight(0.0, 2.0, 3.0) == 0.0
+    assert fitting.prefix_weight(0.25, 2.0, 0.0) == 0.0
+    assert fitting.prefix_weight(0.25, 0.0, 3.0) == 1.0, "clicks order nothing: the language model does"
+
+
 @pytest.mark.parametrize(("strength", "users"), [(10.0, 20_000), (200.0, 60_000)])
 def test_prior_strength_is_that_of_the_beta_distribution_of_rates(strength: float, users: int) -> None:
     rng = np.random.default_rng(3)
