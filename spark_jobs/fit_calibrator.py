@@ -182,8 +182,8 @@ def quantile(
     ranked_by, more = ranking(step, settings, start, first, last)
     item_stats = step.read_slice("item_stats") if ranked_by.needs_item_counts else None
     pairs = with_counts(step.read_slice("pair_scores"), step.read_slice("user_stats"), item_stats)
-    if ranked_by.fitted_on.source == "exposed":
-        ranked_by = with_prefix_share(ranked_by, pairs, settings.prefix_share)
+    if ranked_by.fitted_on.source == "exposed" and settings.prefix_share:
+        ranked_by, more["prefix_weight"] = with_prefix_share(ranked_by, pairs, settings.prefix_share)
     stands_for = F.sum(1 / F.col("sampling_probability")).alias("candidates")  # as training weighs its rows
     sampled = step.read_slice("unexposed_samples").groupBy("user_id", "item_index").agg(stands_for)
     logit = F.expr(user_logit_sql(ranked_by))
@@ -209,14 +209,17 @@ def quantile(
     return replace(ranked_by, location=location, fitted_on=on), {**details, **more, "target_rate": rate}
 
 
-def with_prefix_share(calibrator: Calibrator, pairs: DataFrame, share: float) -> Calibrator:
-    """`calibrator`, of all features, with `share` of prefix_log_prob in the order of each user's unexposed pairs."""
+def with_prefix_share(calibrator: Calibrator, pairs: DataFrame, share: float) -> tuple[Calibrator, float]:
+    """`calibrator` with `share` of prefix_log_prob in the order of each user's unexposed pairs; the weight it adds.
+
+    One more pass over the date's scored pairs (with `with_counts`).
+    """
     score, prefix = (F.var_pop(F.expr(sql)) * F.count(F.lit(1)) for sql in (score_sql(calibrator), "prefix_log_prob"))
     of_user = pairs.where("source = 'unexposed'").groupBy("user_id").agg(score.alias("score"), prefix.alias("prefix"))
     sums = only_row(of_user.agg(*[F.coalesce(F.sum(name), F.lit(0.0)) for name in ("score", "prefix")]))
-    weights = dict(zip(calibrator.features, calibrator.weights, strict=True))
-    weights["prefix_log_prob"] += prefix_weight(share, *sums)
-    return replace(calibrator, weights=tuple(weights.values()))
+    added = prefix_weight(share, *sums)
+    weights = zip(calibrator.features, calibrator.weights, strict=True)
+    return replace(calibrator, weights=tuple(w + added * (name == "prefix_log_prob") for name, w in weights)), added
 
 
 def ranking(
@@ -238,8 +241,7 @@ def ranking(
     both = labeled.unionByName(counted(step, others, first, last))
     calibrator = fit_logistic(both, replace(start, fitted_on=on))
     labeled.unpersist()
-    more = {"score": "exposed_clicks", "prefix_share": settings.prefix_share, "scored_by": sorted(models)}
-    return calibrator, more
+    return calibrator, {"score": "exposed_clicks", "scored_by": sorted(models)}
 
 
 def fitted(

@@ -22,6 +22,7 @@ too little (Berkson 1946): what was shown although unpopular was shown for a rea
 
 LEAST_STRENGTH, MOST_STRENGTH = 1.0, 1000.0
 MOST_IMPRESSIONS = 1000  # of one user or item in the sums of `prior_strength`
+LEAST_VARIANCE = 1e-10  # of a score within users: less is the rounding of float32
 LEAST_SHARE = 0.05  # of the rows that a fit needs: so many clicks, and so many rows without one
 _LARGEST_RATE_CHANGE = 3.0
 
@@ -48,12 +49,14 @@ def prefix_weight(share: float, score_variance: float, prefix_variance: float) -
     """What `share` of the language model in the order adds to the weight of prefix_log_prob in the score (ours).
 
     (1 - share) score / sd(score) + share prefix_log_prob / sd(prefix_log_prob) orders as score + prefix_weight *
-    prefix_log_prob. share: in [0, 1). Variances: within users, over their unexposed pairs. Clicks that order nothing
-    (variance 0) leave the order to the language model.
+    prefix_log_prob. share: in [0, 1). Variances: within users, over their unexposed pairs. A score that is constant
+    there leaves the order to the language model.
     """
-    if not share or not prefix_variance:
+    if not share or prefix_variance < LEAST_VARIANCE:
         return 0.0
-    return share / (1.0 - share) * math.sqrt(score_variance / prefix_variance) or 1.0
+    if score_variance < LEAST_VARIANCE:
+        return 1.0
+    return share / (1.0 - share) * math.sqrt(score_variance / prefix_variance)
 
 
 def prior_strength(groups: float, impressions: float, clicks: float, pairs: float, squares: float) -> float:

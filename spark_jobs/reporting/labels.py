@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from gpl_core.labels.calibration import Calibrator
-from gpl_core.lakehouse.artifacts import Manifest
 from spark_jobs.common.calibrators import load_calibrator
 from spark_jobs.reporting import plots
 from spark_jobs.reporting.day_tables import Day
@@ -86,9 +86,8 @@ def section(day: Day) -> PageSection:
     ]
     if calibrator.has_user_parts:
         level = "the user's own click rate" if calibrator.across_users == "user_rate" else "one rate for all users"
-        text.append(
-            f"A label's level comes from {level}, its place within the user from {_ranked_by(calibrator, manifest)}."
-        )
+        place = ranked_by(calibrator, manifest.metrics)
+        text.append(f"A label's level comes from {level}, its place within the user from {place}.")
     if calibrator.uses_clicks:
         text.append("Clicks shape these labels: they do not rest on content and the language model alone.")
     warnings = [str(manifest.metrics[k]) for k in ("rate_warning", "warning") if k in manifest.metrics]
@@ -109,13 +108,14 @@ def section(day: Day) -> PageSection:
     return PageSection("Labels and weights", text, tables, drawn, warnings=warnings, told_by="fit_calibrator")
 
 
-def _ranked_by(calibrator: Calibrator, manifest: Manifest) -> str:
+def ranked_by(calibrator: Calibrator, metrics: Mapping[str, Any]) -> str:
+    """What a quantile label ranks a user's pairs by. metrics: of the calibrator's manifest."""
     if len(calibrator.features) == 1:
         return calibrator.features[0]
     weights = ", ".join(f"{n} {w:+.3g}" for n, w in zip(calibrator.features, calibrator.weights, strict=True))
-    share = manifest.metrics.get("prefix_share")
-    beside = f", to which prefix_log_prob adds a share of {share:g}" if share else ""
-    return f"a regression fitted on exposed clicks of earlier dates{beside} (in all: {weights})"
+    added = metrics.get("prefix_weight")
+    own = f"; {added:.3g} of prefix_log_prob's are its own share" if added else ""
+    return f"a regression fitted on exposed clicks of earlier dates (weights: {weights}{own})"
 
 
 def _plots(found: Distributions) -> list[Plot]:

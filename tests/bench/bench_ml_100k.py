@@ -33,7 +33,7 @@ TUNED = ("0.5/2", "1/4")
 OURS = ("gpl_clicks", "gpl_prefix")
 NAMES = (
     "exposed_only", "oracle_hard", *(f"{label}@{t}" for t in TUNED for label in (*CONTROLS, *OURS)),
-    f"clicks_alone@{TUNED[1]}", f"clicks_no_anchors@{TUNED[1]}",
+    f"clicks_no_share@{TUNED[1]}", f"clicks_no_anchors@{TUNED[1]}",
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def main() -> None:
                 figures |= difference(results, ours, "exposed_only", f"exposed/{metric}", better=False)
             for figure in ("top10/coverage", "top10/tail_share"):
                 figures |= difference(results, ours, "exposed_only", figure, better=False)
-    for other in ("clicks_alone", "clicks_no_anchors"):
+    for other in ("clicks_no_share", "clicks_no_anchors"):
         for metric in ("auc", "gauc"):
             figures |= difference(results, *(f"{n}@{TUNED[1]}" for n in ("gpl_clicks", other)), f"unexposed/{metric}")
     count = len(results["exposed_only"]["unexposed/auc"].seeds)

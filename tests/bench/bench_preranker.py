@@ -44,7 +44,7 @@ def main() -> None:
     figures: dict[str, Figure] = {}
     controls = ("exposed_only", "constant", "user_rate", "popularity", "cosine", "clicks_no_anchors@1")
     for ours in ("gpl_clicks@1", "gpl_prefix@1", "gpl_logistic"):
-        for other in (*controls, *(("clicks_alone@1",) if ours == "gpl_clicks@1" else ())):
+        for other in (*controls, *(n for n in ("clicks_no_share@1",) if n in results and ours == "gpl_clicks@1")):
             for figure in ("unexposed/auc", "unexposed/gauc"):
                 figures |= difference(results, ours, other, figure)
     title = f"SEMI-SYNTHETIC Amazon Industrial, clicks {args.world}, {count} paired seeds"

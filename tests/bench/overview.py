@@ -15,7 +15,7 @@ from tests.bench.harness import RESULTS
 
 DEVICE = "cpu-2core"
 AT = "@1/4"  # of ml_100k: the exposed click rate as mean label, lambda 4; the defaults
-SHIPPED, CONTENT_ONLY, NO_MODEL = "gpl_clicks", "gpl_prefix", "clicks_no_anchors"
+SHIPPED, CONTENT_ONLY, NO_MODEL, NO_SHARE = "gpl_clicks", "gpl_prefix", "clicks_no_anchors", "clicks_no_share"
 OURS = f"{SHIPPED}{AT}"
 SETTINGS = ("@0.5/2", AT)  # that every label was trained with
 WORLDS = ("plain", "popularity_bias", "user_bias", "confounded", "fast_drift")
@@ -89,38 +89,44 @@ def mean(row: str, column: str) -> float:
 
 
 def _labels() -> list[tuple[str, str, str, str]]:
-    movielens = "ml-100k"
-    rows = [
-        ("Labels vs. clicks alone: unexposed pairs, GAUC", over_exposed_only(OURS, "unexposed/gauc")),
-        ("Labels vs. clicks alone: unexposed pairs, AUC", over_exposed_only(OURS, "unexposed/auc")),
-        ("Labels vs. clicks alone: held-out exposed pairs, AUC", over_exposed_only(OURS, "exposed/auc")),
-        ("Labels vs. clicks alone: HR@10 of recalled items", over_exposed_only(OURS, "recalled/hr@10")),
-        ("Our labels vs. the same without the language model: GAUC", over_control(NO_MODEL, "unexposed/gauc")),
-        ("Our labels vs. a constant label: GAUC", over_control("constant", "unexposed/gauc")),
-        ("Our labels vs. cosine to the history: GAUC", over_control("cosine", "unexposed/gauc")),
-        ("Our labels vs. the user's click rate: GAUC", over_control("user_rate", "unexposed/gauc")),
-        ("Our labels vs. popularity as the label: GAUC", over_control("popularity", "unexposed/gauc")),
-    ]
-    found = [(text, str(interval), interval.verdict, movielens) for text, interval in rows]
+    """Rows of the first table: what is compared, the difference, its verdict, the benchmark."""
+    rows: list[tuple[str, str, str, str]] = []
+
+    def add(measured_in: str, text: str, found: Interval, verdict: str = "") -> None:
+        rows.append((text, str(found), verdict or found.verdict, measured_in))
+
+    movielens, day = "ml-100k", "quickstart"
+    for text, column in (
+        ("unexposed pairs, GAUC", "unexposed/gauc"), ("unexposed pairs, AUC", "unexposed/auc"),
+        ("held-out exposed pairs, AUC", "exposed/auc"), ("HR@10 of recalled items", "recalled/hr@10"),
+    ):  # fmt: skip
+        add(movielens, f"Labels vs. clicks alone: {text}", over_exposed_only(OURS, column))
     tail = over_exposed_only(OURS, "top10/tail_share")  # of these more is not better
-    verdict = "**more**" if tail.low > 0 else "**fewer**" if tail.high < 0 else tail.verdict
-    found.insert(4, ("Labels vs. clicks alone: tail items in the top ten", str(tail), verdict, movielens))
+    verdict = "**more**" if tail.low > 0 else "**fewer**" if tail.high < 0 else ""
+    add(movielens, "Labels vs. clicks alone: tail items in the top ten", tail, verdict)
+    for text, control in (
+        ("the same without the language model", NO_MODEL),
+        ("the same with the language model as a feature only", NO_SHARE), ("a constant label", "constant"),
+        ("cosine to the history", "cosine"), ("the user's click rate", "user_rate"),
+        ("popularity as the label", "popularity"),
+    ):  # fmt: skip
+        add(movielens, f"Our labels vs. {text}: GAUC", over_control(control, "unexposed/gauc"))
     for text, left, right in (
-        ("Shipped labels vs. clicks alone", "gpl_clicks@1", "exposed_only"),
-        ("Labels by the language model alone vs. clicks alone", "gpl_prefix@1", "exposed_only"),
-        ("Our labels vs. the same without the language model", "gpl_clicks@1", "clicks_no_anchors@1"),
+        ("Shipped labels vs. clicks alone", SHIPPED, "exposed_only"),
+        ("Labels by the language model alone vs. clicks alone", CONTENT_ONLY, "exposed_only"),
+        ("Our labels vs. the same without the language model", SHIPPED, f"{NO_MODEL}@1"),
+        ("Our labels vs. the same with the language model as a feature only", SHIPPED, f"{NO_SHARE}@1"),
     ):
-        key = f"{left} - {right}, unexposed/gauc"
-        interval = Interval(*(value("preranker", k) for k in (key, f"  from ({key})", f"  to ({key})")))
-        found.append((f"{text}, purchases (semi-synthetic): GAUC", str(interval), interval.verdict, "preranker"))
-    quick, day = "Trained through 2026-01-04, judged on the day after | gpl - exposed_only: exposed/", "quickstart"
+        key = f"{left}@1 - {right}, unexposed/gauc"
+        found = Interval(*(value("preranker", k) for k in (key, f"  from ({key})", f"  to ({key})")))
+        add("preranker", f"{text}, purchases (semi-synthetic): GAUC", found)
+    key = "Trained through 2026-01-04, judged on the day after | gpl - exposed_only: exposed/"
     for metric in ("auc", "gauc"):
-        interval = Interval(*(value(day, f"{quick}{metric}{end}") for end in ("", " from", " to")))
-        text = f"Shipped labels vs. clicks alone: held-out exposed pairs, {metric.upper()}"
-        found.append((text, str(interval), interval.verdict, day))
-    interval = Interval(*(value("tokenizer", f"industrial_256_gain{end}") for end in ("", "_95_low", "_95_high")))
-    found.append(("RQ-VAE vs. RQ-k-means: share of true neighbors kept", str(interval), interval.verdict, "tokenizer"))
-    return found
+        found = Interval(*(value(day, f"{key}{metric}{end}") for end in ("", " from", " to")))
+        add(day, f"Shipped labels vs. clicks alone: held-out exposed pairs, {metric.upper()}", found)
+    found = Interval(*(value("tokenizer", f"industrial_256_gain{end}") for end in ("", "_95_low", "_95_high")))
+    add("tokenizer", "RQ-VAE vs. RQ-k-means: share of true neighbors kept", found)
+    return rows
 
 
 _COSTS = {  # file -> figure -> what it is, how it is written
@@ -243,6 +249,7 @@ def findings() -> dict[str, str]:
 _NAMES = {
     "oracle_hard": "the true outcome, sampled", "popularity": "popularity", SHIPPED: "ours, as shipped",
     CONTENT_ONLY: "ours, by the language model alone", NO_MODEL: "ours without the language model",
+    NO_SHARE: "ours, the model a feature only",
     "shuffled": "ours, shuffled", "user_rate": "the user's click rate", "constant": "a constant",
     "cosine": "cosine to history",
 }  # fmt: skip

@@ -136,8 +136,8 @@ def test_ranks_follow_the_chosen_score_and_one_level_may_serve_all(lake):
 def test_pairs_are_ranked_by_exposed_clicks_of_earlier_dates(lake):
     rows = planted(lake, source="exposed", unexposed=50)
     settings = ("labels.calibrator.score=exposed_clicks", "labels.calibrator.target_rate=auto")
-    clicks_alone = "labels.calibrator.prefix_share=0"
-    assert lake.run("fit_calibrator", fit_calibrator.run, D, *settings, clicks_alone) == "done"
+    no_share = "labels.calibrator.prefix_share=0"
+    assert lake.run("fit_calibrator", fit_calibrator.run, D, *settings, no_share) == "done"
     calibrator, manifest = fitted(lake)
     seen = np.arange(400) % 200 < 150
     # 100 unexposed pairs would each weigh 1.5 to weigh half of the 300 exposed ones: none weighs more than those.
@@ -150,7 +150,8 @@ def test_pairs_are_ranked_by_exposed_clicks_of_earlier_dates(lake):
     assert manifest.metrics["uses_clicks"]
     # The clicks of the uniform impressions of the same pairs are the opposite ones; the rate is measured on them.
     assert on.base_rate == manifest.metrics["target_rate"] == pytest.approx(1 - rows["clicked"].mean())
-    check_prefix_share(lake, settings, calibrator)
+    regression = calibrator
+    check_prefix_share(lake, settings, regression)
     lake.run("fit_calibrator", fit_calibrator.run, D, *settings, "labels.calibrator.min_rows=301")
     calibrator, manifest = fitted(lake)
     assert calibrator.features == ("prefix_log_prob",)  # too few rows, both for the order and for the rate
@@ -159,24 +160,25 @@ def test_pairs_are_ranked_by_exposed_clicks_of_earlier_dates(lake):
     assert manifest.metrics["target_rate"] == pytest.approx(rows["clicked"].mean())
 
 
-def check_prefix_share(lake: LabelLake, settings: tuple[str, ...], clicks_alone: Calibrator) -> None:
+def check_prefix_share(lake: LabelLake, settings: tuple[str, ...], regression: Calibrator) -> None:
     """By a loop over D's users: a quarter of the order goes to prefix_log_prob, and nothing else changes."""
     rng = np.random.default_rng(5)
     pairs = {user: [score(user, i, rng.uniform(-0.8, 0.9)) for i in range(n)] for user, n in (("u1", 30), ("u2", 7))}
     lake.scores(*pairs["u1"], *pairs["u2"], score("u1", 40, 0.9, source="exposed"))
     lake.unexposed(*[("q1", pair["user_id"], pair["item_index"]) for found in pairs.values() for pair in found])
-    lake.run("fit_calibrator", fit_calibrator.run, D, *settings, "labels.calibrator.prefix_share=0.25")
+    lake.run("fit_calibrator", fit_calibrator.run, D, *settings)
     calibrator, manifest = fitted(lake)
-    assert manifest.metrics["prefix_share"] == 0.25
     of_clicks, of_prefix = [], []
     for found in pairs.values():
         columns = {name: np.array([pair[name] for pair in found]) for name in SCORES}
         nothing_seen = dict.fromkeys(COUNT_COLUMNS, np.zeros(len(found)))
-        by_clicks = feature_values(clicks_alone, columns | nothing_seen) @ np.array(clicks_alone.weights)
+        by_clicks = feature_values(regression, columns | nothing_seen) @ np.array(regression.weights)
         of_clicks.extend(by_clicks - by_clicks.mean())
         of_prefix.extend(columns["prefix_log_prob"] - columns["prefix_log_prob"].mean())
-    wanted = dict(zip(clicks_alone.features, clicks_alone.weights, strict=True))
-    wanted["prefix_log_prob"] += np.std(of_clicks) / np.std(of_prefix) / 3
+    wanted = dict(zip(regression.features, regression.weights, strict=True))
+    added = np.std(of_clicks) / np.std(of_prefix) / 3
+    wanted["prefix_log_prob"] += added
+    assert manifest.metrics["prefix_weight"] == pytest.approx(added, rel=1e-5)
     assert dict(zip(calibrator.features, calibrator.weights, strict=True)) == pytest.approx(wanted, rel=1e-5)
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from datetime import date
 from html import unescape
 from html.parser import HTMLParser
@@ -17,6 +18,7 @@ from markupsafe import Markup, escape
 from pyspark.sql import Row
 
 from gpl_core.contracts.contract import all_contracts
+from gpl_core.labels.calibration import Calibrator, FittedOn
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.lakehouse.views import all_views
 from spark_jobs.common.calibrators import band_error, reliability_bins
@@ -25,6 +27,7 @@ from spark_jobs.reporting import site
 from spark_jobs.reporting.changes import changes, feed_figures, warnings
 from spark_jobs.reporting.evaluations import compare
 from spark_jobs.reporting.examples import reason
+from spark_jobs.reporting.labels import ranked_by
 from spark_jobs.reporting.lineage import lineage_rows
 from spark_jobs.reporting.page import PageSection, Plot, Table, figure, link, render, style, whole
 
@@ -225,6 +228,15 @@ def test_reliability_bins_keep_every_row_in_label_order():
     assert max(b.rows for b in bins) < 2 * min(b.rows for b in bins)
     assert all(b.click_rate == pytest.approx(0.1) for b in bins)
     assert reliability_bins([]) == ()
+
+
+def test_what_labels_rank_by_names_every_weight_and_the_language_models_own_share():
+    on = FittedOn("exposed", 9, 1, "2026-01-01", "2026-01-02", 0.1)
+    two = Calibrator("quantile", on, features=("similarity", "prefix_log_prob"), weights=(0.5, 0.25))
+    said = "a regression fitted on exposed clicks of earlier dates (weights: similarity +0.5, prefix_log_prob +0.25"
+    assert ranked_by(two, {"prefix_weight": 0.125}) == f"{said}; 0.125 of prefix_log_prob's are its own share)"
+    assert ranked_by(two, {}) == ranked_by(two, {"prefix_weight": 0.0}) == f"{said})"
+    assert ranked_by(replace(two, features=("similarity",), weights=(1.0,)), {}) == "similarity"
 
 
 def test_models_and_their_differences_side_by_side():

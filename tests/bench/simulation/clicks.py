@@ -1,4 +1,7 @@
-"""The product's `quantile` labels in the study, by `exposed_clicks` or one score, made as the pipeline makes them."""
+"""The product's `quantile` labels in the study, by `exposed_clicks` or one score.
+
+Made as the pipeline makes them, but once for all training days, and from rows: a pair counts as often as it was drawn.
+"""
 
 from __future__ import annotations
 

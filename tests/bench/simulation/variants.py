@@ -7,9 +7,9 @@
 | random_negatives | random released items, label 0 |
 | constant, shuffled, popularity, cosine, user_rate | the pairs of gpl_clicks with the product's control labels |
 | distilled | the labels of a teacher trained on exposed pairs |
-| gpl_clicks | the product's default: rank within the user by exposed clicks, the user's rate as level |
-| clicks_alone | the same, prefix_log_prob without a share of its own in the order: a feature like the others |
-| clicks_no_anchors | the same without the language model |
+| gpl_clicks | the product's default: rank by exposed clicks, prefix_log_prob with a share; the user's rate as level |
+| clicks_no_share | gpl_clicks, but prefix_log_prob has no share of its own in the order: a feature like the others |
+| clicks_no_anchors | gpl_clicks without the language model |
 | gpl_weighted | gpl_clicks with the paper's confidence as weight |
 | gpl_prefix | the rank is by prefix_log_prob alone |
 | gpl_content | the same, one level for all users: the content-only labels of docs/method.md |
@@ -37,7 +37,7 @@ from tests.bench.simulation.world import Scores, World
 CONTROLS = ("exposed_only", "exposed_only_id", "ipw", "random_negatives", *controls.CONTROLS, "distilled")
 NO_UNIFORM_ROWS = ("gpl_content@1", "gpl_prefix@1", "gpl_clicks@0.5/2", "gpl_clicks@1")
 UNIFORM_ROWS = ("gpl_clicks", "logistic_no_anchors", "gpl_logistic")
-GPL = (*NO_UNIFORM_ROWS, "clicks_alone@1", "clicks_no_anchors@1", "gpl_weighted@1", *UNIFORM_ROWS)
+GPL = (*NO_UNIFORM_ROWS, "clicks_no_share@1", "clicks_no_anchors@1", "gpl_weighted@1", *UNIFORM_ROWS)
 ORACLES = ("oracle_hard", "oracle_probability")
 ALL = (*CONTROLS, *GPL, *ORACLES)
 QUICK = (
@@ -49,7 +49,7 @@ _NO_ANCHORS = tuple(f for f in calibration.FEATURES if f not in ("similarity", "
 _QUANTILE: dict[str, dict[str, Any]] = {
     "gpl_clicks": {},
     "gpl_weighted": {},
-    "clicks_alone": {"prefix_share": 0.0},
+    "clicks_no_share": {"prefix_share": 0.0},
     "clicks_no_anchors": {"features": _NO_ANCHORS},
     "gpl_prefix": {"features": ("prefix_log_prob",)},
     "gpl_content": {"features": ("prefix_log_prob",), "across_users": "global"},

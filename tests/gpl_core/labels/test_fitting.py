@@ -35,7 +35,7 @@ def test_order_with_a_share_of_prefix_log_prob_is_that_of_both_at_one_scale(
 
 def test_prefix_weight_without_a_share_or_where_one_side_orders_nothing() -> None:
     assert fitting.prefix_weight(0.0, 2.0, 3.0) == 0.0
-    assert fitting.prefix_weight(0.25, 2.0, 0.0) == 0.0
+    assert fitting.prefix_weight(0.25, 2.0, 0.0) == fitting.prefix_weight(0.25, 2.0, 1e-14) == 0.0
     assert fitting.prefix_weight(0.25, 0.0, 3.0) == 1.0, "clicks order nothing: the language model does"
 
 
