@@ -22,9 +22,9 @@ from pathlib import Path
 
 from gpl_core.labels.controls import CONTROLS
 from tests.bench.harness import Figure, report
+from tests.bench.simulation.log import Size
 from tests.bench.simulation.movielens import make_movielens
 from tests.bench.simulation.study import difference, figures_of, run, show
-from tests.bench.simulation.world import Size
 
 SEEDS = (1, 2, 3, 4, 5)
 SIZE = Size(codes=256, interest_epochs=8)

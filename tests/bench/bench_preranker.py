@@ -19,9 +19,9 @@ from dataclasses import replace
 
 from tests.bench.harness import Figure, report
 from tests.bench.simulation import variants
+from tests.bench.simulation.log import Size
 from tests.bench.simulation.purchases import make_semi_synthetic
 from tests.bench.simulation.study import arguments, difference, figures_of, run, show
-from tests.bench.simulation.world import Size
 
 SEEDS = (101, 102, 103, 104, 105)
 QUICK_SEEDS = (201, 202)

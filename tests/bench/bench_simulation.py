@@ -19,8 +19,9 @@ from __future__ import annotations
 from gpl_core.labels.controls import CONTROLS
 from tests.bench.harness import Figure, report
 from tests.bench.simulation import variants
+from tests.bench.simulation.log import QUICK, Size
 from tests.bench.simulation.study import Results, arguments, difference, farther, figures_of, gap_closed, run, show
-from tests.bench.simulation.world import QUICK, Size, make_world
+from tests.bench.simulation.world import make_world
 
 SEEDS = (101, 102, 103, 104, 105)
 QUICK_SEEDS = (201, 202)

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tests.bench.simulation.world import Log, Size, World, derive, encode
+from tests.bench.simulation.log import Log, Size
+from tests.bench.simulation.world import World, derive, encode
 
 CALIBRATION, WINDOW, TEST = date(2025, 8, 15), date(2025, 9, 15), date(2025, 11, 15)
 

@@ -19,7 +19,8 @@ from gpl_core.labels.controls import located, rank_logits
 from gpl_core.simulation.review_files import Reviews, read_reviews
 from gpl_core.simulation.reviews import ImportSettings, generate
 from tests.bench.quality.data import SHARED
-from tests.bench.simulation.world import Log, Memory, Size, World, derive, encode, events_of, pairs_of
+from tests.bench.simulation.log import Log, Memory, Size, events_of, pairs_of
+from tests.bench.simulation.world import World, derive, encode
 
 _WISHES = 3  # purchases ahead that a click may follow
 _NEXT = np.timedelta64(20, "m")  # the import puts a request at most so long before its purchase

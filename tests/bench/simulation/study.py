@@ -28,7 +28,8 @@ from gpl_core.prerank.bootstrap import REPLICATES, interval, over_seeds
 from tests.bench.harness import Figure, at_least
 from tests.bench.simulation import variants
 from tests.bench.simulation.judge import Arena
-from tests.bench.simulation.world import Size, World
+from tests.bench.simulation.log import Size
+from tests.bench.simulation.world import World
 
 _SHOWN = (
     "unexposed/auc", "unexposed/gauc", "exposed/auc", "tail/gauc", "new/auc", "recalled/hr@10", "recalled/ndcg@10",

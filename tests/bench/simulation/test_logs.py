@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from tests.bench.simulation import purchases
+from tests.bench.simulation.log import Memory
 from tests.bench.simulation.movielens import movielens_log
-from tests.bench.simulation.world import Memory
 
 
 def _time(text: str) -> pd.Timestamp:

@@ -7,8 +7,8 @@ import pytest
 
 from gpl_core.prerank.bootstrap import REPLICATES
 from tests.bench.simulation import study
+from tests.bench.simulation.log import QUICK
 from tests.bench.simulation.study import Found, difference, farther, gap_closed, joined, kept_seed
-from tests.bench.simulation.world import QUICK
 
 KEY = "unexposed/auc"
 
