@@ -27,11 +27,11 @@ class Towers(torch.nn.Module):
         users = lake.table("user_sequences", columns=["user_id", "item_index", "dt"]).to_pandas().sort_values("dt")
         users = users[users.dt <= feed.run_date].drop_duplicates("user_id", keep="last")  # a slice has who changed
         self.place = {user: row for row, user in enumerate(users.user_id)}  # of others: -1, the last row
-        self.history = pad(torch.tensor([*users.item_index]).clamp(max=len(self.codes) - 1), (0, 0, 0, 1), value=-1)
+        self.past = pad(torch.tensor([*map(list, users.item_index)]).clamp(max=max(items) + 1), (0, 0, 0, 1), value=-1)
         self.vectors = torch.nn.Parameter(0.1 * torch.randn(1 + int(self.codes.max()), 2 * WIDTH + 1))
 
     def forward(self, users: list[str], items: torch.Tensor) -> torch.Tensor:
-        history = self.codes[self.history[[self.place.get(user, -1) for user in users]]].flatten(1)
+        history = self.codes[self.past[[self.place.get(user, -1) for user in users]]].flatten(1)
         user = embedding_bag(history, self.vectors, mode="mean", padding_idx=0)[:, :WIDTH]
         item = embedding_bag(self.codes[items.clamp(max=len(self.codes) - 1)], self.vectors, mode="sum", padding_idx=0)
         return (user * item[:, WIDTH:-1]).sum(1) + item[:, -1] - 3  # few pairs are clicked
