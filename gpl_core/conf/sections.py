@@ -287,7 +287,7 @@ class CalibratorSettings(Section):
         description="What quantile ranks a user's pairs by; platt and isotonic map similarity or else prefix_log_prob",
     )
     prefix_share: float = Field(
-        default=0.25, ge=0, lt=1, description="Further share of prefix_log_prob in exposed_clicks; 0: a feature only"
+        default=0.25, ge=0, lt=1, description="Share of prefix_log_prob in exposed_clicks beyond its weight; 0: none"
     )
     across_users: Literal["user_rate", "global"] = Field(
         default="user_rate", description="Level of quantile labels: the user's own click rate, or one rate for all"
@@ -298,7 +298,7 @@ class CalibratorSettings(Section):
         "if that has min_rows, else exposed_share times the click rate of exposed pairs",
     )
     exposed_share: Share = Field(default=1.0, gt=0, description="Factor on the exposed click rate; see target_rate")
-    spread: float = Field(default=0.75, gt=0, description="Standard deviation of the logits of a user's labels")
+    spread: float = Field(default=0.75, gt=0, description="Standard deviation of a user's quantile labels, as logits")
     window_days: Days = Field(default=14, description="Days before the run date that are used for fitting")
     min_rows: Positive = Field(default=1000, description="Minimum number of exposed rows for fitting")
     on_rate_change: Literal["warn", "refuse"] = Knob(

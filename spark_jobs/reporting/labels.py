@@ -114,7 +114,7 @@ def ranked_by(calibrator: Calibrator, metrics: Mapping[str, Any]) -> str:
         return calibrator.features[0]
     weights = ", ".join(f"{n} {w:+.3g}" for n, w in zip(calibrator.features, calibrator.weights, strict=True))
     added = metrics.get("prefix_weight")
-    own = f"; {added:.3g} of prefix_log_prob's are its own share" if added else ""
+    own = f"; of the weight of prefix_log_prob, {added:.3g} is its own share" if added else ""
     return f"a regression fitted on exposed clicks of earlier dates (weights: {weights}{own})"
 
 

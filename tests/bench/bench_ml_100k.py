@@ -60,9 +60,11 @@ def main() -> None:
                 figures |= difference(results, ours, "exposed_only", f"exposed/{metric}", better=False)
             for figure in ("top10/coverage", "top10/tail_share"):
                 figures |= difference(results, ours, "exposed_only", figure, better=False)
-    for other in ("clicks_no_share", "clicks_no_anchors"):
-        for metric in ("auc", "gauc"):
-            figures |= difference(results, *(f"{n}@{TUNED[1]}" for n in ("gpl_clicks", other)), f"unexposed/{metric}")
+    ours, no_share, no_anchors = (f"{n}@{TUNED[1]}" for n in ("gpl_clicks", "clicks_no_share", "clicks_no_anchors"))
+    for metric in ("auc", "gauc"):
+        figures |= difference(results, ours, no_anchors, f"unexposed/{metric}")
+        for part in ("unexposed", "exposed"):
+            figures |= difference(results, ours, no_share, f"{part}/{metric}", better=False)
     count = len(results["exposed_only"]["unexposed/auc"].seeds)
     title = f"MovieLens 100k (real ratings; requests and unexposed candidates simulated), {count} seeds"
     report("ml_100k", {**figures, **figures_of(results)}, args.quick, title)

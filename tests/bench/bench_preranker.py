@@ -42,11 +42,14 @@ def main() -> None:
         print("one seed: no paired differences, nothing is written")
         return
     figures: dict[str, Figure] = {}
-    controls = ("exposed_only", "constant", "user_rate", "popularity", "cosine", "clicks_no_anchors@1")
     for ours in ("gpl_clicks@1", "gpl_prefix@1", "gpl_logistic"):
-        for other in (*controls, *(n for n in ("clicks_no_share@1",) if n in results and ours == "gpl_clicks@1")):
+        for other in ("exposed_only", "constant", "user_rate", "popularity", "cosine", "clicks_no_anchors@1"):
             for figure in ("unexposed/auc", "unexposed/gauc"):
                 figures |= difference(results, ours, other, figure)
+    for ours, other in (("gpl_clicks@1", "clicks_no_share@1"), ("gpl_prefix@1", "gpl_clicks@1")):
+        for figure in ("unexposed/auc", "unexposed/gauc", "exposed/auc", "exposed/gauc"):
+            if other in results:
+                figures |= difference(results, ours, other, figure, better=False)
     title = f"SEMI-SYNTHETIC Amazon Industrial, clicks {args.world}, {count} paired seeds"
     option = "" if args.world == WORLDS[0] else f"--world {args.world}"
     report("preranker", {**figures, **figures_of(results)}, args.quick, title, option)

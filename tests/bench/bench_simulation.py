@@ -57,8 +57,8 @@ def goals(results: Results, plain: bool) -> dict[str, Figure]:
     out |= difference(results, DEFAULT, "clicks_no_anchors@1", "unexposed/gauc")
     out |= difference(results, "gpl_logistic", "logistic_no_anchors", "unexposed/gauc")
     if "clicks_no_share@1" in results:
-        for metric in ("auc", "gauc"):
-            out |= difference(results, DEFAULT, "clicks_no_share@1", f"unexposed/{metric}", better=False)
+        for figure in ("unexposed/auc", "unexposed/gauc", "exposed/auc", "exposed/gauc"):
+            out |= difference(results, DEFAULT, "clicks_no_share@1", figure, better=False)
     if "gpl_weighted@1" in results:
         out |= difference(results, "gpl_weighted@1", DEFAULT, "unexposed/gauc")
     for figure in ("top10/coverage", "top10/tail_share"):

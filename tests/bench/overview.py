@@ -249,7 +249,7 @@ def findings() -> dict[str, str]:
 _NAMES = {
     "oracle_hard": "the true outcome, sampled", "popularity": "popularity", SHIPPED: "ours, as shipped",
     CONTENT_ONLY: "ours, by the language model alone", NO_MODEL: "ours without the language model",
-    NO_SHARE: "ours, the model a feature only",
+    NO_SHARE: "ours, language model as a feature only",
     "shuffled": "ours, shuffled", "user_rate": "the user's click rate", "constant": "a constant",
     "cosine": "cosine to history",
 }  # fmt: skip

@@ -234,7 +234,9 @@ def test_what_labels_rank_by_names_every_weight_and_the_language_models_own_shar
     on = FittedOn("exposed", 9, 1, "2026-01-01", "2026-01-02", 0.1)
     two = Calibrator("quantile", on, features=("similarity", "prefix_log_prob"), weights=(0.5, 0.25))
     said = "a regression fitted on exposed clicks of earlier dates (weights: similarity +0.5, prefix_log_prob +0.25"
-    assert ranked_by(two, {"prefix_weight": 0.125}) == f"{said}; 0.125 of prefix_log_prob's are its own share)"
+    assert (
+        ranked_by(two, {"prefix_weight": 0.125}) == f"{said}; of the weight of prefix_log_prob, 0.125 is its own share)"
+    )
     assert ranked_by(two, {}) == ranked_by(two, {"prefix_weight": 0.0}) == f"{said})"
     assert ranked_by(replace(two, features=("similarity",), weights=(1.0,)), {}) == "similarity"
 
