@@ -2,8 +2,9 @@
 
 Ours at 1x, 4x and 16x users (growth of time, peak memory of the process); then the same users again with nothing
 changed, where the worker's own look at the cache has to find them, and with 1 % changed, as anchor_requests leaves it.
-About 3 minutes of one core's time, `--quick` half a minute.
-Yardstick: the search alone (no tables) on the same users. A tiny model, so that the worker's own cost shows.
+About 2 minutes of one core's time, `--quick` half a minute.
+Yardstick: the search alone (no tables) on the same users, in turn with the worker, as a core's speed changes by the
+minute. A tiny model, so that the worker's own cost shows.
 
     python -m tests.bench.bench_anchor_worker [--quick]
 """
@@ -34,6 +35,8 @@ from gpu_workers.inputs.interest import base_checkpoint
 from gpu_workers.ranks import Ranks, start_ranks
 from tests.bench.harness import Figure, at_least, at_most, growth_exponent, is_quick, report
 from tests.gpu_workers.interest_lake import CODES, DAY, LENGTH, InterestLake, User
+
+REPEATS = 5  # of the largest size
 
 
 def call(lake: InterestLake, worker, ranks: Ranks, day=DAY) -> float:
@@ -77,15 +80,16 @@ def main() -> None:
         version = ArtifactStore(folder).manifests("interest_model")[-1].version
         lake.write_requests(few[:10], version, DAY)
         fixed = call(lake, generate_anchors, ranks)  # loading, warm-up
-        sizes, seconds, peaks = [1, 4, 16], [], []
-        for turn, size in enumerate(sizes):
+        sizes, seconds, peaks, shares = [1, 4, 16], [], [], []
+        for turn, size in enumerate([*sizes, *sizes[-1:] * (REPEATS - 1)]):
             users = [User(f"{turn}-{u.user_id}", u.items) for u in lake.users(base * size, seed=turn)]
             day = DAY + timedelta(days=1 + turn)
             lake.write_requests(users, version, day)
             seconds.append(call(lake, generate_anchors, ranks, day))
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
-        alone = search_alone(lake, users)
-        same, changed = DAY + timedelta(days=5), DAY + timedelta(days=6)
+            if size == sizes[-1]:
+                shares.append(search_alone(lake, users) / (seconds[-1] - fixed))
+        same, changed = day + timedelta(days=1), day + timedelta(days=2)
         lake.write_requests(users, version, same)
         unchanged = call(lake, generate_anchors, ranks, same)
         one_percent = [User(u.user_id, [*u.items[:-1], 95 - u.items[-1]]) for u in users[::100]]
@@ -95,10 +99,11 @@ def main() -> None:
     count = base * sizes[-1]
     work = seconds[-1] - fixed
     figures["users per second, with tables"] = Figure(count / seconds[-1], "users/s")
-    figures["users per second, search alone"] = Figure(count / alone, "users/s")
-    figures["share of the search's speed"] = at_least(alone / work, 0.7, "ratio")
-    figures["growth exponent, 1x 4x 16x"] = at_most(growth_exponent(sizes, seconds), 1.1, "")
-    figures["peak memory, 16x over 1x"] = at_most(peaks[-1] / peaks[0], 1.25, "ratio")
+    figures["share of the search's speed, median"] = at_least(float(np.median(shares)), 0.8, "ratio")
+    figures["share of the search's speed, least"] = Figure(min(shares), "ratio")
+    figures["share of the search's speed, most"] = Figure(max(shares), "ratio")
+    figures["growth exponent, 1x 4x 16x"] = at_most(growth_exponent(sizes, seconds[: len(sizes)]), 1.1, "")
+    figures["peak memory, 16x over 1x"] = at_most(peaks[len(sizes) - 1] / peaks[0], 1.25, "ratio")
     figures["fixed cost (load, commit)"] = Figure(fixed, "s")
     figures["nothing changed, worker's own check, share of the work"] = at_most(unchanged / seconds[-1], 0.2, "ratio")
     figures["1 % changed, share of the work beyond the fixed cost"] = at_most(

@@ -145,11 +145,11 @@ _COSTS = {  # file -> figure -> what it is, how it is written
     },
     "anchor_worker": {
         "nothing changed, worker's own check, share of the work": (
-            "Anchors when nothing changed, share of the work (before decisions 029 and 031)",
+            "Anchors when nothing changed, share of the work",
             "{:.1%}",
         ),
         "1 % changed, share of the work beyond the fixed cost": (
-            "Anchors when 1 % changed, beyond the fixed cost (before decisions 029 and 031)",
+            "Anchors when 1 % changed, beyond the fixed cost",
             "{:.1%}",
         ),
     },
