@@ -214,10 +214,19 @@ def with_prefix_share(calibrator: Calibrator, pairs: DataFrame, share: float) ->
 
     One more pass over the date's scored pairs (with `with_counts`).
     """
-    score, prefix = (F.var_pop(F.expr(sql)) * F.count(F.lit(1)) for sql in (score_sql(calibrator), "prefix_log_prob"))
-    of_user = pairs.where("source = 'unexposed'").groupBy("user_id").agg(score.alias("score"), prefix.alias("prefix"))
-    sums = only_row(of_user.agg(*[F.coalesce(F.sum(name), F.lit(0.0)) for name in ("score", "prefix")]))
-    added = prefix_weight(share, *sums)
+    count = F.count(F.lit(1))
+    of_user = (
+        pairs.where("source = 'unexposed'")
+        .groupBy("user_id")
+        .agg(
+            count.alias("pairs"),
+            (count * F.var_pop(F.expr(score_sql(calibrator)))).alias("score"),
+            (count * F.var_pop("prefix_log_prob")).alias("prefix"),
+        )
+    )
+    within = [F.coalesce(F.sum(name) / F.sum("pairs"), F.lit(0.0)) for name in ("score", "prefix")]
+    variances = only_row(of_user.agg(*within))
+    added = prefix_weight(share, *variances)
     weights = zip(calibrator.features, calibrator.weights, strict=True)
     return replace(calibrator, weights=tuple(w + added * (name == "prefix_log_prob") for name, w in weights)), added
 
