@@ -2,7 +2,7 @@
 
 Ours at 1x, 4x and 16x users (growth of time, peak memory of the process); then the same users again with nothing
 changed, where the worker's own look at the cache has to find them, and with 1 % changed, as anchor_requests leaves it.
-About 2 minutes of one core's time, `--quick` half a minute.
+About 3 minutes of one core's time, `--quick` half a minute.
 Yardstick: the search alone (no tables) on the same users, in turn with the worker, as a core's speed changes by the
 minute. A tiny model, so that the worker's own cost shows.
 

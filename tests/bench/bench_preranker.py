@@ -46,10 +46,12 @@ def main() -> None:
         for other in ("exposed_only", "constant", "user_rate", "popularity", "cosine", "clicks_no_anchors@1"):
             for figure in ("unexposed/auc", "unexposed/gauc"):
                 figures |= difference(results, ours, other, figure)
-    for ours, other in (("gpl_clicks@1", "clicks_no_share@1"), ("gpl_prefix@1", "gpl_clicks@1")):
+    pairs = [("gpl_prefix@1", "gpl_clicks@1")]
+    if "clicks_no_share@1" in results:
+        pairs.append(("gpl_clicks@1", "clicks_no_share@1"))
+    for ours, other in pairs:
         for figure in ("unexposed/auc", "unexposed/gauc", "exposed/auc", "exposed/gauc"):
-            if other in results:
-                figures |= difference(results, ours, other, figure, better=False)
+            figures |= difference(results, ours, other, figure, better=False)
     title = f"SEMI-SYNTHETIC Amazon Industrial, clicks {args.world}, {count} paired seeds"
     option = "" if args.world == WORLDS[0] else f"--world {args.world}"
     report("preranker", {**figures, **figures_of(results)}, args.quick, title, option)

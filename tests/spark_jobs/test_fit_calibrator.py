@@ -158,6 +158,9 @@ def test_pairs_are_ranked_by_exposed_clicks_of_earlier_dates(lake):
     assert "ranked by prefix_log_prob, as is usual on a first date: the exposed pairs" in manifest.metrics["warning"]
     assert "warnings" not in lake.context.counts.details, "no alarm"
     assert manifest.metrics["target_rate"] == pytest.approx(rows["clicked"].mean())
+    lake.scores()
+    lake.run("fit_calibrator", fit_calibrator.run, D, *settings)
+    assert fitted(lake)[0].weights == regression.weights, "a day without pairs leaves the regression as it is"
 
 
 def check_prefix_share(lake: LabelLake, settings: tuple[str, ...], regression: Calibrator) -> None:

@@ -47,14 +47,12 @@ QUICK = (
 
 _NO_ANCHORS = tuple(f for f in calibration.FEATURES if f not in ("similarity", "prefix_log_prob"))
 _QUANTILE: dict[str, dict[str, Any]] = {
-    "gpl_clicks": {},
-    "gpl_weighted": {},
     "clicks_no_share": {"prefix_share": 0.0},
     "clicks_no_anchors": {"features": _NO_ANCHORS},
     "gpl_prefix": {"features": ("prefix_log_prob",)},
     "gpl_content": {"features": ("prefix_log_prob",), "across_users": "global"},
 }
-"""Variants with quantile labels -> what `quantile_labels` makes otherwise."""
+"""Variants whose quantile labels differ from the product's -> what `quantile_labels` is told."""
 _LOGISTIC = {"gpl_logistic": calibration.FEATURES, "logistic_no_anchors": _NO_ANCHORS}
 LAMBDA = 4.0  # the product's default
 
