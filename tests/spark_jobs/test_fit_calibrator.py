@@ -160,7 +160,9 @@ def test_pairs_are_ranked_by_exposed_clicks_of_earlier_dates(lake):
     assert manifest.metrics["target_rate"] == pytest.approx(rows["clicked"].mean())
     lake.scores()
     lake.run("fit_calibrator", fit_calibrator.run, D, *settings)
-    assert fitted(lake)[0].weights == regression.weights, "a day without pairs leaves the regression as it is"
+    weights = fitted(lake)[0].weights
+    # Spark sums rows in the order in which they arrive: two fits agree but for their last bits.
+    assert weights == pytest.approx(regression.weights, rel=1e-6), "a day without pairs leaves the regression as it is"
 
 
 def check_prefix_share(lake: LabelLake, settings: tuple[str, ...], regression: Calibrator) -> None:
