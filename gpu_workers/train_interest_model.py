@@ -31,6 +31,7 @@ from gpl_core.interest.training import (
     Walks,
     empty_pack,
     tempered_losses,
+    without_targets,
 )
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import Manifest
@@ -140,10 +141,14 @@ def setup(
     walks = None
     with ranks.together():
         trie = DeviceTrie(catalog.trie, ranks.device, leaf_content(catalog, content if settings.content else None))
-        if content and settings.walks:
-            graph = NeighborGraph.build(content, catalog.item_index, seed=config.run.seed, device=ranks.device)
-            walks = Walks(graph, catalog, settings.walks)
         share = data.shares(ranks.size, seed=config.run.seed, epoch=0)[ranks.rank]
+        if content and settings.walks:
+            users = data.histories(share, TRAIN, keep, levels, seed=config.run.seed, epoch=0)
+            histories = (user.items for user in users if user.items is not None)
+            graph = NeighborGraph.build(
+                content, catalog.item_index, histories, seed=config.run.seed, device=ranks.device
+            )
+            walks = Walks(graph, catalog, settings.walks)
         held_out = list(data.histories(share, HELD_OUT, keep, levels, seed=config.run.seed, epoch=0))
     objective = TrainingObjective(model, trie, content if settings.content else None)
     per_user = settings.walks if walks else 0
@@ -221,7 +226,7 @@ def _in_step(training: Training, packs: Iterator[Pack]) -> Iterator[tuple[Pack, 
         if not targets:
             return
         pack = pack or idle or empty_pack(training.objective.model)
-        idle = replace(pack, target_sids=pack.target_sids[:0], target_places=pack.target_places[:0])
+        idle = without_targets(pack)
         yield pack, targets
 
 

@@ -15,6 +15,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` and `"5"` are not numbers
 ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # as SQL takes it unquoted
 Days = Annotated[int, Field(ge=1, le=36_500, strict=True)]
+EncoderName = Literal["precomputed", "words", "minilm", "hf_text", "hf_clip", "hog_color", "efficientnet_lite0"]
 # Times are microseconds since 1970 in our tables, and a run date has days before and after it.
 FIRST_DATE, LAST_DATE = date(1970, 1, 2), date(9999, 12, 29)
 RunDate = Annotated[date, Field(ge=FIRST_DATE, le=LAST_DATE)]
@@ -171,9 +172,7 @@ class Ingest(Section):
 class EncoderPartSettings(Section):
     """One of the encoders."""
 
-    name: Literal["precomputed", "minilm", "hf_text", "hf_clip", "hog_color", "efficientnet_lite0"] = Field(
-        description="Which encoder"
-    )
+    name: EncoderName = Field(description="Which encoder")
     weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="Weight of this part in the fused vector")
     path: str = Field(default="", description="Local folder of the model, for hf_text and hf_clip")
     options: dict[str, int | float | str] = Field(default={}, description="Options of this encoder")

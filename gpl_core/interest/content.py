@@ -1,9 +1,9 @@
-"""Learning from content in addition to SIDs: item vectors as input and in scores, and walks between similar items.
+"""Learning from content in addition to SIDs: item vectors as input and in scores, and walks between related items.
 
 Options, all of them (docs/decisions/018, 029). Legend: N items, d embedding width, D hidden width, L levels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,12 +16,18 @@ from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 
 _STAY = 1 / 6  # chance that a walk repeats its item: people buy again, and walks that never repeat teach otherwise
+_FOLLOW = 0.5  # of the other steps: chance to go where users went, not to a similar item
+_APART = 3  # places between events of a user that count as together
 _SUM_ROWS = 65_536  # items' vectors summed at a time: bounds memory when they are a memory-mapped file
 _BLOCK = 2_048  # items compared with all others at a time: bounds memory to this times the pool
 
 
+RECENT = 8
+"""M, the newest events of a history that ask by their own content."""
+
+
 class ContentHeads(nn.Module):
-    """Item vectors at the input, and what is compared with them at the output."""
+    """Item vectors at the input, and what is compared with them at the output (`trie_scoring`)."""
 
     def __init__(self, width: int, hidden: int, *, spread: float, share: float, seed: int) -> None:
         """``spread``: about the length of a projected unit vector; ``share``: where the share starts."""
@@ -29,6 +35,10 @@ class ContentHeads(nn.Module):
         self.read = nn.Linear(width, hidden, bias=False)  # d -> D
         self.query = nn.Linear(hidden, width, bias=False)  # D -> d, W of the scoring rule (`trie_scoring`)
         self.share = nn.Parameter(torch.full((1,), share))
+        # In nats; they hardly move in a short training: what they start from was chosen (docs/decisions/035).
+        self.sharpness = nn.Parameter(torch.full((1,), 10.0))  # between an equal item and one at a right angle
+        self.age = nn.Parameter(6.0 - 0.5 * torch.arange(float(RECENT)))  # of the newest event, the one before, …
+        self.own = nn.Parameter(torch.full((RECENT,), -3.0))  # of the event's own SID, beside others as like it
         with torch.no_grad():
             random = torch.Generator().manual_seed(seed)
             self.read.weight.normal_(std=spread / hidden**0.5, generator=random)
@@ -79,27 +89,32 @@ def leaf_content(catalog: ItemCatalog, table: ContentTable | None) -> np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class NeighborGraph:
-    """Each item's nearest items by content: the edges of synthetic walks (ours)."""
+    """Each item's nearest items by content, and those that users had near it: the edges of synthetic walks (ours)."""
 
-    items: np.ndarray  # int64 [n]: item_index of the graph's nodes
+    items: np.ndarray  # int64 [n]: item_index of the graph's nodes, ascending
     near: np.ndarray  # int32 [n x neighbors]: nodes of highest cosine, never the node itself
+    together: np.ndarray  # int32 [E]: the nodes that users had near node 0, then near node 1, …; as often as they had
+    starts: np.ndarray  # int64 [n + 1]: where a node's begin in it
 
     @classmethod
     def build(
         cls,
         table: ContentTable,
         item_index: np.ndarray,
+        histories: Iterable[np.ndarray] = (),
         *,
         seed: int,
         neighbors: int = 10,
         pool: int = 50_000,
+        edges: int = 20_000_000,
         device: torch.device | str = "cpu",
     ) -> Self:
         """The graph over a random ``pool`` of the items (all, where there are fewer), so that its cost is bounded.
 
-        UsageError where fewer than two items have a vector.
+        ``histories``: users' item_index, oldest first; events at most 3 places apart are together. Read until there are
+        ``edges``. UsageError where fewer than two items have a vector.
         """
-        usable = np.asarray(item_index)[table.rows(item_index) >= 0]
+        usable = np.unique(np.asarray(item_index)[table.rows(item_index) >= 0])
         if len(usable) > pool:
             usable = np.sort(np.random.default_rng(seed).choice(usable, pool, replace=False))
         if len(usable) < 2:
@@ -109,20 +124,46 @@ class NeighborGraph:
         vectors = table.take(table.rows(usable)).to(device)
         most = min(neighbors, len(usable) - 1)
         near = [_nearest(vectors, start, most) for start in range(0, len(usable), _BLOCK)]
-        return cls(usable.astype(np.int64), np.concatenate(near))
+        left, right = _together(usable.astype(np.int64), histories, edges)
+        starts = np.searchsorted(left, np.arange(len(usable) + 1))
+        return cls(usable.astype(np.int64), np.concatenate(near), right.astype(np.int32), starts)
 
     def walks(self, count: int, *, seed: Sequence[int], length: int = 3) -> np.ndarray:
         """``count`` random walks of ``length`` items, int64 [count x length] of item_index; same seed, same walks.
 
-        Each step goes to one of the neighbors, or stays with probability 1/6.
+        Each step stays with probability 1/6; else it goes to a neighbor, or (every other step, from an item that users
+        had with others) to one of those.
         """
         random = np.random.default_rng(seed)
         nodes = np.empty((count, length), dtype=np.int64)
         nodes[:, 0] = random.integers(0, len(self.items), count)
         for step in range(1, length):
-            moved = self.near[nodes[:, step - 1], random.integers(0, self.near.shape[1], count)]
-            nodes[:, step] = np.where(random.random(count) < _STAY, nodes[:, step - 1], moved)
+            node = nodes[:, step - 1]
+            moved = self.near[node, random.integers(0, self.near.shape[1], count)]
+            users = self.starts[node + 1] - self.starts[node]
+            follow = (random.random(count) < _FOLLOW) & (users > 0)
+            place = self.starts[node] + (random.random(count) * users).astype(np.int64)
+            moved[follow] = self.together[place[follow]]
+            nodes[:, step] = np.where(random.random(count) < _STAY, node, moved)
         return self.items[nodes]
+
+
+def _together(items: np.ndarray, histories: Iterable[np.ndarray], edges: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes that users had together, both ways, int64 [E] each, ordered by the first; equal items are not together."""
+    pairs, count = [np.empty((2, 0), dtype=np.int64)], 0
+    for history in histories:
+        node = np.searchsorted(items, history).clip(max=len(items) - 1)
+        node = np.where(items[node] == history, node, -1)
+        for apart in range(1, _APART + 1):
+            pair = np.stack([node[:-apart], node[apart:]])
+            pair = pair[:, (pair >= 0).all(axis=0) & (pair[0] != pair[1])]
+            pairs.append(np.concatenate([pair, pair[::-1]], axis=1))
+            count += pairs[-1].shape[1]
+        if count >= edges:
+            break
+    left, right = np.concatenate(pairs, axis=1)
+    order = np.argsort(left, kind="stable")
+    return left[order], right[order]
 
 
 def _nearest(vectors: Tensor, start: int, count: int) -> np.ndarray:

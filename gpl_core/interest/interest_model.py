@@ -69,7 +69,7 @@ class InterestModel(nn.Module):
             # comes to (from one it got there too slowly), and little where vectors are nearly orthogonal.
             words = self._backbone.embed_tokens.token_adapter.get_base_layer().weight.detach()
             read = _spread(words[: vocabulary.first_id])  # added to inputs, whose rows may differ from the head's
-            share = 2.5 / max(length * read, 1e-12)
+            share = 1.0 / max(length * read, 1e-12)
             self.content = ContentHeads(width, hidden, spread=read, share=share, seed=settings.seed)
         self.dropout = nn.Dropout(0.0 if settings.lora_rank else settings.dropout)
         if not settings.lora_rank:

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.grouping import grouped, ranges, runs
+from gpl_core.interest.content import RECENT
 from gpl_core.interest.vocabulary import SidVocabulary
 
 _NOTHING = np.empty(0, dtype=np.int64)
@@ -35,6 +36,8 @@ class Pack:
     target_places: np.ndarray  # int64 [E x L]: the packed position whose hidden state predicts that code
     items: np.ndarray  # int64 [M]: item_index of the context's events, whose content may be added
     item_places: np.ndarray  # int64 [M]: the packed position of such an event's last code
+    event_sids: np.ndarray  # int64 [M' x L]: SIDs of the context's events, of users without items too
+    recent: np.ndarray  # int64 [E x RECENT]: rows of `event_sids` before each target, newest first; -1 where none is
 
 
 def unflatten(sid: np.ndarray, length: int, levels: int) -> np.ndarray:
@@ -77,6 +80,7 @@ def pack_targets(vocabulary: SidVocabulary, histories: Sequence[UserHistory], ma
     """
     levels = vocabulary.levels
     rows, sids, places = [], [], []
+    events, recent, known = [], [], 0
     items: list[np.ndarray] = [_NOTHING]
     item_places: list[np.ndarray] = [_NOTHING]
     start = 0
@@ -88,13 +92,17 @@ def pack_targets(vocabulary: SidVocabulary, histories: Sequence[UserHistory], ma
         sids.append(kept[target])
         # Code l of event e is predicted one place before its own: e * L + l - 1.
         places.append(start + target[:, None] * levels + np.arange(levels) - 1)
+        events.append(kept[:-1])
+        before = target[:, None] - 1 - np.arange(RECENT)
+        recent.append(np.where(before >= 0, known + before, -1))
+        known += len(kept) - 1
         if history.items is not None:  # the last event's last code is not part of the input
             items.append(history.items[-max_events:][:-1])
             item_places.append(start + event_ends(vocabulary, len(kept) - 1))
         rows.append(ids)
         start += len(ids)
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    rest = (np.concatenate(parts).astype(np.int64) for parts in (sids, places, items, item_places))
+    rest = (np.concatenate(parts).astype(np.int64) for parts in (sids, places, items, item_places, events, recent))
     return Pack(np.concatenate(rows), ranges(lengths), lengths, *rest)
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from gpl_core.errors import ContractError, GplError, UsageError
 from gpl_core.grouping import ranges
 from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan
-from gpl_core.interest.content import content_of
+from gpl_core.interest.content import RECENT, content_of
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import budget_batches, event_ends, most_events
-from gpl_core.interest.trie_scoring import DenseScores, DeviceTrie, child_log_probs, dense_scores
+from gpl_core.interest.trie_scoring import DenseScores, DeviceTrie, child_log_probs, dense_scores, recent_leaves
 from gpl_core.sids.content_table import ContentTable
 
 PAD_LOG_PROB = -100.0
@@ -122,7 +122,9 @@ class BeamSearch:
                 continue
             try:
                 found = self._search_batch(
-                    [prompts[u] for u in rows], [items[u][-most:] for u in rows] if items is not None else None
+                    [prompts[u] for u in rows],
+                    [items[u][-most:] for u in rows] if items is not None else None,
+                    [histories[u][-min(most, RECENT) :] for u in rows],
                 )
             except (RuntimeError, MemoryError) as error:  # the CPU allocator raises a plain RuntimeError
                 known = isinstance(error, torch.OutOfMemoryError | MemoryError)
@@ -147,7 +149,9 @@ class BeamSearch:
         _log.warning("search: out of memory at %d positions; token budget is now %d", tokens, self.token_budget)
 
     @torch.inference_mode()
-    def _search_batch(self, prompts: Sequence[np.ndarray], items: Sequence[np.ndarray] | None) -> Anchors:
+    def _search_batch(
+        self, prompts: Sequence[np.ndarray], items: Sequence[np.ndarray] | None, newest: Sequence[np.ndarray]
+    ) -> Anchors:
         model, trie, width = self.model, self.trie, self.settings.beams
         device, users = model.device, len(prompts)
         lengths = np.array([len(p) for p in prompts], dtype=np.int64)
@@ -170,7 +174,10 @@ class BeamSearch:
         kind = torch.promote_types(hidden.dtype, torch.float32)
         nothing = hidden.new_full((users, self.settings.prefixes), -torch.inf, dtype=kind)
         kept = _Kept(nothing.long().zero_(), nothing)
-        dense = dense_scores(model, trie, hidden)
+        ends = np.cumsum([len(sids) for sids in newest])[:, None]
+        events = ends - 1 - np.arange(RECENT)
+        events = np.where(events >= ends - [[len(sids)] for sids in newest], events, -1)
+        dense = dense_scores(model, trie, hidden, recent_leaves(trie, np.concatenate(newest), events))
         beams, kept = self._extend(0, hidden, dense, _Beams(root.to(hidden.dtype), root, root, root), kept)
         trail = [beams]
         first_slot = longest

@@ -15,8 +15,8 @@ from torch import Tensor
 from gpl_core.interest.attention import CausalPlan
 from gpl_core.interest.content import NeighborGraph, content_of
 from gpl_core.interest.interest_model import InterestModel
-from gpl_core.interest.packing import Pack, UserHistory
-from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, dense_scores, in_parts
+from gpl_core.interest.packing import Pack, UserHistory, pack_targets
+from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, dense_scores, in_parts, recent_leaves
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 
@@ -36,14 +36,14 @@ def target_log_probs(
     model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None = None
 ) -> TargetScores:
     """log p of every target code of ``pack``; differentiable. ``content``: for a model that reads item vectors."""
-    states, nodes = _targets(model, trie, pack, content)
+    targets = _targets(model, trie, pack, content)
 
-    def scores(states: Tensor, nodes: Tensor) -> Tensor:
-        levels = _levels(model, trie, states, nodes)
+    def scores(*targets: Tensor) -> Tensor:
+        levels = _levels(model, trie, *targets)
         return torch.stack([log_prob.gather(1, child)[:, 0] for child, log_prob in levels], dim=1)
 
-    log_prob = in_parts(scores, _parts(trie, states, nodes))
-    return TargetScores(log_prob, len(pack.target_sids) - len(nodes))
+    log_prob = in_parts(scores, _parts(trie, targets))
+    return TargetScores(log_prob, len(pack.target_sids) - len(log_prob))
 
 
 @torch.no_grad()
@@ -51,17 +51,21 @@ def tempered_losses(
     model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None = None
 ) -> tuple[Tensor, int]:
     """(summed -log p of the targets in the catalog, nats, at each of TEMPERATURES; how many they are)."""
-    states, nodes = _targets(model, trie, pack, content)
-    losses = torch.zeros(len(TEMPERATURES), dtype=torch.float64, device=states.device)
-    for part in _parts(trie, states, nodes):
+    targets = _targets(model, trie, pack, content)
+    losses = torch.zeros(len(TEMPERATURES), dtype=torch.float64, device=model.device)
+    for part in _parts(trie, targets):
         for child, log_prob in _levels(model, trie, *part):
             tempered = ((log_prob / t).log_softmax(dim=1).gather(1, child).sum().double() for t in TEMPERATURES)
             losses -= torch.stack([*tempered])
-    return losses.cpu(), len(nodes)
+    return losses.cpu(), len(targets[0])
 
 
-def _targets(model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None) -> tuple[Tensor, Tensor]:
-    """The states that predict the codes of E' targets in the catalog, [E' x L x D], and their nodes [E' x L + 1]."""
+def _targets(
+    model: InterestModel, trie: DeviceTrie, pack: Pack, content: ContentTable | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of E' targets in the catalog: the states that predict their codes [E' x L x D], their nodes [E' x L + 1], and the
+    leaves of the events before them [E' x RECENT] (`recent_leaves`).
+    """
     device = model.device
     hidden = model.hidden(
         torch.from_numpy(pack.token_ids).to(device),
@@ -70,16 +74,19 @@ def _targets(model: InterestModel, trie: DeviceTrie, pack: Pack, content: Conten
         content_of(content, pack.items, pack.item_places, device),
     )
     nodes, found = trie.path(torch.from_numpy(pack.target_sids).to(device))
-    return hidden[torch.from_numpy(pack.target_places).to(device)[found]], nodes[found]
+    recent = recent_leaves(trie, pack.event_sids, pack.recent)
+    return hidden[torch.from_numpy(pack.target_places).to(device)[found]], nodes[found], recent[found]
 
 
-def _parts(trie: DeviceTrie, states: Tensor, nodes: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(states.split(trie.histories_at_once), nodes.split(trie.histories_at_once), strict=True))
+def _parts(trie: DeviceTrie, targets: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(of.split(trie.histories_at_once) for of in targets), strict=True))
 
 
-def _levels(model: InterestModel, trie: DeviceTrie, states: Tensor, nodes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _levels(
+    model: InterestModel, trie: DeviceTrie, states: Tensor, nodes: Tensor, recent: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Per level, of targets as `_targets` has them: which child it is, int64 [E' x 1], and log p of all, [E' x m]."""
-    dense = dense_scores(model, trie, states[:, 0])
+    dense = dense_scores(model, trie, states[:, 0], recent)
     for level in range(trie.levels):
         node, child = nodes[:, level], nodes[:, level + 1]
         log_prob = child_log_probs(model, trie, level, node, states[:, level], dense)[1]
@@ -157,6 +164,11 @@ class TrainingProgress:
 
 def empty_pack(model: InterestModel) -> Pack:
     """One token and no target, for a rank that has no file."""
-    nothing = np.empty((0, model.vocabulary.levels), dtype=np.int64)
-    one = np.ones(1, dtype=np.int64)
-    return Pack(one * model.vocabulary.first_id, one * 0, one, nothing, nothing, one[:0], one[:0])
+    one = UserHistory(np.zeros((2, model.vocabulary.levels), dtype=np.int64), np.ones(2, dtype=bool))
+    return without_targets(pack_targets(model.vocabulary, [one], 2))
+
+
+def without_targets(pack: Pack) -> Pack:
+    """The same context, of which nothing is predicted."""
+    none = {name: getattr(pack, name)[:0] for name in ("target_sids", "target_places", "recent")}
+    return replace(pack, **none)

@@ -1,13 +1,19 @@
 """The scoring rule of training and search (ours): at each level a softmax over the prefix's *valid children* only.
 
 log p(SID) = sum over levels of log p(c_l | c_<l, history); the probabilities of all SIDs of the catalog sum to 1.
-The logit of a child is scale_l <h, row of its code> and, for a model that reads content, + log sum of exp(share <W h_0,
-content of the leaf>) over the leaves below the child: SIDs and dense retrieval in one probability. h is the last state
-after the prefix, h_0 that after the history. With equal rows of codes what is left is the softmax of dense retrieval
-over all SIDs, exactly, however deep the trie is.
+The logit of a child is scale_l <h, row of its code> and, for a model that reads content, + the log of the sum of
+exp(content logit) over the leaves below it: SIDs and dense retrieval in one probability. h is the last state after the
+prefix. With equal rows of codes what is left is the softmax of the content logits over all SIDs, exactly, however deep
+the trie is. The content logit of a leaf with vector v is
+
+    share <W h_0, v> + log(1 + sum_j exp(age_j + own_j [the leaf is event j's] + sharpness (<v_j, v> - 1)))
+
+h_0 is the state after the history, v_j the vector of the leaf of its j-th newest event: what is wanted next is like
+something that was wanted lately, in whatever the small state forgot; and W h_0 learns what that does not explain.
 
 Legend for shapes: H histories, R prefixes (as many of each history, one history's after another), m most children of
-any node at that depth, C codes, L levels, S SIDs, D hidden width, d width of content vectors, n_l nodes of depth l.
+any node at that depth, C codes, L levels, S SIDs, D hidden width, d width of content vectors, n_l nodes of depth l, M
+newest events, V distinct leaves of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,10 +40,20 @@ class Children(NamedTuple):
     valid: Tensor  # bool [R x m]
 
 
+class RecentEvents(NamedTuple):
+    """The newest events of H histories, as leaves; what is wanted next is like one of them."""
+
+    leaf: Tensor  # int64 [H x M]; 0 where there is none
+    weight: Tensor  # [H x M]: exp(age), 0 where there is none
+    own: Tensor  # [M]: exp(own), the factor for the very leaf
+    sharpness: Tensor  # [1]
+
+
 class DenseScores(NamedTuple):
     """What the content of the catalog's leaves says to H histories."""
 
-    query: Tensor  # [H x d]: share * W h_0, whose product with a leaf's content is its logit
+    query: Tensor  # [H x d]: share * W h_0
+    recent: RecentEvents
     inner: list[Tensor]  # per depth 1 .. L-1 [H x n_l]: the nodes' log sums of exp(logit) over the leaves below
 
 
@@ -77,46 +93,65 @@ class DeviceTrie:
         """As many as training scores at a time: each has a number for every inner node."""
         return max(1, _MOST_NUMBERS // max((len(tokens) for tokens in self.tokens[:-1]), default=1))
 
-    def leaf_sums(self, query: Tensor) -> DenseScores:
+    def leaf_sums(self, query: Tensor, recent: RecentEvents) -> DenseScores:
         """For ``query`` [H x d]; the leaves are gone through in blocks, and again in the backward pass."""
-        if self.content is None:
-            raise ContractError("trie: without content, expected that of its leaves; the model scores by content too.")
-        content, inner = self.content, list[Tensor]()
+        inner = list[Tensor]()
         if self.levels > 1:
             last = self.trie.offsets[-1]
 
             def block(start: int, end: int, query: Tensor) -> Tensor:
-                logits = content[last[start] : last[end]].to(query.dtype) @ query.T
+                logits = self._leaf_logits(int(last[start]), int(last[end]), query, recent)
                 return _log_sums(logits, self.offsets[-1][start : end + 1] - int(last[start]))
 
-            nodes = runs(np.diff(last), max(1, _MOST_NUMBERS // max(query.shape)))
+            nodes = runs(np.diff(last), max(1, _MOST_NUMBERS // max(*query.shape, recent.leaf.numel())))
             inner = [in_parts(block, [(part.start, part.stop, query) for part in nodes])]
             for offsets in self.offsets[-2:0:-1]:
                 inner.insert(0, _log_sums(inner[0], offsets))
-        return DenseScores(query, [sums.T for sums in inner])
+        return DenseScores(query, recent, [sums.T for sums in inner])
+
+    def _leaf_logits(self, first: int, end: int, query: Tensor, recent: RecentEvents) -> Tensor:
+        """Content logits of the leaves ``first`` to ``end``, [end - first x H]."""
+        table = self._content_of_leaves()
+        vectors = table[first:end].to(query.dtype)
+        leaf, place = torch.unique(recent.leaf, return_inverse=True)
+        weight = query.new_zeros(len(place), len(leaf)).scatter_add(1, place, recent.weight)
+        like = _likeness(vectors @ table[leaf].to(query.dtype).T, recent.sharpness)  # [n x V]
+        row, column = torch.nonzero((recent.leaf >= first) & (recent.leaf < end), as_tuple=True)
+        own = recent.leaf[row, column] - first
+        more = recent.weight[row, column] * (recent.own[column] - 1) * like[own, place[row, column]]
+        total = (like @ weight.T).index_put((own, row), more, accumulate=True)
+        return vectors @ query.T + total.log1p()
 
     def dense_logits(self, level: int, node: Tensor, dense: DenseScores) -> Tensor:
         """Of ``node`` (int64 [R x m], of depth ``level`` + 1): [R x m].
 
         Vectors of leaves are gathered for a bounded number of rows at a time, and again in the backward pass.
         """
-        assert self.content is not None
         each = len(node) // max(1, len(dense.query))
         if level < self.levels - 1:
             sums = dense.inner[level]
             known = node.clamp_max(sums.shape[1] - 1).view(len(sums), each * node.shape[1])
             return sums.gather(1, known).view(node.shape)
-        table = self.content
-        query = dense.query.repeat_interleave(each, dim=0)
         if level == 0:  # every leaf is a child of the root
-            return query @ table.T.to(query.dtype)
+            return self._leaf_logits(0, self.size, dense.query, dense.recent).T
+        table, recent = self._content_of_leaves(), dense.recent
+        history = torch.arange(len(dense.query), device=node.device).repeat_interleave(each)
         rows = max(1, _MOST_NUMBERS // (node.shape[1] * table.shape[1]))
 
-        def products(node: Tensor, query: Tensor) -> Tensor:
-            return torch.bmm(table[node].to(query.dtype), query[:, :, None])[:, :, 0]
+        def logits(node: Tensor, history: Tensor, query: Tensor) -> Tensor:
+            vectors, leaf = table[node].to(query.dtype), recent.leaf[history]
+            products = torch.bmm(vectors, table[leaf].to(query.dtype).mT)  # [R x m x M]
+            factor = torch.where(node[:, :, None] == leaf[:, None], recent.own, 1.0) * recent.weight[history][:, None]
+            total = (_likeness(products, recent.sharpness) * factor).sum(2)
+            return torch.bmm(vectors, query[history][:, :, None])[:, :, 0] + total.log1p()
 
-        parts = zip(node.clamp_max(len(table) - 1).split(rows), query.split(rows), strict=True)
-        return torch.cat([checkpoint(products, n, q, use_reentrant=False) for n, q in parts])
+        parts = zip(node.clamp_max(len(table) - 1).split(rows), history.split(rows), strict=True)
+        return torch.cat([checkpoint(logits, n, h, dense.query, use_reentrant=False) for n, h in parts])
+
+    def _content_of_leaves(self) -> Tensor:
+        if self.content is None:
+            raise ContractError("trie: without content, expected that of its leaves; the model scores by content too.")
+        return self.content
 
     def path(self, sids: Tensor) -> tuple[Tensor, Tensor]:
         """The nodes on the way to each SID (int64 [S x L], codes in [0, C)), and which SIDs are in the catalog.
@@ -151,6 +186,23 @@ def _log_sums(logits: Tensor, offsets: Tensor) -> Tensor:
     return torch.segment_reduce(spread, "sum", offsets=offsets, axis=0).log() + most
 
 
+def _likeness(products: Tensor, sharpness: Tensor) -> Tensor:
+    """exp(sharpness (product - 1)): at most about 1, as vectors are no longer than that."""
+    return ((products - 1.0) * sharpness).exp()
+
+
+def recent_leaves(trie: DeviceTrie, sids: np.ndarray, events: np.ndarray) -> Tensor:
+    """Leaves of ``events`` (int [H x M], rows of ``sids`` [n x L]), int64 [H x M]; -1 where none is (event -1, or a SID
+    that the catalog does not hold).
+    """
+    rows = torch.from_numpy(events).to(trie.offsets[0].device)
+    if not len(sids):
+        return torch.full_like(rows, -1)
+    nodes, found = trie.path(torch.from_numpy(np.asarray(sids, dtype=np.int64)).to(rows.device))
+    leaf = torch.where(found, nodes[:, -1], -1)
+    return torch.where(rows >= 0, leaf[rows.clamp_min(0)], -1)
+
+
 def level_logits(model: InterestModel, hidden: Tensor, level: int) -> Tensor:
     """Logits over the codes of ``level``, without content: ``hidden`` [R x D] -> [R x C], never below float32.
 
@@ -160,13 +212,19 @@ def level_logits(model: InterestModel, hidden: Tensor, level: int) -> Tensor:
     return hidden.to(dtype) @ model.level_rows(level).to(dtype).T * model.scale[level].to(dtype)
 
 
-def dense_scores(model: InterestModel, trie: DeviceTrie, hidden: Tensor) -> DenseScores | None:
-    """What content says after histories whose last states are ``hidden`` [H x D]; None for a model that reads none."""
-    if model.content is None:
+def dense_scores(model: InterestModel, trie: DeviceTrie, hidden: Tensor, recent: Tensor) -> DenseScores | None:
+    """What content says after histories whose last states are ``hidden`` [H x D]; None for a model that reads none.
+
+    ``recent``: the leaves of their newest events (`recent_leaves`).
+    """
+    heads = model.content
+    if heads is None:
         return None
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    query = hidden.to(dtype) @ model.content.query.weight.to(dtype).T
-    return trie.leaf_sums(query * model.content.share.to(dtype))
+    query = hidden.to(dtype) @ heads.query.weight.to(dtype).T * heads.share.to(dtype)
+    weight = torch.where(recent >= 0, heads.age.to(dtype).exp(), 0.0)
+    events = RecentEvents(recent.clamp_min(0), weight, heads.own.to(dtype).exp(), heads.sharpness.to(dtype))
+    return trie.leaf_sums(query, events)
 
 
 def child_log_probs(

@@ -18,9 +18,11 @@ import numpy as np
 
 from gpl_core.errors import MissingInputError, UsageError
 from gpl_core.sids.item_content import ItemContent, PartEncoder, PartVectors
+from gpl_core.sids.words import WordsEncoder
 
 _OPTIONS: Mapping[str, Mapping[str, type]] = {
     "precomputed": {"dim": int},
+    "words": {"dim": int, "max_words": int},
     "minilm": {"max_tokens": int, "pooling": str},
     "hf_text": {"max_tokens": int, "pooling": str},
     "hf_clip": {"text_weight": float, "image_weight": float, "max_bytes": int, "max_pixels": int},
@@ -162,6 +164,8 @@ def _build_part(part: EncoderPart, batch_size: int, device: str, prefixes: Seque
         if "dim" not in options:
             raise UsageError("encoder.parts.precomputed.options.dim: missing, expected the column's length, e.g. 768.")
         return PrecomputedEncoder(**options)
+    if part.name == "words":
+        return WordsEncoder(**options)
     from gpl_core.sids.pictures import HogColorEncoder, PictureReader
 
     reader = PictureReader(prefixes, **{n: options.pop(n) for n in ("max_bytes", "max_pixels") if n in options})

@@ -1,10 +1,11 @@
-"""Next-item quality on Amazon Industrial: ours beside SASRec, a content-only dense model, neighbors and popularity.
+"""Next-item quality on Amazon Industrial: ours beside SASRec, a content-only dense model, neighbors, popularity.
 
 Candidate set: the whole catalog (3,686 items). All train on the same rows: the events of train and valid that
 ../shared/data holds, at most 20 a user; figures of others who trained on more rows are not comparable. Judged: every
 test event with a history. The dense models (SASRec on item vectors, on these and content, on content alone) are trained
 with and without the walks that ours has.
 
+`history neighbors` is not trained: items like anything in the history, the newest events first, popular ones first.
 Every model gets the same number of tries on the valid split (trained on the train split), three axes each: dropout,
 learning rate and width; a SASRec's epochs come on top, from the curve. Ours: dropout, learning rate and epochs, from
 what the configuration `amazon` ships; the bench says where another setting is better, but judges what ships. A setting
@@ -58,6 +59,7 @@ from tests.bench.harness import Figure, at_least, at_most, device_name, report
 from tests.bench.quality.data import (
     MOST_EVENTS,
     SHARED,
+    HistoryNeighbors,
     Task,
     content_neighbors,
     content_vectors,
@@ -81,6 +83,12 @@ DROPOUTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 DENSE_AXES = {"dropout": DROPOUTS, "learning_rate": RATES, "width": (16, 32, 64, 128, 256)}
 OUR_AXES = {"dropout": DROPOUTS, "learning_rate": RATES, "epochs": (6, 8, 12, 16, 24, 32, 48)}
+NEIGHBORS = "history neighbors"
+NEIGHBOR_AXES = {
+    "age": (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4),
+    "popularity": (0.0, 0.005, 0.01, 0.02, 0.04, 0.08),
+    "again": (0.0, 0.125, 0.25, 0.5, 1.0, 2.0),
+}
 VARIANTS = {
     "ours": (),
     "ours, no content": ("interest.content=false",),
@@ -193,6 +201,15 @@ class Bench:
         cost = {"tries": tuned.tries, "epochs": sum(e for _, e in epochs.values()), "axes left open": open_axes}
         return SasRecSettings(**{**tuned.chosen, "epochs": best}), cost
 
+    def tuned_neighbors(self) -> tuple[HistoryNeighbors, dict[str, float]]:
+        """The best settings on the valid split, and what finding them took."""
+        task, start = load_task("valid"), HistoryNeighbors()
+        if self.quick:
+            return start, {}
+        score = lambda s: judge(HistoryNeighbors(**s).rank(task, self.made.vectors), task)["HR@10"]  # noqa: E731
+        tuned = climb(asdict(start), NEIGHBOR_AXES, score, TRIES)
+        return HistoryNeighbors(**tuned.chosen), {"tries": tuned.tries, "axes left open": len(tuned.open_axes)}
+
     def tuned_ours(self) -> dict[str, float]:
         """Whether what ships is the best on the valid split; what finding out took."""
         if self.quick:
@@ -268,7 +285,7 @@ def main() -> None:
     task = load_task("test", 500 if quick else None, every=3 if quick else 1)
     bench = Bench(quick, kept, make_catalog(kept, quick), task, start_ranks())
     dense = dense_models()
-    names = ["popularity", "content neighbors", *dense, *VARIANTS]
+    names = ["popularity", "content neighbors", NEIGHBORS, *dense, *VARIANTS]
     if unknown := set(arguments.only or ()) - set(names):
         raise SystemExit(f"--only {', '.join(unknown)}: expected some of {', '.join(names)}")
     found: dict[str, list[np.ndarray]] = {}
@@ -280,6 +297,9 @@ def main() -> None:
             found[name] = [popularity(task)]
         elif name == "content neighbors":
             found[name] = [content_neighbors(task, bench.made.vectors)]
+        elif name == NEIGHBORS:
+            chosen[name], cost = bench.tuned_neighbors()
+            found[name] = [chosen[name].rank(task, bench.made.vectors)]
         elif name in dense:
             chosen[name], cost = bench.tuned_dense(name, dense[name])
             found[name] = bench.rankings(

@@ -104,7 +104,7 @@ def rankings(config: Config, task: Task, ranks: Ranks) -> np.ndarray:
 
 def numbers_of(context: StepContext) -> np.ndarray:
     """The lakehouse's item_index of the task's items, in their order."""
-    snapshot = context.snapshot("items")
+    snapshot = context.lake.open("items")
     index: dict[str, int] = {}
     for batch in read_batches(snapshot, snapshot.files, ["item_index", "item_id"]):
         index.update(zip(batch["item_id"], batch["item_index"].tolist(), strict=True))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpl_core.config import load_config
 from gpl_core.sids.encoders import EncoderPart, build_encoder
 from gpl_core.sids.item_content import ItemContent
 
@@ -74,10 +75,15 @@ def load_task(judged: str, targets: int | None = None, every: int = 1) -> Task:
 
 
 def content_vectors(max_tokens: int = 96) -> np.ndarray:
-    """The frozen text encoder's unit vectors of all items, float32 [items x d], from ``max_tokens`` of their texts."""
+    """Unit vectors of all items, float32 [items x d], by the parts of the configuration `amazon`.
+
+    ``max_tokens``: of a text that MiniLM reads.
+    """
     rows = [json.loads(line) for line in _lines("items")]
     contents = [ItemContent(n, f"{r['title']}. {r['brand']}. {r['description']}"[:500]) for n, r in enumerate(rows)]
-    return build_encoder([EncoderPart("minilm", options={"max_tokens": max_tokens})]).encode(contents).vectors
+    options = {"minilm": {"max_tokens": max_tokens}}
+    parts = [EncoderPart(p.name, p.weight, None, options.get(p.name, {})) for p in load_config("amazon").encoder.parts]
+    return build_encoder(parts).encode(contents).vectors
 
 
 def item_ids() -> list[str]:
@@ -123,6 +129,28 @@ def content_neighbors(task: Task, vectors: np.ndarray) -> np.ndarray:
     """The items nearest to the last one by content, itself among them (people buy again)."""
     last = np.array([h[-1] for h in task.histories])
     return np.argsort(-(vectors[last] @ vectors.T), axis=1, kind="stable")[:, :RANKED]
+
+
+@dataclass(frozen=True)
+class HistoryNeighbors:
+    """Items like something in the history: max over its events of (cosine - age * events since) + popularity * log(1 +
+    count), less ``again`` for what was had before the newest event. Nothing is trained.
+    """
+
+    age: float = 0.05
+    popularity: float = 0.02
+    again: float = 0.25
+
+    def rank(self, task: Task, vectors: np.ndarray) -> np.ndarray:
+        """int64 [T x RANKED]."""
+        cosine, counts = vectors @ vectors.T, np.log1p(task.counts) * self.popularity
+        out = np.empty((len(task.histories), RANKED), dtype=np.int64)
+        for row, history in zip(out, task.histories, strict=True):
+            since = np.arange(len(history))[::-1, None]
+            score = (cosine[history] - self.age * since).max(axis=0) + counts
+            score[np.setdiff1d(history[:-1], history[-1:])] -= self.again
+            row[:] = np.argsort(-score, kind="stable")[:RANKED]
+        return out
 
 
 def _lines(name: str) -> list[str]:

@@ -73,7 +73,8 @@ def sasrec_epochs(
     optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
     random = np.random.default_rng(seed)
     every = np.arange(task.items)
-    graph = NeighborGraph.build(ContentTable(content, every), every, seed=seed) if settings.walks else None
+    table = ContentTable(content, every)
+    graph = NeighborGraph.build(table, every, task.train, seed=seed) if settings.walks else None
     for epoch in count():
         model.train()
         rows = [*task.train, *(graph.walks(settings.walks * len(task.train), seed=[seed, epoch]) if graph else ())]

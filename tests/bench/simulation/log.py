@@ -23,6 +23,7 @@ class Size:
 
     uniform_rows, exposed_rows: at most so many uniformly or ordinarily exposed pairs of the calibration days are used,
     whatever the traffic, and as many unexposed ones as the latter.
+    interest_content: the interest model reads and scores content, and learns from walks; False: SIDs alone.
     steps: of every pre-ranker; the shipped setting.
     """
 
@@ -39,6 +40,7 @@ class Size:
     codes: int = 64
     unexposed_per_request: int = 20
     interest_epochs: int = 4
+    interest_content: bool = True
     steps: int = 400
 
 

@@ -216,20 +216,21 @@ def _interest_search(
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 2])
     keep = keep_probability(known.counts["item_positives"].astype(np.float64), 0.85)
-    content = ContentTable(vectors, np.arange(len(vectors)))
-    graph = NeighborGraph.build(content, catalog.item_index, seed=seed)
+    content = ContentTable(vectors, np.arange(len(vectors))) if size.interest_content else None
     sequences = _with_sids(catalog, known.history)
+    graph = NeighborGraph.build(content, catalog.item_index, sequences.values(), seed=seed) if content else None
     real = [UserHistory(catalog.sids_of(i), rng.random(len(i)) < keep[i], i) for i in sequences.values()]
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_checkpoint(Path(folder), TinySettings(seed=seed))
-        settings = ModelSettings(L, catalog.codes, lora_rank=0, seed=seed, content_width=content.width)
+        width = content.width if content else 0
+        settings = ModelSettings(L, catalog.codes, lora_rank=0, seed=seed, content_width=width)
         model = build_interest_model(folder, settings, codebooks)
     trie = DeviceTrie(catalog.trie, content=leaf_content(catalog, content))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0)
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 - epoch / size.interest_epochs)
     model.train()
     for epoch in range(size.interest_epochs):
-        walks = graph.walks(int(Interest().walks * len(real)), seed=[seed, epoch])
+        walks = graph.walks(int(Interest().walks * len(real)), seed=[seed, epoch]) if graph else ()
         mixed = real + [UserHistory(catalog.sids_of(w), np.ones(len(w), dtype=bool), w) for w in walks]
         order = np.random.default_rng([seed, 3, epoch]).permutation(len(mixed))
         for pack in training_packs(model.vocabulary, [mixed[n] for n in order], H, 4096):

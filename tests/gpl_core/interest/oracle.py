@@ -8,8 +8,11 @@ import numpy as np
 import torch
 
 from gpl_core.interest.attention import CausalPlan
+from gpl_core.interest.content import RECENT
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.training import TargetScores
+
+Sid = tuple[int, ...]
 
 
 class Content(NamedTuple):
@@ -46,14 +49,36 @@ def next_code_log_probs(
                 torch.tensor(ids[:before]), torch.arange(before), CausalPlan(np.array([before])), read
             )[-1]
             query = model.content.share * model.content.query(alone)
-            logits = logits + torch.stack([log_sum_below(content, (*prefix, c), query) for c in children])
+            held = {tuple(map(int, s)) for s in trie_sids}
+            events = [tuple(map(int, s)) for s in history[::-1][:RECENT]]
+            recent = {age: sid for age, sid in enumerate(events) if sid in held}
+            below = [log_sum_below(model, content, (*prefix, c), query, recent) for c in children]
+            logits = logits + torch.stack(below)
         return dict(zip(children, logits.log_softmax(0).tolist(), strict=True))
 
 
-def log_sum_below(content: Content, prefix: tuple[int, ...], query: torch.Tensor) -> torch.Tensor:
-    """log of the summed exp(<query, content>) of the SIDs that begin so."""
+def log_sum_below(
+    model: InterestModel, content: Content, prefix: Sid, query: torch.Tensor, recent: dict[int, Sid]
+) -> torch.Tensor:
+    """log of the summed exp(content logit) of the SIDs that begin so. ``recent``: age -> SID of the newest events."""
     below = {tuple(map(int, s)) for s in content.sids if tuple(s[: len(prefix)]) == prefix}
-    return torch.stack([torch.from_numpy(mean_below(content, sid)) @ query for sid in below]).logsumexp(0)
+    return torch.stack([content_logit(model, content, sid, query, recent) for sid in sorted(below)]).logsumexp(0)
+
+
+def content_logit(
+    model: InterestModel, content: Content, sid: Sid, query: torch.Tensor, recent: dict[int, Sid]
+) -> torch.Tensor:
+    """<query, v> + log(1 + sum over the events of exp(age + own + sharpness (<v_j, v> - 1)))."""
+    heads = model.content
+
+    def vector(sid: Sid) -> torch.Tensor:
+        return torch.from_numpy(mean_below(content, sid) - mean_below(content, ()))
+
+    like = [
+        heads.age[age] + heads.own[age] * (other == sid) + heads.sharpness[0] * (vector(other) @ vector(sid) - 1)
+        for age, other in recent.items()
+    ]
+    return vector(sid) @ query + torch.stack([torch.zeros(()).double(), *like]).logsumexp(0)
 
 
 def mean_below(content: Content, prefix: tuple[int, ...]) -> np.ndarray:

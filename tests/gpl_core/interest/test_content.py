@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from gpl_core.errors import ContractError, UsageError
 from gpl_core.interest.attention import CausalPlan
-from gpl_core.interest.content import NeighborGraph, content_of, leaf_content
+from gpl_core.interest.content import RECENT, NeighborGraph, content_of, leaf_content
 from gpl_core.interest.interest_model import (
     InterestModel,
     ModelSettings,
@@ -21,11 +20,11 @@ from gpl_core.interest.interest_model import (
 )
 from gpl_core.interest.packing import UserHistory, pack_targets, training_packs
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
-from gpl_core.interest.training import TEMPERATURES, target_log_probs, tempered_losses
+from gpl_core.interest.training import TEMPERATURES, target_log_probs, tempered_losses, without_targets
 from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, dense_scores
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
-from tests.gpl_core.interest.oracle import Content, mean_below, textbook_beams
+from tests.gpl_core.interest.oracle import Content, content_logit, mean_below, textbook_beams
 
 ITEMS, WIDTH = 30, 5
 
@@ -34,6 +33,7 @@ ITEMS, WIDTH = 30, 5
 def table() -> ContentTable:
     """30 items; item 7 has no vector, nor has item 3, which is alone under its first code."""
     vectors = np.random.default_rng(0).normal(size=(ITEMS, WIDTH)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     row_of = np.arange(ITEMS)
     row_of[[3, 7]] = -1
     return ContentTable(vectors, row_of)
@@ -155,8 +155,9 @@ def test_at_the_last_level_the_item_nearest_to_the_query_leads(reader: InterestM
     trie = make_trie(table)
     hidden = torch.randn(1, reader.config.hidden_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     parent = int(np.diff(trie.trie.offsets[2]).argmax())
+    nothing = torch.full((1, RECENT), -1)
     children, log_prob = child_log_probs(
-        reader, trie, 2, torch.tensor([parent]), hidden, dense_scores(reader, trie, hidden)
+        reader, trie, 2, torch.tensor([parent]), hidden, dense_scores(reader, trie, hidden, nothing)
     )  # fmt: skip
     query = reader.content.query(hidden)[0].detach().numpy()
     sids = trie.trie.sids()[children.node[0][children.valid[0]]]
@@ -165,14 +166,20 @@ def test_at_the_last_level_the_item_nearest_to_the_query_leads(reader: InterestM
     assert int(log_prob[0].argmax()) == nearest
 
 
-def dense_retrieval(reader: InterestModel, trie: DeviceTrie, table: ContentTable, row: UserHistory) -> torch.Tensor:
+def dense_retrieval(
+    reader: InterestModel, trie: DeviceTrie, table: ContentTable, known: Content, row: UserHistory
+) -> torch.Tensor:
     """log p of every leaf by content alone, in one softmax, after all events of ``row`` but its last."""
     pack = pack_targets(reader.vocabulary, [row], 6)
     with torch.no_grad():
         read = content_of(table, pack.items, pack.item_places, reader.device)
         tokens, positions = torch.from_numpy(pack.token_ids), torch.from_numpy(pack.positions)
         state = reader.hidden(tokens, positions, CausalPlan(pack.lengths), read)[pack.target_places[-1, 0]]
-        return (trie.content.double() @ reader.content.query(state) * reader.content.share).log_softmax(0)
+        query = reader.content.query(state) * reader.content.share
+        events = [tuple(map(int, sid)) for sid in row.sids[:-1][-5:][::-1]]
+        leaves = [tuple(map(int, sid)) for sid in trie.trie.sids()]
+        logits = [content_logit(reader, known, sid, query, dict(enumerate(events))) for sid in leaves]
+        return torch.stack(logits).log_softmax(0)
 
 
 def test_without_codes_to_tell_them_apart_sids_are_ranked_by_one_softmax_over_the_catalog(
@@ -184,7 +191,7 @@ def test_without_codes_to_tell_them_apart_sids_are_ranked_by_one_softmax_over_th
     trie, every = make_trie(table), len({tuple(s) for s in make_sids().tolist()})
     anchors = search(make_search(reader, table, beams=every))
     for items, sids, log_probs in zip(USERS, anchors.sids, anchors.log_prob, strict=True):
-        flat = dense_retrieval(reader, trie, table, history([*items, 0]))
+        flat = dense_retrieval(reader, trie, table, of(table, []), history([*items, 0]))
         np.testing.assert_allclose(log_probs, flat[trie.trie.leaf_of(sids)], atol=1e-6)
 
 
@@ -201,7 +208,8 @@ def test_so_they_are_in_a_trie_of_any_depth(checkpoint: Path, table: ContentTabl
         model.content.share.fill_(3.0)
     found = BeamSearch(model, trie, SearchSettings(trie.size, 5), table).search([sids[items]], [np.array(items)])
     row = UserHistory(sids[[*items, 0]], np.ones(4, dtype=bool), np.array([*items, 0]))
-    flat = dense_retrieval(model, trie, table, row)
+    known = of(table, [])._replace(sids=sids)
+    flat = dense_retrieval(model, trie, table, known, row)
     np.testing.assert_allclose(found.log_prob[0], flat[trie.trie.leaf_of(found.sids[0])], atol=1e-6)
 
 
@@ -257,8 +265,7 @@ def test_losses_by_temperature_are_those_of_logits_divided_by_it(checkpoint: Pat
 def test_a_pack_without_targets_has_gradients_of_zero(reader: InterestModel, table: ContentTable) -> None:
     """Of every parameter, as the ranks that still have targets wait for them."""
     pack = pack_targets(reader.vocabulary, [history([1, 2, 3])], 6)
-    none = replace(pack, target_sids=pack.target_sids[:0], target_places=pack.target_places[:0])
-    (target_log_probs(reader, make_trie(table), none, table).log_prob.sum() + 0.0).backward()
+    (target_log_probs(reader, make_trie(table), without_targets(pack), table).log_prob.sum() + 0.0).backward()
     assert all((p.grad == 0).all() for p in (*reader.content.parameters(), reader.scale))
 
 
@@ -276,6 +283,24 @@ def test_walks_go_to_near_items_or_stay_one_step_in_six(table: ContentTable) -> 
     assert 0.13 < (walks[:, 1:] == walks[:, :-1]).mean() < 0.21
     np.testing.assert_array_equal(walks, graph.walks(400, seed=[1], length=4))
     assert not np.array_equal(walks, graph.walks(400, seed=[2], length=4))
+
+
+def test_every_other_step_goes_where_users_went(table: ContentTable) -> None:
+    """To what a user had at most three places away, either way, as often as users had it; never to items outside."""
+    users = [np.array([0, 0, 7, 2, 5, 4]), np.array([0, 2]), np.array([99, 0])]
+    graph = NeighborGraph.build(table, np.arange(ITEMS), users, seed=0, neighbors=3)
+    walks = graph.walks(20_000, seed=[1], length=2)
+    near = {item: set(graph.items[graph.near[node]]) for node, item in enumerate(graph.items)}
+    went = {0: {2, 5}, 2: {0, 5, 4}, 5: {0, 2, 4}, 4: {2, 5}}
+    for item in graph.items:
+        assert set(walks[walks[:, 0] == item, 1]) == near[item] | {item} | went.get(item, set())
+    there = walks[walks[:, 0] == 0, 1]
+    twos, fives = ((there == n).sum() for n in (2, 5))  # together with 0 three times and once
+    assert not {2, 5} & near[0]
+    assert 0.5 * 5 / 6 - 0.06 < (twos + fives) / len(there) < 0.5 * 5 / 6 + 0.06
+    assert 2.2 < twos / fives < 4.0
+    fewer = NeighborGraph.build(table, np.arange(ITEMS), users, seed=0, edges=1)
+    assert len(fewer.together) < len(graph.together), "no more than the first user's"
 
 
 def test_the_graph_does_not_depend_on_its_blocks(table: ContentTable, monkeypatch: pytest.MonkeyPatch) -> None:

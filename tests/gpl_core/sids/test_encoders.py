@@ -1,5 +1,6 @@
 """Encoders: real models (MiniLM from its package; tiny ones saved here), real pictures, broken content."""
 
+import hashlib
 import io
 import json
 import os
@@ -214,6 +215,49 @@ def test_pictures_of_one_color_are_nearer_than_pictures_of_two():
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
     assert found[0] @ found[1] > found[0] @ found[2]
     np.testing.assert_array_equal(encoder.encode(items[2:]).vectors[0], found[2])
+
+
+def test_words_in_common_are_what_makes_texts_alike():
+    texts = [
+        "Hex bolt M8 x 40",
+        "bolt, hex; m8 X 40!",
+        "Hex bolt M8 x 60",
+        "Hex bolt M6 x 60",
+        "Glass beaker",
+        "ｍ８",
+        "M8",
+    ]
+    found = build_encoder([EncoderPart("words", options={"dim": 1024})]).encode(
+        [ItemContent(n, text) for n, text in enumerate(texts)]
+    ).vectors  # fmt: skip
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(found[0], found[1])  # neither order nor case
+    np.testing.assert_array_equal(found[5], found[6])  # nor width
+    np.testing.assert_allclose(found[0] @ found[2:5].T, [4 / 5, 3 / 5, 0], atol=4 / 1024**0.5)
+
+
+def test_words_are_the_same_on_every_machine_and_later_ones_are_not_read():
+    encoder = build_encoder([EncoderPart("words", options={"dim": 8, "max_words": 2})])
+    one, two, long = encoder.encode(
+        [ItemContent(n, t) for n, t in enumerate(["bolt", "bolt hex", "bolt hex m8"])]
+    ).vectors
+    signs = np.unpackbits(np.frombuffer(hashlib.shake_256(b"bolt").digest(1), dtype=np.uint8)) * 2.0 - 1
+    np.testing.assert_allclose(one, signs / 8**0.5, rtol=1e-6)
+    np.testing.assert_array_equal(two, long)
+
+
+def test_a_word_said_again_adds_less():
+    found = build_encoder([EncoderPart("words", options={"dim": 4096})]).encode(
+        [ItemContent(0, "bolt bolt bolt hex"), ItemContent(1, "bolt")]
+    ).vectors  # fmt: skip
+    weight = 1 + np.log(3)
+    assert found[0] @ found[1] == pytest.approx(weight / np.hypot(weight, 1), abs=0.05)
+
+
+def test_a_text_without_words_has_no_vector():
+    encoder = build_encoder([EncoderPart("words")])
+    found = encoder.encode([ItemContent(0, "…!"), ItemContent(1), ItemContent(2, "saw")])
+    assert found.rejected == {0: "text without words", 1: "text without words"}
 
 
 UNREADABLE = "hog_color: the picture's location cannot be read, or is not under encoder.image_prefixes"
@@ -488,6 +532,9 @@ def test_precomputed_vectors_are_normalized_or_named():
         (EncoderPart("hog_color", options={"size": 3}), UsageError, "size: 3, expected at least 8"),
         (EncoderPart("hog_color", options={"size": "big"}), UsageError, "size: 'big', expected int of 0 or more"),
         (EncoderPart("hog_color", options={"size": 64.5}), UsageError, "size: '64.5', expected int"),
+        (EncoderPart("words", options={"dim": 12}), UsageError, "dim: 12, expected a positive multiple of 8"),
+        (EncoderPart("words", options={"max_words": 0}), UsageError, "max_words: 0, expected at least 1"),
+        (EncoderPart("words", path="here"), UsageError, "words.path: 'here', expected none"),
         (EncoderPart("hf_clip", options={"text_weight": -1}), UsageError, "text_weight: '-1', expected float of 0"),
         (EncoderPart("minilm", path="/models/mine"), UsageError, "minilm.path: '/models/mine', expected none"),
     ],
