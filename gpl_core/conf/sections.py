@@ -254,7 +254,7 @@ class Interest(Section):
     keep_target_share: Share = Field(default=0.85, gt=0, description="Share of targets that down-sampling keeps")
     valid_share: Share = Field(default=0.05, description="Share of users held out for early stopping")
     content: bool = Field(default=True, description="Use items' content vectors, besides SIDs, as input and in scores")
-    walks: float = Field(default=3.0, ge=0, description="Synthetic walks between similar items, per real user; 0: none")
+    walks: float = Field(default=3.0, ge=0, description="Synthetic walks between related items, per real user; 0: none")
     refresh_days: Positive = Knob(
         default=7, description="Days after which the model is retrained, unless its training data is unchanged"
     )

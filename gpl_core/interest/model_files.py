@@ -24,7 +24,7 @@ from gpl_core.interest.interest_model import (
 
 WEIGHTS = "adapter.safetensors"
 DESCRIPTION = "interest_model.json"
-FORMAT = 3  # of the bundle: 2 scored by the mean content of nodes, 1 by SIDs alone
+FORMAT = 4  # of the bundle: 3 had no recent events, 2 scored by the mean content of nodes, 1 by SIDs alone
 
 
 def save_bundle(
