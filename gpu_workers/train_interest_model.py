@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gpl_core.graph.step_run import StepContext, log
 from gpl_core.interest.content import NeighborGraph, leaf_content
 from gpl_core.interest.down_sampling import keep_probability
 from gpl_core.interest.interest_model import ModelSettings, adapter_state, build_interest_model, load_adapter_state
-from gpl_core.interest.model_files import save_bundle
+from gpl_core.interest.model_files import FORMAT, save_bundle
 from gpl_core.interest.packing import Pack, UserHistory, most_events, training_packs
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.training import (
@@ -57,6 +58,7 @@ from gpu_workers.worker import worker_main
 STEP = "train_interest_model"
 _HIT_USERS = 1_000  # held-out users whose next SID is searched each epoch
 _HIT_AT = 10
+_WALKED_USERS = 200_000  # users whose events walks may follow: bounds what every rank reads before it trains
 _PATIENCE = 3  # epochs without a better held-out loss or hit rate before training stops
 
 
@@ -66,7 +68,8 @@ def run(context: StepContext, ranks: Ranks) -> None:
     tokenizer = context.artifact("tokenizer")
     wanted = settings.content or settings.walks > 0
     # A forced run starts from scratch; ZeRO's optimizer shards fit one number of ranks only.
-    folder = local_folder(context.lake.root, STEP, context.artifact_digest[:16], f"ranks-{ranks.size}")
+    digest = f"{context.artifact_digest[:16]}-{FORMAT}"  # a checkpoint of an earlier release is another model
+    folder = local_folder(context.lake.root, STEP, digest, f"ranks-{ranks.size}")
     with alone_in(folder, ranks), content_table(context, ranks) if wanted else nullcontext() as content:
         training = setup(context, ranks, tokenizer, content, folder)
         progress = load_checkpoint(training)
@@ -143,8 +146,9 @@ def setup(
         trie = DeviceTrie(catalog.trie, ranks.device, leaf_content(catalog, content if settings.content else None))
         share = data.shares(ranks.size, seed=config.run.seed, epoch=0)[ranks.rank]
         if content and settings.walks:
-            users = data.histories(share, TRAIN, keep, levels, seed=config.run.seed, epoch=0)
-            histories = (user.items for user in users if user.items is not None)
+            whole = data.shares(1, seed=config.run.seed, epoch=0)[0]  # one graph for all ranks
+            users = islice(data.histories(whole, TRAIN, keep, levels, seed=config.run.seed, epoch=0), _WALKED_USERS)
+            histories = [user.items for user in users if user.items is not None]
             graph = NeighborGraph.build(
                 content, catalog.item_index, histories, seed=config.run.seed, device=ranks.device
             )

@@ -1,9 +1,9 @@
 """Learning from content in addition to SIDs: item vectors as input and in scores, and walks between related items.
 
-Options, all of them (docs/decisions/018, 029). Legend: N items, d embedding width, D hidden width, L levels.
+Options, all of them (docs/decisions/018, 029, 031, 035). Legend: N items, d embedding width, D hidden width, L levels.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -23,7 +23,7 @@ _BLOCK = 2_048  # items compared with all others at a time: bounds memory to thi
 
 
 RECENT = 8
-"""M, the newest events of a history that ask by their own content."""
+"""M, the newest events of a history that ask by their own content. Part of a bundle's format."""
 
 
 class ContentHeads(nn.Module):
@@ -101,22 +101,27 @@ class NeighborGraph:
         cls,
         table: ContentTable,
         item_index: np.ndarray,
-        histories: Iterable[np.ndarray] = (),
+        histories: Sequence[np.ndarray] = (),
         *,
         seed: int,
         neighbors: int = 10,
         pool: int = 50_000,
-        edges: int = 20_000_000,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """The graph over a random ``pool`` of the items (all, where there are fewer), so that its cost is bounded.
+        """The graph over ``pool`` of the items (all, where there are fewer), so that its cost is bounded.
 
-        ``histories``: users' item_index, oldest first; events at most 3 places apart are together. Read until there are
-        ``edges``. UsageError where fewer than two items have a vector.
+        ``histories``: users' item_index, oldest first; events at most 3 places apart are together. Half of the pool are
+        items of the first of them, so that these are whole, the rest are drawn. UsageError where fewer than two items
+        have a vector.
         """
         usable = np.unique(np.asarray(item_index)[table.rows(item_index) >= 0])
         if len(usable) > pool:
-            usable = np.sort(np.random.default_rng(seed).choice(usable, pool, replace=False))
+            had, first = np.unique(np.concatenate([*histories, usable[:0]]), return_index=True)
+            first = first[np.isin(had, usable)]
+            had = had[np.isin(had, usable)][np.argsort(first)][: pool // 2]
+            rest = np.setdiff1d(usable, had)
+            drawn = np.random.default_rng(seed).choice(rest, pool - len(had), replace=False)
+            usable = np.sort(np.concatenate([had, drawn]))
         if len(usable) < 2:
             raise UsageError(
                 f"walks: {len(usable)} items have a content vector, expected at least 2; switch walks off."
@@ -124,7 +129,7 @@ class NeighborGraph:
         vectors = table.take(table.rows(usable)).to(device)
         most = min(neighbors, len(usable) - 1)
         near = [_nearest(vectors, start, most) for start in range(0, len(usable), _BLOCK)]
-        left, right = _together(usable.astype(np.int64), histories, edges)
+        left, right = _together(usable, histories)
         starts = np.searchsorted(left, np.arange(len(usable) + 1))
         return cls(usable.astype(np.int64), np.concatenate(near), right.astype(np.int32), starts)
 
@@ -148,20 +153,19 @@ class NeighborGraph:
         return self.items[nodes]
 
 
-def _together(items: np.ndarray, histories: Iterable[np.ndarray], edges: int) -> tuple[np.ndarray, np.ndarray]:
+def _together(items: np.ndarray, histories: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Nodes that users had together, both ways, int64 [E] each, ordered by the first; equal items are not together."""
-    pairs, count = [np.empty((2, 0), dtype=np.int64)], 0
-    for history in histories:
-        node = np.searchsorted(items, history).clip(max=len(items) - 1)
-        node = np.where(items[node] == history, node, -1)
-        for apart in range(1, _APART + 1):
-            pair = np.stack([node[:-apart], node[apart:]])
-            pair = pair[:, (pair >= 0).all(axis=0) & (pair[0] != pair[1])]
-            pairs.append(np.concatenate([pair, pair[::-1]], axis=1))
-            count += pairs[-1].shape[1]
-        if count >= edges:
-            break
-    left, right = np.concatenate(pairs, axis=1)
+    if not histories:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    events, user = np.concatenate(histories), np.repeat(np.arange(len(histories)), [len(h) for h in histories])
+    node = np.searchsorted(items, events).clip(max=len(items) - 1)
+    known = items[node] == events
+    pairs = []
+    for apart in range(1, _APART + 1):
+        one, other = slice(None, -apart), slice(apart, None)
+        together = (user[one] == user[other]) & known[one] & known[other] & (node[one] != node[other])
+        pairs.append(np.stack([node[one][together], node[other][together]]))
+    left, right = np.concatenate([*pairs, *(pair[::-1] for pair in pairs)], axis=1)
     order = np.argsort(left, kind="stable")
     return left[order], right[order]
 

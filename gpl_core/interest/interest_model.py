@@ -65,8 +65,8 @@ class InterestModel(nn.Module):
         self.content: ContentHeads | None = None
         if settings.content_width:
             width, hidden = settings.content_width, self.config.hidden_size
-            # A state that is nothing but an item's content asks for that content with 2.5 nats: about what training
-            # comes to (from one it got there too slowly), and little where vectors are nearly orthogonal.
+            # A state that is nothing but an item's content asks for that content with 1 nat, beside what the item asks
+            # for by itself: little where vectors are nearly orthogonal.
             words = self._backbone.embed_tokens.token_adapter.get_base_layer().weight.detach()
             read = _spread(words[: vocabulary.first_id])  # added to inputs, whose rows may differ from the head's
             share = 1.0 / max(length * read, 1e-12)

@@ -1,6 +1,7 @@
 """Users' histories as packed token rows: L tokens per event, user after user, no pad tokens.
 
-Legend for shapes: B users, T packed tokens, E target events, L levels, H events of a table row.
+Legend for shapes: B users, T packed tokens, E target events, L levels, H events of a table row, N
+events of the context, I of them with an item.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,9 +35,9 @@ class Pack:
     lengths: np.ndarray  # int64 [B]: tokens of each user
     target_sids: np.ndarray  # int64 [E x L]
     target_places: np.ndarray  # int64 [E x L]: the packed position whose hidden state predicts that code
-    items: np.ndarray  # int64 [M]: item_index of the context's events, whose content may be added
-    item_places: np.ndarray  # int64 [M]: the packed position of such an event's last code
-    event_sids: np.ndarray  # int64 [M' x L]: SIDs of the context's events, of users without items too
+    items: np.ndarray  # int64 [I]: item_index of the context's events, whose content may be added
+    item_places: np.ndarray  # int64 [I]: the packed position of such an event's last code
+    event_sids: np.ndarray  # int64 [N x L]: SIDs of all events of the context
     recent: np.ndarray  # int64 [E x RECENT]: rows of `event_sids` before each target, newest first; -1 where none is
 
 

@@ -108,7 +108,7 @@ class TrainingObjective(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Walks:
-    """Synthetic users who walk between items of similar content, mixed among the real ones."""
+    """Synthetic users who walk between related items, mixed among the real ones."""
 
     graph: NeighborGraph
     catalog: ItemCatalog
@@ -163,7 +163,7 @@ class TrainingProgress:
 
 
 def empty_pack(model: InterestModel) -> Pack:
-    """One token and no target, for a rank that has no file."""
+    """One event and no target, for a rank that has no file."""
     one = UserHistory(np.zeros((2, model.vocabulary.levels), dtype=np.int64), np.ones(2, dtype=bool))
     return without_targets(pack_targets(model.vocabulary, [one], 2))
 

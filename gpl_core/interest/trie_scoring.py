@@ -6,7 +6,7 @@ exp(content logit) over the leaves below it: SIDs and dense retrieval in one pro
 prefix. With equal rows of codes what is left is the softmax of the content logits over all SIDs, exactly, however deep
 the trie is. The content logit of a leaf with vector v is
 
-    share <W h_0, v> + log(1 + sum_j exp(age_j + own_j [the leaf is event j's] + sharpness (<v_j, v> - 1)))
+    share <W h_0, v> + log(1 + sum_j exp(age_j + own_j [the leaf is event j's] + sharpness (cos(v_j, v) - 1)))
 
 h_0 is the state after the history, v_j the vector of the leaf of its j-th newest event: what is wanted next is like
 something that was wanted lately, in whatever the small state forgot; and W h_0 learns what that does not explain.
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpl_core.errors import ContractError
@@ -29,6 +29,7 @@ from gpl_core.grouping import runs
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.sids.trie import Trie
 
+_SHORTEST = 1e-4  # a vector no longer than that points nowhere: rounding noise
 _MOST_NUMBERS = 2**26  # of content vectors, or products with them, at a time: a quarter of a gigabyte
 
 
@@ -47,6 +48,11 @@ class RecentEvents(NamedTuple):
     weight: Tensor  # [H x M]: exp(age), 0 where there is none
     own: Tensor  # [M]: exp(own), the factor for the very leaf
     sharpness: Tensor  # [1]
+
+    def distinct(self) -> tuple[Tensor, Tensor]:
+        """The distinct leaves, int64 [V], and each event's among them, int64 [H x M]."""
+        leaves, place = torch.unique(self.leaf, return_inverse=True)
+        return leaves, place
 
 
 class DenseScores(NamedTuple):
@@ -74,6 +80,8 @@ class DeviceTrie:
         kind = torch.float16 if torch.device(device).type == "cuda" else torch.float32
         self.content = None if content is None else torch.from_numpy(content).to(device, kind)
         """[S x d]: content of the leaves."""
+        self.lengths = None if self.content is None else self.content.float().norm(dim=1).clamp_min(_SHORTEST)
+        """[S]: of these."""
         none = np.full((1, trie.levels), -1, dtype=np.int32)
         self.prefixes = torch.from_numpy(np.concatenate([trie.prefixes(), none])).to(device)
         """int32 [n_1 + ... + n_(L-1) + 1 x L]: `Trie.prefixes`, and a last row without any code."""
@@ -98,29 +106,33 @@ class DeviceTrie:
         inner = list[Tensor]()
         if self.levels > 1:
             last = self.trie.offsets[-1]
+            asked = recent.distinct()
 
             def block(start: int, end: int, query: Tensor) -> Tensor:
-                logits = self._leaf_logits(int(last[start]), int(last[end]), query, recent)
+                logits = self._leaf_logits(int(last[start]), int(last[end]), query, recent, *asked)
                 return _log_sums(logits, self.offsets[-1][start : end + 1] - int(last[start]))
 
-            nodes = runs(np.diff(last), max(1, _MOST_NUMBERS // max(*query.shape, recent.leaf.numel())))
+            widest = max(*query.shape, len(asked[0]))
+            nodes = runs(np.diff(last), max(1, _MOST_NUMBERS // widest))
             inner = [in_parts(block, [(part.start, part.stop, query) for part in nodes])]
             for offsets in self.offsets[-2:0:-1]:
                 inner.insert(0, _log_sums(inner[0], offsets))
         return DenseScores(query, recent, [sums.T for sums in inner])
 
-    def _leaf_logits(self, first: int, end: int, query: Tensor, recent: RecentEvents) -> Tensor:
-        """Content logits of the leaves ``first`` to ``end``, [end - first x H]."""
-        table = self._content_of_leaves()
+    def _leaf_logits(
+        self, first: int, end: int, query: Tensor, recent: RecentEvents, asked: Tensor, place: Tensor
+    ) -> Tensor:
+        """Content logits of the leaves ``first`` to ``end``, [end - first x H]; ``asked``, ``place``: `distinct`."""
+        table, lengths = self._content_of_leaves()
         vectors = table[first:end].to(query.dtype)
-        leaf, place = torch.unique(recent.leaf, return_inverse=True)
-        weight = query.new_zeros(len(place), len(leaf)).scatter_add(1, place, recent.weight)
-        like = _likeness(vectors @ table[leaf].to(query.dtype).T, recent.sharpness)  # [n x V]
+        products = table[asked].to(query.dtype) @ vectors.T / (lengths[asked][:, None] * lengths[first:end])
+        like = _likeness(products, recent.sharpness)  # [V x n]
+        total = nn.functional.embedding_bag(place, like, mode="sum", per_sample_weights=recent.weight)
         row, column = torch.nonzero((recent.leaf >= first) & (recent.leaf < end), as_tuple=True)
         own = recent.leaf[row, column] - first
-        more = recent.weight[row, column] * (recent.own[column] - 1) * like[own, place[row, column]]
-        total = (like @ weight.T).index_put((own, row), more, accumulate=True)
-        return vectors @ query.T + total.log1p()
+        more = recent.weight[row, column] * (recent.own[column] - 1) * like[place[row, column], own]
+        total = total.index_put((row, own), more, accumulate=True)
+        return (query @ vectors.T + total.log1p()).T
 
     def dense_logits(self, level: int, node: Tensor, dense: DenseScores) -> Tensor:
         """Of ``node`` (int64 [R x m], of depth ``level`` + 1): [R x m].
@@ -132,15 +144,17 @@ class DeviceTrie:
             sums = dense.inner[level]
             known = node.clamp_max(sums.shape[1] - 1).view(len(sums), each * node.shape[1])
             return sums.gather(1, known).view(node.shape)
+        recent = dense.recent
         if level == 0:  # every leaf is a child of the root
-            return self._leaf_logits(0, self.size, dense.query, dense.recent).T
-        table, recent = self._content_of_leaves(), dense.recent
+            return self._leaf_logits(0, self.size, dense.query, recent, *recent.distinct()).T
+        table, lengths = self._content_of_leaves()
         history = torch.arange(len(dense.query), device=node.device).repeat_interleave(each)
-        rows = max(1, _MOST_NUMBERS // (node.shape[1] * table.shape[1]))
+        rows = max(1, _MOST_NUMBERS // ((node.shape[1] + recent.leaf.shape[1]) * table.shape[1]))
 
         def logits(node: Tensor, history: Tensor, query: Tensor) -> Tensor:
             vectors, leaf = table[node].to(query.dtype), recent.leaf[history]
             products = torch.bmm(vectors, table[leaf].to(query.dtype).mT)  # [R x m x M]
+            products = products / (lengths[node][:, :, None] * lengths[leaf][:, None])
             factor = torch.where(node[:, :, None] == leaf[:, None], recent.own, 1.0) * recent.weight[history][:, None]
             total = (_likeness(products, recent.sharpness) * factor).sum(2)
             return torch.bmm(vectors, query[history][:, :, None])[:, :, 0] + total.log1p()
@@ -148,10 +162,10 @@ class DeviceTrie:
         parts = zip(node.clamp_max(len(table) - 1).split(rows), history.split(rows), strict=True)
         return torch.cat([checkpoint(logits, n, h, dense.query, use_reentrant=False) for n, h in parts])
 
-    def _content_of_leaves(self) -> Tensor:
-        if self.content is None:
+    def _content_of_leaves(self) -> tuple[Tensor, Tensor]:
+        if self.content is None or self.lengths is None:
             raise ContractError("trie: without content, expected that of its leaves; the model scores by content too.")
-        return self.content
+        return self.content, self.lengths
 
     def path(self, sids: Tensor) -> tuple[Tensor, Tensor]:
         """The nodes on the way to each SID (int64 [S x L], codes in [0, C)), and which SIDs are in the catalog.
@@ -186,9 +200,9 @@ def _log_sums(logits: Tensor, offsets: Tensor) -> Tensor:
     return torch.segment_reduce(spread, "sum", offsets=offsets, axis=0).log() + most
 
 
-def _likeness(products: Tensor, sharpness: Tensor) -> Tensor:
-    """exp(sharpness (product - 1)): at most about 1, as vectors are no longer than that."""
-    return ((products - 1.0) * sharpness).exp()
+def _likeness(cosines: Tensor, sharpness: Tensor) -> Tensor:
+    """exp(sharpness (cosine - 1)): 1 for equal content."""
+    return ((cosines - 1.0) * sharpness).exp()
 
 
 def recent_leaves(trie: DeviceTrie, sids: np.ndarray, events: np.ndarray) -> Tensor:

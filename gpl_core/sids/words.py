@@ -8,7 +8,6 @@ Legend for shapes: N items, d_p width of the part.
 """
 
 import hashlib
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,15 +18,14 @@ import numpy as np
 from gpl_core.errors import UsageError
 from gpl_core.sids.item_content import ItemContent, PartVectors
 
-_WORD = re.compile(r"\w+")
-_KEPT = 100_000  # words whose directions are remembered
+_KEPT = 20_000  # words whose directions are remembered: 20 MB at the default width
 
 
 class WordsEncoder:
     """Text to the normalized sum of its first ``max_words`` words' directions; a word's k-th repetition adds less.
 
-    Words are runs of letters and digits, case ignored: in a script that puts no spaces between words a whole clause is
-    one word, and texts meet only where clauses are equal.
+    Words are runs of letters, their marks and digits, case ignored: in a script that puts no spaces between words a
+    whole clause is one word, and texts meet only where clauses are equal.
     """
 
     name = "words"
@@ -49,8 +47,9 @@ class WordsEncoder:
     def encode(self, items: Sequence[ItemContent]) -> PartVectors:
         out = np.zeros((len(items), self.dim), dtype=np.float32)
         for row, item in zip(out, items, strict=True):
-            words = _WORD.findall(unicodedata.normalize("NFKC", item.text).lower())[: self._most]
-            for word, count in sorted(Counter(words).items()):  # in one order: a sum of floats depends on it
+            for word, count in sorted(
+                Counter(_words(item.text)[: self._most]).items()
+            ):  # in one order: a sum of floats depends on it
                 row += np.float32(1 + np.log(count)) * self._direction(word)
             length = float(np.linalg.norm(row))
             if length > 0:
@@ -61,3 +60,9 @@ class WordsEncoder:
         """float32 [d_p] of -1 and 1: bits of the word's hash, the same on every machine."""
         bits = np.unpackbits(np.frombuffer(hashlib.shake_256(word.encode()).digest(self.dim // 8), dtype=np.uint8))
         return bits.astype(np.float32) * 2 - 1
+
+
+def _words(text: str) -> list[str]:
+    """The words of ``text``, in its order."""
+    plain = unicodedata.normalize("NFKC", text).lower()
+    return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in plain).split()

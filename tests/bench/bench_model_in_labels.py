@@ -1,8 +1,8 @@
 """What a better interest model is worth in labels: content in it and walks beside the users, or SIDs alone.
 
-The same study as `bench_simulation` and `bench_ml_100k`, seed by seed once with each model: same log, tokenizer, rows,
-batches, initial weights and number of steps. A world is simulated, its items' titles are ordinary English. MovieLens
-100k (`--data`) has real ratings; requests and unexposed candidates are simulated.
+The same study as `bench_simulation` and `bench_ml_100k`, seed by seed once with each model: same log, tokenizer and
+rows; for the pre-ranker same batches, initial weights and number of steps. A world is simulated, its items' titles are
+ordinary English. MovieLens 100k (`--data`) has real ratings; requests and unexposed candidates are simulated.
 
     python -m tests.bench.bench_model_in_labels [--world plain|… | --data FOLDER] [--quick] [--seeds 1] [--work FOLDER]
 
@@ -61,6 +61,9 @@ def main() -> None:
             for model in MODELS:
                 figures |= gap_closed(joined, f"{label}, {model}", metric)
     count = len(joined["exposed_only"]["unexposed/auc"].seeds)
+    if count < 2:
+        print("one seed: no paired differences, nothing is written")
+        return
     given = f"--data {args.data.name}" if args.data else "" if args.world == WORLDS[0] else f"--world {args.world}"
     title = f"what the better interest model is worth in labels, {args.world}, {count} paired seeds"
     report("model_in_labels", {**figures, **figures_of(joined)}, args.quick, title, given)

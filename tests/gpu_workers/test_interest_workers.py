@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -369,6 +370,28 @@ def test_walks_are_mixed_among_the_users_at_their_rate(tmp_path: Path) -> None:
         assert [h for h in mixed if len(h.items) == 2] == real
         assert len(walks) == int(20 * rate)
         assert all((lake.sids[h.items] == h.sids).all() and h.is_target.all() for h in walks)
+
+
+def test_walks_follow_the_users_trained_on_and_no_held_out_one(
+    tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = InterestLake(tmp_path)
+    users = lake.users(60)
+    lake.write_sequences(users)
+    lake.write_stats(users)
+    graphs = []
+    build = NeighborGraph.build
+
+    def kept(*args: Any, **options: Any) -> NeighborGraph:
+        graphs.append((args[2], build(*args, **options)))
+        return graphs[-1][1]
+
+    monkeypatch.setattr(NeighborGraph, "build", kept)
+    call(lake, train_interest_model, ranks, "interest.epochs=1")
+    (histories, graph), metrics = graphs[0], ArtifactStore(str(tmp_path)).manifests("interest_model")[-1].metrics
+    assert len(histories) == metrics["train"] == 60 - metrics["held_out"] < 60
+    assert {tuple(h) for h in histories} <= {tuple(u.items) for u in users}
+    assert len(graph.together)
 
 
 def test_sequences_of_another_tokenizer_are_refused_naming_both(tmp_path: Path, ranks: Ranks) -> None:

@@ -82,7 +82,8 @@ def content_vectors(max_tokens: int = 96) -> np.ndarray:
     rows = [json.loads(line) for line in _lines("items")]
     contents = [ItemContent(n, f"{r['title']}. {r['brand']}. {r['description']}"[:500]) for n, r in enumerate(rows)]
     options = {"minilm": {"max_tokens": max_tokens}}
-    parts = [EncoderPart(p.name, p.weight, None, options.get(p.name, {})) for p in load_config("amazon").encoder.parts]
+    shipped = load_config("amazon").encoder.parts
+    parts = [EncoderPart(p.name, p.weight, p.path or None, {**p.options, **options.get(p.name, {})}) for p in shipped]
     return build_encoder(parts).encode(contents).vectors
 
 

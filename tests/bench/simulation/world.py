@@ -218,7 +218,7 @@ def _interest_search(
     keep = keep_probability(known.counts["item_positives"].astype(np.float64), 0.85)
     content = ContentTable(vectors, np.arange(len(vectors))) if size.interest_content else None
     sequences = _with_sids(catalog, known.history)
-    graph = NeighborGraph.build(content, catalog.item_index, sequences.values(), seed=seed) if content else None
+    graph = NeighborGraph.build(content, catalog.item_index, list(sequences.values()), seed=seed) if content else None
     real = [UserHistory(catalog.sids_of(i), rng.random(len(i)) < keep[i], i) for i in sequences.values()]
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_checkpoint(Path(folder), TinySettings(seed=seed))

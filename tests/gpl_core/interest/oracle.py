@@ -68,14 +68,17 @@ def log_sum_below(
 def content_logit(
     model: InterestModel, content: Content, sid: Sid, query: torch.Tensor, recent: dict[int, Sid]
 ) -> torch.Tensor:
-    """<query, v> + log(1 + sum over the events of exp(age + own + sharpness (<v_j, v> - 1)))."""
+    """<query, v> + log(1 + sum over the events of exp(age + own + sharpness (cos(v_j, v) - 1)))."""
     heads = model.content
 
     def vector(sid: Sid) -> torch.Tensor:
         return torch.from_numpy(mean_below(content, sid) - mean_below(content, ()))
 
+    def cosine(one: Sid, other: Sid) -> torch.Tensor:
+        return torch.nn.functional.cosine_similarity(vector(one), vector(other), dim=0)
+
     like = [
-        heads.age[age] + heads.own[age] * (other == sid) + heads.sharpness[0] * (vector(other) @ vector(sid) - 1)
+        heads.age[age] + heads.own[age] * (other == sid) + heads.sharpness[0] * (cosine(other, sid) - 1)
         for age, other in recent.items()
     ]
     return vector(sid) @ query + torch.stack([torch.zeros(()).double(), *like]).logsumexp(0)

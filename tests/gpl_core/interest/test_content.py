@@ -26,7 +26,8 @@ from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 from tests.gpl_core.interest.oracle import Content, content_logit, mean_below, textbook_beams
 
-ITEMS, WIDTH = 30, 5
+ITEMS, WIDTH, MOST = 30, 5, 12
+ROUNDED = 1e-5  # nats: content is float32, and times ten
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def searcher(reader: InterestModel, table: ContentTable) -> BeamSearch:
 
 
 def make_search(reader: InterestModel, table: ContentTable, beams: int, budget: int = 16_384) -> BeamSearch:
-    return BeamSearch(reader, make_trie(table), SearchSettings(beams, 5, token_budget=budget), table)
+    return BeamSearch(reader, make_trie(table), SearchSettings(beams, MOST, token_budget=budget), table)
 
 
 def make_trie(table: ContentTable | None) -> DeviceTrie:
@@ -82,7 +83,8 @@ def of(table: ContentTable, items: list[int]) -> Content:
     return Content(vectors, make_sids(), np.array(items))
 
 
-USERS = [[1, 2], [5, 7, 9, 11, 3], [7], [3, 3, 20, 8]]
+USERS = [[1, 2], [5, 7, 9, 11, 3], [7], [3, 3, 20, 8], [4, 9, 2, 2, 12, 13, 7, 15, 16, 2, 18]]
+"""The last one has more events than ask by their content."""
 
 
 def search(searcher: BeamSearch, users: list[list[int]] = USERS) -> Anchors:
@@ -97,14 +99,28 @@ def test_probabilities_with_content_are_brute_force_and_sum_to_one(reader: Inter
         assert {tuple(s) for s in sids.tolist()} == every
         np.testing.assert_allclose(np.exp(log_probs).sum(), 1.0, atol=1e-6)
         expected = textbook_beams(reader, make_sids(), make_sids()[items], (len(every),) * 3, of(table, items))
-        np.testing.assert_allclose(log_probs, [p for _, p in expected], atol=1e-6)
+        np.testing.assert_allclose(log_probs, [p for _, p in expected], atol=ROUNDED)
         assert [tuple(s) for s in sids.tolist()] == [s for s, _ in expected]
         carrier = {tuple(s): n for n, s in enumerate(make_sids().tolist())}
         rows = [history([*items, carrier[tuple(s)]]) for s in sids.tolist()]
         last = [UserHistory(h.sids, np.arange(len(h.sids)) == len(items), h.items) for h in rows]
         with torch.no_grad():
-            forced = target_log_probs(reader, make_trie(table), pack_targets(reader.vocabulary, last, 6), table)
+            forced = target_log_probs(reader, make_trie(table), pack_targets(reader.vocabulary, last, MOST + 1), table)
         np.testing.assert_allclose(forced.log_prob.sum(1), log_probs, atol=1e-6)
+
+
+@pytest.mark.parametrize("gone", [[1], [0, 1, 2]])
+def test_events_whose_sid_left_the_catalog_do_not_ask(
+    reader: InterestModel, table: ContentTable, gone: list[int]
+) -> None:
+    """Some of a history, and all of it; the text-book's scores have no term for them."""
+    items, every = [5, 9, 11], len({tuple(s) for s in make_sids().tolist()})
+    sids = make_sids()[items]
+    sids[gone] = 5
+    found = make_search(reader, table, every).search([sids], [np.array(items)])
+    expected = textbook_beams(reader, make_sids(), sids, (every,) * 3, of(table, items))
+    np.testing.assert_allclose(found.log_prob[0], [p for _, p in expected], atol=ROUNDED)
+    np.testing.assert_allclose(np.exp(found.log_prob[0]).sum(), 1.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("beams", [1, 3, 8])
@@ -113,7 +129,7 @@ def test_beams_with_content_are_those_of_the_textbook(reader: InterestModel, tab
     for user, items in enumerate(USERS):
         expected = textbook_beams(reader, make_sids(), make_sids()[items], (beams,) * 3, of(table, items))
         assert [tuple(s) for s in anchors.sids[user].tolist()] == [s for s, _ in expected]
-        np.testing.assert_allclose(anchors.log_prob[user], [p for _, p in expected], atol=1e-6)
+        np.testing.assert_allclose(anchors.log_prob[user], [p for _, p in expected], atol=ROUNDED)
 
 
 def test_neither_batch_nor_order_nor_packing_nor_blocks_change_scores_by_content(
@@ -122,7 +138,7 @@ def test_neither_batch_nor_order_nor_packing_nor_blocks_change_scores_by_content
     together, alone = search(searcher), [search(searcher, [items]) for items in USERS]
     backwards, tight = search(searcher, USERS[::-1]), search(make_search(reader, table, 6, budget=30))
     rows = [history(items) for items in USERS]
-    packed = torch.autograd.grad(losses(reader, table, rows, 1_000), reader.content.query.weight)[0]
+    packed = torch.autograd.grad(losses(reader, table, rows, 1_000), [*reader.content.parameters()])
     monkeypatch.setattr("gpl_core.interest.trie_scoring._MOST_NUMBERS", 1)  # a row at a time
     others = [
         Anchors(*(np.concatenate(parts) for parts in zip(*alone, strict=True))),
@@ -131,13 +147,14 @@ def test_neither_batch_nor_order_nor_packing_nor_blocks_change_scores_by_content
     for other in others:
         np.testing.assert_array_equal(other.sids, together.sids)
         np.testing.assert_allclose(other.log_prob, together.log_prob, atol=1e-6)
-    apart = torch.autograd.grad(losses(reader, table, rows[::-1], 1), reader.content.query.weight)[0]
-    torch.testing.assert_close(apart, packed, rtol=0, atol=1e-9)
+    apart = torch.autograd.grad(losses(reader, table, rows[::-1], 1), [*reader.content.parameters()])
+    for one, other in zip(apart, packed, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * float(packed[0].abs().max()))
 
 
 def losses(reader: InterestModel, table: ContentTable, rows: list[UserHistory], budget: int) -> torch.Tensor:
     """Summed over packs of ``budget`` tokens."""
-    packs = training_packs(reader.vocabulary, rows, 6, budget)
+    packs = training_packs(reader.vocabulary, rows, MOST + 1, budget)
     return sum(target_log_probs(reader, make_trie(table), pack, table).log_prob.sum() for pack in packs)
 
 
@@ -170,13 +187,13 @@ def dense_retrieval(
     reader: InterestModel, trie: DeviceTrie, table: ContentTable, known: Content, row: UserHistory
 ) -> torch.Tensor:
     """log p of every leaf by content alone, in one softmax, after all events of ``row`` but its last."""
-    pack = pack_targets(reader.vocabulary, [row], 6)
+    pack = pack_targets(reader.vocabulary, [row], MOST + 1)
     with torch.no_grad():
         read = content_of(table, pack.items, pack.item_places, reader.device)
         tokens, positions = torch.from_numpy(pack.token_ids), torch.from_numpy(pack.positions)
         state = reader.hidden(tokens, positions, CausalPlan(pack.lengths), read)[pack.target_places[-1, 0]]
         query = reader.content.query(state) * reader.content.share
-        events = [tuple(map(int, sid)) for sid in row.sids[:-1][-5:][::-1]]
+        events = [tuple(map(int, sid)) for sid in row.sids[:-1][-RECENT:][::-1]]
         leaves = [tuple(map(int, sid)) for sid in trie.trie.sids()]
         logits = [content_logit(reader, known, sid, query, dict(enumerate(events))) for sid in leaves]
         return torch.stack(logits).log_softmax(0)
@@ -192,7 +209,7 @@ def test_without_codes_to_tell_them_apart_sids_are_ranked_by_one_softmax_over_th
     anchors = search(make_search(reader, table, beams=every))
     for items, sids, log_probs in zip(USERS, anchors.sids, anchors.log_prob, strict=True):
         flat = dense_retrieval(reader, trie, table, of(table, []), history([*items, 0]))
-        np.testing.assert_allclose(log_probs, flat[trie.trie.leaf_of(sids)], atol=1e-6)
+        np.testing.assert_allclose(log_probs, flat[trie.trie.leaf_of(sids)], atol=ROUNDED)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4])
@@ -299,8 +316,6 @@ def test_every_other_step_goes_where_users_went(table: ContentTable) -> None:
     assert not {2, 5} & near[0]
     assert 0.5 * 5 / 6 - 0.06 < (twos + fives) / len(there) < 0.5 * 5 / 6 + 0.06
     assert 2.2 < twos / fives < 4.0
-    fewer = NeighborGraph.build(table, np.arange(ITEMS), users, seed=0, edges=1)
-    assert len(fewer.together) < len(graph.together), "no more than the first user's"
 
 
 def test_the_graph_does_not_depend_on_its_blocks(table: ContentTable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,5 +328,10 @@ def test_walks_stay_within_their_pool(table: ContentTable) -> None:
     graph = NeighborGraph.build(table, np.arange(ITEMS), seed=0, pool=6, neighbors=2)
     assert set(np.unique(graph.walks(200, seed=[0]))) <= set(graph.items)
     assert len(graph.items) == 6
+    users = [np.array([20, 21]), np.array([7, 99, 22]), np.array([23, 24])]
+    graph = NeighborGraph.build(table, np.arange(ITEMS), users, seed=0, pool=6, neighbors=2)
+    assert {20, 21, 22} <= set(graph.items), "the first users' items are half of the pool"
+    assert len(graph.items) == 6
+    assert len(graph.together) == 2
     with pytest.raises(UsageError, match="at least 2"):
         NeighborGraph.build(table, np.array([3, 7]), seed=0)

@@ -246,6 +246,16 @@ def test_words_are_the_same_on_every_machine_and_later_ones_are_not_read():
     np.testing.assert_array_equal(two, long)
 
 
+@pytest.mark.parametrize("text", ["हिन्दी किताब", "ภาษาไทย ที่ดี", "İstanbul’da çay", "hex_bolt"])
+def test_marks_belong_to_their_word(text):
+    """The first word is all that both have; cut at its vowel signs it would share consonants with any other."""
+    encoder = build_encoder([EncoderPart("words", options={"dim": 4096})])
+    texts = [text, text.replace("_", " ").replace("’", " ").split()[0]]
+    whole, first = encoder.encode([ItemContent(n, t) for n, t in enumerate(texts)]).vectors
+    words = 3 if "’" in text else 2
+    assert whole @ first == pytest.approx(words**-0.5, abs=0.05)
+
+
 def test_a_word_said_again_adds_less():
     found = build_encoder([EncoderPart("words", options={"dim": 4096})]).encode(
         [ItemContent(0, "bolt bolt bolt hex"), ItemContent(1, "bolt")]
