@@ -139,7 +139,7 @@ _COSTS = {  # file -> figure -> what it is, how it is written
     },
     "search": {
         "P 150, K 20: speed over generate": (
-            "Beam search (150 tokens, 20 beams; before decisions 029 and 031), speed over `generate`",
+            "Beam search (150 tokens, 20 beams; before decisions 029, 031 and 035), speed over `generate`",
             "{:.1f}x",
         ),
     },
@@ -154,7 +154,7 @@ _COSTS = {  # file -> figure -> what it is, how it is written
         ),
     },
     "interest_quality": {
-        "ours: HR@10": ("Next item, HR@10 (before decisions 029 and 031; goal: SASRec with content)", "{:.4f}"),
+        "ours: HR@10": ("Next item, HR@10 (before decisions 029, 031 and 035; goal: SASRec with content)", "{:.4f}"),
     },
     "score_candidates": {"share of the floor's speed": ("Scoring pairs, share of bare arithmetic's speed", "{:.3f}")},
     "spark_scale": {
