@@ -117,8 +117,8 @@ class NeighborGraph:
         usable = np.unique(np.asarray(item_index)[table.rows(item_index) >= 0])
         if len(usable) > pool:
             had, first = np.unique(np.concatenate([*histories, usable[:0]]), return_index=True)
-            first = first[np.isin(had, usable)]
-            had = had[np.isin(had, usable)][np.argsort(first)][: pool // 2]
+            known = np.isin(had, usable)
+            had = had[known][np.argsort(first[known])][: pool // 2]
             rest = np.setdiff1d(usable, had)
             drawn = np.random.default_rng(seed).choice(rest, pool - len(had), replace=False)
             usable = np.sort(np.concatenate([had, drawn]))

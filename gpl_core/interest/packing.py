@@ -73,6 +73,12 @@ def event_ends(vocabulary: SidVocabulary, events: int) -> np.ndarray:
     return (np.arange(events) + 1) * vocabulary.levels - 1
 
 
+def newest_first(first: np.ndarray | int, end: np.ndarray) -> np.ndarray:
+    """The last RECENT of rows ``first`` .. ``end`` - 1 (int [n] each), int64 [n x RECENT]; -1 where there are fewer."""
+    rows = np.asarray(end)[:, None] - 1 - np.arange(RECENT)
+    return np.where(rows >= np.reshape(first, (-1, 1)), rows, -1)
+
+
 def pack_targets(vocabulary: SidVocabulary, histories: Sequence[UserHistory], max_events: int) -> Pack:
     """One training row of ``histories``: every target event is predicted from all events before it in one pass.
 
@@ -94,8 +100,7 @@ def pack_targets(vocabulary: SidVocabulary, histories: Sequence[UserHistory], ma
         # Code l of event e is predicted one place before its own: e * L + l - 1.
         places.append(start + target[:, None] * levels + np.arange(levels) - 1)
         events.append(kept[:-1])
-        before = target[:, None] - 1 - np.arange(RECENT)
-        recent.append(np.where(before >= 0, known + before, -1))
+        recent.append(newest_first(known, known + target))
         known += len(kept) - 1
         if history.items is not None:  # the last event's last code is not part of the input
             items.append(history.items[-max_events:][:-1])

@@ -22,7 +22,7 @@ from gpl_core.grouping import ranges
 from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan
 from gpl_core.interest.content import RECENT, content_of
 from gpl_core.interest.interest_model import InterestModel
-from gpl_core.interest.packing import budget_batches, event_ends, most_events
+from gpl_core.interest.packing import budget_batches, event_ends, most_events, newest_first
 from gpl_core.interest.trie_scoring import DenseScores, DeviceTrie, child_log_probs, dense_scores, recent_leaves
 from gpl_core.sids.content_table import ContentTable
 
@@ -174,9 +174,8 @@ class BeamSearch:
         kind = torch.promote_types(hidden.dtype, torch.float32)
         nothing = hidden.new_full((users, self.settings.prefixes), -torch.inf, dtype=kind)
         kept = _Kept(nothing.long().zero_(), nothing)
-        ends = np.cumsum([len(sids) for sids in newest])[:, None]
-        events = ends - 1 - np.arange(RECENT)
-        events = np.where(events >= ends - [[len(sids)] for sids in newest], events, -1)
+        known = np.array([len(sids) for sids in newest])
+        events = newest_first(known.cumsum() - known, known.cumsum())
         dense = dense_scores(model, trie, hidden, recent_leaves(trie, np.concatenate(newest), events))
         beams, kept = self._extend(0, hidden, dense, _Beams(root.to(hidden.dtype), root, root, root), kept)
         trail = [beams]

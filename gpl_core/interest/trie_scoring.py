@@ -80,8 +80,6 @@ class DeviceTrie:
         kind = torch.float16 if torch.device(device).type == "cuda" else torch.float32
         self.content = None if content is None else torch.from_numpy(content).to(device, kind)
         """[S x d]: content of the leaves."""
-        self.lengths = None if self.content is None else self.content.float().norm(dim=1).clamp_min(_SHORTEST)
-        """[S]: of these."""
         none = np.full((1, trie.levels), -1, dtype=np.int32)
         self.prefixes = torch.from_numpy(np.concatenate([trie.prefixes(), none])).to(device)
         """int32 [n_1 + ... + n_(L-1) + 1 x L]: `Trie.prefixes`, and a last row without any code."""
@@ -123,10 +121,9 @@ class DeviceTrie:
         self, first: int, end: int, query: Tensor, recent: RecentEvents, asked: Tensor, place: Tensor
     ) -> Tensor:
         """Content logits of the leaves ``first`` to ``end``, [end - first x H]; ``asked``, ``place``: `distinct`."""
-        table, lengths = self._content_of_leaves()
+        table = self._content_of_leaves()
         vectors = table[first:end].to(query.dtype)
-        products = table[asked].to(query.dtype) @ vectors.T / (lengths[asked][:, None] * lengths[first:end])
-        like = _likeness(products, recent.sharpness)  # [V x n]
+        like = _likeness(table[asked].to(query.dtype), vectors, recent.sharpness)  # [V x n]
         total = nn.functional.embedding_bag(place, like, mode="sum", per_sample_weights=recent.weight)
         row, column = torch.nonzero((recent.leaf >= first) & (recent.leaf < end), as_tuple=True)
         own = recent.leaf[row, column] - first
@@ -147,25 +144,24 @@ class DeviceTrie:
         recent = dense.recent
         if level == 0:  # every leaf is a child of the root
             return self._leaf_logits(0, self.size, dense.query, recent, *recent.distinct()).T
-        table, lengths = self._content_of_leaves()
+        table = self._content_of_leaves()
         history = torch.arange(len(dense.query), device=node.device).repeat_interleave(each)
         rows = max(1, _MOST_NUMBERS // ((node.shape[1] + recent.leaf.shape[1]) * table.shape[1]))
 
         def logits(node: Tensor, history: Tensor, query: Tensor) -> Tensor:
             vectors, leaf = table[node].to(query.dtype), recent.leaf[history]
-            products = torch.bmm(vectors, table[leaf].to(query.dtype).mT)  # [R x m x M]
-            products = products / (lengths[node][:, :, None] * lengths[leaf][:, None])
+            like = _likeness(vectors, table[leaf].to(query.dtype), recent.sharpness)  # [R x m x M]
             factor = torch.where(node[:, :, None] == leaf[:, None], recent.own, 1.0) * recent.weight[history][:, None]
-            total = (_likeness(products, recent.sharpness) * factor).sum(2)
+            total = (like * factor).sum(2)
             return torch.bmm(vectors, query[history][:, :, None])[:, :, 0] + total.log1p()
 
         parts = zip(node.clamp_max(len(table) - 1).split(rows), history.split(rows), strict=True)
         return torch.cat([checkpoint(logits, n, h, dense.query, use_reentrant=False) for n, h in parts])
 
-    def _content_of_leaves(self) -> tuple[Tensor, Tensor]:
-        if self.content is None or self.lengths is None:
+    def _content_of_leaves(self) -> Tensor:
+        if self.content is None:
             raise ContractError("trie: without content, expected that of its leaves; the model scores by content too.")
-        return self.content, self.lengths
+        return self.content
 
     def path(self, sids: Tensor) -> tuple[Tensor, Tensor]:
         """The nodes on the way to each SID (int64 [S x L], codes in [0, C)), and which SIDs are in the catalog.
@@ -200,8 +196,10 @@ def _log_sums(logits: Tensor, offsets: Tensor) -> Tensor:
     return torch.segment_reduce(spread, "sum", offsets=offsets, axis=0).log() + most
 
 
-def _likeness(cosines: Tensor, sharpness: Tensor) -> Tensor:
-    """exp(sharpness (cosine - 1)): 1 for equal content."""
+def _likeness(left: Tensor, right: Tensor, sharpness: Tensor) -> Tensor:
+    """exp(sharpness (cosine - 1)) of ``left`` [.. x a x d] and ``right`` [.. x b x d], [.. x a x b]; 1 if equal."""
+    one, other = (vectors.norm(dim=-1).clamp_min(_SHORTEST) for vectors in (left, right))
+    cosines = left @ right.mT / (one[..., :, None] * other[..., None, :])
     return ((cosines - 1.0) * sharpness).exp()
 
 

@@ -47,9 +47,8 @@ class WordsEncoder:
     def encode(self, items: Sequence[ItemContent]) -> PartVectors:
         out = np.zeros((len(items), self.dim), dtype=np.float32)
         for row, item in zip(out, items, strict=True):
-            for word, count in sorted(
-                Counter(_words(item.text)[: self._most]).items()
-            ):  # in one order: a sum of floats depends on it
+            counts = Counter(_words(item.text)[: self._most])
+            for word, count in sorted(counts.items()):  # in one order: a sum of floats depends on it
                 row += np.float32(1 + np.log(count)) * self._direction(word)
             length = float(np.linalg.norm(row))
             if length > 0:

@@ -74,8 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lake = InterestLake(Path(folder))
         few = lake.users(200)
-        lake.write_sequences(few)
-        lake.write_stats(few)
+        lake.write_users(few)
         call(lake, train_interest_model, ranks)
         version = ArtifactStore(folder).manifests("interest_model")[-1].version
         lake.write_requests(few[:10], version, DAY)

@@ -152,8 +152,7 @@ def train_ours(task: Task, made: Catalog, settings: tuple[str, ...], seed: int, 
             Path(folder), made, config="amazon", settings=(*dates, *settings), length=MOST_EVENTS
         )  # fmt: skip
         users = [User(f"u{n}", row.tolist()) for n, row in enumerate(task.train)]
-        lake.write_sequences(users)
-        lake.write_stats(users)
+        lake.write_users(users)
         config = lake.config()
         planner = Planner(config)
         state = planner.state(find_step(train_interest_model.STEP), DAY)

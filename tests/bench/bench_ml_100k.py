@@ -28,6 +28,7 @@ from tests.bench.simulation.study import difference, figures_of, run, show
 
 SEEDS = (1, 2, 3, 4, 5)
 SIZE = Size(codes=256, interest_epochs=8)
+QUICK = replace(SIZE, steps=100, interest_epochs=1)
 TUNED = ("0.5/2", "1/4")
 """Share of the exposed click rate / lambda, tried for every label; the second is the product's default."""
 OURS = ("gpl_clicks", "gpl_prefix")
@@ -45,10 +46,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], help="default: all reported")
     parser.add_argument("--work", type=Path, help="folder that keeps finished seeds")
     args = parser.parse_args(namespace=argparse.Namespace(world="ml-100k"))
-    quick = replace(SIZE, steps=100, interest_epochs=1)
     names = tuple(n for n in NAMES if not n.endswith(TUNED[0])) if args.quick else NAMES
     seeds = SEEDS[:2] if args.quick else SEEDS
-    results = run(partial(make_movielens, args.data), quick if args.quick else SIZE, names, seeds, args)
+    results = run(partial(make_movielens, args.data), QUICK if args.quick else SIZE, names, seeds, args)
     show(results)
     figures: dict[str, Figure] = {}
     for tuned in TUNED[args.quick :]:

@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench import bench_ml_100k, bench_simulation
+from tests.bench.bench_simulation import WORLDS
 from tests.bench.harness import Figure, report
 from tests.bench.simulation.log import QUICK, Size
 from tests.bench.simulation.movielens import make_movielens
 from tests.bench.simulation.study import Results, difference, figures_of, gap_closed, run, show
 from tests.bench.simulation.world import make_world
 
-WORLDS = ("plain", "popularity_bias", "fast_drift", "user_bias", "confounded")
 MODELS = {"SIDs alone": False, "content and walks": True}
 LABELS = ("gpl_clicks@1", "gpl_prefix@1", "gpl_content@1")
 NAMES = ("exposed_only", "constant@1", *LABELS, "oracle_hard")
@@ -40,8 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.data:
         args.world, make = "ml-100k", partial(make_movielens, args.data)
-        size, seeds = bench_ml_100k.SIZE, bench_ml_100k.SEEDS
-        size = replace(size, steps=100, interest_epochs=1) if args.quick else size
+        size, seeds = bench_ml_100k.QUICK if args.quick else bench_ml_100k.SIZE, bench_ml_100k.SEEDS
     else:
         make, size = make_world, QUICK if args.quick else Size()
         seeds = bench_simulation.QUICK_SEEDS if args.quick else bench_simulation.SEEDS

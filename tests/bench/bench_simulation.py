@@ -23,6 +23,7 @@ from tests.bench.simulation.log import QUICK, Size
 from tests.bench.simulation.study import Results, arguments, difference, farther, figures_of, gap_closed, run, show
 from tests.bench.simulation.world import make_world
 
+WORLDS = ("plain", "popularity_bias", "fast_drift", "user_bias", "confounded")
 SEEDS = (101, 102, 103, 104, 105)
 QUICK_SEEDS = (201, 202)
 DEFAULT = "gpl_clicks@1"
@@ -30,7 +31,7 @@ DEFAULT = "gpl_clicks@1"
 
 def main() -> None:
     """Run the seeds, print the table, write the figures."""
-    args = arguments(("plain", "popularity_bias", "fast_drift", "user_bias", "confounded"))
+    args = arguments(WORLDS)
     size, seeds, names = (QUICK, QUICK_SEEDS, variants.QUICK) if args.quick else (Size(), SEEDS, variants.ALL)
     results = run(make_world, size, names, seeds, args)
     show(results)

@@ -144,6 +144,11 @@ class InterestLake:
             out.append(User(f"u{number}", (topic * PER_TOPIC + steps).tolist()))
         return out
 
+    def write_users(self, users: Sequence[User], day: date = DAY) -> None:
+        """The slices ``day`` of user_sequences and item_stats, of the same users."""
+        self.write_sequences(users, day)
+        self.write_stats(users, day)
+
     def write_sequences(self, users: Sequence[User], day: date = DAY) -> None:
         """The slice ``day`` of user_sequences."""
         self.write("user_sequences", {"dt": day.isoformat()}, [self._sequence(u, day) for u in users])

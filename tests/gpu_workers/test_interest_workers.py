@@ -56,8 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ranks: Ranks) -> InterestL
     """A lakehouse whose interest model has been trained; tests add their own requests, each for a date of its own."""
     lake = InterestLake(tmp_path_factory.mktemp("trained"))
     users = lake.users(120)
-    lake.write_sequences(users)
-    lake.write_stats(users)
+    lake.write_users(users)
     call(lake, train_interest_model, ranks)
     lake.lake.create(load_contract("interest_anchors"))
     return lake
@@ -122,8 +121,7 @@ def test_loss_falls_and_the_monitors_are_written(trained: InterestLake) -> None:
 def test_the_same_inputs_train_the_same_weights(tmp_path: Path, trained: InterestLake, ranks: Ranks) -> None:
     again = InterestLake(tmp_path)
     users = again.users(120)
-    again.write_sequences(users)
-    again.write_stats(users)
+    again.write_users(users)
     call(again, train_interest_model, ranks)
     mine, first = weights_of(again), weights_of(trained)
     assert all(torch.equal(mine[name], first[name]) for name in first)
@@ -152,8 +150,7 @@ def test_kill_9_in_an_epoch_then_again_gives_the_weights_of_an_undisturbed_run(
 ) -> None:
     lake = InterestLake(tmp_path)
     users = lake.users(120)
-    lake.write_sequences(users)
-    lake.write_stats(users)
+    lake.write_users(users)
     often = "interest.checkpoint_steps=2"
     command = [
         sys.executable, "-c", KILLED_IN_THE_THIRD_EPOCH, str(tmp_path), "--run-date", DAY.isoformat(),
@@ -179,8 +176,7 @@ def test_a_training_killed_before_it_publishes_ends_the_same_from_a_whole_or_dam
     """A whole one holds the best epoch too: nothing is trained again. Pickles among the checkpoints never run."""
     lake = InterestLake(tmp_path / "lake")
     users = lake.users(120)
-    lake.write_sequences(users)
-    lake.write_stats(users)
+    lake.write_users(users)
 
     def no_publish(*args: object) -> None:
         raise KeyboardInterrupt
@@ -285,8 +281,7 @@ def test_the_epoch_that_is_best_at_its_own_temperature_is_published(
     """The second epoch has the higher loss as it is, and the lower one at a temperature of two."""
     lake = InterestLake(tmp_path)
     users = lake.users(60)
-    lake.write_sequences(users)
-    lake.write_stats(users)
+    lake.write_users(users)
     rising = iter([{1.0: 3.0, 2.0: 2.5}, {1.0: 3.5, 2.0: 2.0}, {1.0: 4.0, 2.0: 2.2}])
     packs = train_interest_model.training_packs
     epoch: dict[float, float] = {}
@@ -334,8 +329,7 @@ def test_users_that_left_before_the_last_snapshot_of_all_are_not_learned_from(tm
 def test_each_ingredient_can_be_left_out(tmp_path: Path, ranks: Ranks, without: str) -> None:
     lake = InterestLake(tmp_path)
     users = lake.users(30)
-    lake.write_sequences(users)
-    lake.write_stats(users)
+    lake.write_users(users)
     call(lake, train_interest_model, ranks, without, "interest.epochs=1")
     assert ("content.read.weight" in weights_of(lake)) == (without != "interest.content=false")
 
@@ -347,8 +341,7 @@ def test_a_checkpoint_gets_an_adapter_and_stays_as_it_is(tmp_path: Path, ranks: 
     files = {file.name: file.read_bytes() for file in base.iterdir()}
     lake = InterestLake(tmp_path / "lake")
     users = lake.users(40)
-    lake.write_sequences(users)
-    lake.write_stats(users)
+    lake.write_users(users)
     call(lake, train_interest_model, ranks, f"interest.base_model={base}", "interest.epochs=1")
     assert {file.name: file.read_bytes() for file in base.iterdir()} == files
     published = weights_of(lake)
@@ -377,8 +370,7 @@ def test_walks_follow_the_users_trained_on_and_no_held_out_one(
 ) -> None:
     lake = InterestLake(tmp_path)
     users = lake.users(60)
-    lake.write_sequences(users)
-    lake.write_stats(users)
+    lake.write_users(users)
     graphs = []
     build = NeighborGraph.build
 
@@ -397,8 +389,7 @@ def test_walks_follow_the_users_trained_on_and_no_held_out_one(
 def test_sequences_of_another_tokenizer_are_refused_naming_both(tmp_path: Path, ranks: Ranks) -> None:
     lake = InterestLake(tmp_path)
     users = [replace(u, sid_version="sid-old") for u in lake.users(5)]
-    lake.write_sequences(users)
-    lake.write_stats(users)
+    lake.write_users(users)
     with pytest.raises(LineageError, match=f"sid-old.*{lake.version}"):
         call(lake, train_interest_model, ranks)
     assert not ArtifactStore(str(tmp_path)).manifests("interest_model")

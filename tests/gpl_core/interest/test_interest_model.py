@@ -169,11 +169,10 @@ def test_the_first_loss_is_near_the_uniform_one_on_any_base(tmp_path, checkpoint
     random = np.random.default_rng(0)
     catalog = ItemCatalog(np.arange(512), np.stack(np.unravel_index(np.arange(512), (8, 8, 8)), axis=1), 8)
     vectors = random.normal(size=(512, 64)).astype(np.float32)  # nearly orthogonal, as an encoder's are
-    narrow = vectors + 8 * np.where(np.arange(512) % 100, 1, -1)[:, None].astype(
-        np.float32
-    )  # in a cone; a few opposite
+    cone = np.where(np.arange(512) % 100, np.float32(8), np.float32(-8))[:, None]  # a few lie opposite
     tables = [
-        ContentTable(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.arange(512)) for rows in (vectors, narrow)
+        ContentTable(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.arange(512))
+        for rows in (vectors, vectors + cone)
     ]
     bought = [random.integers(0, 512, n) for n in random.integers(2, 8, 30)]
     rows_of = [UserHistory(catalog.sids_of(items), np.ones(len(items), dtype=bool), items) for items in bought]
