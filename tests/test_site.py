@@ -13,8 +13,6 @@ import pytest
 from tests.browser import CONTRASTS, PROGRAM, Browser
 from tests.documented import ROOT
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -68,6 +66,7 @@ def test_code_can_be_copied_examples_are_shown_and_the_api_has_its_docstrings(si
     assert "Rows of one of our tables" in api
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: make browser")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["benchmarks", "api", "roles"])
