@@ -64,10 +64,11 @@ def training(users: int, budget: int, layers: int) -> dict[str, Figure]:
     """Tokens per second of an epoch, after one that is not measured; on a GPU the peak of its memory."""
     figures = {}
     histories, sids = bench_interest_training.make_histories("equal", users)
+    settings = ModelSettings(3, 256, content_width=bench_interest_training.WIDTH)
     for name, kind in TYPES.items():
         with tempfile.TemporaryDirectory() as folder:
             make_tiny_checkpoint(folder, TinySettings(896, layers, 14, 2, 4864, 4096, vocabulary=151_936))
-            model = build_interest_model(folder, ModelSettings(3, 256)).train().to(device(), kind)
+            model = build_interest_model(folder, settings).train().to(device(), kind)
         epoch = bench_interest_training.train_ours(model, histories, sids, budget)
         seconds = interleaved({"epoch": epoch}, 1, clock())["epoch"][0]
         figures[f"training, {name}: tokens per second"] = Figure(users * 20 * 3 / seconds, "tokens/s")
