@@ -15,7 +15,6 @@ users and all seeds. The interest model is a small one from random weights, not 
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +23,9 @@ from gpl_core.labels.controls import CONTROLS
 from tests.bench.harness import Figure, report
 from tests.bench.simulation.log import Size
 from tests.bench.simulation.movielens import make_movielens
-from tests.bench.simulation.study import difference, figures_of, run, show
+from tests.bench.simulation.study import command_line, difference, figures_of, run, show
 
+WORLD = "ml-100k"
 SEEDS = (1, 2, 3, 4, 5)
 SIZE = Size(codes=256, interest_epochs=8)
 QUICK = replace(SIZE, steps=100, interest_epochs=1)
@@ -40,12 +40,9 @@ NAMES = (
 
 def main() -> None:
     """Run the seeds, print the table, write the figures."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="two seeds, fewer steps, one setting of every label")
-    parser.add_argument("--data", type=Path, default=Path("ml-100k"), help="folder of raw_impressions.parquet, …")
-    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], help="default: all reported")
-    parser.add_argument("--work", type=Path, help="folder that keeps finished seeds")
-    args = parser.parse_args(namespace=argparse.Namespace(world="ml-100k"))
+    parser = command_line((WORLD,))
+    parser.add_argument("--data", type=Path, default=Path(WORLD), help="folder of raw_impressions.parquet, …")
+    args = parser.parse_args()
     names = tuple(n for n in NAMES if not n.endswith(TUNED[0])) if args.quick else NAMES
     seeds = SEEDS[:2] if args.quick else SEEDS
     results = run(partial(make_movielens, args.data), QUICK if args.quick else SIZE, names, seeds, args)

@@ -21,7 +21,7 @@ from tests.bench.bench_simulation import WORLDS
 from tests.bench.harness import Figure, report
 from tests.bench.simulation.log import QUICK, Size
 from tests.bench.simulation.movielens import make_movielens
-from tests.bench.simulation.study import Results, difference, figures_of, gap_closed, run, show
+from tests.bench.simulation.study import Results, command_line, difference, figures_of, gap_closed, run, show
 from tests.bench.simulation.world import make_world
 
 MODELS = {"SIDs alone": False, "content and walks": True}
@@ -31,15 +31,11 @@ NAMES = ("exposed_only", "constant@1", *LABELS, "oracle_hard")
 
 def main() -> None:
     """Run the seeds with each model, print the tables, write the figures."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="a small world, two seeds; or ml-100k with few steps")
-    parser.add_argument("--world", choices=WORLDS, default=WORLDS[0])
+    parser = command_line(WORLDS)
     parser.add_argument("--data", type=Path, help="MovieLens 100k instead: folder of raw_impressions.parquet, …")
-    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], help="default: all reported")
-    parser.add_argument("--work", type=Path, help="folder that keeps finished seeds")
     args = parser.parse_args()
     if args.data:
-        args.world, make = "ml-100k", partial(make_movielens, args.data)
+        args.world, make = bench_ml_100k.WORLD, partial(make_movielens, args.data)
         size, seeds = bench_ml_100k.QUICK if args.quick else bench_ml_100k.SIZE, bench_ml_100k.SEEDS
     else:
         make, size = make_world, QUICK if args.quick else Size()

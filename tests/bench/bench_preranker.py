@@ -21,7 +21,7 @@ from tests.bench.harness import Figure, report
 from tests.bench.simulation import variants
 from tests.bench.simulation.log import Size
 from tests.bench.simulation.purchases import make_semi_synthetic
-from tests.bench.simulation.study import arguments, difference, figures_of, run, show
+from tests.bench.simulation.study import command_line, difference, figures_of, run, show
 
 SEEDS = (101, 102, 103, 104, 105)
 QUICK_SEEDS = (201, 202)
@@ -32,7 +32,7 @@ NAMES = tuple(n for n in variants.ALL if n != "oracle_probability")  # here true
 
 def main() -> None:
     """Run the seeds, print the table, write the figures."""
-    args = arguments(WORLDS)
+    args = command_line(WORLDS).parse_args()
     quick = replace(SIZE, steps=100, interest_epochs=1)
     size, seeds, names = (quick, QUICK_SEEDS, variants.QUICK) if args.quick else (SIZE, SEEDS, NAMES)
     results = run(make_semi_synthetic, size, names, seeds, args)

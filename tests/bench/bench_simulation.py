@@ -20,7 +20,7 @@ from gpl_core.labels.controls import CONTROLS
 from tests.bench.harness import Figure, report
 from tests.bench.simulation import variants
 from tests.bench.simulation.log import QUICK, Size
-from tests.bench.simulation.study import Results, arguments, difference, farther, figures_of, gap_closed, run, show
+from tests.bench.simulation.study import Results, command_line, difference, farther, figures_of, gap_closed, run, show
 from tests.bench.simulation.world import make_world
 
 WORLDS = ("plain", "popularity_bias", "fast_drift", "user_bias", "confounded")
@@ -31,7 +31,7 @@ DEFAULT = "gpl_clicks@1"
 
 def main() -> None:
     """Run the seeds, print the table, write the figures."""
-    args = arguments(WORLDS)
+    args = command_line(WORLDS).parse_args()
     size, seeds, names = (QUICK, QUICK_SEEDS, variants.QUICK) if args.quick else (Size(), SEEDS, variants.ALL)
     results = run(make_world, size, names, seeds, args)
     show(results)

@@ -61,14 +61,14 @@ MakeWorld = Callable[[Size, int, str], World]
 """(size, seed, kind) -> world; a function of a module, so that another process can call it."""
 
 
-def arguments(kinds: tuple[str, ...]) -> argparse.Namespace:
+def command_line(kinds: tuple[str, ...]) -> argparse.ArgumentParser:
     """The command line of a study: --quick, --world (one of `kinds`), --seeds, --work."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="a small world, two seeds, a few variants")
+    parser.add_argument("--quick", action="store_true", help="the same comparison at a smaller size, two seeds")
     parser.add_argument("--world", choices=kinds, default=kinds[0])
     parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], help="default: all reported")
     parser.add_argument("--work", type=Path, help="folder that keeps finished seeds")
-    return parser.parse_args()
+    return parser
 
 
 def run(
