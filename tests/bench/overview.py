@@ -120,6 +120,12 @@ def _labels() -> list[tuple[str, str, str, str]]:
         key = f"{left}@1 - {right}, unexposed/gauc"
         found = Interval(*(value("preranker", k) for k in (key, f"  from ({key})", f"  to ({key})")))
         add("preranker", f"{text}, purchases (semi-synthetic): GAUC", found)
+    for label, text in ((BY_MODEL, "Labels ranked by the language model alone"), (SHIPPED, "Shipped labels")):
+        for file in ("model_in_labels.ml-100k", "model_in_labels"):
+            key = f"{label}@1, content and walks - {label}@1, SIDs alone, unexposed/gauc"
+            found = Interval(*(value(file, k) for k in (key, f"  from ({key})", f"  to ({key})")))
+            world = "" if "." in file else ", world plain (simulated)"
+            add(file, f"{text}: a model that reads content vs. one of SIDs alone{world}: GAUC", found)
     key = "Trained through 2026-01-04, judged on the day after | gpl - exposed_only: exposed/"
     for metric in ("auc", "gauc"):
         found = Interval(*(value(day, f"{key}{metric}{end}") for end in ("", " from", " to")))
