@@ -145,7 +145,7 @@ _COSTS = {  # file -> figure -> what it is, how it is written
     },
     "search": {
         "P 150, K 20: speed over generate": (
-            "Beam search (150 tokens, 20 beams; before decisions 029, 031 and 035), speed over `generate`",
+            "Beam search (150 tokens, 20 beams), speed over `generate`",
             "{:.1f}x",
         ),
     },
