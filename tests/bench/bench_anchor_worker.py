@@ -3,8 +3,8 @@
 Ours at 1x, 4x and 16x users (growth of time, peak memory of the process); then the same users again with nothing
 changed, where the worker's own look at the cache has to find them, and with 1 % changed, as anchor_requests leaves it.
 About 3 minutes of one core's time, `--quick` half a minute.
-Yardstick: the search alone (no tables) on the same users, in turn with the worker, as a core's speed changes by the
-minute. A tiny model, so that the worker's own cost shows.
+Yardstick: the search alone (no tables), with the same settings, on the same users, in turn with the worker, as a core's
+speed changes by the minute. A tiny model, so that the worker's own cost shows.
 
     python -m tests.bench.bench_anchor_worker [--quick]
 """
@@ -57,7 +57,9 @@ def search_alone(lake: InterestLake, users: Sequence[User]) -> float:
     content = ContentTable(lake.vectors, np.arange(len(lake.vectors)))
     catalog = ItemCatalog(np.arange(len(lake.sids)), lake.sids, CODES)
     trie = DeviceTrie(catalog.trie, content=leaf_content(catalog, content))
-    search = BeamSearch(model, trie, SearchSettings(5, LENGTH, 8192), content)
+    settings = lake.config().anchors
+    limits = SearchSettings(settings.count, LENGTH, settings.tokens_per_batch, settings.prefixes)
+    search = BeamSearch(model, trie, limits, content)
     histories, items = [lake.sids[list(u.items)] for u in users], [np.array(u.items) for u in users]
     start = time.process_time()
     for first in range(0, len(users), 4096):
