@@ -215,11 +215,14 @@ def _work(
     search: BeamSearch, rows: dict[str, np.ndarray], todo: np.ndarray, writer: PartWriter, bar: tqdm
 ) -> dict[str, Any]:
     """Search the users ``todo`` of one unit and write their rows; returns the journal's record."""
+    vocabulary, levels = search.model.vocabulary, search.model.vocabulary.levels
     usable: dict[int, np.ndarray] = {}  # row -> history
     rejects = []
+    whole = sound(vocabulary, rows["sid"], rows["length"])
     for row in todo.tolist():
+        sid, length = rows["sid"][row], int(rows["length"][row])
         try:
-            usable[row] = _history(search.model.vocabulary, rows["sid"][row], int(rows["length"][row]))
+            usable[row] = sid.reshape(-1, levels)[:length] if whole[row] else history_of(vocabulary, sid, length)
         except ContractError as error:
             rejects.append(reject(f"user_id={rows['user_id'][row]}", "unusable sequence", str(error)[:500]))
     users, histories = list(usable), list(usable.values())
@@ -236,7 +239,17 @@ def _work(
     return {"parts": writer.parts, "rejects": rejects, **counts}
 
 
-def _history(vocabulary: SidVocabulary, sid: np.ndarray, length: int) -> np.ndarray:
+def sound(vocabulary: SidVocabulary, sid: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Which rows of ``sid`` (int [n x H * L]) `history_of` takes, bool [n], all at once."""
+    levels = vocabulary.levels
+    if sid.ndim != 2 or sid.shape[1] % levels:
+        return np.zeros(len(sid), dtype=bool)
+    known = np.arange(sid.shape[1]) < length[:, None] * levels
+    fits = np.where(known, (sid >= 0) & (sid < vocabulary.codes), sid == -1).all(axis=1)
+    return fits & (length > 0) & (length * levels <= sid.shape[1])
+
+
+def history_of(vocabulary: SidVocabulary, sid: np.ndarray, length: int) -> np.ndarray:
     """The SIDs of a request, int [n x L]; ContractError when it has none, or they are not of ``vocabulary``."""
     history = unflatten(sid, length, vocabulary.levels)
     if not len(history):
