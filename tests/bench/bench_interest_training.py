@@ -36,13 +36,10 @@ import numpy as np
 import torch
 
 from gpl_core.interest.base_model import TinySettings, make_tiny_checkpoint
-from gpl_core.interest.content import leaf_content
 from gpl_core.interest.interest_model import InterestModel, ModelSettings, build_interest_model
 from gpl_core.interest.packing import UserHistory, training_packs
 from gpl_core.interest.training import target_log_probs
-from gpl_core.interest.trie_scoring import DeviceTrie
-from gpl_core.sids.content_table import ContentTable
-from gpl_core.sids.item_catalog import ItemCatalog
+from tests.bench.bench_search import with_content
 from tests.bench.harness import Figure, at_least, at_most, device, device_name, is_quick, report
 from tests.gpl_core.interest.oracle import interest_loss
 
@@ -71,10 +68,7 @@ def make_histories(kind: str, users: int) -> tuple[list[UserHistory], np.ndarray
 
 def train_ours(model: InterestModel, histories: list[UserHistory], sids: np.ndarray, budget: int) -> Callable[[], None]:
     """One epoch over ``histories`` in packs of ``budget`` tokens."""
-    vectors = np.random.default_rng(2).normal(size=(ITEMS, WIDTH)).astype(np.float32)
-    content = ContentTable(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.arange(ITEMS))
-    catalog = ItemCatalog(np.arange(ITEMS), sids, CODES)
-    trie = DeviceTrie(catalog.trie, model.device, leaf_content(catalog, content))
+    trie, content = with_content(sids, WIDTH, np.random.default_rng(2), model.device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
     model.recompute("elementwise")
@@ -134,22 +128,24 @@ def train_trainer(
     return lambda: Trainer(model=body, args=arguments, train_dataset=rows, data_collator=collate).train()
 
 
-def measure(side: str, kind: str, layers: int, users: int, budget: int, answer: multiprocessing.Queue) -> None:
-    """One side in this process: seconds (CPU time of one thread, or wall clock on a GPU) and peak bytes."""
+def measure(
+    trainer: tuple[int, bool] | None, kind: str, layers: int, users: int, budget: int, answer: multiprocessing.Queue
+) -> None:
+    """One side in this process: seconds (CPU time of one thread, or wall clock on a GPU) and peak bytes.
+
+    ``trainer``: the users of its batch, and whether it checkpoints; None: ours.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     on_gpu = torch.cuda.is_available()
     histories, sids = make_histories(kind, users)
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_checkpoint(folder, TinySettings(896, layers, 14, 2, 4864, 4096, vocabulary=151_936))
-        settings = ModelSettings(LEVELS, CODES, content_width=WIDTH if side == OURS else 0)
+        settings = ModelSettings(LEVELS, CODES, content_width=0 if trainer else WIDTH)
         model = build_interest_model(folder, settings).train()
     if on_gpu:
         model = model.to("cuda", torch.bfloat16)
-    if side == OURS:
-        job = train_ours(model, histories, sids, budget)
-    else:
-        job = train_trainer(model, histories, *trainers(kind, users, budget)[side])
+    job = train_trainer(model, histories, *trainer) if trainer else train_ours(model, histories, sids, budget)
     if not on_gpu:
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident set is reset
@@ -176,13 +172,13 @@ def main() -> None:
             print(f"left out: lengths of the Industrial data, {SHARED} is absent")
             continue
         found = {}
-        for side in (OURS, *trainers(kind, users, budget)):
+        for side, trainer in {OURS: None, **trainers(kind, users, budget)}.items():
             context = multiprocessing.get_context("spawn")
             answer = context.Queue()
-            process = context.Process(target=measure, args=(side, kind, layers, users, budget, answer))
+            process = context.Process(target=measure, args=(trainer, kind, layers, users, budget, answer))
             process.start()
             process.join()
-            if process.exitcode == -signal.SIGKILL and side != OURS:
+            if process.exitcode == -signal.SIGKILL and trainer:
                 print(f"{kind}, {side}: left out, killed, as a machine does that lacks memory", flush=True)
                 continue
             if process.exitcode:
@@ -193,8 +189,8 @@ def main() -> None:
             figures[f"{kind} lengths: {side}, tokens per second"] = Figure(tokens / seconds, "tokens/s")
             figures[f"{kind} lengths: {side}, peak memory"] = Figure(peak / 2**30, "GiB")
         ours = found.pop(OURS)
-        fastest, leanest = max(rate for rate, _ in found.values()), min(peak for _, peak in found.values())
-        memory = next(peak for rate, peak in found.values() if rate == fastest)
+        fastest, memory = max(found.values())
+        leanest = min(peak for _, peak in found.values())
         figures[f"{kind} lengths: speed over the fastest Trainer"] = at_least(ours[0] / fastest, goal, "x")
         figures[f"{kind} lengths: share of its memory"] = at_most(ours[1] / memory, 0.5, "ratio")
         figures[f"{kind} lengths: share of the leanest Trainer's memory"] = Figure(ours[1] / leanest, "ratio")

@@ -138,6 +138,17 @@ class Bench:
         return run
 
 
+def with_content(
+    sids: np.ndarray, width: int, random: np.random.Generator, device: torch.device
+) -> tuple[DeviceTrie, ContentTable]:
+    """A catalog of one item per row of ``sids`` [N x L], with random unit vectors of ``width`` as content."""
+    items = np.arange(len(sids))
+    vectors = random.normal(size=(len(sids), width)).astype(np.float32)
+    content = ContentTable(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), items)
+    catalog = ItemCatalog(items, sids, CODES)
+    return DeviceTrie(catalog.trie, device, leaf_content(catalog, content)), content
+
+
 def make_bench(quick: bool) -> Bench:
     """Random weights at Qwen2.5-0.5B's shape, in float32; the cost does not depend on their values."""
     shape = TinySettings(896, 4 if quick else 24, 14, 2, 4864, 4096, vocabulary=151_936)
@@ -151,10 +162,7 @@ def make_bench(quick: bool) -> Bench:
     model.merge()
     model.to(device())
     sids = random.integers(0, CODES, (ITEMS, LEVELS))
-    vectors = random.normal(size=(ITEMS, WIDTH)).astype(np.float32)
-    content = ContentTable(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.arange(ITEMS))
-    catalog = ItemCatalog(np.arange(ITEMS), sids, CODES)
-    trie = DeviceTrie(catalog.trie, device(), leaf_content(catalog, content))
+    trie, content = with_content(sids, WIDTH, random, device())
     return Bench(model, trie, content, sids, device())
 
 

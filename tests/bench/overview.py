@@ -68,10 +68,14 @@ def over_exposed_only(row: str, column: str) -> Interval:
     return Interval(value("ml_100k", key), value("ml_100k", f"{key} from"), value("ml_100k", f"{key} to"))
 
 
+def difference(name: str, key: str) -> Interval:
+    """A difference that a study has written, with its interval."""
+    return Interval(*(value(name, k) for k in (key, f"  from ({key})", f"  to ({key})")))
+
+
 def over_control(control: str, column: str) -> Interval:
     """ml-100k: our labels minus a control's, or minus other labels of ours; at the setting that `tuned` says."""
-    key = f"{OURS} - {tuned(control)}, {column}"
-    return Interval(*(value("ml_100k", k) for k in (key, f"  from ({key})", f"  to ({key})")))
+    return difference("ml_100k", f"{OURS} - {tuned(control)}, {column}")
 
 
 def tuned(control: str) -> str:
@@ -117,13 +121,11 @@ def _labels() -> list[tuple[str, str, str, str]]:
         ("Our labels vs. the same without the language model", SHIPPED, f"{NO_MODEL}@1"),
         ("Our labels vs. the same with the language model as a feature only", SHIPPED, f"{NO_SHARE}@1"),
     ):
-        key = f"{left}@1 - {right}, unexposed/gauc"
-        found = Interval(*(value("preranker", k) for k in (key, f"  from ({key})", f"  to ({key})")))
+        found = difference("preranker", f"{left}@1 - {right}, unexposed/gauc")
         add("preranker", f"{text}, purchases (semi-synthetic): GAUC", found)
     for label, text in ((BY_MODEL, "Labels ranked by the language model alone"), (SHIPPED, "Shipped labels")):
         for file in ("model_in_labels.ml-100k", "model_in_labels"):
-            key = f"{label}@1, content and walks - {label}@1, SIDs alone, unexposed/gauc"
-            found = Interval(*(value(file, k) for k in (key, f"  from ({key})", f"  to ({key})")))
+            found = difference(file, f"{label}@1, content and walks - {label}@1, SIDs alone, unexposed/gauc")
             world = "" if "." in file else ", world plain (simulated)"
             add(file, f"{text}: a model that reads content vs. one of SIDs alone{world}: GAUC", found)
     key = "Trained through 2026-01-04, judged on the day after | gpl - exposed_only: exposed/"
@@ -216,8 +218,8 @@ def _worlds() -> list[str]:
         file = "simulation" if world == "plain" else f"simulation.{world}"
 
         def interval(key: str, form: str, file: str = file) -> str:
-            found = (value(file, k) for k in (key, f"  from ({key})", f"  to ({key})"))
-            return "{:{f}} [{:{f}}, {:{f}}]".format(*found, f=form)
+            found = difference(file, key)
+            return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
 
         cells = [
             *(interval(f"gpl_clicks@1 closes the {m} gap above the constant", ".2f") for m in ("auc", "gauc")),
