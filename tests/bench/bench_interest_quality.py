@@ -86,7 +86,7 @@ OUR_AXES = {"dropout": DROPOUTS, "learning_rate": RATES, "epochs": (6, 8, 12, 16
 NEIGHBORS = "history neighbors"
 NEIGHBOR_AXES = {
     "age": (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4),
-    "popularity": (0.0, 0.005, 0.01, 0.02, 0.04, 0.08),
+    "popularity": (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32),
     "again": (0.0, 0.125, 0.25, 0.5, 1.0, 2.0),
 }
 VARIANTS = {
