@@ -29,6 +29,7 @@ from gpl_core.interest.packing import unflatten
 from gpl_core.interest.search import Anchors, BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.interest.vocabulary import SidVocabulary
+from gpl_core.labels.prefix_scoring import PrefixKeys, rounded
 from gpl_core.lakehouse.files import DataFile, rows_in
 from gpl_core.lakehouse.key_hashes import hash_keys, members
 from gpl_core.lakehouse.snapshot import Snapshot
@@ -103,6 +104,7 @@ def _generate(context: StepContext, ranks: Ranks, journal: Journal) -> None:
         wanted = read_description(bundle)["settings"].content_width > 0
     with content_table(context, ranks) if wanted else nullcontext() as content, ranks.together():
         search = _search(context, ranks, bundle, tokenizer.version, content)
+        keys = PrefixKeys(search.trie.trie, ranks.device)
         snapshot = context.snapshot("anchor_requests")
         files = snapshot.select(start=context.run_date, end=context.run_date)
         share = assign_files(files, ranks.size)[ranks.rank]
@@ -122,7 +124,7 @@ def _generate(context: StepContext, ranks: Ranks, journal: Journal) -> None:
                     )  # fmt: skip
                     require_versions(rows, "anchor_requests", **versions)
                     bar.update(len(rows["user_id"]) - len(todo))
-                    done = _work(search, rows, todo, writer, bar)
+                    done = _work(search, keys, rows, todo, writer, bar)
                     journal.add(unit, done)
                 else:  # computed by an earlier, killed run
                     counts["resumed"] += done["generated"]
@@ -212,7 +214,7 @@ def _hashes(rows: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _work(
-    search: BeamSearch, rows: dict[str, np.ndarray], todo: np.ndarray, writer: PartWriter, bar: tqdm
+    search: BeamSearch, keys: PrefixKeys, rows: dict[str, np.ndarray], todo: np.ndarray, writer: PartWriter, bar: tqdm
 ) -> dict[str, Any]:
     """Search the users ``todo`` of one unit and write their rows; returns the journal's record."""
     vocabulary, levels = search.model.vocabulary, search.model.vocabulary.levels
@@ -231,7 +233,7 @@ def _work(
         for start in range(0, len(users), _SEARCH_ROWS):
             part = slice(start, start + _SEARCH_ROWS)
             some = {name: rows[name][users[part]] for name in ("user_id", "sequence_hash", "sid_version")}
-            writer.write(anchor_rows(some, search.search(histories[part], items[part])))
+            writer.write(anchor_rows(some, search.search(histories[part], items[part]), keys))
             bar.update(len(users[part]))
     bar.update(len(rejects))
     cached = len(rows["user_id"]) - len(todo)
@@ -258,16 +260,14 @@ def history_of(vocabulary: SidVocabulary, sid: np.ndarray, length: int) -> np.nd
     return history
 
 
-def anchor_rows(users: Mapping[str, np.ndarray], anchors: Anchors) -> pa.Table:
-    """Rows of interest_anchors, without its partition columns; log-probabilities rounded to 2^-16 of a nat.
+def anchor_rows(users: Mapping[str, np.ndarray], anchors: Anchors, keys: PrefixKeys) -> pa.Table:
+    """Rows of interest_anchors, without its partition columns.
 
-    The digits beyond are random and cannot be compressed. Coarser steps are too coarse: what a node's cached children
-    leave of it is a difference of probabilities.
+    The prefixes' log-probabilities are rounded: digits that no label needs are random and cannot be compressed.
     """
-    log_prob, prefix_log_probs = (np.round(p * 2**16) / 2**16 for p in (anchors.log_prob, anchors.prefix_log_probs))
     columns = {
-        **users, "anchor_sids": anchors.sids.reshape(len(anchors.sids), -1), "log_prob": log_prob,
-        "prefixes": anchors.prefixes.reshape(len(anchors.sids), -1), "prefix_log_probs": prefix_log_probs,
+        **users, "anchor_sids": anchors.sids.reshape(len(anchors.sids), -1), "log_prob": anchors.log_prob,
+        "prefixes": anchors.prefixes.reshape(len(anchors.sids), -1), "prefix_log_probs": rounded(*anchors, keys),
         "anchor_count": (anchors.sids[:, :, 0] >= 0).sum(axis=1),
     }  # fmt: skip
     return table_of(load_contract("interest_anchors"), columns)

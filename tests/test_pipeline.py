@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -311,6 +312,17 @@ def test_each_log_is_written_by_one_engine(house: House) -> None:
     assert set(found) >= {t for s in STEPS for t in s.writes}
     assert {t: engines for t, engines in found.items() if not engines <= {engine_of(t)}} == {}
     assert len([t for t, engines in found.items() if engines]) > 15
+
+
+@pytest.mark.parametrize("table", ["interest_anchors", "score_requests"])
+def test_prefixes_have_no_dictionary(house: House, table: str) -> None:
+    snapshot = Planner(house.config).lake.open(table)
+    for file in snapshot.files:
+        groups = pq.ParquetFile(Path(snapshot.uri) / file.path).metadata.row_group(0)
+        columns = [groups.column(n) for n in range(groups.num_columns)]
+        (prefixes,) = (c for c in columns if c.path_in_schema.startswith("prefixes."))
+        assert prefixes.compression == "ZSTD"
+        assert not any("DICTIONARY" in encoding for encoding in prefixes.encodings)
 
 
 def test_judge_and_summary_name_the_variants(house: House) -> None:

@@ -2,7 +2,8 @@
 
 100,000 synthetic users (`--quick`: 5,000), written by the worker's own functions: K = 20 anchors and P = 256 prefixes
 each, chosen from random catalogs of 3,700 SIDs (C = 256) and 300,000 (C = 1,024), whose levels' log-probabilities are
-normal with a spread of 2 and 1.5 nats. score_requests repeats these columns once per block of candidates.
+normal with a spread of 2 and 1.5 nats. score_requests repeats these columns once per block of candidates: their bytes
+as Spark writes them.
 Labels: 100 candidates a user, ranked by prefix_log_prob as a `quantile` label ranks them (spread .75, mean rate .05),
 from the exact log-probabilities and from the stored ones.
 
@@ -11,23 +12,28 @@ from the exact log-probabilities and from the stored ones.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from gpl_core.contracts.contract import load_contract
+from gpl_core.graph.launches import DELTA_PACKAGE
 from gpl_core.interest.search import Anchors
 from gpl_core.labels.calibration import rank_logits, sigmoid
 from gpl_core.labels.prefix_scoring import PrefixKeys, prefix_log_prob
 from gpl_core.lakehouse.lake import Lake
 from gpl_core.sids.trie import Trie
 from gpu_workers.generate_anchors import anchor_rows
+from spark_jobs.session import start_session
 from tests.bench.harness import Figure, at_most, is_quick, report
 
 K, P, L, BLOCK, CANDIDATES = 20, 256, 3, 2_000, 100
+REPEATED = ("user_id", "anchor_sids", "log_prob", "prefixes", "prefix_log_probs")
 RATE, SPREAD = 0.05, 0.75
 CATALOGS = {"3,700 SIDs": (256, 3_700), "300,000 SIDs": (1_024, 300_000)}
 
@@ -93,6 +99,8 @@ def main() -> None:
     users = 5_000 if quick else 100_000
     figures: dict[str, Figure] = {}
     contract = load_contract("interest_anchors")
+    os.environ["PYSPARK_SUBMIT_ARGS"] = f"--master local[1] --packages {DELTA_PACKAGE} pyspark-shell"
+    spark = start_session("bench_anchor_cache")
     for name, (codes, count) in CATALOGS.items():
         random = np.random.default_rng(0)
         trie = Trie.build(random.integers(0, codes, (count, L)), codes)
@@ -107,7 +115,7 @@ def main() -> None:
                     hashes = np.array([random.bytes(16).hex() for _ in anchors.sids])
                     ids = np.array([f"user-{number * BLOCK + n}" for n in range(len(hashes))])
                     users_of = {"user_id": ids, "sequence_hash": hashes, "sid_version": np.full(len(ids), "sid")}
-                    rows = anchor_rows(users_of, anchors)
+                    rows = anchor_rows(users_of, anchors, keys)
                     writer.write(rows)
                     if number < 3:
                         stored = anchors._replace(
@@ -118,12 +126,19 @@ def main() -> None:
                         (exact, label), (kept, other) = (labels(a, candidates, keys) for a in (anchors, stored))
                         moved.append(np.abs(kept - exact))
                         changes.append(np.abs(other - label))
-            size = sum(p.stat().st_size for p in Path(folder).rglob("*.parquet"))
+            files = [str(p) for p in Path(folder).rglob("*.parquet")]
+            spark.read.parquet(*files).select(*REPEATED).coalesce(1).write.parquet(f"{folder}/requests")
+            size, again = (
+                sum(Path(f).stat().st_size for f in of) for of in (files, glob(f"{folder}/requests/*.parquet"))
+            )
         change, move = np.concatenate(changes), np.concatenate(moved)
         figures[f"{name}: bytes per user"] = at_most(size / users, 1_200, "bytes")
+        figures[f"{name}: bytes of them in score_requests"] = at_most(again / users, 1_200, "bytes")
         figures[f"{name}: prefix_log_prob changed by, 99.9 % of pairs"] = Figure(
             float(np.quantile(move, 0.999)), "nats"
         )
+        # A logistic label of slope 1 changes by a quarter of what its score does at most.
+        figures[f"{name}: logistic labels changed by, at most"] = at_most(float(move.max()) / 4, 1e-3, "")
         figures[f"{name}: labels changed by more than .001"] = at_most(float((change > 1e-3).mean()), 0, "share")
         figures[f"{name}: mean change of a label"] = at_most(float(change.mean()), 1e-3, "")
     report("anchor_cache", figures, quick, f"interest_anchors, {users} synthetic users, K {K}, P {P}, L {L}")

@@ -138,8 +138,8 @@ class HistoryNeighbors:
     count), less ``again`` for what was had before the newest event. Nothing is trained.
     """
 
-    age: float = 0.05
-    popularity: float = 0.02
+    age: float = 0.2
+    popularity: float = 0.08
     again: float = 0.25
 
     def rank(self, task: Task, vectors: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpl_core.labels import prefix_scoring
-from gpl_core.labels.prefix_scoring import PrefixKeys, prefix_log_prob
+from gpl_core.labels.prefix_scoring import PrefixKeys, prefix_log_prob, rounded
 from gpl_core.sids.trie import Trie
 
 USERS = 2
@@ -66,6 +66,54 @@ def test_it_sums_to_one_when_the_catalog_has_changed_since(seed: int, gone: int)
     assert torch.isfinite(found).all()
     assert found[0, :-1].double().exp().sum().item() == pytest.approx(1, abs=1e-5)
     assert found[0, -1].item() == pytest.approx(-math.log(trie.size))  # without a SID: as if nothing were known
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(2, 6), st.integers(0, 12), st.floats(0.003, 3.0))
+def test_rounding_prefixes_changes_no_sid_by_much_and_no_order(
+    seed: int, levels: int, codes: int, kept: int, spread: float
+) -> None:
+    """Of very uneven probabilities too, where a node's cached children leave next to nothing of it."""
+    rng = np.random.default_rng(seed)
+    trie = Trie.build(rng.integers(0, codes, (rng.integers(2, 40), levels)), codes)
+    sids, every = trie.sids(), trie.prefixes()
+    p = rng.dirichlet(np.full(trie.size, spread)) + 1e-4
+    p /= p.sum()
+    anchors = rng.permutation(trie.size)[: trie.size // 3]
+    chosen = rng.permutation(len(every))[:kept]
+    prefixes, exact = np.full((1, 12, levels), -1), np.full((1, 12), -100.0)
+    for place, number in enumerate(chosen):
+        prefixes[0, place] = every[number]
+        exact[0, place] = np.log(p[_below(sids, every[number])].sum())
+    cached = (sids[anchors][None], np.log(p[anchors])[None], prefixes)
+    stored = rounded(*cached, exact, PrefixKeys(trie))
+    assert stored.dtype == np.float32
+    assert (stored[0, len(chosen) :] == -100).all()
+    before, after = (_of_all_sids(trie, *cached, found) for found in (exact, stored.astype(np.float64)))
+    assert np.abs(after - before).max() <= 2.0**-11 * (len(chosen) + 1) + 1e-4
+    apart = before[:, None] - before > 1e-3  # nearer ones are apart by less than a float32 says
+    assert (after[:, None] - after)[apart].min(initial=1.0) > 0
+
+
+def test_only_differences_need_fine_digits() -> None:
+    """Two SIDs below (0, 0) have all but a millionth of it: (1,) and (2,) need fewer digits."""
+    trie = Trie.build(np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [1, 0, 0], [2, 0, 0], [3, 0, 0]]), 4)
+    prefixes = np.array([[[0, 0, -1], [1, -1, -1], [2, -1, -1], [-1, -1, -1]]])
+    exact = np.log(np.array([[0.1, 0.0123, 0.0321, np.exp(-100)]]))
+    anchors = np.array([[[0, 0, 0], [0, 0, 1]]])
+    stored = rounded(anchors, np.log(np.array([[0.06, 0.04 - 1e-7]])), prefixes, exact, PrefixKeys(trie))
+    assert (stored[0, 1:3] * 2**10 % 1 == 0).all()
+    assert stored[0, 1:3] == pytest.approx(exact[0, 1:3], abs=2.0**-11)
+    assert stored[0, 0] == pytest.approx(exact[0, 0], abs=2.0**-21)
+    assert stored[0, 3] == -100
+
+
+def _of_all_sids(
+    trie: Trie, anchors: np.ndarray, log_prob: np.ndarray, prefixes: np.ndarray, found: np.ndarray
+) -> np.ndarray:
+    """`prefix_log_prob` of every SID of the catalog, for the one user of a block, [SIDs]."""
+    mask = torch.ones(anchors.shape[:2], dtype=torch.bool)
+    inputs = (torch.tensor(of) for of in (log_prob, prefixes, found, trie.sids()[None]))
+    return prefix_log_prob(torch.tensor(anchors), mask, *inputs, PrefixKeys(trie))[0].double().numpy()
 
 
 def _below(sids: np.ndarray, prefix: np.ndarray) -> np.ndarray:
