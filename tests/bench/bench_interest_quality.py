@@ -75,7 +75,7 @@ from tests.bench.quality.tuning import climb
 from tests.gpl_core.sids.plain_torch import fit
 from tests.gpu_workers.interest_lake import DAY, Catalog, InterestLake, User
 
-TRIES = 10
+TRIES = 16
 GOALS = {"HR@10": 0.170, "NDCG@10": 0.106, "tail HR@10": 0.055}
 RIVAL = "SASRec + content + walks"
 BEAMS = 20
@@ -227,11 +227,13 @@ class Bench:
         moved = sum(tuned.chosen[axis] != start[axis] for axis in OUR_AXES)
         return {"tries": tuned.tries, "axes left open": len(tuned.open_axes) + moved}
 
-    def rankings(self, name: str, seeds: range, make: Callable[[int], np.ndarray]) -> list[np.ndarray]:
-        """Rankings of ``name`` per seed."""
+    def rankings(
+        self, name: str, seeds: range, make: Callable[[int], np.ndarray], settings: str = ""
+    ) -> list[np.ndarray]:
+        """Rankings of ``name`` per seed; kept under its ``settings`` too, which a longer search may change."""
         judged = "quick" if self.quick else "test"
         made = [
-            self.kept.get(f"{judged} {name} {seed}", lambda seed=seed: {"ranked": make(seed).tolist()})
+            self.kept.get(f"{judged} {name} {settings} {seed}", lambda seed=seed: {"ranked": make(seed).tolist()})
             for seed in seeds
         ]
         return [np.array(found["ranked"]) for found in made]
@@ -302,7 +304,10 @@ def main() -> None:
         elif name in dense:
             chosen[name], cost = bench.tuned_dense(name, dense[name])
             found[name] = bench.rankings(
-                name, seeds, lambda seed, own=chosen[name]: train_sasrec(task, own, bench.made.vectors, seed)
+                name,
+                seeds,
+                lambda seed, own=chosen[name]: train_sasrec(task, own, bench.made.vectors, seed),
+                str([getattr(chosen[name], axis) for axis in (*DENSE_AXES, "epochs")]),
             )
         else:
             cost = bench.tuned_ours() if name == "ours" and not arguments.untuned else {}
