@@ -76,8 +76,7 @@ def prefix_log_prob(
     after a prefix' end; prefix_log_probs: [U x P]; candidate_sids: int [U x B x L], -1 where there is none.
     """
     nodes = _cached_nodes(anchor_sids, anchor_mask, log_prob, prefixes, prefix_log_probs, candidate_sids, keys)
-    # A node may have no SID left for its probability: an anchor whose item is gone. The others share that.
-    each = nodes.each - torch.log((nodes.left * (nodes.room > 0)).sum(dim=1, keepdim=True))
+    each = nodes.each - torch.log(nodes.left.sum(dim=1, keepdim=True))
     first = each.shape[1] - candidate_sids.shape[1]
     own = torch.empty_like(each).scatter_(1, nodes.order, each.gather(1, nodes.parent))[:, first:]
     return torch.where(candidate_sids[..., 0] >= 0, own, -float(np.log(keys.size))).float()
@@ -129,13 +128,13 @@ class _Nodes(NamedTuple):
     order: Tensor  # int64: a place's number before
     parent: Tensor  # int64: the place of the longest cached node that it lies below; 0 for the empty prefix itself
     mass: Tensor  # float64: a cached node's probability; 0 of a candidate, and where there is none
-    left: Tensor  # float64: what the cached nodes directly below it leave of that
+    left: Tensor  # float64: what the cached nodes directly below it leave of that; 0 where no SID is left for it
     room: Tensor  # float64: what they leave of its SIDs
 
     @property
     def each(self) -> Tensor:
         """log of what each of a node's remaining SIDs has, float64; -inf where there is none."""
-        return torch.log(self.left * (self.room > 0) / self.room.clamp(min=1))
+        return torch.log(self.left / self.room.clamp(min=1))
 
 
 def _cached_nodes(
@@ -181,7 +180,8 @@ def _cached_nodes(
         above = prefix
     # Place 0 is the empty prefix. What is directly below a node is taken off it.
     room = leaves.scatter_add(1, parent[:, 1:], -leaves[:, 1:])
-    left = torch.maximum(mass.scatter_add(1, parent[:, 1:], -mass[:, 1:]), _LEAST_SHARE * mass)
+    # A node may have no SID left for its probability: an anchor whose item is gone. The others share that.
+    left = torch.maximum(mass.scatter_add(1, parent[:, 1:], -mass[:, 1:]), _LEAST_SHARE * mass) * (room > 0)
     return _Nodes(order, parent, mass, left, room)
 
 
