@@ -317,6 +317,7 @@ def test_each_log_is_written_by_one_engine(house: House) -> None:
 @pytest.mark.parametrize("table", ["interest_anchors", "score_requests"])
 def test_prefixes_have_no_dictionary(house: House, table: str) -> None:
     snapshot = Planner(house.config).lake.open(table)
+    assert snapshot.files
     for file in snapshot.files:
         groups = pq.ParquetFile(Path(snapshot.uri) / file.path).metadata.row_group(0)
         columns = [groups.column(n) for n in range(groups.num_columns)]

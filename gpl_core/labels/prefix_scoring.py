@@ -106,9 +106,9 @@ def rounded(
 
 def _rounded(sids: Tensor, of_anchors: Tensor, prefixes: Tensor, exact: Tensor, *, keys: PrefixKeys) -> Tensor:
     nodes = _cached_nodes(sids, sids[..., 0] >= 0, of_anchors, prefixes, exact, sids[:, :0], keys)
-    each = nodes.each.masked_fill(nodes.room <= 0, torch.inf)
+    each = nodes.each
     place = _argsort(each)
-    gaps = each.gather(1, place).diff(dim=1).nan_to_num(1.0)
+    gaps = each.gather(1, place).diff(dim=1).nan_to_num(1.0)  # nan: between nodes without a SID
     gaps = torch.nn.functional.pad(gaps, (1, 1), value=1.0)
     gap = torch.empty_like(nodes.mass).scatter_(1, place, torch.minimum(gaps[:, 1:], gaps[:, :-1]))
     prefix = (nodes.order > 0) & (nodes.order <= prefixes.shape[1])

@@ -477,7 +477,7 @@ def test_anchors_are_those_of_the_search(trained: InterestLake, ranks: Ranks) ->
         assert row["log_prob"] == sorted(row["log_prob"], reverse=True)
         prefixes = np.array(row["prefixes"]).reshape(-1, LEVELS)
         first = (prefixes[:, 0] >= 0) & (prefixes[:, 1] < 0)
-        assert np.exp(row["prefix_log_probs"])[first].sum() == pytest.approx(1, abs=1e-3)  # stored to 2^-10 of a nat
+        assert np.exp(row["prefix_log_probs"])[first].sum() == pytest.approx(1, abs=2**-11)  # stored to 2^-10 of a nat
     assert context.counts.rows_in == context.counts.rows_out == 20
     assert state_of(trained, "generate_anchors", day) == "done"
 

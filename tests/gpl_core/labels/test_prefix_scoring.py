@@ -26,12 +26,8 @@ def test_every_sid_has_its_part_of_its_longest_cached_prefix(
     p = rng.dirichlet(np.full(trie.size, 0.3), USERS)
     anchors = min(3, trie.size)
     leaves = np.stack([rng.permutation(trie.size)[:anchors] for _ in range(USERS)])
-    prefixes = np.full((USERS, 8, levels), -1)
-    prefix_log_probs = np.full((USERS, 8), -100.0)
-    for u in range(USERS):
-        for place, number in enumerate(rng.permutation(len(every))[:kept]):
-            prefixes[u, place] = every[number]
-            prefix_log_probs[u, place] = np.log(p[u, _below(sids, every[number])].sum())
+    cached = [_prefixes(trie, row, every[rng.permutation(len(every))[:kept]], 8) for row in p]
+    prefixes, prefix_log_probs = (np.stack(of) for of in zip(*cached, strict=True))
     candidates = np.stack([rng.permutation(trie.size) for _ in range(USERS)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefix_scoring, "_MOST_CELLS", 2**27 if dense else 0)
@@ -79,11 +75,8 @@ def test_rounding_prefixes_changes_no_sid_by_much_and_no_order(
     p = rng.dirichlet(np.full(trie.size, spread)) + 1e-4
     p /= p.sum()
     anchors = rng.permutation(trie.size)[: trie.size // 3]
-    chosen = rng.permutation(len(every))[:kept]
-    prefixes, exact = np.full((1, 12, levels), -1), np.full((1, 12), -100.0)
-    for place, number in enumerate(chosen):
-        prefixes[0, place] = every[number]
-        exact[0, place] = np.log(p[_below(sids, every[number])].sum())
+    chosen = every[rng.permutation(len(every))[:kept]]
+    prefixes, exact = (of[None] for of in _prefixes(trie, p, chosen, 12))
     cached = (sids[anchors][None], np.log(p[anchors])[None], prefixes)
     stored = rounded(*cached, exact, PrefixKeys(trie))
     assert stored.dtype == np.float32
@@ -105,6 +98,17 @@ def test_only_differences_need_fine_digits() -> None:
     assert stored[0, 1:3] == pytest.approx(exact[0, 1:3], abs=2.0**-11)
     assert stored[0, 0] == pytest.approx(exact[0, 0], abs=2.0**-21)
     assert stored[0, 3] == -100
+
+
+def _prefixes(trie: Trie, p: np.ndarray, chosen: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``chosen`` prefixes [n x L] and their log-probabilities as the cache has them, in ``columns`` places.
+
+    ``p`` [SIDs]: the probability of each SID.
+    """
+    prefixes, log_probs = np.full((columns, trie.levels), -1), np.full(columns, -100.0)
+    prefixes[: len(chosen)] = chosen
+    log_probs[: len(chosen)] = [np.log(p[_below(trie.sids(), prefix)].sum()) for prefix in chosen]
+    return prefixes, log_probs
 
 
 def _of_all_sids(
