@@ -80,8 +80,9 @@ GOALS = {"HR@10": 0.170, "NDCG@10": 0.106, "tail HR@10": 0.055}
 RIVAL = "SASRec + content + walks"
 BEAMS = 20
 DROPOUTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 DENSE_AXES = {"dropout": DROPOUTS, "learning_rate": RATES, "width": (16, 32, 64, 128, 256)}
+DENSE_STARTS = {"SASRec": {"dropout": 0.6, "learning_rate": 8e-3, "width": 32}}  # sixteen tries from elsewhere led here
 OUR_AXES = {"dropout": DROPOUTS, "learning_rate": RATES, "epochs": (6, 8, 12, 16, 24, 32, 48)}
 NEIGHBORS = "history neighbors"
 NEIGHBOR_AXES = {
@@ -99,11 +100,12 @@ VARIANTS = {
 def dense_models() -> dict[str, SasRecSettings]:
     """The dense models before tuning, by name."""
     ours = int(load_config("amazon").interest.walks)
-    names = {"none": "SASRec", "added": "SASRec + content", "only": "content alone"}
-    return {
-        names[content] + " + walks" * walks: SasRecSettings(content=content, walks=ours if walks else 0)
-        for content, walks in product(names, (False, True))
-    }
+    contents = {"none": "SASRec", "added": "SASRec + content", "only": "content alone"}
+    models = {}
+    for content, walks in product(contents, (False, True)):
+        name = contents[content] + " + walks" * walks
+        models[name] = SasRecSettings(content=content, walks=ours if walks else 0, **DENSE_STARTS.get(name, {}))
+    return models
 
 
 @dataclass(frozen=True)
