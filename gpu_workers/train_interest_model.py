@@ -75,7 +75,7 @@ def run(context: StepContext, ranks: Ranks) -> None:
         progress = load_checkpoint(training)
         while progress.epoch < settings.epochs and not progress.is_over(_PATIENCE):
             figures = {"epoch": progress.epoch, **train(training, progress), **validate(training)}
-            loss = figures["tempered_loss" if ranks.sum(len(training.held_out)) else "train_loss"]
+            loss = figures["tempered_loss" if figures["valid_targets"] else "train_loss"]
             progress = progress.after(loss, figures["valid_hr10"], figures)
             log_epoch(training, figures)
             if progress.best_epoch == figures["epoch"] and ranks.is_main:
@@ -235,7 +235,10 @@ def _in_step(training: Training, packs: Iterator[Pack]) -> Iterator[tuple[Pack, 
 
 
 def validate(training: Training) -> dict[str, float]:
-    """Held-out loss per target, also at the best temperature, and HR@10 of users' last events, over SIDs."""
+    """Held-out loss per target, also at the best temperature, and HR@10 of users' last events, over SIDs.
+
+    Both losses are 0 where there are no `valid_targets`: held-out users of one event, or of retired items alone.
+    """
     ranks, objective = training.ranks, training.objective
     model = objective.model
     training.engine.eval()
@@ -243,7 +246,8 @@ def validate(training: Training) -> dict[str, float]:
     for pack in training_packs(model.vocabulary, training.held_out, training.max_events, training.budget):
         found, number = tempered_losses(model, objective.trie, pack, objective.content)
         losses, targets = losses + found.numpy(), targets + number
-    losses = ranks.summed(losses) / max(1.0, ranks.sum(targets))
+    losses, targets = ranks.summed(losses), ranks.sum(targets)
+    losses /= max(1.0, targets)
     users = [h for h in training.held_out if len(h.sids) > 1][: -(-_HIT_USERS // ranks.size)]
     limits = SearchSettings(_HIT_AT, training.max_events, token_budget=max(training.budget, 4096))
     search = BeamSearch(model, objective.trie, limits, objective.content)
@@ -253,6 +257,7 @@ def validate(training: Training) -> dict[str, float]:
     return {
         "valid_loss": float(losses[TEMPERATURES.index(1.0)]),
         "tempered_loss": float(losses.min()),
+        "valid_targets": targets,
         "valid_hr10": ranks.sum(int(hits)) / max(1.0, ranks.sum(len(users))),
     }
 
@@ -268,6 +273,8 @@ def log_epoch(training: Training, figures: dict[str, float]) -> None:
         number, figures["train_loss"], figures["valid_loss"], figures["tempered_loss"], _HIT_AT, figures["valid_hr10"],
         training.objective.trie.size, figures["targets_outside"], figures["users_without_target"],
     )  # fmt: skip
+    if not figures["valid_targets"]:
+        log.warning("no held-out target: the epoch with the lowest training loss is published")
     names = ("train_loss", "valid_loss", "tempered_loss", "valid_hr10")
     training.engine.monitor.write_events([(f"Epoch/{n}", figures[n], number) for n in names])
 

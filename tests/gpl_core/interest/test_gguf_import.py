@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer
 
 from gpl_core.cli import main
 from gpl_core.errors import ContractError, GplError, MissingInputError, UsageError
-from gpl_core.interest.base_model import END_OF_TEXT, END_OF_TURN, TinySettings, load_base
+from gpl_core.interest.base_model import END_OF_TEXT, END_OF_TURN, TinySettings, load_base, make_tiny_checkpoint
 from gpl_core.interest.gguf_import import import_gguf
 from gpl_core.interest.interest_model import ModelSettings, build_interest_model
 from tests.gpl_core.interest.conftest import SHAPES, each_family
@@ -118,6 +119,20 @@ def test_quantized_weights_are_what_the_blocks_say(checkpoint, tmp_path) -> None
     assert not torch.equal(found, original)
 
 
+@each_family
+def test_what_a_file_may_leave_out_is_what_llama_cpp_takes_for_it(family, shape, checkpoint, tmp_path) -> None:
+    """Not what transformers takes, which is another number in some families."""
+    left_out = {f"{family}.{key}": None for key in ("attention.head_count_kv", "rope.freq_base")}
+    full = replace(shape, kv_heads=shape.heads)
+    make_tiny_checkpoint(tmp_path / "full", full)
+    (tmp_path / "folder").mkdir()
+    import_gguf(write_gguf(tmp_path / "m.gguf", tmp_path / "full", full, **left_out), tmp_path / "folder")
+    ids = torch.arange(40)[None]
+    model, original = (load_base(tmp_path / f, torch.float32, "sdpa")[0] for f in ("folder", "full"))
+    assert model.config.num_key_value_heads == shape.heads
+    torch.testing.assert_close(model(ids).logits, original(ids).logits, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
@@ -132,6 +147,7 @@ def test_quantized_weights_are_what_the_blocks_say(checkpoint, tmp_path) -> None
         ({"token_embd.weight": np.ones((99, 32), np.float32)}, ContractError, r"tokens, end of text \d+, 99 rows"),
         ({"tokenizer.ggml.model": "llama"}, UsageError, "tokenizer 'llama'"),
         ({"tokenizer.ggml.pre": "tekken"}, UsageError, "tokenizer 'gpt2', 'tekken'"),
+        ({"qwen2.attention.layer_norm_rms_epsilon": None}, ContractError, "rms_epsilon' is absent.*not a whole model"),
         ({"tokenizer.ggml.eos_token_id": None}, ContractError, "eos_token_id.*not a whole model"),
         ({"tokenizer.ggml.eos_token_id": 999}, ContractError, "tokens, end of text 999"),
         ({"tokenizer.ggml.tokens": None}, ContractError, "0 tokens"),
