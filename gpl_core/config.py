@@ -167,7 +167,7 @@ REMOVED = {
     "sids": _FIXED.replace("key", "section"),
     "interest.tiny": "without interest.base_model the model has one small shape: delete the section",
     "interest.lora_dropout": "it is now interest.dropout: rename the key",
-    "interest.lora_alpha": "the scale is twice interest.lora_rank: delete the key",
+    "interest.lora_alpha": "it is twice interest.lora_rank: delete the key",
     "interest.prompt": "a history has no text before it: delete the key",
     "interest.init": "new token rows start from the codebooks: delete the key",
     **dict.fromkeys(("interest.title_to_sid", "interest.sid_to_title"), "no title is learned: delete the key"),

@@ -242,7 +242,7 @@ def validate(training: Training) -> dict[str, float]:
     ranks, objective = training.ranks, training.objective
     model = objective.model
     training.engine.eval()
-    losses, targets = np.zeros(len(TEMPERATURES)), 0
+    losses, targets = np.zeros(len(TEMPERATURES)), 0.0
     for pack in training_packs(model.vocabulary, training.held_out, training.max_events, training.budget):
         found, number = tempered_losses(model, objective.trie, pack, objective.content)
         losses, targets = losses + found.numpy(), targets + number

@@ -245,7 +245,7 @@ class Interest(Section):
         default="", description="Folder of a Qwen2, Qwen3 or Llama checkpoint; empty: a small random model"
     )
     lora_rank: Positive = Field(
-        default=64, description="LoRA rank for base_model (scale: twice that); a small random model is trained in full"
+        default=64, description="LoRA rank for base_model (alpha: twice that); a small random model is trained in full"
     )
     dropout: Share = Field(default=0.0, description="Dropout in base_model's adapter, or in the small random model")
     epochs: Positive = Field(default=8, description="Maximum passes over the users")

@@ -39,7 +39,7 @@ class TinySettings:
 def make_tiny_checkpoint(folder: str | Path, settings: TinySettings) -> None:
     """Write a checkpoint with random weights to ``folder``; same settings, same bytes.
 
-    The tokenizer is byte-level BPE without merges: any prompt can be encoded, nothing is downloaded.
+    The tokenizer is byte-level BPE without merges: any text can be encoded, nothing is downloaded.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -1,6 +1,7 @@
 """Learning from content in addition to SIDs: item vectors as input and in scores, and walks between related items.
 
-Options, all of them (docs/decisions/018, 029, 031, 035). Legend: N items, d embedding width, D hidden width, L levels.
+`interest.content: false` and `interest.walks: 0` go without (docs/decisions/018, 029, 031, 035). Legend: N items, d
+embedding width, D hidden width, L levels.
 """
 
 from collections.abc import Sequence

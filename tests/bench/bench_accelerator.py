@@ -3,7 +3,8 @@
 For a machine that has this checkout and torch, transformers and peft, and nothing else of the project's requirements.
 Qwen2.5-0.5B's shape with random weights, L = 3, C = 256 (`--quick`: 4 of its 24 layers, fewer users). Search: prompts
 of 300 tokens, 50 beams; the floor is one packed prefill of as many positions (bench_search). Training: one epoch over
-histories of 20 events. How far both types find the same anchors is told of random weights, whose logits are made to lie
+histories of 20 events by AdamW, on weights of the type itself (under DeepSpeed the worker keeps fp32 copies of those
+that learn). Whether both types find the same anchors is measured on random weights, whose logits are scaled to lie
 about as far apart as trained ones; near-ties are many all the same.
 
     python -m tests.bench.bench_accelerator [--quick]
@@ -69,12 +70,13 @@ def training(users: int, budget: int, layers: int) -> dict[str, Figure]:
         with tempfile.TemporaryDirectory() as folder:
             make_tiny_checkpoint(folder, TinySettings(896, layers, 14, 2, 4864, 4096, vocabulary=151_936))
             model = build_interest_model(folder, settings).train().to(device(), kind)
+        if device().type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         epoch = bench_interest_training.train_ours(model, histories, sids, budget)
         seconds = interleaved({"epoch": epoch}, 1, clock())["epoch"][0]
         figures[f"training, {name}: tokens per second"] = Figure(users * 20 * 3 / seconds, "tokens/s")
         if device().type == "cuda":
             figures[f"training, {name}: peak memory"] = Figure(torch.cuda.max_memory_allocated() / 2**30, "GiB")
-            torch.cuda.reset_peak_memory_stats()
     return figures
 
 

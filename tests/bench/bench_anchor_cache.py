@@ -5,9 +5,9 @@ each, chosen from random catalogs of 3,700 SIDs (C = 256) and 300,000 (C = 1,024
 normal with a spread of 2 and 1.5 nats. score_requests repeats these columns once per block of candidates: their bytes
 as Spark writes them.
 Labels: 100 candidates each of the first 6,000 users, ranked as a `quantile` label ranks them (spread .75, mean rate
-.05), from the exact log-probabilities and from the stored ones: by prefix_log_prob alone, and with the share that it has
-in the default order, a quarter, beside a score of other features (normal, independent). No step is fine enough for the
-second: two pairs may be as near to each other as one likes.
+.05), from the exact log-probabilities and from the stored ones: by prefix_log_prob alone, and with the share that it
+has in the default order, a quarter, beside a score of other features (normal, independent). No step is fine enough for
+the second: two pairs may be as near to each other as one likes.
 
     python -m tests.bench.bench_anchor_cache [--quick]
 """

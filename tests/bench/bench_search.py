@@ -1,7 +1,8 @@
 """Shared-prefix beam search against the floor of its own prefill and against Hugging Face `generate`.
 
-Ours as it ships: content read and scored (384 wide), 256 prefixes kept; `generate` has the SIDs alone. Same
-weights, same prompts, one run, L = 3, C = 256, Qwen2.5-0.5B's shape (`--quick`: 4 of its 24 layers, fewer points).
+Ours as it ships: content read and scored (384 wide, as the default encoder's), 256 prefixes kept; `generate` has the
+SIDs alone. Same weights, same prompts, one run, L = 3, C = 256, Qwen2.5-0.5B's shape (`--quick`: 4 of its 24 layers,
+fewer points).
 
 Yardsticks: (1) the floor: one packed prefill of P + (L - 1) K positions a user, without any head, which is what beam
 search has to compute; (2) `generate` with `num_beams` and `prefix_allowed_tokens_fn` over a dictionary of prefixes,

@@ -1,15 +1,16 @@
 """A pre-trained body, the same shape from random weights and the small body, on the real purchases.
 
 The real pipeline trains them: `gpl run --only train_interest_model` with the configuration `amazon-smollm2`, one seed,
-each in a copy of one lakehouse under `--work`. Judged: every test event with a history, all 3,686 items as candidates.
-Each model is a matter of an hour on two cores: a killed run goes on from the last checkpoint of the model it was at.
+each in a copy of one lakehouse under `--work`. Judged: the test events with a history (`--events`: a random sample of
+them), all 3,686 items as candidates. The two large ones take an hour each on two cores: a killed run goes on from the
+last checkpoint of the model it was at. With `--only` or `--set` the figures are printed, and no result is written.
 
 First the lakehouse and the checkpoint (docs/getting-started.md), as far as `sequences`:
 
     gpl import-reviews --config amazon-smollm2 --items ITEMS --sequences SEQUENCES
     gpl run --config amazon-smollm2 --run-date 2026-01-03 --only ingest --only encode_items --only train_tokenizer \
         --only assign_sids --only sequences
-    python -m tests.bench.pretrained --work FOLDER [--only MODEL ...] [--set SECTION.KEY=VALUE ...]
+    python -m tests.bench.pretrained --work FOLDER [--events N] [--only MODEL ...] [--set SECTION.KEY=VALUE ...]
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from gpl_core.interest.content import leaf_content
 from gpl_core.interest.model_files import load_bundle
 from gpl_core.interest.search import BeamSearch, SearchSettings
 from gpl_core.interest.trie_scoring import DeviceTrie
-from gpl_core.lakehouse.artifacts import ArtifactStore
 from gpu_workers.inputs.feed import read_batches
 from gpu_workers.inputs.interest import base_checkpoint, read_catalog
 from gpu_workers.inputs.item_tables import content_table
@@ -84,8 +84,8 @@ def rankings(config: Config, task: Task, ranks: Ranks) -> np.ndarray:
     """int64 [T x RANKED] by the published model; items that share a SID follow each other by training frequency."""
     planner, day = Planner(config), config.run.start_date
     context = StepContext(planner, STEP, day, planner.state(find_step(STEP), day), "bench")
-    store = ArtifactStore(config.lakehouse.root)
-    manifest = store.manifests("interest_model")[-1]
+    store = context.artifacts
+    manifest = store.find("interest_model", context.artifact_version)  # of these settings, not the last one made
     sid_version = manifest.lineage["sid_version"]
     model = load_bundle(store.fetch(manifest), base_checkpoint(config), sid_version=sid_version)
     model.merge()
@@ -133,8 +133,10 @@ def main() -> None:
         found = judge(rankings(trained(name, configuration, arguments.work, given), task, ranks), task)
         figures |= {f"{name}: {metric}": Figure(value, "share") for metric, value in found.items()}
         print(name, {metric: round(value, 4) for metric, value in found.items()}, flush=True)
-    title = f"next item, {len(task.targets)} test events, one seed, {device_name()}"
-    report("pretrained", figures, False, title, module="pretrained")
+    if not (arguments.only or arguments.set):
+        title = f"next item, {len(task.targets)} test events, one seed, {device_name()}"
+        option = "--work FOLDER" + f" --events {arguments.events}" * bool(arguments.events)
+        report("pretrained", figures, False, title, module=f"pretrained {option}")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Task:
 def load_task(judged: str, targets: int | None = None, every: int = 1) -> Task:
     """``judged``: valid (rows: train) or test (rows: train and valid). ``targets``: a random sample of that many.
 
-    ``every``: train on each so-manieth user only.
+    ``every``: train on every ``every``-th user only.
     """
     index = {json.loads(line)["item_id"]: n for n, line in enumerate(_lines("items"))}
     train, histories, wanted, users = [], [], [], []

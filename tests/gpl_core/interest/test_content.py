@@ -24,6 +24,7 @@ from gpl_core.interest.training import TEMPERATURES, target_log_probs, tempered_
 from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, dense_scores
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
+from tests.gpl_core.interest.conftest import each_family
 from tests.gpl_core.interest.oracle import Content, content_logit, mean_below, textbook_beams
 
 ITEMS, WIDTH, MOST = 30, 5, 12
@@ -122,6 +123,7 @@ def test_events_whose_sid_left_the_catalog_do_not_ask(
     np.testing.assert_allclose(np.exp(found.log_prob[0]).sum(), 1.0, atol=1e-6)
 
 
+@each_family
 @pytest.mark.parametrize("beams", [1, 3, 8])
 def test_beams_with_content_are_those_of_the_textbook(reader: InterestModel, table: ContentTable, beams: int) -> None:
     anchors = search(make_search(reader, table, beams))
