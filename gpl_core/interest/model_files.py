@@ -24,7 +24,7 @@ from gpl_core.interest.interest_model import (
 
 WEIGHTS = "adapter.safetensors"
 DESCRIPTION = "interest_model.json"
-FORMAT = 5  # of the bundle: 4 scored the last code too, 3 had no recent events, 2 and 1 scored content otherwise
+FORMAT = 4  # of the bundle: 3 had no recent events, 2 scored by the mean content of nodes, 1 by SIDs alone
 
 
 def save_bundle(

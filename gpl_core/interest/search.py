@@ -1,9 +1,8 @@
-"""Shared-prefix beam search: K anchors per user for one prefill and L - 1 short steps, L - 2 with content.
+"""Shared-prefix beam search: K anchors per user for one prefill and L - 1 short steps.
 
 The K beams of a user are K extra positions of the *same* sequence under a tree mask: each sees the prompt and its own
 ancestors. No key or value is copied or reordered. Only a level's valid children are scored, so every beam is a SID of
-the catalog. The beams are those of textbook beam search under the scoring rule of `trie_scoring`; where content decides
-on the last code alone, the beams before it need no state.
+the catalog. The beams are those of textbook beam search under the scoring rule of `trie_scoring`.
 
 Legend for shapes: U users, K beams, W beams to extend (1 at the root, then K), m most children of a node, L levels, D
 hidden width.
@@ -24,14 +23,7 @@ from gpl_core.interest.attention import PrefillPlan, PrefixStore, TreePlan
 from gpl_core.interest.content import RECENT, content_of
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import budget_batches, event_ends, most_events, newest_first
-from gpl_core.interest.trie_scoring import (
-    DenseScores,
-    DeviceTrie,
-    child_log_probs,
-    dense_scores,
-    recent_leaves,
-    scored_levels,
-)
+from gpl_core.interest.trie_scoring import DenseScores, DeviceTrie, child_log_probs, dense_scores, recent_leaves
 from gpl_core.sids.content_table import ContentTable
 
 PAD_LOG_PROB = -100.0
@@ -46,7 +38,7 @@ class SearchSettings:
 
     beams: int  # K, anchors per user
     max_events: int  # newest events of a history that the model reads; as in training
-    token_budget: int = 16_384  # positions per batch: prompts plus K per user and step. Halved when memory runs out.
+    token_budget: int = 16_384  # positions per batch: prompts plus (L - 1) * K per user. Halved when memory runs out.
     prefixes: int = 0  # P, scored prefixes returned with the anchors; they change no beam
 
 
@@ -96,8 +88,6 @@ class BeamSearch:
                 "item embeddings of its encoder_version."
             )
         most_events(model.vocabulary, settings.max_events, model.config.max_position_embeddings)
-        self.steps = max(0, scored_levels(model) - 1)
-        """Passes of K beams after the prompts'."""
         self.model, self.trie, self.settings, self.content = model, trie, settings, content
         self.token_budget = settings.token_budget
 
@@ -122,7 +112,7 @@ class BeamSearch:
         )
         most = self.settings.max_events
         prompts = [self.model.vocabulary.ids(h[-most:]).ravel() for h in histories]
-        sizes = np.array([len(p) for p in prompts], dtype=np.int64) + self.steps * beams
+        sizes = np.array([len(p) for p in prompts], dtype=np.int64) + (levels - 1) * beams
         waiting = budget_batches(sizes, self.token_budget)[::-1]
         while waiting:
             rows = waiting.pop()
@@ -167,7 +157,7 @@ class BeamSearch:
         lengths = np.array([len(p) for p in prompts], dtype=np.int64)
         longest = int(lengths.max())
         length = torch.from_numpy(lengths).to(device)
-        config, slots = model.config, longest + self.steps * width
+        config, slots = model.config, longest + (trie.levels - 1) * width
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, users, config.num_key_value_heads, slots, head)
         store = PrefixStore(*(torch.zeros(shape, dtype=model.input_rows.dtype, device=device) for _ in range(2)))
@@ -187,22 +177,19 @@ class BeamSearch:
         known = np.array([len(sids) for sids in newest])
         events = newest_first(known.cumsum() - known, known.cumsum())
         dense = dense_scores(model, trie, hidden, recent_leaves(trie, np.concatenate(newest), events))
-        start = _Beams(root.to(hidden.dtype), root, root, root)
-        beams, kept = self._extend(0, hidden if scored_levels(model) else None, dense, start, kept)
+        beams, kept = self._extend(0, hidden, dense, _Beams(root.to(hidden.dtype), root, root, root), kept)
         trail = [beams]
         first_slot = longest
         for level in range(1, trie.levels):
-            state = None
-            if level <= self.steps:
-                own = torch.eye(width, dtype=torch.bool, device=device).expand(users, width, width)
-                # A beam sees what its parent saw, and itself.
-                seen = beams.parent[:, :, None].expand(users, width, visible.shape[2])
-                visible = torch.cat([visible.gather(1, seen), own], dim=2)
-                ids = beams.code + model.vocabulary.first_id + (level - 1) * trie.codes
-                at = (length + level - 1)[:, None].expand(users, width)
-                state = model.hidden(ids.flatten(), at.flatten(), TreePlan(store, visible, first_slot))
-                first_slot += width
-            beams, kept = self._extend(level, state, dense, beams, kept)
+            own = torch.eye(width, dtype=torch.bool, device=device).expand(users, width, width)
+            # A beam sees what its parent saw, and itself.
+            seen = beams.parent[:, :, None].expand(users, width, visible.shape[2])
+            visible = torch.cat([visible.gather(1, seen), own], dim=2)
+            ids = beams.code + model.vocabulary.first_id + (level - 1) * trie.codes
+            at = (length + level - 1)[:, None].expand(users, width)
+            hidden = model.hidden(ids.flatten(), at.flatten(), TreePlan(store, visible, first_slot))
+            first_slot += width
+            beams, kept = self._extend(level, hidden, dense, beams, kept)
             trail.append(beams)
         return self._collect(trail, kept)
 
@@ -215,12 +202,11 @@ class BeamSearch:
         return content_of(self.content, np.concatenate(items), np.concatenate(places), self.model.device)
 
     def _extend(
-        self, level: int, hidden: Tensor | None, dense: DenseScores | None, beams: _Beams, kept: _Kept
+        self, level: int, hidden: Tensor, dense: DenseScores | None, beams: _Beams, kept: _Kept
     ) -> tuple[_Beams, _Kept]:
         """The best W children of ``beams``, and ``kept`` with what is better among all children.
 
-        ``hidden`` [U * W x D] are the beams' last states, None where their codes have no logits; ``dense`` is what
-        content says to the users.
+        ``hidden`` [U * W x D] are the beams' last states, ``dense`` what content says to the users.
         """
         users, width = beams.score.shape
         children, log_prob = child_log_probs(self.model, self.trie, level, beams.node.flatten(), hidden, dense)

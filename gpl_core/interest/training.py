@@ -16,14 +16,7 @@ from gpl_core.interest.attention import CausalPlan
 from gpl_core.interest.content import NeighborGraph, content_of
 from gpl_core.interest.interest_model import InterestModel
 from gpl_core.interest.packing import Pack, UserHistory, pack_targets
-from gpl_core.interest.trie_scoring import (
-    DeviceTrie,
-    child_log_probs,
-    dense_scores,
-    in_parts,
-    recent_leaves,
-    scored_levels,
-)
+from gpl_core.interest.trie_scoring import DeviceTrie, child_log_probs, dense_scores, in_parts, recent_leaves
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
 
@@ -96,8 +89,7 @@ def _levels(
     dense = dense_scores(model, trie, states[:, 0], recent)
     for level in range(trie.levels):
         node, child = nodes[:, level], nodes[:, level + 1]
-        state = states[:, level] if level < scored_levels(model) else None
-        log_prob = child_log_probs(model, trie, level, node, state, dense)[1]
+        log_prob = child_log_probs(model, trie, level, node, states[:, level], dense)[1]
         yield (child - trie.offsets[level][node])[:, None], log_prob
 
 

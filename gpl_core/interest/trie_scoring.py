@@ -3,9 +3,8 @@
 log p(SID) = sum over levels of log p(c_l | c_<l, history); the probabilities of all SIDs of the catalog sum to 1.
 The logit of a child is scale_l <h, row of its code> and, for a model that reads content, + the log of the sum of
 exp(content logit) over the leaves below it: SIDs and dense retrieval in one probability. h is the last state after the
-prefix. There the last code has no row: it names single items, and would learn how often each was had
-(docs/decisions/036). With equal rows of codes what is left is the softmax of the content logits over all SIDs, exactly,
-however deep the trie is. The content logit of a leaf with vector v is
+prefix. With equal rows of codes what is left is the softmax of the content logits over all SIDs, exactly, however deep
+the trie is. The content logit of a leaf with vector v is
 
     share <W h_0, v> + log(1 + sum_j exp(age_j + own_j [the leaf is event j's] + sharpness (cos(v_j, v) - 1)))
 
@@ -216,11 +215,6 @@ def recent_leaves(trie: DeviceTrie, sids: np.ndarray, events: np.ndarray) -> Ten
     return torch.where(rows >= 0, leaf[rows.clamp_min(0)], -1)
 
 
-def scored_levels(model: InterestModel) -> int:
-    """How many levels' codes have a logit: all L, or all but the last of a model that scores by content."""
-    return model.settings.levels - (model.content is not None)
-
-
 def level_logits(model: InterestModel, hidden: Tensor, level: int) -> Tensor:
     """Logits over the codes of ``level``, without content: ``hidden`` [R x D] -> [R x C], never below float32.
 
@@ -246,15 +240,14 @@ def dense_scores(model: InterestModel, trie: DeviceTrie, hidden: Tensor, recent:
 
 
 def child_log_probs(
-    model: InterestModel, trie: DeviceTrie, level: int, node: Tensor, hidden: Tensor | None, dense: DenseScores | None
+    model: InterestModel, trie: DeviceTrie, level: int, node: Tensor, hidden: Tensor, dense: DenseScores | None
 ) -> tuple[Children, Tensor]:
     """The children of ``node`` (int64 [R], of depth ``level``), and their log p [R x m], -inf where not valid.
 
-    ``hidden`` [R x D]: last states after these prefixes, None where `scored_levels` leaves the level out; ``dense``: of
-    their histories. Differentiable.
+    ``hidden`` [R x D]: last states after these prefixes; ``dense``: of their histories. Differentiable.
     """
     children = trie.children(level, node)
-    logits = torch.zeros(()) if hidden is None else level_logits(model, hidden, level).gather(1, children.code)
+    logits = level_logits(model, hidden, level).gather(1, children.code)
     if dense is not None:
         logits = logits + trie.dense_logits(level, children.node, dense)
     return children, logits.masked_fill(~children.valid, -torch.inf).log_softmax(dim=1)

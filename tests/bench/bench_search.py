@@ -4,7 +4,7 @@ Ours as it ships: content read and scored (384 wide, as the default encoder's), 
 SIDs alone. Same weights, same prompts, one run, L = 3, C = 256, Qwen2.5-0.5B's shape (`--quick`: 4 of its 24 layers,
 fewer points).
 
-Yardsticks: (1) the floor: one packed prefill of P + (L - 2) K positions a user, without any head, which is what beam
+Yardsticks: (1) the floor: one packed prefill of P + (L - 1) K positions a user, without any head, which is what beam
 search has to compute; (2) `generate` with `num_beams` and `prefix_allowed_tokens_fn` over a dictionary of prefixes,
 with sdpa attention and the key/value cache, renormalized to the same scores, at its best batch: the first is doubled
 until that is no faster, or to 128 users.
@@ -55,7 +55,6 @@ from tests.bench.harness import (
 )
 
 LEVELS, CODES, ITEMS, WIDTH, PREFIXES = 3, 256, 20_000, 384, 256
-STEPS = LEVELS - 2  # passes of the beams: content decides on the last code
 POSITIONS = 1_024  # of a batch on a CPU
 GRID = tuple((prompt, beams) for prompt in (30, 150, 300) for beams in (20, 50))
 
@@ -82,7 +81,7 @@ class Bench:
         return lambda: search.search([self.sids[i] for i in items], items)
 
     def floor(self, users: int, prompt: int, beams: int) -> Callable[[], object]:
-        length = prompt + STEPS * beams
+        length = prompt + (LEVELS - 1) * beams
         lengths = np.full(users, length)
         ids = torch.randint(0, self.model.vocabulary.size, (users * length,), device=self.device)
         ids += self.model.vocabulary.first_id
@@ -227,7 +226,7 @@ def main() -> None:
         if f"P {prompt}, K {beams}: users per second" in figures:
             continue
         start = time.perf_counter()
-        users = 512 if on_gpu else round(POSITIONS / (prompt + STEPS * beams))
+        users = 512 if on_gpu else round(POSITIONS / (prompt + (LEVELS - 1) * beams))
         found = point(bench, prompt, beams, users, repeats, 8 if on_gpu else 1)
         figures |= found
         write("search", figures, quick, title)

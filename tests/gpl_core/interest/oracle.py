@@ -44,7 +44,6 @@ def next_code_log_probs(
         hidden = model.hidden(torch.tensor(ids), torch.arange(len(ids)), CausalPlan(np.array([len(ids)])), read)[-1]
         logits = (model.level_rows(level) @ hidden)[children] * model.scale[level]
         if content:
-            logits = logits * (level < vocabulary.levels - 1)  # content decides on the last code
             before = len(ids) - level  # the state after the history alone asks
             alone = model.hidden(
                 torch.tensor(ids[:before]), torch.arange(before), CausalPlan(np.array([before])), read

@@ -166,15 +166,16 @@ def test_what_all_items_share_changes_no_score(reader: InterestModel, table: Con
 
 
 def test_at_the_last_level_the_item_nearest_to_the_query_leads(reader: InterestModel, table: ContentTable) -> None:
-    """Whatever the rows of their codes are: content alone decides."""
+    """Siblings with the same code rows: content alone decides."""
     with torch.no_grad():
+        reader.input_rows.zero_()
         reader.content.share.fill_(1.0)
     trie = make_trie(table)
     hidden = torch.randn(1, reader.config.hidden_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     parent = int(np.diff(trie.trie.offsets[2]).argmax())
     nothing = torch.full((1, RECENT), -1)
     children, log_prob = child_log_probs(
-        reader, trie, 2, torch.tensor([parent]), None, dense_scores(reader, trie, hidden, nothing)
+        reader, trie, 2, torch.tensor([parent]), hidden, dense_scores(reader, trie, hidden, nothing)
     )  # fmt: skip
     query = reader.content.query(hidden)[0].detach().numpy()
     sids = trie.trie.sids()[children.node[0][children.valid[0]]]
