@@ -162,7 +162,7 @@ _COSTS = {  # file -> figure -> what it is, how it is written
         ),
     },
     "interest_quality": {
-        "ours: HR@10": ("Next item, HR@10 (before decisions 029, 031 and 035; goal: SASRec with content)", "{:.4f}"),
+        "ours: HR@10": ("Next item, HR@10 on Amazon Industrial", "{:.4f}"),
     },
     "score_candidates": {"share of the floor's speed": ("Scoring pairs, share of bare arithmetic's speed", "{:.3f}")},
     "spark_scale": {
