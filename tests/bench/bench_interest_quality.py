@@ -75,7 +75,7 @@ from tests.bench.quality.tuning import climb
 from tests.gpl_core.sids.plain_torch import fit
 from tests.gpu_workers.interest_lake import DAY, Catalog, InterestLake, User
 
-TRIES, MOST_EPOCHS = 32, 120
+TRIES, MOST_EPOCHS = 16, 120
 GOALS = {"HR@10": 0.170, "NDCG@10": 0.106, "tail HR@10": 0.055}
 RIVAL = "SASRec + content + walks"
 BEAMS = 20
