@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         f"measured: {rate:,.4g} users/s on one {measured.device}, prompt of {prompt} tokens, {beams} beams "
         f"({measured.about}; {measured.source.name}, commit {measured.commit}, {measured.when[:10]})\n"
         "this is an extrapolation from the search alone on one device; reading and writing tables, loading the model, "
-        "stragglers and failures are not included"
+        "a larger catalog than was measured, stragglers and failures are not included"
     )
     if measured.on_cpu:
         print(f"warning: measured on {measured.device}, not an accelerator: this says nothing about GPUs; {_REMEDY}",

@@ -128,7 +128,7 @@ class Kept:
 
 def make_catalog(kept: Kept, quick: bool) -> Catalog:
     """Content vectors, and SIDs with collisions repaired: of an RQ-VAE (`--quick`: residual k-means)."""
-    made = kept.get("content vectors", lambda: {"rows": content_vectors(32 if quick else 96).tolist()})
+    made = kept.get("content vectors", lambda: {"rows": content_vectors(32 if quick else None).tolist()})
     vectors = np.array(made["rows"], dtype=np.float32)
     settings = RqVaeSettings()
     folder = kept.folder / "tokenizer" if kept.folder else None

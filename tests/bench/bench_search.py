@@ -217,7 +217,7 @@ def main() -> None:
     if not on_gpu:
         torch.set_num_threads(1)
     repeats, size = (10, "512 users") if on_gpu else (3, f"{POSITIONS} positions")
-    title = f"beam search, Qwen2.5-0.5B shape, {4 if quick else 24} layers, batches of {size}"
+    title = f"beam search, Qwen2.5-0.5B shape, {4 if quick else 24} layers, {ITEMS:,} SIDs, batches of {size}"
     figures = written("search", quick, title) if arguments.resume else {}
     bench = make_bench(quick)
     if on_gpu:

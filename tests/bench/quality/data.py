@@ -74,14 +74,14 @@ def load_task(judged: str, targets: int | None = None, every: int = 1) -> Task:
     return Task(len(index), train, [histories[n] for n in chosen], targets_of, users_of, counts)
 
 
-def content_vectors(max_tokens: int = 96) -> np.ndarray:
+def content_vectors(max_tokens: int | None = None) -> np.ndarray:
     """Unit vectors of all items, float32 [items x d], by the parts of the configuration `amazon`.
 
-    ``max_tokens``: of a text that MiniLM reads.
+    Of the tables' texts, cut to 500 characters. ``max_tokens``: of a text that MiniLM reads; None: as many as ship.
     """
     rows = [json.loads(line) for line in _lines("items")]
     contents = [ItemContent(n, f"{r['title']}. {r['brand']}. {r['description']}"[:500]) for n, r in enumerate(rows)]
-    options = {"minilm": {"max_tokens": max_tokens}}
+    options = {"minilm": {"max_tokens": max_tokens}} if max_tokens else {}
     shipped = load_config("amazon").encoder.parts
     parts = [EncoderPart(p.name, p.weight, p.path or None, {**p.options, **options.get(p.name, {})}) for p in shipped]
     return build_encoder(parts).encode(contents).vectors
