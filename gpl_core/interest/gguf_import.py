@@ -32,7 +32,6 @@ _KEYS: Mapping[str, str | None] = {
     "vocab_size": None,  # the embedding's rows say it
 }
 """What a file says of its architecture -> the setting in config.json; None: must agree with the others."""
-_OPTIONAL = ("attention.head_count_kv", "attention.key_length", "rope.freq_base")  # llama.cpp has a default for these
 _SPLITS = ("qwen2", "llama-bpe", "gpt-2", "smollm")  # how a byte-level BPE tokenizer cuts text before merging
 
 
@@ -96,10 +95,11 @@ def _config(file: str | Path, facts: Mapping[str, Any], tensors: Mapping[str, An
     if unknown := sorted(said.keys() - _KEYS.keys()):
         raise UsageError(f"{file}: {family}.{unknown[0]} = {said[unknown[0]]}: such a model is not read.")
     try:
-        settings = {ours: said[key] for key, ours in _KEYS.items() if ours and (key in said or key not in _OPTIONAL)}
-        width = settings["hidden_size"] // settings["num_attention_heads"]
-        defaults = {"head_dim": width, "num_key_value_heads": settings["num_attention_heads"], "rope_theta": 10_000.0}
-        settings = {**defaults, **settings}
+        heads = said["attention.head_count"]
+        width = said["embedding_length"] // heads
+        # What llama.cpp takes for a key that is not there; the library's own defaults are other ones.
+        defaults = {"attention.head_count_kv": heads, "attention.key_length": width, "rope.freq_base": 10_000.0}
+        settings = {ours: {**defaults, **said}[key] for key, ours in _KEYS.items() if ours}
         config = AutoConfig.for_model(
             family,
             **settings,

